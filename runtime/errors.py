@@ -1,0 +1,85 @@
+"""Everything Piston raises on purpose, grouped by what the reader of the message would do about it.
+
+    Error
+    +-- MisuseError (ValueError)             the call is wrong: change it
+    |   +-- PromptTooLongError
+    |   +-- EmptyPromptError
+    |   +-- OutputExistsError (FileExistsError)
+    +-- CheckpointError (ValueError)         what was brought cannot be exported: bring another
+    |   +-- CheckpointNotFoundError (FileNotFoundError)
+    |   +-- UnsupportedModelError
+    +-- BundleError (ValueError)             a model directory or bundle cannot be opened: make it again
+    |   +-- BundleNotFoundError (FileNotFoundError)
+    |   +-- BundleCorruptError
+    |   +-- BundleTooNewError
+    +-- TemplateError (ValueError)           the chat template failed: change the messages or the template
+    +-- ParityError (ArithmeticError)        a proof failed: nothing was written
+    +-- EngineError (RuntimeError)           the backend failed while it ran
+    +-- MissingExtraError (ImportError)      a package is not installed: the message names the extra
+
+A message says what happened, the values involved, and what to do.
+"""
+
+
+class Error(Exception):
+    """Root of every error raised on purpose."""
+
+
+class MisuseError(Error, ValueError):
+    """An argument, option or file name the caller must change."""
+
+
+class PromptTooLongError(MisuseError):
+    """Prompt and requested tokens do not fit the engine's capacity."""
+
+
+class EmptyPromptError(MisuseError):
+    """The prompt has no tokens."""
+
+
+class OutputExistsError(MisuseError, FileExistsError):
+    """The goal of a stage is already there."""
+
+
+class CheckpointError(Error, ValueError):
+    """A checkpoint that cannot be read or exported."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No checkpoint at the path or hub id."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """An architecture, RoPE type or feature the canonical graph does not express."""
+
+
+class BundleError(Error, ValueError):
+    """A model directory or bundle that cannot be opened."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """No manifest at the path."""
+
+
+class BundleCorruptError(BundleError):
+    """A file is missing, or its bytes are not those the manifest recorded."""
+
+
+class BundleTooNewError(BundleError):
+    """Written by a later Piston under a schema this one does not know."""
+
+
+class TemplateError(Error, ValueError):
+    """The chat template is broken or refused the messages."""
+
+
+class ParityError(Error, ArithmeticError):
+    """Two forms of one model disagree beyond the bound."""
+
+
+class EngineError(Error, RuntimeError):
+    """The backend failed while loading or running an engine."""
+
+
+class MissingExtraError(Error, ImportError):
+    """A feature whose packages are not installed."""
