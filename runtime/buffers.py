@@ -1,0 +1,28 @@
+"""The small inputs and the logits of a step: host memory allocated once and refilled, never moved."""
+
+import numpy as np
+
+
+class Buffers:
+    """Room for a step of `rows` rows and `tokens` tokens in all, with logits for `kept` of the tokens.
+
+    A decode step of n rows takes n of each; a prefill chunk takes one row, its tokens, and as many logits as asked.
+    """
+
+    def __init__(self, rows: int, tokens: int, kept: int, vocab_size: int) -> None:
+        self.input_ids = np.zeros(tokens, np.int64)
+        self.position_ids = np.zeros(tokens, np.int64)
+        self.write_indices = np.zeros(rows, np.int64)
+        self.kv_lengths = np.zeros(rows, np.int64)
+        self.logits_positions = np.zeros(kept, np.int64)
+        self.logits = np.zeros((kept, vocab_size), np.float32)
+
+    def inputs(self, rows: int, seq: int, kept: int, offset: int = 0) -> dict[str, tuple[int, list[int]]]:
+        """Address and shape of each input of a step [rows, seq] with [rows, kept] logits, `offset` rows in."""
+        return {
+            "input_ids": (self.input_ids[offset:].ctypes.data, [rows, seq]),
+            "position_ids": (self.position_ids[offset:].ctypes.data, [rows, seq]),
+            "write_indices": (self.write_indices[offset:].ctypes.data, [rows]),
+            "kv_lengths": (self.kv_lengths[offset:].ctypes.data, [rows]),
+            "logits_positions": (self.logits_positions[offset:].ctypes.data, [rows, kept]),
+        }

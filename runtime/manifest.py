@@ -1,0 +1,223 @@
+"""What a model directory or a bundle says of itself: manifest.json, as frozen dataclasses.
+
+The runtime owns this contract; the stages that write it import it from here. Unknown fields are an error: a manifest
+either means what this version understands or is refused.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from piston.runtime.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+Kind = Literal["model", "bundle"]
+FloatType = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """The decoder as the checkpoint's config describes it."""
+
+    name: str
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int  # positions the graph is right for: its rotary or learned table ends here
+    dtype: FloatType
+    scheme: str = "fp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSpec:
+    """One key and one value tensor per layer, each [batch, num_kv_heads, capacity, head_dim]."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: FloatType
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one position of one row takes over all layers."""
+        item = 4 if self.dtype == "float32" else 2
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSpec:
+    """Which ids and texts frame a conversation; the vocabulary itself is tokenizer.json."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, ...: template variables
+    has_chat_template: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One engine of a bundle: what was asked of the build and what came out."""
+
+    target: str
+    path: str
+    asked: Mapping[str, Any]
+    got: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """Size and hash of one file beside the manifest."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A model directory (kind "model", one canonical graph) or a bundle (engines)."""
+
+    kind: Kind
+    model: ModelSpec
+    cache: CacheSpec
+    tokenizer: TokenizerSpec
+    files: Mapping[str, FileRecord]
+    engines: tuple[EngineSpec, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)  # the checkpoint's sampling defaults, not applied
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read and validate directory/manifest.json.
+
+        Raises:
+            BundleNotFoundError: there is no manifest.
+            BundleCorruptError: it is not JSON, or not of this shape.
+            BundleTooNewError: its schema is later than this version knows.
+        """
+        path = directory / FILE_NAME
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise BundleNotFoundError(
+                f"No {FILE_NAME} in {directory}; give a directory that `piston export` or `piston build` wrote."
+            ) from None
+        except (ValueError, OSError, RecursionError) as problem:
+            raise BundleCorruptError(f"{path} cannot be read ({problem}); make the directory again.") from None
+        return cls.from_json(data, source=str(path))
+
+    @classmethod
+    def from_json(cls, data: object, source: str = FILE_NAME) -> Self:
+        """Validate parsed JSON; `source` names it in errors. Raises as `read` does."""
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+            raise BundleCorruptError(f"{source} has no schema number; it is not a manifest.")
+        if schema > SCHEMA:
+            raise BundleTooNewError(
+                f"{source} has schema {schema}, this Piston reads up to {SCHEMA}; upgrade Piston or build it again."
+            )
+        try:
+            return typing.cast("Self", _build(cls, data, ""))
+        except _ShapeError as problem:
+            raise BundleCorruptError(f"{source}: {problem}; make the directory again.") from None
+
+    def write(self, directory: Path) -> None:
+        """Write directory/manifest.json."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+    def verify(self, directory: Path) -> None:
+        """Check that every recorded file is there with the recorded bytes.
+
+        Raises:
+            BundleCorruptError: naming the first file that is missing, escapes the directory, or differs.
+        """
+        for name, record in self.files.items():
+            path = directory / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise BundleCorruptError(f"{directory} records {name!r}, which lies outside it; do not trust it.")
+            if not path.is_file():
+                raise BundleCorruptError(f"{directory} lacks {name}; copy it whole or make it again.")
+            if path.stat().st_size != record.size:
+                size = path.stat().st_size
+                raise BundleCorruptError(f"{path} has {size} bytes, {record.size} were recorded; make it again.")
+            if sha256_of(path) != record.sha256:
+                raise BundleCorruptError(f"{path} is not the file that was recorded (SHA-256 differs); make it again.")
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file in bounded memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_files(directory: Path) -> dict[str, FileRecord]:
+    """Record every file below directory, except the manifest itself, by its relative name."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    return {
+        path.relative_to(directory).as_posix(): FileRecord(sha256=sha256_of(path), size=path.stat().st_size)
+        for path in paths
+    }
+
+
+class _ShapeError(Exception):
+    """What is wrong with a value, and where."""
+
+
+def _build(expected: Any, value: object, where: str) -> object:
+    """Turn JSON into `expected`: a dataclass, a container of one, a Literal, or a plain type."""
+    origin = typing.get_origin(expected)
+    if dataclasses.is_dataclass(expected):
+        return _build_dataclass(expected, value, where)
+    if origin is tuple:
+        return tuple(_build(typing.get_args(expected)[0], item, f"{where}[{i}]") for i, item in _items(value, where))
+    if origin is Mapping:
+        item_type = typing.get_args(expected)[1]
+        if not isinstance(value, dict):
+            raise _ShapeError(f"{where} must be an object, it is {value!r}")
+        return {key: _build(item_type, item, f"{where}.{key}") for key, item in value.items()}
+    if origin is Literal:
+        if value not in typing.get_args(expected):
+            raise _ShapeError(f"{where} is {value!r}, it must be one of {', '.join(typing.get_args(expected))}")
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _build(typing.get_args(expected)[0], value, where)
+    if expected is Any:
+        return value
+    if not isinstance(value, expected) or (expected is int and (isinstance(value, bool) or value < 0)):
+        raise _ShapeError(f"{where} is {value!r}, it must be a {expected.__name__}")
+    return value
+
+
+def _build_dataclass(expected: Any, value: object, where: str) -> object:
+    if not isinstance(value, dict):
+        raise _ShapeError(f"{where or 'the manifest'} must be an object, it is {value!r}")
+    fields = {item.name: item for item in dataclasses.fields(expected)}
+    hints = typing.get_type_hints(expected)
+    prefix = f"{where}." if where else ""
+    if unknown := sorted(set(value) - set(fields)):
+        raise _ShapeError(f"unknown field {prefix}{unknown[0]}")
+    required = {
+        name
+        for name, item in fields.items()
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - set(value)):
+        raise _ShapeError(f"field {prefix}{missing[0]} is missing")
+    return expected(**{name: _build(hints[name], item, prefix + name) for name, item in value.items()})
+
+
+def _items(value: object, where: str) -> list[tuple[int, object]]:
+    if not isinstance(value, list):
+        raise _ShapeError(f"{where} must be a list, it is {value!r}")
+    return list(enumerate(value))

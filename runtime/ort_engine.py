@@ -1,0 +1,164 @@
+"""The engine over ONNX Runtime: one session, every input and output bound to memory that never moves.
+
+It runs any graph of the canonical interface, lowered or not; inputs that a lowering made superfluous are not bound.
+ONNX Runtime's exceptions become EngineError here and nowhere else.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from piston.runtime.buffers import Buffers
+from piston.runtime.engine import Logits
+from piston.runtime.errors import EngineError, MissingExtraError, MisuseError
+from piston.runtime.kv_cache import KVCache
+from piston.runtime.manifest import CacheSpec
+
+PREFILL_CHUNK = 512  # tokens of one prefill step: bounds the activations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrtOptions:
+    """How a session is made. `optimize` is for graphs that were not saved optimized."""
+
+    threads: int = 0  # 0: ONNX Runtime decides, one per physical core
+    optimize: bool = False
+    prepack: bool = True  # False halves the memory of a session that is used once
+
+
+class OrtEngine:
+    """Prefill runs on one slot's part of the cache, by address; a decode step on all rows it needs at once."""
+
+    def __init__(self, session: Any, spec: CacheSpec, num_slots: int, capacity: int, chunk: int = PREFILL_CHUNK) -> None:
+        self.vocab_size = int(session.get_outputs()[0].shape[-1])
+        self.cache = KVCache(spec, num_slots, capacity)
+        self._session = session
+        self._chunk = min(chunk, capacity)
+        self._inputs = {item.name for item in session.get_inputs()}
+        self._decode = Buffers(num_slots, num_slots, num_slots, self.vocab_size)
+        self._prefill = Buffers(1, self._chunk, 1, self.vocab_size)
+        self._decode_bindings: dict[tuple[int, int], Any] = {}
+
+    @classmethod
+    def open(
+        cls, path: Path, spec: CacheSpec, *, num_slots: int, capacity: int, options: OrtOptions | None = None
+    ) -> Self:
+        """Load an ONNX file.
+
+        Raises:
+            MissingExtraError: ONNX Runtime is not installed.
+            EngineError: it refuses the file.
+        """
+        return cls(open_session(path, options or OrtOptions()), spec, num_slots, capacity)
+
+    def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
+        """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the vocabulary."""
+        ids = self._checked(token_ids)
+        if not 0 <= num_logits <= len(ids):
+            raise MisuseError(f"Logits of {num_logits} positions were asked of a prefill of {len(ids)} tokens.")
+        self.cache.reserve(slot, len(ids))
+        if num_logits > len(self._prefill.logits):
+            self._prefill = Buffers(1, self._chunk, num_logits, self.vocab_size)
+        done, first_kept = 0, len(ids) - num_logits
+        for start in range(0, len(ids), self._chunk):
+            chunk = ids[start : start + self._chunk]
+            kept = range(min(max(first_kept - start, 0), len(chunk)), len(chunk))
+            self._prefill_chunk(slot, chunk, kept, done)
+            done += len(kept)
+        return self._prefill.logits[:num_logits]
+
+    def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
+        """See Engine."""
+        self._checked(list(tokens.values()))
+        for slot in tokens:
+            self.cache.reserve(slot, 1)
+        buffers = self._decode
+        for low, high in self.cache.spans(tokens):
+            rows, lengths = slice(low, high), self.cache.lengths[low:high]
+            buffers.input_ids[rows] = [tokens.get(slot, 0) for slot in range(low, high)]
+            buffers.position_ids[rows] = lengths
+            buffers.write_indices[rows] = lengths
+            buffers.kv_lengths[rows] = lengths + 1
+            if (low, high) not in self._decode_bindings:
+                self._decode_bindings[low, high] = self._bind(buffers, low, high, seq=1, logits=buffers.logits[rows])
+            self._run(self._decode_bindings[low, high])
+        for slot in tokens:
+            self.cache.advance(slot, 1)
+        return {slot: buffers.logits[slot] for slot in tokens}
+
+    def close(self) -> None:
+        """Drop the session and what is bound to it."""
+        self._decode_bindings.clear()
+        self._session = None
+
+    def _checked(self, token_ids: Sequence[int]) -> np.ndarray:
+        ids = np.asarray(token_ids, np.int64)
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise MisuseError(f"Token ids run from {ids.min()} to {ids.max()}; the model knows 0 to {self.vocab_size - 1}.")
+        return ids
+
+    def _prefill_chunk(self, slot: int, chunk: np.ndarray, kept: range, done: int) -> None:
+        buffers, length = self._prefill, int(self.cache.lengths[slot])
+        buffers.input_ids[: len(chunk)] = chunk
+        buffers.position_ids[: len(chunk)] = np.arange(length, length + len(chunk))
+        buffers.write_indices[0] = length
+        buffers.kv_lengths[0] = length + len(chunk)
+        buffers.logits_positions[: len(kept)] = kept
+        logits = buffers.logits[done : done + len(kept)]
+        self._run(self._bind(buffers, slot, slot + 1, seq=len(chunk), logits=logits))
+        self.cache.advance(slot, len(chunk))
+
+    def _bind(self, buffers: Buffers, low: int, high: int, seq: int, logits: np.ndarray) -> Any:
+        """Bind one step on rows low .. high of the cache; past and present are the same memory."""
+        binding, rows = self._session.io_binding(), high - low
+        kept = len(logits) // rows
+        offset = low if buffers is self._decode else 0
+        for name, (address, shape) in buffers.inputs(rows, seq, kept, offset).items():
+            if name in self._inputs:
+                binding.bind_input(name, "cpu", 0, np.int64, shape, address)
+        shape = [rows, kept, self.vocab_size]
+        binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
+        cache_shape = list(self.cache.row_shape(rows))
+        for index in range(2 * self.cache.spec.num_layers):
+            name = f"{index // 2}.{'value' if index % 2 else 'key'}"
+            address = self.cache.address(index, low)
+            binding.bind_input(f"past.{name}", "cpu", 0, np.float32, cache_shape, address)
+            binding.bind_output(f"present.{name}", "cpu", 0, np.float32, cache_shape, address)
+        return binding
+
+    def _run(self, binding: Any) -> None:
+        with translated("running a step"):
+            self._session.run_with_iobinding(binding)
+
+
+def open_session(path: Path, options: OrtOptions) -> Any:
+    """Make an onnxruntime.InferenceSession; raises as OrtEngine.open does."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("ONNX Runtime is not installed; pip install 'piston[ort]'.") from None
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.log_severity_level = 3
+    levels = onnxruntime.GraphOptimizationLevel
+    settings.graph_optimization_level = levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
+    if not options.prepack:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+    with translated(f"loading {path}"):
+        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn ONNX Runtime's exceptions, which are bare RuntimeErrors of many names, into EngineError."""
+    try:
+        yield
+    except Exception as problem:
+        if type(problem).__module__.startswith("onnxruntime"):
+            reason = str(problem).strip().splitlines()[0]
+            raise EngineError(f"ONNX Runtime failed while {doing}: {reason}") from problem
+        raise
