@@ -1,0 +1,68 @@
+"""What a command shows: results on stdout, progress on stderr, colour only where a person looks."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+def print_json(value: Any) -> None:
+    """Print one object on stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))  # noqa: T201
+
+
+def print_text(text: str, end: str = "\n") -> None:
+    """Print a result on stdout, at once."""
+    print(text, end=end, flush=True)  # noqa: T201
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """NO_COLOR forbids, FORCE_COLOR demands, else a terminal decides (no-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
+
+
+class Progress:
+    """The phases of a long command, a line each on stderr with the seconds it took; a bar where steps are known."""
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._quiet = quiet
+        self._stream = stream or sys.stderr
+        self._live = not quiet and self._stream.isatty()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase, and say how long it took when it is over."""
+        start = time.perf_counter()
+        self._write(f"  {name} ...", live=True)
+        try:
+            yield
+        except BaseException:
+            self._write(self._painted(f"  {name}: stopped", "31"), live=False)
+            raise
+        self._write(f"  {name}: {time.perf_counter() - start:.1f} s", live=False)
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Redraw the bar of the current phase."""
+        width = 24
+        filled = width * done // max(total, 1)
+        self._write(f"  {name} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}", live=True)
+
+    def _write(self, text: str, *, live: bool) -> None:
+        if self._quiet or (live and not self._live):
+            return
+        start, end = ("\r\x1b[K", "" if live else "\n") if self._live else ("", "\n")
+        self._stream.write(f"{start}{text}{end}")
+        self._stream.flush()
+
+    def _painted(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(self._stream) else text
