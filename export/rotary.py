@@ -4,6 +4,7 @@ The tables are computed by the model's code, so every RoPE type whose angles dep
 Types whose frequencies depend on the length of the sequence are pinned (longrope) or limited (dynamic).
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ def positions_of(config: Any, context: int | None) -> int:
     for parameters in rope_types(config).values():
         kind = parameters.get("rope_type", "default")
         if kind not in SUPPORTED_TYPES:
-            raise UnsupportedModelError(f"RoPE type {kind!r} is not supported; supported: {', '.join(SUPPORTED_TYPES)}.")
+            raise UnsupportedModelError(
+                f"RoPE type {kind!r} is not supported; supported: {', '.join(SUPPORTED_TYPES)}."
+            )
         if kind == "longrope":
             # transformers switches all positions to the long factors once a sequence passes the original context.
             # One static table cannot do both: the context asked for decides which set is exported.
@@ -82,9 +85,10 @@ def _tables(module: nn.Module, kind: str | None, positions: int, apply: Apply) -
     arguments = (position_ids,) if kind is None else (position_ids, kind)
     cos, sin = module(torch.zeros(1, 1, 1), *arguments)  # (1, positions, rotary_dim)
     half = cos.shape[-1] // 2
-    for interleaved in (False, True):
-        index = slice(0, None, 2) if interleaved else slice(0, half)
-        candidate = RotaryTables(cos[0, :, index].contiguous(), sin[0, :, index].contiguous(), interleaved)
+    layouts = (slice(0, half), slice(0, None, 2))  # frequencies repeated as a block, or each twice in a row
+    for layout, interleaved, sign in itertools.product(layouts, (False, True), (1.0, -1.0)):
+        columns = (cos[0, :, layout].contiguous(), sign * sin[0, :, layout].contiguous())
+        candidate = RotaryTables(*columns, interleaved)
         if _agrees(candidate, apply, cos, sin):
             return candidate
     name = type(module).__name__
@@ -97,6 +101,8 @@ def _agrees(tables: RotaryTables, apply: Apply, cos: torch.Tensor, sin: torch.Te
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 2, seq, cos.shape[-1], generator=generator)
     expected, _ = apply(query, query.clone(), cos[:, :seq], sin[:, :seq])
+    if expected.shape != query.shape:
+        return False
     actual = rotate(query, tables.cos[:seq], tables.sin[:seq], interleaved=tables.interleaved)
     return bool(torch.allclose(expected, actual, atol=1e-4, rtol=1e-4))
 

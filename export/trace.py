@@ -5,6 +5,7 @@ is exported as it stands. Nothing here knows an architecture by name.
 """
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 from torch.onnx import ops
 
+from piston.export.quiet import quiet
 from piston.export.rotary import RotaryTables, tables_of
 from piston.export.signature import OPSET, Signature
 from piston.runtime.errors import UnsupportedModelError
@@ -56,7 +58,9 @@ class StepCache:
         for slot, new in ((2 * layer_idx, key), (2 * layer_idx + 1, value)):
             past = self.past[slot]
             if self.present[slot] is not None or new.shape[1] != past.shape[1] or new.shape[3] != past.shape[3]:
-                raise UnsupportedModelError(f"Layer {layer_idx} does not keep one key and one value of the model's shape.")
+                raise UnsupportedModelError(
+                    f"Layer {layer_idx} does not keep one key and one value of the model's shape."
+                )
             present = ops.symbolic(
                 "::TensorScatter",
                 (past, new, self.step.write_indices),
@@ -124,8 +128,8 @@ def trace(model: nn.Module, cache: CacheSpec, positions: int) -> ir.Model:
     Raises:
         UnsupportedModelError: the model does something the canonical graph has no form for.
     """
-    decoder = CanonicalDecoder(model.eval())
-    with torch.no_grad(), _replaced(decoder, tables_of(model, positions)):
+    decoder = CanonicalDecoder(model).eval()
+    with quiet(), torch.no_grad(), _replaced(decoder, tables_of(model, positions)):
         program = torch.onnx.export(
             decoder,
             (),
@@ -214,8 +218,12 @@ def _attention(current: Callable[[], Step]) -> Callable[..., tuple[torch.Tensor,
         softcap: float | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
-        if unknown := sorted(name for name, given in options.items() if given is not None and name not in IGNORED_OPTIONS):
-            raise UnsupportedModelError(f"{type(module).__name__} passes {unknown[0]!r} to attention; no graph form for it.")
+        if unknown := sorted(
+            name for name, given in options.items() if given is not None and name not in IGNORED_OPTIONS
+        ):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} passes {unknown[0]!r} to attention; no graph form for it."
+            )
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         attributes: dict[str, Any] = {"scale": float(scale)}
         if softcap:
@@ -291,19 +299,26 @@ def _replace_rotary(module: nn.Module, by_type: dict[str | None, RotaryTables]) 
 
 
 def _replace_norm(module: nn.Module) -> None:
-    """Let an RMS norm export as one operator, if it is one: its own answer on random input decides."""
-    if "RMSNorm" not in type(module).__name__:
+    """Let a norm of transformers' own export as one operator, if it is one: its answer on random input decides."""
+    if isinstance(module, nn.LayerNorm) or not type(module).__name__.endswith("Norm"):
         return
     weight = getattr(module, "weight", None)
-    epsilon = next((getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)), None)
+    epsilon = next(
+        (getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)), None
+    )
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or not isinstance(epsilon, float):
         return
     probe = torch.randn(3, weight.shape[0], generator=torch.Generator().manual_seed(0))
     expected = module(probe)
-    for scale in (weight, weight + 1.0):  # Gemma stores the distance from one
-        if torch.allclose(functional.rms_norm(probe, weight.shape, scale, epsilon), expected, atol=1e-5, rtol=1e-5):
+    norms = {
+        "rms": lambda x, scale: functional.rms_norm(x, scale.shape, scale, epsilon),
+        "layer": lambda x, scale: functional.layer_norm(x, scale.shape, scale, _bias_of(module), epsilon),
+    }
+    scales = (weight, weight + 1.0)  # Gemma stores the distance from one
+    for norm, scale in itertools.product(norms.values(), scales):
+        if torch.allclose(norm(probe, scale), expected, atol=1e-5, rtol=1e-5):
             module.weight = nn.Parameter(scale.detach().clone(), requires_grad=False)
-            module.forward = lambda x: functional.rms_norm(x, module.weight.shape, module.weight, epsilon)
+            module.forward = functools.partial(lambda x, norm: norm(x, module.weight), norm=norm)
             return
 
 
@@ -327,7 +342,13 @@ def _replace_linear(module: nn.Module, *, tied: bool) -> None:
 
 
 def _bias(module: nn.Module) -> list[torch.Tensor]:
-    return [module.bias] if isinstance(module.bias, torch.Tensor) else []
+    bias = _bias_of(module)
+    return [] if bias is None else [bias]
+
+
+def _bias_of(module: nn.Module) -> torch.Tensor | None:
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
 
 
 def _keep(hidden_states: torch.Tensor, logits_to_keep: torch.Tensor) -> torch.Tensor:

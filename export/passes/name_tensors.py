@@ -50,4 +50,6 @@ def _scopes(node: ir.Node) -> list[str]:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
     except (ValueError, SyntaxError):
         return []
-    return [scope.removeprefix(WRAPPER) if scope != "model" else "" for scope in scopes[:-1] if not scope.startswith("_")]
+    return [
+        scope.removeprefix(WRAPPER) if scope != "model" else "" for scope in scopes[:-1] if not scope.startswith("_")
+    ]

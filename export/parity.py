@@ -1,0 +1,172 @@
+"""The parity gate: transformers and ONNX Runtime answer the same prompts; beyond the bound nothing is exported.
+
+The reference is taken before the model is traced (tracing replaces parts of it), the comparison after it is freed, so
+that the two never share the memory.
+"""
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from piston.runtime.errors import ParityError
+from piston.runtime.manifest import CacheSpec
+from piston.runtime.ort_engine import OrtEngine, OrtOptions, open_session
+
+PROMPT_LENGTHS = (3, 8, 21)  # a ragged batch of three rows
+NUM_STEPS = 8
+ABSOLUTE, RELATIVE = 1e-3, 1e-4  # float32: the larger of the two, RELATIVE times the largest logit
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prompt, what transformers answers greedily, and its logits before each answered token."""
+
+    prompt: list[int]
+    greedy: list[int]
+    logits: NDArray[np.float32]  # (NUM_STEPS + 1, vocab)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Answers of the unmodified model, and each layer's output [seq, hidden] on the first row's prompt."""
+
+    rows: list[Row]
+    layers: list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far the two are apart: recorded in the manifest."""
+
+    max_abs: float
+    bound: float
+    steps: int
+    rows: int
+
+
+@torch.no_grad()
+def take_reference(model: nn.Module, vocab_size: int, positions: int) -> Reference:
+    """Prefill and decode seeded prompts greedily; logits come from one forward without cache, the plainest truth."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for length in PROMPT_LENGTHS:
+        size = max(1, min(length, positions - NUM_STEPS - 1))
+        prompt = rng.integers(min(3, vocab_size - 1), vocab_size, size).tolist()
+        rows.append(_answer(model, prompt))
+    return Reference(rows, _layer_outputs(model, rows[-1].prompt))
+
+
+def check_parity(model_path: Path, cache: CacheSpec, reference: Reference) -> Parity:
+    """Run the written graph on the reference's prompts: prefill on three slots, then steps of all three, in place.
+
+    Raises:
+        ParityError: logits beyond the bound or another greedy token; the message names the first layer that parts.
+    """
+    capacity = max(PROMPT_LENGTHS) + NUM_STEPS + 1
+    options = OrtOptions(optimize=True, prepack=False)
+    engine = OrtEngine.open(model_path, cache, num_slots=len(reference.rows), capacity=capacity, options=options)
+    largest = max(float(np.abs(row.logits).max()) for row in reference.rows)
+    bound = max(ABSOLUTE, RELATIVE * largest)
+    worst = 0.0
+    slots = {engine.cache.admit(): row for row in reference.rows}
+    actual = {slot: engine.prefill(slot, row.prompt)[0].copy() for slot, row in slots.items()}
+    for step in range(NUM_STEPS + 1):
+        for slot, row in slots.items():
+            difference = float(np.abs(actual[slot] - row.logits[step]).max())
+            worst = max(worst, difference) if np.isfinite(difference) else np.inf
+            if not difference <= bound or int(actual[slot].argmax()) != row.greedy[step]:
+                engine.close()
+                where = "prefill" if step == 0 else f"decode step {step}"
+                raise ParityError(
+                    f"The exported graph parts from transformers at {where} of prompt {slot}: logits differ by "
+                    f"{difference:.3g}, allowed are {bound:.3g}. {_blame(model_path, cache, reference)}"
+                )
+        if step < NUM_STEPS:
+            actual = engine.step({slot: row.greedy[step] for slot, row in slots.items()})
+    engine.close()
+    return Parity(max_abs=worst, bound=bound, steps=NUM_STEPS, rows=len(reference.rows))
+
+
+def _answer(model: nn.Module, prompt: list[int]) -> Row:
+    tokens = torch.tensor([prompt])
+    output = model(tokens, use_cache=True)
+    past, greedy = output.past_key_values, [int(output.logits[0, -1].argmax())]
+    for _ in range(NUM_STEPS):
+        output = model(torch.tensor([greedy[-1:]]), past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        greedy.append(int(output.logits[0, -1].argmax()))
+    whole = torch.tensor([prompt + greedy[:-1]])
+    logits = model(whole, use_cache=False).logits[0, len(prompt) - 1 :]
+    return Row(prompt, greedy, logits.float().numpy())
+
+
+def _layer_outputs(model: nn.Module, prompt: list[int]) -> list[NDArray[np.float32]]:
+    found: dict[int, NDArray[np.float32]] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_: nn.Module, __: object, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            found[layer] = hidden[0].float().numpy().copy()
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(keep(int(match[1])))
+        for name, module in model.named_modules()
+        if (match := LAYER.search(name)) is not None
+    ]
+    model(torch.tensor([prompt]), use_cache=False)
+    for handle in hooks:
+        handle.remove()
+    return [found[layer] for layer in sorted(found)]
+
+
+def _blame(model_path: Path, cache: CacheSpec, reference: Reference) -> str:
+    """Name the first decoder layer whose output is not the reference's."""
+    prompt = reference.rows[-1].prompt
+    try:
+        outputs = _run_layers(model_path, cache, prompt, len(reference.layers))
+    except Exception as problem:  # noqa: BLE001 - the verdict stands; only its explanation failed
+        return f"The layers could not be compared ({problem})."
+    for layer, (expected, actual) in enumerate(zip(reference.layers, outputs, strict=True)):
+        # Per token and relative: the first token's massive activations would hide the others' error.
+        difference = np.linalg.norm(expected - actual, axis=-1) / np.linalg.norm(expected, axis=-1)
+        if not float(difference.max()) <= ABSOLUTE:
+            return f"The first layer that parts is layer {layer}: a token's output is off by {difference.max():.2g} of its length."
+    return "Every layer agrees: the difference arises after the last one (final norm or lm_head), or in the cache."
+
+
+def _run_layers(model_path: Path, cache: CacheSpec, prompt: list[int], count: int) -> list[NDArray[np.float32]]:
+    model = ir.load(model_path)
+    values = {output.name: output for node in model.graph for output in node.outputs}
+    names = [f"layers.{layer}.output" for layer in range(count)]
+    model.graph.outputs.extend(values[name] for name in names if not values[name].is_graph_output())
+    with tempfile.NamedTemporaryFile(suffix=".onnx", dir=model_path.parent) as file:  # beside the weights it refers to
+        ir.save(model, file.name)
+        session = open_session(Path(file.name), OrtOptions(prepack=False))
+        seq = len(prompt)
+        shape = (1, cache.num_kv_heads, seq, cache.head_dim)
+        feed: dict[str, Any] = {
+            "input_ids": np.array([prompt]),
+            "position_ids": np.arange(seq)[None],
+            "write_indices": np.zeros(1, np.int64),
+            "kv_lengths": np.array([seq]),
+            "logits_positions": np.array([[seq - 1]]),
+        }
+        feed |= {
+            f"past.{i}.{part}": np.zeros(shape, np.float32)
+            for i in range(cache.num_layers)
+            for part in ("key", "value")
+        }
+        known = {item.name for item in session.get_inputs()}
+        outputs = session.run(names, {name: value for name, value in feed.items() if name in known})
+    return [output[0] for output in outputs]

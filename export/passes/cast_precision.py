@@ -1,0 +1,73 @@
+"""A float32 graph becomes float16 or bfloat16: weights, activations and cache; logits leave as float32.
+
+RMSNormalization and LayerNormalization still compute in float32 inside (stash_type 1), Attention as the backend does.
+"""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from piston.runtime.errors import CheckpointError
+
+TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+NUMPY_TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class CastPrecisionPass(ir.passes.InPlacePass):
+    """Changes every float32 value but the logits; weights are converted one at a time, while they are saved.
+
+    Raises:
+        CheckpointError: a weight is beyond the range of float16.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Cast initializers, inputs and intermediate values."""
+        graph, target = model.graph, TYPES[self.dtype]
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+                value.const_value = self._converted(value.const_value, value.name or "")
+                value.dtype = target
+        for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+            if value.dtype == ir.DataType.FLOAT:
+                value.dtype = target
+        for node in graph:
+            to = node.attributes.get("to") if node.op_type == "Cast" else None
+            if to is not None and to.as_int() == ir.DataType.FLOAT:
+                node.attributes["to"] = ir.AttrInt64("to", target)
+        self._widen_logits(graph)
+        return ir.passes.PassResult(model, modified=True)
+
+    def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
+        numpy_type = NUMPY_TYPES[self.dtype]
+
+        def convert() -> ir.Tensor:
+            array = tensor.numpy()
+            if (
+                self.dtype == "float16"
+                and array.size
+                and not math.isfinite(float(np.abs(array).max().astype(np.float16)))
+            ):
+                raise CheckpointError(
+                    f"{name} reaches {np.abs(array).max():.3g}, beyond float16; use --dtype bf16 or fp32."
+                )
+            return ir.Tensor(array.astype(numpy_type), name=name)
+
+        return ir.LazyTensor(convert, dtype=TYPES[self.dtype], shape=ir.Shape(tensor.shape), name=name)
+
+    def _widen_logits(self, graph: ir.Graph) -> None:
+        logits = graph.outputs[0]
+        narrow = ir.Value(name="logits_narrow", shape=logits.shape, type=ir.TensorType(TYPES[self.dtype]))
+        producer = logits.producer()
+        assert producer is not None
+        widened = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT}, name="step/Cast_logits")
+        graph.append(widened)
+        output = widened.outputs[0]
+        output.shape, output.dtype = logits.shape, ir.DataType.FLOAT
+        graph.outputs[0] = output
+        logits.name, output.name = narrow.name, "logits"

@@ -1,0 +1,89 @@
+"""The checkpoint's tokenizer as one tokenizer.json, its template and its sampling defaults, checked against it."""
+
+from pathlib import Path
+from typing import Any
+
+from piston.export.checkpoint import Checkpoint
+from piston.export.quiet import quiet
+from piston.runtime.errors import CheckpointError
+from piston.runtime.manifest import TokenizerSpec
+
+FILE_NAME, TEMPLATE_NAME = "tokenizer.json", "chat_template.jinja"
+SAMPLES = (
+    "The capital of France is Paris.",
+    "  two  spaces\n\nand a tab\t.",
+    "naïve café — 1,234.5 € 你好，世界 مرحبا 👩‍👩‍👧 ก็",
+    "def f(x):\n    return x ** 2  # comment",
+)
+SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+SAMPLING_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+
+
+def write_tokenizer(checkpoint: Checkpoint, config: Any, generation: Any, out: Path) -> TokenizerSpec:
+    """Write tokenizer.json and, if there is one, chat_template.jinja.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or tokenizer.json would not give the ids transformers gives.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    if not checkpoint.gguf and not any((checkpoint.directory / name).is_file() for name in SOURCES):
+        raise CheckpointError(
+            f"{checkpoint.name} has no tokenizer ({', '.join(SOURCES)}); copy it into the checkpoint."
+        )
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
+    except Exception as problem:
+        lines = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise CheckpointError(f"The tokenizer of {checkpoint.name} cannot be read: {lines[0]}") from problem
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise CheckpointError(f"{type(tokenizer).__name__} of {checkpoint.name} has no tokenizer.json form.")
+    path = out / FILE_NAME
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.save(str(path), pretty=False)
+    written = Tokenizer.from_file(str(path))
+    for text in SAMPLES:
+        if written.encode(text).ids != list(tokenizer(text)["input_ids"]):
+            raise CheckpointError(
+                f"tokenizer.json of {checkpoint.name} would split {text!r} differently than transformers."
+            )
+    template = _template_of(tokenizer)
+    if template is not None:
+        (out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    return TokenizerSpec(
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_ids=tuple(sorted(_eos_ids(config, generation, tokenizer))),
+        special_tokens={
+            name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+        },
+        has_chat_template=template is not None,
+    )
+
+
+def sampling_defaults(generation: Any) -> dict[str, Any]:
+    """What the checkpoint's generation_config says of sampling; recorded, applied only when asked."""
+    stated = generation.to_diff_dict() if generation is not None else {}
+    return {name: stated[name] for name in SAMPLING_DEFAULTS if stated.get(name) is not None}
+
+
+def _template_of(tokenizer: Any) -> str | None:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()), None)
+    return template or None
+
+
+def _eos_ids(config: Any, generation: Any, tokenizer: Any) -> set[int]:
+    """A chat model often ends turns with a token that only one of the three places names: all of them end an answer."""
+    found: set[int] = set()
+    for value in (
+        getattr(config, "eos_token_id", None),
+        getattr(generation, "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ):
+        found |= {value} if isinstance(value, int) else set(value or ())
+    return found
