@@ -1,0 +1,65 @@
+"""A bundle on disk: manifest, engines, tokenizer, template. Opened means verified."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from piston.runtime.chat_template import ChatTemplate
+from piston.runtime.errors import BundleError
+from piston.runtime.manifest import EngineSpec, Manifest
+from piston.runtime.text import Tokenizer
+
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified directory and what its manifest says."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, directory: str | Path, *, verify: bool = True) -> Self:
+        """Read the manifest and check every file's hash; `verify=False` leaves the hashes to the caller.
+
+        Raises:
+            BundleNotFoundError, BundleCorruptError, BundleTooNewError: see Manifest.
+        """
+        path = Path(directory)
+        manifest = Manifest.read(path)
+        if verify:
+            manifest.verify(path)
+        return cls(path, manifest)
+
+    def engine(self, target: str | None = None) -> EngineSpec:
+        """The engine of a target, or the first one that the build named.
+
+        Raises:
+            BundleError: this is a model directory, or no engine has that target.
+        """
+        if self.manifest.kind != "bundle":
+            raise BundleError(
+                f"{self.directory} is a model directory, not a bundle; "
+                f"run `piston build {self.directory} -o BUNDLE --target ort-cpu` first."
+            )
+        for spec in self.manifest.engines:
+            if target in (None, spec.target):
+                return spec
+        present = ", ".join(spec.target for spec in self.manifest.engines) or "none"
+        raise BundleError(f"{self.directory} has no engine for {target or 'any target'}; it has: {present}.")
+
+    def tokenizer(self) -> Tokenizer:
+        """Open tokenizer.json."""
+        spec = self.manifest.tokenizer
+        return Tokenizer.open(
+            self.directory / TOKENIZER, bos_token_id=spec.bos_token_id, eos_token_ids=spec.eos_token_ids
+        )
+
+    def chat_template(self) -> ChatTemplate | None:
+        """The checkpoint's own template, if it has one."""
+        spec = self.manifest.tokenizer
+        if not spec.has_chat_template:
+            return None
+        source = (self.directory / TEMPLATE).read_text(encoding="utf-8")
+        return ChatTemplate(source, special_tokens=spec.special_tokens)

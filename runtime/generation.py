@@ -1,0 +1,141 @@
+"""One row from prompt to completion: the decode loop's tokens become text, stop strings end the row."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from piston.runtime.completion import Completion, PositionLogprobs, Timings, TokenLogprob
+from piston.runtime.decode import Request, Token, decode
+from piston.runtime.engine import Engine
+from piston.runtime.row_sampler import FinishReason, Pick, RowSampler
+from piston.runtime.sampling import Sampling
+from piston.runtime.stop_strings import StopScanner
+from piston.runtime.text import StreamDecoder, Tokenizer
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """The text side of one request."""
+
+    request: Request
+    tokenizer: Tokenizer
+    sampling: Sampling
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    started: float = field(default_factory=time.perf_counter)
+    first_at: float = 0.0
+    last_at: float = 0.0
+    _decoder: StreamDecoder = field(init=False)
+    _scanner: StopScanner = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._decoder = StreamDecoder(self.tokenizer)
+        self._scanner = StopScanner(self.sampling.stop, include=self.sampling.include_stop_str_in_output)
+        if self.sampling.echo:
+            self.pieces.append(self.tokenizer.decode(self.request.prompt_ids))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the row will get no more tokens."""
+        return self.finish_reason is not None
+
+    def push(self, token: Token) -> str:
+        """Take a token of this row; returns the text that is now certain, often none."""
+        self.last_at = time.perf_counter()
+        self.first_at = self.first_at or self.last_at
+        if self.sampling.logprobs:
+            self.logprobs.append(self._logprobs_of(token.pick))
+        text = self._text_of(token)
+        self.finish_reason = token.finish_reason
+        if self._scanner.stopped_by is not None:
+            self.finish_reason = "stop"
+            self.request.cancel()
+        elif self.is_finished:
+            text += self._scanner.push(self._decoder.flush())
+            text += self._scanner.flush()
+            if self._scanner.stopped_by is not None:
+                self.finish_reason = "stop"
+        self.pieces.append(text)
+        return text
+
+    def completion(self) -> Completion:
+        """What there is so far, or in the end."""
+        sampler = self.request.sampler
+        return Completion(
+            text="".join(self.pieces),
+            token_ids=tuple(self.request.output_ids),
+            finish_reason=self.finish_reason,
+            stop_reason=self._scanner.stopped_by if self._scanner.stopped_by is not None else sampler.stopped_by,
+            num_prompt_tokens=len(self.request.prompt_ids),
+            num_prefilled_tokens=self.request.num_prefilled,
+            seed=sampler.seed,
+            timings=Timings(
+                time_to_first_token=max(self.first_at - self.started, 0.0),
+                total=max(self.last_at - self.started, 0.0),
+                num_tokens=len(self.request.output_ids),
+            ),
+            logprobs=tuple(self.logprobs) if self.sampling.logprobs else None,
+        )
+
+    def _text_of(self, token: Token) -> str:
+        if token.request.sampler.stopped_by is not None and not self.sampling.include_stop_str_in_output:
+            return ""
+        text = self._decoder.push(token.pick.token_id)
+        if len(self.request.output_ids) < self.sampling.min_tokens:
+            return text  # stop strings count from min_tokens on, as stop tokens do
+        return self._scanner.push(text)
+
+    def _logprobs_of(self, pick: Pick) -> PositionLogprobs:
+        assert pick.logprob is not None
+        return PositionLogprobs(
+            self._named(pick.token_id, pick.logprob), tuple(self._named(*pair) for pair in pick.top)
+        )
+
+    def _named(self, token_id: int, logprob: float) -> TokenLogprob:
+        name = self.tokenizer.token_of(token_id) or ""
+        return TokenLogprob(token_id, name, self.tokenizer.token_bytes(token_id), logprob)
+
+
+def prepare(
+    prompts: Sequence[Sequence[int]], sampling: Sampling, tokenizer: Tokenizer, eos_token_ids: Iterable[int]
+) -> list[Generation]:
+    """One generation for each of `sampling.n` answers to each prompt, prompt by prompt."""
+    bad_words = spellings(sampling.bad_words, tokenizer)
+    return [
+        Generation(
+            Request(
+                list(prompt),
+                RowSampler(
+                    sampling,
+                    prompt,
+                    eos_token_ids=eos_token_ids,
+                    bad_words_ids=bad_words,
+                    index=row * sampling.n + answer,
+                ),
+            ),
+            tokenizer,
+            sampling,
+        )
+        for row, prompt in enumerate(prompts)
+        for answer in range(sampling.n)
+    ]
+
+
+def run(engine: Engine, generations: Sequence[Generation]) -> Iterator[tuple[Generation, str]]:
+    """Decode all rows together; yields each row's text as it becomes certain."""
+    of_request = {id(generation.request): generation for generation in generations}
+    for token in decode(engine, [generation.request for generation in generations]):
+        generation = of_request[id(token.request)]
+        yield generation, generation.push(token)
+
+
+def spellings(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of each word at the start of a text and after a space: both spell it."""
+    found: list[list[int]] = []
+    for word in words:
+        for text in (word, " " + word.lstrip()):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            if ids and ids not in found:
+                found.append(ids)
+    return found

@@ -1,0 +1,177 @@
+"""LanguageModel: a bundle, opened, behind generate, stream and chat."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from piston.runtime.bundle import Bundle
+from piston.runtime.chat_template import ChatTemplate
+from piston.runtime.completion import Completion
+from piston.runtime.conversation import Conversation
+from piston.runtime.decode import check_fits
+from piston.runtime.engine import Engine
+from piston.runtime.errors import BundleError, MisuseError, TemplateError
+from piston.runtime.generation import Generation, prepare, run
+from piston.runtime.manifest import Manifest
+from piston.runtime.sampling import Sampling
+from piston.runtime.text import Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+class Stream(Iterator[str]):
+    """Pieces of text as they become certain; `completion` holds what there is so far."""
+
+    def __init__(self, engine: Engine, generation: Generation) -> None:
+        self._generation = generation
+        self._steps = run(engine, [generation])
+
+    def __next__(self) -> str:
+        """The next piece that is not empty."""
+        for _, text in self._steps:
+            if text:
+                return text
+        raise StopIteration
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer once the stream has ended, the part that is there before."""
+        return self._generation.completion()
+
+    def close(self) -> None:
+        """Stop generating and give the slot back."""
+        self._steps.close()  # type: ignore[attr-defined]
+
+
+class LanguageModel:
+    """A loaded bundle; a context manager that frees the engine.
+
+    Not for several threads at once: rows are batched inside one call instead.
+    """
+
+    def __init__(
+        self, manifest: Manifest, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.template = template
+
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | None = None
+    ) -> Completion | list[Completion]:
+        """Complete one prompt (text or token ids), or a list of them together.
+
+        Returns one Completion for one prompt with n = 1, else a list: n answers to the first prompt, then the second.
+
+        Raises:
+            EmptyPromptError, PromptTooLongError, MisuseError: before anything is run.
+        """
+        sampling = sampling or Sampling()
+        is_single = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))
+        prompts: Sequence[Any] = [prompt] if is_single else prompt
+        generations = self._prepare([self.encode(item) for item in prompts], sampling)
+        for _ in run(self.engine, generations):
+            pass
+        completions = [generation.completion() for generation in generations]
+        return completions[0] if is_single and sampling.n == 1 else completions
+
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Stream:
+        """Complete one prompt piece by piece; raises as `generate` does, before the first piece."""
+        sampling = sampling or Sampling()
+        if sampling.n != 1:
+            raise MisuseError(f"A stream has one answer, n is {sampling.n}; use generate.")
+        generation = self._prepare([self.encode(prompt)], sampling)[0]
+        check_fits(self.engine, generation.request)
+        return Stream(self.engine, generation)
+
+    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Completion | list[Completion]:
+        """Answer a list of {"role", "content"} messages through the checkpoint's template."""
+        return self.generate(self.render(messages), sampling)
+
+    def conversation(self, system: str | None = None, sampling: Sampling | None = None) -> Conversation:
+        """A chat that keeps its cache between turns, and one slot until it is closed."""
+        return Conversation(self, system=system, sampling=sampling or Sampling())
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to the start of the assistant's answer.
+
+        Raises:
+            TemplateError: the checkpoint has no template, or it refuses the messages.
+        """
+        if self.template is None:
+            raise TemplateError(f"{self.manifest.model.name} has no chat template; use generate with a plain prompt.")
+        return self.tokenizer.encode(self.template.render(messages), add_special_tokens=False)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; ids pass through."""
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    @property
+    def default_sampling(self) -> Sampling:
+        """What the checkpoint's authors recommend; greedy where they say nothing."""
+        return Sampling.from_mapping(self.manifest.generation)
+
+    def prepare(self, prompt_ids: list[int], sampling: Sampling) -> Generation:
+        """A generation of one row that is not yet run."""
+        return self._prepare([prompt_ids], sampling)[0]
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def _prepare(self, prompts: list[list[int]], sampling: Sampling) -> list[Generation]:
+        return prepare(prompts, sampling, self.tokenizer, self.manifest.tokenizer.eos_token_ids)
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    max_batch: int | None = None,
+    max_length: int | None = None,
+    threads: int = 0,
+) -> LanguageModel:
+    """Open a bundle and load its engine.
+
+    Args:
+        bundle: the directory `piston build` wrote.
+        target: which engine; by default the first of the bundle.
+        max_batch: slots, that is rows decoded together; by default what the bundle was built for.
+        max_length: positions of each slot; by default what the bundle was built for.
+        threads: of the engine; 0 leaves it to the backend.
+
+    Raises:
+        BundleError: it is missing, damaged, too new, or has no such engine.
+        MisuseError: more positions than the model has.
+        EngineError, MissingExtraError: the backend refuses it or is not installed.
+    """
+    opened = Bundle.open(Path(bundle))
+    manifest, spec = opened.manifest, opened.engine(target)
+    if spec.target != "ort-cpu":
+        raise BundleError(f"This runtime has no backend for {spec.target}; build the bundle for ort-cpu.")
+    slots = max_batch if max_batch is not None else int(spec.asked.get("max_batch", 1))
+    length = max_length if max_length is not None else int(spec.asked.get("max_length", manifest.model.max_positions))
+    limit = int(spec.got.get("max_positions", manifest.model.max_positions))
+    if slots < 1 or length < 1:
+        raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
+    if length > limit:
+        raise MisuseError(f"max_length is {length:,}, but the engine was built for {limit:,} positions; build it anew.")
+    tokenizer, template = opened.tokenizer(), opened.chat_template()
+
+    from piston.runtime.ort_engine import OrtEngine, OrtOptions
+
+    options = OrtOptions(threads=threads)
+    engine = OrtEngine.open(
+        opened.directory / spec.path, manifest.cache, num_slots=slots, capacity=length, options=options
+    )
+    return LanguageModel(manifest, engine, tokenizer, template)
