@@ -1,30 +1,37 @@
-"""The torch-free runtime: load a bundle, generate, stream, chat."""
+"""The torch-free runtime: load a bundle, generate, stream, chat.
 
-from piston.runtime.completion import Completion, PositionLogprobs, Timings, TokenLogprob
-from piston.runtime.conversation import Conversation
-from piston.runtime.engine import Engine
-from piston.runtime.errors import (
-    BundleCorruptError,
-    BundleError,
-    BundleNotFoundError,
-    BundleTooNewError,
-    CheckpointError,
-    CheckpointNotFoundError,
-    EmptyPromptError,
-    EngineError,
-    Error,
-    MissingExtraError,
-    MisuseError,
-    OutputExistsError,
-    ParityError,
-    PromptTooLongError,
-    TemplateError,
-    UnsupportedModelError,
-)
-from piston.runtime.manifest import Manifest
-from piston.runtime.model import LanguageModel, Stream, load
-from piston.runtime.sampling import Sampling
-from piston.runtime.scripted_engine import ScriptedEngine
+Names are imported when first used: `piston --help` need not wait for numpy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from piston.runtime.completion import Completion, PositionLogprobs, Timings, TokenLogprob
+    from piston.runtime.conversation import Conversation
+    from piston.runtime.engine import Engine
+    from piston.runtime.errors import (
+        BundleCorruptError,
+        BundleError,
+        BundleNotFoundError,
+        BundleTooNewError,
+        CheckpointError,
+        CheckpointNotFoundError,
+        EmptyPromptError,
+        EngineError,
+        Error,
+        MissingExtraError,
+        MisuseError,
+        OutputExistsError,
+        ParityError,
+        PromptTooLongError,
+        TemplateError,
+        UnsupportedModelError,
+    )
+    from piston.runtime.manifest import Manifest
+    from piston.runtime.model import LanguageModel, Stream, load
+    from piston.runtime.sampling import Sampling
+    from piston.runtime.scripted_engine import ScriptedEngine
 
 __all__ = [
     "BundleCorruptError",
@@ -56,3 +63,45 @@ __all__ = [
     "UnsupportedModelError",
     "load",
 ]
+
+_HOMES = {
+    "completion": ("Completion", "PositionLogprobs", "Timings", "TokenLogprob"),
+    "conversation": ("Conversation",),
+    "engine": ("Engine",),
+    "errors": (
+        "BundleCorruptError",
+        "BundleError",
+        "BundleNotFoundError",
+        "BundleTooNewError",
+        "CheckpointError",
+        "CheckpointNotFoundError",
+        "EmptyPromptError",
+        "EngineError",
+        "Error",
+        "MissingExtraError",
+        "MisuseError",
+        "OutputExistsError",
+        "ParityError",
+        "PromptTooLongError",
+        "TemplateError",
+        "UnsupportedModelError",
+    ),
+    "manifest": ("Manifest",),
+    "model": ("LanguageModel", "Stream", "load"),
+    "sampling": ("Sampling",),
+    "scripted_engine": ("ScriptedEngine",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that defines a public name (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

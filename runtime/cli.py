@@ -73,7 +73,9 @@ def _load(verb: str):  # noqa: ANN202
         if missing in ("", "piston") and not str(problem.name).startswith(name.rpartition(".")[0]):
             raise
         extra = "export" if verb == "export" else "build"
-        raise Error(f"`piston {verb}` needs {missing}, which is not installed; pip install 'piston[{extra}]'.") from problem
+        raise Error(
+            f"`piston {verb}` needs {missing}, which is not installed; pip install 'piston[{extra}]'."
+        ) from problem
 
 
 def _report(problem: BaseException, status: int, *, debug: bool) -> int:

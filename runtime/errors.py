@@ -1,6 +1,6 @@
 """Everything Piston raises on purpose, grouped by what the reader of the message would do about it.
 
-    Error
+Error:
     +-- MisuseError (ValueError)             the call is wrong: change it
     |   +-- PromptTooLongError
     |   +-- EmptyPromptError

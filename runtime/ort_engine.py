@@ -33,7 +33,9 @@ class OrtOptions:
 class OrtEngine:
     """Prefill runs on one slot's part of the cache, by address; a decode step on all rows it needs at once."""
 
-    def __init__(self, session: Any, spec: CacheSpec, num_slots: int, capacity: int, chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(
+        self, session: Any, spec: CacheSpec, num_slots: int, capacity: int, chunk: int = PREFILL_CHUNK
+    ) -> None:
         self.vocab_size = int(session.get_outputs()[0].shape[-1])
         self.cache = KVCache(spec, num_slots, capacity)
         self._session = session
@@ -98,7 +100,9 @@ class OrtEngine:
     def _checked(self, token_ids: Sequence[int]) -> np.ndarray:
         ids = np.asarray(token_ids, np.int64)
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
-            raise MisuseError(f"Token ids run from {ids.min()} to {ids.max()}; the model knows 0 to {self.vocab_size - 1}.")
+            raise MisuseError(
+                f"Token ids run from {ids.min()} to {ids.max()}; the model knows 0 to {self.vocab_size - 1}."
+            )
         return ids
 
     def _prefill_chunk(self, slot: int, chunk: np.ndarray, kept: range, done: int) -> None:

@@ -22,9 +22,7 @@ class ScriptedEngine:
 
     def __init__(self, script: Script, *, vocab_size: int, num_slots: int = 1, capacity: int = 64) -> None:
         self.vocab_size = vocab_size
-        self.cache = KVCache(
-            CacheSpec(num_layers=1, num_kv_heads=1, head_dim=1, dtype="float32"), num_slots, capacity
-        )
+        self.cache = KVCache(CacheSpec(num_layers=1, num_kv_heads=1, head_dim=1, dtype="float32"), num_slots, capacity)
         self.calls: list[tuple[str, object]] = []
         self.is_closed = False
         self._script = script

@@ -34,7 +34,9 @@ def staged_dir(goal: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _publish(work, goal)
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Error(f"The disk of {goal.parent} is full; nothing was written. Free space and try again.") from problem
+            raise Error(
+                f"The disk of {goal.parent} is full; nothing was written. Free space and try again."
+            ) from problem
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,143 @@
+"""The `run` verb: one prompt, streamed."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from piston.runtime.completion import Completion, PositionLogprobs, TokenLogprob
+from piston.runtime.console import note, print_json, print_text
+from piston.runtime.errors import MisuseError
+from piston.runtime.model import LanguageModel, load
+from piston.runtime.sampling import Sampling
+from piston.runtime.sampling_cli import add_sampling_arguments, sampling_from
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston run`."""
+    add_load_arguments(parser)
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="what to complete; - reads standard input")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the prompt from a file")
+    parser.add_argument("--chat", action="store_true", help="put the prompt as a user's message into the chat template")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a stream")
+    add_sampling_arguments(parser)
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `load` takes."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
+    parser.add_argument("--target", help="which engine of the bundle")
+    parser.add_argument("--max-length", type=int, metavar="N", help="positions to hold (default: as built)")
+    parser.add_argument("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
+    parser.add_argument("--quiet", action="store_true", help="no speed report on stderr")
+
+
+def load_from(arguments: argparse.Namespace) -> LanguageModel:
+    """Load as the options say."""
+    return load(
+        arguments.bundle,
+        target=arguments.target,
+        max_batch=arguments.max_batch,
+        max_length=arguments.max_length,
+        threads=arguments.threads,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Complete the prompt."""
+    text = _prompt_text(arguments)
+    if arguments.system is not None and not arguments.chat:
+        raise MisuseError("--system needs --chat; a plain prompt has no roles.")
+    sampling = sampling_from(arguments, Sampling())  # a wrong option is told before seconds of loading
+    if sampling.logprobs and not arguments.json:
+        raise MisuseError("--logprobs are printed with --json only.")
+    with load_from(arguments) as model:
+        sampling = sampling_from(arguments, model.default_sampling)
+        prompt: Any = model.render(_messages(text, arguments.system)) if arguments.chat else text
+        if arguments.json:
+            completions = model.generate([prompt], sampling)
+            assert isinstance(completions, list)
+            print_json({"completions": [completion_to_json(completion) for completion in completions]})
+        elif sampling.n > 1:
+            completions = model.generate([prompt], sampling)
+            assert isinstance(completions, list)
+            for index, completion in enumerate(completions):
+                print_text(f"[{index}] {completion.text}")
+        else:
+            _stream(model, prompt, sampling, quiet=arguments.quiet)
+    return 0
+
+
+def completion_to_json(completion: Completion) -> dict[str, Any]:
+    """A completion as JSON, for --json."""
+    timings = completion.timings
+    result: dict[str, Any] = {
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "prompt_tokens": completion.num_prompt_tokens,
+        "prefilled_tokens": completion.num_prefilled_tokens,
+        "seed": completion.seed,
+        "time_to_first_token_s": timings.time_to_first_token,
+        "total_s": timings.total,
+        "decode_tokens_per_s": timings.tokens_per_second,
+    }
+    if completion.logprobs is not None:
+        result["logprobs"] = [_position(position) for position in completion.logprobs]
+    return result
+
+
+def report_speed(completion: Completion) -> None:
+    """One line on stderr."""
+    timings = completion.timings
+    note(
+        f"[{completion.num_prefilled_tokens} tokens in, first answered after {timings.time_to_first_token * 1e3:.0f} ms; "
+        f"{timings.num_tokens} out, {timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason}]"
+    )
+
+
+def _stream(model: LanguageModel, prompt: Any, sampling: Sampling, *, quiet: bool) -> None:
+    stream = model.stream(prompt, sampling)
+    try:
+        if sampling.echo:
+            print_text(model.tokenizer.decode(model.encode(prompt)), end="")
+        for piece in stream:
+            print_text(piece, end="")
+    finally:
+        stream.close()
+        print_text("")
+    if not quiet:
+        report_speed(stream.completion)
+
+
+def _prompt_text(arguments: argparse.Namespace) -> str:
+    if arguments.prompt_file is not None:
+        try:
+            return str(arguments.prompt_file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as problem:
+            raise MisuseError(f"{arguments.prompt_file} is not UTF-8 ({problem.reason}).") from None
+        except OSError as problem:
+            raise MisuseError(f"Cannot read {arguments.prompt_file}: {problem.strerror}.") from None
+    return sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+
+
+def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": text}]
+
+
+def _position(position: PositionLogprobs) -> dict[str, Any]:
+    return _token(position.chosen) | {"top": [_token(token) for token in position.top]}
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    return {
+        "token_id": token.token_id,
+        "token": token.token,
+        "bytes": list(token.bytes_),
+        "logprob": token.logprob,
+    }
