@@ -1,0 +1,113 @@
+"""A model directory becomes a bundle of engines: lowered, proved equal to the canonical graph, and packed."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from piston.runtime.console import Progress
+from piston.runtime.errors import BundleError, MisuseError
+from piston.runtime.manifest import EngineSpec, Manifest
+from piston.runtime.staging import check_free, staged_dir
+
+TARGETS = ("ort-cpu",)
+PLANNED = ("ort-cuda", "tensorrt", "tensorrt-rtx")
+DEFAULT_BATCH, DEFAULT_LENGTH = 8, 4096
+CANONICAL = "model.onnx"
+
+
+def build(  # noqa: PLR0913 - the options of one command
+    model_dir: str | Path,
+    out: str | Path,
+    targets: Sequence[str] = TARGETS,
+    *,
+    max_batch: int = DEFAULT_BATCH,
+    max_length: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Build an engine for each target and write the bundle `out`.
+
+    The bundle is loaded with `max_batch` and `max_length` (default: the model's positions, at most 4096) unless the
+    user says otherwise; its rotary tables end at `max_length`.
+
+    Raises:
+        MisuseError: an unknown target, a size the model does not have, or an output that is there.
+        BundleError: the model directory cannot be opened, or its files are not the recorded ones.
+        ParityError: a lowered graph does not answer as the canonical one.
+        EngineError: a backend refuses it. In every case nothing is left at `out`.
+    """
+    source, goal, progress = Path(model_dir), Path(out), progress or Progress(quiet=True)
+    check_targets(targets)
+    _check_apart(source, goal)
+    check_free(goal, overwrite=overwrite)
+    model = Manifest.read(source)
+    length = _checked_sizes(source, model, max_batch, max_length)
+    with progress.phase("verifying the model directory"):
+        model.verify(source)
+    from piston.engines.bundle import write_bundle
+
+    with staged_dir(goal, overwrite=overwrite) as work:
+        asked = {"max_batch": max_batch, "max_length": length}
+        engines = [_build_ort_cpu(source, model, work, asked, progress) for _ in targets]
+        with progress.phase("hashing"):
+            return write_bundle(work, source, model, engines, length)
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Raise MisuseError for a target that does not exist, does not exist yet, or is named twice."""
+    available = ", ".join(TARGETS)
+    if not targets:
+        raise MisuseError(f"No target was given; available: {available}.")
+    for target in targets:
+        if target in TARGETS:
+            continue
+        if target.partition(":")[0] in PLANNED:
+            raise MisuseError(f"Target {target!r} is not built by this version of Piston yet; available: {available}.")
+        raise MisuseError(f"There is no target {target!r}; available: {available}.")
+    if len(set(targets)) != len(targets):
+        raise MisuseError(f"A target is named twice: {', '.join(targets)}.")
+
+
+def _check_apart(source: Path, goal: Path) -> None:
+    """--overwrite must not replace what is being read."""
+    if source.resolve().is_relative_to(goal.resolve()):
+        raise MisuseError(f"The output {goal} would replace the model directory {source}; choose another -o.")
+
+
+def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: int | None) -> int:
+    """The length to build for."""
+    if model.kind != "model":
+        raise BundleError(f"{source} is a bundle already; give the model directory that `piston export` wrote.")
+    if model.model.scheme != "fp":
+        raise MisuseError(f"{source} has scheme {model.model.scheme}; ort-cpu is built from scheme fp only, so far.")
+    positions = model.model.max_positions
+    length = min(positions, DEFAULT_LENGTH) if max_length is None else max_length
+    if max_batch < 1:
+        raise MisuseError(f"--max-batch {max_batch} must be at least 1.")
+    if not 2 <= length <= positions:  # noqa: PLR2004
+        raise MisuseError(
+            f"--max-length {length} must be from 2 to {positions}, the positions of {model.model.name}; "
+            "export with a longer --context for more."
+        )
+    return length
+
+
+def _build_ort_cpu(source: Path, model: Manifest, work: Path, asked: dict[str, int], progress: Progress) -> EngineSpec:
+    from piston.engines.build_ort import build_ort, describe
+    from piston.engines.prove import prove, reference_of
+
+    target = "ort-cpu"
+    with progress.phase(f"lowering for {target}"):
+        built = build_ort(source / CANONICAL, work / target, asked["max_length"])
+    with (
+        progress.phase("proving it equal to the canonical graph"),
+        reference_of(source / CANONICAL, model, work) as path,
+    ):
+        cache = dataclasses.replace(model.cache, dtype="float32")
+        proof = prove(path, built.path, cache, max_length=asked["max_length"], windows=built.lowered.windows)
+    return EngineSpec(
+        target=target,
+        path=built.path.relative_to(work).as_posix(),
+        asked=asked,
+        got={**describe(built), "proof": dataclasses.asdict(proof)},
+    )

@@ -1,0 +1,80 @@
+"""The `build` verb."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from piston.engines import DEFAULT_BATCH, DEFAULT_LENGTH, TARGETS, build
+from piston.runtime.console import Progress, note, print_json, print_text
+from piston.runtime.manifest import EngineSpec, Manifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston build`."""
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="what `piston export` wrote")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the bundle to write")
+    parser.add_argument(
+        "--target",
+        action="append",
+        metavar="TARGET",
+        help=f"what to build for, repeatable: {', '.join(TARGETS)} (default: {TARGETS[0]})",
+    )
+    parser.add_argument(
+        "--max-batch", type=int, default=DEFAULT_BATCH, metavar="N", help=f"rows at once (default: {DEFAULT_BATCH})"
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help=f"positions of a row (default: the model's, at most {DEFAULT_LENGTH})",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build, and print what came of it and how it was proved."""
+    manifest = build(
+        arguments.model_dir,
+        arguments.output,
+        arguments.target or TARGETS,
+        max_batch=arguments.max_batch,
+        max_length=arguments.max_length,
+        overwrite=arguments.overwrite,
+        progress=Progress(quiet=arguments.quiet),
+    )
+    size = sum(record.size for record in manifest.files.values())
+    if arguments.json:
+        print_json(
+            {"output": str(arguments.output), "bytes": size, "engines": [_as_json(spec) for spec in manifest.engines]}
+        )
+        return 0
+    print_text(f"{arguments.output}: {manifest.model.architecture}, {size / 1e6:,.0f} MB")
+    for spec in manifest.engines:
+        _print_engine(spec)
+    _warn(manifest)
+    return 0
+
+
+def _as_json(spec: EngineSpec) -> dict[str, Any]:
+    return {"target": spec.target, "path": spec.path, "asked": dict(spec.asked), "got": dict(spec.got)}
+
+
+def _print_engine(spec: EngineSpec) -> None:
+    got, asked, proof = spec.got, spec.asked, spec.got["proof"]
+    print_text(
+        f"{spec.target}: {got['dtype']}, batch up to {asked['max_batch']}, length up to {asked['max_length']}; "
+        f"attention fused in {got['attention_fused']} of {got['attention_layers']} "
+        f"(rotary in {got['rotary_fused']}, packed in {got['qkv_packed']}), {got['norms_fused']} residual norms"
+    )
+    print_text(
+        f"proof: logits within {proof['max_abs']:.1e} of the canonical graph's (allowed {proof['bound']:.1e}), "
+        f"the same greedy tokens over {proof['steps']} decode steps of {len(proof['prompt_lengths'])} prompts"
+    )
+
+
+def _warn(manifest: Manifest) -> None:
+    for spec in manifest.engines:
+        for name, reason in spec.got["not_lowered"].items():
+            note(f"warning: {name} stays canonical, which is slower: {reason}")

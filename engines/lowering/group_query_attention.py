@@ -1,0 +1,124 @@
+"""RotaryEmbedding x2 + TensorScatter x2 + Attention become one com.microsoft.GroupQueryAttention, in place.
+
+The standard pair costs the whole capacity at every token, GroupQueryAttention only the positions in use. It takes
+positions from the lengths, so position_ids must be what the runtime promises: the slots. It wants one row where a step
+has several tokens and a past, which is how the runtime prefills. Its `local_window_size` W keeps the keys > query - W,
+exactly the canonical mask (ONNX Runtime 1.32, measured).
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from piston.engines.lowering.attention_layer import AttentionLayer, UnfitError, attention_layer
+from piston.engines.lowering.merged_heads import is_head_swap, merged_heads
+from piston.engines.lowering.pattern import (
+    MICROSOFT,
+    constant_ints,
+    dims_of,
+    emit,
+    graph_of,
+    replace,
+    sole_consumer,
+    tidy,
+)
+
+SUPERFLUOUS = ("position_ids", "write_indices")
+
+
+class GroupQueryAttentionPass(ir.passes.InPlacePass):
+    """Keeps names and shapes of cache inputs and outputs; drops step inputs that nothing reads any more.
+
+    A layer that does not fit is left as it is, and `refused` says why: Attention's name -> reason.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: dict[str, str] = {}
+
+    def requires(self, model: ir.Model) -> None:
+        """The lengths are among the inputs."""
+        if "kv_lengths" not in {value.name for value in model.graph.inputs}:
+            raise ir.passes.PreconditionError("The graph has no input kv_lengths; it is not a canonical decoder.")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every layer that fits."""
+        lengths: _Lengths | None = None
+        for attention in [node for node in model.graph if node.op_type == "Attention" and node.domain == ""]:
+            try:
+                layer = attention_layer(attention)
+            except UnfitError as problem:
+                self.refused[attention.name or ""] = str(problem)
+                continue
+            lengths = lengths or _lengths(model.graph)
+            _rewrite(layer, lengths)
+        if lengths is not None:
+            model.opset_imports[MICROSOFT] = 1
+            tidy(model)
+            _remove_unread_inputs(model.graph)
+        return ir.passes.PassResult(model, modified=lengths is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    seqlens_k: ir.Value  # int32 [batch], one less than the entries each row may see
+    total: ir.Value  # int32 scalar, the most entries of any row
+
+
+def _lengths(graph: ir.Graph) -> _Lengths:
+    """Compute what GroupQueryAttention calls the lengths, once for all layers."""
+    kv_lengths = next(value for value in graph.inputs if value.name == "kv_lengths")
+    first = graph[0]
+    to_int32 = {"to": int(ir.DataType.INT32)}
+    less = emit(first, "Sub", [kv_lengths, constant_ints(graph, 1)], like=kv_lengths)
+    most = emit(first, "ReduceMax", [kv_lengths], {"keepdims": 0}, like=kv_lengths, dims=())
+    seqlens_k = emit(first, "Cast", less.outputs, to_int32, like=less.outputs[0]).outputs[0]
+    total = emit(first, "Cast", most.outputs, to_int32, like=most.outputs[0]).outputs[0]
+    for value, name in ((seqlens_k, "seqlens_k"), (total, "total_sequence_length")):
+        value.name, value.type = name, ir.TensorType(ir.DataType.INT32)
+    return _Lengths(seqlens_k, total)
+
+
+def _rewrite(layer: AttentionLayer, lengths: _Lengths) -> None:
+    attention, keys, values = layer.attention, layer.keys, layer.values
+    query, key, value = (merged_heads(source, attention) for source in (layer.query, keys.new, values.new))
+    inputs = [query, key, value, keys.past, values.past, lengths.seqlens_k, lengths.total]
+    attributes: dict[str, int | float] = {
+        "num_heads": layer.heads,
+        "kv_num_heads": layer.kv_heads,
+        "scale": layer.scale,
+    }
+    if layer.rotary is not None:
+        inputs += [layer.rotary.cos, layer.rotary.sin]
+        attributes |= {"do_rotary": 1, "rotary_interleaved": layer.rotary.interleaved}
+    if layer.window is not None:
+        attributes["local_window_size"] = layer.window
+    if layer.softcap:
+        attributes["softcap"] = layer.softcap
+    fused = emit(attention, "GroupQueryAttention", inputs, attributes, domain=MICROSOFT, num_outputs=3, like=query)
+    output, present_key, present_value = fused.outputs
+    replace(keys.present, present_key)
+    replace(values.present, present_value)
+    _replace_output(layer, output)
+
+
+def _replace_output(layer: AttentionLayer, merged: ir.Value) -> None:
+    """Let readers of Attention's [batch, heads, seq, head_dim] read `merged`, past the reshape where that undoes it."""
+    attention = layer.attention
+    transpose = sole_consumer(attention.outputs[0])
+    if transpose is not None and transpose.op_type == "Transpose" and is_head_swap(transpose):
+        reshape = sole_consumer(transpose.outputs[0])
+        if reshape is not None and reshape.op_type == "Reshape" and reshape.outputs[0].shape == merged.shape:
+            replace(reshape.outputs[0], merged)
+            return
+    batch, seq, _ = dims_of(merged)
+    sizes = constant_ints(graph_of(attention), 0, 0, layer.heads, layer.head_dim)
+    dims = (batch, seq, layer.heads, layer.head_dim)
+    by_head = emit(attention, "Reshape", [merged, sizes], like=merged, dims=dims)
+    swapped = emit(attention, "Transpose", by_head.outputs, {"perm": (0, 2, 1, 3)})
+    replace(attention.outputs[0], swapped.outputs[0])
+
+
+def _remove_unread_inputs(graph: ir.Graph) -> None:
+    for value in [value for value in graph.inputs if value.name in SUPERFLUOUS and not value.uses()]:
+        graph.inputs.remove(value)

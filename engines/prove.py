@@ -1,0 +1,177 @@
+"""The proof after every lowering: canonical and lowered graph answer the same prompts, or nothing is written.
+
+Both run through the engine that the runtime uses, side by side: prefill in two chunks on several slots, then decode
+steps of all slots at their different lengths and of single slots, in place. Tokens are the canonical graph's greedy
+ones, so that one difference does not become another.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.runtime.errors import ParityError
+from piston.runtime.manifest import CacheSpec, Manifest
+from piston.runtime.ort_engine import OrtEngine, OrtOptions
+
+ABSOLUTE, RELATIVE = 1e-3, 1e-4  # float32: the larger of the two, RELATIVE times the largest logit
+PROMPT_LENGTHS = (3, 8, 21)
+NUM_STEPS = 8
+PAST_WINDOW = 9  # how far the longest prompt goes beyond a window
+LARGEST_WINDOW = 1024  # longer windows are not filled: their prompt would take minutes
+KEPT = 16  # positions of a chunk whose logits are compared
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How far the two are apart: recorded in the manifest."""
+
+    max_abs: float
+    bound: float
+    steps: int
+    prompt_lengths: list[int]
+    compared: int  # rows of logits, each with the same greedy token
+
+
+def prove(canonical: Path, lowered: Path, cache: CacheSpec, *, max_length: int, windows: Sequence[int] = ()) -> Proof:
+    """Compare the float32 graph at `canonical` with `lowered`.
+
+    Raises:
+        ParityError: logits beyond the bound or another greedy token; the message names where, and the layer.
+    """
+    steps = min(NUM_STEPS, max_length - 1)
+    wanted = [*PROMPT_LENGTHS, *(window + PAST_WINDOW for window in windows if window <= LARGEST_WINDOW)]
+    lengths = sorted({max(1, min(length, max_length - steps)) for length in wanted})
+    with _Pair.open(canonical, lowered, cache, len(lengths), lengths[-1] + steps) as pair:
+        rng = np.random.default_rng(0)
+        vocab = pair.canonical.vocab_size
+        tokens = {slot: pair.prefill(rng.integers(0, vocab, length).tolist()) for slot, length in enumerate(lengths)}
+        for step in range(1, steps + 1):
+            together = step <= steps - 2 or len(lengths) == 1
+            for group in [list(tokens)] if together else [[slot] for slot in tokens]:
+                tokens |= pair.step({slot: tokens[slot] for slot in group}, step)
+        return Proof(pair.max_abs, pair.bound, steps, lengths, pair.compared)
+
+
+@contextmanager
+def reference_of(canonical: Path, model: Manifest, work: Path) -> Iterator[Path]:
+    """The canonical graph in float32: itself, or a widened copy below `work` for as long as the block lasts.
+
+    The CPU has no bfloat16 kernels, and float16 rounding would drown what the proof looks for.
+    """
+    if model.model.dtype == "float32":
+        yield canonical
+        return
+    import onnx_ir as ir
+
+    from piston.engines.lowering.float32 import Float32Pass
+
+    wide = work / "reference"
+    wide.mkdir()
+    graph = ir.load(canonical)
+    Float32Pass()(graph)
+    ir.save(graph, wide / canonical.name, external_data=f"{canonical.name}.data")
+    try:
+        yield wide / canonical.name
+    finally:
+        shutil.rmtree(wide)
+
+
+@dataclass(slots=True)
+class _Pair:
+    """The two engines in lockstep, and what has been seen of their difference."""
+
+    canonical: OrtEngine
+    lowered: OrtEngine
+    max_abs: float = 0.0
+    bound: float = ABSOLUTE
+    compared: int = 0
+
+    @classmethod
+    def open(cls, canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, capacity: int) -> Self:
+        # The reference runs as it is written, without ONNX Runtime's own rewrites and without a packed copy of weights.
+        plain = OrtOptions(prepack=False)
+        reference = OrtEngine.open(canonical, cache, num_slots=num_slots, capacity=capacity, options=plain)
+        return cls(reference, OrtEngine.open(lowered, cache, num_slots=num_slots, capacity=capacity))
+
+    def prefill(self, prompt: list[int]) -> int:
+        """Run a prompt in two chunks on a new slot; the greedy next token."""
+        slot = self.canonical.cache.admit()
+        assert slot == self.lowered.cache.admit()
+        cut = len(prompt) // 3
+        for chunk in (prompt[:cut], prompt[cut:]):
+            kept = min(len(chunk), KEPT)
+            if chunk:
+                expected = self.canonical.prefill(slot, chunk, kept)
+                self._compare(expected, self.lowered.prefill(slot, chunk, kept), f"prefill of {len(prompt)} tokens")
+        return int(expected[-1].argmax())
+
+    def step(self, tokens: dict[int, int], step: int) -> dict[int, int]:
+        """Append one token to each slot; the greedy next ones."""
+        expected, actual = self.canonical.step(tokens), self.lowered.step(tokens)
+        for slot in tokens:
+            self._compare(expected[slot][None], actual[slot][None], f"decode step {step} of slot {slot}")
+        return {slot: int(logits.argmax()) for slot, logits in expected.items()}
+
+    def _compare(self, expected: Array, actual: Array, where: str) -> None:
+        self.bound = max(self.bound, RELATIVE * float(np.abs(expected).max()))
+        difference = float(np.abs(expected - actual).max())
+        same = expected.argmax(axis=-1) == actual.argmax(axis=-1)
+        if not difference <= self.bound:
+            raise ParityError(
+                f"The lowered graph parts from the canonical one at the {where}: logits differ by {difference:.3g}, "
+                f"allowed are {self.bound:.3g}. {self._blame()} Nothing was written."
+            )
+        if not same.all() and _margin(expected[~same]) > self.bound:
+            raise ParityError(
+                f"The lowered graph picks another greedy token than the canonical one at the {where}, though logits "
+                f"differ by {difference:.3g} only. {self._blame()} Nothing was written."
+            )
+        self.max_abs = max(self.max_abs, difference)
+        self.compared += len(expected)
+
+    def _blame(self) -> str:
+        """Name the first layer whose cache differs: a layer's keys and values show what the layers before it did."""
+        num_layers = self.canonical.cache.spec.num_layers
+        for index in range(2 * num_layers):
+            layer, part = index // 2, "values" if index % 2 else "keys"
+            off = self._cache_difference(index)
+            if not off <= ABSOLUTE:
+                suspect = f"layer {layer - 1}'s attention or MLP" if layer else "layer 0's projections or rotary"
+                return (
+                    f"Layer {layer}'s {part} are the first to differ (by {off:.2g} of the largest): look at {suspect}."
+                )
+        return f"All caches agree: look at layer {num_layers - 1}'s attention or MLP, the final norm and lm_head."
+
+    def _cache_difference(self, index: int) -> float:
+        worst = 0.0
+        for slot, length in enumerate(self.canonical.cache.lengths):
+            expected, actual = (
+                engine.cache.arrays[index][slot, :, : int(length)] for engine in (self.canonical, self.lowered)
+            )
+            if expected.size:
+                worst = max(worst, float(np.abs(expected - actual).max() / max(np.abs(expected).max(), 1e-30)))
+        return worst
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.canonical.close()
+        self.lowered.close()
+
+
+def _margin(logits: Array) -> float:
+    """By how much the best token leads the second best, where it leads most."""
+    best = np.partition(logits, -2, axis=-1)[:, -2:]
+    return float((best[:, 1] - best[:, 0]).max())
