@@ -48,6 +48,7 @@ def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
     Raises:
         EmptyPromptError: a prompt without tokens; nothing was run.
         PromptTooLongError: prompt and max_tokens exceed the capacity; nothing was run.
+        MisuseError: every slot is held by others, such as open conversations.
     """
     waiting = deque(requests)
     for request in waiting:
@@ -55,7 +56,7 @@ def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
     active: dict[int, Request] = {}
     try:
         while waiting or active:
-            if waiting and (waiting[0].slot is not None or engine.cache.num_free):
+            if waiting and (waiting[0].slot is not None or engine.cache.num_free or not active):
                 request = waiting.popleft()
                 slot = request.slot if request.slot is not None else engine.cache.admit()
                 active[slot] = request
@@ -64,9 +65,10 @@ def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
                 rows = {slot: engine.prefill(slot, rest)[0]}
             else:
                 rows = engine.step({slot: request.output_ids[-1] for slot, request in active.items()})
-            for slot, logits in rows.items():
+            # All picks first: whoever takes the tokens may run the engine, which overwrites the logits.
+            picks = {slot: active[slot].sampler.pick(logits) for slot, logits in rows.items()}
+            for slot, pick in picks.items():
                 request = active[slot]
-                pick = request.sampler.pick(logits)
                 request.output_ids.append(pick.token_id)
                 yield Token(request, pick, request.sampler.finish_reason)
                 if request.sampler.finish_reason is not None or request.is_cancelled:

@@ -34,7 +34,8 @@ class ScriptedEngine:
 
         def script(history: tuple[int, ...]) -> Logits:
             logits = np.zeros(vocab_size, np.float32)
-            logits[token_ids[min(len(history) - prompt_len, len(token_ids) - 1)]] = 1.0
+            said = max(len(history) - prompt_len, 0)
+            logits[token_ids[min(said, len(token_ids) - 1)]] = 1.0
             return logits
 
         return cls(script, vocab_size=vocab_size, num_slots=num_slots, capacity=prompt_len + len(token_ids) + 64)
@@ -42,8 +43,11 @@ class ScriptedEngine:
     def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
         """See Engine."""
         self.calls.append(("prefill", (slot, list(token_ids))))
+        if not 0 <= num_logits <= len(token_ids):
+            raise MisuseError(f"Logits of {num_logits} positions were asked of a prefill of {len(token_ids)} tokens.")
+        self.cache.reserve(slot, len(token_ids))
         rows = [self._append(slot, token_id) for token_id in token_ids]
-        return np.stack(rows[len(rows) - num_logits :])
+        return np.array(rows[len(rows) - num_logits :], np.float32).reshape(num_logits, self.vocab_size)
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
         """See Engine."""
