@@ -100,17 +100,20 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
 
     with quiet(), _translated(checkpoint, "weights"):
         model, loading = AutoModelForCausalLM.from_pretrained(
-            **checkpoint.arguments, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            **checkpoint.arguments,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
-    missing, wrong = sorted(loading["missing_keys"]), sorted(map(str, loading.get("mismatched_keys", ())))
-    if missing or wrong:
-        # transformers would go on with random values in their place
-        what = (
-            f"lacks {len(missing)} tensors, {missing[0]} first"
-            if missing
-            else f"has tensors of wrong shape: {wrong[0]}"
+    # transformers would go on with random values in their place
+    if missing := sorted(loading["missing_keys"]):
+        raise CheckpointError(f"{checkpoint.name} lacks {len(missing)} tensors, {missing[0]} first; it is incomplete.")
+    if wrong := sorted(loading["mismatched_keys"], key=str):
+        name, stored, expected = wrong[0]
+        raise CheckpointError(
+            f"{checkpoint.name} stores {name} as {list(stored)}, but its config says {list(expected)}; one of them is wrong."
         )
-        raise CheckpointError(f"{checkpoint.name} {what}; the checkpoint is incomplete.")
     model.requires_grad_(requires_grad=False)
     return model.eval()  # type: ignore[no-any-return]
 
