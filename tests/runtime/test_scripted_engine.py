@@ -66,7 +66,7 @@ def test_a_token_outside_the_vocabulary_is_refused(engine):
 
 
 def test_a_prefill_beyond_the_capacity_changes_nothing(engine):
-    with pytest.raises(PromptTooLongError, match="9 positions.*8"):
+    with pytest.raises(PromptTooLongError, match=r"9 positions.*8"):
         engine.prefill(0, [1] * 9)
     assert engine.cache.lengths[0] == 0
 

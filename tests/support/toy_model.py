@@ -19,7 +19,8 @@ SPECIAL = ["<pad>", "<s>", "<end>", "<user>", "<bot>", "<system>"]
 PAD, BEGIN, END, USER, BOT, SYSTEM = range(len(SPECIAL))
 MERGES = [("n", "o"), ("Ġ", "no"), ("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w")]
 CHAT = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}<end>{% endfor %}"
+    "{% for message in messages %}<{{ 'bot' if message.role == 'assistant' else message.role }}>"
+    "{{ message.content }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<bot>{% endif %}"
 )
 
@@ -109,7 +110,7 @@ def manifest_of(**changes):
     return Manifest(**(fields | changes))
 
 
-def toy_model(script, *, num_slots=1, capacity=96, template=CHAT, manifest=None):
+def toy_model(script, *, num_slots=1, capacity=400, template=CHAT, manifest=None):
     engine = ScriptedEngine(script, vocab_size=VOCAB_SIZE, num_slots=num_slots, capacity=capacity)
     chat = None if template is None else ChatTemplate(template, special_tokens={"eos_token": "<end>"})
     return LanguageModel(manifest or manifest_of(), engine, byte_tokenizer(), chat)
