@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from piston.runtime.chat_template import ChatTemplate
-from piston.runtime.errors import BundleError
+from piston.runtime.errors import BundleCorruptError, BundleError
 from piston.runtime.manifest import EngineSpec, Manifest
 from piston.runtime.text import Tokenizer
 
@@ -57,9 +57,14 @@ class Bundle:
         )
 
     def chat_template(self) -> ChatTemplate | None:
-        """The checkpoint's own template, if it has one."""
+        """The checkpoint's own template, if it has one; raises BundleCorruptError or TemplateError."""
         spec = self.manifest.tokenizer
         if not spec.has_chat_template:
             return None
-        source = (self.directory / TEMPLATE).read_text(encoding="utf-8")
+        try:
+            source = (self.directory / TEMPLATE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise BundleCorruptError(
+                f"Cannot read the chat template {self.directory / TEMPLATE} ({problem}); make the bundle again."
+            ) from problem
         return ChatTemplate(source, special_tokens=spec.special_tokens)

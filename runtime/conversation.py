@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from piston.runtime.completion import Completion
 from piston.runtime.decode import check_fits
+from piston.runtime.errors import MisuseError
 from piston.runtime.generation import run
 from piston.runtime.sampling import Sampling
 
@@ -21,19 +22,27 @@ class Conversation:
     """
 
     def __init__(self, model: "LanguageModel", *, system: str | None, sampling: Sampling) -> None:
+        if sampling.n != 1 or sampling.echo:
+            raise MisuseError("A conversation gives one answer and no echo; leave n and echo out.")
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.sampling = sampling
-        self.completion: Completion | None = None
+        self.completion: Completion | None = None  # the last answer, as far as it went
         self._model = model
-        self._slot = model.engine.cache.admit()
+        self._slot: int | None = model.engine.cache.admit()
         self._cached: list[int] = []  # the tokens whose keys and values the slot holds
 
     def say(self, text: str) -> Iterator[str]:
         """Add the user's message and stream the answer.
 
         Closing the iterator, or an interrupt, ends the answer there: what was said stays in the conversation.
-        A message that is refused (too long, or by the template) is taken back.
+        A message that is refused (too long, or by the template) or gets no token of an answer is taken back.
+
+        Raises:
+            MisuseError: the conversation is closed, or the message too long.
+            TemplateError: the checkpoint has no template, or it refuses the messages.
         """
+        if self._slot is None:
+            raise MisuseError("The conversation is closed; begin another.")
         self.messages.append({"role": "user", "content": text})
         try:
             ids = self._model.render(self.messages)
@@ -42,22 +51,28 @@ class Conversation:
         except Exception:
             self.messages.pop()
             raise
-        request = generation.request
-        request.slot, request.keep_slot = self._slot, True
-        self._rewind(ids)
+        slot, request = self._slot, generation.request
+        request.slot, request.keep_slot = slot, True
+        self._rewind(slot, ids)
+        self.completion = None
         try:
             for _, piece in run(self._model.engine, [generation]):
                 if piece:
                     yield piece
         finally:
-            held = int(self._model.engine.cache.lengths[self._slot])
+            held = int(self._model.engine.cache.lengths[slot])
             self._cached = (ids + request.output_ids)[:held]
-            self.completion = generation.completion()
-            self.messages.append({"role": "assistant", "content": self.completion.text})
+            if request.output_ids:
+                self.completion = generation.completion()
+                self.messages.append({"role": "assistant", "content": self.completion.text})
+            else:
+                self.messages.pop()
 
     def close(self) -> None:
         """Give the slot back."""
-        self._model.engine.cache.release(self._slot)
+        if self._slot is not None:
+            self._model.engine.cache.release(self._slot)
+            self._slot = None
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +80,8 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _rewind(self, ids: list[int]) -> None:
+    def _rewind(self, slot: int, ids: list[int]) -> None:
         pairs = zip(self._cached, ids, strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         # At least one token must be prefilled: its logits are the first of the answer.
-        self._model.engine.cache.rewind(self._slot, min(shared, len(ids) - 1))
+        self._model.engine.cache.rewind(slot, min(shared, len(ids) - 1))

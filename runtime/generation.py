@@ -32,8 +32,6 @@ class Generation:
     def __post_init__(self) -> None:
         self._decoder = StreamDecoder(self.tokenizer)
         self._scanner = StopScanner(self.sampling.stop, include=self.sampling.include_stop_str_in_output)
-        if self.sampling.echo:
-            self.pieces.append(self.tokenizer.decode(self.request.prompt_ids))
 
     @property
     def is_finished(self) -> bool:
@@ -56,6 +54,8 @@ class Generation:
             text += self._scanner.flush()
             if self._scanner.stopped_by is not None:
                 self.finish_reason = "stop"
+        if self.sampling.echo and not self.pieces:
+            text = self.tokenizer.decode(self.request.prompt_ids) + text
         self.pieces.append(text)
         return text
 

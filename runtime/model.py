@@ -1,7 +1,9 @@
 """LanguageModel: a bundle, opened, behind generate, stream and chat."""
 
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +13,7 @@ from piston.runtime.completion import Completion
 from piston.runtime.conversation import Conversation
 from piston.runtime.decode import check_fits
 from piston.runtime.engine import Engine
-from piston.runtime.errors import BundleError, MisuseError, TemplateError
+from piston.runtime.errors import BundleCorruptError, BundleError, MisuseError, TemplateError
 from piston.runtime.generation import Generation, prepare, run
 from piston.runtime.manifest import Manifest
 from piston.runtime.sampling import Sampling
@@ -70,7 +72,7 @@ class LanguageModel:
             EmptyPromptError, PromptTooLongError, MisuseError: before anything is run.
         """
         sampling = sampling or Sampling()
-        is_single = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], int))
+        is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Integral))
         prompts: Sequence[Any] = [prompt] if is_single else prompt
         generations = self._prepare([self.encode(item) for item in prompts], sampling)
         for _ in run(self.engine, generations):
@@ -92,7 +94,11 @@ class LanguageModel:
         return self.generate(self.render(messages), sampling)
 
     def conversation(self, system: str | None = None, sampling: Sampling | None = None) -> Conversation:
-        """A chat that keeps its cache between turns, and one slot until it is closed."""
+        """A chat that keeps its cache between turns, and one slot until it is closed.
+
+        Raises:
+            MisuseError: every slot is taken, or the sampling asks for several answers or for the prompt's echo.
+        """
         return Conversation(self, system=system, sampling=sampling or Sampling())
 
     def render(self, messages: Sequence[Message]) -> list[int]:
@@ -107,7 +113,7 @@ class LanguageModel:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; ids pass through."""
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [operator.index(item) for item in prompt]
 
     @property
     def default_sampling(self) -> Sampling:
@@ -158,9 +164,10 @@ def load(
     manifest, spec = opened.manifest, opened.engine(target)
     if spec.target != "ort-cpu":
         raise BundleError(f"This runtime has no backend for {spec.target}; build the bundle for ort-cpu.")
-    slots = max_batch if max_batch is not None else int(spec.asked.get("max_batch", 1))
-    length = max_length if max_length is not None else int(spec.asked.get("max_length", manifest.model.max_positions))
-    limit = int(spec.got.get("max_positions", manifest.model.max_positions))
+    positions = manifest.model.max_positions
+    slots = max_batch if max_batch is not None else _size(spec.asked, "max_batch", 1)
+    length = max_length if max_length is not None else _size(spec.asked, "max_length", positions)
+    limit = _size(spec.got, "max_positions", positions)
     if slots < 1 or length < 1:
         raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
     if length > limit:
@@ -174,3 +181,10 @@ def load(
         opened.directory / spec.path, manifest.cache, num_slots=slots, capacity=length, options=options
     )
     return LanguageModel(manifest, engine, tokenizer, template)
+
+
+def _size(stated: Mapping[str, Any], name: str, default: int) -> int:
+    value = stated.get(name, default)
+    if not isinstance(value, int):
+        raise BundleCorruptError(f"The manifest states {name} as {value!r}, it must be an integer; build it again.")
+    return value

@@ -103,8 +103,6 @@ def report_speed(completion: Completion) -> None:
 def _stream(model: LanguageModel, prompt: Any, sampling: Sampling, *, quiet: bool) -> None:
     stream = model.stream(prompt, sampling)
     try:
-        if sampling.echo:
-            print_text(model.tokenizer.decode(model.encode(prompt)), end="")
         for piece in stream:
             print_text(piece, end="")
     finally:
