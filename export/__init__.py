@@ -1,4 +1,4 @@
-"""A checkpoint becomes a model directory: the canonical graph, its manifest, its tokenizer. The only place with torch."""
+"""A checkpoint becomes a model directory: canonical graph, manifest, tokenizer. The only folder that knows torch."""
 
 import dataclasses
 import gc

@@ -112,7 +112,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     if wrong := sorted(loading["mismatched_keys"], key=str):
         name, stored, expected = wrong[0]
         raise CheckpointError(
-            f"{checkpoint.name} stores {name} as {list(stored)}, but its config says {list(expected)}; one of them is wrong."
+            f"{checkpoint.name} stores {name} as {list(stored)}, but its config says {list(expected)}; one is wrong."
         )
     model.requires_grad_(requires_grad=False)
     return model.eval()  # type: ignore[no-any-return]

@@ -141,7 +141,8 @@ def _blame(model_path: Path, cache: CacheSpec, reference: Reference) -> str:
         # Per token and relative: the first token's massive activations would hide the others' error.
         difference = np.linalg.norm(expected - actual, axis=-1) / np.linalg.norm(expected, axis=-1)
         if not float(difference.max()) <= ABSOLUTE:
-            return f"The first layer that parts is layer {layer}: a token's output is off by {difference.max():.2g} of its length."
+            share = f"{difference.max():.2g}"
+            return f"The first layer that parts is layer {layer}: a token's output is off by {share} of its length."
     return "Every layer agrees: the difference arises after the last one (final norm or lm_head), or in the cache."
 
 

@@ -63,7 +63,9 @@ def positions_of(config: Any, context: int | None) -> int:
                 f"frequencies; past them every cached key would have to be rotated again. Use --context {trained}."
             )
     if not rope_types(config) and context is not None and context > trained:
-        raise MisuseError(f"--context {context} is beyond the {trained} positions the checkpoint has learned embeddings for.")
+        raise MisuseError(
+            f"--context {context} is beyond the {trained} positions the checkpoint has learned embeddings for."
+        )
     return context or trained
 
 

@@ -12,7 +12,7 @@ FILE_NAME, TEMPLATE_NAME = "tokenizer.json", "chat_template.jinja"
 SAMPLES = (
     "The capital of France is Paris.",
     "  two  spaces\n\nand a tab\t.",
-    "naïve café — 1,234.5 € 你好，世界 مرحبا 👩‍👩‍👧 ก็",
+    "naïve café — 1,234.5 € 你好，世界 مرحبا 👩‍👩‍👧 ก็",  # noqa: RUF001
     "def f(x):\n    return x ** 2  # comment",
 )
 SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")

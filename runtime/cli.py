@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from types import ModuleType
 
 from piston.runtime.console import is_coloured, note
 from piston.runtime.errors import Error, MisuseError
@@ -64,7 +65,7 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
     return int(arguments.run(arguments))
 
 
-def _load(verb: str):  # noqa: ANN202
+def _load(verb: str) -> ModuleType:
     name, _ = VERBS[verb]
     try:
         return importlib.import_module(name)

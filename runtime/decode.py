@@ -86,8 +86,8 @@ def check_fits(engine: Engine, request: Request) -> None:
     capacity = engine.cache.capacity
     if num_prompt + num_new > capacity:
         raise PromptTooLongError(
-            f"The prompt has {num_prompt:,} tokens and max_tokens is {num_new:,}, together {num_prompt + num_new:,}, but "
-            f"the engine holds {capacity:,}; shorten the prompt, lower max_tokens, or load with a larger max_length."
+            f"The prompt has {num_prompt:,} tokens and max_tokens is {num_new:,}, together {num_prompt + num_new:,}, "
+            f"but the engine holds {capacity:,}; shorten the prompt, lower max_tokens or load with a larger max_length."
         )
 
 

@@ -32,12 +32,12 @@ def describe(manifest: Manifest, *, verified: bool) -> list[str]:
     """The manifest in a few lines for people."""
     model, cache = manifest.model, manifest.cache
     size = sum(record.size for record in manifest.files.values())
+    shape = f"{model.num_layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size:,}"
+    held = f"{cache.num_kv_heads} x {cache.head_dim} {cache.dtype}, {cache.bytes_per_token / 1e3:.1f} kB a token"
     lines = [
-        f"{manifest.kind} {model.name}: {model.architecture}, {model.num_layers} layers, hidden {model.hidden_size}, "
-        f"vocabulary {model.vocab_size:,}",
+        f"{manifest.kind} {model.name}: {model.architecture}, {shape}",
         f"precision  {model.dtype} weights, scheme {model.scheme}",
-        f"positions  {model.max_positions:,}; cache {cache.num_kv_heads} x {cache.head_dim} {cache.dtype}, "
-        f"{cache.bytes_per_token / 1e3:.1f} kB a token",
+        f"positions  {model.max_positions:,}; cache {held}",
         f"files      {len(manifest.files)}, {size / 1e6:,.1f} MB, {'hashes match' if verified else 'not verified'}",
         f"chat       {'template of the checkpoint' if manifest.tokenizer.has_chat_template else 'no template'}",
     ]

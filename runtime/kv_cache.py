@@ -5,6 +5,7 @@ It knows lengths and capacity, not tokens and not backends.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,8 @@ class KVCache:
         self.num_slots = num_slots
         self.capacity = capacity
         shape = (num_slots, spec.num_kv_heads, capacity, spec.head_dim)
-        dtype = np.float32 if spec.dtype == "float32" else np.uint16
-        self.arrays: list[NDArray[np.float32] | NDArray[np.uint16]] = [
-            np.zeros(shape, dtype) for _ in range(2 * spec.num_layers)
-        ]
+        dtype = np.dtype(np.float32 if spec.dtype == "float32" else np.uint16)
+        self.arrays: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(2 * spec.num_layers)]
         self.lengths = np.zeros(num_slots, np.int64)
         self._free = list(range(num_slots))
 

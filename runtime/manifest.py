@@ -7,6 +7,7 @@ either means what this version understands or is refused.
 import dataclasses
 import hashlib
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -140,13 +141,19 @@ class Manifest:
         """Check that every recorded file is there with the recorded bytes.
 
         Raises:
-            BundleCorruptError: naming the first file that is missing, escapes the directory, or differs.
+            BundleCorruptError: naming the first file that is missing, escapes the directory, or differs, or the
+                engine that is none of the recorded files.
         """
+        for engine in self.engines:
+            if engine.path not in self.files:
+                raise BundleCorruptError(
+                    f"{directory} has an engine in {engine.path!r}, which is not among the recorded files; build it again."
+                )
         for name, record in self.files.items():
             path = directory / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise BundleCorruptError(f"{directory} records {name!r}, which lies outside it; do not trust it.")
-            if not path.is_file():
+            if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name that is too long (3.11)
                 raise BundleCorruptError(f"{directory} lacks {name}; copy it whole or make it again.")
             if path.stat().st_size != record.size:
                 size = path.stat().st_size
@@ -163,7 +170,7 @@ def sha256_of(path: Path) -> str:
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
     """Record every file below directory, except the manifest itself, by its relative name."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / FILE_NAME)
     return {
         path.relative_to(directory).as_posix(): FileRecord(sha256=sha256_of(path), size=path.stat().st_size)
         for path in paths
@@ -184,24 +191,24 @@ def _build(expected: Any, value: object, where: str) -> object:
     if origin is Mapping:
         item_type = typing.get_args(expected)[1]
         if not isinstance(value, dict):
-            raise _ShapeError(f"{where} must be an object, it is {value!r}")
+            raise _ShapeError(f"{where} must be an object, it is {value!r:.80}")
         return {key: _build(item_type, item, f"{where}.{key}") for key, item in value.items()}
     if origin is Literal:
         if value not in typing.get_args(expected):
-            raise _ShapeError(f"{where} is {value!r}, it must be one of {', '.join(typing.get_args(expected))}")
+            raise _ShapeError(f"{where} is {value!r:.80}, it must be one of {', '.join(typing.get_args(expected))}")
         return value
     if origin is types.UnionType:
         return None if value is None else _build(typing.get_args(expected)[0], value, where)
     if expected is Any:
         return value
     if not isinstance(value, expected) or (expected is int and (isinstance(value, bool) or value < 0)):
-        raise _ShapeError(f"{where} is {value!r}, it must be a {expected.__name__}")
+        raise _ShapeError(f"{where} is {value!r:.80}, it must be a {expected.__name__}")
     return value
 
 
 def _build_dataclass(expected: Any, value: object, where: str) -> object:
     if not isinstance(value, dict):
-        raise _ShapeError(f"{where or 'the manifest'} must be an object, it is {value!r}")
+        raise _ShapeError(f"{where or 'the manifest'} must be an object, it is {value!r:.80}")
     fields = {item.name: item for item in dataclasses.fields(expected)}
     hints = typing.get_type_hints(expected)
     prefix = f"{where}." if where else ""
@@ -219,5 +226,5 @@ def _build_dataclass(expected: Any, value: object, where: str) -> object:
 
 def _items(value: object, where: str) -> list[tuple[int, object]]:
     if not isinstance(value, list):
-        raise _ShapeError(f"{where} must be a list, it is {value!r}")
+        raise _ShapeError(f"{where} must be a list, it is {value!r:.80}")
     return list(enumerate(value))

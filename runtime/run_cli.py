@@ -95,8 +95,9 @@ def report_speed(completion: Completion) -> None:
     """One line on stderr."""
     timings = completion.timings
     note(
-        f"[{completion.num_prefilled_tokens} tokens in, first answered after {timings.time_to_first_token * 1e3:.0f} ms; "
-        f"{timings.num_tokens} out, {timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason}]"
+        f"[{completion.num_prefilled_tokens} tokens in, first answered after "
+        f"{timings.time_to_first_token * 1e3:.0f} ms; {timings.num_tokens} out, "
+        f"{timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason}]"
     )
 
 

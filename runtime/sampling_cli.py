@@ -6,7 +6,6 @@ from typing import Any
 from piston.runtime.errors import MisuseError
 from piston.runtime.sampling import Sampling
 
-# option: (type, help)
 NUMBERS: dict[str, tuple[type, str]] = {
     "max_tokens": (int, "most tokens to generate (default 256)"),
     "min_tokens": (int, "no end before this many tokens"),

@@ -49,7 +49,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _GenerationTag],
             finalize=_printed,
-            optimized=False,  # folding constants would compute `'x'|center(10**10)` while compiling
         )
         self.allowance = Allowance()
         del self.globals["lipsum"]  # prints as many paragraphs as one asks for

@@ -44,14 +44,14 @@ class CastPrecisionPass(ir.passes.InPlacePass):
     def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
         numpy_type = NUMPY_TYPES[self.dtype]
 
-        def convert() -> ir.Tensor:
+        def convert() -> ir.TensorProtocol:
             array = tensor.numpy()
             largest = float(np.abs(array).max()) if array.size else 0.0
             if self.dtype == "float16" and largest > np.finfo(np.float16).max:
                 raise CheckpointError(f"{name} reaches {largest:.3g}, beyond float16; use --dtype bf16 or fp32.")
             return ir.Tensor(array.astype(numpy_type), name=name)
 
-        return ir.LazyTensor(convert, dtype=TYPES[self.dtype], shape=ir.Shape(tensor.shape), name=name)
+        return ir.LazyTensor(convert, dtype=TYPES[self.dtype], shape=ir.Shape(tensor.numpy().shape), name=name)
 
     def _widen_logits(self, graph: ir.Graph) -> None:
         logits = graph.outputs[0]

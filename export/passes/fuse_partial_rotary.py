@@ -1,6 +1,7 @@
 """Concat(RotaryEmbedding(x[..., :r]), x[..., r:]) becomes RotaryEmbedding(x, rotary_embedding_dim=r)."""
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 
 class FusePartialRotaryPass(ir.passes.InPlacePass):
@@ -21,7 +22,7 @@ class FusePartialRotaryPass(ir.passes.InPlacePass):
                 model.graph.remove(concat, safe=True)
                 modified = True
         if modified:
-            ir.passes.common.RemoveUnusedNodesPass()(model)
+            common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=modified)
 
 

@@ -30,7 +30,7 @@ class SimplifyPass(ir.passes.InPlacePass):
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             common.CommonSubexpressionEliminationPass(),
             common.RemoveUnusedNodesPass(),
-            common.RemoveUnusedFunctionsPass(),
+            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
             common.OutputFixPass(),
             common.NameFixPass(),

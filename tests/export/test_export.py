@@ -96,7 +96,9 @@ def test_two_exports_are_the_same_bytes(exported, checkpoint, tmp_path):
         assert (tmp_path / "elsewhere" / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-@pytest.mark.parametrize(("dtype", "onnx_type"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
+@pytest.mark.parametrize(
+    ("dtype", "onnx_type"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)]
+)
 def test_a_narrow_type_is_everywhere_but_the_logits(checkpoint, tmp_path, dtype, onnx_type):
     manifest = export_model(checkpoint, tmp_path / "out", ExportOptions(dtype=dtype))
     model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)

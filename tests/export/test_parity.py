@@ -21,7 +21,7 @@ def broken(monkeypatch):
     """Scale one weight of the written graph, as a faulty pass would."""
 
     def install(name, factor):
-        import piston.export.passes as passes
+        from piston.export import passes
 
         honest = passes.canonicalize
 
