@@ -147,7 +147,7 @@ class Manifest:
         for engine in self.engines:
             if engine.path not in self.files:
                 raise BundleCorruptError(
-                    f"{directory} has an engine in {engine.path!r}, which is not among the recorded files; build it again."
+                    f"{directory} has an engine {engine.path!r}, which is not among the recorded files; build it again."
                 )
         for name, record in self.files.items():
             path = directory / name
