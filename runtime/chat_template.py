@@ -62,7 +62,7 @@ class ChatTemplate:
             TemplateError: the template refused the messages, failed, or took too much time or space.
         """
         _check_messages(messages)
-        given = {"messages": list(messages), "tools": None if tools is None else list(tools), **variables}
+        given = {"messages": list(messages), "tools": tools, **variables}
         values = {"documents": None} | self._special_tokens | {name: _plain(given[name], name) for name in given}
         self._sandbox.allowance.renew()
         try:
