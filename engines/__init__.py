@@ -50,7 +50,7 @@ def build(  # noqa: PLR0913 - the options of one command
         asked = {"max_batch": max_batch, "max_length": length}
         engines = [_build_ort_cpu(source, model, work, asked, progress) for _ in targets]
         with progress.phase("hashing"):
-            return write_bundle(work, source, model, engines, length)
+            return write_bundle(work, source, model, engines)
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -109,5 +109,5 @@ def _build_ort_cpu(source: Path, model: Manifest, work: Path, asked: dict[str, i
         target=target,
         path=built.path.relative_to(work).as_posix(),
         asked=asked,
-        got={**describe(built), "proof": dataclasses.asdict(proof)},
+        got={**describe(built), "max_positions": asked["max_length"], "proof": dataclasses.asdict(proof)},
     )

@@ -11,17 +11,17 @@ COPIED = ("tokenizer.json", "chat_template.jinja")  # as far as the model direct
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
-def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[EngineSpec], max_length: int) -> Manifest:
+def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[EngineSpec]) -> Manifest:
     """Complete the directory `work`, which holds the engines, and return the manifest written there.
 
-    Its cache is float32, as the engines read it, and its positions end where the engines' rotary tables do.
+    Its cache is float32, as the engines read it; the model is described as its checkpoint was.
     """
     for name in COPIED:
         if (model_dir / name).is_file():
             shutil.copyfile(model_dir / name, work / name)
     manifest = Manifest(
         kind="bundle",
-        model=dataclasses.replace(model.model, max_positions=min(model.model.max_positions, max_length)),
+        model=model.model,
         cache=dataclasses.replace(model.cache, dtype="float32"),
         tokenizer=model.tokenizer,
         generation=model.generation,

@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from piston.runtime.cli import main
+
+
+def test_build_prints_what_came_of_it_and_progress_apart(model_dir, tmp_path, capsys):
+    assert main(["build", str(model_dir), "-o", str(tmp_path / "bundle"), "--max-length", "50"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith(f"{tmp_path / 'bundle'}: LlamaForCausalLM")
+    assert "attention fused in 2 of 2" in out
+    assert "length up to 50" in out
+    assert "proof: logits within" in out
+    assert "proving it equal to the canonical graph" in err
+
+
+def test_json_is_one_object(model_dir, tmp_path, capsys):
+    arguments = ["build", str(model_dir), "-o", str(tmp_path / "bundle"), "--target", "ort-cpu", "--json", "--quiet"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert err == ""
+    assert report["output"] == str(tmp_path / "bundle")
+    assert report["bytes"] > 100_000
+    assert report["engines"][0]["asked"] == {"max_batch": 8, "max_length": 96}
+    assert report["engines"][0]["got"]["attention_fused"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--target", "tensorrt"], 2, "not built by this version"),
+        (["--max-batch", "0"], 2, "--max-batch 0"),
+        (["--max-length", "1000"], 2, "--max-length 1000 must be from 2 to 96"),
+    ],
+)
+def test_misuse_is_one_line_and_status_two(model_dir, tmp_path, capsys, arguments, status, message):
+    assert main(["build", str(model_dir), "-o", str(tmp_path / "bundle"), *arguments]) == status
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_directory_that_is_no_model_fails_with_status_one(tmp_path, capsys):
+    assert main(["build", str(tmp_path), "-o", str(tmp_path / "bundle")]) == 1
+    assert "No manifest.json" in capsys.readouterr().err
