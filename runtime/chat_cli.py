@@ -5,10 +5,9 @@ import sys
 
 from piston.runtime.console import note, print_text
 from piston.runtime.conversation import Conversation
-from piston.runtime.errors import Error
-from piston.runtime.run_cli import add_load_arguments, load_from, report_speed
-from piston.runtime.sampling import Sampling
-from piston.runtime.sampling_cli import add_sampling_arguments, sampling_from
+from piston.runtime.errors import Error, MisuseError
+from piston.runtime.run_cli import add_load_arguments, check_sampling, load_from, report_speed, sampling_for
+from piston.runtime.sampling_cli import add_sampling_arguments
 
 HELP = "/reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
@@ -22,10 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Talk until the user leaves."""
-    sampling_from(arguments, Sampling())
-    arguments.max_batch = arguments.max_batch or 1
+    check_sampling(arguments)
+    if arguments.max_batch is None:
+        arguments.max_batch = 1
     with load_from(arguments) as model:
-        sampling = sampling_from(arguments, model.default_sampling)
+        sampling = sampling_for(arguments, model)
         is_person = sys.stdin.isatty()
         if is_person and not arguments.quiet:
             note(f"{model.manifest.model.name}; {HELP}")
@@ -42,6 +42,8 @@ def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
             line = input(prompt).strip()
         except EOFError:
             return False
+        except UnicodeDecodeError as problem:
+            raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
         except KeyboardInterrupt:
             print_text("")
             return False

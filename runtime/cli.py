@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from types import ModuleType
+from typing import NoReturn
 
 from piston.runtime.console import is_coloured, note
 from piston.runtime.errors import Error, MisuseError
@@ -21,7 +21,16 @@ VERBS = {
     "chat": ("piston.runtime.chat_cli", "talk with a bundle"),
     "inspect": ("piston.runtime.inspect_cli", "what a model directory or bundle is made of"),
 }
+EXTRAS = {"export": "export", "build": "build"}  # verbs that need one
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports as everything else does: one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `main` reports."""
+        raise MisuseError(f"{message}; see `{self.prog} --help`.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,12 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left; nothing to say and nobody to say it to
         return FAILED
+    except ImportError as problem:
+        return _report(_missing_extra(verb, problem), FAILED, debug=debug)
     except OSError as problem:
         return _report(problem, FAILED, debug=debug)
 
 
 def _dispatch(verb: str | None, words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="piston",
         description="PyTorch language models to ONNX and INT8 engines, run without PyTorch.",
         epilog="`piston VERB --help` explains a verb.",
@@ -57,26 +68,23 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
     for name, (_, summary) in VERBS.items():
         sub = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if name == verb:
-            module = _load(name)
+            module = importlib.import_module(VERBS[name][0])
             module.add_arguments(sub)
             sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
             sub.set_defaults(run=module.run)
-    arguments = parser.parse_args(words)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise MisuseError(f"unrecognized arguments: {' '.join(unknown)}; see `piston {arguments.verb} --help`.")
     return int(arguments.run(arguments))
 
 
-def _load(verb: str) -> ModuleType:
-    name, _ = VERBS[verb]
-    try:
-        return importlib.import_module(name)
-    except ImportError as problem:
-        missing = (problem.name or "").partition(".")[0]
-        if missing in ("", "piston") and not str(problem.name).startswith(name.rpartition(".")[0]):
-            raise
-        extra = "export" if verb == "export" else "build"
-        raise Error(
-            f"`piston {verb}` needs {missing}, which is not installed; pip install 'piston[{extra}]'."
-        ) from problem
+def _missing_extra(verb: str | None, problem: ImportError) -> Error:
+    """What to install for the verb; an import that fails for another reason is raised as it is."""
+    missing = (problem.name or "").partition(".")[0]
+    if verb not in EXTRAS or missing in ("", "piston"):
+        raise problem
+    install = f"pip install 'piston[{EXTRAS[verb]}]'"
+    return Error(f"`piston {verb}` needs {missing}, which is not installed; {install}.")
 
 
 def _report(problem: BaseException, status: int, *, debug: bool) -> int:

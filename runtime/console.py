@@ -10,13 +10,14 @@ from typing import Any, TextIO
 
 
 def print_json(value: Any) -> None:
-    """Print one object on stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))  # noqa: T201
+    """Print one object on stdout, escaped where stdout cannot show it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print(text if _as_shown(text) == text else json.dumps(value, indent=1))  # noqa: T201
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print a result on stdout, at once."""
-    print(text, end=end, flush=True)  # noqa: T201
+    """Print a result on stdout, at once; what stdout cannot show becomes a question mark."""
+    print(_as_shown(text), end=end, flush=True)  # noqa: T201
 
 
 def note(text: str) -> None:
@@ -66,3 +67,8 @@ class Progress:
 
     def _painted(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(self._stream) else text
+
+
+def _as_shown(text: str) -> str:
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

@@ -46,16 +46,27 @@ def load_from(arguments: argparse.Namespace) -> LanguageModel:
     )
 
 
+def check_sampling(arguments: argparse.Namespace) -> None:
+    """Tell a wrong option before seconds of loading, unless it depends on what is loaded."""
+    if not arguments.checkpoint_sampling:
+        sampling_from(arguments, Sampling())
+
+
+def sampling_for(arguments: argparse.Namespace, model: LanguageModel) -> Sampling:
+    """The options given, over the checkpoint's recommendation where that was asked for."""
+    return sampling_from(arguments, model.default_sampling if arguments.checkpoint_sampling else Sampling())
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Complete the prompt."""
     text = _prompt_text(arguments)
     if arguments.system is not None and not arguments.chat:
         raise MisuseError("--system needs --chat; a plain prompt has no roles.")
-    sampling = sampling_from(arguments, Sampling())  # a wrong option is told before seconds of loading
-    if sampling.logprobs and not arguments.json:
+    check_sampling(arguments)
+    if hasattr(arguments, "logprobs") and not arguments.json:
         raise MisuseError("--logprobs are printed with --json only.")
     with load_from(arguments) as model:
-        sampling = sampling_from(arguments, model.default_sampling)
+        sampling = sampling_for(arguments, model)
         prompt: Any = model.render(_messages(text, arguments.system)) if arguments.chat else text
         if arguments.json:
             completions = model.generate([prompt], sampling)
@@ -121,7 +132,12 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
             raise MisuseError(f"{arguments.prompt_file} is not UTF-8 ({problem.reason}).") from None
         except OSError as problem:
             raise MisuseError(f"Cannot read {arguments.prompt_file}: {problem.strerror}.") from None
-    return sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if arguments.prompt != "-":
+        return str(arguments.prompt)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as problem:
+        raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
 
 
 def _messages(text: str, system: str | None) -> list[dict[str, str]]:
