@@ -118,6 +118,9 @@ class _Export:
         graph = trace(model, cache, self.positions)
         canonicalize(graph)
         ir.save(graph, work / MODEL_NAME, external_data=DATA_NAME)
+        # onnxscript 0.7's rewrite rules, which live as long as the process, remember the last graph they matched.
+        for value in graph.graph.initializers.values():
+            value.const_value = None
 
     def _provenance(self, parity: dict[str, Any] | None) -> dict[str, Any]:
         tools = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")

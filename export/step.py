@@ -20,6 +20,21 @@ class Step:
     capacity: Any  # a symbolic size while tracing
 
 
+@dataclass(slots=True)
+class StepHolder:
+    """Where the replaced functions find the step under way.
+
+    transformers keeps registered functions for good, so they hold this and never the model: gigabytes would stay.
+    """
+
+    step: Step | None = None
+
+    def current(self) -> Step:
+        """The step; only while tracing."""
+        assert self.step is not None
+        return self.step
+
+
 class StepCache:
     """Answers transformers' Cache protocol: `update` scatters into the preallocated cache of one layer."""
 

@@ -19,7 +19,7 @@ from piston.export.operators import attention_of, keep_rows, mask_of, rotary_of
 from piston.export.quiet import quiet
 from piston.export.rotary import RotaryTables, tables_of
 from piston.export.signature import OPSET, Signature
-from piston.export.step import Step, StepCache
+from piston.export.step import Step, StepCache, StepHolder
 from piston.runtime.errors import UnsupportedModelError
 from piston.runtime.manifest import CacheSpec
 
@@ -32,7 +32,7 @@ class CanonicalDecoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.step: Step | None = None
+        self.holder = StepHolder()
 
     def forward(
         self,
@@ -44,8 +44,8 @@ class CanonicalDecoder(nn.Module):
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         """One step; shapes in signature.py."""
-        self.step = Step(position_ids, write_indices, kv_lengths, past[0].shape[2])
-        cache = StepCache(past, self.step)
+        self.holder.step = Step(position_ids, write_indices, kv_lengths, past[0].shape[2])
+        cache = StepCache(past, self.holder.step)
         logits = self.model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -116,11 +116,7 @@ def _replaced(decoder: CanonicalDecoder, tables: dict[nn.Module, dict[str | None
     """Answer attention, masks, rotary embeddings and norms with ONNX operators."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    def current() -> Step:
-        assert decoder.step is not None
-        return decoder.step
-
-    model = decoder.model
+    model, current = decoder.model, decoder.holder.current
     AttentionInterface.register(ATTENTION, attention_of(current))
     AttentionMaskInterface.register(ATTENTION, mask_of(current))
     model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
@@ -142,3 +138,4 @@ def _replaced(decoder: CanonicalDecoder, tables: dict[nn.Module, dict[str | None
             if hasattr(source, name):
                 stack.enter_context(mock.patch.object(source, name, function))
         yield
+    decoder.holder.step = None
