@@ -53,9 +53,11 @@ class OrtEngine:
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
-            EngineError: it refuses the file.
+            EngineError: it refuses the file, or the file is no decoder with such a cache.
         """
-        return cls(open_session(path, options or OrtOptions()), spec, num_slots, capacity)
+        session = open_session(path, options or OrtOptions())
+        _check_interface(session, spec, path)
+        return cls(session, spec, num_slots, capacity)
 
     def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
         """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the vocabulary."""
@@ -154,6 +156,27 @@ def open_session(path: Path, options: OrtOptions) -> Any:
         settings.add_session_config_entry("session.disable_prepacking", "1")
     with translated(f"loading {path}"):
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+
+def _check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
+    """Refuse a graph that is no decoder or has another cache, before a step runs on memory of the wrong size."""
+    shapes = {item.name: list(item.shape) for item in [*session.get_inputs(), *session.get_outputs()]}
+    if not isinstance(shapes.get("logits", [None])[-1], int):
+        raise EngineError(f"{path} has no output named logits of known vocabulary; it is not a decoder of Piston's.")
+    found = {name: shape for name, shape in shapes.items() if name.startswith("past.")}
+    names = {f"past.{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")}
+    fits = all(_agree(shape, [None, spec.num_kv_heads, None, spec.head_dim]) for shape in found.values())
+    if set(found) != names or not fits:
+        shape = next(iter(found.values()), "none")
+        raise EngineError(
+            f"{path} has {len(found)} cache inputs (the first of shape {shape}), not the {len(names)} of "
+            f"{spec.num_kv_heads} heads of {spec.head_dim} that its manifest states; build it again."
+        )
+
+
+def _agree(shape: list[Any], wanted: list[int | None]) -> bool:
+    pairs = zip(shape, wanted, strict=False)  # symbolic sizes are names
+    return len(shape) == len(wanted) and all(w is None or not isinstance(s, int) or s == w for s, w in pairs)
 
 
 @contextmanager
