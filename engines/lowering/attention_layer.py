@@ -71,8 +71,10 @@ def attention_layer(attention: ir.Node) -> AttentionLayer:
         UnfitError: it is not of the canonical form, or not one the kernel can do.
     """
     query, present_key, present_value, *rest = [*attention.inputs, *[None] * 4][:7]
-    if query is None or len(static_dims(query)) != RANK or len(attention.outputs) != 1:
+    if query is None or len(static_dims(query)) != RANK:
         raise UnfitError("its query is not [batch, heads, seq, head_dim]")
+    if len(attention.outputs) != 1:
+        raise UnfitError("it has several results")
     for name in ("softmax_precision", "qk_matmul_output_mode"):
         if int_attribute(attention, name):
             raise UnfitError(f"GroupQueryAttention has no {name}")

@@ -7,13 +7,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 
-def array_of(value: ir.Value) -> NDArray[np.generic]:
-    """The elements of an initializer."""
-    assert value.const_value is not None
-    array: NDArray[np.generic] = value.const_value.numpy()
-    return array
-
-
 def derived_weight(
     graph: ir.Graph,
     name: str,

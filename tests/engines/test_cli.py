@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from piston.engines.lowering import attention_layer
 from piston.runtime.cli import main
 
 
@@ -46,3 +47,15 @@ def test_misuse_is_one_line_and_status_two(model_dir, tmp_path, capsys, argument
 def test_a_directory_that_is_no_model_fails_with_status_one(tmp_path, capsys):
     assert main(["build", str(tmp_path), "-o", str(tmp_path / "bundle")]) == 1
     assert "No manifest.json" in capsys.readouterr().err
+
+
+def test_attention_that_stays_canonical_is_built_and_warned_of(model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(attention_layer, "HEAD_DIM_UNIT", 5)
+    assert main(["build", str(model_dir), "-o", str(tmp_path / "bundle"), "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert "attention fused in 0 of 2" in out
+    assert err.splitlines() == [
+        f"warning: model.layers.{layer}.self_attn/Attention stays canonical, which is slower: "
+        "head_dim 16 is no multiple of 5"
+        for layer in (0, 1)
+    ]

@@ -77,6 +77,7 @@ def layer(*parts, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, rotary_dim=
         sin=np.sin(angles).astype(np.float32),
         q_norm=1 + rng.standard_normal(head_dim).astype(np.float32) / 4,
         k_norm=1 + rng.standard_normal(head_dim).astype(np.float32) / 4,
+        heads_dim=np.array([heads, head_dim]),
         zero=np.array(0),
         one=np.array(1),
         one_three=np.array([1, 3]),

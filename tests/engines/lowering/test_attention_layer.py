@@ -1,6 +1,17 @@
 import onnx_ir as ir
 import pytest
-from attention_text import CAUSAL, HEADS_APART, HEADS_TOGETHER, ROTARY, SCATTER, WINDOWED, assert_refused, layer
+from attention_text import (
+    CAUSAL,
+    HEADS_APART,
+    HEADS_TOGETHER,
+    ROTARY,
+    SCATTER,
+    WINDOWED,
+    assert_lowered_equal,
+    assert_refused,
+    layer,
+)
+from onnx_text import only
 
 
 def test_a_window_that_is_also_causal_over_lengths_is_refused():
@@ -35,3 +46,39 @@ def test_what_does_not_fit_stays_canonical(part, old, new, reason):
 
 def test_a_head_dim_the_kernel_refuses_stays_canonical():
     assert_refused(layer(head_dim=12), "head_dim 12 is no multiple of 8")
+
+
+def test_heads_that_do_not_share_keys_evenly_stay_canonical():
+    assert_refused(layer(heads=3, kv_heads=2), "3 heads are no multiple of 2")
+
+
+def test_a_past_that_attention_concatenates_stays_canonical():
+    past = CAUSAL.replace(", , , , kv_lengths", ", , qr, qr").replace("a =", "a, pk, pv =")
+    assert_refused(layer(HEADS_APART, ROTARY, SCATTER, past, HEADS_TOGETHER, kv_heads=4), "several results")
+
+
+def test_an_attention_on_merged_heads_stays_canonical():
+    merged = CAUSAL.replace("(qr", "(query").replace("scale", "q_num_heads = 4, kv_num_heads = 2, scale")
+    together = "output = Identity (a)"
+    keys = 'key, "present.0.value"'
+    model = layer(HEADS_APART, ROTARY, SCATTER, merged.replace('"present.0.key", "present.0.value"', keys), together)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    assert_refused(model, "is not [batch, heads, seq, head_dim]")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("kr = RotaryEmbedding (", "kr = RotaryEmbedding <interleaved = 1> ("),
+        ("(k, cos, sin,", "(k, sin, cos,"),
+        ("kr = RotaryEmbedding (k, cos, sin, position_ids)", "kr = Neg (k)"),
+        ("cos, sin", "cos2, sin"),
+    ],
+    ids=["one interleaved", "tables exchanged", "one not rotated", "a computed table"],
+)
+def test_rotary_that_is_not_the_same_for_both_stays_outside(old, new):
+    rotary = ROTARY.replace(old, new)
+    cosine = "cos2 = Identity (cos)\n" if "cos2" in rotary else ""
+    model = layer(HEADS_APART, cosine.replace("Identity", "Abs"), rotary, SCATTER, CAUSAL, HEADS_TOGETHER)
+    assert_lowered_equal(model)
+    assert "do_rotary" not in only(model, "GroupQueryAttention").attributes

@@ -58,13 +58,6 @@ def test_rotary_the_kernel_refuses_stays_outside_and_needs_no_transpose(head_dim
     assert operators(model) == {"RotaryEmbedding": 2, "Sub": 1, "ReduceMax": 1, "Cast": 2, "GroupQueryAttention": 1}
 
 
-def test_query_and_key_rotated_differently_stay_outside():
-    rotary = ROTARY.replace("(k, cos, sin,", "(k, sin, cos,")
-    model = layer(HEADS_APART, rotary, SCATTER, CAUSAL, HEADS_TOGETHER)
-    assert_lowered_equal(model)
-    assert operators(model)["RotaryEmbedding"] == 2
-
-
 def test_norms_of_heads_behind_the_transpose_are_taken_before_it():
     norms = """
         qn = RMSNormalization <axis = -1, epsilon = 1e-5> (q, q_norm)
@@ -123,3 +116,18 @@ def test_a_graph_without_lengths_is_no_decoder():
     model = parse("g (float[a] x) => (float[a] y) { y = Relu (x) }")
     with pytest.raises(ir.passes.PreconditionError, match="kv_lengths"):
         GroupQueryAttentionPass()(model)
+
+
+def test_heads_cut_from_an_unsqueezed_tensor_need_no_transpose():
+    apart = HEADS_APART.replace(
+        "q3 = Reshape (query, q_shape)",
+        """
+        one_row = Unsqueeze (query, one)
+        rows = Shape <start = 0, end = 2> (query)
+        by_head = Concat <axis = 0> (rows, heads_dim)
+        q3 = Reshape (one_row, by_head)
+        """,
+    )
+    model = layer(apart, ROTARY, SCATTER, CAUSAL, HEADS_TOGETHER)
+    assert_lowered_equal(model)
+    assert "Transpose" not in operators(model)
