@@ -48,7 +48,7 @@ def build(  # noqa: PLR0913 - the options of one command
 
     with staged_dir(goal, overwrite=overwrite) as work:
         asked = {"max_batch": max_batch, "max_length": length}
-        engines = [_build_ort_cpu(source, model, work, asked, progress) for _ in targets]
+        engines = [_build_engine(target, source, model, work, asked, progress) for target in targets]
         with progress.phase("hashing"):
             return write_bundle(work, source, model, engines)
 
@@ -92,11 +92,12 @@ def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: in
     return length
 
 
-def _build_ort_cpu(source: Path, model: Manifest, work: Path, asked: dict[str, int], progress: Progress) -> EngineSpec:
+def _build_engine(
+    target: str, source: Path, model: Manifest, work: Path, asked: dict[str, int], progress: Progress
+) -> EngineSpec:
     from piston.engines.build_ort import build_ort, describe
     from piston.engines.prove import prove, reference_of
 
-    target = "ort-cpu"
     with progress.phase(f"lowering for {target}"):
         built = build_ort(source / CANONICAL, work / target, asked["max_length"])
     with (
