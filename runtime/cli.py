@@ -5,13 +5,14 @@ A verb's module has `add_arguments(parser)` and `run(arguments) -> int`.
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
 from piston.runtime.console import is_coloured, note
-from piston.runtime.errors import Error, MisuseError
+from piston.runtime.errors import Error, MissingExtraError, MisuseError
 
 # verb: (module, what --help says)
 VERBS = {
@@ -21,7 +22,11 @@ VERBS = {
     "chat": ("piston.runtime.chat_cli", "talk with a bundle"),
     "inspect": ("piston.runtime.inspect_cli", "what a model directory or bundle is made of"),
 }
-EXTRAS = {"export": "export", "build": "build"}  # verbs that need one
+# verb: what it imports beyond the runtime's own dependencies, all in the extra of the same name
+NEEDS = {
+    "export": ("torch", "transformers", "accelerate", "gguf", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    "build": ("onnx", "onnx_ir", "onnxruntime"),
+}
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
@@ -50,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left; nothing to say and nobody to say it to
         return FAILED
-    except ImportError as problem:
-        return _report(_missing_extra(verb, problem), FAILED, debug=debug)
     except OSError as problem:
         return _report(problem, FAILED, debug=debug)
 
@@ -75,16 +78,14 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         raise MisuseError(f"unrecognized arguments: {' '.join(unknown)}; see `piston {arguments.verb} --help`.")
+    _check_extra(arguments.verb)
     return int(arguments.run(arguments))
 
 
-def _missing_extra(verb: str | None, problem: ImportError) -> Error:
-    """What to install for the verb; an import that fails for another reason is raised as it is."""
-    missing = (problem.name or "").partition(".")[0]
-    if verb not in EXTRAS or missing in ("", "piston"):
-        raise problem
-    install = f"pip install 'piston[{EXTRAS[verb]}]'"
-    return Error(f"`piston {verb}` needs {missing}, which is not installed; {install}.")
+def _check_extra(verb: str) -> None:
+    for package in NEEDS.get(verb, ()):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"`piston {verb}` needs {package}; pip install 'piston[{verb}]'.")
 
 
 def _report(problem: BaseException, status: int, *, debug: bool) -> int:
