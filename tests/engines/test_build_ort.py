@@ -1,11 +1,12 @@
+import numpy as np
 import onnx_ir as ir
 import pytest
 from zoo import WINDOW
 
-from piston.engines.build_ort import build_ort
+from piston.engines.build_ort import build_ort, count_operators, save_optimized
 from piston.engines.prove import prove
 from piston.runtime.errors import EngineError
-from piston.runtime.ort_engine import OrtEngine
+from piston.runtime.ort_engine import OrtEngine, OrtOptions
 
 MAX_LENGTH = 64
 WIDE = {"head_dim": 32}  # partial rotary of 16 elements: the narrowest the kernel takes
@@ -67,6 +68,20 @@ def test_the_file_holds_onnx_runtimes_own_fusions(toy, tmp_path):
         "Sub": 1,
         "Unsqueeze": 1,
     }
+
+
+def test_onnx_runtime_has_nothing_left_to_do_at_load(toy, tmp_path):
+    canonical = toy("llama")
+    built = build_ort(canonical.path, tmp_path / "engine", MAX_LENGTH)
+    (tmp_path / "again").mkdir()
+    save_optimized(built.path, tmp_path / "again/model.onnx")
+    assert count_operators(tmp_path / "again/model.onnx") == built.operators
+    logits = []
+    for optimize in (False, True):
+        options = OrtOptions(optimize=optimize)
+        engine = OrtEngine.open(built.path, canonical.cache, num_slots=1, capacity=16, options=options)
+        logits.append(engine.prefill(engine.cache.admit(), [3, 4, 5, 6], num_logits=4).copy())
+    np.testing.assert_array_equal(*logits)
 
 
 def test_a_tied_embedding_is_stored_once(toy, tmp_path):
