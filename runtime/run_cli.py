@@ -108,7 +108,7 @@ def report_speed(completion: Completion) -> None:
     note(
         f"[{completion.num_prefilled_tokens} tokens in, first answered after "
         f"{timings.time_to_first_token * 1e3:.0f} ms; {timings.num_tokens} out, "
-        f"{timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason}]"
+        f"{timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason or 'an interrupt'}]"
     )
 
 

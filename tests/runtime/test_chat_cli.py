@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from toy_model import USER, ids_of, replying, write_bundle
 
+from piston.runtime import chat_cli
+
 SHORT = ("--max-tokens", "16", "--quiet")
 DRIVER = Path(__file__).parents[1] / "support" / "scripted_piston.py"
 
@@ -95,6 +97,22 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(piston, bundle, call)
     assert result.status == 0
     assert result.out.endswith("\nhello, world\n")
     assert result.err == "[stopped]\n"
+
+
+def test_an_interrupt_while_text_is_printed_keeps_what_was_said(piston, bundle, monkeypatch):
+    shown = []
+
+    def print_text(text, end="\n"):
+        shown.append(text)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat_cli, "print_text", print_text)
+    result = piston("chat", bundle, "--max-tokens", "16", stdin="a\n", script=replying("hello, world"))
+    assert result.status == 0
+    assert result.err.startswith("[stopped]\n[4 tokens in, ")
+    assert "; 3 out, " in result.err
+    assert "ended by an interrupt]" in result.err
 
 
 def test_an_interrupt_is_followed_by_no_speed_of_an_earlier_answer(piston, bundle):

@@ -115,6 +115,10 @@ def test_a_missing_bundle_is_a_failure(refused, tmp_path):
     assert str(tmp_path / "nowhere") in message
 
 
+def test_an_error_about_a_name_with_a_newline_is_one_line(refused, tmp_path):
+    assert "no where" in refused("inspect", tmp_path / "no\nwhere")[1]
+
+
 @pytest.mark.parametrize("verb", [("run", *PROMPT), ("chat",), ("inspect",)])
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "ort-cpu/model.onnx"])
 def test_a_changed_byte_is_a_failure_that_names_the_file(refused, bundle, verb, name):
