@@ -41,7 +41,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 
 bench: $(BUNDLE)/manifest.json
-	$(BIN)/python scripts/compare_with_transformers.py $(BUNDLE)
+	$(BIN)/python scripts/compare_with_transformers.py $(BUNDLE) "$$($(BIN)/python scripts/demo_checkpoint.py)"
 
 $(VENV)/export: pyproject.toml constraints.txt | $(VENV)/made
 	@echo "installing the export extra (PyTorch and transformers among it) into $(VENV)"

