@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 RUNTIME = Path(__file__).parents[1] / "runtime"
-MODULES = sorted(f"piston.runtime.{path.stem}" for path in RUNTIME.glob("*.py") if path.stem != "__init__")
+PATHS = [path.relative_to(RUNTIME).with_suffix("") for path in RUNTIME.rglob("*.py") if path.stem != "__init__"]
+MODULES = sorted("piston.runtime." + ".".join(path.parts) for path in PATHS)
 HEAVY = ["torch", "transformers", "onnx", "onnx_ir", "onnxscript"]
 CHECK = """
 import importlib, sys
