@@ -44,11 +44,20 @@ def test_what_is_cut_from_one_tensor_goes_in_uncut(cut):
         "k, q, v = Split <axis = -1> (x, mixed)",
         "q, v, k = Split <axis = -1> (x, sizes)",
         SLICES.replace("s48, end", "s32, s48"),
+        SLICES.replace("s32, s48", "s16, s32"),
         SLICES.replace("s0, s32", "s16, s48"),
         SLICES.replace("q = Slice (x", "z = Neg (x)\n q = Slice (z"),
         SPLIT.replace("q, k", "q1, k") + "\n q = Neg (q1)",
     ],
-    ids=["key first", "value second", "overlapping", "not from zero", "two origins", "changed on the way"],
+    ids=[
+        "key first",
+        "value second",
+        "not to the end",
+        "overlapping",
+        "not from zero",
+        "two origins",
+        "changed on the way",
+    ],
 )
 def test_other_cuts_stay(cut):
     assert_untouched(model_of(cut), PackedQkvPass())
