@@ -35,9 +35,7 @@ def gptq(weight: Floats, gram: NDArray[np.float64], grid: Grid) -> Quantized:
     return Quantized(codes, np.stack(scales or [scale]), grid)
 
 
-def _round_block(
-    weight: Floats, factor: Floats, scale: Floats, grid: Grid
-) -> tuple[NDArray[np.int8], Floats]:
+def _round_block(weight: Floats, factor: Floats, scale: Floats, grid: Grid) -> tuple[NDArray[np.int8], Floats]:
     """Round a block [k, N] input by input; returns codes and the scaled errors [k, N] for what follows."""
     weight = weight.copy()
     codes, errors = np.empty(weight.shape, np.int8), np.empty_like(weight)

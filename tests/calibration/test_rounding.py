@@ -30,9 +30,7 @@ def test_codes_stay_on_the_grid(grid):
 def test_a_searched_scale_is_never_worse_than_the_largest_weights(grid):
     weight = weights()
     plain, searched = (round_to_nearest(weight, grid, search=search).dequantized() for search in (False, True))
-    errors = [
-        np.square(weight - result).reshape(-1)[None].sum() for result in (searched, plain)
-    ]
+    errors = [np.square(weight - result).reshape(-1)[None].sum() for result in (searched, plain)]
     assert errors[0] <= errors[1]
 
 
