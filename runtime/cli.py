@@ -20,6 +20,7 @@ VERBS = {
     "build": ("piston.engines.cli", "a model directory becomes a bundle of engines"),
     "run": ("piston.runtime.run_cli", "complete a prompt with a bundle"),
     "chat": ("piston.runtime.chat_cli", "talk with a bundle"),
+    "eval": ("piston.runtime.evaluation.cli", "how good a model is on a text, and how near to a reference"),
     "inspect": ("piston.runtime.inspect_cli", "what a model directory or bundle is made of"),
 }
 # verb: what it imports beyond the runtime's own dependencies, all in the extra of the same name
