@@ -39,11 +39,12 @@ class Progress:
         self._quiet = quiet
         self._stream = stream or sys.stderr
         self._live = not quiet and self._stream.isatty()
+        self._first: tuple[float, int] | None = None  # when the bar of the current phase began, and at what
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Announce a phase, and say how long it took when it is over."""
-        start = time.perf_counter()
+        start, self._first = time.perf_counter(), None
         self._write(f"  {name} ...", live=True)
         try:
             yield
@@ -53,10 +54,21 @@ class Progress:
         self._write(f"  {name}: {time.perf_counter() - start:.1f} s", live=False)
 
     def step(self, name: str, done: int, total: int) -> None:
-        """Redraw the bar of the current phase."""
+        """Redraw the bar of the current phase, with the time that is left at the pace so far."""
         width = 24
         filled = width * done // max(total, 1)
-        self._write(f"  {name} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}", live=True)
+        self._write(
+            f"  {name} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}{self._left(done, total)}", live=True
+        )
+
+    def _left(self, done: int, total: int) -> str:
+        if self._first is None:
+            self._first = (time.perf_counter(), done)
+        start, before = self._first
+        if not before < done < total:
+            return ""
+        seconds = round((time.perf_counter() - start) / (done - before) * (total - done))
+        return f", {seconds // 60}:{seconds % 60:02d} left"
 
     def _write(self, text: str, *, live: bool) -> None:
         if self._quiet or (live and not self._live):

@@ -25,7 +25,7 @@ th,td{text-align:left;vertical-align:top;padding:.4rem .75rem .4rem 0;border-bot
 th[scope=row]{font-weight:500;color:var(--soft)}
 figure{margin:.5rem 0;padding:.75rem;background:var(--band);border:1px solid var(--rule);border-radius:8px}
 figcaption,summary{color:var(--soft);font-size:.9rem}summary{cursor:pointer;margin-top:.35rem}
-svg{display:block;width:100%;height:auto}
+svg{display:block;width:100%;min-width:34rem;height:auto}
 .grid{stroke:var(--rule);stroke-width:1}.tick,.label{fill:var(--soft);font-size:12px}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}
 .line.reference{stroke:var(--reference);stroke-dasharray:6 3}.line.candidate{stroke:var(--candidate)}
@@ -187,7 +187,12 @@ def _by_context(agreement: Agreement) -> list[str]:
 
 
 def _figure(heading: str, svg: str, caption: str, table: Sequence[str]) -> list[str]:
-    return [f"<h2>{heading}</h2>", f"<figure>{svg}<figcaption>{caption}</figcaption>", *table, "</figure>"]
+    return [
+        f"<h2>{heading}</h2>",
+        f'<figure><div class="scroll">{svg}</div><figcaption>{caption}</figcaption>',
+        *table,
+        "</figure>",
+    ]
 
 
 def _details(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
@@ -239,11 +244,10 @@ def _num_common(left: str, right: str) -> int:
 def _highlighted(text: str, common: int) -> str:
     """The text with the word after the common part marked, or its end."""
     rest = text[common:]
-    word = len(rest) - len(rest.lstrip())
-    while word < len(rest) and not rest[word].isspace():
-        word += 1
-    marked = escape(rest[:word]) if word else '<span aria-label="end of the answer">⏹</span>'
-    return f"{escape(text[:common])}<mark>{marked}</mark>{escape(rest[word:])}"
+    start = len(rest) - len(rest.lstrip())
+    end = start + len((rest.split(maxsplit=1) or [""])[0])
+    marked = escape(rest[start:end]) or "(end of the answer)"
+    return f"{escape(text[:common] + rest[:start])}<mark>{marked}</mark>{escape(rest[end:])}"
 
 
 def _grouped(windows: Sequence[WindowScore]) -> list[Sequence[WindowScore]]:
