@@ -14,6 +14,7 @@ Error:
     |   +-- BundleTooNewError
     +-- TemplateError (ValueError)           the chat template failed: change the messages or the template
     +-- ParityError (ArithmeticError)        a proof failed: nothing was written
+    +-- CalibrationError (ArithmeticError)   the model's own numbers cannot be quantized: the message names the tensor
     +-- EngineError (RuntimeError)           the backend failed while it ran
     +-- MissingExtraError (ImportError)      a package is not installed: the message names the extra
 
@@ -75,6 +76,10 @@ class TemplateError(Error, ValueError):
 
 class ParityError(Error, ArithmeticError):
     """Two forms of one model disagree beyond the bound."""
+
+
+class CalibrationError(Error, ArithmeticError):
+    """A tensor whose values no integers can stand for: NaN, infinite, or never computed."""
 
 
 class EngineError(Error, RuntimeError):
