@@ -29,7 +29,7 @@ def counted(values, found, channel=0):
 
 
 @given(BLOCKS, st.booleans())
-def test_no_count_is_lost_while_the_range_grows(blocks, per_channel=per_channel):
+def test_no_count_is_lost_while_the_range_grows(blocks, per_channel):
     found = histogram_of(blocks, per_channel=per_channel)
     values = np.concatenate(blocks)
     columns = values.T if per_channel else [values.reshape(-1)]

@@ -29,7 +29,7 @@ def assert_same_state(one, other):
 
 @everywhere
 @granular
-def test_a_range_has_the_shape_of_its_granularity(method, per_channel=per_channel):
+def test_a_range_has_the_shape_of_its_granularity(method, per_channel):
     found = seen(method, BLOCKS, per_channel=per_channel).range()
     expected = (4,) if per_channel else ()
     assert found.low.shape == found.high.shape == found.amax.shape == expected
@@ -93,7 +93,7 @@ def test_a_range_of_nothing_is_refused(method):
 
 @everywhere
 @granular
-def test_dead_channels_have_a_range_of_zero(method, per_channel=per_channel):
+def test_dead_channels_have_a_range_of_zero(method, per_channel):
     found = seen(method, [np.zeros((1, 9, 4), np.float32)], per_channel=per_channel).range()
     assert not found.low.any()
     assert not found.high.any()
