@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from piston.runtime.completion import Completion, PositionLogprobs
-from piston.runtime.errors import PromptTooLongError
+from piston.runtime.errors import EmptyPromptError, PromptTooLongError
 from piston.runtime.evaluation.interval import wilson
 from piston.runtime.evaluation.prompts import Prompt
 from piston.runtime.evaluation.report import Answer, Answers, Divergence, DivergingToken, Estimate
@@ -35,8 +35,10 @@ def compare_answers(
 
 
 def check_prompts_fit(ids: Sequence[Sequence[int]], max_tokens: int, capacity: int) -> None:
-    """Refuse, before anything is loaded, the first prompt that leaves no room for its answer."""
+    """Refuse, before anything is loaded, the first prompt that is empty or leaves no room for its answer."""
     for number, prompt_ids in enumerate(ids, 1):
+        if not prompt_ids:
+            raise EmptyPromptError(f"Prompt {number} has no tokens; give at least one character.")
         if len(prompt_ids) + max_tokens > capacity:
             raise PromptTooLongError(
                 f"Prompt {number} has {len(prompt_ids):,} tokens and its answer {max_tokens:,}, but the engine holds "

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from piston.runtime.console import Progress, note, print_json, print_text
@@ -14,7 +15,7 @@ from piston.runtime.evaluation.gate import Gate, measured, parse_gate
 from piston.runtime.evaluation.html import page_of
 from piston.runtime.evaluation.prompts import DEFAULT_PROMPTS, Prompt, read_prompts
 from piston.runtime.evaluation.report import Report
-from piston.runtime.evaluation.subject import Opened, Subject
+from piston.runtime.evaluation.subject import Subject
 from piston.runtime.evaluation.table import lines_of
 from piston.runtime.evaluation.windows import Windowing
 
@@ -64,16 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
     check_length(corpus, windowing)
     prompts = _prompts(arguments)
     capacity = _capacity(arguments, subjects, prompts)
+    options = EvalOptions(windowing=windowing, prompts=prompts, answer_tokens=arguments.answer_tokens)
     progress = Progress(quiet=arguments.quiet)
-    with progress.phase("loading"):
-        opened = _open(subjects, capacity, arguments.threads, num_slots=min(_SLOTS, max(len(prompts), 1)))
-    report = evaluate(
-        opened[0],
-        opened[1] if len(opened) > 1 else None,
-        corpus,
-        EvalOptions(windowing=windowing, prompts=prompts, answer_tokens=arguments.answer_tokens),
-        progress,
-    )
+    num_slots = min(_SLOTS, max(len(prompts), 1))
+    with ExitStack() as models:
+        opened = []
+        with progress.phase("loading"):
+            for subject in subjects:
+                opened.append(subject.open(num_slots=num_slots, capacity=capacity, threads=arguments.threads))
+                models.enter_context(opened[-1].model)
+        report = evaluate(opened[0], opened[1] if len(opened) > 1 else None, corpus, options, progress)
     values = measured(report)
     report = dataclasses.replace(report, gates=tuple(gate.check(values) for gate in gates))
     return _publish(report, arguments)
@@ -129,10 +130,6 @@ def _capacity(arguments: argparse.Namespace, subjects: Sequence[Subject], prompt
     window: int = arguments.window
     longest = max((len(item) + int(arguments.answer_tokens) for item in ids), default=0)
     return max(window, longest)
-
-
-def _open(subjects: Sequence[Subject], capacity: int, threads: int, num_slots: int) -> list[Opened]:
-    return [subject.open(num_slots=num_slots, capacity=capacity, threads=threads) for subject in subjects]
 
 
 def _publish(report: Report, arguments: argparse.Namespace) -> int:

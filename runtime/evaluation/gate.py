@@ -92,7 +92,9 @@ def parse_gate(text: str) -> Gate:
     if percent and not (metric.is_share or metric.is_relative):
         raise MisuseError(f"--fail-on {text!r}: {metric.described} has no percentage; write {name}{metric.fails}0.02.")
     bound = float(number) / 100 if percent else float(number)
-    if not math.isfinite(bound) or (metric.is_share and bound > 1):
+    if not math.isfinite(bound):
+        raise MisuseError(f"--fail-on {text!r}: {number} is beyond every number; write a smaller one.")
+    if metric.is_share and bound > 1:
         raise MisuseError(f"--fail-on {text!r}: a share is at most 1; write {name}{metric.fails}99% or 0.99.")
     is_inclusive = comparison.endswith("=")
     return Gate(text=text, metric=name, is_inclusive=is_inclusive, bound=bound, is_percent=bool(percent))
