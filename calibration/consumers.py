@@ -1,0 +1,97 @@
+"""What inner values are fed to while calibration rows run: observers, and sums for smoothing and GPTQ."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.calibration.extremes import Floats, extremes
+from piston.calibration.histogram import State
+
+
+class Consumer(Protocol):
+    """Takes a value's arrays one after the other and can stop and go on. Every `Observer` is one."""
+
+    @property
+    def kind(self) -> str:
+        """Names whatever shapes the state: a state of the same kind can be restored."""
+
+    def update(self, array: Floats) -> None:
+        """Take float32 [1, tokens, ...]; the array may be kept, at its price in memory."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything taken, for a file; empty if nothing was. May be the arrays themselves."""
+
+    def restore(self, state: State) -> None:
+        """Become what `state` was taken of."""
+
+
+class Gram:
+    """X^T X of all tokens, summed in float64 [K, K], and their number: what GPTQ and output errors need."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.matrix: NDArray[np.float64] | None = None
+        self.num_tokens = 0
+
+    @property
+    def kind(self) -> str:
+        """See Consumer."""
+        return "gram"
+
+    def update(self, array: Floats) -> None:
+        """See Consumer; the product of each array is taken in float32."""
+        extremes(array, self.name, per_channel=False)
+        tokens = array.reshape(-1, array.shape[-1])
+        product = tokens.T @ tokens
+        if self.matrix is None:
+            self.matrix = np.zeros(product.shape, np.float64)
+        self.matrix += product
+        self.num_tokens += len(tokens)
+
+    def merge(self, other: "Gram") -> None:
+        """Add another's tokens."""
+        if other.matrix is not None:
+            self.matrix = other.matrix.copy() if self.matrix is None else self.matrix + other.matrix
+            self.num_tokens += other.num_tokens
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """See Consumer."""
+        return {} if self.matrix is None else {"matrix": self.matrix, "num_tokens": np.array(self.num_tokens)}
+
+    def restore(self, state: State) -> None:
+        """See Consumer."""
+        self.matrix = state["matrix"] if state else None
+        self.num_tokens = int(state["num_tokens"]) if state else 0
+
+
+class Several:
+    """Feeds one value to several consumers."""
+
+    def __init__(self, *consumers: Consumer) -> None:
+        self.consumers = consumers
+
+    @property
+    def kind(self) -> str:
+        """See Consumer."""
+        return " + ".join(consumer.kind for consumer in self.consumers)
+
+    def update(self, array: Floats) -> None:
+        """See Consumer."""
+        for consumer in self.consumers:
+            consumer.update(array)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """See Consumer."""
+        states = enumerate(consumer.state() for consumer in self.consumers)
+        return {f"{place}.{part}": array for place, state in states for part, array in state.items()}
+
+    def restore(self, state: State) -> None:
+        """See Consumer."""
+        for place, consumer in enumerate(self.consumers):
+            own = {part: state[f"{place}.{part}"] for part in _parts(state, f"{place}.")}
+            consumer.restore(own)
+
+
+def _parts(state: State, start: str) -> list[str]:
+    return [name.removeprefix(start) for name in state if name.startswith(start)]

@@ -1,0 +1,81 @@
+"""The linear layers of a canonical graph: every MatMul of a computed value by a constant matrix."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+MATRIX = 2  # dimensions
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One MatMul [.., K] x [K, N]."""
+
+    name: str  # path of its module, such as "model.layers.0.self_attn.q_proj"
+    matmul: ir.Node
+    weight: ir.Value  # the initializer: [K, N], or [N, K] if is_transposed
+    is_transposed: bool  # between weight and MatMul stands a Transpose, as where lm_head is tied to the embedding
+
+    @property
+    def input(self) -> ir.Value:
+        """What it reads, [batch, seq, K]."""
+        value = self.matmul.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def input_name(self) -> str:
+        """The name of what it reads: what observers are kept by."""
+        name = self.input.name
+        assert name
+        return name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N)."""
+        rows, columns = _dims(self.weight)
+        return (columns, rows) if self.is_transposed else (rows, columns)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether something else reads the weight too."""
+        return len(self.weight.uses()) > 1
+
+
+def find_linears(model: ir.Model) -> list[Linear]:
+    """All of them, in the order of the graph."""
+    return [linear for node in model.graph if (linear := _linear(node)) is not None]
+
+
+def by_input(linears: Iterable[Linear]) -> dict[str, list[Linear]]:
+    """Name of a value: the linears that read it, such as query, key and value, or gate and up."""
+    groups: dict[str, list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault(linear.input_name, []).append(linear)
+    return groups
+
+
+def _linear(node: ir.Node) -> Linear | None:
+    if node.op_type != "MatMul" or node.domain or node.inputs[0] is None or _is_matrix(node.inputs[0]):
+        return None
+    weight = node.inputs[1]
+    transpose = weight.producer() if weight is not None else None
+    is_transposed = transpose is not None and transpose.op_type == "Transpose" and not transpose.domain
+    if is_transposed:
+        assert transpose is not None
+        weight = transpose.inputs[0]
+    if weight is None or not _is_matrix(weight):
+        return None
+    name = (node.name or "").rpartition("/")[0] or (weight.name or "").removesuffix(".weight")
+    return Linear(name, node, weight, is_transposed)
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    """Whether it is a constant matrix that nobody can feed."""
+    return value.is_initializer() and not value.is_graph_input() and len(_dims(value)) == MATRIX
+
+
+def _dims(value: ir.Value) -> list[int]:
+    assert value.const_value is not None
+    return list(value.const_value.shape.numpy())
