@@ -4,6 +4,7 @@ Nothing of a row is kept but what consumers keep: memory does not grow with the 
 """
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def _check(rows: Ids, manifest: Manifest) -> None:
 
 def _key(model_dir: Path, manifest: Manifest, rows: Ids, consumers: Mapping[str, Consumer]) -> str:
     settings: dict[str, Any] = {
+        "versions": {package: version(package) for package in ("piston", "onnxruntime")},
         "graph": sha256_of(model_dir / CANONICAL),  # small; weights are what the manifest says
         "files": {name: record.sha256 for name, record in manifest.files.items()},
         "rows": hash_rows(rows),
