@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from piston.runtime.console import Progress
 from piston.runtime.errors import BundleError, MisuseError
@@ -13,6 +14,8 @@ TARGETS = ("ort-cpu",)
 PLANNED = ("ort-cuda", "tensorrt", "tensorrt-rtx")
 DEFAULT_BATCH, DEFAULT_LENGTH = 8, 4096
 CANONICAL = "model.onnx"
+LmHead = Literal["float32", "int8"]
+LM_HEADS: tuple[LmHead, ...] = get_args(LmHead)
 
 
 def build(  # noqa: PLR0913 - the options of one command
@@ -22,16 +25,20 @@ def build(  # noqa: PLR0913 - the options of one command
     *,
     max_batch: int = DEFAULT_BATCH,
     max_length: int | None = None,
+    lm_head: LmHead | None = None,
+    require_int8: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Build an engine for each target and write the bundle `out`.
 
     The bundle is loaded with `max_batch` and `max_length` (default: the model's positions, at most 4096) unless the
-    user says otherwise; its rotary tables end at `max_length`.
+    user says otherwise; its rotary tables end at `max_length`. `lm_head` says in what weights a float head is stored;
+    by default it stays float32 in a float model, and becomes INT8 in blocks in a quantized one.
 
     Raises:
         MisuseError: an unknown target, a size the model does not have, or an output that is there.
+        ShortfallError: less than the share `require_int8` of the linear layers' multiply-adds runs in INT8.
         BundleError: the model directory cannot be opened, or its files are not the recorded ones.
         ParityError: a lowered graph does not answer as the canonical one.
         EngineError: a backend refuses it. In every case nothing is left at `out`.
@@ -41,13 +48,17 @@ def build(  # noqa: PLR0913 - the options of one command
     _check_apart(source, goal)
     check_free(goal, overwrite=overwrite)
     model = Manifest.read(source)
-    length = _checked_sizes(source, model, max_batch, max_length)
+    asked = {
+        "max_batch": max_batch,
+        "max_length": _checked_sizes(source, model, max_batch, max_length),
+        "lm_head": _checked_head(model, lm_head),
+        "require_int8": _checked_share(require_int8),
+    }
     with progress.phase("verifying the model directory"):
         model.verify(source)
     from piston.engines.bundle import write_bundle
 
     with staged_dir(goal, overwrite=overwrite) as work:
-        asked = {"max_batch": max_batch, "max_length": length}
         engines = [_build_engine(target, source, model, work, asked, progress) for target in targets]
         with progress.phase("hashing"):
             return write_bundle(work, source, model, engines)
@@ -78,8 +89,6 @@ def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: in
     """The length to build for."""
     if model.kind != "model":
         raise BundleError(f"{source} is a bundle already; give the model directory that `piston export` wrote.")
-    if model.model.scheme != "fp":
-        raise MisuseError(f"{source} has scheme {model.model.scheme}; ort-cpu is built from scheme fp only, so far.")
     positions = model.model.max_positions
     length = min(positions, DEFAULT_LENGTH) if max_length is None else max_length
     if max_batch < 1:
@@ -92,23 +101,48 @@ def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: in
     return length
 
 
+def _checked_head(model: Manifest, lm_head: LmHead | None) -> LmHead:
+    if lm_head is None:
+        return "float32" if model.model.scheme == "fp" else "int8"
+    if lm_head not in LM_HEADS:
+        raise MisuseError(f"There is no lm_head {lm_head!r}; there are {', '.join(LM_HEADS)}.")
+    return lm_head
+
+
+def _checked_share(require_int8: float | None) -> float | None:
+    if require_int8 is not None and not 0 < require_int8 <= 1:
+        raise MisuseError(f"require_int8={require_int8} is no share above 0, such as 0.95.")
+    return require_int8
+
+
 def _build_engine(
-    target: str, source: Path, model: Manifest, work: Path, asked: dict[str, int], progress: Progress
+    target: str, source: Path, model: Manifest, work: Path, asked: dict[str, Any], progress: Progress
 ) -> EngineSpec:
     from piston.engines.build_ort import build_ort, describe
     from piston.engines.prove import prove, reference_of
+    from piston.engines.prove_kernels import prove_kernels
+    from piston.engines.required import check_int8
 
+    int8_head = asked["lm_head"] == "int8"
     with progress.phase(f"lowering for {target}"):
-        built = build_ort(source / CANONICAL, work / target, asked["max_length"])
+        built = build_ort(source / CANONICAL, work / target, asked["max_length"], int8_head=int8_head)
+    if asked["require_int8"] is not None:
+        check_int8(built.work, asked["require_int8"])
     with (
         progress.phase("proving it equal to the canonical graph"),
-        reference_of(source / CANONICAL, model, work) as path,
+        reference_of(source / CANONICAL, model, work, int8_head=int8_head) as path,
     ):
+        kernels = prove_kernels(built.path)
         cache = dataclasses.replace(model.cache, dtype="float32")
         proof = prove(path, built.path, cache, max_length=asked["max_length"], windows=built.lowered.windows)
     return EngineSpec(
         target=target,
         path=built.path.relative_to(work).as_posix(),
         asked=asked,
-        got={**describe(built), "max_positions": asked["max_length"], "proof": dataclasses.asdict(proof)},
+        got={
+            **describe(built),
+            "max_positions": asked["max_length"],
+            "proof": dataclasses.asdict(proof),
+            "kernels": dataclasses.asdict(kernels),
+        },
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from piston.engines.linear_work import ARITHMETIC, LinearWork, linear_work
 from piston.engines.lowering import Lowered, lower_for_ort_cpu
 from piston.runtime.ort_engine import translated
 
@@ -22,11 +23,17 @@ class OrtBuild:
     path: Path
     lowered: Lowered
     operators: dict[str, int]
+    work: LinearWork
     weights_bytes: int
     onnxruntime: str
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some linear layer is in integers: then those in float are worth a list."""
+        return self.work.share("float") < 1
 
-def build_ort(canonical: Path, engine_dir: Path, max_length: int) -> OrtBuild:
+
+def build_ort(canonical: Path, engine_dir: Path, max_length: int, *, int8_head: bool = False) -> OrtBuild:
     """Lower the graph at `canonical` and write engine_dir/model.onnx with its weights beside it.
 
     Weights pass through memory one at a time; the lowered graph takes its size on disk until ONNX Runtime has read it.
@@ -35,7 +42,7 @@ def build_ort(canonical: Path, engine_dir: Path, max_length: int) -> OrtBuild:
         EngineError: ONNX Runtime refuses the lowered graph.
     """
     model = ir.load(canonical)
-    lowered = lower_for_ort_cpu(model, max_length)
+    lowered = lower_for_ort_cpu(model, max_length, int8_head=int8_head)
     lowered_dir = engine_dir / "lowered"
     lowered_dir.mkdir(parents=True)
     ir.save(model, lowered_dir / MODEL_NAME, external_data=DATA_NAME)
@@ -46,6 +53,7 @@ def build_ort(canonical: Path, engine_dir: Path, max_length: int) -> OrtBuild:
         path=path,
         lowered=lowered,
         operators=count_operators(path),
+        work=linear_work(ir.load(path).graph),
         weights_bytes=(engine_dir / DATA_NAME).stat().st_size,
         onnxruntime=version,
     )
@@ -81,7 +89,7 @@ def count_operators(path: Path) -> dict[str, int]:
 
 def describe(build: OrtBuild) -> dict[str, Any]:
     """The build as the manifest records it."""
-    lowered = build.lowered
+    lowered, work = build.lowered, build.work
     return {
         "dtype": "float32",
         "attention_layers": lowered.attention,
@@ -90,6 +98,10 @@ def describe(build: OrtBuild) -> dict[str, Any]:
         "qkv_packed": lowered.packed_qkv,
         "norms_fused": lowered.fused_norms,
         "not_lowered": lowered.refused,
+        "linears": {name: work.share(name) for name in ARITHMETIC},
+        "lm_head": next(iter(work.head), "unknown"),
+        "linears_in_float": work.in_float if build.is_quantized else [],
+        "not_fused": work.unfused,
         "operators": build.operators,
         "weights_bytes": build.weights_bytes,
         "optimization": "extended",

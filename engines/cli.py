@@ -1,12 +1,21 @@
 """The `build` verb."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piston.engines import DEFAULT_BATCH, DEFAULT_LENGTH, TARGETS, build
+from piston.engines import DEFAULT_BATCH, DEFAULT_LENGTH, LM_HEADS, TARGETS, build
 from piston.runtime.console import Progress, note, print_json, print_text
 from piston.runtime.manifest import EngineSpec, Manifest
+
+ARITHMETIC = {
+    "int8": "in INT8",
+    "weights8": "with 8-bit weights",
+    "weights4": "with 4-bit weights",
+    "float": "in float",
+    "unknown": "not found",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"positions of a row (default: the model's, at most {DEFAULT_LENGTH})",
     )
+    parser.add_argument(
+        "--lm-head",
+        choices=LM_HEADS,
+        help="weights of a float lm_head (default: float32, or int8 where the model is quantized)",
+    )
+    parser.add_argument(
+        "--require-int8",
+        metavar="SHARE",
+        help="fail unless this share of the linear layers, lm_head aside, really runs in INT8, such as 95%%",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -35,12 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build, and print what came of it and how it was proved."""
+    from piston.engines.required import parse_share
+
     manifest = build(
         arguments.model_dir,
         arguments.output,
         arguments.target or TARGETS,
         max_batch=arguments.max_batch,
         max_length=arguments.max_length,
+        lm_head=arguments.lm_head,
+        require_int8=None if arguments.require_int8 is None else parse_share(arguments.require_int8),
         overwrite=arguments.overwrite,
         progress=Progress(quiet=arguments.quiet),
     )
@@ -68,13 +91,22 @@ def _print_engine(spec: EngineSpec) -> None:
         f"attention fused in {got['attention_fused']} of {got['attention_layers']} "
         f"(rotary in {got['rotary_fused']}, packed in {got['qkv_packed']}), {got['norms_fused']} residual norms"
     )
+    print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}")
     print_text(
         f"proof: logits within {proof['max_abs']:.1e} of the canonical graph's (allowed {proof['bound']:.1e}), "
         f"the same greedy tokens over {proof['steps']} decode steps of {len(proof['prompt_lengths'])} prompts"
     )
 
 
+def _shares(linears: Mapping[str, float]) -> str:
+    """Where the multiply-adds are done, the largest part first."""
+    parts = sorted(((share, name) for name, share in linears.items() if share > 0), reverse=True)
+    return ", ".join(f"{share:.1%} {ARITHMETIC[name]}" for share, name in parts) or "none"
+
+
 def _warn(manifest: Manifest) -> None:
     for spec in manifest.engines:
         for name, reason in spec.got["not_lowered"].items():
             note(f"warning: {name} stays canonical, which is slower: {reason}")
+        for name, reason in spec.got["not_fused"].items():
+            note(f"warning: {name} was not fused, which is slower: {reason}")

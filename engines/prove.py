@@ -2,20 +2,21 @@
 
 Both run through the engine that the runtime uses, side by side: prefill in two chunks on several slots, then decode
 steps of all slots at their different lengths, of some and of single ones, in place. Tokens are the canonical graph's
-greedy ones, so that one difference does not become another.
+greedy ones, so that one difference does not become another; for the same reason they share the activations that are
+rounded to codes. Quantized weights are multiplied in float here; that ONNX Runtime's integer products of the very same
+weights agree with that is proved apart, node by node.
 """
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.engines.forced import ForcedEngine, RecordingEngine, Tape, expose_activations, forcible
 from piston.runtime.errors import ParityError
 from piston.runtime.manifest import CacheSpec, Manifest
 from piston.runtime.ort_engine import OrtEngine, OrtOptions
@@ -39,6 +40,7 @@ class Proof:
     steps: int
     prompt_lengths: list[int]
     compared: int  # rows of logits, each with the same greedy token
+    activations: int  # compared in every run, and then shared: those that are rounded to codes
 
 
 def prove(canonical: Path, lowered: Path, cache: CacheSpec, *, max_length: int, windows: Sequence[int] = ()) -> Proof:
@@ -50,14 +52,14 @@ def prove(canonical: Path, lowered: Path, cache: CacheSpec, *, max_length: int, 
     steps = min(NUM_STEPS, max_length - 1)
     wanted = [*PROMPT_LENGTHS, *(window + PAST_WINDOW for window in windows if window <= LARGEST_WINDOW)]
     lengths = sorted({max(1, min(length, max_length - steps)) for length in wanted})
-    with _Pair.open(canonical, lowered, cache, len(lengths), lengths[-1] + steps) as pair:
+    with _opened(canonical, lowered, cache, len(lengths), lengths[-1] + steps) as pair:
         rng = np.random.default_rng(0)
         vocab = pair.canonical.vocab_size
         tokens = {slot: pair.prefill(rng.integers(0, vocab, length).tolist()) for slot, length in enumerate(lengths)}
         for step in range(1, steps + 1):
             for group in _groups(list(tokens), steps - step):
                 tokens |= pair.step({slot: tokens[slot] for slot in group}, step)
-        return Proof(pair.max_abs, pair.bound, steps, lengths, pair.compared)
+        return Proof(pair.max_abs, pair.bound, steps, lengths, pair.compared, len(pair.tape.names))
 
 
 def _groups(slots: list[int], steps_left: int) -> list[list[int]]:
@@ -71,27 +73,53 @@ def _groups(slots: list[int], steps_left: int) -> list[list[int]]:
 
 
 @contextmanager
-def reference_of(canonical: Path, model: Manifest, work: Path) -> Iterator[Path]:
-    """The canonical graph in float32: itself, or a widened copy below `work` for as long as the block lasts.
+def reference_of(canonical: Path, model: Manifest, work: Path, *, int8_head: bool = False) -> Iterator[Path]:
+    """The canonical graph as the proof reads it: itself, or a copy below `work` for as long as the block lasts.
 
-    The CPU has no bfloat16 kernels, and float16 rounding would drown what the proof looks for. Widening is exact.
+    A copy is in float32: the CPU has no bfloat16 kernels, and float16 rounding would drown what the proof looks for;
+    widening is exact. It gives out the activations that it rounds to codes, and its head is in INT8 where the engine's
+    is.
     """
-    if model.model.dtype == "float32":
+    if model.model.dtype == "float32" and model.model.scheme == "fp" and not int8_head:
         yield canonical
         return
     import onnx_ir as ir
 
     from piston.engines.lowering.float32 import Float32Pass
+    from piston.engines.lowering.quantize_head import QuantizeHeadPass
 
-    wide = work / "reference"
-    wide.mkdir()
+    copy = work / "reference"
+    copy.mkdir()
     graph = ir.load(canonical)
     Float32Pass()(graph)
-    ir.save(graph, wide / canonical.name, external_data=f"{canonical.name}.data")
+    if int8_head:
+        QuantizeHeadPass()(graph)
+    expose_activations(graph)
+    ir.save(graph, copy / canonical.name, external_data=f"{canonical.name}.data")
     try:
-        yield wide / canonical.name
+        yield copy / canonical.name
     finally:
-        shutil.rmtree(wide)
+        shutil.rmtree(copy)
+
+
+@contextmanager
+def _opened(canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, capacity: int) -> Iterator["_Pair"]:
+    # Without packed copies of the weights ONNX Runtime keeps less memory, and multiplies MatMulNBits in float32 (1.32).
+    plain = OrtOptions(prepack=False)
+    with ExitStack() as stack:
+        path, names, has_nbits = stack.enter_context(forcible(lowered))
+        tape = Tape(names)
+        reference = RecordingEngine.open(canonical, cache, num_slots=num_slots, capacity=capacity, options=plain)
+        stack.callback(reference.close)
+        if lost := sorted(set(names) - reference.exposed()):
+            raise ParityError(
+                f"The lowered graph rounds {lost[0]}, which the canonical one does not. Nothing was written."
+            )
+        options = plain if has_nbits else OrtOptions()
+        engine = ForcedEngine.open(path, cache, num_slots=num_slots, capacity=capacity, options=options)
+        stack.callback(engine.close)
+        reference.tape = engine.tape = tape
+        yield _Pair(reference, engine, tape)
 
 
 @dataclass(slots=True)
@@ -100,16 +128,10 @@ class _Pair:
 
     canonical: OrtEngine
     lowered: OrtEngine
+    tape: Tape
     max_abs: float = 0.0
     bound: float = ABSOLUTE
     compared: int = 0
-
-    @classmethod
-    def open(cls, canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, capacity: int) -> Self:
-        # The reference runs as it is written, without ONNX Runtime's own rewrites and without a packed copy of weights.
-        plain = OrtOptions(prepack=False)
-        reference = OrtEngine.open(canonical, cache, num_slots=num_slots, capacity=capacity, options=plain)
-        return cls(reference, OrtEngine.open(lowered, cache, num_slots=num_slots, capacity=capacity))
 
     def prefill(self, prompt: list[int]) -> int:
         """Run a prompt in two chunks on a new slot; the greedy next token."""
@@ -131,6 +153,7 @@ class _Pair:
         return {slot: int(logits.argmax()) for slot, logits in expected.items()}
 
     def _compare(self, expected: Array, actual: Array, where: str) -> None:
+        self._compare_activations(where)
         self.bound = max(self.bound, RELATIVE * float(np.abs(expected).max()))
         difference = float(np.abs(expected - actual).max())
         same = expected.argmax(axis=-1) == actual.argmax(axis=-1)
@@ -146,6 +169,16 @@ class _Pair:
             )
         self.max_abs = max(self.max_abs, difference)
         self.compared += len(expected)
+
+    def _compare_activations(self, where: str) -> None:
+        for name, (difference, largest) in self.tape.apart.items():
+            bound = max(ABSOLUTE, RELATIVE * largest)
+            if not difference <= bound:
+                raise ParityError(
+                    f"The lowered graph parts from the canonical one at the {where}: before it is rounded to "
+                    f"{name}, an activation differs by {difference:.3g}, allowed are {bound:.3g}. Look at what makes "
+                    "it from the codes before it. Nothing was written."
+                )
 
     def _blame(self) -> str:
         """Name the first layer whose cache differs: a layer's keys and values show what the layers before it did."""
@@ -169,15 +202,6 @@ class _Pair:
             if expected.size:
                 worst = max(worst, float(np.abs(expected - actual).max() / max(np.abs(expected).max(), 1e-30)))
         return worst
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.canonical.close()
-        self.lowered.close()
 
 
 def _margin(logits: Array) -> float:

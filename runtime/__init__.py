@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         OutputExistsError,
         ParityError,
         PromptTooLongError,
+        ShortfallError,
         TemplateError,
         UnsupportedModelError,
     )
@@ -58,6 +59,7 @@ __all__ = [
     "PromptTooLongError",
     "Sampling",
     "ScriptedEngine",
+    "ShortfallError",
     "Stream",
     "TemplateError",
     "Timings",

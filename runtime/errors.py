@@ -14,6 +14,7 @@ Error:
     |   +-- BundleTooNewError
     +-- TemplateError (ValueError)           the chat template failed: change the messages or the template
     +-- ParityError (ArithmeticError)        a proof failed: nothing was written
+    +-- ShortfallError (ArithmeticError)     a result misses what was required of it: nothing was written
     +-- CalibrationError (ArithmeticError)   the model's own numbers cannot be quantized: the message names the tensor
     +-- EngineError (RuntimeError)           the backend failed while it ran
     +-- MissingExtraError (ImportError)      a package is not installed: the message names the extra
@@ -76,6 +77,10 @@ class TemplateError(Error, ValueError):
 
 class ParityError(Error, ArithmeticError):
     """Two forms of one model disagree beyond the bound."""
+
+
+class ShortfallError(Error, ArithmeticError):
+    """What was made works, and is less than what was required."""
 
 
 class CalibrationError(Error, ArithmeticError):

@@ -6,13 +6,17 @@ import onnx_ir as ir
 
 from piston.engines.lowering.float32 import Float32Pass
 from piston.engines.lowering.group_query_attention import GroupQueryAttentionPass
+from piston.engines.lowering.integer_matmul import IntegerMatMulPass
+from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
 from piston.engines.lowering.pack_linears import PackLinearsPass
 from piston.engines.lowering.packed_qkv import PackedQkvPass
 from piston.engines.lowering.pattern import MICROSOFT
+from piston.engines.lowering.quantize_head import QuantizeHeadPass
 from piston.engines.lowering.skip_norm import SkipNormPass
 from piston.engines.lowering.tied_head import TiedHeadPass
 from piston.engines.lowering.trim_rotary import TrimRotaryPass
 from piston.engines.lowering.ungroup_heads import UngroupHeadsPass
+from piston.engines.lowering.unsigned_activations import UnsignedActivationsPass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,18 +32,22 @@ class Lowered:
     refused: dict[str, str] = field(default_factory=dict)  # attention left canonical -> why
 
 
-def lower_for_ort_cpu(model: ir.Model, max_length: int) -> Lowered:
+def lower_for_ort_cpu(model: ir.Model, max_length: int, *, int8_head: bool = False) -> Lowered:
     """Rewrite a canonical graph, in place, into the form ONNX Runtime's CPU kernels run fastest.
 
-    `max_length` is the most positions it will be run with.
+    `max_length` is the most positions it will be run with; `int8_head` quantizes a float lm_head.
     """
     attention, packed, norms = GroupQueryAttentionPass(), PackedQkvPass(), SkipNormPass()
     ir.passes.Sequential(
         Float32Pass(),
+        *([QuantizeHeadPass()] if int8_head else []),
         UngroupHeadsPass(),
         attention,
         PackLinearsPass(),
         packed,
+        UnsignedActivationsPass(),
+        IntegerMatMulPass(),
+        MatMulNBitsPass(),
         TiedHeadPass(),
         norms,
         TrimRotaryPass(max_length),

@@ -1,10 +1,14 @@
-"""A linear layer as the canonical graph writes it: MatMul by a constant [in, out], perhaps Add of a constant [out]."""
+"""A linear layer as the canonical graph writes it: MatMul by [in, out], perhaps Add of a constant [out].
+
+The matrix is a constant, or a DequantizeLinear of constants.
+"""
 
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from piston.engines.lowering.pattern import is_weight, sole_consumer, static_dims
+from piston.engines.lowering.quantized import QuantizedWeight, quantized_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +17,7 @@ class Linear:
 
     matmul: ir.Node
     add: ir.Node | None
+    quantized: QuantizedWeight | None = None
 
     @property
     def input(self) -> ir.Value:
@@ -26,10 +31,12 @@ class Linear:
         return (self.add or self.matmul).outputs[0]
 
     @property
-    def weight(self) -> ir.Value:
-        """[in, out]."""
+    def constants(self) -> list[ir.Value]:
+        """What the matrix is made of, each with the outputs along its last axis: itself, or its codes and scales."""
+        if self.quantized is not None:
+            return [self.quantized.codes, self.quantized.scales]
         assert self.matmul.inputs[1] is not None
-        return self.matmul.inputs[1]
+        return [self.matmul.inputs[1]]
 
     @property
     def bias(self) -> ir.Value | None:
@@ -39,23 +46,26 @@ class Linear:
     @property
     def width(self) -> int:
         """Its number of outputs."""
-        return static_dims(self.weight)[1]
+        return static_dims(self.constants[0])[1]
 
     def without_bias(self) -> "Linear":
         """The MatMul alone."""
-        return Linear(self.matmul, None)
+        return Linear(self.matmul, None, self.quantized)
 
 
 def linear_of(matmul: ir.Node) -> Linear | None:
     """The linear layer that begins with `matmul`, if it is one."""
-    if matmul.op_type != "MatMul" or matmul.domain or not is_weight(matmul.inputs[1], 2):
+    if matmul.op_type != "MatMul" or matmul.domain:
         return None
+    quantized = quantized_weight(matmul.inputs[1])
+    if quantized is None and not is_weight(matmul.inputs[1], 2):
+        return None
+    linear = Linear(matmul, None, quantized)
     add = sole_consumer(matmul.outputs[0])
     if add is None or add.op_type != "Add" or add.domain:
-        return Linear(matmul, None)
-    width = static_dims(matmul.inputs[1])[1:]
-    biased = any(is_weight(value, 1) and static_dims(value) == width for value in add.inputs)
-    return Linear(matmul, add if biased else None)
+        return linear
+    biased = any(is_weight(value, 1) and static_dims(value) == [linear.width] for value in add.inputs)
+    return Linear(matmul, add, quantized) if biased else linear
 
 
 def linears_on(value: ir.Value) -> list[Linear]:

@@ -48,7 +48,7 @@ def _groups(graph: ir.Graph, *, cut: bool) -> list[list[Linear]]:
     for value in inputs:
         assert value is not None
         rest = [linear for linear in linears_on(value) if linear.matmul not in taken]
-        if len(rest) > 1:
+        if len(rest) > 1 and _are_alike(rest):
             groups.append(rest)
     return groups
 
@@ -58,7 +58,13 @@ def _projections(attention: ir.Node, through: set[str]) -> list[Linear]:
     found = [_projection(value, through) for value in attention.inputs[:3]]
     linears = [linear for linear in found if linear is not None]
     distinct = {linear.matmul for linear in linears}
-    return linears if len(distinct) == 3 and len({linear.input for linear in linears}) == 1 else []  # noqa: PLR2004
+    together = len(distinct) == 3 and len({linear.input for linear in linears}) == 1  # noqa: PLR2004
+    return linears if together and _are_alike(linears) else []
+
+
+def _are_alike(linears: list[Linear]) -> bool:
+    """Whether their weights are all float, or all of one grid."""
+    return len({linear.quantized and linear.quantized.form for linear in linears}) == 1
 
 
 def _projection(value: ir.Value | None, through: set[str]) -> Linear | None:
@@ -76,7 +82,7 @@ def _pack(group: list[Linear]) -> None:
     first = min((linear.matmul for linear in group), key=list(graph).index)
     widths = [linear.width for linear in group]
     biases = [linear.bias for linear in group if linear.bias is not None]
-    weight = _side_by_side(graph, [linear.weight for linear in group])
+    weight = _packed_weight(group, first)
     dims = (*dims_of(group[0].output)[:-1], sum(widths))
     node = emit(first, "MatMul", [group[0].input, weight], like=group[0].output, dims=dims)
     if biases:
@@ -85,6 +91,19 @@ def _pack(group: list[Linear]) -> None:
     split = emit(first, "Split", [node.outputs[0], sizes], {"axis": -1}, num_outputs=len(group))
     for linear, part in zip(group, split.outputs, strict=True):
         replace(linear.output, part)
+
+
+def _packed_weight(group: list[Linear], before: ir.Node) -> ir.Value:
+    """The weight of all, dequantized as theirs are."""
+    columns = zip(*(linear.constants for linear in group), strict=True)
+    packed = [_side_by_side(graph_of(before), list(values)) for values in columns]
+    quantized = group[0].quantized
+    if quantized is None:
+        return packed[0]
+    like, dims = quantized.node.outputs[0], static_dims(packed[0])
+    node = emit(before, "DequantizeLinear", packed, like=like, dims=dims)
+    node.attributes.update(quantized.node.attributes)
+    return node.outputs[0]
 
 
 def _side_by_side(graph: ir.Graph, weights: list[ir.Value]) -> ir.Value:

@@ -62,10 +62,14 @@ def _rewrite(split: ir.Node, linear: Linear) -> None:
     graph = graph_of(split)
     _, heads, _, head_dim = static_dims(split.outputs[0])
     order = functools.partial(_by_part, heads=heads, head_dim=head_dim)
-    for node, source in ((linear.matmul, linear.weight), (linear.add, linear.bias)):
-        if node is not None and source is not None:
-            ordered = derived_weight(graph, f"{source.name}.ungrouped", [source], static_dims(source), order)
-            node.replace_input_with(list(node.inputs).index(source), ordered)
+    readers = [linear.matmul, linear.add, None if linear.quantized is None else linear.quantized.node]
+    for source in [*linear.constants, linear.bias]:
+        if source is None:
+            continue
+        ordered = derived_weight(graph, f"{source.name}.ungrouped", [source], static_dims(source), order)
+        for node in readers:
+            if node is not None and source in node.inputs:
+                node.replace_input_with(list(node.inputs).index(source), ordered)
     width, (batch, seq, _) = heads * head_dim, dims_of(linear.output)
     sizes, shape = constant_ints(graph, *[width] * PARTS), constant_ints(graph, 0, 0, heads, head_dim)
     parts = emit(split, "Split", [linear.output, sizes], {"axis": -1}, num_outputs=PARTS)

@@ -13,13 +13,17 @@ def derived_weight(
     sources: Sequence[ir.Value],
     dims: Sequence[int],
     make: Callable[..., NDArray[np.generic]],
+    *,
+    dtype: ir.DataType | None = None,
 ) -> ir.Value:
-    """Register an initializer of shape `dims` that is `make(*arrays of the sources)`, of the first source's type.
+    """Register an initializer of shape `dims` that is `make(*arrays of the sources)`.
+
+    It has the first source's type unless `dtype` says otherwise.
 
     The sources may be removed from the graph: their tensors are kept, and so is what those read from.
     """
     tensors = [source.const_value for source in sources]
-    dtype = sources[0].dtype
+    dtype = dtype or sources[0].dtype
     assert dtype is not None
 
     def evaluate() -> ir.TensorProtocol:

@@ -24,7 +24,7 @@ def test_json_is_one_object(model_dir, tmp_path, capsys):
     assert err == ""
     assert report["output"] == str(tmp_path / "bundle")
     assert report["bytes"] > 100_000
-    assert report["engines"][0]["asked"] == {"max_batch": 8, "max_length": 96}
+    assert report["engines"][0]["asked"].items() >= {"max_batch": 8, "max_length": 96}.items()
     assert report["engines"][0]["got"]["attention_fused"] == 2
 
 

@@ -20,10 +20,14 @@ def parse(text: str, **weights: np.ndarray) -> ir.Model:
 
 
 def run(model: ir.Model, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name, from ONNX Runtime without its optimizations; what a rewrite stopped reading is not fed."""
+    """Outputs by name, from ONNX Runtime without its optimizations; what a rewrite stopped reading is not fed.
+
+    Weights are not packed: MatMulNBits then multiplies in float32, without rounding activations to INT8.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -1,0 +1,102 @@
+"""In which arithmetic an engine's linear layers really run: counted in the graph that ONNX Runtime saved."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from piston.engines.lowering.pattern import int_attribute, producer, static_dims
+from piston.engines.lowering.quantize_head import head_of
+from piston.engines.lowering.quantized import quantized_weight
+
+# Operator -> which of its inputs is the matrix. All multiply INT8 by INT8 and add up in INT32.
+INTEGER = {"MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
+FLOAT = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1}
+RANK = 2
+ARITHMETIC = ("int8", "weights8", "weights4", "float")
+
+
+@dataclass(frozen=True, slots=True)
+class LinearWork:
+    """Multiply-adds of one token, by arithmetic: int8, weights8 or weights4 where weights alone are, float."""
+
+    layers: dict[str, int]  # without lm_head
+    head: dict[str, int]
+    in_float: list[str]  # the layers in float, by module
+    unfused: dict[str, str] = field(default_factory=dict)  # what stayed Q/DQ -> why
+
+    def share(self, arithmetic: str) -> float:
+        """The part of the layers' multiply-adds in one arithmetic; of no layers, 0."""
+        return self.layers.get(arithmetic, 0) / max(sum(self.layers.values()), 1)
+
+
+def linear_work(graph: ir.Graph) -> LinearWork:
+    """Count the products by constant matrices."""
+    layers: dict[str, int] = {}
+    head: dict[str, int] = {}
+    in_float = []
+    logits = head_of(graph)
+    for node in graph:
+        found = _product(node)
+        if found is None:
+            continue
+        arithmetic, amount = found
+        counted = head if node is logits else layers
+        counted[arithmetic] = counted.get(arithmetic, 0) + amount
+        if arithmetic == "float" and node is not logits:
+            in_float.append((node.name or "").rpartition("/")[0] or node.outputs[0].name or "")
+    return LinearWork(layers, head, in_float, dict(_unfused(graph)))
+
+
+def _product(node: ir.Node) -> tuple[str, int] | None:
+    """Arithmetic and multiply-adds of one token, if `node` is a product by a constant matrix."""
+    if node.op_type == "MatMulNBits":
+        bits = int_attribute(node, "bits", 4)
+        return f"weights{bits}", int_attribute(node, "K") * int_attribute(node, "N")
+    index = INTEGER.get(node.op_type, FLOAT.get(node.op_type))
+    matrix = None if index is None else _constant_behind(node.inputs[index])
+    if matrix is None or len(static_dims(matrix)) != RANK:
+        return None
+    rows, columns = static_dims(matrix)
+    return "int8" if node.op_type in INTEGER else "float", rows * columns
+
+
+def _constant_behind(value: ir.Value | None) -> ir.Value | None:
+    """The initializer that `value` is, or is dequantized or transposed from."""
+    while value is not None and not value.is_initializer():
+        node = producer(value, "DequantizeLinear", "Transpose")
+        value = None if node is None else node.inputs[0]
+    return value
+
+
+def _unfused(graph: ir.Graph) -> Iterator[tuple[str, str]]:
+    """Every DequantizeLinear that is left, by the name of what it makes, and what kept it."""
+    for node in graph:
+        if node.op_type != "DequantizeLinear" or node.domain:
+            continue
+        result = node.outputs[0]
+        readers = [use.node for use in result.uses()]
+        if (codes := node.inputs[0]) is not None and codes.is_initializer():
+            yield result.name or "", f"a weight that is dequantized at every step: {_why_weight(result)}"
+        else:
+            yield result.name or "", "; ".join(dict.fromkeys(_why_activation(reader) for reader in readers))
+
+
+def _why_weight(result: ir.Value) -> str:
+    readers = [use.node for use in result.uses()]
+    if quantized_weight(result) is None:
+        return "its codes are not symmetric INT8 or INT4 with scales for each output, or each block of inputs"
+    others = [reader.op_type for reader in readers if reader.op_type != "MatMul"]
+    return f"read by {others[0]}, not by MatMul" if others else "its blocks are of a size MatMulNBits does not have"
+
+
+def _why_activation(reader: ir.Node) -> str:
+    name = reader.name or reader.op_type
+    if reader.op_type == "MatMulNBits":
+        return f"{name} has weights in blocks, which no integer product reads"
+    if reader.op_type not in FLOAT:
+        return f"{name} is no linear layer"
+    weight = reader.inputs[FLOAT[reader.op_type]]
+    if producer(weight, "DequantizeLinear") is None:
+        return f"{name} has a float weight"
+    return f"{name} or the pair is not symmetric with one scale for each output"

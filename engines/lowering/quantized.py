@@ -1,0 +1,110 @@
+"""Explicit Q/DQ, recognised: weights that are codes and scales, and activations that pass through codes.
+
+Symmetric grids only, as the canonical graph has them; what is of another form is not recognised, and stays.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from piston.engines.lowering.pattern import constants, int_attribute, is_weight, producer, static_dims
+
+BITS = {ir.DataType.INT8: 8, ir.DataType.INT4: 4}
+MIDDLE = {ir.DataType.INT8: 0.0, ir.DataType.UINT8: 128.0}  # the zero points of a symmetric grid
+RANK = 2  # [in, out]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A DequantizeLinear of constants: codes [in, out], scales [out], or [blocks, out] if `block` is not 0."""
+
+    node: ir.Node
+    codes: ir.Value
+    scales: ir.Value
+    bits: int
+    block: int
+
+    @property
+    def form(self) -> tuple[int, int]:
+        """What two weights must share to become one."""
+        return self.bits, self.block
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationPair:
+    """QuantizeLinear -> DequantizeLinear by one scale: `codes` are between, `source` before."""
+
+    quantize: ir.Node
+    dequantize: ir.Node
+
+    @property
+    def source(self) -> ir.Value:
+        """The float activation."""
+        assert self.quantize.inputs[0] is not None
+        return self.quantize.inputs[0]
+
+    @property
+    def scale(self) -> ir.Value:
+        """A scalar."""
+        assert self.quantize.inputs[1] is not None
+        return self.quantize.inputs[1]
+
+    @property
+    def zero_point(self) -> ir.Value:
+        """A scalar, in the type of the codes."""
+        assert self.quantize.inputs[2] is not None
+        return self.quantize.inputs[2]
+
+    @property
+    def codes(self) -> ir.Value:
+        """INT8 about 0, or UINT8 about 128."""
+        return self.quantize.outputs[0]
+
+
+def quantized_weight(value: ir.Value | None) -> QuantizedWeight | None:
+    """The codes and scales that `value` [in, out] is made of, if the kernels can read them."""
+    node = producer(value, "DequantizeLinear")
+    if node is None:
+        return None
+    codes, scales, zero_point = [*node.inputs, None][:3]
+    if codes is None or scales is None or not is_weight(codes, RANK) or codes.dtype not in BITS:
+        return None
+    if zero_point is not None and (not zero_point.is_initializer() or np.any(_array(zero_point))):
+        return None
+    rows, columns = static_dims(codes)
+    block, axis = int_attribute(node, "block_size"), int_attribute(node, "axis", 1)
+    if block == 0:
+        fits = axis in (1, -1) and is_weight(scales, 1) and static_dims(scales) == [columns]
+    else:
+        blocks = -(-rows // block)
+        fits = axis in (0, -RANK) and is_weight(scales, RANK) and static_dims(scales) == [blocks, columns]
+    return QuantizedWeight(node, codes, scales, BITS[codes.dtype], block) if fits else None
+
+
+def activation_pair(value: ir.Value | None) -> ActivationPair | None:
+    """The pair whose result is `value`, if both nodes have one scalar scale and the middle as zero point."""
+    dequantize = producer(value, "DequantizeLinear")
+    quantize = None if dequantize is None else producer(dequantize.inputs[0], "QuantizeLinear")
+    if dequantize is None or quantize is None or len(quantize.inputs) != 3 or len(dequantize.inputs) != 3:  # noqa: PLR2004
+        return None
+    scale, zero_point = quantize.inputs[1:]
+    if scale is None or zero_point is None or zero_point.dtype not in MIDDLE:
+        return None
+    if not _same_constants(scale, dequantize.inputs[1]) or not _same_constants(zero_point, dequantize.inputs[2]):
+        return None
+    middle = MIDDLE[zero_point.dtype]
+    return ActivationPair(quantize, dequantize) if constants(zero_point) == [middle] and _is_scalar(scale) else None
+
+
+def _same_constants(one: ir.Value, other: ir.Value | None) -> bool:
+    return one is other or (other is not None and one.dtype == other.dtype and constants(one) == constants(other))
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    return static_dims(value) == [] and len(constants(value) or []) == 1
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy())

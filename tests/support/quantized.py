@@ -1,0 +1,90 @@
+"""Quantized canonical graphs: rounded to nearest, activations scaled by their largest magnitude."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
+from piston.calibration.rounding import Grid, round_to_nearest
+from piston.runtime.manifest import FILE_NAME, CacheSpec, Manifest, record_files
+
+GRIDS = {"w8a8": Grid(8), "w8": Grid(8), "w8 block 32": Grid(8, 32), "w4": Grid(4, 32), "w4 block 128": Grid(4, 128)}
+
+
+def quantize(source: Path, out: Path, cache: CacheSpec, scheme: str, keep: Iterable[str] = (), rows=None) -> Path:
+    """Write out/model.onnx, `source` with its linears quantized but for lm_head and those whose name holds a `keep`."""
+    model = ir.load(source)
+    linears = [node for node in linears_of(model) if not any(part in node.name for part in ["lm_head", *keep])]
+    scales = largest_activations(source, cache, linears, rows) if scheme == "w8a8" else {}
+    weights = {
+        node.inputs[1].name: round_to_nearest(node.inputs[1].const_value.numpy().astype(np.float32), GRIDS[scheme])
+        for node in linears
+    }
+    readers: dict[str, list[str]] = {}
+    for node in linears:
+        readers.setdefault(node.inputs[0].name, []).append(node.name)
+    QuantizeWeightsPass(weights)(model)
+    QuantizeActivationsPass({name: largest / 127 for name, largest in scales.items()}, readers)(model)
+    out.mkdir(parents=True)
+    ir.save(model, out / "model.onnx", external_data="model.onnx.data")
+    return out / "model.onnx"
+
+
+def quantize_model_dir(source: Path, out: Path, scheme: str, keep: Iterable[str] = (), rows=None) -> Path:
+    """Write a model directory like `source`, quantized."""
+    model = Manifest.read(source)
+    quantize(source / "model.onnx", out, model.cache, scheme, keep, rows)
+    for path in source.iterdir():
+        if path.name not in (FILE_NAME, "model.onnx", "model.onnx.data"):
+            shutil.copyfile(path, out / path.name)
+    spec = dataclasses.replace(model.model, scheme=scheme.partition(" ")[0])
+    dataclasses.replace(model, model=spec, files=record_files(out)).write(out)
+    return out
+
+
+def linears_of(model: ir.Model) -> list[ir.Node]:
+    """Every MatMul by a stored matrix."""
+    return [node for node in model.graph if node.op_type == "MatMul" and node.inputs[1].is_initializer()]
+
+
+def largest_activations(source: Path, cache: CacheSpec, linears: list[ir.Node], rows=None) -> dict[str, float]:
+    """The largest magnitude of each linear's input over one prefill of every row of tokens."""
+    model = ir.load(source)
+    names = list(dict.fromkeys(node.inputs[0].name for node in linears))
+    values = {output.name: output for node in model.graph for output in node.outputs}
+    present = [value for value in model.graph.outputs if value.name.startswith("present.")]
+    model.graph.outputs[:] = [*present, *(values[name] for name in names)]
+    observed = source.parent / "observed.onnx"
+    ir.save(model, observed)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(observed), options, providers=["CPUExecutionProvider"])
+    observed.unlink()
+    wanted = {item.name for item in session.get_inputs()}
+    if rows is None:
+        vocab = next(value.shape[-1] for value in ir.load(source).graph.outputs if value.name == "logits")
+        rows = np.random.default_rng(1).integers(0, vocab, (4, 24))
+    largest = dict.fromkeys(names, 0.0)
+    for row in rows:
+        found = session.run(names, {name: value for name, value in _feed(row, cache).items() if name in wanted})
+        largest = {
+            name: max(largest[name], float(np.abs(array).max())) for name, array in zip(names, found, strict=True)
+        }
+    return largest
+
+
+def _feed(row, cache: CacheSpec) -> dict[str, np.ndarray]:
+    empty = np.zeros((1, cache.num_kv_heads, len(row), cache.head_dim), np.float32)
+    return {
+        "input_ids": np.asarray(row, np.int64)[None],
+        "position_ids": np.arange(len(row))[None],
+        "write_indices": np.array([0]),
+        "kv_lengths": np.array([len(row)]),
+        "logits_positions": np.array([[len(row) - 1]]),
+        **{f"past.{layer}.{part}": empty for layer in range(cache.num_layers) for part in ("key", "value")},
+    }
