@@ -161,14 +161,14 @@ def interrupted(model_dir, rows, consumers, work_dir):
 @pytest.mark.parametrize("change", ["rows", "kind", "damage"])
 def test_the_state_of_other_work_is_not_taken(model_dir, groups, tmp_path, change):
     name = next(iter(groups))
-    interrupted(model_dir, ROWS, {name: make_observer("minmax", name)}, tmp_path)
+    interrupted(model_dir, ROWS, {name: make_observer("moving", name)}, tmp_path)
     (saved,) = tmp_path.iterdir()
     rows = ROWS[::-1] if change == "rows" else ROWS
     per_channel = change == "kind"
     if change == "damage":
         saved.write_bytes(saved.read_bytes()[:-40])
-    found = {name: make_observer("minmax", name, per_channel=per_channel)}
-    expected = {name: make_observer("minmax", name, per_channel=per_channel)}
+    found = {name: make_observer("moving", name, per_channel=per_channel)}
+    expected = {name: make_observer("moving", name, per_channel=per_channel)}
     collect(model_dir, rows, found, work_dir=tmp_path)
     collect(model_dir, rows, expected)
     assert_same(found, expected)
