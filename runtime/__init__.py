@@ -88,6 +88,7 @@ _HOMES = {
         "OutputExistsError",
         "ParityError",
         "PromptTooLongError",
+        "ShortfallError",
         "TemplateError",
         "UnsupportedModelError",
     ),
