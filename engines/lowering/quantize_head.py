@@ -12,7 +12,9 @@ from piston.engines.lowering.pattern import emit, is_weight, producer, replace, 
 from piston.engines.lowering.weight import derived_weight
 
 LARGEST = 127
-BLOCKS = (128, 64, 32)  # inputs that share a scale: the largest of these that leaves no rest
+# Inputs that share a scale, and activations that are rounded together by the kernel: the smaller, the less noise. For a
+# 135M Llama 32, 64 and 128 cost 0.15, 0.37 and 0.73 % of perplexity.
+BLOCK = 32
 WIDE = ir.DataType.FLOAT
 
 
@@ -56,20 +58,19 @@ def _weight(head: ir.Node) -> tuple[ir.Value, bool] | None:
 def _rewrite(graph: ir.Graph, head: ir.Node, weight: ir.Value, *, tied: bool) -> None:
     dims = static_dims(weight)
     rows, columns = dims[::-1] if tied else dims
-    block = next((size for size in BLOCKS if rows % size == 0), BLOCKS[0])
 
     def oriented(array: NDArray[np.float32]) -> NDArray[np.float32]:
         return array.T if tied else array
 
     def make_codes(array: NDArray[np.float32]) -> NDArray[np.int8]:
-        return codes_and_scales(oriented(array), block)[0]
+        return codes_and_scales(oriented(array), BLOCK)[0]
 
     def make_scales(array: NDArray[np.float32]) -> NDArray[np.float32]:
-        return codes_and_scales(oriented(array), block)[1]
+        return codes_and_scales(oriented(array), BLOCK)[1]
 
     codes = derived_weight(graph, "lm_head.codes", [weight], [rows, columns], make_codes, dtype=ir.DataType.INT8)
-    scales = derived_weight(graph, "lm_head.scales", [weight], [-(-rows // block), columns], make_scales)
-    attributes = {"axis": 0, "block_size": block}
+    scales = derived_weight(graph, "lm_head.scales", [weight], [-(-rows // BLOCK), columns], make_scales)
+    attributes = {"axis": 0, "block_size": BLOCK}
     node = emit(head, "DequantizeLinear", [codes, scales], attributes, like=weight, dims=[rows, columns])
     product = emit(head, "MatMul", [head.inputs[0], node.outputs[0]], like=head.outputs[0])
     replace(head.outputs[0], product.outputs[0])
