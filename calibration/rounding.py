@@ -79,7 +79,7 @@ def round_to_nearest(weight: Floats, grid: Grid, *, search: bool = False) -> Qua
 
 def encode(weight: Floats, scale: Floats, grid: Grid) -> NDArray[np.int8]:
     """Nearest codes, half to even, saturated."""
-    return np.clip(np.rint(weight / scale), grid.low, grid.high).astype(np.int8)
+    return np.asarray(np.clip(np.rint(weight / scale), grid.low, grid.high), np.int8)
 
 
 def largest_scale(weight: Floats, grid: Grid) -> Floats:

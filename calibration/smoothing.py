@@ -1,24 +1,29 @@
 """SmoothQuant: move the outliers of an activation into the weights that read it, at no cost at inference.
 
-Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML 2023: input
-channel j is divided by s_j = act_j^alpha / weight_j^(1 - alpha) and the readers' row j multiplied by it. The division
-is folded into what produces the channel: a norm's scale, the columns of up_proj, or the columns of v_proj, where one
-factor serves all query heads that share a key-value head.
+Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML 2023.
+Input channel j is divided by s_j = act_j^alpha / weight_j^(1 - alpha) and the readers' row j multiplied by it. The
+division is folded into what produces the channel: a norm's scale, the columns of up_proj, or the columns of v_proj,
+where one factor serves all query heads that share a key-value head.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from piston.calibration.rounding import Floats, Grid, round_to_nearest
 
-ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+Groups = NDArray[np.int64]
+# Above 0.8 the error on the tokens it was chosen by still falls, and perplexity on other text rises: every channel then
+# spans the whole range, and what calibration did not see saturates (SmolLM2-135M, held-out text: +2.0 % perplexity at
+# 0.8, +2.8 % when up to 0.9 was allowed, +4.0 % up to 1.0, +3.2 % at 0.65).
+ALPHAS = (0.5, 0.6, 0.7, 0.75, 0.8)
 LOWEST, HIGHEST = 1e-3, 1e4  # of a factor: beyond them float32 products lose the small channels
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothed:
-    """The chosen alpha, the factors [K], and the squared output error without and with them."""
+    """The chosen alpha, the factors [K], and the output error (see `output_error`) without and with them."""
 
     alpha: float
     factors: Floats
@@ -26,7 +31,7 @@ class Smoothed:
     error_after: float
 
 
-def smoothing_factors(act: Floats, weight: Floats, alpha: float, shared: Floats | None = None) -> Floats:
+def smoothing_factors(act: Floats, weight: Floats, alpha: float, shared: Groups | None = None) -> Floats:
     """Factors [K] from the largest activation [K] and the largest weight [K] of each input channel.
 
     `shared` gives each channel's group (int [K]); all channels of a group get one factor, from their largest values.
@@ -42,7 +47,7 @@ def smoothing_factors(act: Floats, weight: Floats, alpha: float, shared: Floats 
     return np.where(alive, factors / center, 1).astype(np.float32)
 
 
-def search(sample: Floats, act: Floats, weights: list[Floats], shared: Floats | None = None) -> Smoothed:
+def search(sample: Floats, act: Floats, weights: list[Floats], shared: Groups | None = None) -> Smoothed:
     """Choose alpha by the error it leaves in the readers' outputs.
 
     Args:
@@ -53,27 +58,31 @@ def search(sample: Floats, act: Floats, weights: list[Floats], shared: Floats | 
     """
     joined = np.concatenate(weights, axis=1)
     largest = np.abs(joined).max(axis=1)
-    exact = sample @ joined
-    before = _error(sample, act, joined, exact, np.ones_like(act))
+    before = output_error(sample, act, joined, np.ones_like(act))
     best = Smoothed(0.0, np.ones_like(act), before, before)
     for alpha in ALPHAS:
         factors = smoothing_factors(act, largest, alpha, shared)
-        error = _error(sample, act, joined, exact, factors)
+        error = output_error(sample, act, joined, factors)
         if error < best.error_after:
             best = Smoothed(alpha, factors, before, error)
     return best
 
 
-def _error(sample: Floats, act: Floats, weight: Floats, exact: Floats, factors: Floats) -> float:
-    """Squared error of the product with both sides in INT8, as the engine will have them."""
+def output_error(sample: Floats, act: Floats, weight: Floats, factors: Floats) -> float:
+    """Median over tokens of the relative squared error of the product with both sides in INT8, as the engine has it.
+
+    Relative to each token's own output: a first token whose activations are a thousand times the others' would
+    otherwise be all that counts.
+    """
+    exact = sample @ weight
     scale = float((act / factors).max()) / 127 or 1.0
     codes = np.clip(np.rint(sample / factors / scale), -128, 127)
     rounded = round_to_nearest(weight * factors[:, None], Grid(8)).dequantized()
-    return float(np.square(codes * np.float32(scale) @ rounded - exact).sum())
+    error = np.square(codes @ rounded * np.float32(scale) - exact).sum(axis=1)
+    return float(np.median(error / np.maximum(np.square(exact).sum(axis=1), np.finfo(np.float32).tiny)))
 
 
-def _group_max(values: Floats, shared: Floats) -> Floats:
-    groups = shared.astype(np.int64)
-    largest = np.zeros(int(groups.max()) + 1, values.dtype)
-    np.maximum.at(largest, groups, values)
-    return largest[groups]
+def _group_max(values: Floats, shared: Groups) -> Floats:
+    largest = np.zeros(int(shared.max()) + 1, np.float32)
+    np.maximum.at(largest, shared, values)
+    return largest[shared]

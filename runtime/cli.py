@@ -17,6 +17,7 @@ from piston.runtime.errors import Error, MissingExtraError, MisuseError
 # verb: (module, what --help says)
 VERBS = {
     "export": ("piston.export.cli", "a checkpoint becomes a model directory (ONNX)"),
+    "calibrate": ("piston.calibration.cli", "a float model directory becomes a quantized one"),
     "build": ("piston.engines.cli", "a model directory becomes a bundle of engines"),
     "run": ("piston.runtime.run_cli", "complete a prompt with a bundle"),
     "chat": ("piston.runtime.chat_cli", "talk with a bundle"),
@@ -27,6 +28,7 @@ VERBS = {
 NEEDS = {
     "export": ("torch", "transformers", "accelerate", "gguf", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     "build": ("onnx", "onnx_ir", "onnxruntime"),
+    "calibrate": ("ml_dtypes", "onnx", "onnx_ir", "onnxruntime"),
 }
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 

@@ -47,7 +47,7 @@ class CastPrecisionPass(ir.passes.InPlacePass):
         def convert() -> ir.TensorProtocol:
             array = tensor.numpy()
             largest = float(np.abs(array).max()) if array.size else 0.0
-            if self.dtype == "float16" and largest > np.finfo(np.float16).max:
+            if self.dtype == "float16" and largest > float(np.finfo(np.float16).max):
                 raise CheckpointError(f"{name} reaches {largest:.3g}, beyond float16; use --dtype bf16 or fp32.")
             return ir.Tensor(array.astype(numpy_type), name=name)
 

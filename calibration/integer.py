@@ -1,0 +1,124 @@
+"""w8a8: smooth, choose one static scale for each activation, and round the weights of each output channel."""
+
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from piston.calibration.collect import collect
+from piston.calibration.consumers import Several
+from piston.calibration.folding import apply_fold, find_fold
+from piston.calibration.graph import ModelGraph
+from piston.calibration.linears import Linear
+from piston.calibration.observers import MinMax, make_observer
+from piston.calibration.packing import Ids
+from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
+from piston.calibration.recipe import Recipe
+from piston.calibration.rounding import Floats, Quantized, round_to_nearest
+from piston.calibration.sample import Sample
+from piston.calibration.smoothing import search
+from piston.runtime.console import Progress
+
+TOKENS_PER_ROW = 12  # kept whole, to measure errors on
+
+
+@dataclass(slots=True)
+class Activation:
+    """What is known of one value that linears read."""
+
+    group: list[Linear]
+    largest: Floats  # of each channel over all rows, float32 [K]
+    sample: Floats  # float32 [tokens, K]
+    scale: float = 0.0
+    alpha: float | None = None
+
+
+def observe(graph: ModelGraph, rows: Ids, work: Path, progress: Progress) -> dict[str, Activation]:
+    """Run the float model over the rows once, and keep what every linear's input is like.
+
+    Linears that will stay in float are among them: smoothing must not depend on what is kept.
+    """
+    groups = graph.groups()
+    extremes = {name: MinMax(name, per_channel=True) for name in groups}
+    samples = {name: Sample(name, TOKENS_PER_ROW) for name in groups}
+    consumers = {name: Several(extremes[name], samples[name]) for name in groups}
+    collect(graph.directory, rows, consumers, work_dir=work / "observe", progress=progress, name="observing")
+    return {
+        name: Activation(group, extremes[name].range().amax, samples[name].tokens) for name, group in groups.items()
+    }
+
+
+def smooth(activations: dict[str, Activation], progress: Progress) -> None:
+    """Fold the best factors of every value that something can absorb; samples and extremes follow."""
+    for done, activation in enumerate(activations.values()):
+        progress.step("smoothing", done, len(activations))
+        fold = find_fold(activation.group)
+        if fold is None:
+            continue
+        weights = [weight_of(linear) for linear in activation.group]
+        found = search(activation.sample, activation.largest, weights, fold.shared)
+        apply_fold(fold, activation.group, found.factors)
+        activation.alpha = found.alpha
+        activation.largest = activation.largest / found.factors
+        activation.sample = activation.sample / found.factors
+
+
+def choose_scales(
+    graph: ModelGraph, activations: dict[str, Activation], recipe: Recipe, rows: Ids, work: Path, progress: Progress
+) -> None:
+    """One scale a value: from the extremes, or from histograms of the smoothed model's values."""
+    if recipe.method == "minmax":
+        amax = {name: float(activation.largest.max()) for name, activation in activations.items()}
+    else:
+        graph.save_float(work / "smoothed")
+        observers = {name: make_observer(recipe.method, name) for name in activations}
+        collect(work / "smoothed", rows, observers, work_dir=work / "ranges", progress=progress, name="ranging")
+        amax = {name: float(observer.range().amax) for name, observer in observers.items()}
+    for name, activation in activations.items():
+        activation.scale = (amax[name] or 1.0) / 127
+
+
+def sensitivity(activations: dict[str, Activation], recipe: Recipe) -> dict[str, float]:
+    """How far INT8 moves each linear's output: median over tokens of the relative squared error, worst first."""
+    errors = {}
+    for activation in activations.values():
+        rounded = quantize_sample(activation)
+        for linear in activation.group:
+            weight = weight_of(linear)
+            exact = activation.sample @ weight
+            error = np.square(rounded @ round_to_nearest(weight, recipe.grid).dequantized() - exact).sum(axis=1)
+            share = error / np.maximum(np.square(exact).sum(axis=1), np.finfo(np.float32).tiny)
+            errors[linear.name] = float(np.median(share))
+    return dict(sorted(errors.items(), key=lambda item: -item[1]))
+
+
+def insert(graph: ModelGraph, activations: dict[str, Activation], recipe: Recipe, chosen: Container[str]) -> list[str]:
+    """Write Q/DQ into the graph for the chosen linears; returns their names in the order of the graph."""
+    weights: dict[str, Quantized] = {}
+    scales: dict[str, float] = {}
+    readers: dict[str, list[str]] = {}
+    names: list[str] = []
+    for value, activation in activations.items():
+        for linear in activation.group:
+            if linear.name not in chosen:
+                continue
+            weights[linear.weight.name or ""] = round_to_nearest(weight_of(linear), recipe.grid)
+            scales[value] = activation.scale
+            readers.setdefault(value, []).append(linear.matmul.name or "")
+            names.append(linear.name)
+    QuantizeWeightsPass(weights)(graph.model)
+    QuantizeActivationsPass(scales, readers)(graph.model)
+    return names
+
+
+def quantize_sample(activation: Activation) -> Floats:
+    """The sample as INT8 with the chosen scale gives it."""
+    codes = np.clip(np.rint(activation.sample / activation.scale), -128, 127)
+    return np.asarray(codes * np.float32(activation.scale), np.float32)
+
+
+def weight_of(linear: Linear) -> Floats:
+    """Its weight, float32 [K, N]."""
+    assert linear.weight.const_value is not None
+    return np.asarray(linear.weight.const_value.numpy(), np.float32)

@@ -1,0 +1,151 @@
+"""calibrate on a toy from export to a quantized directory: what it writes, what it keeps, what it refuses."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("torch")
+from canonical import CanonicalSession
+from checkpoints import write_checkpoint
+from tokenizers import Tokenizer
+
+from piston.calibration.calibrate import calibrate
+from piston.calibration.data import RowOptions
+from piston.calibration.recipe import Recipe
+from piston.export import export_model
+from piston.runtime.cli import main
+from piston.runtime.errors import MisuseError, OutputExistsError
+from piston.runtime.manifest import Manifest
+
+ROWS = RowOptions(num_rows=6, seq_len=24)
+SENTENCE = "the quick brown fox jumps over the lazy dog while seven wizards brew strange potions by night"
+# Relative to the logits' length. A random model has no redundancy: fourteen roundings in a row add up.
+BOUNDS = {"w8a8": 0.12, "w8": 0.03, "w8 blocks": 0.03, "w4": 0.4}
+LINEARS = 14  # of two Llama layers
+RECIPES = {
+    "w8a8": Recipe(scheme="w8a8"),
+    "w8": Recipe(scheme="w8"),
+    "w8 blocks": Recipe(scheme="w8", block=32),
+    "w4": Recipe(scheme="w4", block=32, rounding="gptq"),
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("toy")
+    write_checkpoint(directory / "checkpoint")
+    export_model(directory / "checkpoint", directory / "model")
+    return directory / "model"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    words = SENTENCE.split()
+    rng = np.random.default_rng(0)
+    lines = (" ".join(rng.choice(words, 12)) + "." for _ in range(200))
+    path.write_text("\n\n".join(lines))
+    return path
+
+
+def logits(directory, cache):
+    prompt = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(SENTENCE).ids
+    seq = len(prompt)
+    session = CanonicalSession(directory / "model.onnx", cache, 1, seq)
+    return session.step([prompt], [range(seq)], [0], [seq], [range(seq)])[0]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_quantized_model_answers_nearly_as_the_float_one(model_dir, text, tmp_path, name):
+    result = calibrate(model_dir, tmp_path / "out", RECIPES[name], [text], rows=ROWS)
+    exact, rounded = (logits(path, result.manifest.cache) for path in (model_dir, tmp_path / "out"))
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < BOUNDS[name]
+    assert result.manifest.model.scheme == RECIPES[name].scheme
+    assert (len(result.quantized), result.kept) == (LINEARS, ["lm_head"])
+    Manifest.read(tmp_path / "out").verify(tmp_path / "out")
+    onnx.checker.check_model(tmp_path / "out" / "model.onnx")
+
+
+def test_one_pair_stands_on_each_shared_activation(model_dir, text, tmp_path):
+    calibrate(model_dir, tmp_path / "out", RECIPES["w8a8"], [text], rows=ROWS)
+    graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("QuantizeLinear") == 8  # q/k/v, o, gate/up and down of two layers
+    assert operators.count("DequantizeLinear") == 8 + LINEARS
+
+
+def test_the_worst_linears_stay_in_float_and_the_recorded_recipe_replays_to_the_same_bytes(model_dir, text, tmp_path):
+    first = calibrate(model_dir, tmp_path / "first", RECIPES["w8a8"], [text], rows=ROWS, keep_worst=2)
+    assert set(first.kept) == {*list(first.sensitivity)[:2], "lm_head"}
+    assert len(first.quantized) == LINEARS - 2
+    recipe = Recipe.from_json(first.manifest.made_by["calibration"]["recipe"])
+    calibrate(model_dir, tmp_path / "second", recipe, [text], rows=ROWS)
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_patterns_keep_linears_in_float(model_dir, text, tmp_path):
+    recipe = Recipe(scheme="w8", keep=("*.layers.1.*", "*down_proj"))
+    result = calibrate(model_dir, tmp_path / "out", recipe, [text])
+    assert result.quantized == [name for name in result.quantized if ".layers.0." in name and "down" not in name]
+    assert len(result.quantized) == 6
+
+
+def test_methods_choose_different_ranges(model_dir, text, tmp_path):
+    scales = set()
+    for method in ("minmax", "mse"):
+        calibrate(model_dir, tmp_path / method, Recipe(scheme="w8a8", method=method), [text], rows=ROWS)
+        model = onnx.load(tmp_path / method / "model.onnx")
+        quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+        (scale,) = [tensor for tensor in model.graph.initializer if tensor.name == quantizer.input[1]]
+        scales.add(float(onnx.numpy_helper.to_array(scale)))
+    assert len(scales) == 2
+
+
+def test_rounding_to_nearest_needs_no_data(model_dir, tmp_path):
+    result = calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8"))
+    assert result.manifest.made_by["calibration"]["data"] is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [(Recipe(scheme="w8a8"), "--data"), (Recipe(scheme="w8", keep=("*.nothing",)), r"\*\.nothing.*names no linear")],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_nothing(model_dir, tmp_path, recipe, message):
+    with pytest.raises(MisuseError, match=message):
+        calibrate(model_dir, tmp_path / "out", recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_directory_is_not_quantized_again(model_dir, tmp_path):
+    calibrate(model_dir, tmp_path / "once", Recipe(scheme="w8"))
+    with pytest.raises(MisuseError, match="quantized already"):
+        calibrate(tmp_path / "once", tmp_path / "twice", Recipe(scheme="w8"))
+
+
+def test_an_existing_output_is_refused(model_dir, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(OutputExistsError):
+        calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8"))
+
+
+def test_the_verb_prints_one_json_object(model_dir, text, tmp_path, capsys):
+    words = ["calibrate", str(model_dir), "-o", str(tmp_path / "out"), "--scheme", "w4", "--block", "32"]
+    assert main([*words, "--data", str(text), "--samples", "6", "--seq-len", "24", "--json", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["scheme"], len(result["quantized"]), captured.err) == ("w4", LINEARS, "")
+    assert result["calibration"]["recipe"]["rounding"] == "gptq"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--scheme", "w8a8", "--block", "32"], ["--scheme", "w8", "--method", "mse"], ["--recipe", "/nowhere.json"]],
+)
+def test_options_that_contradict_are_misuse_in_one_line(model_dir, tmp_path, capsys, words):
+    assert main(["calibrate", str(model_dir), "-o", str(tmp_path / "out"), *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
