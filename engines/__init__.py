@@ -60,8 +60,9 @@ def build(  # noqa: PLR0913 - the options of one command
 
     with staged_dir(goal, overwrite=overwrite) as work:
         engines = [_build_engine(target, source, model, work, asked, progress) for target in targets]
+        cache = dataclasses.replace(model.cache, dtype=engines[0].got["cache"])
         with progress.phase("hashing"):
-            return write_bundle(work, source, model, engines)
+            return write_bundle(work, source, model, engines, cache)
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -133,7 +134,7 @@ def _build_engine(
         reference_of(source / CANONICAL, model, work, int8_head=int8_head) as path,
     ):
         kernels = prove_kernels(built.path)
-        cache = dataclasses.replace(model.cache, dtype="float32")
+        cache = dataclasses.replace(model.cache, dtype=built.cache_type)
         proof = prove(path, built.path, cache, max_length=asked["max_length"], windows=built.lowered.windows)
     return EngineSpec(
         target=target,

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from piston.engines.linear_work import ARITHMETIC, LinearWork, linear_work
 from piston.engines.lowering import Lowered, lower_for_ort_cpu
+from piston.runtime.manifest import CacheType
 from piston.runtime.ort_engine import translated
 
 MODEL_NAME, DATA_NAME = "model.onnx", "model.onnx.data"
@@ -26,6 +27,11 @@ class OrtBuild:
     work: LinearWork
     weights_bytes: int
     onnxruntime: str
+
+    @property
+    def cache_type(self) -> CacheType:
+        """The type of every layer's keys and values."""
+        return "int8" if self.lowered.int8_cache else "float32"
 
     @property
     def is_quantized(self) -> bool:
@@ -92,6 +98,7 @@ def describe(build: OrtBuild) -> dict[str, Any]:
     lowered, work = build.lowered, build.work
     return {
         "dtype": "float32",
+        "cache": build.cache_type,
         "attention_layers": lowered.attention,
         "attention_fused": lowered.fused_attention,
         "rotary_fused": lowered.fused_rotary,

@@ -1,20 +1,19 @@
 """What surrounds the engines of a bundle: tokenizer, manifest, and where everything came from."""
 
-import dataclasses
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from piston.runtime.manifest import FILE_NAME, EngineSpec, Manifest, record_files, sha256_of
+from piston.runtime.manifest import FILE_NAME, CacheSpec, EngineSpec, Manifest, record_files, sha256_of
 
 COPIED = ("tokenizer.json", "chat_template.jinja")  # as far as the model directory has them
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
-def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[EngineSpec]) -> Manifest:
+def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[EngineSpec], cache: CacheSpec) -> Manifest:
     """Complete the directory `work`, which holds the engines, and return the manifest written there.
 
-    Its cache is float32, as the engines read it; the model is described as its checkpoint was.
+    Its `cache` is of the type that the engines read; the model is described as its checkpoint was.
     """
     for name in COPIED:
         if (model_dir / name).is_file():
@@ -22,7 +21,7 @@ def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[Eng
     manifest = Manifest(
         kind="bundle",
         model=model.model,
-        cache=dataclasses.replace(model.cache, dtype="float32"),
+        cache=cache,
         tokenizer=model.tokenizer,
         generation=model.generation,
         files=record_files(work),

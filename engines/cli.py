@@ -87,7 +87,8 @@ def _as_json(spec: EngineSpec) -> dict[str, Any]:
 def _print_engine(spec: EngineSpec) -> None:
     got, asked, proof = spec.got, spec.asked, spec.got["proof"]
     print_text(
-        f"{spec.target}: {got['dtype']}, batch up to {asked['max_batch']}, length up to {asked['max_length']}; "
+        f"{spec.target}: {got['dtype']}, cache {got['cache']}, batch up to {asked['max_batch']}, "
+        f"length up to {asked['max_length']}; "
         f"attention fused in {got['attention_fused']} of {got['attention_layers']} "
         f"(rotary in {got['rotary_fused']}, packed in {got['qkv_packed']}), {got['norms_fused']} residual norms"
     )

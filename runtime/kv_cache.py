@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from piston.runtime.errors import MisuseError, PromptTooLongError
 from piston.runtime.manifest import CacheSpec
 
+STORED = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.uint16, "int8": np.int8}
+
 
 class KVCache:
     """Slots 0 .. num_slots-1, each holding up to `capacity` positions of every layer.
@@ -26,7 +28,7 @@ class KVCache:
         self.num_slots = num_slots
         self.capacity = capacity
         shape = (num_slots, spec.num_kv_heads, capacity, spec.head_dim)
-        dtype = np.dtype(np.float32 if spec.dtype == "float32" else np.uint16)
+        dtype = np.dtype(STORED[spec.dtype])
         self.arrays: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(2 * spec.num_layers)]
         self.lengths = np.zeros(num_slots, np.int64)
         self._free = list(range(num_slots))

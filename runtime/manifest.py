@@ -22,6 +22,8 @@ FILE_NAME = "manifest.json"
 
 Kind = Literal["model", "bundle"]
 FloatType = Literal["float32", "float16", "bfloat16"]
+CacheType = Literal["float32", "float16", "bfloat16", "int8"]
+ITEM_SIZES: Mapping[CacheType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +47,12 @@ class CacheSpec:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: FloatType
+    dtype: CacheType
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one position of one row takes over all layers."""
-        item = 4 if self.dtype == "float32" else 2
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * item
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

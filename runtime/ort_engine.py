@@ -18,6 +18,8 @@ from piston.runtime.errors import EngineError, MissingExtraError, MisuseError
 from piston.runtime.kv_cache import KVCache
 from piston.runtime.manifest import CacheSpec
 
+CACHE_ITEMS = {"float32": np.float32, "int8": np.int8}
+CACHE_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
 PREFILL_CHUNK = 512  # tokens of one prefill step: bounds the activations
 
 
@@ -128,12 +130,12 @@ class OrtEngine:
                 binding.bind_input(name, "cpu", 0, np.int64, shape, address)
         shape = [rows, kept, self.vocab_size]
         binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
-        cache_shape = list(self.cache.row_shape(rows))
+        cache_shape, item = list(self.cache.row_shape(rows)), CACHE_ITEMS[self.cache.spec.dtype]
         for index in range(2 * self.cache.spec.num_layers):
             name = f"{index // 2}.{'value' if index % 2 else 'key'}"
             address = self.cache.address(index, low)
-            binding.bind_input(f"past.{name}", "cpu", 0, np.float32, cache_shape, address)
-            binding.bind_output(f"present.{name}", "cpu", 0, np.float32, cache_shape, address)
+            binding.bind_input(f"past.{name}", "cpu", 0, item, cache_shape, address)
+            binding.bind_output(f"present.{name}", "cpu", 0, item, cache_shape, address)
         return binding
 
     def _run(self, binding: Any) -> None:
@@ -166,6 +168,9 @@ def _check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
     found = {name: shape for name, shape in shapes.items() if name.startswith("past.")}
     names = {f"past.{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")}
     fits = all(_agree(shape, [None, spec.num_kv_heads, None, spec.head_dim]) for shape in found.values())
+    types = {item.name: item.type for item in session.get_inputs()}
+    if set(found) == names and any(types[name] != CACHE_TYPES.get(spec.dtype) for name in names):
+        raise EngineError(f"The cache of {path} is not {spec.dtype}, as its manifest states; build it again.")
     if set(found) != names or not fits:
         shape = next(iter(found.values()), "none")
         raise EngineError(

@@ -28,6 +28,7 @@ class Lowered:
     fused_rotary: int  # attentions that rotate query and key themselves
     packed_qkv: int
     fused_norms: int
+    int8_cache: bool
     windows: tuple[int, ...]  # distinct widths of the sliding windows
     refused: dict[str, str] = field(default_factory=dict)  # attention left canonical -> why
 
@@ -62,6 +63,7 @@ def lower_for_ort_cpu(model: ir.Model, max_length: int, *, int8_head: bool = Fal
         fused_rotary=sum("do_rotary" in node.attributes for node in fused),
         packed_qkv=packed.packed,
         fused_norms=norms.fused,
+        int8_cache=attention.int8_cache,
         windows=tuple(sorted(windows)),
         refused=attention.refused,
     )

@@ -5,11 +5,12 @@ that is no multiple of 8. Rotary is left outside it where head_dim is no multipl
 multiple of 8.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from piston.engines.lowering.pattern import float_attribute, int_attribute, is_weight, producer, static_dims
+from piston.engines.lowering.quantized import CacheRounding, cache_rounding
 from piston.engines.lowering.window_mask import window_of
 
 RANK = 4  # [batch, heads, seq, head_dim]
@@ -37,6 +38,7 @@ class CachePart:
     new: ir.Value
     past: ir.Value
     present: ir.Value
+    rounding: CacheRounding | None = None  # by which `new` becomes codes in an INT8 cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,8 @@ class AttentionLayer:
         return float_attribute(self.attention, "softcap")
 
 
-def attention_layer(attention: ir.Node) -> AttentionLayer:
-    """Recognise the layer around an Attention node.
+def attention_layer(attention: ir.Node, *, int8_cache: bool = False) -> AttentionLayer:
+    """Recognise the layer around an Attention node; for an INT8 cache, with new keys and values as before rounding.
 
     Raises:
         UnfitError: it is not of the canonical form, or not one the kernel can do.
@@ -79,6 +81,8 @@ def attention_layer(attention: ir.Node) -> AttentionLayer:
         if int_attribute(attention, name):
             raise UnfitError(f"GroupQueryAttention has no {name}")
     keys, values = _cache_part(present_key, "keys"), _cache_part(present_value, "values")
+    if int8_cache:
+        keys, values = _unrounded(keys, "keys"), _unrounded(values, "values")
     window = _window(attention, rest)
     heads, head_dim = static_dims(query)[1::2]
     cache = static_dims(keys.past)
@@ -89,7 +93,7 @@ def attention_layer(attention: ir.Node) -> AttentionLayer:
         query, new_keys = (node.inputs[0] for node in rotated if node is not None)
         assert query is not None
         assert new_keys is not None
-        keys = CachePart(new_keys, keys.past, keys.present)
+        keys = replace(keys, new=new_keys)
     return AttentionLayer(
         attention=attention,
         query=query,
@@ -119,6 +123,13 @@ def _cache_part(present: ir.Value | None, part: str) -> CachePart:
     if len(present.uses()) != 1:
         raise UnfitError(f"its {part} have other readers")
     return CachePart(new, past, present)
+
+
+def _unrounded(part: CachePart, name: str) -> CachePart:
+    rounding = cache_rounding(part.new)
+    if rounding is None:
+        raise UnfitError(f"its {name} are not rounded to INT8 as the kernel does")
+    return replace(part, new=rounding.source, rounding=rounding)
 
 
 def _window(attention: ir.Node, rest: list[ir.Value | None]) -> int | None:

@@ -8,6 +8,7 @@ exactly the canonical mask (ONNX Runtime 1.32, measured).
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from piston.engines.lowering.attention_layer import AttentionLayer, UnfitError, attention_layer
@@ -22,19 +23,25 @@ from piston.engines.lowering.pattern import (
     sole_consumer,
     tidy,
 )
+from piston.engines.lowering.quantized import CacheRounding
+from piston.engines.lowering.weight import derived_weight
 
+SCALES_AT = 12  # the kernel's inputs k_scale and v_scale
 SUPERFLUOUS = ("position_ids", "write_indices")
 
 
 class GroupQueryAttentionPass(ir.passes.InPlacePass):
     """Keeps names and shapes of cache inputs and outputs; drops step inputs that nothing reads any more.
 
-    A layer that does not fit is left as it is, and `refused` says why: Attention's name -> reason.
+    A layer that does not fit is left as it is, and `refused` says why: Attention's name -> reason. Where every layer
+    rounds its new keys and values to INT8, the cache becomes INT8 and the kernel does the rounding; the cache is of
+    one type, so one layer that cannot leaves all in float, rounded as they were.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.refused: dict[str, str] = {}
+        self.int8_cache = False
 
     def requires(self, model: ir.Model) -> None:
         """The lengths are among the inputs."""
@@ -43,10 +50,12 @@ class GroupQueryAttentionPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer that fits."""
+        attentions = [node for node in model.graph if node.op_type == "Attention" and node.domain == ""]
+        self.int8_cache = bool(attentions) and all(_has_int8_cache(attention) for attention in attentions)
         lengths: _Lengths | None = None
-        for attention in [node for node in model.graph if node.op_type == "Attention" and node.domain == ""]:
+        for attention in attentions:
             try:
-                layer = attention_layer(attention)
+                layer = attention_layer(attention, int8_cache=self.int8_cache)
             except UnfitError as problem:
                 self.refused[attention.name or ""] = str(problem)
                 continue
@@ -57,6 +66,14 @@ class GroupQueryAttentionPass(ir.passes.InPlacePass):
             tidy(model)
             _remove_unread_inputs(model.graph)
         return ir.passes.PassResult(model, modified=lengths is not None)
+
+
+def _has_int8_cache(attention: ir.Node) -> bool:
+    try:
+        attention_layer(attention, int8_cache=True)
+    except UnfitError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +99,8 @@ def _lengths(graph: ir.Graph) -> _Lengths:
 def _rewrite(layer: AttentionLayer, lengths: _Lengths) -> None:
     attention, keys, values = layer.attention, layer.keys, layer.values
     query, key, value = (merged_heads(source, attention) for source in (layer.query, keys.new, values.new))
-    inputs = [query, key, value, keys.past, values.past, lengths.seqlens_k, lengths.total]
-    attributes: dict[str, int | float] = {
+    inputs: list[ir.Value | None] = [query, key, value, keys.past, values.past, lengths.seqlens_k, lengths.total]
+    attributes: dict[str, int | float | str] = {
         "num_heads": layer.heads,
         "kv_num_heads": layer.kv_heads,
         "scale": layer.scale,
@@ -95,11 +112,27 @@ def _rewrite(layer: AttentionLayer, lengths: _Lengths) -> None:
         attributes["local_window_size"] = layer.window
     if layer.softcap:
         attributes["softcap"] = layer.softcap
+    if keys.rounding is not None and values.rounding is not None:
+        scales = [_scale(attention, part.rounding) for part in (keys, values) if part.rounding is not None]
+        inputs += [None] * (SCALES_AT - len(inputs))
+        inputs += scales
+        kinds = ["PER_CHANNEL" if part.is_per_channel else "PER_TENSOR" for part in (keys.rounding, values.rounding)]
+        attributes |= {"k_quant_type": kinds[0], "v_quant_type": kinds[1], "kv_cache_bit_width": 8}
     fused = emit(attention, "GroupQueryAttention", inputs, attributes, domain=MICROSOFT, num_outputs=3, like=query)
     output, present_key, present_value = fused.outputs
-    replace(keys.present, present_key)
-    replace(values.present, present_value)
+    for part, present in ((keys, present_key), (values, present_value)):
+        if part.rounding is not None:
+            part.past.dtype = ir.DataType.INT8
+        present.type = part.past.type
+        replace(part.present, present)
     _replace_output(layer, output)
+
+
+def _scale(attention: ir.Node, rounding: CacheRounding) -> ir.Value:
+    """As the kernel wants it: a scalar as one element."""
+    if rounding.is_per_channel:
+        return rounding.scale
+    return derived_weight(graph_of(attention), f"{rounding.scale.name}.kernel", [rounding.scale], [1], np.atleast_1d)
 
 
 def _replace_output(layer: AttentionLayer, merged: ir.Value) -> None:

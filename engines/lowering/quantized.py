@@ -62,6 +62,19 @@ class ActivationPair:
         return self.quantize.outputs[0]
 
 
+@dataclass(frozen=True, slots=True)
+class CacheRounding:
+    """New keys or values pass through INT8 codes: by one scale, or by [1, kv_heads, 1, head_dim] of them."""
+
+    source: ir.Value
+    scale: ir.Value
+
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether each channel of each head has its scale."""
+        return bool(static_dims(self.scale))
+
+
 def quantized_weight(value: ir.Value | None) -> QuantizedWeight | None:
     """The codes and scales that `value` [in, out] is made of, if the kernels can read them."""
     node = producer(value, "DequantizeLinear")
@@ -95,6 +108,26 @@ def activation_pair(value: ir.Value | None) -> ActivationPair | None:
         return None
     middle = MIDDLE[zero_point.dtype]
     return ActivationPair(quantize, dequantize) if constants(zero_point) == [middle] and _is_scalar(scale) else None
+
+
+def cache_rounding(value: ir.Value | None) -> CacheRounding | None:
+    """How `value` [batch, kv_heads, seq, head_dim] was rounded to INT8, if it was.
+
+    Per tensor, a symmetric INT8 pair; per channel, which QuantizeLinear has for one axis only, Div by the scales, a
+    pair of scale 1, and Mul by them.
+    """
+    scaled = producer(value, "Mul")
+    pair = activation_pair(value if scaled is None else scaled.inputs[0])
+    if pair is None or pair.zero_point.dtype != ir.DataType.INT8:
+        return None
+    if scaled is None:
+        return CacheRounding(pair.source, pair.scale)
+    divided, scales = producer(pair.source, "Div"), scaled.inputs[1]
+    if divided is None or divided.inputs[0] is None or scales is None or divided.inputs[1] is not scales:
+        return None
+    heads, head_dim = static_dims(value)[1::2]
+    fits = is_weight(scales, 4) and static_dims(scales) == [1, heads, 1, head_dim] and constants(pair.scale) == [1]
+    return CacheRounding(divided.inputs[0], scales) if fits else None
 
 
 def _same_constants(one: ir.Value, other: ir.Value | None) -> bool:

@@ -88,3 +88,37 @@ def _feed(row, cache: CacheSpec) -> dict[str, np.ndarray]:
         "logits_positions": np.array([[len(row) - 1]]),
         **{f"past.{layer}.{part}": empty for layer in range(cache.num_layers) for part in ("key", "value")},
     }
+
+
+def round_cache(model: ir.Model, scales: dict[str, np.ndarray]) -> None:
+    """Round the new keys and values that each TensorScatter writes to INT8, in the canonical form.
+
+    `scales` has one for each cache, by the name of its output: a scalar, or [1, kv_heads, 1, head_dim].
+    """
+    graph = model.graph
+    for scatter in [node for node in graph if node.op_type == "TensorScatter"]:
+        new, name = scatter.inputs[1], scatter.outputs[0].name
+        scale = _weight(graph, f"{name}.scale", np.asarray(scales[name], np.float32))
+        zero = _weight(graph, f"{name}.zero_point", np.array(0, np.int8))
+        per_channel = scales[name].ndim > 0
+        one = _weight(graph, f"{name}.one", np.array(1, np.float32)) if per_channel else scale
+        nodes = [ir.node("Div", [new, scale])] if per_channel else []
+        nodes.append(ir.node("QuantizeLinear", [nodes[-1].outputs[0] if nodes else new, one, zero]))
+        nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], one, zero]))
+        if per_channel:
+            nodes.append(ir.node("Mul", [nodes[-1].outputs[0], scale]))
+        for node in nodes:
+            is_codes = node.op_type == "QuantizeLinear"
+            node.name = f"{name}/{node.op_type}"
+            node.outputs[0].name = f"{name}.{node.op_type}"
+            node.outputs[0].shape = new.shape
+            node.outputs[0].type = ir.TensorType(ir.DataType.INT8 if is_codes else ir.DataType.FLOAT)
+        graph.insert_before(scatter, nodes)
+        scatter.replace_input_with(1, nodes[-1].outputs[0])
+
+
+def _weight(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value

@@ -1,3 +1,4 @@
+import ml_dtypes
 import numpy as np
 import pytest
 from onnx_text import assert_same_outputs, assert_untouched, only, operators, parse, random_feed
@@ -120,3 +121,43 @@ def test_packed_weights_are_made_when_they_are_read():
     model = model_of(GATED)
     PackLinearsPass(cut=True)(model)
     assert packed_weight(model).numpy() is not packed_weight(model).numpy()
+
+
+DEQUANTIZED = """
+g (float[batch, seq, 8] x) => (float[batch, seq, 6] y)
+{
+    gate_w = DequantizeLinear <HOW> (gate_codes, gate_scales)
+    gate = MatMul (x, gate_w)
+    up_w = DequantizeLinear <HOW> (up_codes, up_scales)
+    up = MatMul (x, up_w)
+    y = Mul (gate, up)
+}
+"""
+
+
+def quantized(how="axis = 1", shape=(6,), bits="int8", text=DEQUANTIZED, **changes):
+    rng = np.random.default_rng(0)
+    values = {f"{name}_codes": rng.integers(-8, 8, (8, 6)).astype(bits) for name in ("gate", "up")}
+    values |= {f"{name}_scales": rng.uniform(0.1, 0.2, shape).astype(np.float32) for name in ("gate", "up")}
+    used = {name: value for name, value in (values | changes).items() if f"{name}," in text or f"{name})" in text}
+    return parse(text.replace("HOW", how), **used)
+
+
+@pytest.mark.parametrize(
+    ("how", "shape"), [("axis = 0, block_size = 4", (2, 6)), ("axis = 1", (6,))], ids=["blocks", "channels"]
+)
+@pytest.mark.parametrize("bits", ["int8", ml_dtypes.int4], ids=["8", "4"])
+def test_codes_and_scales_are_packed_as_weights_are(how, shape, bits):
+    model = quantized(how, shape, bits)
+    assert_same_outputs(model, PackLinearsPass(cut=True), random_feed(model, batch=2, seq=3))
+    assert operators(model) == {"DequantizeLinear": 1, "MatMul": 1, "Split": 1, "Mul": 1}
+    assert list(only(model, "DequantizeLinear").inputs[0].shape) == [8, 12]
+
+
+def test_weights_of_other_bits_are_not_packed_together():
+    assert_untouched(quantized(up_codes=np.ones((8, 6), ml_dtypes.int4)), PackLinearsPass(cut=True))
+
+
+def test_codes_and_floats_are_not_packed_together():
+    text = DEQUANTIZED.replace("up_w = DequantizeLinear <HOW> (up_codes, up_scales)", "")
+    assert_untouched(quantized(text=text, up_w=np.ones((8, 6), np.float32)), PackLinearsPass(cut=True))
