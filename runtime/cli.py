@@ -4,7 +4,6 @@ A verb's module has `add_arguments(parser)` and `run(arguments) -> int`.
 """
 
 import argparse
-import functools
 import importlib
 import importlib.util
 import sys
@@ -68,7 +67,6 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
         prog="piston",
         description="PyTorch language models to ONNX and INT8 engines, run without PyTorch.",
         epilog="`piston VERB --help` explains a verb.",
-        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=16),
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"piston {version('piston')}")

@@ -30,7 +30,7 @@ def test_help_is_a_result(piston, words):
 
 def test_help_lists_every_verb(piston):
     out = piston("--help").out
-    assert all(re.search(rf"^ +{verb} ", out, re.MULTILINE) for verb in VERBS)
+    assert all(re.search(rf"^ +{verb}\b", out, re.MULTILINE) for verb in VERBS)
 
 
 def test_version_is_that_of_the_package(piston):
