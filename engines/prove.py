@@ -196,6 +196,7 @@ class _Pair:
                     f"{name}, an activation differs by {difference:.3g}, allowed are {bound:.3g}. Look at what makes "
                     "it from the codes before it. Nothing was written."
                 )
+        self.tape.apart.clear()
 
     def _compare_codes(self, where: str) -> None:
         """Check the codes of an INT8 cache, and go on from the canonical graph's."""

@@ -2,7 +2,8 @@
 
 Worth it only where nobody cuts the result apart again. Measured in float32 (ONNX Runtime 1.32, two cores, 135M Llama):
 query, key and value packed for GroupQueryAttention, which takes them uncut, save 3 % of a decode step; gate and up
-packed, then Split, save nothing there and cost 5 % of a prefill.
+packed, then Split, save nothing there and cost 5 % of a prefill. In integers it is the same: W8A8 loses 5 % of a
+prefill and 2 % of a step, weight-only 8 and 4 bits gain or lose less than can be measured.
 """
 
 import numpy as np
