@@ -27,22 +27,30 @@ class Consumer(Protocol):
 
 
 class Gram:
-    """X^T X of all tokens, summed in float64 [K, K], and their number: what GPTQ and output errors need."""
+    """X^T X of all tokens, summed in float64 [K, K], and their number: what GPTQ and output errors need.
 
-    def __init__(self, name: str) -> None:
+    With `unit_tokens` each token is first brought to length one, so that all count alike: the first token's activations
+    can be a thousand times the others', and the matrix would be theirs alone.
+    """
+
+    def __init__(self, name: str, *, unit_tokens: bool = False) -> None:
         self.name = name
+        self.unit_tokens = unit_tokens
         self.matrix: NDArray[np.float64] | None = None
         self.num_tokens = 0
 
     @property
     def kind(self) -> str:
         """See Consumer."""
-        return "gram"
+        return "gram of unit tokens" if self.unit_tokens else "gram"
 
     def update(self, array: Floats) -> None:
         """See Consumer; the product of each array is taken in float32."""
         extremes(array, self.name, per_channel=False)
         tokens = array.reshape(-1, array.shape[-1])
+        if self.unit_tokens:
+            lengths: Floats = np.linalg.norm(tokens, axis=1, keepdims=True)
+            tokens = np.divide(tokens, np.where(lengths == 0, 1, lengths), dtype=np.float32)
         product = tokens.T @ tokens
         if self.matrix is None:
             self.matrix = np.zeros(product.shape, np.float64)

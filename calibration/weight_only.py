@@ -21,7 +21,7 @@ def quantize_weights(graph: ModelGraph, recipe: Recipe, rows: Ids | None, work: 
     grams: dict[str, Gram] = {}
     if recipe.rounding == "gptq":
         assert rows is not None
-        grams = {name: Gram(name) for name in groups}
+        grams = {name: Gram(name, unit_tokens=True) for name in groups}
         collect(graph.directory, rows, grams, work_dir=work / "grams", progress=progress, name="observing")
     weights: dict[str, Quantized] = {}
     names: list[str] = []

@@ -49,3 +49,20 @@ def test_several_restored_consumers_go_on(cut):
 
 def test_several_are_of_the_kind_of_all():
     assert Several(Gram("x"), make_observer("minmax", "x")).kind == "gram + minmax, tensor"
+
+
+def test_a_gram_of_unit_tokens_counts_every_token_alike():
+    tokens = np.random.default_rng(5).normal(size=(1, 20, 4)).astype(np.float32)
+    loud = tokens.copy()
+    loud[0, 0] *= 1e4
+    grams = [Gram("x", unit_tokens=True) for _ in range(2)]
+    for gram, array in zip(grams, (tokens, loud), strict=True):
+        gram.update(array)
+    assert np.allclose(grams[0].matrix, grams[1].matrix, atol=1e-5)
+    assert np.isclose(np.trace(grams[0].matrix), 20)
+
+
+def test_a_token_of_zeros_leaves_a_gram_of_unit_tokens_finite():
+    gram = Gram("x", unit_tokens=True)
+    gram.update(np.zeros((1, 3, 4), np.float32))
+    assert not gram.matrix.any()
