@@ -56,7 +56,7 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
             )
         return Checkpoint(directory=path.parent, name=path.stem, gguf=path.name)
     if not path.is_dir():
-        path, revision = _download(source, revision)
+        path, revision = _download(source, revision, with_code=trust_remote_code)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json; give the directory that save_pretrained wrote.")
     if not any(next(path.glob(pattern), None) for pattern in WEIGHT_PATTERNS):
@@ -138,12 +138,12 @@ def cache_spec_of(model: nn.Module) -> CacheSpec:
     return CacheSpec(num_layers=count, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype="float32")
 
 
-def _download(source: str, revision: str | None) -> tuple[Path, str]:
+def _download(source: str, revision: str | None, *, with_code: bool) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        patterns = [*WEIGHT_PATTERNS, *CONFIG_FILES]
+        patterns = [*WEIGHT_PATTERNS, *CONFIG_FILES, *(["*.py"] if with_code else [])]
         path = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except HFValidationError:
         raise CheckpointNotFoundError(f"{source} is neither a directory, nor a .gguf file, nor a hub id.") from None

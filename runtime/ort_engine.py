@@ -104,6 +104,8 @@ class OrtEngine:
         self._session = None
 
     def _checked(self, token_ids: Sequence[int]) -> np.ndarray:
+        if self._session is None:
+            raise MisuseError("The engine is closed; load the bundle again.")
         ids = np.asarray(token_ids, np.int64)
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise MisuseError(

@@ -71,6 +71,8 @@ def test_a_hub_id_is_loaded_from_the_downloaded_snapshot(checkpoint, tmp_path, m
     assert (found.name, found.directory) == ("someone/something", checkpoint)
     assert (asked["repo_id"], asked["revision"]) == ("someone/something", "v1")
     assert "*.py" not in asked["allow_patterns"]
+    locate("someone/something", trust_remote_code=True)
+    assert "*.py" in asked["allow_patterns"]
 
 
 def test_an_empty_directory_is_refused(tmp_path):

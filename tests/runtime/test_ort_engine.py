@@ -97,6 +97,15 @@ def test_a_prefill_without_logits_still_fills_the_cache(make):
     np.testing.assert_allclose(quiet.step({slot: 7})[slot], loud.step({slot: 7})[slot], **CLOSE)
 
 
+def test_a_closed_engine_says_so(engine):
+    slot = engine.cache.admit()
+    engine.close()
+    with pytest.raises(MisuseError, match="closed"):
+        engine.prefill(slot, IDS)
+    with pytest.raises(MisuseError, match="closed"):
+        engine.step({slot: 1})
+
+
 def test_more_logits_than_tokens_are_refused(engine):
     with pytest.raises(MisuseError, match="12 positions were asked of a prefill of 11 tokens"):
         prefilled(engine, num_logits=12)
