@@ -62,6 +62,10 @@ def calibrate(  # noqa: PLR0913
     needs_data = recipe.scheme == "w8a8" or recipe.rounding == "gptq"
     if needs_data and not data:
         raise MisuseError(f"{recipe.scheme} by {recipe.rounding} needs text: give --data FILE or --data builtin.")
+    if data and not needs_data:
+        raise MisuseError(
+            f"{recipe.scheme} rounded to nearest reads no text; leave --data out, or ask for --rounding gptq."
+        )
     if keep_worst and recipe.scheme != "w8a8":
         raise MisuseError(f"--keep-worst ranks by INT8 activations, which {recipe.scheme} has none of; use --keep.")
     graph = ModelGraph.open(model_dir)

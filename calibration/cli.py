@@ -14,6 +14,7 @@ from piston.runtime.errors import MisuseError
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
+CHANGES = ("scheme", "block", "rounding", "method", "no_smooth", "keep", "keep_worst")  # what a recipe decides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--scheme", choices=SCHEMES, help="what becomes integer")
     recipe.add_argument("--block", type=int, metavar="N", help="inputs that share a scale (w4: 128; 0: whole channels)")
     recipe.add_argument("--rounding", choices=ROUNDINGS, help="of weights (w4: gptq, else nearest)")
-    recipe.add_argument(
-        "--method", choices=get_args(Method), default="minmax", help="activation range (default minmax)"
-    )
+    recipe.add_argument("--method", choices=get_args(Method), help="activation range (default minmax)")
     recipe.add_argument("--no-smooth", action="store_true", help="leave activation outliers where they are")
     recipe.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="linears to leave in float")
     recipe.add_argument("--keep-worst", type=int, default=0, metavar="N", help="leave the N most sensitive in float")
@@ -78,8 +77,8 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         MisuseError: neither or both, a file that is none, or options that contradict each other.
     """
     if arguments.recipe is not None:
-        if arguments.scheme or arguments.keep or arguments.keep_worst:
-            raise MisuseError("--recipe replays a file; --scheme, --keep and --keep-worst would change it.")
+        if given := [name for name in CHANGES if getattr(arguments, name) not in (None, False, 0, [])]:
+            raise MisuseError(f"--recipe replays a file; --{given[0].replace('_', '-')} would change it.")
         try:
             return Recipe.from_json(json.loads(arguments.recipe.read_text(encoding="utf-8")))
         except (OSError, ValueError) as problem:
@@ -92,7 +91,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         scheme=arguments.scheme,
         block=block,
         rounding=arguments.rounding or ("gptq" if is_w4 else "nearest"),
-        method=arguments.method,
+        method=arguments.method or "minmax",
         smooth=not arguments.no_smooth,
         keep=tuple(arguments.keep),
     )

@@ -44,6 +44,10 @@ class Recipe:
             raise MisuseError(f"No scheme {self.scheme!r} with rounding {self.rounding!r}; {known}.")
         if self.scheme == "w8a8" and self.block:
             raise MisuseError(f"w8a8 has one scale for each output channel; --block {self.block} is for w8 and w4.")
+        if self.scheme == "w8a8" and self.rounding != "nearest":
+            raise MisuseError(f"w8a8 rounds weights to nearest; --rounding {self.rounding} is for w8 and w4.")
+        if self.scheme != "w8a8" and not self.smooth:
+            raise MisuseError(f"--no-smooth is about activations, which {self.scheme} leaves in float.")
         if self.scheme != "w8a8" and self.method != "minmax":
             raise MisuseError(f"--method {self.method} is about activations, which {self.scheme} leaves in float.")
         if self.scheme == "w4" and not self.block:

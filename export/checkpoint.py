@@ -11,7 +11,7 @@ from torch import nn
 
 from piston.export.architectures import check_supported
 from piston.export.quiet import quiet
-from piston.runtime.errors import CheckpointError, CheckpointNotFoundError, UnsupportedModelError
+from piston.runtime.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.runtime.manifest import CacheSpec, FloatType, sha256_of
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
@@ -47,8 +47,11 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
     Raises:
         CheckpointNotFoundError: nothing is there, or the hub does not give it.
         CheckpointError: the directory holds no model.
+        MisuseError: a revision of something local.
     """
     path = Path(source).expanduser()
+    if revision is not None and path.exists():
+        raise MisuseError(f"--revision {revision} belongs to a hub id; {path} is a local checkpoint.")
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(

@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Talk until the user leaves."""
     check_sampling(arguments)
+    if getattr(arguments, "logprobs", False):
+        raise MisuseError("A chat has nowhere to print --logprobs; use `piston run --chat --json`.")
     if arguments.max_batch is None:
         arguments.max_batch = 1
     with load_from(arguments) as model:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from piston.export import ExportOptions, export_model
 from piston.export.checkpoint import load_config, load_model, locate, weights_dtype
-from piston.runtime.errors import CheckpointError, CheckpointNotFoundError, UnsupportedModelError
+from piston.runtime.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,11 @@ def test_a_hub_id_is_loaded_from_the_downloaded_snapshot(checkpoint, tmp_path, m
     assert "*.py" not in asked["allow_patterns"]
     locate("someone/something", trust_remote_code=True)
     assert "*.py" in asked["allow_patterns"]
+
+
+def test_a_revision_of_a_local_checkpoint_is_misuse(checkpoint):
+    with pytest.raises(MisuseError, match="v1"):
+        locate(str(checkpoint), revision="v1")
 
 
 def test_an_empty_directory_is_refused(tmp_path):

@@ -137,7 +137,7 @@ def test_a_batch_of_no_rows_is_misuse(refused, bundle):
     assert "max_batch is 0" in message
 
 
-@pytest.mark.parametrize("options", [["--echo"], ["-n", "2", "--temperature", "1"]])
+@pytest.mark.parametrize("options", [["--echo"], ["--logprobs"], ["-n", "2", "--temperature", "1"]])
 def test_options_without_meaning_in_a_chat_are_misuse(refused, bundle, options):
     assert refused("chat", bundle, *options)[0] == 2
 
