@@ -60,9 +60,8 @@ def build(  # noqa: PLR0913 - the options of one command
 
     with staged_dir(goal, overwrite=overwrite) as work:
         engines = [_build_engine(target, source, model, work, asked, progress) for target in targets]
-        cache = dataclasses.replace(model.cache, dtype=engines[0].got["cache"])
         with progress.phase("hashing"):
-            return write_bundle(work, source, model, engines, cache)
+            return write_bundle(work, source, model, engines)
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -139,6 +138,7 @@ def _build_engine(
     return EngineSpec(
         target=target,
         path=built.path.relative_to(work).as_posix(),
+        cache=cache,
         asked=asked,
         got={
             **describe(built),

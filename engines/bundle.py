@@ -4,16 +4,16 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from piston.runtime.manifest import FILE_NAME, CacheSpec, EngineSpec, Manifest, record_files, sha256_of
+from piston.runtime.manifest import FILE_NAME, EngineSpec, Manifest, record_files, sha256_of
 
 COPIED = ("tokenizer.json", "chat_template.jinja")  # as far as the model directory has them
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
-def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[EngineSpec], cache: CacheSpec) -> Manifest:
+def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[EngineSpec]) -> Manifest:
     """Complete the directory `work`, which holds the engines, and return the manifest written there.
 
-    Its `cache` is of the type that the engines read; the model is described as its checkpoint was.
+    Model and cache are described as the checkpoint has them; every engine states the cache that it reads.
     """
     for name in COPIED:
         if (model_dir / name).is_file():
@@ -21,7 +21,7 @@ def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[Eng
     manifest = Manifest(
         kind="bundle",
         model=model.model,
-        cache=cache,
+        cache=model.cache,
         tokenizer=model.tokenizer,
         generation=model.generation,
         files=record_files(work),

@@ -42,7 +42,8 @@ def describe(manifest: Manifest, *, verified: bool) -> list[str]:
         f"chat       {'template of the checkpoint' if manifest.tokenizer.has_chat_template else 'no template'}",
     ]
     for engine in manifest.engines:
-        lines += [f"engine     {engine.target} ({engine.path})", f"  asked    {_flat(engine.asked)}"]
+        held = f"cache {engine.cache.dtype}, {engine.cache.bytes_per_token / 1e3:.1f} kB a token"
+        lines += [f"engine     {engine.target} ({engine.path}), {held}", f"  asked    {_flat(engine.asked)}"]
         lines += [f"  got      {key}: {_flat(value)}" for key, value in engine.got.items()]
     return lines
 

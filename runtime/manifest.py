@@ -72,6 +72,7 @@ class EngineSpec:
 
     target: str
     path: str
+    cache: CacheSpec  # of this engine: targets differ in the type they keep
     asked: Mapping[str, Any]
     got: Mapping[str, Any]
 

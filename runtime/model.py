@@ -177,9 +177,7 @@ def load(
     from piston.runtime.ort_engine import OrtEngine, OrtOptions
 
     options = OrtOptions(threads=threads)
-    engine = OrtEngine.open(
-        opened.directory / spec.path, manifest.cache, num_slots=slots, capacity=length, options=options
-    )
+    engine = OrtEngine.open(opened.directory / spec.path, spec.cache, num_slots=slots, capacity=length, options=options)
     return LanguageModel(manifest, engine, tokenizer, template)
 
 

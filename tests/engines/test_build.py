@@ -73,7 +73,7 @@ def test_the_same_model_directory_gives_the_same_bundle_byte_for_byte(bundle, mo
 
 def test_a_bfloat16_model_is_built_in_float32_and_proved_against_its_own_values(bfloat16_model_dir, tmp_path):
     manifest = build(bfloat16_model_dir, tmp_path / "bundle")
-    assert (manifest.model.dtype, manifest.cache.dtype) == ("bfloat16", "float32")
+    assert (manifest.model.dtype, manifest.engines[0].cache.dtype) == ("bfloat16", "float32")
     assert manifest.engines[0].got["proof"]["max_abs"] <= 2e-5
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == [
         "chat_template.jinja",

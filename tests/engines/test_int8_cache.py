@@ -85,8 +85,8 @@ def test_a_bundle_with_an_int8_cache_generates(model_dir, tmp_path):
         shutil.copyfile(model_dir / name, tmp_path / "model" / name)
     dataclasses.replace(model, files=record_files(tmp_path / "model")).write(tmp_path / "model")
     manifest = build(tmp_path / "model", tmp_path / "bundle")
-    assert (manifest.cache.dtype, manifest.engines[0].got["cache"]) == ("int8", "int8")
-    assert manifest.cache.bytes_per_token == 2 * 2 * 2 * 16
+    assert (manifest.engines[0].cache.dtype, manifest.engines[0].got["cache"]) == ("int8", "int8")
+    assert manifest.engines[0].cache.bytes_per_token == 2 * 2 * 2 * 16
     with load(tmp_path / "bundle") as opened:
         assert opened.generate("hello", Sampling(max_tokens=5)).token_ids
     with pytest.raises(EngineError, match="is not float32, as its manifest states"):

@@ -1,11 +1,13 @@
 import pytest
-from toy_model import edit_manifest, ids_of, manifest_of, write_bundle
+from toy_model import CACHE, edit_manifest, ids_of, manifest_of, write_bundle
 
 from piston.runtime.bundle import Bundle
 from piston.runtime.errors import BundleCorruptError, BundleError, BundleNotFoundError, BundleTooNewError, TemplateError
 from piston.runtime.manifest import EngineSpec
 
-ENGINES = tuple(EngineSpec(target=target, path="ort-cpu/model.onnx", asked={}, got={}) for target in ("a", "b"))
+ENGINES = tuple(
+    EngineSpec(target=target, path="ort-cpu/model.onnx", cache=CACHE, asked={}, got={}) for target in ("a", "b")
+)
 
 
 @pytest.fixture

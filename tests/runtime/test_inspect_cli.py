@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 from toy_model import edit_manifest, manifest_of, write_bundle
@@ -55,7 +56,7 @@ def test_numbers_are_for_people():
 def test_what_was_asked_and_got_is_shown_in_full():
     got = {"bits": {"lm_head": 8}, "skipped": [], "ops": ["a", "b"], "error": 0.123456}
     (engine,) = manifest_of().engines
-    changed = engine.__class__(target=engine.target, path=engine.path, asked={"max_batch": 2}, got=got)
+    changed = dataclasses.replace(engine, got=got)
     lines = describe(manifest_of(engines=(changed,)), verified=True)
     shown = {line.strip() for line in lines}
     assert {"asked    max_batch 2", "got      bits: lm_head 8", "got      skipped: none"} <= shown

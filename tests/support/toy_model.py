@@ -88,6 +88,9 @@ def replying(reply):
     return script
 
 
+CACHE = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32")
+
+
 def manifest_of(**changes):
     fields = {
         "kind": "bundle",
@@ -100,12 +103,14 @@ def manifest_of(**changes):
             max_positions=96,
             dtype="float32",
         ),
-        "cache": CacheSpec(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32"),
+        "cache": CACHE,
         "tokenizer": TokenizerSpec(
             eos_token_ids=(END,), bos_token_id=BEGIN, special_tokens={"eos_token": "<end>"}, has_chat_template=True
         ),
         "files": {},
-        "engines": (EngineSpec(target="ort-cpu", path="ort-cpu/model.onnx", asked={"max_batch": 2}, got={}),),
+        "engines": (
+            EngineSpec(target="ort-cpu", path="ort-cpu/model.onnx", cache=CACHE, asked={"max_batch": 2}, got={}),
+        ),
     }
     return Manifest(**(fields | changes))
 
