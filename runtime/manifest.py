@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from piston.runtime.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError
+from piston.runtime.shape import ShapeError, shaped
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -130,8 +130,8 @@ class Manifest:
                 f"{source} has schema {schema}, this Piston reads up to {SCHEMA}; upgrade Piston or build it again."
             )
         try:
-            return typing.cast("Self", _build(cls, data, ""))
-        except _ShapeError as problem:
+            return typing.cast("Self", shaped(cls, data))
+        except ShapeError as problem:
             raise BundleCorruptError(f"{source}: {problem}; make the directory again.") from None
 
     def write(self, directory: Path) -> None:
@@ -177,56 +177,3 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
         path.relative_to(directory).as_posix(): FileRecord(sha256=sha256_of(path), size=path.stat().st_size)
         for path in paths
     }
-
-
-class _ShapeError(Exception):
-    """What is wrong with a value, and where."""
-
-
-def _build(expected: Any, value: object, where: str) -> object:
-    """Turn JSON into `expected`: a dataclass, a container of one, a Literal, or a plain type."""
-    origin = typing.get_origin(expected)
-    if dataclasses.is_dataclass(expected):
-        return _build_dataclass(expected, value, where)
-    if origin is tuple:
-        return tuple(_build(typing.get_args(expected)[0], item, f"{where}[{i}]") for i, item in _items(value, where))
-    if origin is Mapping:
-        item_type = typing.get_args(expected)[1]
-        if not isinstance(value, dict):
-            raise _ShapeError(f"{where} must be an object, it is {value!r:.80}")
-        return {key: _build(item_type, item, f"{where}.{key}") for key, item in value.items()}
-    if origin is Literal:
-        if value not in typing.get_args(expected):
-            raise _ShapeError(f"{where} is {value!r:.80}, it must be one of {', '.join(typing.get_args(expected))}")
-        return value
-    if origin is types.UnionType:
-        return None if value is None else _build(typing.get_args(expected)[0], value, where)
-    if expected is Any:
-        return value
-    if not isinstance(value, expected) or (expected is int and (isinstance(value, bool) or value < 0)):
-        raise _ShapeError(f"{where} is {value!r:.80}, it must be a {expected.__name__}")
-    return value
-
-
-def _build_dataclass(expected: Any, value: object, where: str) -> object:
-    if not isinstance(value, dict):
-        raise _ShapeError(f"{where or 'the manifest'} must be an object, it is {value!r:.80}")
-    fields = {item.name: item for item in dataclasses.fields(expected)}
-    hints = typing.get_type_hints(expected)
-    prefix = f"{where}." if where else ""
-    if unknown := sorted(set(value) - set(fields)):
-        raise _ShapeError(f"unknown field {prefix}{unknown[0]}")
-    required = {
-        name
-        for name, item in fields.items()
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    }
-    if missing := sorted(required - set(value)):
-        raise _ShapeError(f"field {prefix}{missing[0]} is missing")
-    return expected(**{name: _build(hints[name], item, prefix + name) for name, item in value.items()})
-
-
-def _items(value: object, where: str) -> list[tuple[int, object]]:
-    if not isinstance(value, list):
-        raise _ShapeError(f"{where} must be a list, it is {value!r:.80}")
-    return list(enumerate(value))
