@@ -8,9 +8,10 @@ from pathlib import Path
 
 from piston.calibration.data import RowOptions, Rows, load_rows
 from piston.calibration.graph import ModelGraph
-from piston.calibration.integer import choose_scales, insert, observe, sensitivity, smooth
+from piston.calibration.integer import round_all
+from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
-from piston.calibration.weight_only import quantize_weights
+from piston.calibration.weight_only import round_weights
 from piston.runtime.bundle import Bundle
 from piston.runtime.console import Progress
 from piston.runtime.errors import MisuseError
@@ -94,27 +95,21 @@ class _Calibration:
     def run(self, work: Path, scratch: Path) -> Calibrated:
         """Quantize, then write the model directory into `work`."""
         with self.progress.phase(f"quantizing to {self.recipe.scheme}"):
-            if self.recipe.scheme == "w8a8":
-                errors, names = self._integer(scratch)
-            else:
-                ids = None if self.rows is None else self.rows.ids
-                errors, names = {}, quantize_weights(self.graph, self.recipe, ids, scratch, self.progress)
+            prepared = self._prepare(scratch)
+            worst = [name for name in prepared.errors if name in prepared.weights][: self.keep_worst]
+            names = prepared.insert(self.graph, set(prepared.weights) - set(worst))
         kept = [linear.name for linear in self.graph.linears if linear.name not in names]
+        errors = dict(prepared.errors)
         with self.progress.phase("writing"):
             manifest = self.graph.publish(work, self.recipe.scheme, self._record(kept, errors))
         return Calibrated(manifest, names, kept, errors)
 
-    def _integer(self, scratch: Path) -> tuple[dict[str, float], list[str]]:
-        assert self.rows is not None
-        graph, recipe, ids, progress = self.graph, self.recipe, self.rows.ids, self.progress
-        candidates = [linear.name for linear in recipe.chosen(graph.linears)]
-        activations = observe(graph, ids, scratch, progress)
-        if recipe.smooth:
-            smooth(activations, progress)
-        choose_scales(graph, activations, recipe, ids, scratch, progress)
-        errors = sensitivity(activations, recipe)
-        worst = [name for name in errors if name in candidates][: self.keep_worst]
-        return errors, insert(graph, activations, recipe, set(candidates) - set(worst))
+    def _prepare(self, scratch: Path) -> Prepared:
+        graph, recipe, progress = self.graph, self.recipe, self.progress
+        if recipe.scheme == "w8a8":
+            assert self.rows is not None
+            return round_all(graph, recipe, self.rows.ids, scratch, progress)
+        return round_weights(graph, recipe, None if self.rows is None else self.rows.ids, scratch, progress)
 
     def _record(self, kept: list[str], errors: dict[str, float]) -> dict[str, object]:
         # The kept linears are part of the recipe: with them it gives the same model again without measuring.

@@ -1,6 +1,5 @@
 """w8a8: smooth, choose one static scale for each activation, and round the weights of each output channel."""
 
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from piston.calibration.graph import ModelGraph
 from piston.calibration.linears import Linear
 from piston.calibration.observers import MinMax, make_observer
 from piston.calibration.packing import Ids
-from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
+from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
-from piston.calibration.rounding import Floats, Quantized, round_to_nearest
+from piston.calibration.rounding import Floats, round_to_nearest
 from piston.calibration.sample import Sample
 from piston.calibration.smoothing import search
 from piston.runtime.console import Progress
@@ -93,23 +92,18 @@ def sensitivity(activations: dict[str, Activation], recipe: Recipe) -> dict[str,
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
-def insert(graph: ModelGraph, activations: dict[str, Activation], recipe: Recipe, chosen: Container[str]) -> list[str]:
-    """Write Q/DQ into the graph for the chosen linears; returns their names in the order of the graph."""
-    weights: dict[str, Quantized] = {}
-    scales: dict[str, float] = {}
-    readers: dict[str, list[str]] = {}
-    names: list[str] = []
-    for value, activation in activations.items():
-        for linear in activation.group:
-            if linear.name not in chosen:
-                continue
-            weights[linear.weight.name or ""] = round_to_nearest(weight_of(linear), recipe.grid)
-            scales[value] = activation.scale
-            readers.setdefault(value, []).append(linear.matmul.name or "")
-            names.append(linear.name)
-    QuantizeWeightsPass(weights)(graph.model)
-    QuantizeActivationsPass(scales, readers)(graph.model)
-    return names
+def round_all(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress: Progress) -> Prepared:
+    """Smooth the graph; codes and scales for every linear that the recipe does not keep."""
+    activations = observe(graph, rows, work, progress)
+    if recipe.smooth:
+        smooth(activations, progress)
+    choose_scales(graph, activations, recipe, rows, work, progress)
+    chosen = recipe.chosen(graph.linears)
+    return Prepared(
+        weights={linear.name: round_to_nearest(weight_of(linear), recipe.grid) for linear in chosen},
+        scales={name: activation.scale for name, activation in activations.items()},
+        errors=sensitivity(activations, recipe),
+    )
 
 
 def quantize_sample(activation: Activation) -> Floats:

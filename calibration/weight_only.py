@@ -9,14 +9,14 @@ from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
 from piston.calibration.linears import by_input
 from piston.calibration.packing import Ids
-from piston.calibration.qdq import QuantizeWeightsPass
+from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounding import Quantized, round_to_nearest
 from piston.runtime.console import Progress
 
 
-def quantize_weights(graph: ModelGraph, recipe: Recipe, rows: Ids | None, work: Path, progress: Progress) -> list[str]:
-    """Replace the chosen linears' weights; returns their names. GPTQ needs rows, rounding to nearest none."""
+def round_weights(graph: ModelGraph, recipe: Recipe, rows: Ids | None, work: Path, progress: Progress) -> Prepared:
+    """Codes for the chosen linears' weights. GPTQ needs rows, rounding to nearest none."""
     groups = by_input(recipe.chosen(graph.linears))
     grams: dict[str, Gram] = {}
     if recipe.rounding == "gptq":
@@ -24,17 +24,13 @@ def quantize_weights(graph: ModelGraph, recipe: Recipe, rows: Ids | None, work: 
         grams = {name: Gram(name, unit_tokens=True) for name in groups}
         collect(graph.directory, rows, grams, work_dir=work / "grams", progress=progress, name="observing")
     weights: dict[str, Quantized] = {}
-    names: list[str] = []
     linears = [(value, linear) for value, group in groups.items() for linear in group]
     for done, (value, linear) in enumerate(linears):
         progress.step("rounding weights", done, len(linears))
         weight, gram = weight_of(linear), grams.get(value)
         if gram is None:
-            quantized = round_to_nearest(weight, recipe.grid)
+            weights[linear.name] = round_to_nearest(weight, recipe.grid)
         else:
             assert gram.matrix is not None
-            quantized = gptq(weight, gram.matrix, recipe.grid)
-        weights[linear.weight.name or ""] = quantized
-        names.append(linear.name)
-    QuantizeWeightsPass(weights)(graph.model)
-    return names
+            weights[linear.name] = gptq(weight, gram.matrix, recipe.grid)
+    return Prepared(weights)

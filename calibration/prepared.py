@@ -1,0 +1,32 @@
+"""What each linear would become, and the writing of those that were chosen into the graph."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+
+from piston.calibration.graph import ModelGraph
+from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
+from piston.calibration.rounding import Quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Codes and scales of a graph that is still in float: any of its linears can be quantized, and the rest left.
+
+    What a linear becomes does not depend on which others are quantized.
+    """
+
+    weights: Mapping[str, Quantized]  # by the linear's name
+    scales: Mapping[str, float] = field(default_factory=dict)  # of activations, by the name of what linears read
+    errors: Mapping[str, float] = field(default_factory=dict)  # of each linear's output, see `sensitivity`; worst first
+
+    def insert(self, graph: ModelGraph, chosen: Container[str]) -> list[str]:
+        """Write Q/DQ into the graph for the chosen linears; returns their names in the order of the graph."""
+        linears = [linear for linear in graph.linears if linear.name in self.weights and linear.name in chosen]
+        readers: dict[str, list[str]] = {}
+        for linear in linears:
+            if linear.input_name in self.scales:
+                readers.setdefault(linear.input_name, []).append(linear.matmul.name or "")
+        weights = {linear.weight.name or "": self.weights[linear.name] for linear in linears}
+        QuantizeWeightsPass(weights)(graph.model)
+        QuantizeActivationsPass({name: self.scales[name] for name in readers}, readers)(graph.model)
+        return [linear.name for linear in linears]
