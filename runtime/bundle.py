@@ -32,8 +32,8 @@ class Bundle:
             manifest.verify(path)
         return cls(path, manifest)
 
-    def engine(self, target: str | None = None) -> EngineSpec:
-        """The engine of a target, or the first one that the build named.
+    def engines(self, target: str | None = None) -> tuple[EngineSpec, ...]:
+        """The engine of a target, those of a family such as tensorrt-rtx, or all of them; never none.
 
         Raises:
             BundleError: this is a model directory, or no engine has that target.
@@ -43,11 +43,15 @@ class Bundle:
                 f"{self.directory} is a model directory, not a bundle; "
                 f"run `piston build {self.directory} -o BUNDLE --target ort-cpu` first."
             )
-        for spec in self.manifest.engines:
-            if target in (None, spec.target):
-                return spec
+        for admits in (lambda spec: target in (None, spec.target), lambda spec: spec.target.split(":")[0] == target):
+            if specs := tuple(spec for spec in self.manifest.engines if admits(spec)):
+                return specs
         present = ", ".join(spec.target for spec in self.manifest.engines) or "none"
         raise BundleError(f"{self.directory} has no engine for {target or 'any target'}; it has: {present}.")
+
+    def engine(self, target: str | None = None) -> EngineSpec:
+        """The first of `engines`, whether it runs here or not; raises as that does."""
+        return self.engines(target)[0]
 
     def tokenizer(self) -> Tokenizer:
         """Open tokenizer.json."""

@@ -17,6 +17,8 @@ Error:
     +-- ShortfallError (ArithmeticError)     a result misses what was required of it: nothing was written
     +-- CalibrationError (ArithmeticError)   the model's own numbers cannot be quantized: the message names the tensor
     +-- EngineError (RuntimeError)           the backend failed while it ran
+    |   +-- NoDeviceError                    no GPU, or none that this engine was built for
+    |   +-- DeviceMemoryError (MemoryError)  the GPU is too small, or full: the message has both numbers
     +-- MissingExtraError (ImportError)      a package is not installed: the message names the extra
 
 A message says what happened, the values involved, and what to do.
@@ -89,6 +91,14 @@ class CalibrationError(Error, ArithmeticError):
 
 class EngineError(Error, RuntimeError):
     """The backend failed while loading or running an engine."""
+
+
+class NoDeviceError(EngineError):
+    """No CUDA driver, no device, or one that the engine was not built for."""
+
+
+class DeviceMemoryError(EngineError, MemoryError):
+    """The device has less free memory than is wanted."""
 
 
 class MissingExtraError(Error, ImportError):

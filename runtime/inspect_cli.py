@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from piston.runtime.backends import judge
 from piston.runtime.bundle import Bundle
 from piston.runtime.console import print_json, print_text
 from piston.runtime.manifest import Manifest
@@ -19,17 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the manifest, after checking the files against it."""
-    manifest = Bundle.open(arguments.path, verify=not arguments.no_verify).manifest
+    bundle = Bundle.open(arguments.path, verify=not arguments.no_verify)
+    manifest = bundle.manifest
     if arguments.json:
         print_json(dataclasses.asdict(manifest))
     else:
-        for line in describe(manifest, verified=not arguments.no_verify):
+        here = {verdict.spec.target: verdict.reason for verdict in judge(bundle)} if manifest.engines else {}
+        for line in describe(manifest, verified=not arguments.no_verify, here=here):
             print_text(line)
     return 0
 
 
-def describe(manifest: Manifest, *, verified: bool) -> list[str]:
-    """The manifest in a few lines for people."""
+def describe(manifest: Manifest, *, verified: bool, here: Mapping[str, str] | None = None) -> list[str]:
+    """The manifest in a few lines for people; `here` says of each target whether this machine would use it."""
     model, cache = manifest.model, manifest.cache
     size = sum(record.size for record in manifest.files.values())
     shape = f"{model.num_layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size:,}"
@@ -45,6 +49,7 @@ def describe(manifest: Manifest, *, verified: bool) -> list[str]:
         held = f"cache {engine.cache.dtype}, {engine.cache.bytes_per_token / 1e3:.1f} kB a token"
         lines += [f"engine     {engine.target} ({engine.path}), {held}", f"  asked    {_flat(engine.asked)}"]
         lines += [f"  got      {key}: {_flat(value)}" for key, value in engine.got.items()]
+        lines += [f"  here     {here[engine.target]}"] if here and engine.target in here else []
     return lines
 
 

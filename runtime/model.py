@@ -7,13 +7,14 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
+from piston.runtime.backends import Sizes, choose, open_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.chat_template import ChatTemplate
 from piston.runtime.completion import Completion
 from piston.runtime.conversation import Conversation
 from piston.runtime.decode import check_fits
 from piston.runtime.engine import Engine
-from piston.runtime.errors import BundleCorruptError, BundleError, MisuseError, TemplateError
+from piston.runtime.errors import BundleCorruptError, MisuseError, TemplateError
 from piston.runtime.generation import Generation, prepare, run
 from piston.runtime.manifest import Manifest
 from piston.runtime.sampling import Sampling
@@ -150,20 +151,18 @@ def load(
 
     Args:
         bundle: the directory `piston build` wrote.
-        target: which engine; by default the first of the bundle.
+        target: which engine, or family of engines; by default the best one that runs here (runtime/backends.py).
         max_batch: slots, that is rows decoded together; by default what the bundle was built for.
         max_length: positions of each slot; by default what the bundle was built for.
         threads: of the engine; 0 leaves it to the backend.
 
     Raises:
-        BundleError: it is missing, damaged, too new, or has no such engine.
+        BundleError: it is missing, damaged, too new, or has no such engine, or none that runs here.
         MisuseError: more positions than the model has.
         EngineError, MissingExtraError: the backend refuses it or is not installed.
     """
     opened = Bundle.open(Path(bundle))
-    manifest, spec = opened.manifest, opened.engine(target)
-    if spec.target != "ort-cpu":
-        raise BundleError(f"This runtime has no backend for {spec.target}; build the bundle for ort-cpu.")
+    manifest, (spec, _) = opened.manifest, choose(opened, target)
     positions = manifest.model.max_positions
     slots = max_batch if max_batch is not None else _size(spec.asked, "max_batch", 1)
     length = max_length if max_length is not None else _size(spec.asked, "max_length", positions)
@@ -173,11 +172,7 @@ def load(
     if length > limit:
         raise MisuseError(f"max_length is {length:,}, but the engine was built for {limit:,} positions; build it anew.")
     tokenizer, template = opened.tokenizer(), opened.chat_template()
-
-    from piston.runtime.ort_engine import OrtEngine, OrtOptions
-
-    options = OrtOptions(threads=threads)
-    engine = OrtEngine.open(opened.directory / spec.path, spec.cache, num_slots=slots, capacity=length, options=options)
+    engine = open_engine(opened, spec, Sizes(num_slots=slots, capacity=length, threads=threads))
     return LanguageModel(manifest, engine, tokenizer, template)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from piston.runtime.backends import choose
 from piston.runtime.bundle import Bundle
 from piston.runtime.chat_template import ChatTemplate
 from piston.runtime.errors import BundleError, MisuseError
@@ -41,7 +42,7 @@ class Subject:
         """
         bundle = Bundle.open(path, verify=False)
         if bundle.manifest.kind == "bundle":
-            bundle.engine(target)
+            bundle.engines(target)
         elif target is not None:
             raise MisuseError(f"{path} is a model directory and runs as it is; --target is for bundles.")
         elif bundle.manifest.cache.dtype != "float32":
@@ -57,7 +58,7 @@ class Subject:
         manifest = self.bundle.manifest
         if manifest.kind != "bundle":
             return manifest.model.max_positions
-        built = self.bundle.engine(self.target).got.get("max_positions")
+        built = choose(self.bundle, self.target)[0].got.get("max_positions")
         return built if isinstance(built, int) else manifest.model.max_positions
 
     def open(self, *, num_slots: int, capacity: int, threads: int = 0) -> Opened:
@@ -65,7 +66,7 @@ class Subject:
         path, manifest = self.bundle.directory, self.bundle.manifest
         if manifest.kind == "bundle":
             model = load(path, target=self.target, max_batch=num_slots, max_length=capacity, threads=threads)
-            return Opened(str(path), self.bundle.engine(self.target).target, model)
+            return Opened(str(path), choose(self.bundle, self.target)[0].target, model)
         manifest.verify(path)
 
         from piston.runtime.ort_engine import OrtEngine, OrtOptions

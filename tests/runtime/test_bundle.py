@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from toy_model import CACHE, edit_manifest, ids_of, manifest_of, write_bundle
 
@@ -44,32 +46,39 @@ def test_open_of_a_later_schema_is_too_new(bundle):
         Bundle.open(bundle)
 
 
-def test_the_first_engine_is_the_default(tmp_path):
+def test_without_a_target_every_engine_is_admitted(tmp_path):
     write_bundle(tmp_path, engines=ENGINES)
-    assert Bundle.open(tmp_path).engine() == ENGINES[0]
+    assert Bundle.open(tmp_path).engines() == ENGINES
 
 
 def test_an_engine_is_found_by_its_target(tmp_path):
     write_bundle(tmp_path, engines=ENGINES)
-    assert Bundle.open(tmp_path).engine("b") == ENGINES[1]
+    assert Bundle.open(tmp_path).engines("b") == (ENGINES[1],)
+
+
+def test_a_family_admits_all_its_engines_and_an_exact_target_one(tmp_path):
+    first, second = (dataclasses.replace(ENGINES[0], target=f"a:{gpu}") for gpu in ("sm80", "sm89"))
+    write_bundle(tmp_path, engines=(first, ENGINES[1], second))
+    assert Bundle.open(tmp_path).engines("a") == (first, second)
+    assert Bundle.open(tmp_path).engines("a:sm89") == (second,)
 
 
 def test_an_unknown_target_lists_those_there_are(tmp_path):
     write_bundle(tmp_path, engines=ENGINES)
     with pytest.raises(BundleError, match="no engine for c; it has: a, b"):
-        Bundle.open(tmp_path).engine("c")
+        Bundle.open(tmp_path).engines("c")
 
 
 def test_a_bundle_without_engines_says_so(tmp_path):
     write_bundle(tmp_path, engines=())
     with pytest.raises(BundleError, match="no engine for any target; it has: none"):
-        Bundle.open(tmp_path).engine()
+        Bundle.open(tmp_path).engines()
 
 
 def test_a_model_directory_says_how_to_build_a_bundle(tmp_path):
     write_bundle(tmp_path, kind="model", engines=())
     with pytest.raises(BundleError, match=f"run `piston build {tmp_path} -o BUNDLE"):
-        Bundle.open(tmp_path).engine()
+        Bundle.open(tmp_path).engines()
 
 
 def test_the_tokenizer_knows_the_ids_of_the_manifest(bundle):

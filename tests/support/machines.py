@@ -1,0 +1,37 @@
+"""Machines that are not at hand: what they have installed, and which GPU is in them."""
+
+from piston.runtime.cuda import Device
+from piston.runtime.errors import Error, MissingExtraError, NoDeviceError
+from piston.runtime.machine import Machine
+
+EVERYTHING = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings")
+NO_DRIVER = NoDeviceError("There is no CUDA driver on this machine; use a bundle with an ort-cpu engine.")
+
+
+def gpu(sm="sm89", *, free=20e9, total=24e9, name="GPU of a test"):
+    capability = (int(sm[2:-1]), int(sm[-1]))
+    return Device(index=0, name=name, compute_capability=capability, free_bytes=int(free), total_bytes=int(total))
+
+
+class OtherMachine(Machine):
+    def __init__(self, device, modules, providers):
+        super().__init__()
+        self._found, self._modules, self._providers = device, modules, providers
+
+    def require_module(self, name, extra):
+        if name not in self._modules:
+            raise MissingExtraError(f"{name} is not installed; pip install 'piston[{extra}]'.")
+
+    def require_device(self):
+        if isinstance(self._found, Error):
+            raise self._found
+        return self._found
+
+    def require_provider(self, name):
+        self.require_module("onnxruntime", "ort")
+        if name not in self._providers:
+            raise MissingExtraError(f"The installed onnxruntime has no {name}.")
+
+
+def machine_with(device=NO_DRIVER, modules=EVERYTHING, providers=("CPUExecutionProvider",)):
+    return OtherMachine(device, modules, providers)
