@@ -57,9 +57,12 @@ def build(  # noqa: PLR0913 - the options of one command
     with progress.phase("verifying the model directory"):
         model.verify(source)
     from piston.engines.bundle import write_bundle
+    from piston.engines.expected import record_answers
 
     with staged_dir(goal, overwrite=overwrite) as work:
         engines = [_build_engine(target, source, model, work, asked, progress) for target in targets]
+        with progress.phase("recording answers for piston verify"):
+            record_answers(work, source / CANONICAL, model, engines)
         with progress.phase("hashing"):
             return write_bundle(work, source, model, engines)
 

@@ -60,6 +60,7 @@ def test_every_file_of_a_bundle_is_recorded_and_nothing_else_is_there(bundle):
         "chat_template.jinja",
         "ort-cpu/model.onnx",
         "ort-cpu/model.onnx.data",
+        "verify.json",
     }
 
 
@@ -80,6 +81,7 @@ def test_a_bfloat16_model_is_built_in_float32_and_proved_against_its_own_values(
         "manifest.json",
         "ort-cpu",
         "tokenizer.json",
+        "verify.json",
     ]
 
 

@@ -1,0 +1,154 @@
+"""Does an engine answer here as it must? Its steps are fed the expected tokens, so that every position is judged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from piston.runtime.engine import Engine, Logits
+from piston.runtime.errors import BundleError
+from piston.runtime.expected import Expected, ExpectedAnswer
+from piston.runtime.text import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parting:
+    """Where an engine, or the tokenizer, first gave another token than expected; `margin` is its own, in logits."""
+
+    what: str  # "tokenizer" or "engine"
+    prompt: str
+    position: int  # of the answer, or of the prompt for a tokenizer; from 0
+    expected_id: int | None  # None: one of the two ended here
+    got_id: int | None
+    expected_text: str
+    got_text: str
+    expected_margin: float = 0.0
+    margin: float = 0.0
+
+    def __str__(self) -> str:
+        where = f"token {self.position} of the answer to" if self.what == "engine" else f"token {self.position} of"
+        margins = f" (margins {self.expected_margin:.3g} and {self.margin:.3g})" if self.what == "engine" else ""
+        return (
+            f"the {self.what} parts at {where} {self.prompt!r:.60}: expected {self.expected_id} "
+            f"{self.expected_text!r}, got {self.got_id} {self.got_text!r}{margins}"
+        )
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was seen; passed if nothing parted."""
+
+    num_prompts: int
+    num_tokens: int = 0
+    num_decided: int = 0
+    partings: list[Parting] = field(default_factory=list)  # the first of each prompt
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether every decided token was the expected one, and there were some."""
+        return not self.partings and self.num_decided > 0
+
+
+def verify(engine: Engine, tokenizer: Tokenizer, expected: Expected, threshold: float) -> Verdict:
+    """Encode the prompts, then let the engine continue them, as many together as it has slots.
+
+    Raises:
+        BundleError: an answer does not fit the engine, or its ids are none of its vocabulary.
+        EngineError: the engine failed.
+    """
+    verdict = Verdict(len(expected.answers))
+    for answer in expected.answers:
+        _check_fits(engine, answer)
+        _compare_prompt(tokenizer, answer, verdict)
+    for start in range(0, len(expected.answers), engine.cache.num_slots):
+        group = expected.answers[start : start + engine.cache.num_slots]
+        _Group(engine, tokenizer, verdict, threshold).run(group)
+    return verdict
+
+
+def _check_fits(engine: Engine, answer: ExpectedAnswer) -> None:
+    needed = len(answer.prompt_ids) + len(answer.token_ids)
+    largest = max(*answer.prompt_ids, *answer.token_ids)
+    if needed > engine.cache.capacity or largest >= engine.vocab_size:
+        raise BundleError(
+            f"The expected answers take {needed} positions and ids up to {largest}; the engine has "
+            f"{engine.cache.capacity} positions and {engine.vocab_size} ids. Raise --max-length, or build again."
+        )
+
+
+def _compare_prompt(tokenizer: Tokenizer, answer: ExpectedAnswer, verdict: Verdict) -> None:
+    got, expected = tokenizer.encode(answer.prompt), list(answer.prompt_ids)
+    if got[: len(expected)] == expected:  # a prompt longer than the engine was cut off behind
+        return
+    position = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), len(got))
+    wanted, found = expected[position], got[position] if position < len(got) else None
+    texts = [tokenizer.decode([item]) if item is not None else "" for item in (wanted, found)]
+    verdict.partings.append(
+        Parting(
+            what="tokenizer",
+            prompt=answer.prompt,
+            position=position,
+            expected_id=wanted,
+            got_id=found,
+            expected_text=texts[0],
+            got_text=texts[1],
+        )
+    )
+
+
+@dataclass(slots=True)
+class _Group:
+    """Answers that step together."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    verdict: Verdict
+    threshold: float
+    parted: set[int] = field(default_factory=set)
+
+    def run(self, answers: Sequence[ExpectedAnswer]) -> None:
+        of_slot = {self.engine.cache.admit(): answer for answer in answers}
+        try:
+            logits = {
+                slot: self.engine.prefill(slot, list(answer.prompt_ids))[-1].copy() for slot, answer in of_slot.items()
+            }
+            for position in range(max(len(answer.token_ids) for answer in answers)):
+                going = {slot: answer for slot, answer in of_slot.items() if position < len(answer.token_ids)}
+                for slot, answer in going.items():
+                    self._judge(slot, answer, position, logits[slot])
+                rest = {slot for slot, answer in going.items() if position + 1 < len(answer.token_ids)}
+                if rest:
+                    logits = self.engine.step({slot: of_slot[slot].token_ids[position] for slot in sorted(rest)})
+        finally:
+            for slot in of_slot:
+                self.engine.cache.release(slot)
+
+    def _judge(self, slot: int, answer: ExpectedAnswer, position: int, logits: Logits) -> None:
+        self.verdict.num_tokens += 1
+        if not answer.margins[position] > self.threshold:
+            return
+        self.verdict.num_decided += 1
+        wanted, got = answer.token_ids[position], int(np.argmax(logits))
+        is_right = got == wanted and bool(np.isfinite(logits).all())
+        if is_right or slot in self.parted:
+            return
+        self.parted.add(slot)
+        self.verdict.partings.append(
+            Parting(
+                what="engine",
+                prompt=answer.prompt,
+                position=position,
+                expected_id=wanted,
+                got_id=got,
+                expected_text=self.tokenizer.decode([wanted]),
+                got_text=self.tokenizer.decode([got]),
+                expected_margin=answer.margins[position],
+                margin=margin_of(logits, got),
+            )
+        )
+
+
+def margin_of(logits: Logits, token_id: int) -> float:
+    """By how much a token's logit leads all others'; float32 [vocab]."""
+    others = np.delete(logits, token_id)
+    return float(logits[token_id] - others.max()) if others.size else float("inf")

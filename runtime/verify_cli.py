@@ -1,0 +1,65 @@
+"""The `verify` verb: does the bundle answer on this machine as it did when it was built?"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from piston.runtime.backends import choose
+from piston.runtime.bundle import Bundle
+from piston.runtime.console import Progress, note, print_json, print_text
+from piston.runtime.expected import Expected
+from piston.runtime.model import load
+from piston.runtime.verify import Verdict, verify
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston verify`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
+    parser.add_argument("--target", help="which engine of the bundle (default: the one that is chosen here)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the hashes, run the prompts that travel in the bundle, and say where the answers part if they do."""
+    progress = Progress(quiet=arguments.quiet)
+    spec, _ = choose(Bundle.open(arguments.bundle, verify=False), arguments.target)
+    expected = Expected.read(arguments.bundle)
+    threshold = expected.threshold(str(spec.got.get("dtype", "float32")))
+    with progress.phase("verifying the hashes and loading"):
+        model = load(arguments.bundle, target=spec.target, threads=arguments.threads)
+    with model, progress.phase("answering the prompts"):
+        verdict = verify(model.engine, model.tokenizer, expected, threshold)
+    if arguments.json:
+        print_json(to_json(arguments.bundle, spec.target, threshold, verdict))
+    else:
+        print_text(f"{arguments.bundle}: {describe(spec.target, verdict)}")
+    for parting in verdict.partings:
+        note(str(parting))
+    return 0 if verdict.is_passed else 1
+
+
+def describe(target: str, verdict: Verdict) -> str:
+    """The verdict in one line."""
+    counts = f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} prompts were decided"
+    if verdict.is_passed:
+        return f"{target} answers as built; {counts}"
+    if not verdict.partings:
+        return f"{target} could not be judged: no token was decided; build the bundle again"
+    return f"{target} does NOT answer as built: {len(verdict.partings)} prompts part; {counts}"
+
+
+def to_json(bundle: Path, target: str, threshold: float, verdict: Verdict) -> dict[str, Any]:
+    """For --json."""
+    return {
+        "bundle": str(bundle),
+        "target": target,
+        "passed": verdict.is_passed,
+        "threshold": threshold,
+        "num_prompts": verdict.num_prompts,
+        "num_tokens": verdict.num_tokens,
+        "num_decided": verdict.num_decided,
+        "partings": [dataclasses.asdict(parting) for parting in verdict.partings],
+    }

@@ -1,0 +1,166 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from toy_model import END, VOCAB_SIZE, byte_tokenizer, history_script, ids_of, said, write_bundle
+
+from piston.runtime.errors import BundleCorruptError, BundleError, BundleNotFoundError
+from piston.runtime.expected import FILE_NAME, Expected, ExpectedAnswer
+from piston.runtime.scripted_engine import ScriptedEngine
+from piston.runtime.verify import margin_of, verify
+
+SCRIPT = history_script()
+TEXTS = ("hello no", "no world", "1 + 1 =")
+
+
+def answer_of(text, script=SCRIPT, num_tokens=6):
+    ids = ids_of(text)
+    tokens = [*said(lambda history: np.where(np.arange(VOCAB_SIZE) == END, -99, script(history)), ids, num_tokens)]
+    margins = [margin_of(script((*ids, *tokens[:index])), token) for index, token in enumerate(tokens)]
+    return ExpectedAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=tuple(tokens), margins=tuple(margins))
+
+
+EXPECTED = Expected(answers=tuple(answer_of(text) for text in TEXTS), noise=0.0)
+
+
+def changed_at(text, position, token_id, value=50.0, script=SCRIPT):
+    """The script, but one token wins after `position` tokens of the answer to `text`."""
+    answer = next(item for item in EXPECTED.answers if item.prompt == text)
+    there = (*answer.prompt_ids, *answer.token_ids[:position])
+
+    def changed(history):
+        logits = script(history).copy()
+        if tuple(history) == there:
+            logits[token_id] = value
+        return logits
+
+    return changed
+
+
+def verdict_of(script, expected=EXPECTED, threshold=0.01, num_slots=2, tokenizer=None, capacity=64):
+    engine = ScriptedEngine(script, vocab_size=VOCAB_SIZE, num_slots=num_slots, capacity=capacity)
+    verdict = verify(engine, tokenizer or byte_tokenizer(), expected, threshold)
+    assert engine.cache.num_free == num_slots
+    return verdict
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 5])
+def test_the_engine_that_gave_the_answers_passes(num_slots):
+    verdict = verdict_of(SCRIPT, num_slots=num_slots)
+    decided = sum(margin > 0.01 for answer in EXPECTED.answers for margin in answer.margins)
+    assert (verdict.is_passed, verdict.num_prompts, verdict.num_tokens) == (True, 3, 18)
+    assert verdict.num_decided == decided > 12
+
+
+def test_a_parting_names_prompt_position_and_both_tokens():
+    position = int(np.argmax(EXPECTED.answers[1].margins))
+    wanted = EXPECTED.answers[1].token_ids[position]
+    verdict = verdict_of(changed_at("no world", position, 7))
+    (parting,) = verdict.partings
+    assert not verdict.is_passed
+    assert (parting.what, parting.prompt, parting.position) == ("engine", "no world", position)
+    assert (parting.expected_id, parting.got_id) == (wanted, 7)
+    assert f"expected {wanted} " in str(parting)
+
+
+def test_a_parting_does_not_hide_a_later_one_of_another_prompt():
+    first, last = EXPECTED.answers[0], EXPECTED.answers[2]
+    script = changed_at(first.prompt, int(np.argmax(first.margins)), 9)
+    script = changed_at(last.prompt, int(np.argmax(last.margins)), 9, script=script)
+    assert [parting.prompt for parting in verdict_of(script).partings] == [first.prompt, last.prompt]
+
+
+def test_an_undecided_token_is_not_judged():
+    position = int(np.argmin(EXPECTED.answers[0].margins))
+    smallest = EXPECTED.answers[0].margins[position]
+    script = changed_at("hello no", position, 7)
+    assert verdict_of(script, threshold=smallest + 1e-6).is_passed
+    assert not verdict_of(script, threshold=smallest - 1e-6).is_passed
+
+
+def test_where_nothing_is_decided_nothing_passes():
+    verdict = verdict_of(SCRIPT, threshold=1e9)
+    assert (verdict.is_passed, verdict.num_decided, verdict.partings) == (False, 0, [])
+
+
+def test_a_logit_that_is_not_finite_parts():
+    position = int(np.argmax(EXPECTED.answers[0].margins))
+    assert not verdict_of(changed_at("hello no", position, 7, value=-np.inf)).is_passed
+
+
+def test_another_tokenizer_parts_at_its_first_token():
+    answer = dataclasses.replace(EXPECTED.answers[0], prompt="hello ni")
+    (parting,) = verdict_of(SCRIPT, Expected(answers=(answer,), noise=0.0)).partings
+    assert (parting.what, parting.position) == ("tokenizer", 1)
+    assert "the tokenizer parts at token 1 of 'hello ni'" in str(parting)
+
+
+def test_answers_that_do_not_fit_are_refused():
+    with pytest.raises(BundleError, match=r"take .* positions"):
+        verdict_of(SCRIPT, capacity=8)
+    answer = dataclasses.replace(EXPECTED.answers[0], token_ids=(VOCAB_SIZE,), margins=(1.0,))
+    with pytest.raises(BundleError, match="ids up to"):
+        verdict_of(SCRIPT, Expected(answers=(answer,), noise=0.0))
+
+
+def test_a_half_precision_engine_is_judged_by_wider_margins():
+    thresholds = [EXPECTED.threshold(dtype) for dtype in ("float32", "float16", "bfloat16", "unknown")]
+    assert thresholds == sorted(thresholds)
+    assert Expected(answers=(), noise=3.0).threshold("float32") == 6.0
+
+
+def bundle_with(directory, expected=EXPECTED):
+    directory.mkdir(exist_ok=True)
+    expected.write(directory)
+    write_bundle(directory)
+    return directory
+
+
+def test_the_command_passes_and_counts(piston, tmp_path):
+    result = piston("verify", bundle_with(tmp_path / "b"), "--quiet", script=SCRIPT)
+    assert (result.status, result.err) == (0, "")
+    assert "ort-cpu answers as built" in result.out
+    assert "of 18 tokens of 3 prompts" in result.out
+
+
+def test_the_command_fails_and_says_where(piston, tmp_path):
+    position = int(np.argmax(EXPECTED.answers[1].margins))
+    script = changed_at("no world", position, 7)
+    result = piston("verify", bundle_with(tmp_path / "b"), "--quiet", "--json", script=script)
+    parting = json.loads(result.out)["partings"][0]
+    assert (result.status, parting["prompt"], parting["position"], parting["got_id"]) == (1, "no world", position, 7)
+    assert "the engine parts at" in result.err
+
+
+def test_a_bundle_without_answers_says_so(refused, bundle):
+    status, message = refused("verify", bundle)
+    assert (status, "build it again" in message) == (1, True)
+    with pytest.raises(BundleNotFoundError):
+        Expected.read(bundle)
+
+
+def test_a_changed_answers_file_is_damage(refused, tmp_path):
+    directory = bundle_with(tmp_path / "b")
+    dataclasses.replace(EXPECTED, noise=9.0).write(directory)
+    status, message = refused("verify", directory, "--quiet")
+    assert (status, FILE_NAME in message) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda data: data.update(schema=2),
+        lambda data: data["answers"][0].update(prompt_ids=[]),
+        lambda data: data["answers"][0].update(margins=[]),
+        lambda data: data["answers"][0].update(token_ids=[-1] * 6),
+        lambda data: data.pop("noise"),
+    ],
+)
+def test_answers_of_another_shape_are_refused(tmp_path, edit):
+    EXPECTED.write(tmp_path)
+    data = json.loads((tmp_path / FILE_NAME).read_text())
+    edit(data)
+    (tmp_path / FILE_NAME).write_text(json.dumps(data))
+    with pytest.raises(BundleCorruptError, match="build the bundle again"):
+        Expected.read(tmp_path)
