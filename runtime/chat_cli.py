@@ -8,6 +8,7 @@ from piston.runtime.conversation import Conversation
 from piston.runtime.errors import Error, MisuseError
 from piston.runtime.run_cli import add_load_arguments, check_sampling, load_from, report_speed, sampling_for
 from piston.runtime.sampling_cli import add_sampling_arguments
+from piston.runtime.termination import Terminated
 
 HELP = "/reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
@@ -46,6 +47,8 @@ def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
             return False
         except UnicodeDecodeError as problem:
             raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             print_text("")
             return False
@@ -65,10 +68,12 @@ def _answer(conversation: Conversation, line: str, *, quiet: bool) -> None:
         for piece in pieces:
             print_text(piece, end="")
         print_text("")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         pieces.close()  # type: ignore[attr-defined]
         print_text("")
         note("[stopped]")
+        if isinstance(interrupt, Terminated):
+            raise
     except Error as problem:
         note(f"error: {problem}")
         return

@@ -6,13 +6,15 @@ A verb's module has `add_arguments(parser)` and `run(arguments) -> int`.
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from piston.runtime.console import is_coloured, note
+from piston.runtime.console import LOG_FORMAT, LOG_FORMATS, is_coloured, logs_json, note
 from piston.runtime.errors import Error, MissingExtraError, MisuseError
+from piston.runtime.termination import TERMINATED, Terminated, terminating
 
 # verb: (module, what --help says)
 VERBS = {
@@ -48,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in words if not word.startswith("-")), None)
     debug = "--debug" in words
     try:
-        return _dispatch(verb, words)
+        with terminating():
+            return _dispatch(verb, words)
     except MisuseError as problem:
         return _report(problem, MISUSED, debug=debug)
     except Error as problem:
         return _report(problem, FAILED, debug=debug)
+    except Terminated:
+        note("terminated")
+        return TERMINATED
     except KeyboardInterrupt:
         note("interrupted")
         return INTERRUPTED
@@ -78,10 +84,17 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
             module = importlib.import_module(VERBS[name][0])
             module.add_arguments(sub)
             sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+            sub.add_argument(
+                "--log-format",
+                choices=LOG_FORMATS,
+                help=f"of progress and errors on stderr (default: ${LOG_FORMAT}, or text)",
+            )
             sub.set_defaults(run=module.run)
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         raise MisuseError(f"unrecognized arguments: {' '.join(unknown)}; see `piston {arguments.verb} --help`.")
+    if arguments.log_format is not None:
+        os.environ[LOG_FORMAT] = arguments.log_format  # the processes that a verb starts speak likewise
     _check_extra(arguments.verb)
     return int(arguments.run(arguments))
 
@@ -95,9 +108,22 @@ def _check_extra(verb: str) -> None:
 def _report(problem: BaseException, status: int, *, debug: bool) -> int:
     if debug:
         raise problem
-    label = "\x1b[31merror:\x1b[0m" if is_coloured(sys.stderr) else "error:"
-    note(f"{label} {' '.join(str(problem).split())}")
+    message = " ".join(str(problem).split())
+    if _wants_json():
+        note(message, "error")
+    else:
+        label = "\x1b[31merror:\x1b[0m" if is_coloured(sys.stderr) else "error:"
+        note(f"{label} {message}")
     return status
+
+
+def _wants_json() -> bool:
+    """As `logs_json`, where the format itself may be what is wrong: that is told in text."""
+    try:
+        return logs_json()
+    except MisuseError:
+        os.environ.pop(LOG_FORMAT)
+        return False
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What a command shows: results on stdout, progress on stderr, colour only where a person looks."""
+"""What a command shows: results on stdout, progress on stderr, colour only where a person looks.
+
+With PISTON_LOG_FORMAT=json (or --log-format json) stderr carries one JSON object a line, for those who collect logs.
+"""
 
 import json
 import os
@@ -6,7 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from piston.runtime.errors import MisuseError
+
+LOG_FORMAT = "PISTON_LOG_FORMAT"
+LOG_FORMATS = ("text", "json")
+Level = Literal["info", "error"]
 
 
 def print_json(value: Any) -> None:
@@ -20,9 +30,24 @@ def print_text(text: str, end: str = "\n") -> None:
     print(_as_shown(text), end=end, flush=True)  # noqa: T201
 
 
-def note(text: str) -> None:
+def note(text: str, level: Level = "info") -> None:
     """Print a remark on stderr."""
+    if logs_json():
+        text = log_line(level, message=text)
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def logs_json() -> bool:
+    """Whether stderr carries JSON lines; raises MisuseError where the environment asks for a format there is not."""
+    chosen = os.environ.get(LOG_FORMAT) or "text"
+    if chosen not in LOG_FORMATS:
+        raise MisuseError(f"{LOG_FORMAT} is {chosen!r}; there are {' and '.join(LOG_FORMATS)}.")
+    return chosen == "json"
+
+
+def log_line(level: Level, **fields: Any) -> str:
+    """One JSON object without a line break: the time in UTC (ISO 8601), the level, and what there is to say."""
+    return json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level} | fields)
 
 
 def is_coloured(stream: TextIO) -> bool:
@@ -38,7 +63,8 @@ class Progress:
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._quiet = quiet
         self._stream = stream or sys.stderr
-        self._live = not quiet and self._stream.isatty()
+        self._json = logs_json()
+        self._live = not quiet and not self._json and self._stream.isatty()
         self._first: tuple[float, int] | None = None  # when the bar of the current phase began, and at what
 
     @contextmanager
@@ -49,9 +75,9 @@ class Progress:
         try:
             yield
         except BaseException:
-            self._write(self._painted(f"  {name}: stopped", "31"), live=False)
+            self._end(name, time.perf_counter() - start, stopped=True)
             raise
-        self._write(f"  {name}: {time.perf_counter() - start:.1f} s", live=False)
+        self._end(name, time.perf_counter() - start, stopped=False)
 
     def step(self, name: str, done: int, total: int) -> None:
         """Redraw the bar of the current phase, with the time that is left at the pace so far."""
@@ -60,6 +86,14 @@ class Progress:
         self._write(
             f"  {name} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}{self._left(done, total)}", live=True
         )
+
+    def _end(self, name: str, seconds: float, *, stopped: bool) -> None:
+        if self._json:
+            self._write(log_line("info", phase=name, seconds=round(seconds, 3), stopped=stopped), live=False)
+        elif stopped:
+            self._write(self._painted(f"  {name}: stopped", "31"), live=False)
+        else:
+            self._write(f"  {name}: {seconds:.1f} s", live=False)
 
     def _left(self, done: int, total: int) -> str:
         if self._first is None:

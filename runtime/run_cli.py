@@ -84,7 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def completion_to_json(completion: Completion) -> dict[str, Any]:
     """A completion as JSON, for --json."""
-    timings = completion.timings
     result: dict[str, Any] = {
         "text": completion.text,
         "token_ids": list(completion.token_ids),
@@ -93,10 +92,10 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
         "prompt_tokens": completion.num_prompt_tokens,
         "prefilled_tokens": completion.num_prefilled_tokens,
         "seed": completion.seed,
-        "time_to_first_token_s": timings.time_to_first_token,
-        "total_s": timings.total,
-        "decode_tokens_per_s": timings.tokens_per_second,
+        "timings": completion.timings.to_json(),
     }
+    if completion.drafts is not None:
+        result["drafts"] = completion.drafts.to_json()
     if completion.logprobs is not None:
         result["logprobs"] = [_position(position) for position in completion.logprobs]
     return result
@@ -104,11 +103,14 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
 
 def report_speed(completion: Completion) -> None:
     """One line on stderr."""
-    timings = completion.timings
+    timings, drafts = completion.timings, completion.drafts
+    guessed = "" if drafts is None else f"{drafts.num_accepted} of {drafts.num_drafted} guessed tokens right, "
+    if drafts is not None and drafts.problem is not None:
+        guessed = f"none guessed ({drafts.problem}), "
     note(
         f"[{completion.num_prefilled_tokens} tokens in, first answered after "
         f"{timings.time_to_first_token * 1e3:.0f} ms; {timings.num_tokens} out, "
-        f"{timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason or 'an interrupt'}]"
+        f"{guessed}{timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason or 'an interrupt'}]"
     )
 
 
@@ -120,8 +122,8 @@ def _stream(model: LanguageModel, prompt: Any, sampling: Sampling, *, quiet: boo
     finally:
         stream.close()
         print_text("")
-    if not quiet:
-        report_speed(stream.completion)
+        if not quiet and stream.completion.token_ids:
+            report_speed(stream.completion)
 
 
 def _prompt_text(arguments: argparse.Namespace) -> str:

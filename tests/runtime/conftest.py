@@ -11,9 +11,10 @@ from piston.runtime.cli import main
 
 
 @pytest.fixture(autouse=True)
-def uncoloured(monkeypatch):
+def plain(monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("PISTON_LOG_FORMAT", "")  # and whatever a test sets is undone
 
 
 @pytest.fixture

@@ -274,3 +274,18 @@ def test_the_runtime_verbs_need_no_extra(bundle):
     result = without(["torch", "transformers", "onnx", "onnx_ir", "onnxruntime"], "inspect", bundle)
     assert (result.returncode, result.stderr) == (0, "")
     assert "ort-cpu" in result.stdout
+
+
+def test_errors_can_be_json_lines(piston, bundle):
+    result = piston("run", bundle / "none", "--prompt", "a", "--log-format", "json")
+    assert result.status == 1
+    entry = json.loads(result.err)
+    assert entry["level"] == "error"
+    assert "none" in entry["message"]
+
+
+def test_a_log_format_of_the_environment_that_there_is_not_is_misuse(refused, bundle, monkeypatch):
+    monkeypatch.setenv("PISTON_LOG_FORMAT", "xml")
+    status, message = refused("run", bundle, "--prompt", "a")
+    assert status == 2
+    assert "xml" in message

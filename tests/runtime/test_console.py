@@ -5,6 +5,7 @@ import json
 import pytest
 
 from piston.runtime.console import Progress, is_coloured, note, print_json, print_text
+from piston.runtime.errors import MisuseError
 
 
 class Terminal(io.StringIO):
@@ -108,3 +109,37 @@ def test_a_bar_tells_the_time_left_at_the_pace_since_the_first_step(monkeypatch,
         now[0] = seconds
         progress.step("loading", 1, 4)
     assert f" 1/4{left}\r" in stream.getvalue()
+
+
+@pytest.fixture
+def as_json(monkeypatch):
+    monkeypatch.setenv("PISTON_LOG_FORMAT", "json")
+
+
+@pytest.mark.usefixtures("as_json")
+def test_json_logs_say_when_how_grave_and_what(capsys):
+    note("line one\nline two", "error")
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["message"]) == ("error", "line one\nline two")
+    assert entry["time"].endswith("+00:00")
+
+
+@pytest.mark.usefixtures("as_json")
+def test_json_progress_has_no_bars_and_a_line_for_each_phase():
+    stream = Terminal()
+    progress = Progress(stream=stream)
+    with contextlib.suppress(ValueError), progress.phase("a"):
+        progress.step("a", 1, 2)
+        raise ValueError
+    with progress.phase("b"):
+        pass
+    entries = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(entry["phase"], entry["stopped"]) for entry in entries] == [("a", True), ("b", False)]
+    assert all(entry["seconds"] >= 0 for entry in entries)
+
+
+def test_a_log_format_there_is_not_is_refused(monkeypatch):
+    monkeypatch.setenv("PISTON_LOG_FORMAT", "xml")
+    with pytest.raises(MisuseError, match="xml"):
+        note("hello")
