@@ -1,31 +1,41 @@
-"""A stage's output directory: filled beside its goal, renamed into place when whole, removed when not."""
+"""A stage's output directory: filled beside its goal, renamed into place when whole, removed when not.
+
+What a killed process left behind is found by the lock that died with it, and cleared away by the next one.
+"""
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from piston.runtime.console import note
 from piston.runtime.errors import Error, OutputExistsError
+
+_LEFTOVER = re.compile(r"\.(?P<goal>.+)\.[a-z0-9_]{8}\.part")
 
 
 @contextmanager
 def staged_dir(goal: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty directory that becomes `goal` if the block succeeds and vanishes if it does not.
 
-    Both lie on one file system, so the rename is atomic: nobody ever sees a half-written goal.
+    Both lie on one file system, so the rename is atomic: nobody ever sees a half-written goal. Leftovers of killed
+    processes that wrote the same goal are swept first; where one died between moving the old goal aside and moving the
+    new one in, the old one is put back.
 
     Raises:
         OutputExistsError: the goal is there and overwrite is False; checked before the work and again after it.
         Error: no space was left, or the place cannot be written.
     """
     goal = Path(os.path.abspath(goal))  # noqa: PTH100 - "." has no name, and a link is replaced, not followed
+    sweep(goal.parent, goal.name)
     check_free(goal, overwrite=overwrite)
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".part", dir=goal.parent))
+        stage, lock = _claim(goal)
     except OSError as problem:
         raise Error(f"Cannot write beside {goal}: {problem.strerror}; choose another -o.") from problem
     try:
@@ -42,6 +52,7 @@ def staged_dir(goal: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        os.close(lock)
 
 
 def check_free(goal: Path, *, overwrite: bool = False) -> None:
@@ -55,6 +66,77 @@ def check_free(goal: Path, *, overwrite: bool = False) -> None:
     if overwrite or (goal.is_dir() and not any(goal.iterdir())):
         return
     raise OutputExistsError(f"{goal} exists already; remove it, choose another -o, or pass --overwrite.")
+
+
+def sweep(parent: Path, name: str | None = None) -> list[Path]:
+    """Clear what killed processes left in `parent` while they wrote the goal `name`, or any goal; the leftovers found.
+
+    One whose process lives is left alone. A goal that had been moved aside and is missing now is put back.
+    """
+    swept: list[Path] = []
+    for path in sorted(_leftovers(parent, name)):
+        lock = try_lock(path)
+        if lock is None:
+            continue
+        try:
+            _restore(path)
+            shutil.rmtree(path, ignore_errors=True)
+            swept.append(path)
+        finally:
+            os.close(lock)
+    return swept
+
+
+def try_lock(path: Path) -> int | None:
+    """Take the lock of a directory or file that is there, without waiting; its descriptor, which holds it.
+
+    None where another process holds it, it has gone, or the file system knows no locks.
+    """
+    import fcntl
+
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _claim(goal: Path) -> tuple[Path, int]:
+    """A new directory beside goal, and the descriptor that keeps others from sweeping it."""
+    while True:
+        stage = Path(tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".part", dir=goal.parent))
+        lock = try_lock(stage)
+        if lock is not None and stage.exists():  # a sweeper may have been faster
+            return stage, lock
+        if lock is not None:
+            os.close(lock)
+        elif stage.exists():  # no locks here: nobody can sweep it either
+            return stage, os.open(stage, os.O_RDONLY)
+
+
+def _leftovers(parent: Path, name: str | None) -> Iterator[Path]:
+    try:
+        entries = list(os.scandir(parent))
+    except OSError:
+        return
+    for entry in entries:
+        match = _LEFTOVER.fullmatch(entry.name)
+        if match is not None and name in (None, match["goal"]) and entry.is_dir(follow_symlinks=False):
+            yield Path(entry.path)
+
+
+def _restore(leftover: Path) -> None:
+    match = _LEFTOVER.fullmatch(leftover.name)
+    assert match is not None
+    goal, aside = leftover.parent / match["goal"], leftover / "old"
+    if os.path.lexists(aside) and not os.path.lexists(goal):
+        aside.rename(goal)
+        note(f"{goal} was put back as it was before a run that was killed while replacing it")
 
 
 def _publish(work: Path, goal: Path, aside: Path) -> None:

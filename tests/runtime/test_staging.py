@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from piston.runtime.errors import Error, OutputExistsError
-from piston.runtime.staging import staged_dir
+from piston.runtime.staging import staged_dir, sweep
 
 WRITER = """
 import sys, time
@@ -238,3 +238,74 @@ def test_a_killed_writer_never_leaves_half_a_goal(goal, how, milliseconds):
     # Under SIGKILL alone may the old be aside, if it hits between two renames.
     assert goal.exists() or (how == signal.SIGKILL and list(goal.parent.glob(".goal.*/old")))
     assert not goal.exists() or [len(text) for text in contents(goal).values()] == [1000] * 30
+
+
+def leftover_of(goal, *parts):
+    """What a process that was killed leaves behind."""
+    stage = goal.parent / f".{goal.name}.abcd_123.part"
+    for part in parts:
+        make_directory(stage / part, part)
+    return stage
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next(goal):
+    leftover = leftover_of(goal, "new")
+    write(goal)
+    assert not leftover.exists()
+    assert beside(goal) == ["goal"]
+
+
+def test_an_old_goal_that_was_aside_when_the_process_died_is_put_back(goal, capsys):
+    leftover_of(goal, "new", "old")
+    assert [path.name for path in sweep(goal.parent)] == [".goal.abcd_123.part"]
+    assert contents(goal) == {"a": "old"}
+    assert beside(goal) == ["goal"]
+    assert "was put back" in capsys.readouterr().err
+
+
+def test_an_old_goal_aside_does_not_replace_the_new_one(old):
+    leftover_of(old, "old")
+    (old / "a").write_text("newer")
+    sweep(old.parent)
+    assert contents(old) == {"a": "newer"}
+
+
+def test_without_overwrite_a_goal_that_is_put_back_is_not_replaced(goal):
+    leftover_of(goal, "old")
+    with pytest.raises(OutputExistsError):
+        write(goal)
+    assert contents(goal) == {"a": "old"}
+
+
+def test_the_directory_of_a_living_process_is_not_swept(goal):
+    with staged_dir(goal) as work:
+        assert sweep(goal.parent) == []
+        write(goal.with_name("other"))
+        (work / "a").write_text("mine")
+    assert contents(goal) == {"a": "mine"}
+
+
+def test_only_leftovers_of_the_goal_are_swept_by_a_stage(goal):
+    leftover = leftover_of(goal.with_name("other"), "new")
+    unrelated = goal.parent / ".goal.part"
+    unrelated.mkdir()
+    write(goal)
+    assert leftover.exists()
+    assert unrelated.exists()
+    assert sweep(goal.parent) == [leftover]
+
+
+def test_two_writers_and_sweepers_never_lose_a_goal(goal):
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(goal)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for _ in range(2)
+    ]
+    time.sleep(1)
+    for writer in writers:
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+    sweep(goal.parent)
+    assert beside(goal) == ["goal"]
+    assert len(list(goal.iterdir())) == 30
