@@ -101,5 +101,9 @@ class DeviceMemoryError(EngineError, MemoryError):
     """The device has less free memory than is wanted."""
 
 
+class HostMemoryError(Error, MemoryError):
+    """A container's memory limit leaves no room for the model and the least of caches."""
+
+
 class MissingExtraError(Error, ImportError):
     """A feature whose packages are not installed."""
