@@ -87,8 +87,8 @@ def largest_scale(weight: Floats, grid: Grid) -> Floats:
     return _positive(np.abs(weight).max(axis=0) / grid.high)
 
 
-def searched_scale(weight: Floats, grid: Grid) -> Floats:
-    """Scale [N] with the least squared rounding error among a grid of clips.
+def searched_scale(weight: Floats, grid: Grid, importance: Floats | None = None) -> Floats:
+    """Scale [N] with the least squared rounding error among a grid of clips; `importance` [k] weighs the inputs.
 
     Four-bit codes reach one further on the negative side: a scale may be negative, which turns that to the side that
     needs it.
@@ -100,7 +100,8 @@ def searched_scale(weight: Floats, grid: Grid) -> Floats:
         for clip in CLIPS:
             scale = _positive(base * clip)
             rounded = np.clip(np.rint(weight / scale), grid.low, grid.high) * scale
-            error = np.square(weight - rounded).sum(axis=0)
+            squares = np.square(weight - rounded)
+            error = squares.sum(axis=0) if importance is None else importance @ squares
             best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return best.astype(np.float32)
 
