@@ -1,11 +1,13 @@
 """What a bundle's engines must answer anywhere: verify.json, recorded when the bundle was built.
 
-Tokens are those of the canonical graph, greedy. Where its two best tokens are closer than an engine may be off, either
-is right: such a position is undecided, and nobody is judged by it.
+Answers are greedy, and each engine has its own: quantized activations turn the last bits of a sum into whole codes, so
+two right engines of one model may differ by more than its tokens do. Where the two best tokens are closer than an
+engine may be off, either is right: such a position is undecided, and nobody is judged by it.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -30,15 +32,33 @@ class ExpectedAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """All answers, and how far the margins of the engines that were run at build time were off at most, in logits."""
+    """The answers of one engine.
+
+    `noise` is how far its margins are off, in logits, when the same positions are computed in another order. They were
+    recorded `by` the engine itself, or by the canonical graph where the engine could not run on the building machine.
+    """
 
     answers: tuple[ExpectedAnswer, ...]
     noise: float
-    schema: Literal[1] = 1
+    by: Literal["engine", "canonical graph"]
 
     def threshold(self, dtype: str) -> float:
         """Margin from which on an engine of that type is judged: twice the noise, or what its type loses."""
         return max(2 * self.noise, FLOORS.get(dtype, max(FLOORS.values())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedByTarget:
+    """The file: what each engine of the bundle must answer."""
+
+    engines: Mapping[str, Expected]
+    schema: Literal[1] = 1
+
+    def of(self, target: str) -> Expected:
+        """The answers of a target; raises BundleCorruptError if there are none."""
+        if target not in self.engines:
+            raise BundleCorruptError(f"{FILE_NAME} has no answers of {target}; build the bundle again.")
+        return self.engines[target]
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -58,7 +78,7 @@ class Expected:
             ) from None
         except (ShapeError, ValueError, OSError, RecursionError) as problem:
             raise BundleCorruptError(f"{path} cannot be read ({problem}); build the bundle again.") from None
-        for answer in found.answers:
+        for answer in (answer for engine in found.engines.values() for answer in engine.answers):
             if not answer.prompt_ids or not len(answer.token_ids) == len(answer.margins) > 0:
                 raise BundleCorruptError(f"{path} has an answer without tokens or margins; build the bundle again.")
         return found

@@ -8,7 +8,7 @@ from typing import Any
 from piston.runtime.backends import choose
 from piston.runtime.bundle import Bundle
 from piston.runtime.console import Progress, note, print_json, print_text
-from piston.runtime.expected import Expected
+from piston.runtime.expected import Expected, ExpectedByTarget
 from piston.runtime.model import load
 from piston.runtime.verify import Verdict, verify
 
@@ -26,14 +26,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the hashes, run the prompts that travel in the bundle, and say where the answers part if they do."""
     progress = Progress(quiet=arguments.quiet)
     spec, _ = choose(Bundle.open(arguments.bundle, verify=False), arguments.target)
-    expected = Expected.read(arguments.bundle)
+    expected = ExpectedByTarget.read(arguments.bundle).of(spec.target)
     threshold = expected.threshold(str(spec.got.get("dtype", "float32")))
     with progress.phase("verifying the hashes and loading"):
         model = load(arguments.bundle, target=spec.target, threads=arguments.threads)
     with model, progress.phase("answering the prompts"):
         verdict = verify(model.engine, model.tokenizer, expected, threshold)
     if arguments.json:
-        print_json(to_json(arguments.bundle, spec.target, threshold, verdict))
+        print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict))
     else:
         print_text(f"{arguments.bundle}: {describe(spec.target, verdict)}")
     for parting in verdict.partings:
@@ -51,12 +51,13 @@ def describe(target: str, verdict: Verdict) -> str:
     return f"{target} does NOT answer as built: {len(verdict.partings)} prompts part; {counts}"
 
 
-def to_json(bundle: Path, target: str, threshold: float, verdict: Verdict) -> dict[str, Any]:
+def to_json(bundle: Path, target: str, expected: Expected, threshold: float, verdict: Verdict) -> dict[str, Any]:
     """For --json."""
     return {
         "bundle": str(bundle),
         "target": target,
         "passed": verdict.is_passed,
+        "recorded_by": expected.by,
         "threshold": threshold,
         "num_prompts": verdict.num_prompts,
         "num_tokens": verdict.num_tokens,

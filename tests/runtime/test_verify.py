@@ -6,7 +6,7 @@ import pytest
 from toy_model import END, VOCAB_SIZE, byte_tokenizer, history_script, ids_of, said, write_bundle
 
 from piston.runtime.errors import BundleCorruptError, BundleError, BundleNotFoundError
-from piston.runtime.expected import FILE_NAME, Expected, ExpectedAnswer
+from piston.runtime.expected import FILE_NAME, Expected, ExpectedAnswer, ExpectedByTarget
 from piston.runtime.scripted_engine import ScriptedEngine
 from piston.runtime.verify import margin_of, verify
 
@@ -21,7 +21,7 @@ def answer_of(text, script=SCRIPT, num_tokens=6):
     return ExpectedAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=tuple(tokens), margins=tuple(margins))
 
 
-EXPECTED = Expected(answers=tuple(answer_of(text) for text in TEXTS), noise=0.0)
+EXPECTED = Expected(answers=tuple(answer_of(text) for text in TEXTS), noise=0.0, by="engine")
 
 
 def changed_at(text, position, token_id, value=50.0, script=SCRIPT):
@@ -91,7 +91,7 @@ def test_a_logit_that_is_not_finite_parts():
 
 def test_another_tokenizer_parts_at_its_first_token():
     answer = dataclasses.replace(EXPECTED.answers[0], prompt="hello ni")
-    (parting,) = verdict_of(SCRIPT, Expected(answers=(answer,), noise=0.0)).partings
+    (parting,) = verdict_of(SCRIPT, Expected(answers=(answer,), noise=0.0, by="engine")).partings
     assert (parting.what, parting.position) == ("tokenizer", 1)
     assert "the tokenizer parts at token 1 of 'hello ni'" in str(parting)
 
@@ -101,18 +101,27 @@ def test_answers_that_do_not_fit_are_refused():
         verdict_of(SCRIPT, capacity=8)
     answer = dataclasses.replace(EXPECTED.answers[0], token_ids=(VOCAB_SIZE,), margins=(1.0,))
     with pytest.raises(BundleError, match="ids up to"):
-        verdict_of(SCRIPT, Expected(answers=(answer,), noise=0.0))
+        verdict_of(SCRIPT, Expected(answers=(answer,), noise=0.0, by="engine"))
 
 
 def test_a_half_precision_engine_is_judged_by_wider_margins():
     thresholds = [EXPECTED.threshold(dtype) for dtype in ("float32", "float16", "bfloat16", "unknown")]
     assert thresholds == sorted(thresholds)
-    assert Expected(answers=(), noise=3.0).threshold("float32") == 6.0
+    assert Expected(answers=(), noise=3.0, by="engine").threshold("float32") == 6.0
+
+
+def by_target(expected):
+    return ExpectedByTarget(engines={"ort-cpu": expected})
+
+
+def test_a_target_without_answers_is_damage():
+    with pytest.raises(BundleCorruptError, match="no answers of tensorrt"):
+        by_target(EXPECTED).of("tensorrt")
 
 
 def bundle_with(directory, expected=EXPECTED):
     directory.mkdir(exist_ok=True)
-    expected.write(directory)
+    by_target(expected).write(directory)
     write_bundle(directory)
     return directory
 
@@ -137,12 +146,12 @@ def test_a_bundle_without_answers_says_so(refused, bundle):
     status, message = refused("verify", bundle)
     assert (status, "build it again" in message) == (1, True)
     with pytest.raises(BundleNotFoundError):
-        Expected.read(bundle)
+        ExpectedByTarget.read(bundle)
 
 
 def test_a_changed_answers_file_is_damage(refused, tmp_path):
     directory = bundle_with(tmp_path / "b")
-    dataclasses.replace(EXPECTED, noise=9.0).write(directory)
+    by_target(dataclasses.replace(EXPECTED, noise=9.0)).write(directory)
     status, message = refused("verify", directory, "--quiet")
     assert (status, FILE_NAME in message) == (1, True)
 
@@ -151,16 +160,16 @@ def test_a_changed_answers_file_is_damage(refused, tmp_path):
     "edit",
     [
         lambda data: data.update(schema=2),
-        lambda data: data["answers"][0].update(prompt_ids=[]),
-        lambda data: data["answers"][0].update(margins=[]),
-        lambda data: data["answers"][0].update(token_ids=[-1] * 6),
-        lambda data: data.pop("noise"),
+        lambda data: data["engines"]["ort-cpu"]["answers"][0].update(prompt_ids=[]),
+        lambda data: data["engines"]["ort-cpu"]["answers"][0].update(margins=[]),
+        lambda data: data["engines"]["ort-cpu"]["answers"][0].update(token_ids=[-1] * 6),
+        lambda data: data["engines"]["ort-cpu"].pop("noise"),
     ],
 )
 def test_answers_of_another_shape_are_refused(tmp_path, edit):
-    EXPECTED.write(tmp_path)
+    by_target(EXPECTED).write(tmp_path)
     data = json.loads((tmp_path / FILE_NAME).read_text())
     edit(data)
     (tmp_path / FILE_NAME).write_text(json.dumps(data))
     with pytest.raises(BundleCorruptError, match="build the bundle again"):
-        Expected.read(tmp_path)
+        ExpectedByTarget.read(tmp_path)
