@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from piston.runtime.completion import Completion, PositionLogprobs, Timings, TokenLogprob
+    from piston.runtime.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
     from piston.runtime.conversation import Conversation
     from piston.runtime.engine import Engine
     from piston.runtime.errors import (
@@ -48,6 +48,7 @@ __all__ = [
     "Completion",
     "Conversation",
     "DeviceMemoryError",
+    "Drafts",
     "EmptyPromptError",
     "Engine",
     "EngineError",
@@ -73,7 +74,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "completion": ("Completion", "PositionLogprobs", "Timings", "TokenLogprob"),
+    "completion": ("Completion", "Drafts", "PositionLogprobs", "Timings", "TokenLogprob"),
     "conversation": ("Conversation",),
     "engine": ("Engine",),
     "errors": (

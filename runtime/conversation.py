@@ -1,5 +1,6 @@
 """A chat that keeps its cache: each turn prefills only what the cache does not hold yet."""
 
+import time
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self
@@ -44,9 +45,10 @@ class Conversation:
         if self._slot is None:
             raise MisuseError("The conversation is closed; begin another.")
         self.messages.append({"role": "user", "content": text})
+        began = time.perf_counter()
         try:
             ids = self._model.render(self.messages)
-            generation = self._model.prepare(ids, self.sampling)
+            generation = self._model.prepare(ids, self.sampling, began)
             check_fits(self._model.engine, generation.request)
         except Exception:
             self.messages.pop()

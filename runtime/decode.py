@@ -1,12 +1,23 @@
 """The decode loop: prefill once, then step all rows together until each is finished. It knows ids only, no text."""
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from piston.runtime.engine import Engine
+from piston.runtime.engine import Engine, Logits
 from piston.runtime.errors import EmptyPromptError, PromptTooLongError
 from piston.runtime.row_sampler import FinishReason, Pick, RowSampler
+from piston.runtime.speculation import Speculator
+
+
+@dataclass(slots=True)
+class Spent:
+    """Seconds that one row waited for a slot, was prefilled, and had its tokens picked."""
+
+    queue: float = 0.0
+    prefill: float = 0.0
+    sampling: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -14,15 +25,17 @@ class Request:
     """One row to generate.
 
     A `slot` that is given holds the first positions of the prompt already; only the rest is prefilled. With
-    `keep_slot` the slot stays admitted afterwards, for whoever goes on from it. `cancel` ends the row after the
-    token at hand.
+    `keep_slot` the slot stays admitted afterwards, for whoever goes on from it; it holds all tokens but the last.
+    `cancel` ends the row after the token at hand. A `speculator` has its guesses verified, several tokens a step.
     """
 
     prompt_ids: list[int]
     sampler: RowSampler
     slot: int | None = None
     keep_slot: bool = False
+    speculator: Speculator | None = None
     num_prefilled: int = 0
+    spent: Spent = field(default_factory=Spent)
     output_ids: list[int] = field(default_factory=list)
     is_cancelled: bool = False
 
@@ -54,25 +67,25 @@ def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
     for request in waiting:
         check_fits(engine, request)
     active: dict[int, Request] = {}
+    began = time.perf_counter()
     try:
         while waiting or active:
             if waiting and (waiting[0].slot is not None or engine.cache.num_free or not active):
                 request = waiting.popleft()
+                request.spent.queue = time.perf_counter() - began
                 slot = request.slot if request.slot is not None else engine.cache.admit()
                 active[slot] = request
-                rest = request.prompt_ids[int(engine.cache.lengths[slot]) :]
-                request.num_prefilled = len(rest)
-                rows = {slot: engine.prefill(slot, rest)[0]}
+                picked = {slot: _prefill(engine, slot, request)}
             else:
-                rows = engine.step({slot: request.output_ids[-1] for slot, request in active.items()})
+                picked = _advance(engine, active)
             # All picks first: whoever takes the tokens may run the engine, which overwrites the logits.
-            picks = {slot: active[slot].sampler.pick(logits) for slot, logits in rows.items()}
-            for slot, pick in picks.items():
-                request = active[slot]
-                request.output_ids.append(pick.token_id)
-                yield Token(request, pick, request.sampler.finish_reason)
-                if request.sampler.finish_reason is not None or request.is_cancelled:
-                    _retire(engine, active, slot)
+            for slot, tokens in picked.items():
+                for token in tokens:
+                    token.request.output_ids.append(token.pick.token_id)
+                    yield token
+                    if token.finish_reason is not None or token.request.is_cancelled:
+                        _retire(engine, active, slot)
+                        break
     finally:
         for slot in list(active):
             _retire(engine, active, slot)
@@ -91,6 +104,68 @@ def check_fits(engine: Engine, request: Request) -> None:
         )
 
 
+def _prefill(engine: Engine, slot: int, request: Request) -> list[Token]:
+    rest = request.prompt_ids[int(engine.cache.lengths[slot]) :]
+    request.num_prefilled = len(rest)
+    began = time.perf_counter()
+    logits = engine.prefill(slot, rest)
+    request.spent.prefill = time.perf_counter() - began
+    return [_pick(request, logits[0])]
+
+
+def _advance(engine: Engine, active: dict[int, Request]) -> dict[int, list[Token]]:
+    """One token for each row that has no guess worth verifying, in one step; one or more for each that has."""
+    picked: dict[int, list[Token]] = {}
+    for slot, request in active.items():
+        if draft := _draft(engine, slot, request, len(active) - 1):
+            picked[slot] = _verify(engine, slot, request, draft)
+    if rest := {slot: request.output_ids[-1] for slot, request in active.items() if slot not in picked}:
+        began = time.perf_counter()
+        rows = engine.step(rest)
+        seconds = time.perf_counter() - began
+        for slot, logits in rows.items():
+            picked[slot] = [_pick(active[slot], logits)]
+            if (speculator := active[slot].speculator) is not None and slot == next(iter(rows)):
+                speculator.verification.cost.observe(len(rows), seconds)
+    return picked
+
+
+def _draft(engine: Engine, slot: int, request: Request, num_others: int) -> list[int]:
+    speculator, num_left = request.speculator, request.sampler.sampling.max_tokens - len(request.output_ids)
+    if speculator is None:
+        return []
+    if speculator.verification.is_exact is None:
+        speculator.verification.probe(engine, slot, request.prompt_ids + request.output_ids)
+    return speculator.draft(num_left, num_others)
+
+
+def _verify(engine: Engine, slot: int, request: Request, draft: list[int]) -> list[Token]:
+    """Run the last token and the guess behind it at once; pick as long as the guess is right, and once more."""
+    assert request.speculator is not None
+    start, began = int(engine.cache.lengths[slot]), time.perf_counter()
+    rows = engine.prefill(slot, [request.output_ids[-1], *draft], num_logits=len(draft) + 1)
+    request.speculator.verification.cost.observe(len(draft) + 1, time.perf_counter() - began)
+    picked: list[Token] = []
+    for logits, guess in zip(rows, [*draft, None], strict=True):
+        picked.append(_pick(request, logits))
+        if picked[-1].finish_reason is not None or picked[-1].pick.token_id != guess:
+            break
+    engine.cache.rewind(slot, start + len(picked))
+    return picked
+
+
+def _pick(request: Request, logits: Logits) -> Token:
+    began = time.perf_counter()
+    pick = request.sampler.pick(logits)
+    if request.speculator is not None:
+        request.speculator.observe(pick.token_id)
+    request.spent.sampling += time.perf_counter() - began
+    return Token(request, pick, request.sampler.finish_reason)
+
+
 def _retire(engine: Engine, active: dict[int, Request], slot: int) -> None:
-    if not active.pop(slot).keep_slot:
+    request = active.pop(slot)
+    if not request.keep_slot:
         engine.cache.release(slot)
+    elif (held := len(request.prompt_ids) + len(request.output_ids) - 1) < engine.cache.lengths[slot]:
+        engine.cache.rewind(slot, held)  # cancelled at a token behind which more were verified

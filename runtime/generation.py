@@ -4,11 +4,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from piston.runtime.completion import Completion, PositionLogprobs, Timings, TokenLogprob
+from piston.runtime.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
 from piston.runtime.decode import Request, Token, decode
 from piston.runtime.engine import Engine
 from piston.runtime.row_sampler import FinishReason, Pick, RowSampler
 from piston.runtime.sampling import Sampling
+from piston.runtime.speculation import INEXACT, Speculator, Verification
 from piston.runtime.stop_strings import StopScanner
 from piston.runtime.text import StreamDecoder, Tokenizer
 
@@ -24,6 +25,7 @@ class Generation:
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     started: float = field(default_factory=time.perf_counter)
+    tokenizing: float = 0.0
     first_at: float = 0.0
     last_at: float = 0.0
     _decoder: StreamDecoder = field(init=False)
@@ -42,6 +44,11 @@ class Generation:
         """Take a token of this row; returns the text that is now certain, often none."""
         self.last_at = time.perf_counter()
         self.first_at = self.first_at or self.last_at
+        text = self._push(token)
+        self.tokenizing += time.perf_counter() - self.last_at
+        return text
+
+    def _push(self, token: Token) -> str:
         if self.sampling.logprobs:
             self.logprobs.append(self._logprobs_of(token.pick))
         text = self._text_of(token)
@@ -61,7 +68,7 @@ class Generation:
 
     def completion(self) -> Completion:
         """What there is so far, or in the end."""
-        sampler = self.request.sampler
+        sampler, spent = self.request.sampler, self.request.spent
         return Completion(
             text="".join(self.pieces),
             token_ids=tuple(self.request.output_ids),
@@ -74,7 +81,12 @@ class Generation:
                 time_to_first_token=max(self.first_at - self.started, 0.0),
                 total=max(self.last_at - self.started, 0.0),
                 num_tokens=len(self.request.output_ids),
+                queue=spent.queue,
+                prefill=spent.prefill,
+                tokenizing=self.tokenizing,
+                sampling=spent.sampling,
             ),
+            drafts=_drafts_of(self.request.speculator),
             logprobs=tuple(self.logprobs) if self.sampling.logprobs else None,
         )
 
@@ -98,10 +110,18 @@ class Generation:
 
 
 def prepare(
-    prompts: Sequence[Sequence[int]], sampling: Sampling, tokenizer: Tokenizer, eos_token_ids: Iterable[int]
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    tokenizer: Tokenizer,
+    eos_token_ids: Iterable[int],
+    verification: Verification | None = None,
 ) -> list[Generation]:
-    """One generation for each of `sampling.n` answers to each prompt, prompt by prompt."""
+    """One generation for each of `sampling.n` answers to each prompt, prompt by prompt.
+
+    `verification` is what is known of the engine they will run on, for sampling with prompt_lookup_num_tokens.
+    """
     bad_words = spellings(sampling.bad_words, tokenizer)
+    limit, shared = sampling.prompt_lookup_num_tokens, verification or Verification()
     return [
         Generation(
             Request(
@@ -113,6 +133,7 @@ def prepare(
                     bad_words_ids=bad_words,
                     index=row * sampling.n + answer,
                 ),
+                speculator=Speculator(shared, prompt, limit) if limit else None,
             ),
             tokenizer,
             sampling,
@@ -139,3 +160,14 @@ def spellings(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
             if ids and ids not in found:
                 found.append(ids)
     return found
+
+
+def _drafts_of(speculator: Speculator | None) -> Drafts | None:
+    if speculator is None:
+        return None
+    return Drafts(
+        num_drafted=speculator.num_drafted,
+        num_accepted=speculator.num_accepted,
+        num_verified=speculator.num_verified,
+        problem=INEXACT if speculator.verification.is_exact is False else None,
+    )

@@ -2,6 +2,7 @@
 
 import operator
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -18,6 +19,7 @@ from piston.runtime.errors import BundleCorruptError, MisuseError, TemplateError
 from piston.runtime.generation import Generation, prepare, run
 from piston.runtime.manifest import Manifest
 from piston.runtime.sampling import Sampling
+from piston.runtime.speculation import Verification
 from piston.runtime.text import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -61,6 +63,7 @@ class LanguageModel:
         self.engine = engine
         self.tokenizer = tokenizer
         self.template = template
+        self._verification = Verification()  # of guessed tokens: learned once for all rows
 
     def generate(
         self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | None = None
@@ -72,27 +75,24 @@ class LanguageModel:
         Raises:
             EmptyPromptError, PromptTooLongError, MisuseError: before anything is run.
         """
-        sampling = sampling or Sampling()
+        began, sampling = time.perf_counter(), sampling or Sampling()
         is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Integral))
         prompts: Sequence[Any] = [prompt] if is_single else prompt
-        generations = self._prepare([self.encode(item) for item in prompts], sampling)
-        for _ in run(self.engine, generations):
-            pass
-        completions = [generation.completion() for generation in generations]
-        return completions[0] if is_single and sampling.n == 1 else completions
+        return self._complete([self.encode(item) for item in prompts], sampling, began, is_single=is_single)
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Stream:
         """Complete one prompt piece by piece; raises as `generate` does, before the first piece."""
-        sampling = sampling or Sampling()
+        began, sampling = time.perf_counter(), sampling or Sampling()
         if sampling.n != 1:
             raise MisuseError(f"A stream has one answer, n is {sampling.n}; use generate.")
-        generation = self._prepare([self.encode(prompt)], sampling)[0]
+        generation = self._prepare([self.encode(prompt)], sampling, began)[0]
         check_fits(self.engine, generation.request)
         return Stream(self.engine, generation)
 
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Completion | list[Completion]:
         """Answer a list of {"role", "content"} messages through the checkpoint's template."""
-        return self.generate(self.render(messages), sampling)
+        began = time.perf_counter()
+        return self._complete([self.render(messages)], sampling or Sampling(), began, is_single=True)
 
     def conversation(self, system: str | None = None, sampling: Sampling | None = None) -> Conversation:
         """A chat that keeps its cache between turns, and one slot until it is closed.
@@ -121,9 +121,9 @@ class LanguageModel:
         """What the checkpoint's authors recommend; greedy where they say nothing."""
         return Sampling.from_mapping(self.manifest.generation)
 
-    def prepare(self, prompt_ids: list[int], sampling: Sampling) -> Generation:
-        """A generation of one row that is not yet run."""
-        return self._prepare([prompt_ids], sampling)[0]
+    def prepare(self, prompt_ids: list[int], sampling: Sampling, began: float | None = None) -> Generation:
+        """A generation of one row that is not yet run; its time counts from `began`, a time.perf_counter()."""
+        return self._prepare([prompt_ids], sampling, time.perf_counter() if began is None else began)[0]
 
     def close(self) -> None:
         """Free the engine."""
@@ -135,8 +135,21 @@ class LanguageModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepare(self, prompts: list[list[int]], sampling: Sampling) -> list[Generation]:
-        return prepare(prompts, sampling, self.tokenizer, self.manifest.tokenizer.eos_token_ids)
+    def _complete(
+        self, prompts: list[list[int]], sampling: Sampling, began: float, *, is_single: bool
+    ) -> Completion | list[Completion]:
+        generations = self._prepare(prompts, sampling, began)
+        for _ in run(self.engine, generations):
+            pass
+        completions = [generation.completion() for generation in generations]
+        return completions[0] if is_single and sampling.n == 1 else completions
+
+    def _prepare(self, prompts: list[list[int]], sampling: Sampling, began: float) -> list[Generation]:
+        ends = self.manifest.tokenizer.eos_token_ids
+        generations = prepare(prompts, sampling, self.tokenizer, ends, self._verification)
+        for generation in generations:
+            generation.tokenizing, generation.started = time.perf_counter() - began, began
+        return generations
 
 
 def load(

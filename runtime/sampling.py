@@ -51,6 +51,8 @@ class Sampling:
     logprobs: bool = False
     top_logprobs: int = 0
     echo: bool = False
+    # Most tokens to guess at once from what the prompt and the answer said before. Changes no token, only the speed.
+    prompt_lookup_num_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in _NUMBERS.items():
@@ -142,6 +144,7 @@ _NUMBERS = {
     "no_repeat_ngram_size": _Range(int, "an integer of at least 0 (0 is off)", 0),
     "n": _Range(int, "an integer of at least 1", 1),
     "top_logprobs": _Range(int, "an integer from 0 to 20", 0, 20),
+    "prompt_lookup_num_tokens": _Range(int, "an integer from 0 to 64 (0 is off)", 0, 64),
 }
 _SEED = _Range(int, "an integer of at least 0, or None for a fresh one", 0)
 _TOKEN_ID = _Range(int, "a token id, an integer of at least 0", 0)
@@ -152,6 +155,7 @@ _SYNONYMS = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
     "num_return_sequences": "n",
+    "num_speculative_tokens": "prompt_lookup_num_tokens",
     "stop_strings": "stop",
 }
 # Options people bring from elsewhere, each with what Piston would need to have for it to mean anything.
@@ -170,7 +174,7 @@ _UNSUPPORTED = {
         "such list (use bad_words, logit_bias or stop_token_ids)": "allowed_token_ids bad_words_ids "
         "begin_suppress_tokens eos_token_id forced_bos_token_id forced_eos_token_id sequence_bias suppress_tokens",
         "guidance by a second prompt": "guidance_scale negative_prompt_ids",
-        "assisted or contrastive decoding": "assistant_model dola_layers penalty_alpha prompt_lookup_num_tokens",
+        "assisted or contrastive decoding": "assistant_model dola_layers penalty_alpha",
         "logprobs of the prompt apart from echo": "prompt_logprobs",
         "tool calling": "function_call functions parallel_tool_calls tool_choice tools",
         "watermarking": "watermarking_config",

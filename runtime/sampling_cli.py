@@ -21,6 +21,10 @@ NUMBERS: dict[str, tuple[type, str]] = {
     "seed": (int, "same seed, same text"),
     "n": (int, "answers to the prompt"),
     "top_logprobs": (int, "with --logprobs: likeliest tokens at each position"),
+    "prompt_lookup_num_tokens": (
+        int,
+        "guess up to N tokens from the text so far, verify them at once: same text",
+    ),
 }
 FLAGS = {
     "include_stop_str_in_output": "keep the stop string in the text",
@@ -33,7 +37,12 @@ LISTS: dict[str, tuple[str, type, str]] = {
     "stop_token_ids": ("--stop-token-id", int, "end at this token (repeatable)"),
     "bad_words": ("--bad-word", str, "never generate this text (repeatable)"),
 }
-ALIASES = {"max_tokens": ["--max-new-tokens"], "min_tokens": ["--min-new-tokens"], "n": ["-n"]}
+ALIASES = {
+    "max_tokens": ["--max-new-tokens"],
+    "min_tokens": ["--min-new-tokens"],
+    "n": ["-n"],
+    "prompt_lookup_num_tokens": ["--prompt-lookup"],
+}
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,5 @@
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from piston.runtime.errors import EmptyPromptError, EngineError, MisuseError, Pr
 from piston.runtime.row_sampler import RowSampler
 from piston.runtime.sampling import Sampling
 from piston.runtime.scripted_engine import ScriptedEngine
+from piston.runtime.speculation import PROBE_LEN, Speculator, Verification
 
 VOCAB, END = 23, 2
 SCRIPT = history_script(VOCAB, end=END, every=9)
@@ -229,3 +231,108 @@ def test_rows_whose_consumer_uses_the_engine_between_tokens_stay_right():
     while pending:
         pending = [tokens for tokens in pending if next(tokens, None)]
     assert [request.output_ids for request in rows + others] == [alone(prompt) for prompt in PROMPTS[:4]]
+
+
+def looping_script(vocab=VOCAB, period=6, end=None, every=1):
+    """Mostly repeats what came `period` tokens before, sometimes not: much to guess, and some of it wrong."""
+
+    def script(history):
+        seed = zlib.crc32(np.asarray(history, np.int64).tobytes())
+        logits = np.random.default_rng(seed).normal(size=vocab).astype(np.float32)
+        if len(history) > period and seed % 5:
+            logits[history[-period]] += 4.0
+        if end is not None:
+            logits[end] = 20.0 if seed % every == 0 else -20.0
+        return logits
+
+    return script
+
+
+def cheaply_verifying():
+    """A verification that never looks at the clock: a token more in a step costs the tenth that is assumed."""
+    verification = Verification()
+    verification.cost.observe = lambda num_tokens, seconds: None
+    return verification
+
+
+def guessing(prompts, sampling, num_slots, limit=6, script=None, **options):
+    """Rows with and without guesses on one engine each; what came out and the guesses' counts."""
+    results = []
+    for is_guessing in (False, True):
+        engine = ScriptedEngine(script or looping_script(), vocab_size=VOCAB, num_slots=num_slots, capacity=160)
+        verification = cheaply_verifying()
+        requests = [
+            Request(
+                list(prompt),
+                RowSampler(sampling, prompt, eos_token_ids=[END], index=row),
+                speculator=Speculator(verification, prompt, limit) if is_guessing else None,
+                **options,
+            )
+            for row, prompt in enumerate(prompts)
+        ]
+        tokens = list(decode(engine, requests))
+        picks = [[token.pick for token in tokens if token.request is request] for request in requests]
+        results.append((picks, [request.sampler.finish_reason for request in requests], engine, requests))
+    return results
+
+
+LONG = [[3, 4, 5, 6, 7, 8] * 3, [9, 10, 11, 12, 13, 14, 9, 10], [*range(3, 20)], [15]]
+OPTIONS = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8, "top_p": 0.9, "seed": 3},
+    "penalized": {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "min_tokens": 9},
+    "without repeats": {"no_repeat_ngram_size": 3},
+    "with logprobs": {"logprobs": True, "top_logprobs": 2},
+    "with a stop token": {"stop_token_ids": [7]},
+}
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 4])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_guessing_changes_no_token_and_no_logprob(options, num_slots):
+    plain, guessed = guessing(LONG, Sampling(max_tokens=60, **options), num_slots)
+    assert guessed[:2] == plain[:2]
+
+
+def test_the_end_token_inside_a_guess_ends_the_row():
+    plain, guessed = guessing(LONG, Sampling(max_tokens=60), 1, script=looping_script(end=END, every=17))
+    assert guessed[:2] == plain[:2]
+    assert "stop" in guessed[1]
+
+
+def test_guesses_that_come_true_save_engine_calls():
+    plain, guessed = guessing(LONG[:1], Sampling(max_tokens=100), 1)
+    _, _, _, (request,) = guessed
+    assert request.speculator.num_accepted > 20
+    assert len(guessed[2].calls) - PROBE_LEN - 1 < 0.7 * len(plain[2].calls)
+
+
+def test_a_row_may_fill_the_capacity_exactly_with_guesses():
+    engine = ScriptedEngine(looping_script(), vocab_size=VOCAB, capacity=58)
+    sampler = RowSampler(Sampling(max_tokens=40), LONG[0])
+    request = Request(LONG[0], sampler, speculator=Speculator(cheaply_verifying(), LONG[0], 16))
+    assert len(tokens_of(engine, [request])[0]) == 40
+
+
+def test_a_kept_slot_holds_all_but_the_last_token_after_guesses_too():
+    _, guessed = guessing(LONG[:2], Sampling(max_tokens=30), 2, keep_slot=True)
+    engine, requests = guessed[2:]
+    held = [len(request.prompt_ids) + len(request.output_ids) - 1 for request in requests]
+    assert sorted(engine.cache.lengths) == sorted(held)
+
+
+def test_cancelling_inside_a_right_guess_drops_what_was_verified_behind_it():
+    engine = ScriptedEngine(looping_script(), vocab_size=VOCAB, capacity=160)
+    request = Request(
+        LONG[0],
+        RowSampler(Sampling(max_tokens=90), LONG[0]),
+        keep_slot=True,
+        speculator=Speculator(cheaply_verifying(), LONG[0], 16),
+    )
+    seen = 0
+    for _ in decode(engine, [request]):
+        seen += 1
+        if seen == 43:
+            request.cancel()
+    assert len(request.output_ids) == seen == 43
+    assert engine.cache.lengths[0] == len(LONG[0]) + 43 - 1

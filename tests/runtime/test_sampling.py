@@ -32,6 +32,7 @@ EVERY_OPTION = {
     "logprobs": True,
     "top_logprobs": 5,
     "echo": True,
+    "prompt_lookup_num_tokens": 6,
 }
 
 
