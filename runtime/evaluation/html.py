@@ -1,71 +1,28 @@
-"""The report as one page: inline style and SVG, no script, nothing loaded from anywhere."""
+"""The report of an evaluation as one page."""
 
 import math
 from collections.abc import Sequence
 from html import escape
 
 from piston.runtime.evaluation.chart import Chart, Series, histogram, line_chart, range_chart
+from piston.runtime.evaluation.page import details, document, figure, table
 from piston.runtime.evaluation.report import Agreement, Answer, Answers, Report, WindowScore
 from piston.runtime.evaluation.table import change, number, prefix_of, share, shown
 
 _GROUPS = 240  # places of a chart: windows beyond it are averaged with their neighbours
-_STYLE = """
-:root{color-scheme:light dark;--page:#fff;--ink:#1b1f24;--soft:#57606a;--rule:#d5dae0;--band:#f5f7f9;
---reference:#8250df;--candidate:#0969da;--bad:#b42318;--good:#1a7f37;--mark:#ffe3a3}
-@media (prefers-color-scheme:dark){:root{--page:#0f1318;--ink:#e6e9ee;--soft:#9aa4b0;--rule:#343b45;--band:#181d24;
---reference:#c69cff;--candidate:#6cb6ff;--bad:#ff8a80;--good:#6fdd8b;--mark:#6b4e00}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2rem 1.25rem 4rem}
-h1{font-size:1.6rem;line-height:1.25;margin:0 0 .25rem}h2{font-size:1.2rem;margin:2.5rem 0 .5rem}
-p{margin:.4rem 0}.soft{color:var(--soft)}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:left;vertical-align:top;padding:.4rem .75rem .4rem 0;border-bottom:1px solid var(--rule)}
-th[scope=row]{font-weight:500;color:var(--soft)}
-figure{margin:.5rem 0;padding:.75rem;background:var(--band);border:1px solid var(--rule);border-radius:8px}
-figcaption,summary{color:var(--soft);font-size:.9rem}summary{cursor:pointer;margin-top:.35rem}
-svg{display:block;width:100%;min-width:34rem;height:auto}
-.grid{stroke:var(--rule);stroke-width:1}.tick,.label{fill:var(--soft);font-size:12px}
-.line{fill:none;stroke-width:2;stroke-linejoin:round}
-.line.reference{stroke:var(--reference);stroke-dasharray:6 3}.line.candidate{stroke:var(--candidate)}
-.bar.candidate{fill:var(--candidate)}.point.candidate{fill:var(--candidate)}
-.whisker.candidate{stroke:var(--candidate);stroke-width:2}
-.key{display:inline-block;width:1.6em;border-top:3px solid;vertical-align:middle;margin-right:.35em}
-.key.reference{color:var(--reference);border-top-style:dashed}.key.candidate{color:var(--candidate)}
-.gate{font-weight:500}.gate.met{color:var(--good)}.gate.not-met{color:var(--bad)}
-article{border:1px solid var(--rule);border-radius:8px;padding:.75rem 1rem;margin:.75rem 0}
-article h3{font-size:1rem;margin:0 0 .5rem}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem}
-.pair h4{margin:0;font-size:.85rem;color:var(--soft);font-weight:500}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.25rem 0;font:.88rem/1.5 ui-monospace,Menlo,Consolas,monospace}
-mark{background:var(--mark);color:inherit;border-radius:3px;padding:0 .1em;outline:1px solid currentColor}
-code{font:.9em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
-"""
 
 
 def page_of(report: Report) -> str:
     """The whole document."""
     name = escape(report.candidate.name)
     title = f"{name}: evaluation"
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>",
-        f"<h1>{title}</h1>",
-        *_introduction(report),
-        *_gates(report),
-        *_figures(report),
-        *_perplexity(report),
-    ]
+    parts = [*_introduction(report), *_gates(report), *_figures(report), *_perplexity(report)]
     if report.agreement is not None:
         parts += [*_divergence(report.agreement), *_by_context(report.agreement)]
     if report.answers is not None:
         parts += _answers(report.answers)
-    parts.append(f'<p class="soft">Written by piston eval, Piston {escape(report.piston)}.</p></main></body></html>')
-    return "\n".join(parts) + "\n"
+    parts.append(f'<p class="soft">Written by piston eval, Piston {escape(report.piston)}.</p>')
+    return document(title, parts)
 
 
 def _introduction(report: Report) -> list[str]:
@@ -101,7 +58,7 @@ def _figures(report: Report) -> list[str]:
         ("bits per byte", ["-" if model.bits_per_byte is None else shown(model.bits_per_byte) for model in models]),
         ("tokens per second read", [f"{model.tokens_per_s:,.0f}" for model in models]),
     ]
-    lines = ["<h2>Figures</h2>", *_table(["", *heads], rows)]
+    lines = ["<h2>Figures</h2>", *table(["", *heads], rows)]
     if (found := report.agreement) is not None:
         rows = [
             ("perplexity change", [change(found.perplexity_ratio)]),
@@ -112,17 +69,8 @@ def _figures(report: Report) -> list[str]:
         ]
         if report.answers is not None:
             rows.append(("equal greedy answers", [share(report.answers.same)]))
-        lines += ["<h2>Candidate against reference</h2>", *_table(["", "value"], rows)]
+        lines += ["<h2>Candidate against reference</h2>", *table(["", "value"], rows)]
     return lines
-
-
-def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """A table whose cells are markup already."""
-    head = "".join(f'<th scope="col">{text}</th>' if text else "<td></td>" for text in heads)
-    body = [
-        f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for label, cells in rows
-    ]
-    return ['<div class="scroll"><table>', f"<thead><tr>{head}</tr></thead><tbody>", *body, "</tbody></table></div>"]
 
 
 def _perplexity(report: Report) -> list[str]:
@@ -143,8 +91,8 @@ def _perplexity(report: Report) -> list[str]:
     )
     labels = [str(first + 1) for first in range(0, len(report.windows), len(groups[0]))]
     rows = [(label, [number(line.values[index]) for line in series]) for index, label in enumerate(labels)]
-    table = _details(["window", *(line.name for line in series)], rows)
-    return _figure("Perplexity by window", line_chart(chart, labels, series), legend, table)
+    numbers = details(["window", *(line.name for line in series)], rows)
+    return figure("Perplexity by window", line_chart(chart, labels, series), legend, numbers)
 
 
 def _divergence(agreement: Agreement) -> list[str]:
@@ -163,8 +111,8 @@ def _divergence(agreement: Agreement) -> list[str]:
     )
     caption = f"{kl.num_zero:,} of {total:,} tokens are at or below {kl.edges[0]:g} nats and not drawn."
     rows = [(f"{edges[index]} to {edges[index + 1]}", [f"{count:,}"]) for index, count in enumerate(counts)]
-    table = _details(["nats", "tokens"], rows)
-    return _figure("KL divergence of tokens", histogram(chart, edges, counts), caption, table)
+    numbers = details(["nats", "tokens"], rows)
+    return figure("KL divergence of tokens", histogram(chart, edges, counts), caption, numbers)
 
 
 def _by_context(agreement: Agreement) -> list[str]:
@@ -182,22 +130,8 @@ def _by_context(agreement: Agreement) -> list[str]:
     labels = [f"{item.first_context}-{item.last_context}" for item in bins]
     caption = "Share of tokens whose likeliest successor is the reference's too, with intervals of 95 %."
     rows = [(label, [share(item.top1), f"{item.num_tokens:,}"]) for label, item in zip(labels, bins, strict=True)]
-    table = _details(["context", "agreement", "tokens"], rows)
-    return _figure("Agreement by position", range_chart(chart, labels, points), caption, table)
-
-
-def _figure(heading: str, svg: str, caption: str, table: Sequence[str]) -> list[str]:
-    return [
-        f"<h2>{heading}</h2>",
-        f'<figure><div class="scroll">{svg}</div><figcaption>{caption}</figcaption>',
-        *table,
-        "</figure>",
-    ]
-
-
-def _details(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """The numbers of a chart, for who cannot see it or wants them."""
-    return ["<details><summary>The numbers as a table</summary>", *_table(heads, rows), "</details>"]
+    numbers = details(["context", "agreement", "tokens"], rows)
+    return figure("Agreement by position", range_chart(chart, labels, points), caption, numbers)
 
 
 def _answers(answers: Answers) -> list[str]:
