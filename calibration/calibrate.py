@@ -3,30 +3,49 @@
 import dataclasses
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from piston.calibration.data import RowOptions, Rows, load_rows
+from piston.calibration.bound import bounds_of
+from piston.calibration.budget import Budget, Ground, Spent, spend
+from piston.calibration.check import Check, check
+from piston.calibration.data import RowOptions, Rows, chat_rows
 from piston.calibration.graph import ModelGraph
+from piston.calibration.held_out import HeldOut, load_data
 from piston.calibration.integer import round_all
+from piston.calibration.kv import RoundCachePass, Scales, observe_cache
 from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
 from piston.calibration.weight_only import round_weights
 from piston.runtime.bundle import Bundle
 from piston.runtime.console import Progress
 from piston.runtime.errors import MisuseError
+from piston.runtime.evaluation.gate import Gate
 from piston.runtime.manifest import Manifest
 from piston.runtime.staging import check_free, staged_dir
+
+PREPARED = "prepared"  # the float model directory that is measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """What the result may cost (such as "ppl=2%"; without one, the scheme's default), and the text that shows it."""
+
+    bounds: tuple[str, ...] = ()
+    data: str | Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What came out: the manifest, the quantized linears, those kept in float, and each one's measured error."""
+    """What came out: which linears are quantized and which were kept in float, and what was measured."""
 
     manifest: Manifest
+    recipe: Recipe  # settled: it gives the same model again from the same data, without measuring what to keep
     quantized: list[str]
     kept: list[str]
     sensitivity: dict[str, float]  # w8a8: median relative squared output error in INT8, worst first
+    check: Check
+    spent: Spent | None  # on a budget
 
 
 def calibrate(  # noqa: PLR0913
@@ -37,49 +56,78 @@ def calibrate(  # noqa: PLR0913
     *,
     rows: RowOptions | None = None,
     keep_worst: int = 0,
+    budget: Budget | None = None,
+    checked: CheckOptions | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Calibrated:
-    """Quantize `model_dir` by `recipe` into `out`.
+    """Quantize `model_dir` by `recipe` into `out`, if the result passes its check.
 
     Args:
         model_dir: what `piston export` wrote, in float32.
         out: the directory to write.
         recipe: the scheme and how.
-        data: text, JSONL or token files, or "builtin"; not needed to round weights to nearest.
+        data: text, JSONL or token files, or "builtin"; not needed to round weights to nearest without a budget.
         rows: how the data is packed.
         keep_worst: linears to leave in float, those that INT8 moves furthest (w8a8).
+        budget: what the result may cost at most; finds what to leave in float.
+        checked: the bound on the result, and on which text.
         overwrite: replace `out`.
         progress: shows the phases.
 
     Raises:
-        MisuseError: the recipe needs data and there is none, a pattern names no linear, or the model is not float32.
+        MisuseError: the recipe needs data and there is none, a pattern names no linear, the recipe is of another model,
+            or the model is not float32.
         CalibrationError: an activation is not finite.
+        ShortfallError: the result costs more than its bound, or the budget cannot be met.
         OutputExistsError: `out` is there. In every case nothing is left at `out`. An interrupt keeps what was observed,
             and the same call goes on from it.
     """
     model_dir, out, progress = Path(model_dir), Path(out), progress or Progress(quiet=True)
+    checked = checked or CheckOptions()
     check_free(out, overwrite=overwrite)
-    needs_data = recipe.scheme == "w8a8" or recipe.rounding == "gptq"
-    if needs_data and not data:
-        raise MisuseError(f"{recipe.scheme} by {recipe.rounding} needs text: give --data FILE or --data builtin.")
-    if data and not needs_data:
-        raise MisuseError(
-            f"{recipe.scheme} rounded to nearest reads no text; leave --data out, or ask for --rounding gptq."
-        )
-    if keep_worst and recipe.scheme != "w8a8":
-        raise MisuseError(f"--keep-worst ranks by INT8 activations, which {recipe.scheme} has none of; use --keep.")
+    bounds = (*bounds_of(checked.bounds, recipe.scheme), *([] if budget is None else [budget.bound]))
+    _check_choice(recipe, keep_worst, budget)
+    _check_data(recipe, data, budget)
     graph = ModelGraph.open(model_dir)
-    packed = load_rows(data, Bundle(model_dir, graph.manifest), rows) if needs_data else None
+    if recipe.model not in ("", graph.sha256):
+        raise MisuseError(
+            f"The recipe was made for another model: SHA-256 {recipe.model[:12]}, and {model_dir} has "
+            f"{graph.sha256[:12]}. Give that model, or calibrate this one anew."
+        )
+    bundle = Bundle(model_dir, graph.manifest)
+    packed, held_out = load_data(data, bundle, rows or RowOptions(), checked.data)
+    job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, progress)
     scratch = out.parent / f".{out.name}.calibration"  # survives an interrupt, and the next run goes on from it
     try:
         with staged_dir(out, overwrite=overwrite) as work:
-            result = _Calibration(graph, recipe, packed, keep_worst, progress).run(work, scratch)
+            result = job.run(work, scratch)
     except Exception:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     shutil.rmtree(scratch, ignore_errors=True)
     return result
+
+
+def _check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
+    if keep_worst and recipe.scheme != "w8a8":
+        raise MisuseError(f"--keep-worst ranks by INT8 activations, which {recipe.scheme} has none of; use --keep.")
+    if keep_worst and budget is not None:
+        raise MisuseError("--budget finds what to leave in float; leave --keep-worst out.")
+    if recipe.scheme == "fp" and budget is not None:
+        raise MisuseError("--budget finds linears to leave in float, and fp leaves all; state --check instead.")
+
+
+def _check_data(recipe: Recipe, data: Sequence[str | Path], budget: Budget | None) -> None:
+    reads_text = recipe.reads_text or budget is not None
+    described = recipe.described if recipe.reads_text else f"{recipe.described} within a budget"
+    if reads_text and not data:
+        raise MisuseError(f"{described} needs text: give --data FILE or --data builtin.")
+    if data and not reads_text:
+        raise MisuseError(
+            f"{recipe.described} reads no text; leave --data out, ask for --rounding gptq, or give the text to check "
+            "the result on as --check-data."
+        )
 
 
 @dataclass(slots=True)
@@ -90,32 +138,84 @@ class _Calibration:
     recipe: Recipe
     rows: Rows | None
     keep_worst: int
+    budget: Budget | None
+    held_out: HeldOut
+    bounds: tuple[Gate, ...]
     progress: Progress
+    kept: list[str] = field(default_factory=list)
 
     def run(self, work: Path, scratch: Path) -> Calibrated:
-        """Quantize, then write the model directory into `work`."""
-        with self.progress.phase(f"quantizing to {self.recipe.scheme}"):
+        """Quantize, write the model directory into `work`, and check it there."""
+        with self.progress.phase(f"quantizing to {self.recipe.shown_scheme}"):
             prepared = self._prepare(scratch)
+            if self.budget is not None or (self.recipe.kv == "int8" and not self.recipe.kv_scales):
+                self.graph.save_float(scratch / PREPARED)  # smoothing moves the values: measure it as it will be
+            scales = self._cache_scales(scratch)
+            spent = self._spend(prepared, scales, scratch)
             worst = [name for name in prepared.errors if name in prepared.weights][: self.keep_worst]
-            names = prepared.insert(self.graph, set(prepared.weights) - set(worst))
-        kept = [linear.name for linear in self.graph.linears if linear.name not in names]
+            kept = worst if spent is None or spent.best is None else spent.best.kept
+            names = prepared.insert(self.graph, set(prepared.weights) - set(kept))
+            if scales:
+                RoundCachePass(scales, self.graph.manifest.cache)(self.graph.model)
+        self.kept = [linear.name for linear in self.graph.linears if linear.name not in names]
+        # What was measured becomes part of the recipe: with it the same data gives the same model again.
+        settled = dataclasses.replace(
+            self.recipe,
+            keep=tuple(name for name in self.kept if name != "lm_head") if prepared.weights else (),
+            kv_scales=scales,
+            model=self.graph.sha256,
+        )
         errors = dict(prepared.errors)
+        record = {
+            "recipe": settled.to_json(),
+            "data": None if self.rows is None else self.rows.to_json(),
+            "sensitivity": errors,
+            "budget": None if spent is None else spent.to_json(),
+        }
         with self.progress.phase("writing"):
-            manifest = self.graph.publish(work, self.recipe.scheme, self._record(kept, errors))
-        return Calibrated(manifest, names, kept, errors)
+            manifest = self.graph.publish(work, self.recipe.shown_scheme, record)
+        found = self._check(work)
+        made_by = {**manifest.made_by, "calibration": {**record, "check": found.to_json()}}
+        manifest = dataclasses.replace(manifest, made_by=made_by)
+        manifest.write(work)
+        return Calibrated(manifest, settled, names, self.kept, errors, found, spent)
 
     def _prepare(self, scratch: Path) -> Prepared:
         graph, recipe, progress = self.graph, self.recipe, self.progress
+        if recipe.scheme == "fp":
+            return Prepared({})
         if recipe.scheme == "w8a8":
             assert self.rows is not None
             return round_all(graph, recipe, self.rows.ids, scratch, progress)
         return round_weights(graph, recipe, None if self.rows is None else self.rows.ids, scratch, progress)
 
-    def _record(self, kept: list[str], errors: dict[str, float]) -> dict[str, object]:
-        # The kept linears are part of the recipe: with them it gives the same model again without measuring.
-        settled = dataclasses.replace(self.recipe, keep=tuple(name for name in kept if name != "lm_head"))
-        return {
-            "recipe": settled.to_json(),
-            "data": None if self.rows is None else self.rows.to_json(),
-            "sensitivity": errors,
-        }
+    def _cache_scales(self, scratch: Path) -> dict[str, tuple[float, ...]]:
+        if self.recipe.kv == "float":
+            return {}
+        if self.recipe.kv_scales:
+            return dict(self.recipe.kv_scales)
+        assert self.rows is not None
+        chats = chat_rows(Bundle(self.graph.directory, self.graph.manifest), self.rows.ids.shape[1])
+        rows = [self.rows.ids] if chats is None else [self.rows.ids, chats]
+        granularity = self.recipe.kv_granularity
+        return observe_cache(scratch / PREPARED, self.graph.model, rows, granularity, scratch, self.progress)
+
+    def _spend(self, prepared: Prepared, scales: Scales, scratch: Path) -> Spent | None:
+        if self.budget is None:
+            return None
+        assert self.rows is not None
+        ground = Ground(
+            graph=self.graph,
+            prepared=prepared,
+            kv_scales=scales,
+            rows=self.rows.ids,
+            held_out=self.held_out.ids,
+        )
+        return spend(ground, self.budget, scratch, self.progress)
+
+    def _check(self, work: Path) -> Check:
+        has_int8_cache = self.recipe.kv == "int8"
+        with self.progress.phase("checking the result"):
+            return check(
+                work, self.graph.directory, self.held_out, self.bounds, far=has_int8_cache, progress=self.progress
+            )

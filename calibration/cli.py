@@ -2,19 +2,24 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
-from piston.calibration.calibrate import Calibrated, calibrate
+from piston.calibration.bound import DEFAULTS, parse_bound
+from piston.calibration.budget import Budget
+from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
+from piston.calibration.check import summary
 from piston.calibration.data import RowOptions
 from piston.calibration.observers import Method
-from piston.calibration.recipe import ROUNDINGS, SCHEMES, Recipe
-from piston.runtime.console import Progress, print_json, print_text
+from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe
+from piston.runtime.console import Progress, note, print_json, print_text
 from piston.runtime.errors import MisuseError
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
-CHANGES = ("scheme", "block", "rounding", "method", "no_smooth", "keep", "keep_worst")  # what a recipe decides
+CHANGES = ("scheme", "block", "rounding", "method", "no_smooth", "keep", "keep_worst", "kv", "kv_granularity", "budget")
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +35,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the packing (default 0)")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", type=Path, metavar="FILE", help="replay a recipe (JSON), instead of what follows")
-    recipe.add_argument("--scheme", choices=SCHEMES, help="what becomes integer")
+    recipe.add_argument("--scheme", choices=SCHEMES, help="what becomes integer (fp: the cache alone)")
     recipe.add_argument("--block", type=int, metavar="N", help="inputs that share a scale (w4: 128; 0: whole channels)")
     recipe.add_argument("--rounding", choices=ROUNDINGS, help="of weights (w4: gptq, else nearest)")
     recipe.add_argument("--method", choices=get_args(Method), help="activation range (default minmax)")
     recipe.add_argument("--no-smooth", action="store_true", help="leave activation outliers where they are")
     recipe.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="linears to leave in float")
     recipe.add_argument("--keep-worst", type=int, default=0, metavar="N", help="leave the N most sensitive in float")
+    recipe.add_argument(
+        "--budget", metavar="BOUND", help="leave as little in float as ppl=2%%, kl=0.02 or top1=95%% allows"
+    )
+    recipe.add_argument("--budget-time", default="10m", metavar="TIME", help="to search in: 90s, 10m (default), 1h")
+    recipe.add_argument("--kv", choices=("int8",), help="round keys and values to INT8 before they are cached")
+    recipe.add_argument(
+        "--kv-granularity", choices=GRANULARITIES, help="a scale for each channel (default), or for a whole tensor"
+    )
+    recipe.add_argument("--save-recipe", type=Path, metavar="FILE", help="write the recipe, with what was measured")
+    defaults = ", ".join(f"{scheme} {bound}" for scheme, bound in DEFAULTS.items())
+    checked = parser.add_argument_group("check", "the result is compared with the float model before it is kept")
+    checked.add_argument(
+        "--check",
+        action="append",
+        default=[],
+        metavar="BOUND",
+        help=f"ppl=2%, kl=0.02 or top1=95%; repeatable (default: {defaults})".replace("%", "%%"),
+    )
+    checked.add_argument("--check-data", type=Path, metavar="FILE", help="text for it (default: rows of --data)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -53,9 +77,15 @@ def run(arguments: argparse.Namespace) -> int:
             num_rows=arguments.samples, seq_len=arguments.seq_len, seed=arguments.seed, field=arguments.field
         ),
         keep_worst=arguments.keep_worst,
+        budget=budget_of(arguments),
+        checked=CheckOptions(bounds=tuple(arguments.check), data=arguments.check_data),
         overwrite=arguments.overwrite,
         progress=Progress(quiet=arguments.quiet),
     )
+    if arguments.save_recipe is not None:
+        arguments.save_recipe.write_text(json.dumps(result.recipe.to_json(), indent=1) + "\n", encoding="utf-8")
+    if result.check.held_out.warning is not None:
+        note(result.check.held_out.warning)
     if arguments.json:
         print_json(to_json(arguments.output, result))
         return 0
@@ -64,10 +94,30 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.output}: {result.manifest.model.scheme}, {len(result.quantized)} linears quantized, "
         f"{len(result.kept)} in float, {size / 1e6:,.0f} MB"
     )
+    print_text(f"  checked: {summary(result.check.near)}")
+    if result.check.far is not None:
+        print_text(f"  checked: {summary(result.check.far)}")
+    if (spent := result.spent) is not None and spent.best is not None:
+        how = "" if spent.is_complete else ", and time ran out"
+        print_text(
+            f"  budget {spent.bound}: {spent.best.share:.1%} of the linears' multiply-adds in integers, "
+            f"{len(spent.points)} models measured in {spent.seconds:.0f} s{how}"
+        )
     for name, error in list(result.sensitivity.items())[:SHOWN]:
         state = "kept in float" if name in result.kept else "quantized"
         print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}, {state}")
     return 0
+
+
+def budget_of(arguments: argparse.Namespace) -> Budget | None:
+    """The bound and the time; raises MisuseError for what is neither."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", arguments.budget_time)
+    if match is None or not float(match[1]):
+        raise MisuseError(f"--budget-time {arguments.budget_time!r} is no time; write it as 90s, 10m or 1h.")
+    if arguments.budget is None:
+        return None
+    bound = parse_bound(arguments.budget, "--budget")
+    return Budget(bound=bound, seconds=float(match[1]) * SECONDS[match[2]])
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
@@ -83,6 +133,8 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             return Recipe.from_json(json.loads(arguments.recipe.read_text(encoding="utf-8")))
         except (OSError, ValueError) as problem:
             raise MisuseError(f"{arguments.recipe} is no recipe: {problem}") from None
+    if arguments.kv_granularity is not None and arguments.kv is None:
+        raise MisuseError("--kv-granularity is of an INT8 cache; add --kv int8.")
     if arguments.scheme is None:
         raise MisuseError(f"Give --scheme ({', '.join(SCHEMES)}) or --recipe FILE.")
     is_w4 = arguments.scheme == "w4"
@@ -94,6 +146,8 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         method=arguments.method or "minmax",
         smooth=not arguments.no_smooth,
         keep=tuple(arguments.keep),
+        kv=arguments.kv or "float",
+        kv_granularity=arguments.kv_granularity or "channel",
     )
 
 
@@ -105,5 +159,7 @@ def to_json(output: Path, result: Calibrated) -> dict[str, object]:
         "quantized": result.quantized,
         "kept": result.kept,
         "sensitivity": result.sensitivity,
+        "budget": None if result.spent is None else result.spent.to_json(),
+        "check": result.check.to_json(),
         "calibration": result.manifest.made_by["calibration"],
     }

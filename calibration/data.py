@@ -1,6 +1,7 @@
 """Calibration rows: from files of text, conversations or token ids to one array, and its hash for the manifest."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,13 @@ CHATS = "chat.jsonl"  # of them, the one that needs a chat template
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOptions:
-    """How many rows, how long, in which order; `field` of a JSONL object holds its document."""
+    """How many rows, how long, in which order; `field` of a JSONL object holds its document.
+
+    Beyond `num_rows` there are `num_apart` more, which the result is checked on.
+    """
 
     num_rows: int = 64
+    num_apart: int = 0
     seq_len: int = 512
     seed: int = 0
     field: str | None = None
@@ -88,6 +93,30 @@ def load_rows(sources: Sequence[str | Path], model: Bundle, options: RowOptions 
     return Rows(ids=ids, files=tuple(files), seed=options.seed)
 
 
+def chat_rows(model: Bundle, seq_len: int, num_rows: int = 4) -> NDArray[np.int64] | None:
+    """Rows [num_rows, seq_len] that each begin with a conversation, or None where the model has no chat template.
+
+    The token that opens a conversation has activations of its own when it comes first, and rows cut from text hardly
+    ever begin with it.
+    """
+    tokenizer, template = model.tokenizer(), model.chat_template()
+    if template is None:
+        return None
+    path = TEXTS / CHATS
+    documents = parse_documents(read_bytes(path), path, template=template)
+    texts = [document.content for document in documents if isinstance(document.content, str)]
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    rows = []
+    for first in range(num_rows):
+        row = list[int]()
+        for number in itertools.count(first):
+            row += encoded[number % len(encoded)]
+            if len(row) >= seq_len:
+                break
+        rows.append(row[:seq_len])
+    return np.array(rows, np.int64)
+
+
 def _paths(sources: Sequence[str | Path], *, has_template: bool) -> list[Path]:
     if not sources:
         raise MisuseError(f"No data was given; name a file, or {BUILTIN!r} for the texts that come with Piston.")
@@ -106,19 +135,22 @@ def _packed(documents: list[Document], tokenizer: Tokenizer, options: RowOptions
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
+    wanted = options.num_rows + options.num_apart
     packed = pack(
         documents,
         encode,
-        num_rows=options.num_rows,
+        num_rows=wanted,
         seq_len=options.seq_len,
         seed=options.seed,
         prefix=prefix_of(tokenizer) if is_text else (),
     )
-    if len(packed.ids) < options.num_rows:
+    if len(packed.ids) < wanted:
+        apart = f" and {options.num_apart} to check the result on" if options.num_apart else ""
+        other = ", or give --check-data" if options.num_apart else ""
         raise MisuseError(
             f"The data has {packed.num_tokens:,} tokens, enough for {len(packed.ids):,} different rows of "
-            f"{options.seq_len:,}; {options.num_rows:,} rows ({options.num_rows * options.seq_len:,} tokens) were "
-            "asked for. Add data, or ask for fewer or shorter rows."
+            f"{options.seq_len:,}; {options.num_rows:,} rows{apart} ({wanted * options.seq_len:,} tokens) were "
+            f"asked for. Add data, or ask for fewer or shorter rows{other}."
         )
     return packed.ids
 

@@ -1,6 +1,7 @@
 """A model directory's graph while it is quantized, and the writing of what came out."""
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ class ModelGraph:
             )
         model = ir.load(directory / MODEL)
         return cls(directory, manifest, model, find_linears(model))
+
+    @property
+    def sha256(self) -> str:
+        """Of the model's own files, as the manifest records them: what a recipe is made for."""
+        hashes = [self.manifest.files[name].sha256 for name in (MODEL, DATA) if name in self.manifest.files]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
     def groups(self) -> dict[str, list[Linear]]:
         """Input name -> the linears of the layers that read it."""

@@ -56,9 +56,9 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
 def _dequantize_weight(graph: ir.Graph, name: str, quantized: Quantized) -> None:
     weight = graph.initializers[name]
     grid = quantized.grid
-    codes = _initializer(graph, f"{name}.codes", quantized.codes.astype(CODE_TYPES[grid.bits]))
+    codes = initializer(graph, f"{name}.codes", quantized.codes.astype(CODE_TYPES[grid.bits]))
     scales = quantized.scales if grid.block else quantized.scales[0]
-    inputs = [codes, _initializer(graph, f"{name}.scales", scales.astype(np.float32))]
+    inputs = [codes, initializer(graph, f"{name}.scales", scales.astype(np.float32))]
     attributes = {"axis": 0, "block_size": grid.block} if grid.block else {"axis": 1}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/DequantizeLinear")
     output = node.outputs[0]
@@ -72,8 +72,8 @@ def _quantize_activation(graph: ir.Graph, value: ir.Value, scale: float, readers
     name = value.name
     uses = [(user, index) for user, index in value.uses() if user.name in readers]
     inputs = [
-        _initializer(graph, f"{name}.scale", np.array(scale, np.float32)),
-        _initializer(graph, f"{name}.zero_point", np.array(0, np.int8)),
+        initializer(graph, f"{name}.scale", np.array(scale, np.float32)),
+        initializer(graph, f"{name}.zero_point", np.array(0, np.int8)),
     ]
     quantize = ir.node("QuantizeLinear", [value, *inputs], name=f"{name}/QuantizeLinear")
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *inputs], name=f"{name}/DequantizeLinear")
@@ -87,7 +87,8 @@ def _quantize_activation(graph: ir.Graph, value: ir.Value, scale: float, readers
         user.replace_input_with(index, dequantize.outputs[0])
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A constant of the graph."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)

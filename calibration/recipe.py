@@ -3,18 +3,21 @@
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
 
 from piston.calibration.linears import Linear
 from piston.calibration.observers import Method
 from piston.calibration.rounding import Grid
 from piston.runtime.errors import MisuseError
 
-Scheme = Literal["w8a8", "w8", "w4"]
+Scheme = Literal["w8a8", "w8", "w4", "fp"]
 Rounding = Literal["nearest", "gptq"]
-SCHEMES: tuple[Scheme, ...] = ("w8a8", "w8", "w4")
+CacheKind = Literal["float", "int8"]
+Granularity = Literal["tensor", "channel"]
+SCHEMES: tuple[Scheme, ...] = ("w8a8", "w8", "w4", "fp")
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq")
+GRANULARITIES: tuple[Granularity, ...] = ("channel", "tensor")
 HEAD = "lm_head"  # in float unless a scheme says otherwise: it reads the model's last, least redundant values
 
 
@@ -23,12 +26,16 @@ class Recipe:
     """How to quantize.
 
     Args:
-        scheme: w8a8 quantizes weights and activations to INT8, w8 and w4 weights alone.
+        scheme: w8a8 quantizes weights and activations to INT8, w8 and w4 weights alone, fp nothing but the cache.
         block: inputs that share a scale; 0 for whole output channels.
         rounding: of weights.
         method: how the range of an activation is found (w8a8).
         smooth: move activation outliers into the weights (w8a8).
         keep: linears that stay in float, by module path or pattern.
+        kv: what keys and values are rounded to before they are cached.
+        kv_granularity: whether each channel of each head has a scale, or all of a layer's keys, or values, have one.
+        kv_scales: of each cache by name; found by calibration where it is empty.
+        model: SHA-256 of the files of the model that the recipe was made for; empty for any.
     """
 
     scheme: Scheme
@@ -37,6 +44,10 @@ class Recipe:
     method: Method = "minmax"
     smooth: bool = True
     keep: tuple[str, ...] = ()
+    kv: CacheKind = "float"
+    kv_granularity: Granularity = "channel"
+    kv_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    model: str = ""
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES or self.rounding not in ROUNDINGS:
@@ -52,7 +63,36 @@ class Recipe:
             raise MisuseError(f"--method {self.method} is about activations, which {self.scheme} leaves in float.")
         if self.scheme == "w4" and not self.block:
             raise MisuseError("w4 needs --block 32, 64 or 128: four bits are too few for one scale a channel.")
+        self._check_cache()
         _ = self.grid
+
+    def _check_cache(self) -> None:
+        if self.kv not in get_args(CacheKind) or self.kv_granularity not in GRANULARITIES:
+            raise MisuseError(f"No cache {self.kv!r} by {self.kv_granularity!r}; int8 by {' or '.join(GRANULARITIES)}.")
+        if self.kv_scales and self.kv == "float":
+            raise MisuseError("The recipe has scales of an INT8 cache, and leaves the cache in float.")
+        if self.scheme != "fp":
+            return
+        if self.kv == "float":
+            raise MisuseError("fp leaves everything in float: add --kv int8, or choose another scheme.")
+        if self.block or self.rounding != "nearest" or self.keep:
+            raise MisuseError("fp rounds no weights: --block, --rounding and --keep are for the other schemes.")
+
+    @property
+    def shown_scheme(self) -> str:
+        """As manifests and people call it: w8a8, w8a8+kv8."""
+        return f"{self.scheme}+kv8" if self.kv == "int8" else self.scheme
+
+    @property
+    def described(self) -> str:
+        """The scheme and the rounding, for messages."""
+        return f"{self.shown_scheme} rounded {'to nearest' if self.rounding == 'nearest' else f'by {self.rounding}'}"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs calibration rows."""
+        has_cache_to_measure = self.kv == "int8" and not self.kv_scales
+        return self.scheme == "w8a8" or self.rounding == "gptq" or has_cache_to_measure
 
     @property
     def grid(self) -> Grid:
@@ -65,7 +105,7 @@ class Recipe:
         Raises:
             MisuseError: a pattern of `keep` names no linear.
         """
-        linears = list(linears)
+        linears = [] if self.scheme == "fp" else list(linears)
         for pattern in self.keep:
             if not any(fnmatch.fnmatchcase(linear.name, pattern) for linear in linears):
                 raise MisuseError(f"--keep {pattern!r} names no linear; they are called as {linears[0].name}.")
@@ -88,6 +128,10 @@ class Recipe:
             raise MisuseError(f"A recipe has no {unknown[0]!r}; it has {', '.join(sorted(known))}.")
         try:
             values: dict[str, Any] = dict(data) | ({"keep": tuple(data["keep"])} if "keep" in data else {})
+            if "kv_scales" in data:
+                values["kv_scales"] = {name: tuple(map(float, scales)) for name, scales in data["kv_scales"].items()}
             return cls(**values)
-        except TypeError as problem:
+        except (TypeError, AttributeError, ValueError) as problem:
+            if isinstance(problem, MisuseError):
+                raise
             raise MisuseError(f"The recipe is not complete: {problem}.") from None

@@ -1,0 +1,60 @@
+"""Measures a prepared model with some of its linears in integers against the float model, on rows of tokens."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from piston.calibration.check import corpus_of, whole_rows
+from piston.calibration.graph import MODEL, ModelGraph
+from piston.calibration.kv import Scales
+from piston.calibration.packing import Ids
+from piston.calibration.prepared import Prepared
+from piston.calibration.remembered import RememberedEngine
+from piston.calibration.switched import NAME, SwitchedEngine, write_switched
+from piston.runtime.evaluation.scoring import score
+from piston.runtime.evaluation.summary import agreement_of, perplexity_of
+from piston.runtime.ort_engine import OrtEngine, OrtOptions
+
+SEED = 0
+
+
+class Meter:
+    """Both models, open. The float model reads each text once.
+
+    Args:
+        graph: of the float model.
+        prepared: what each linear would become.
+        kv_scales: of an INT8 cache; if there are any, every measured model has it.
+        directory: the prepared float model directory; a graph and logits are written into it.
+        capacity: tokens of the longest row.
+    """
+
+    def __init__(
+        self, graph: ModelGraph, prepared: Prepared, kv_scales: Scales, directory: Path, capacity: int
+    ) -> None:
+        cache = graph.manifest.cache
+        write_switched(directory, prepared, kv_scales, cache)
+        options = OrtOptions(optimize=True)
+        plain = OrtEngine.open(graph.directory / MODEL, cache, num_slots=1, capacity=capacity, options=options)
+        self._reference = RememberedEngine(plain, directory / "logits")
+        self._candidate = SwitchedEngine.open(directory / NAME, cache, num_slots=1, capacity=capacity, options=options)
+        self._candidate.take(prepared, graph.linears)
+
+    def figures(self, quantized: Iterable[str], rows: Ids) -> dict[str, float]:
+        """Perplexity, its change, KL and top-1 agreement on `rows` [rows, tokens] with these linears in integers."""
+        self._candidate.quantize(quantized)
+        scores = score(self._candidate, self._reference, corpus_of(rows, "rows"), whole_rows(rows))
+        found = agreement_of(scores, SEED)
+        nats = float(np.concatenate(scores.nll).mean())
+        return {
+            "ppl": perplexity_of(nats),
+            "ppl_change": found.perplexity_ratio.value - 1,
+            "kl": found.kl.mean.value,
+            "top1": found.top1.value,
+        }
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._candidate.close()
+        self._reference.close()

@@ -1,0 +1,91 @@
+"""A prepared float graph in which any linears can be quantized and back, without loading it again.
+
+Codes are multiplied in float: Q/DQ as it is written. Every weight is an input that has a default, and is given
+dequantized where its linear is quantized; an activation passes its pair or not by a flag of the linear that reads it.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from piston.calibration.graph import MODEL
+from piston.calibration.kv import RoundCachePass, Scales
+from piston.calibration.linears import Linear, find_linears
+from piston.calibration.prepared import Prepared
+from piston.calibration.qdq import QuantizeActivationsPass, initializer
+from piston.runtime.manifest import CacheSpec
+from piston.runtime.ort_engine import OrtEngine
+
+NAME = "switched.onnx"
+
+
+class SwitchedEngine(OrtEngine):
+    """An engine over what `write_switched` wrote; `quantize` says which linears are in integers from now on."""
+
+    _prepared: Prepared
+    _weights: dict[str, str]  # by linear: the input that is its weight
+    _flags: dict[str, str]  # by linear: the input that says whether its activation is rounded
+    _fed: dict[str, NDArray[Any]]
+
+    def take(self, prepared: Prepared, linears: Iterable[Linear]) -> None:
+        """Say what the linears become; nothing is quantized yet."""
+        self._prepared, self._fed = prepared, {}
+        known = [linear for linear in linears if linear.name in prepared.weights]
+        self._weights = {linear.name: linear.weight.name or "" for linear in known}
+        self._flags = {linear.name: _flag(linear) for linear in known if linear.input_name in prepared.scales}
+
+    def quantize(self, names: Iterable[str]) -> None:
+        """Quantize these linears, and no others."""
+        wanted = set(names)
+        fed: dict[str, NDArray[Any]] = {}
+        for name in sorted(wanted):
+            weight = self._weights[name]
+            held = self._fed.get(weight)
+            fed[weight] = self._prepared.weights[name].dequantized() if held is None else held
+            if name in self._flags:
+                fed[self._flags[name]] = np.array(True)
+        self._fed = fed
+
+    def _bind(self, *arguments: Any, **options: Any) -> Any:
+        binding = super()._bind(*arguments, **options)
+        for name, array in self._fed.items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+        return binding
+
+
+def write_switched(directory: Path, prepared: Prepared, kv_scales: Scales, cache: CacheSpec) -> None:
+    """Write the graph beside that of the prepared float model directory, whose weights it reads."""
+    model = ir.load(directory / MODEL)
+    if kv_scales:
+        RoundCachePass(kv_scales, cache)(model)
+    for linear in find_linears(model):
+        if linear.name in prepared.weights:
+            model.graph.inputs.append(linear.weight)
+            if linear.input_name in prepared.scales:
+                _add_switch(model, linear, prepared.scales[linear.input_name])
+    ir.save(model, directory / NAME)
+
+
+def _add_switch(model: ir.Model, linear: Linear, scale: float) -> None:
+    """The linear reads its input through a pair where its flag is set."""
+    graph, value, matmul = model.graph, linear.input, linear.matmul
+    name = f"{value.name}.dequantized"
+    rounded = next((output for node in graph for output in node.outputs if output.name == name), None)
+    if rounded is None:
+        QuantizeActivationsPass({value.name or "": scale}, {value.name or "": []})(model)
+        rounded = next(output for node in graph for output in node.outputs if output.name == name)
+    flag = initializer(graph, _flag(linear), np.array(False))
+    graph.inputs.append(flag)
+    chosen = ir.node("Where", [flag, rounded, value], name=f"{linear.name}/Where")
+    chosen.outputs[0].name = f"{linear.name}.input"
+    chosen.outputs[0].type, chosen.outputs[0].shape = value.type, value.shape
+    graph.insert_before(matmul, chosen)
+    matmul.replace_input_with(0, chosen.outputs[0])
+
+
+def _flag(linear: Linear) -> str:
+    return f"{linear.name}.is_quantized"
