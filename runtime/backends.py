@@ -17,6 +17,7 @@ class Sizes:
     num_slots: int
     capacity: int
     threads: int = 0
+    profile: str | None = None  # where ONNX Runtime's profile goes; other backends write none
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
         spec.cache,
         num_slots=sizes.num_slots,
         capacity=sizes.capacity,
-        options=OrtOptions(threads=sizes.threads),
+        options=OrtOptions(threads=sizes.threads, profile=sizes.profile),
     )
 
 

@@ -24,6 +24,7 @@ VERBS = {
     "run": ("piston.runtime.run_cli", "complete a prompt with a bundle"),
     "chat": ("piston.runtime.chat_cli", "talk with a bundle"),
     "eval": ("piston.runtime.evaluation.cli", "how good a model is on a text, and how near to a reference"),
+    "bench": ("piston.runtime.bench.cli", "how fast a bundle is, beside rivals and against a baseline"),
     "verify": ("piston.runtime.verify_cli", "does a bundle answer here as it did when it was built"),
     "inspect": ("piston.runtime.inspect_cli", "what a model directory or bundle is made of"),
 }

@@ -32,6 +32,7 @@ class OrtOptions:
     threads: int = 0  # 0: ONNX Runtime decides, one per physical core
     optimize: bool = False
     prepack: bool = True  # False halves the memory of a session that is used once
+    profile: str | None = None  # where ONNX Runtime's profile goes, written when the session is freed
 
 
 class OrtEngine:
@@ -158,6 +159,8 @@ def open_session(path: Path, options: OrtOptions) -> Any:
     settings.log_severity_level = 3
     levels = onnxruntime.GraphOptimizationLevel
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
+    if options.profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, options.profile
     if not options.prepack:
         settings.add_session_config_entry("session.disable_prepacking", "1")
     with translated(f"loading {path}"):

@@ -1,0 +1,1 @@
+"""What users feel, measured: latency, speed and memory, beside rivals and against a baseline. Torch-free."""

@@ -1,0 +1,50 @@
+"""OpenVINO GenAI: LLMPipeline with token ids. It streams one row only; of a batch it reports the times itself."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+LIBRARY = "openvino_genai"
+PACKAGES = ("openvino-genai", "openvino", "numpy")
+
+
+class Adapter:
+    """A directory that optimum-intel exported."""
+
+    def __init__(self, library: Any, path: str, options: dict[str, Any]) -> None:
+        self._library = library
+        self._tensor = importlib.import_module("openvino").Tensor
+        self._numpy = importlib.import_module("numpy")
+        self._pipeline = library.LLMPipeline(path, "CPU", INFERENCE_NUM_THREADS=options["threads"])
+
+    def run(self, prompts: Sequence[Sequence[int]], gen_len: int, step: Callable[[], None]) -> list[list[int]]:
+        """Generate greedily, every row to the same length."""
+        ids = self._numpy.array(prompts, dtype=self._numpy.int64)
+        mask = self._numpy.ones_like(ids)
+        inputs = self._library.TokenizedInputs(self._tensor(ids), self._tensor(mask))
+        config = self._library.GenerationConfig(max_new_tokens=gen_len, ignore_eos=True, do_sample=False)
+        if len(prompts) == 1:
+            result = self._pipeline.generate(inputs, config, _streamer(self._library, step))
+        else:
+            result = self._pipeline.generate(inputs, config)
+            for _ in range(gen_len):
+                step()
+        return [list(row) for row in result.tokens]
+
+
+def _streamer(library: Any, step: Callable[[], None]) -> Any:
+    """A streamer that counts tokens and decodes none."""
+
+    class Streamer(library.StreamerBase):  # type: ignore[misc]
+        """Called with one token id, or with several at once."""
+
+        def write(self, token: int | Sequence[int]) -> Any:
+            """Note the time of each token."""
+            for _ in range(1 if isinstance(token, int) else len(token)):
+                step()
+            return library.StreamingStatus.RUNNING
+
+        def end(self) -> None:
+            """Nothing is left to flush."""
+
+    return Streamer()

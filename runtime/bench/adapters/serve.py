@@ -1,0 +1,127 @@
+"""The far side of the benchmark's protocol, run as a file by a rival's own Python: the standard library and no Piston.
+
+    python -I serve.py KIND PATH '{"threads": 2, "max_length": 768, "max_batch": 1}'
+
+One JSON object a line. Out: {"event": "ready", "import_s", "load_s", "versions"} once; then, for each line in
+{"prompts": [[id, ...], ...], "gen_len": N}, {"event": "ran", "times", "token_ids", "parts", "peak_bytes"}. `times[i]`
+is the second after the start of the call at which every row has i + 1 tokens. A failure is {"event": "error",
+"message"}. The end of stdin ends the process.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+FILES = {
+    "piston": "piston",
+    "genai": "genai",
+    "ct2": "ct2",
+    "openvino": "openvino",
+    "llama.cpp": "llama_cpp",
+    "transformers": "transformers",
+}
+
+
+def main() -> None:
+    """Load, then answer until stdin ends."""
+    kind, path, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    out = _private_stdout()
+    try:
+        adapter = _open(kind, path, options, out)
+        for line in sys.stdin:
+            _send(out, _ran(adapter, json.loads(line)))
+    except Exception as problem:  # noqa: BLE001 - whatever a rival raises becomes one line
+        _send(out, {"event": "error", "message": f"{type(problem).__name__}: {problem}"})
+        sys.exit(1)
+
+
+def _open(kind: str, path: str, options: dict[str, Any], out: TextIO) -> Any:
+    module = _module(FILES[kind])
+    start = time.perf_counter()
+    library = importlib.import_module(module.LIBRARY)
+    imported = time.perf_counter()
+    adapter = module.Adapter(library, path, options)
+    loaded = time.perf_counter()
+    _send(
+        out,
+        {
+            "event": "ready",
+            "import_s": imported - start,
+            "load_s": loaded - imported,
+            "versions": _versions(module.PACKAGES),
+        },
+    )
+    return adapter
+
+
+def _ran(adapter: Any, request: dict[str, Any]) -> dict[str, Any]:
+    times: list[float] = []
+    start = time.perf_counter()
+
+    def step(at: float | None = None) -> None:
+        """Note the time now, or the one an adapter knows better."""
+        times.append(time.perf_counter() - start if at is None else at)
+
+    token_ids = adapter.run(request["prompts"], request["gen_len"], step)
+    return {
+        "event": "ran",
+        "times": times,
+        "token_ids": [[int(token_id) for token_id in row] for row in token_ids],
+        "parts": getattr(adapter, "parts", {}),
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held resident, mapped files included."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _module(name: str) -> Any:
+    """The adapter beside this file. Its folder is not on the path: `openvino.py` would hide the real one."""
+    spec = importlib.util.spec_from_file_location(f"adapter_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    from importlib import metadata
+
+    found = {"python": sys.version.split()[0]}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _private_stdout() -> TextIO:
+    """The stdout we were given, for us alone: what libraries print goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
+
+
+def _send(out: TextIO, message: dict[str, Any]) -> None:
+    out.write(json.dumps(message) + "\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

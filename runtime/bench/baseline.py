@@ -1,0 +1,68 @@
+"""What a run is compared with: the JSON of an earlier run, or a bundle measured in turns with this one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from piston.runtime.bench.child import Contender
+from piston.runtime.bench.contenders import bundle_contender
+from piston.runtime.bench.reading import report_from
+from piston.runtime.bench.report import Baseline, Options, Report, System
+from piston.runtime.bench.workload import Setting
+from piston.runtime.errors import MisuseError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """One of the two: `earlier` of a file, `contender` of a bundle."""
+
+    path: str
+    earlier: Report | None = None
+    contender: Contender | None = None
+
+    def check(self, options: Options, settings: list[Setting]) -> None:
+        """Refuse an earlier run of other settings, before anything is measured; raises MisuseError."""
+        if self.earlier is None:
+            return
+        there = [measured.setting for measured in self.earlier.systems[0].settings]
+        missing = [setting for setting in settings if setting not in there]
+        if missing:
+            raise MisuseError(
+                f"--baseline {self.path} was not measured at {missing[0].name}, but at "
+                f"{'; '.join(setting.name for setting in there)}; give the same options, or measure it anew."
+            )
+        for name in ("threads", "warmup"):
+            now, then = getattr(options, name), getattr(self.earlier.options, name)
+            if now != then:
+                raise MisuseError(f"--baseline {self.path} was measured with --{name} {then}, this is {now}.")
+
+    def system(self, report: Report) -> System:
+        """The other side, from the file or, the last of this run's systems, the bundle."""
+        return self.earlier.systems[0] if self.earlier is not None else report.systems[-1]
+
+    def baseline(self, report: Report) -> Baseline:
+        """What the report says of it."""
+        if self.earlier is None:
+            return Baseline(path=self.path, kind="bundle", notes=())
+        notes = report.machine.differences(self.earlier.machine)
+        if notes:
+            notes.append("figures of different machines or versions: a change may be theirs, not the code's")
+        return Baseline(path=self.path, kind="file", notes=tuple(notes))
+
+
+def read_reference(path: Path) -> Reference:
+    """A directory is a bundle, a file an earlier report.
+
+    Raises:
+        MisuseError: there is neither, or the file is no report of `piston bench --json`.
+        BundleError: the bundle cannot be opened.
+    """
+    if path.is_dir():
+        return Reference(path=str(path), contender=bundle_contender(path))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise MisuseError(f"Cannot read --baseline {path}: {problem.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise MisuseError(f"--baseline {path} is not JSON; write it with `piston bench --json`.") from None
+    return Reference(path=str(path), earlier=report_from(data, path))

@@ -1,0 +1,133 @@
+"""The plots of a report: how latency scatters, speed against length and rows, ratios to rivals, the roofline."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+import numpy as np
+
+from piston.runtime.bench.metrics import METRICS, of_run
+from piston.runtime.bench.plot import Bar, Curve, bars, curves
+from piston.runtime.bench.report import Report, System
+from piston.runtime.bench.roofline import roofline_figures
+from piston.runtime.bench.table import ratio_text
+from piston.runtime.bench.workload import Setting
+from piston.runtime.evaluation.chart import Chart
+
+_STYLES = ("own", "c1", "c2", "c3", "c4", "c5")
+_RATIOS = ("decode", "prefill", "ttft", "first_token", "peak")
+_POINTS = 101  # of a distribution's curve
+
+
+def figures_of(report: Report) -> Iterator[str]:
+    """Every plot the report has data for, as markup with headings and captions."""
+    yield from _ratios(report)
+    yield from _latency(report)
+    yield from _against_length(report, "decode", "prompt_len")
+    yield from _against_length(report, "prefill", "prompt_len")
+    yield from _against_length(report, "decode", "batch")
+    if report.profile is not None:
+        yield from roofline_figures(report.profile)
+
+
+def style_of(index: int) -> str:
+    """The class of the index-th system: the bundle's own colour, then others; beyond them grey."""
+    return _STYLES[index] if index < len(_STYLES) else "other"
+
+
+def legend(systems: Sequence[System]) -> str:
+    """A line of colour before each name."""
+    keys = (
+        '<svg class="key" viewBox="0 0 28 4" aria-hidden="true">'
+        f'<path class="line {style_of(index)}" d="M0 2H28"/></svg>{escape(system.name)}'
+        for index, system in enumerate(systems)
+    )
+    return " ".join(keys)
+
+
+def figure(heading: str, svg: str, caption: str) -> list[str]:
+    """A plot below its heading; the caption is markup."""
+    return [
+        f"<h2>{escape(heading)}</h2>",
+        f'<figure><div class="scroll">{svg}</div><figcaption>{caption}</figcaption></figure>',
+    ]
+
+
+def _ratios(report: Report) -> Iterator[str]:
+    places: list[Setting | None] = [measured.setting for measured in report.systems[0].settings]
+    for index, place in enumerate([*places, None]):
+        found = [ratio for ratio in report.ratios if ratio.setting == place and ratio.metric in _RATIOS]
+        if not found:
+            continue
+        name = "new processes" if place is None else place.name
+        rows = [
+            Bar(
+                f"{METRICS[item.metric].described}: {item.rival}",
+                "won" if item.ratio.value >= 1 else "lost",
+                item.ratio.value,
+                item.ratio.low,
+                item.ratio.high,
+                ratio_text(item.ratio),
+            )
+            for item in sorted(found, key=lambda item: (_RATIOS.index(item.metric), -item.ratio.value))
+        ]
+        chart = Chart(
+            f"ratios-{index}",
+            f"Ratios to rivals, {name}",
+            "; ".join(f"{row.name} {row.text}" for row in rows),
+            "how many times better the bundle is",
+            "",
+        )
+        caption = (
+            "Medians over neighbouring runs, with intervals of 95 %. Right of the dashed line the bundle is better."
+        )
+        yield from figure(f"Against rivals: {name}", bars(chart, rows, reference=1.0), caption)
+
+
+def _latency(report: Report) -> Iterator[str]:
+    shares = np.linspace(0, 100, _POINTS)
+    for index, own in enumerate(report.systems[0].settings):
+        if "itl" not in own.metrics:
+            continue
+        lines = []
+        for which, system in enumerate(report.systems):
+            runs = [of_run(run, own.setting)["itl"] for run in system.settings[index].runs]
+            values = np.percentile(np.concatenate(runs), shares) * 1e3
+            lines.append(Curve(system.name, style_of(which), values.tolist(), shares.tolist(), marks=False))
+        median = own.metrics["itl"]["p50"].value * 1e3
+        last = own.metrics["itl"]["p99"].value * 1e3
+        chart = Chart(
+            f"latency-{index}",
+            f"Inter-token latency, {own.setting.name}",
+            f"The bundle's median is {median:.3g} ms, its 99th percentile {last:.3g} ms.",
+            "milliseconds between tokens, logarithmic",
+            "share of tokens, %",
+        )
+        heading = f"Inter-token latency: {own.setting.name}"
+        yield from figure(heading, curves(chart, lines, log_x=True), f"Share of tokens within.{legend(report.systems)}")
+
+
+def _against_length(report: Report, metric: str, over: str) -> Iterator[str]:
+    """Speed over prompt lengths or rows, one plot for each of the other numbers of a setting."""
+    settings = [measured.setting for measured in report.systems[0].settings if metric in measured.metrics]
+    others = ("batch", "gen_len") if over == "prompt_len" else ("prompt_len", "gen_len")
+    groups = dict.fromkeys(tuple(getattr(setting, name) for name in others) for setting in settings)
+    for index, group in enumerate(groups):
+        same = [s for s in settings if tuple(getattr(s, name) for name in others) == group]
+        if len(same) < 2:  # noqa: PLR2004 - a line has two ends
+            continue
+        xs = [float(getattr(setting, over)) for setting in sorted(same)]
+        lines = []
+        for which, system in enumerate(report.systems):
+            medians = {m.setting: m.metrics[metric]["p50"].value for m in system.settings}
+            lines.append(Curve(system.name, style_of(which), xs, [medians[setting] for setting in sorted(same)]))
+        label = "prompt length" if over == "prompt_len" else "rows together"
+        fixed = ", ".join(f"{name.replace('_len', '')} {value}" for name, value in zip(others, group, strict=True))
+        chart = Chart(
+            f"{metric}-{over}-{index}",
+            f"{METRICS[metric].described} against {label}",
+            f"The bundle: {', '.join(f'{y:,.0f} at {x:,.0f}' for x, y in zip(xs, lines[0].ys, strict=True))} tokens/s.",
+            f"{label}",
+            "tokens per second",
+        )
+        heading = f"{METRICS[metric].described.capitalize()} against {label}: {fixed}"
+        yield from figure(heading, curves(chart, lines), f"Medians, all rows together.{legend(report.systems)}")

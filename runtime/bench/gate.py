@@ -1,0 +1,192 @@
+"""Bounds that fail a run, such as `tpot.p50>5%`: text in, verdicts on reports out.
+
+A relative bound fails when the figure is above it AND shuffling runs between the two sides rarely gives so large a
+change (a permutation test, Holm's correction over all relative gates of a run). So two equal runs fail, all gates
+together, in at most `alpha` of cases; each verdict also states its own chance, which is lower where the bound is far
+outside the noise.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from piston.runtime.bench.baseline import Reference
+from piston.runtime.bench.metrics import METRICS, of_run, of_start
+from piston.runtime.bench.quantiles import PERCENTS, Array
+from piston.runtime.bench.report import GateResult, Options, Report, System
+from piston.runtime.bench.table import figure
+from piston.runtime.bench.workload import Setting
+from piston.runtime.errors import MisuseError
+
+GATED = tuple(name for name, metric in METRICS.items() if not metric.is_better_high)
+SHUFFLES = 4000
+_SEED = 2
+_UNITS = {"s": {"s": 1.0, "ms": 1e-3, "us": 1e-6}, "bytes": {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}}
+_EXPRESSION = re.compile(r"\s*(\w+)(?:\.p(\d+))?\s*>\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[A-Za-z]+)\s*")
+
+
+class Change(NamedTuple):
+    """How one figure moved: the ratio less 1, and what shuffled runs say of it."""
+
+    value: float
+    p_value: float
+    shuffled: Array  # changes between shuffled sides, sorted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One bound; the condition states what fails."""
+
+    text: str
+    metric: str
+    percent: int  # of the quantile
+    bound: float  # of a change (0.05) where relative, else seconds or bytes
+    is_relative: bool
+
+    @property
+    def quantile(self) -> str:
+        """The key of a metric's estimates."""
+        return f"p{self.percent}"
+
+    @property
+    def described(self) -> str:
+        """The figure in words."""
+        return f"{METRICS[self.metric].described}, {self.quantile}"
+
+    def check_measured(self, options: Options, settings: Sequence[Setting]) -> None:
+        """Refuse a bound on what this run will not measure; raises MisuseError."""
+        if METRICS[self.metric].is_of_start and not options.starts:
+            raise MisuseError(f"--fail-on {self.text!r} needs new processes; raise --starts.")
+        if self.metric in {"tpot", "itl"} and all(setting.gen_len == 1 for setting in settings):
+            raise MisuseError(f"--fail-on {self.text!r} needs a second token; raise --gen-len.")
+        samples = options.starts if METRICS[self.metric].is_of_start else options.repeats
+        if self.is_relative and math.comb(2 * samples, samples) < 1 / 0.05:
+            raise MisuseError(
+                f"--fail-on {self.text!r}: {samples} runs on each side cannot tell a change from chance; raise "
+                f"{'--starts' if METRICS[self.metric].is_of_start else '--repeats'} to at least 4."
+            )
+
+
+def parse_gate(text: str) -> Gate:
+    """Read `METRIC.pNN > NUMBER UNIT`; without a quantile the median is meant.
+
+    Raises:
+        MisuseError: it is no such expression, or names a figure or unit that is not there.
+    """
+    match = _EXPRESSION.fullmatch(text)
+    if match is None or match[1] not in GATED:
+        raise MisuseError(
+            f"Cannot read --fail-on {text!r}: write a condition that fails the run, such as 'tpot.p50>5%', "
+            f"'ttft.p95>200ms' or 'peak>400MB'; the figures are {', '.join(GATED)}."
+        )
+    metric, percent, number, unit = match[1], int(match[2] or 50), float(match[3]), match[4]
+    if percent not in PERCENTS:
+        raise MisuseError(f"--fail-on {text!r}: write one of {', '.join(f'.p{known}' for known in PERCENTS)}.")
+    units = {"%": 0.01} | _UNITS[METRICS[metric].unit]
+    if unit not in units:
+        raise MisuseError(f"--fail-on {text!r}: {METRICS[metric].described} is bounded in {', '.join(units)}.")
+    bound = number * units[unit]
+    if not math.isfinite(bound):
+        raise MisuseError(f"--fail-on {text!r}: {match[3]} is beyond every number; write a smaller one.")
+    return Gate(text=text, metric=metric, percent=percent, bound=bound, is_relative=unit == "%")
+
+
+def judge(gates: Sequence[Gate], report: Report, reference: Reference | None, alpha: float) -> tuple[GateResult, ...]:
+    """Every gate at every setting that has its figure."""
+    own = report.systems[0]
+    results: list[GateResult] = []
+    pending: list[tuple[Gate, Setting | None, Change]] = []
+    for gate in gates:
+        for setting in _places(gate, own):
+            if not gate.is_relative:
+                results.append(_absolute(gate, setting, own))
+                continue
+            assert reference is not None
+            there = _samples(gate, reference.system(report), setting)
+            pending.append((gate, setting, change(_samples(gate, own, setting), there, gate.percent)))
+    levels = holm([item.p_value for _, _, item in pending], alpha)
+    return (*results, *(_relative(*item, level) for item, level in zip(pending, levels, strict=True)))
+
+
+def change(here: Sequence[Array], there: Sequence[Array], percent: int, shuffles: int = SHUFFLES) -> Change:
+    """Compare a quantile of two sides of runs by shuffling whole runs between them.
+
+    Under the hypothesis that both sides are of one distribution every assignment is equally likely, so the share of
+    shuffles (the actual assignment counted in) that give at least this ratio is an exact p-value, one-sided.
+    """
+    runs, count = np.stack([*here, *there]), len(here)  # (runs, values)
+    rng = np.random.default_rng(_SEED)
+    order = np.argsort(rng.random((shuffles, len(runs))), axis=1)
+    above = np.percentile(runs[order[:, :count]].reshape(shuffles, -1), percent, axis=1)
+    below = np.percentile(runs[order[:, count:]].reshape(shuffles, -1), percent, axis=1)
+    actual = float(np.percentile(runs[:count], percent) / np.percentile(runs[count:], percent))
+    shuffled = np.sort(above / below)
+    num_as_large = int((shuffled >= actual * (1 - 1e-12)).sum())
+    return Change(actual - 1, (1 + num_as_large) / (1 + shuffles), shuffled - 1)
+
+
+def holm(p_values: Sequence[float], alpha: float) -> list[float]:
+    """The level each p-value must not exceed to be rejected (Holm 1979); 0 where an earlier one was not."""
+    levels = [0.0] * len(p_values)
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        level = alpha / (len(p_values) - rank)
+        if p_values[index] > level:
+            break
+        levels[index] = level
+    return levels
+
+
+def false_alarm(found: Change, bound: float, level: float) -> float:
+    """Share of shuffles this gate would fail: above the bound, and among the `level` largest."""
+    largest = found.shuffled[::-1]
+    num_rejected = max(int(level * (1 + len(largest))) - 1, 0)
+    return float((largest[:num_rejected] > bound).sum() / len(largest))
+
+
+def _places(gate: Gate, own: System) -> list[Setting | None]:
+    if METRICS[gate.metric].is_of_start:
+        return [None]
+    return [measured.setting for measured in own.settings if gate.metric in measured.metrics]
+
+
+def _samples(gate: Gate, system: System, setting: Setting | None) -> list[Array]:
+    if setting is None:
+        return [of_start(start)[gate.metric] for start in system.starts]
+    measured = next(item for item in system.settings if item.setting == setting)
+    return [of_run(run, setting)[gate.metric] for run in measured.runs]
+
+
+def _absolute(gate: Gate, setting: Setting | None, own: System) -> GateResult:
+    metrics = own.metrics if setting is None else next(m for m in own.settings if m.setting == setting).metrics
+    value, unit = metrics[gate.metric][gate.quantile].value, METRICS[gate.metric].unit
+    message = f"{gate.text}: {gate.described} is {figure(value, unit)}"
+    return GateResult(
+        expression=gate.text,
+        setting=setting,
+        value=value,
+        p_value=None,
+        false_alarm=None,
+        is_met=value <= gate.bound,
+        message=message,
+    )
+
+
+def _relative(gate: Gate, setting: Setting | None, found: Change, level: float) -> GateResult:
+    is_met = not (found.value > gate.bound and found.p_value <= level)
+    chance = f"p = {found.p_value:.2g}"
+    verdict = "" if is_met and found.value <= gate.bound else f", {chance}"
+    if is_met and found.value > gate.bound:
+        verdict = f", but equal runs that scatter so differ as much ({chance}); raise --repeats to decide"
+    return GateResult(
+        expression=gate.text,
+        setting=setting,
+        value=found.value,
+        p_value=found.p_value,
+        false_alarm=false_alarm(found, gate.bound, level),
+        is_met=is_met,
+        message=f"{gate.text}: {gate.described} changed by {found.value:+.1%}{verdict}",
+    )
