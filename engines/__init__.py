@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from piston.engines.families import AVAILABLE, FAMILIES, family_of
+from piston.engines.families import AVAILABLE, family_of
 from piston.engines.options import CANONICAL, LM_HEADS, PRECISIONS, BuildOptions, LmHead, Precision
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.runtime.console import Progress

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piston.engines import DEFAULT_BATCH, DEFAULT_LENGTH, LM_HEADS, TARGETS, build
+from piston.engines import AVAILABLE, DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_TARGETS, LM_HEADS, build
+from piston.engines.compiler_cli import add_compiler_arguments, cache_dir, compiler_options
 from piston.runtime.console import Progress, note, print_json, print_text
 from piston.runtime.manifest import EngineSpec, Manifest
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         action="append",
         metavar="TARGET",
-        help=f"what to build for, repeatable: {', '.join(TARGETS)} (default: {TARGETS[0]})",
+        help=f"what to build for, repeatable: {AVAILABLE} (default: {DEFAULT_TARGETS[0]})",
     )
     parser.add_argument(
         "--max-batch", type=int, default=DEFAULT_BATCH, metavar="N", help=f"rows at once (default: {DEFAULT_BATCH})"
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="fail unless this share of the linear layers, lm_head aside, really runs in INT8, such as 95%%",
     )
+    add_compiler_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -59,11 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
     manifest = build(
         arguments.model_dir,
         arguments.output,
-        arguments.target or TARGETS,
+        arguments.target or DEFAULT_TARGETS,
         max_batch=arguments.max_batch,
         max_length=arguments.max_length,
         lm_head=arguments.lm_head,
         require_int8=None if arguments.require_int8 is None else parse_share(arguments.require_int8),
+        dtype=arguments.dtype,
+        compiler=compiler_options(arguments),
+        cache_dir=cache_dir(arguments),
         overwrite=arguments.overwrite,
         progress=Progress(quiet=arguments.quiet),
     )
@@ -85,6 +90,9 @@ def _as_json(spec: EngineSpec) -> dict[str, Any]:
 
 
 def _print_engine(spec: EngineSpec) -> None:
+    if "compiler" in spec.got:
+        _print_compiled(spec)
+        return
     got, asked, proof = spec.got, spec.asked, spec.got["proof"]
     print_text(
         f"{spec.target}: {got['dtype']}, cache {got['cache']}, batch up to {asked['max_batch']}, "
@@ -99,6 +107,24 @@ def _print_engine(spec: EngineSpec) -> None:
     )
 
 
+def _print_compiled(spec: EngineSpec) -> None:
+    got = spec.got
+    gpus = ", ".join(got["compute_capabilities"]) or "the GPU that is present"
+    print_text(
+        f"{spec.target}: {got['compiler']} {got['compiler_version']} for {gpus}; {got['dtype']}, cache {got['cache']}, "
+        f"batch up to {got['max_batch']}, length up to {got['max_positions']}, prefill in chunks of {got['chunk']}; "
+        f"{got['plan_bytes'] / 1e6:,.0f} MB"
+    )
+    print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}")
+    for proof in got["proofs"]:
+        print_text(
+            f"proof in {proof['dtype']}, on ONNX Runtime: logits within {proof['max_abs']:.1e} of the canonical "
+            f"graph's (allowed {proof['bound']:.1e}) over {proof['steps']} steps; {proof['tokens']} tokens chosen as "
+            "they should be"
+        )
+    note(f"note: {spec.target} has been proved and compiled here; run `piston verify` where its GPU is")
+
+
 def _shares(linears: Mapping[str, float]) -> str:
     """Where the multiply-adds are done, the largest part first."""
     parts = sorted(((share, name) for name, share in linears.items() if share > 0), reverse=True)
@@ -107,7 +133,7 @@ def _shares(linears: Mapping[str, float]) -> str:
 
 def _warn(manifest: Manifest) -> None:
     for spec in manifest.engines:
-        for name, reason in spec.got["not_lowered"].items():
+        for name, reason in spec.got.get("not_lowered", {}).items():
             note(f"warning: {name} stays canonical, which is slower: {reason}")
-        for name, reason in spec.got["not_fused"].items():
+        for name, reason in spec.got.get("not_fused", {}).items():
             note(f"warning: {name} was not fused, which is slower: {reason}")

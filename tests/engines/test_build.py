@@ -100,9 +100,11 @@ def test_a_lowering_that_changes_the_answers_leaves_nothing(model_dir, tmp_path,
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["tensorrt:sm89"], r"'tensorrt:sm89' is not built by this version of Piston yet; available: ort-cpu"),
-        (["ort-cuda"], "not built by this version"),
         (["openvino"], r"There is no target 'openvino'; available: ort-cpu"),
+        (["tensorrt-rtx:sm90"], "TensorRT-RTX does not build for sm90: it knows sm75, sm80.*use --target tensorrt"),
+        (["tensorrt:sm80,sm90"], "names 2 GPUs; TensorRT builds for the one that is present"),
+        (["tensorrt-rtx:"], "names the GPU ''; write its compute capability, such as sm89"),
+        (["tensorrt-rtx:sm89,sm89"], "names a GPU twice"),
         (["ort-cpu", "ort-cpu"], "named twice"),
         ([], "No target was given"),
     ],

@@ -31,7 +31,11 @@ def test_json_is_one_object(model_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--target", "tensorrt"], 2, "not built by this version"),
+        (["--target", "tensorrt-rtx:h100"], 2, "names the GPU 'h100'"),
+        (["--dtype", "bf16"], 2, "--dtype is for TensorRT targets, and none was given: ort-cpu"),
+        (["--target", "tensorrt-rtx", "--refit"], 2, "--refit is not for tensorrt-rtx: its compiler needs a GPU"),
+        (["--target", "tensorrt-rtx", "--workspace", "2"], 2, "Cannot read --workspace '2'"),
+        (["--target", "tensorrt-rtx", "--lm-head", "int8"], 2, "--lm-head int8 is for ort-cpu"),
         (["--max-batch", "0"], 2, "--max-batch 0"),
         (["--max-length", "1000"], 2, "--max-length 1000 must be from 2 to 96"),
     ],

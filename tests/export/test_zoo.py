@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from canonical import CanonicalSession, export_toy
+from canonical import CanonicalSession
 from zoo import ZOO, make
 
 from piston.export.architectures import ARCHITECTURES
@@ -34,15 +34,14 @@ def seeded_prompts(vocab_size):
 
 
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES.values()))
-def exported(request, tmp_path_factory):
+def exported(request, toy):
     model = make(request.param)
     prompts = seeded_prompts(model.config.vocab_size)
     with torch.no_grad():
         answers, logits = reference(model, prompts)
         whole = model(torch.tensor([prompts[-1]]), use_cache=False).logits[0].numpy()
-    out = tmp_path_factory.mktemp(request.param)
-    spec = export_toy(model, out)
-    return out / "model.onnx", spec, prompts, answers, logits, whole
+    canonical = toy(request.param)  # of the same seed, hence the same weights
+    return canonical.path, canonical.cache, prompts, answers, logits, whole
 
 
 def test_logits_of_every_prompt_position_match(exported):

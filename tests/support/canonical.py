@@ -1,5 +1,6 @@
 """Export a toy without the parity gate, and drive its graph directly: any batch, any padding."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,14 @@ from piston.export.passes import canonicalize
 from piston.export.rotary import positions_of
 from piston.export.trace import trace
 from piston.runtime.manifest import CacheSpec
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A canonical graph on disk."""
+
+    path: Path
+    cache: CacheSpec
 
 
 def export_toy(model: torch.nn.Module, out: Path, context: int | None = None) -> CacheSpec:

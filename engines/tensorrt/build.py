@@ -1,0 +1,186 @@
+"""A model directory becomes a plan: lowered, proved on ONNX Runtime, compiled, and described for the manifest."""
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from piston.engines.linear_work import ARITHMETIC, LinearWork
+from piston.engines.lowering.window_mask import window_of
+from piston.engines.prove import reference_of
+from piston.engines.required import check_int8
+from piston.engines.tensorrt.allowed import check_file
+from piston.engines.tensorrt.compile import Compiled, compile_plan
+from piston.engines.tensorrt.compiler_options import CompilerOptions
+from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes, lower_for_tensorrt, vocab_size
+from piston.engines.tensorrt.profiles import profiles_of
+from piston.engines.tensorrt.prove import Proof, prove
+from piston.engines.tensorrt.same_graph import check_same
+from piston.engines.tensorrt.target import Target
+from piston.runtime.console import Progress
+from piston.runtime.manifest import CacheSpec, CacheType, EngineSpec, Manifest, sha256_of
+from piston.runtime.plan_header import PlanHeader
+
+CANONICAL, LOWERED, PLAN = "model.onnx", "model.onnx", "engine.plan"
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredFile:
+    """A file for the compiler and its float32 twin."""
+
+    path: Path
+    twin: Path
+    cache: CacheSpec
+    sizes: Sizes
+    window: int
+
+
+def build_tensorrt(  # noqa: PLR0913, PLR0917 - what every builder gets
+    target: Target,
+    source: Path,
+    model: Manifest,
+    work: Path,
+    asked: Mapping[str, Any],
+    options: CompilerOptions,
+    progress: Progress,
+) -> EngineSpec:
+    """Write work/<target>/engine.plan and describe it.
+
+    Raises:
+        EngineError: the model has no form for TensorRT, or the compiler refuses it.
+        MissingExtraError: the compiler is not installed.
+        ParityError: the lowered file does not answer as the canonical graph; the message names the node.
+        ShortfallError: fewer linear layers are in INT8 than was asked.
+    """
+    engine_dir = work / target.directory
+    engine_dir.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix="lowered.") as scratch:
+        with progress.phase(f"lowering for {target.text}"):
+            lowered = write_lowered(source / CANONICAL, model, Path(scratch), asked)
+        graph = ir.load(lowered.path).graph
+        mix = precision_of(graph, asked)
+        with (
+            progress.phase("proving it equal to the canonical graph"),
+            reference_of(source / CANONICAL, model, Path(scratch)) as reference,
+        ):
+            proofs = prove_file(reference, model, lowered)
+        profiles = profiles_of(graph, lowered.sizes)
+        plan = engine_dir / PLAN
+        with progress.phase(f"compiling for {target.text}"):
+            compiled = compile_plan(lowered.path, plan, target, profiles, options, progress)
+        got = {
+            **_identity(plan, compiled, target),
+            **_sizes(lowered, graph),
+            "profiles": profiles,
+            "io": _interface(graph),
+            "onnx_sha256": sha256_of(lowered.path),
+            "plan_sha256": sha256_of(plan),
+            "linears": {name: mix.share(name) for name in ARITHMETIC},
+            "lm_head": next(iter(mix.head), "unknown"),
+            "operators": _operators(graph),
+            "weights_bytes": lowered.path.with_name(f"{LOWERED}.data").stat().st_size,
+            "plan_bytes": compiled.plan_bytes,
+            "layers": compiled.layers,
+            "proof": proofs[-1],
+            "proofs": proofs,
+            "run_on_gpu": False,
+        }
+    return EngineSpec(
+        target=target.text, path=plan.relative_to(work).as_posix(), cache=lowered.cache, asked=dict(asked), got=got
+    )
+
+
+def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[str, Any]) -> LoweredFile:
+    """Write out/file/model.onnx in the asked type, and out/twin/model.onnx in float32."""
+    dtype: CacheType = asked["dtype"]
+    cache = dataclasses.replace(model.cache, dtype=dtype)
+    sizes = Sizes.of(cache, asked["max_batch"], asked["max_length"])
+    paths = []
+    for name, kind in (("file", dtype), ("twin", "float32")):
+        graph = ir.load(canonical)
+        window = max((window_of(node.inputs[3]) or 0 for node in graph.graph if _is_masked(node)), default=0)
+        lower_for_tensorrt(graph, sizes, kind)  # type: ignore[arg-type]
+        check_file(graph.graph)
+        (out / name).mkdir()
+        ir.save(graph, out / name / LOWERED, external_data=f"{LOWERED}.data")
+        paths.append(out / name / LOWERED)
+    return LoweredFile(paths[0], paths[1], cache, sizes, window)
+
+
+def prove_file(reference: Path, model: Manifest, lowered: LoweredFile) -> list[dict[str, Any]]:
+    """The twin against the reference, the file against the twin, and the file, executed, against the reference."""
+    wide = dataclasses.replace(model.cache, dtype="float32")
+    proofs: list[Proof] = [prove(reference, lowered.twin, wide, lowered.sizes, "float32", lowered.window)]
+    check_same(lowered.twin, lowered.path)
+    executable = lowered.path
+    dtype = lowered.cache.dtype
+    if dtype == "bfloat16":
+        from piston.engines.tensorrt.simulate import write_simulated
+
+        executable = write_simulated(lowered.path, lowered.path.parent.with_name("simulated"))
+    proofs.append(prove(reference, executable, wide, lowered.sizes, dtype, lowered.window))
+    if executable is not lowered.path:
+        shutil.rmtree(executable.parent)
+    return [dataclasses.asdict(proof) for proof in proofs]
+
+
+def precision_of(graph: ir.Graph, asked: Mapping[str, Any]) -> LinearWork:
+    """The precision mix; raises ShortfallError if less is in INT8 than was asked."""
+    from piston.engines.tensorrt.precision_mix import precision_mix
+
+    mix = precision_mix(graph)
+    if asked["require_int8"] is not None:
+        check_int8(mix, asked["require_int8"])
+    return mix
+
+
+def _is_masked(node: ir.Node) -> bool:
+    return node.op_type == "Attention" and len(node.inputs) > 3  # noqa: PLR2004
+
+
+def _identity(plan: Path, compiled: Compiled, target: Target) -> dict[str, Any]:
+    header = PlanHeader.read(plan)
+    return {
+        "compiler": target.module,
+        "compiler_version": compiled.compiler_version,
+        "compute_capabilities": list(header.compute_capabilities or target.gpus),
+    }
+
+
+def _sizes(lowered: LoweredFile, graph: ir.Graph) -> dict[str, Any]:
+    sizes = lowered.sizes
+    return {
+        "dtype": lowered.cache.dtype,
+        "cache": lowered.cache.dtype,
+        "max_batch": sizes.max_batch,
+        "max_positions": sizes.max_length,
+        "capacity": sizes.capacity,
+        "chunk": sizes.chunk,
+        "max_logits": sizes.max_logits,
+        "max_top_k": min(MAX_TOP_K, vocab_size(graph)),
+        "vocab_size": vocab_size(graph),
+    }
+
+
+def _interface(graph: ir.Graph) -> dict[str, Any]:
+    return {
+        str(value.name): {
+            "mode": mode,
+            "dtype": str(value.dtype.numpy() if value.dtype != ir.DataType.BFLOAT16 else "bfloat16"),  # type: ignore[union-attr]
+            "shape": [dim if isinstance(dim, int) else str(dim) for dim in value.shape],  # type: ignore[union-attr]
+        }
+        for mode, values in (("input", graph.inputs), ("output", graph.outputs))
+        for value in values
+    }
+
+
+def _operators(graph: ir.Graph) -> dict[str, int]:
+    from collections import Counter
+
+    counts = Counter(node.op_type for node in graph)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

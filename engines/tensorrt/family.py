@@ -1,0 +1,70 @@
+"""TensorRT and TensorRT-RTX as families of targets: what they are asked for, and the cache in front of the builder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from piston.engines.tensorrt.target import Target
+from piston.runtime.console import Progress
+from piston.runtime.errors import EngineError, MisuseError
+from piston.runtime.manifest import EngineSpec, Manifest
+
+if TYPE_CHECKING:
+    from piston.engines.options import BuildOptions
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+def check_tensorrt(target: str) -> None:
+    """Raise MisuseError for a target that cannot be."""
+    Target.parse(target)
+
+
+def ask_tensorrt(target: str, model: Manifest, options: "BuildOptions") -> dict[str, Any]:
+    """What the engine is built with.
+
+    Raises:
+        MisuseError: an option that this target has not got.
+        EngineError: the scheme of the model does not run on it.
+    """
+    parsed = Target.parse(target)
+    options.compiler.check(parsed)
+    if options.lm_head == "int8":
+        raise MisuseError(f"--lm-head int8 is for ort-cpu; {target} keeps the head in the type of the engine.")
+    if model.model.scheme.startswith("w4") and "sm75" in parsed.gpus:
+        raise EngineError(
+            f"{target} cannot read INT4 weights: sm75 has no such type. Leave sm75 out, or use w8 or w8a8."
+        )
+    # bfloat16 by request alone: float16 has three bits more, and every GPU that the compilers know has it.
+    return {
+        "max_batch": options.max_batch,
+        "max_length": options.max_length,
+        "dtype": DTYPES[options.dtype or "fp16"],
+        "require_int8": options.require_int8,
+        "compiler": options.compiler.to_json(),
+    }
+
+
+def build_cached(  # noqa: PLR0913, PLR0917 - what every builder gets
+    target: str,
+    source: Path,
+    model: Manifest,
+    work: Path,
+    asked: Mapping[str, Any],
+    options: "BuildOptions",
+    progress: Progress,
+) -> EngineSpec:
+    """Take the engine from the cache, or build it and put it there; raises as `build_tensorrt` does."""
+    from piston.engines.tensorrt.build import build_tensorrt
+    from piston.engines.tensorrt.engine_cache import EngineCache, key_of
+
+    parsed = Target.parse(target)
+    key = key_of(parsed, model, asked)
+    cache = None if options.cache_dir is None else EngineCache(options.cache_dir)
+    if cache is not None and (spec := cache.take(key, work)) is not None:
+        with progress.phase(f"taking {target} from the engine cache"):
+            return spec
+    spec = build_tensorrt(parsed, source, model, work, asked, options.compiler, progress)
+    if cache is not None:
+        cache.put(key, work, spec)
+    return spec

@@ -1,0 +1,107 @@
+"""Rewrites from the canonical graph to the file that TensorRT's parser gets, one per file."""
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from piston.engines.lowering.float32 import Float32Pass
+from piston.engines.lowering.quantized import activation_pair, cache_rounding, quantized_weight
+from piston.engines.lowering.trim_rotary import TrimRotaryPass
+from piston.engines.tensorrt.lowering.narrow import NarrowPass
+from piston.engines.tensorrt.lowering.next_step import NextStepPass
+from piston.engines.tensorrt.lowering.sampling_head import MAX_TOP_K, SamplingHeadPass, vocab_size
+from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
+from piston.engines.tensorrt.lowering.trt_attention import TrtAttentionPass
+from piston.engines.tensorrt.lowering.whole_blocks import WholeBlocksPass
+from piston.runtime.errors import EngineError
+from piston.runtime.manifest import ITEM_SIZES, CacheSpec, CacheType
+
+ROW_UNIT = 256  # bytes: TensorRT's kernels read tensors from addresses that are multiples of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Everything about the engine that is fixed when it is built."""
+
+    max_batch: int
+    max_length: int
+    capacity: int
+    chunk: int
+    max_logits: int
+
+    @classmethod
+    def of(cls, cache: CacheSpec, max_batch: int, max_length: int) -> "Sizes":
+        """Derive them from what the user says; `cache` is the engine's."""
+        position = cache.num_kv_heads * cache.head_dim * ITEM_SIZES[cache.dtype]
+        unit = ROW_UNIT // math.gcd(ROW_UNIT, position)
+        return cls(
+            max_batch=max_batch,
+            max_length=max_length,
+            capacity=-(-max_length // unit) * unit,
+            chunk=min(512, max_length),
+            max_logits=min(128, max_length),
+        )
+
+
+def lower_for_tensorrt(model: ir.Model, sizes: Sizes, dtype: CacheType) -> None:
+    """Rewrite a canonical graph, in place, into the file the compiler gets, computing in `dtype`.
+
+    In float32 it is the twin that is proved tightly: the same passes but the last, which only casts.
+
+    Raises:
+        EngineError: the model has something TensorRT has no form for; the message names it.
+    """
+    Float32Pass()(model)
+    _refuse(model.graph)
+    for rewrite in (
+        StaticCapacityPass(sizes.capacity),
+        TrtAttentionPass(),
+        WholeBlocksPass(),
+        TrimRotaryPass(sizes.max_length),
+        *([] if dtype == "float32" else [NarrowPass(dtype)]),
+        NextStepPass(sizes.max_length),
+        SamplingHeadPass(sizes.capacity),
+    ):
+        rewrite(model)  # one by one: a Sequential would wrap our errors into its own
+    _drop_unread_inputs(model.graph)
+    check_caches(model.graph)
+
+
+def check_caches(graph: ir.Graph) -> None:
+    """Every key and value cache is written by one TensorScatter from its own input to its own output.
+
+    Raises:
+        EngineError: one is not, so that the compiler could not alias them.
+    """
+    present = [value for value in graph.outputs if (value.name or "").startswith("present.")]
+    for value in present:
+        scatter, name = value.producer(), (value.name or "").replace("present.", "past.", 1)
+        past = None if scatter is None or scatter.op_type != "TensorScatter" else scatter.inputs[0]
+        if past is None or past.name != name or len(past.uses()) != 1:
+            raise EngineError(f"{value.name} is not {name} with new entries written at write_indices.")
+
+
+def _drop_unread_inputs(graph: ir.Graph) -> None:
+    """The compiler would keep them as bindings that mean nothing: kv_lengths, where every layer has a window."""
+    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+
+
+def _refuse(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.op_type == "TensorScatter" and cache_rounding(node.inputs[1]) is not None:
+            raise EngineError(
+                "TensorRT's KVCacheUpdate keeps float16 or bfloat16, not the INT8 cache of this model; calibrate it "
+                "without --kv, or build it for ort-cpu."
+            )
+        if node.op_type != "MatMul":
+            continue
+        weight = quantized_weight(node.inputs[1])
+        if weight is not None and weight.bits == 4 and activation_pair(node.inputs[0]) is not None:  # noqa: PLR2004
+            raise EngineError(
+                f"{node.name} multiplies INT8 activations by INT4 weights, for which TensorRT has no kernel; calibrate "
+                "with --scheme w4 or w8a8."
+            )
+
+
+__all__ = ["MAX_TOP_K", "Sizes", "check_caches", "lower_for_tensorrt", "vocab_size"]

@@ -1,0 +1,46 @@
+"""In which arithmetic a lowered file asks for its linear layers: counted in the graph that the compiler got.
+
+Networks are strongly typed, so the compiler multiplies in these types; which kernels it chose is seen on the GPU alone.
+"""
+
+import onnx_ir as ir
+
+from piston.engines.linear_work import LinearWork
+from piston.engines.lowering.pattern import producer, static_dims
+from piston.engines.lowering.quantize_head import head_of
+from piston.engines.lowering.quantized import BITS
+
+RANK = 2
+
+
+def precision_mix(graph: ir.Graph) -> LinearWork:
+    """Multiply-adds of one token by arithmetic: int8, weights8, weights4, float."""
+    layers: dict[str, int] = {}
+    head: dict[str, int] = {}
+    in_float = []
+    logits = head_of(graph)
+    for node in graph:
+        weight = _behind(node.inputs[1], "Cast", "Transpose") if node.op_type == "MatMul" else None
+        if weight is None:
+            continue
+        dequantize = producer(weight, "DequantizeLinear")
+        matrix = weight if dequantize is None else dequantize.inputs[0]
+        if matrix is None or not matrix.is_initializer() or len(static_dims(matrix)) != RANK:
+            continue
+        arithmetic = "float"
+        if dequantize is not None and matrix.dtype is not None:
+            activation = producer(_behind(node.inputs[0], "Cast"), "DequantizeLinear")
+            arithmetic = "int8" if activation is not None else f"weights{BITS[matrix.dtype]}"
+        counted = head if node is logits else layers
+        rows, columns = static_dims(matrix)
+        counted[arithmetic] = counted.get(arithmetic, 0) + rows * columns
+        if arithmetic == "float" and node is not logits:
+            in_float.append((node.name or "").rpartition("/")[0])
+    return LinearWork(layers, head, in_float)
+
+
+def _behind(value: ir.Value | None, *op_types: str) -> ir.Value | None:
+    """The value that passed through these operators on its way."""
+    while (node := producer(value, *op_types)) is not None:
+        value = node.inputs[0]
+    return value
