@@ -1,0 +1,39 @@
+# syntax=docker/dockerfile:1
+# Every stage: export, calibrate, build, make. PyTorch for the CPU is most of it.
+#
+#   docker build -f docker/build.Dockerfile -t piston-build .
+#   docker run --rm -v "$PWD:/work" piston-build make recipe.toml
+#
+# EXTRAS may add engine compilers: --build-arg EXTRAS=export,rtx
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+ARG INSTALLER=${BASE}
+
+FROM ${INSTALLER} AS installer
+ARG EXTRAS=export
+# PyTorch's own index has builds without CUDA; empty takes what pip is configured for.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md ./
+COPY calibration calibration
+COPY engines engines
+COPY export export
+COPY runtime runtime
+COPY docker/check_install.py docker/check_install.py
+RUN --mount=type=secret,id=pip-conf,target=/etc/pip.conf \
+    --mount=type=cache,target=/root/.cache/pip \
+    python3 -m pip install --disable-pip-version-check --target /opt/piston --constraint constraints.txt \
+        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[$EXTRAS]" \
+    && python3 docker/check_install.py /opt/piston --allow-torch --write-sbom /opt/piston/sbom.cdx.json
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="piston-build" \
+      org.opencontainers.image.description="Exports, calibrates and builds language models with Piston" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
+COPY --from=installer /opt/piston /opt/piston
+ENV PYTHONPATH=/opt/piston PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/work
+USER 10001:10001
+WORKDIR /work
+STOPSIGNAL SIGTERM
+HEALTHCHECK NONE
+ENTRYPOINT ["python3", "-m", "piston.runtime.cli"]
+CMD ["--help"]

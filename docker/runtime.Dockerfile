@@ -1,0 +1,38 @@
+# syntax=docker/dockerfile:1
+# The CPU runtime: Python and piston[ort]. No PyTorch, no compiler, no package manager, no shell needed.
+#
+#   docker build -f docker/runtime.Dockerfile -t piston-runtime .
+#   docker run --rm --read-only -v "$PWD/bundles/smollm2:/bundle:ro" piston-runtime run /bundle --chat --prompt Hello
+#
+# Releases pin the base by digest: --build-arg BASE=docker.io/library/python:3.11-slim-bookworm@sha256:...
+# INSTALLER needs pip and the same Python as BASE, which needs neither pip nor a shell.
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+ARG INSTALLER=${BASE}
+
+FROM ${INSTALLER} AS installer
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md ./
+COPY calibration calibration
+COPY engines engines
+COPY export export
+COPY runtime runtime
+COPY docker/check_install.py docker/check_install.py
+# pip.conf is a secret because an index of one's own often has a password in it.
+RUN --mount=type=secret,id=pip-conf,target=/etc/pip.conf \
+    --mount=type=cache,target=/root/.cache/pip \
+    python3 -m pip install --disable-pip-version-check --target /opt/piston --constraint constraints.txt '.[ort]' \
+    && python3 docker/check_install.py /opt/piston --write-sbom /opt/piston/sbom.cdx.json
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="piston-runtime" \
+      org.opencontainers.image.description="Runs Piston bundles on CPUs with ONNX Runtime" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
+COPY --from=installer /opt/piston /opt/piston
+ENV PYTHONPATH=/opt/piston PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 10001:10001
+WORKDIR /
+STOPSIGNAL SIGTERM
+# Is the mounted bundle whole? It reads every byte once and runs nothing.
+HEALTHCHECK --interval=5m --timeout=30s CMD ["python3", "-m", "piston.runtime.cli", "inspect", "/bundle", "--json"]
+ENTRYPOINT ["python3", "-m", "piston.runtime.cli"]
+CMD ["--help"]

