@@ -21,6 +21,7 @@ VERBS = {
     "export": ("piston.export.cli", "a checkpoint becomes a model directory (ONNX)"),
     "calibrate": ("piston.calibration.cli", "a float model directory becomes a quantized one"),
     "build": ("piston.engines.cli", "a model directory becomes a bundle of engines"),
+    "make": ("piston.runtime.making.cli", "a recipe becomes a bundle that met its gates, cached by content"),
     "run": ("piston.runtime.run_cli", "complete a prompt with a bundle"),
     "chat": ("piston.runtime.chat_cli", "talk with a bundle"),
     "eval": ("piston.runtime.evaluation.cli", "how good a model is on a text, and how near to a reference"),

@@ -1,0 +1,119 @@
+"""One `piston` command in a child process, which dies with its parent: memory is given back, and a kill kills both."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from piston.runtime.console import note
+from piston.runtime.errors import Error
+
+GRACE_S = 10.0  # for a child to clean up after SIGTERM
+_ERROR = "error: "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a command printed with --json, how it ended, and what it took."""
+
+    status: int
+    result: dict[str, Any]
+    seconds: float
+    peak_bytes: int
+    error: str  # the last line of stderr that reports one
+
+
+Runner = Callable[[Sequence[str], Path, bool], Outcome]
+
+
+def run_verb(words: Sequence[str], directory: Path, quiet: bool) -> Outcome:  # noqa: FBT001 - a Runner
+    """Run `piston WORDS --json` in `directory`; its progress goes to our stderr unless quiet.
+
+    Raises:
+        Error: it was killed, or printed no JSON though it says that it is done.
+    """
+    command = [sys.executable, "-m", "piston.runtime.making.child", str(os.getpid()), words[0], "--json", *words[1:]]
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as stdout:
+        process = subprocess.Popen(command, cwd=directory, stdout=stdout, stderr=subprocess.PIPE)  # noqa: S603
+        try:
+            error = _relay(process, quiet=quiet)
+            _, wait_status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(wait_status)
+        except BaseException:
+            _stop(process)
+            raise
+        finally:
+            assert process.stderr is not None
+            process.stderr.close()
+        stdout.seek(0)
+        printed = stdout.read()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return Outcome(
+        status=process.returncode,
+        result=_parsed(printed, words, process.returncode, error),
+        seconds=time.perf_counter() - start,
+        peak_bytes=usage.ru_maxrss * scale,
+        error=error,
+    )
+
+
+def _relay(process: subprocess.Popen[bytes], *, quiet: bool) -> str:
+    """Pass the child's progress on; the last line that reports an error."""
+    error = ""
+    assert process.stderr is not None
+    for raw in process.stderr:
+        line = raw.decode("utf-8", "replace").rstrip("\n")
+        if line.startswith(_ERROR):
+            error = line.removeprefix(_ERROR)
+        elif not quiet:
+            note(f"  {line}")
+    return error
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _parsed(printed: bytes, words: Sequence[str], status: int, error: str) -> dict[str, Any]:
+    if status < 0:
+        raise Error(f"`piston {words[0]}` was killed by signal {-status}; if it was out of memory, give it more.")
+    try:
+        result = json.loads(printed)
+    except ValueError:
+        result = None
+    if isinstance(result, dict):
+        return result
+    if status == 0:
+        raise Error(f"`piston {words[0]}` printed no JSON object; run it alone to see why.")
+    raise Error(f"`piston {words[0]}` failed: {error or f'exit status {status}'}")
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask Linux to kill us when the parent has gone; elsewhere the command runs to its end alone."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it went before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    from piston.runtime.cli import main
+
+    _die_with_parent(int(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))
