@@ -34,22 +34,34 @@ def staged_dir(goal: Path, *, overwrite: bool = False) -> Iterator[Path]:
     sweep(goal.parent, goal.name)
     check_free(goal, overwrite=overwrite)
     try:
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        stage, lock = _claim(goal)
-    except OSError as problem:
-        raise Error(f"Cannot write beside {goal}: {problem.strerror}; choose another -o.") from problem
-    try:
-        work = stage / "new"  # mkdtemp's own directory is private
-        work.mkdir()
-        yield work
-        check_free(goal, overwrite=overwrite)
-        _publish(work, goal, aside=stage / "old")
+        with scratch_dir(goal.parent, goal.name) as stage:
+            work = stage / "new"  # mkdtemp's own directory is private
+            work.mkdir()
+            yield work
+            check_free(goal, overwrite=overwrite)
+            _publish(work, goal, aside=stage / "old")
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Error(
                 f"The disk of {goal.parent} is full; nothing was written. Free space and try again."
             ) from problem
         raise
+
+
+@contextmanager
+def scratch_dir(parent: Path, name: str) -> Iterator[Path]:
+    """Yield an empty, private directory in `parent`, gone after the block; `sweep` clears it if the process is killed.
+
+    Raises:
+        Error: the place cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        stage, lock = _claim(parent, name)
+    except OSError as problem:
+        raise Error(f"Cannot write beside {parent / name}: {problem.strerror}; choose another place.") from problem
+    try:
+        yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         os.close(lock)
@@ -106,10 +118,10 @@ def try_lock(path: Path) -> int | None:
     return lock
 
 
-def _claim(goal: Path) -> tuple[Path, int]:
-    """A new directory beside goal, and the descriptor that keeps others from sweeping it."""
+def _claim(parent: Path, name: str) -> tuple[Path, int]:
+    """A new directory, and the descriptor that keeps others from sweeping it."""
     while True:
-        stage = Path(tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".part", dir=goal.parent))
+        stage = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=parent))
         lock = try_lock(stage)
         if lock is not None and stage.exists():  # a sweeper may have been faster
             return stage, lock
