@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from piston.calibration.collect import collect
-from piston.calibration.consumers import Several
+from piston.calibration.consumers import Consumer, Several
 from piston.calibration.folding import apply_fold, find_fold
 from piston.calibration.graph import ModelGraph
 from piston.calibration.linears import Linear
@@ -15,8 +15,8 @@ from piston.calibration.packing import Ids
 from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounding import Floats, round_to_nearest
-from piston.calibration.sample import Sample
-from piston.calibration.smoothing import search
+from piston.calibration.sample import Lengths, Sample
+from piston.calibration.smoothing import relative_error, search
 from piston.runtime.console import Progress
 
 TOKENS_PER_ROW = 12  # kept whole, to measure errors on
@@ -29,6 +29,7 @@ class Activation:
     group: list[Linear]
     largest: Floats  # of each channel over all rows, float32 [K]
     sample: Floats  # float32 [tokens, K]
+    lengths: Floats | None = None  # of the residual stream that the one reader adds to, at these tokens, [tokens]
     scale: float = 0.0
     alpha: float | None = None
 
@@ -41,11 +42,36 @@ def observe(graph: ModelGraph, rows: Ids, work: Path, progress: Progress) -> dic
     groups = graph.groups()
     extremes = {name: MinMax(name, per_channel=True) for name in groups}
     samples = {name: Sample(name, TOKENS_PER_ROW) for name in groups}
-    consumers = {name: Several(extremes[name], samples[name]) for name in groups}
-    collect(graph.directory, rows, consumers, work_dir=work / "observe", progress=progress, name="observing")
+    sums = {name: total for name, group in groups.items() if (total := residual_sum(group)) is not None}
+    sums = {name: total for name, total in sums.items() if total not in groups}
+    lengths = {total: Lengths(total, TOKENS_PER_ROW) for total in sums.values()}
+    consumers: dict[str, Consumer] = {name: Several(extremes[name], samples[name]) for name in groups}
+    collect(graph.directory, rows, consumers | lengths, work_dir=work / "observe", progress=progress, name="observing")
     return {
-        name: Activation(group, extremes[name].range().amax, samples[name].tokens) for name, group in groups.items()
+        name: Activation(
+            group,
+            extremes[name].range().amax,
+            samples[name].tokens,
+            lengths[sums[name]].tokens[:, 0] if name in sums else None,
+        )
+        for name, group in groups.items()
     }
+
+
+def residual_sum(group: list[Linear]) -> str | None:
+    """The name of the residual stream behind the one linear of `group` that adds to it; None if none does."""
+    if len(group) != 1:
+        return None
+    value = group[0].matmul.outputs[0]
+    for _ in range(2):  # a bias first, perhaps
+        users = [user for user, _ in value.uses()]
+        if len(users) != 1 or users[0].op_type != "Add":
+            return None
+        total = users[0].outputs[0]
+        if not any(item is not None and item.is_initializer() for item in users[0].inputs):
+            return total.name
+        value = total
+    return None
 
 
 def smooth(activations: dict[str, Activation], progress: Progress) -> None:
@@ -56,7 +82,7 @@ def smooth(activations: dict[str, Activation], progress: Progress) -> None:
         if fold is None:
             continue
         weights = [weight_of(linear) for linear in activation.group]
-        found = search(activation.sample, activation.largest, weights, fold.shared)
+        found = search(activation.sample, activation.largest, weights, fold.shared, activation.lengths)
         apply_fold(fold, activation.group, found.factors)
         activation.alpha = found.alpha
         activation.largest = activation.largest / found.factors
@@ -79,16 +105,15 @@ def choose_scales(
 
 
 def sensitivity(activations: dict[str, Activation], recipe: Recipe) -> dict[str, float]:
-    """How far INT8 moves each linear's output: median over tokens of the relative squared error, worst first."""
+    """How far INT8 moves what each linear's output is part of, see `relative_error`; worst first."""
     errors = {}
     for activation in activations.values():
         rounded = quantize_sample(activation)
         for linear in activation.group:
             weight = weight_of(linear)
             exact = activation.sample @ weight
-            error = np.square(rounded @ round_to_nearest(weight, recipe.grid).dequantized() - exact).sum(axis=1)
-            share = error / np.maximum(np.square(exact).sum(axis=1), np.finfo(np.float32).tiny)
-            errors[linear.name] = float(np.median(share))
+            found = rounded @ round_to_nearest(weight, recipe.grid).dequantized()
+            errors[linear.name] = relative_error(found, exact, activation.lengths)
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 

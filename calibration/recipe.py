@@ -13,6 +13,7 @@ from piston.runtime.errors import MisuseError
 
 Scheme = Literal["w8a8", "w8", "w4", "fp"]
 Rounding = Literal["nearest", "gptq"]
+Storage = Literal["float", "int8"]
 CacheKind = Literal["float", "int8"]
 Granularity = Literal["tensor", "channel"]
 SCHEMES: tuple[Scheme, ...] = ("w8a8", "w8", "w4", "fp")
@@ -32,6 +33,9 @@ class Recipe:
         method: how the range of an activation is found (w8a8).
         smooth: move activation outliers into the weights (w8a8).
         keep: linears that stay in float, by module path or pattern.
+        int8: linears that get eight bits where the others get four, by module path or pattern (w4).
+        embedding: how the table of embeddings is stored.
+        head: how the lm_head's matrix is stored.
         kv: what keys and values are rounded to before they are cached.
         kv_granularity: whether each channel of each head has a scale, or all of a layer's keys, or values, have one.
         kv_scales: of each cache by name; found by calibration where it is empty.
@@ -44,6 +48,9 @@ class Recipe:
     method: Method = "minmax"
     smooth: bool = True
     keep: tuple[str, ...] = ()
+    int8: tuple[str, ...] = ()
+    embedding: Storage = "float"
+    head: Storage = "float"
     kv: CacheKind = "float"
     kv_granularity: Granularity = "channel"
     kv_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -63,6 +70,11 @@ class Recipe:
             raise MisuseError(f"--method {self.method} is about activations, which {self.scheme} leaves in float.")
         if self.scheme == "w4" and not self.block:
             raise MisuseError("w4 needs --block 32, 64 or 128: four bits are too few for one scale a channel.")
+        if self.int8 and self.scheme != "w4":
+            raise MisuseError(f"--int8 gives linears of w4 eight bits; {self.scheme} has no others.")
+        for part in (self.embedding, self.head):
+            if part not in get_args(Storage):
+                raise MisuseError(f"No embedding or lm_head in {part!r}; {' or '.join(get_args(Storage))}.")
         self._check_cache()
         _ = self.grid
 
@@ -99,6 +111,10 @@ class Recipe:
         """Of the weights."""
         return Grid(4 if self.scheme == "w4" else 8, self.block)
 
+    def grid_of(self, linear: Linear) -> Grid:
+        """Of one linear's weights."""
+        return Grid(8, self.block) if _is_named(linear, self.int8) else self.grid
+
     def chosen(self, linears: Iterable[Linear]) -> list[Linear]:
         """The linears to quantize.
 
@@ -106,15 +122,12 @@ class Recipe:
             MisuseError: a pattern of `keep` names no linear.
         """
         linears = [] if self.scheme == "fp" else list(linears)
-        for pattern in self.keep:
-            if not any(fnmatch.fnmatchcase(linear.name, pattern) for linear in linears):
-                raise MisuseError(f"--keep {pattern!r} names no linear; they are called as {linears[0].name}.")
+        for option, patterns in (("keep", self.keep), ("int8", self.int8)):
+            for pattern in patterns:
+                if not any(_is_named(linear, (pattern,)) for linear in linears):
+                    raise MisuseError(f"--{option} {pattern!r} names no linear; they are called as {linears[0].name}.")
         kept = (HEAD, *self.keep)
-        return [
-            linear
-            for linear in linears
-            if not linear.is_transposed and not any(fnmatch.fnmatchcase(linear.name, pattern) for pattern in kept)
-        ]
+        return [linear for linear in linears if not linear.is_transposed and not _is_named(linear, kept)]
 
     def to_json(self) -> dict[str, Any]:
         """For a file and the manifest."""
@@ -127,7 +140,7 @@ class Recipe:
         if unknown := sorted(set(data) - known):
             raise MisuseError(f"A recipe has no {unknown[0]!r}; it has {', '.join(sorted(known))}.")
         try:
-            values: dict[str, Any] = dict(data) | ({"keep": tuple(data["keep"])} if "keep" in data else {})
+            values = dict(data) | {name: tuple(data[name]) for name in ("keep", "int8") if name in data}
             if "kv_scales" in data:
                 values["kv_scales"] = {name: tuple(map(float, scales)) for name, scales in data["kv_scales"].items()}
             return cls(**values)
@@ -135,3 +148,7 @@ class Recipe:
             if isinstance(problem, MisuseError):
                 raise
             raise MisuseError(f"The recipe is not complete: {problem}.") from None
+
+
+def _is_named(linear: Linear, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(linear.name, pattern) for pattern in patterns)

@@ -35,9 +35,7 @@ class Sample:
     def update(self, array: Floats) -> None:
         """See Consumer."""
         extremes(array, self.name, per_channel=False)
-        tokens = array.reshape(-1, array.shape[-1])
-        places = np.unique(np.linspace(0, len(tokens) - 1, self.per_array + 1).astype(np.int64))
-        self.parts.append(tokens[places].astype(np.float32))
+        self.parts.append(_picked(array, self.per_array).astype(np.float32))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See Consumer."""
@@ -46,3 +44,23 @@ class Sample:
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """See Consumer."""
         self.parts = [state["tokens"]] if state else []
+
+
+class Lengths(Sample):
+    """The Euclidean lengths of those tokens alone: `tokens` is float32 [tokens, 1]."""
+
+    @property
+    def kind(self) -> str:
+        """See Consumer."""
+        return f"lengths of {self.per_array}"
+
+    def update(self, array: Floats) -> None:
+        """See Consumer."""
+        extremes(array, self.name, per_channel=False)
+        self.parts.append(np.linalg.norm(_picked(array, self.per_array), axis=1, keepdims=True).astype(np.float32))
+
+
+def _picked(array: Floats, per_array: int) -> Floats:
+    """The first token and `per_array` others, [tokens, K]."""
+    tokens = array.reshape(-1, array.shape[-1])
+    return tokens[np.unique(np.linspace(0, len(tokens) - 1, per_array + 1).astype(np.int64))]

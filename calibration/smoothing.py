@@ -47,7 +47,9 @@ def smoothing_factors(act: Floats, weight: Floats, alpha: float, shared: Groups 
     return np.where(alive, factors / center, 1).astype(np.float32)
 
 
-def search(sample: Floats, act: Floats, weights: list[Floats], shared: Groups | None = None) -> Smoothed:
+def search(
+    sample: Floats, act: Floats, weights: list[Floats], shared: Groups | None = None, lengths: Floats | None = None
+) -> Smoothed:
     """Choose alpha by the error it leaves in the readers' outputs.
 
     Args:
@@ -55,31 +57,44 @@ def search(sample: Floats, act: Floats, weights: list[Floats], shared: Groups | 
         act: largest activation of each channel over all calibration rows, float32 [K].
         weights: the readers, each float32 [K, N].
         shared: groups of channels that need one factor, int [K].
+        lengths: what each token's error is measured against, see `relative_error`; the outputs' own if None.
     """
     joined = np.concatenate(weights, axis=1)
     largest = np.abs(joined).max(axis=1)
-    before = output_error(sample, act, joined, np.ones_like(act))
+    before = output_error(sample, act, joined, np.ones_like(act), lengths)
     best = Smoothed(0.0, np.ones_like(act), before, before)
     for alpha in ALPHAS:
         factors = smoothing_factors(act, largest, alpha, shared)
-        error = output_error(sample, act, joined, factors)
+        error = output_error(sample, act, joined, factors, lengths)
         if error < best.error_after:
             best = Smoothed(alpha, factors, before, error)
     return best
 
 
-def output_error(sample: Floats, act: Floats, weight: Floats, factors: Floats) -> float:
-    """Median over tokens of the relative squared error of the product with both sides in INT8, as the engine has it.
-
-    Relative to each token's own output: a first token whose activations are a thousand times the others' would
-    otherwise be all that counts.
-    """
+def output_error(sample: Floats, act: Floats, weight: Floats, factors: Floats, lengths: Floats | None = None) -> float:
+    """`relative_error` of the product with both sides in INT8, as the engine has it."""
     exact = sample @ weight
     scale = float((act / factors).max()) / 127 or 1.0
     codes = np.clip(np.rint(sample / factors / scale), -128, 127)
     rounded = round_to_nearest(weight * factors[:, None], Grid(8)).dequantized()
-    error = np.square(codes @ rounded * np.float32(scale) - exact).sum(axis=1)
-    return float(np.median(error / np.maximum(np.square(exact).sum(axis=1), np.finfo(np.float32).tiny)))
+    return relative_error(codes @ rounded * np.float32(scale), exact, lengths)
+
+
+def relative_error(found: Floats, exact: Floats, lengths: Floats | None = None) -> float:
+    """Mean over tokens of the squared error by the squared length of what it disturbs.
+
+    That is the residual stream the output is added to, where it is: norms behind it divide by its length, so that a
+    first token whose activations are a thousand times the others' counts as they do, and an output that hardly moves
+    its token hardly counts. Elsewhere it is the token's own output.
+
+    Args:
+        found: outputs, float32 [tokens, N].
+        exact: the same in float.
+        lengths: of what each token's output is added to, float32 [tokens]; the outputs' own if None.
+    """
+    squares = np.square(exact).sum(axis=1) if lengths is None else np.square(lengths)
+    share = np.square(found - exact).sum(axis=1) / np.maximum(squares, np.finfo(np.float32).tiny)
+    return float(share.mean())
 
 
 def _group_max(values: Floats, shared: Groups) -> Floats:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from piston.engines.lowering.float32 import Float32Pass
 from piston.engines.lowering.group_query_attention import GroupQueryAttentionPass
+from piston.engines.lowering.int8_tables import Int8TablesPass
 from piston.engines.lowering.integer_matmul import IntegerMatMulPass
 from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
 from piston.engines.lowering.pack_linears import PackLinearsPass
@@ -42,6 +43,7 @@ def lower_for_ort_cpu(model: ir.Model, max_length: int, *, int8_head: bool = Fal
     ir.passes.Sequential(
         Float32Pass(),
         *([QuantizeHeadPass()] if int8_head else []),
+        Int8TablesPass(),
         UngroupHeadsPass(),
         attention,
         PackLinearsPass(),

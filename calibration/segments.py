@@ -1,0 +1,175 @@
+"""A canonical graph cut where its linears read: run piece by piece, all rows through one before the next begins.
+
+Two streams run side by side: the float model's values, and those of the model whose linears so far are quantized. What
+is alive at a cut lies on disk, a file for each row, so that memory grows neither with rows nor with layers.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from piston.calibration.graph import ModelGraph
+from piston.calibration.linears import Linear
+from piston.calibration.packing import Ids
+from piston.calibration.rounding import Floats
+from piston.runtime.ort_engine import translated
+
+Stream = Literal["float", "quantized"]
+STREAMS: tuple[Stream, Stream] = ("float", "quantized")
+Values = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The nodes between two cuts: `inputs` are alive at the first, `outputs` are computed here and alive at the second.
+
+    `group` reads `reads`, one of the outputs.
+    """
+
+    reads: str
+    group: list[Linear]
+    inputs: list[str]
+    outputs: list[str]
+    alive: frozenset[str]  # at the second cut
+
+
+def cut(graph: ir.Graph, groups: Mapping[str, list[Linear]]) -> list[Segment]:
+    """One segment for each group of linears, in the order of the graph; what is behind the last cut is not run."""
+    made, last = _spans(graph)
+    segments, before = list[Segment](), -1
+    for reads in sorted(groups, key=lambda name: made[name]):
+        place = made[reads]
+        alive = frozenset(name for name, at in made.items() if at <= place < last.get(name, -1))
+        inputs = [name for name, at in made.items() if at <= before and _is_read(last, name, before)]
+        segments.append(
+            Segment(
+                reads, groups[reads], inputs, [name for name in made if name in alive and made[name] > before], alive
+            )
+        )
+        before = place
+    return segments
+
+
+class Relay:
+    """Carries rows of token ids from cut to cut.
+
+    Args:
+        graph: in float; its weights are read and never changed.
+        rows: token ids [rows, tokens], each from position 0.
+        work: a directory for what is alive; removed by `close`.
+    """
+
+    def __init__(self, graph: ModelGraph, rows: Ids, work: Path) -> None:
+        self.graph = graph
+        self.rows = rows
+        self.work = work
+        self.quantized: dict[str, Floats] = {}  # weights of the quantized stream by initializer, once they are known
+        self._places: dict[str, int] = {}
+        self._weights = {linear.weight.name or "": linear for linear in graph.linears if not linear.is_transposed}
+
+    def run(self, segment: Segment) -> Iterator[dict[Stream, Floats]]:
+        """Bring every row to the segment's cut; yields what the group reads there, in both streams."""
+        inputs, weights, session = self._open(segment)
+        known = {stream: {name: self._weight(name, stream) for name in weights} for stream in STREAMS}
+        for index, row in enumerate(self.rows):
+            found: dict[Stream, Floats] = {}
+            for stream in STREAMS:
+                alive = {name: self._load(stream, index, name) for name in inputs if name in segment.inputs}
+                feed = alive | self._token_inputs(row, [name for name in inputs if name not in alive]) | known[stream]
+                values = self._outputs(session, segment, feed)
+                for name, value in values.items():
+                    self._save(stream, index, name, value)
+                for name in set(segment.inputs) - segment.alive:
+                    self._file(stream, index, name).unlink()
+                found[stream] = values[segment.reads]
+            yield found
+
+    def close(self) -> None:
+        """Remove what was on disk."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _open(self, segment: Segment) -> tuple[list[str], list[str], Any]:
+        """Names of its inputs, of its linears' weights, and a session to which both are fed."""
+        names = {value.name or "" for value in self.graph.model.graph.inputs}
+        bounds = [*segment.inputs, *names, *self._weights]
+        part = ir.convenience.extract(self.graph.model.graph, bounds, segment.outputs)
+        used = {value.name for node in part for value in node.inputs if value is not None}
+        for value in [value for value in part.inputs if value.name not in used]:
+            part.inputs.remove(value)
+        for name in [name for name in part.initializers if name in self._weights]:
+            del part.initializers[name]  # fed: the two streams differ in it
+        inputs = [value.name or "" for value in part.inputs]
+        weights = [name for name in inputs if name in self._weights]
+        return [name for name in inputs if name not in weights], weights, _session(part, self.graph)
+
+    def _weight(self, name: str, stream: Stream) -> Floats:
+        if stream == "quantized" and name in self.quantized:
+            return self.quantized[name]
+        value = self._weights[name].weight.const_value
+        assert value is not None
+        return np.asarray(value.numpy(), np.float32)
+
+    def _token_inputs(self, row: Ids, names: list[str]) -> Values:
+        size, cache = len(row), self.graph.manifest.cache
+        ready: Values = {
+            "input_ids": row[None],
+            "position_ids": np.arange(size)[None],
+            "write_indices": np.zeros(1, np.int64),
+            "kv_lengths": np.array([size]),
+            "logits_positions": np.arange(size)[None],
+        }
+        past = np.zeros((1, cache.num_kv_heads, size, cache.head_dim), np.float32)
+        return {name: ready.get(name, past) for name in names}
+
+    @staticmethod
+    def _outputs(session: Any, segment: Segment, feed: Values) -> Values:
+        with translated("running a calibration row"):
+            return dict(zip(segment.outputs, session.run(segment.outputs, feed), strict=True))
+
+    def _file(self, stream: Stream, index: int, name: str) -> Path:
+        place = self._places.setdefault(name, len(self._places))  # values may have any name, files not
+        return self.work / f"{stream}-{index}-{place}.npy"
+
+    def _load(self, stream: Stream, index: int, name: str) -> NDArray[Any]:
+        value: NDArray[Any] = np.load(self._file(stream, index, name), allow_pickle=False)
+        return value
+
+    def _save(self, stream: Stream, index: int, name: str, value: NDArray[Any]) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        np.save(self._file(stream, index, name), value)
+
+
+def _spans(graph: ir.Graph) -> tuple[dict[str, int], dict[str, int]]:
+    """Name of each computed value -> place of the node that makes it, and of the last that reads it."""
+    made: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for place, node in enumerate(graph):
+        made |= {value.name or "": place for value in node.outputs}
+        last |= {value.name or "": place for value in node.inputs if value is not None}
+    return made, last
+
+
+def _is_read(last: Mapping[str, int], name: str, place: int) -> bool:
+    return last.get(name, -1) > place
+
+
+def _session(part: ir.Graph, graph: ModelGraph) -> Any:
+    import onnxruntime
+
+    model = ir.Model(part, ir_version=graph.model.ir_version, functions=tuple(graph.model.functions.values()))
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.enable_cpu_mem_arena = False
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    folder = str(graph.directory.resolve())
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    with translated("loading a part of the graph"):
+        return onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )

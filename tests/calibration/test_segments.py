@@ -1,0 +1,78 @@
+"""Carried from cut to cut, a model computes what it computes in one piece."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from piston.calibration.collect import collect
+from piston.calibration.graph import ModelGraph
+from piston.calibration.integer import weight_of
+from piston.calibration.segments import Relay, cut
+
+ROWS = np.random.default_rng(0).integers(3, 131, (3, 12))
+
+
+class Kept:
+    """Every array of a value."""
+
+    kind = "kept"
+
+    def __init__(self):
+        self.arrays = []
+
+    def update(self, array):
+        self.arrays.append(array)
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+
+def in_one_piece(directory, names):
+    kept = {name: Kept() for name in names}
+    collect(directory, ROWS, kept)
+    return {name: np.concatenate(value.arrays).reshape(len(ROWS), ROWS.shape[1], -1) for name, value in kept.items()}
+
+
+def test_what_linears_read_is_what_the_whole_model_gives_them(model_dir, tmp_path):
+    graph = ModelGraph.open(model_dir)
+    expected = in_one_piece(model_dir, graph.groups())
+    relay = Relay(graph, ROWS, tmp_path / "relay")
+    for segment in cut(graph.model.graph, graph.groups()):
+        for row, values in enumerate(relay.run(segment)):
+            for stream in ("float", "quantized"):
+                assert np.abs(values[stream][0] - expected[segment.reads][row]).max() < 1e-4
+    assert list((tmp_path / "relay").iterdir())
+    relay.close()
+    assert not (tmp_path / "relay").exists()
+
+
+def test_the_second_stream_has_the_weights_it_was_given(model_dir, tmp_path):
+    graph = ModelGraph.open(model_dir)
+    relay = Relay(graph, ROWS, tmp_path / "relay")
+    first, second, *_ = cut(graph.model.graph, graph.groups())
+    values_of = next(linear for linear in first.group if linear.name.endswith("v_proj"))
+    list(relay.run(first))
+    relay.quantized[values_of.weight.name] = 2 * weight_of(values_of)
+    for values in relay.run(second):  # attention sums values: twice the values, twice the sum
+        assert np.abs(values["quantized"] - 2 * values["float"]).max() < 1e-4
+
+
+def test_what_is_dead_leaves_the_disk(model_dir, tmp_path):
+    """A residual stream and what is read now, for two streams of three rows, however many layers there are."""
+    graph = ModelGraph.open(model_dir)
+    relay = Relay(graph, ROWS, tmp_path / "relay")
+    for segment in cut(graph.model.graph, graph.groups()):
+        list(relay.run(segment))
+        assert len(list((tmp_path / "relay").iterdir())) == len(segment.alive) * 2 * len(ROWS)
+        assert len(segment.alive) == 2
+
+
+def test_cuts_come_in_the_order_of_the_graph_and_cover_every_group(model_dir):
+    graph = ModelGraph.open(model_dir)
+    segments = cut(graph.model.graph, graph.groups())
+    assert [segment.reads for segment in segments] == list(graph.groups())
+    assert all(segment.reads in segment.outputs for segment in segments)

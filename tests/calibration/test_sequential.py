@@ -1,0 +1,66 @@
+"""Layers are rounded for what the quantized layers before them give, and make up for it."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from piston.calibration.collect import collect
+from piston.calibration.consumers import Gram
+from piston.calibration.gptq import damped, gptq
+from piston.calibration.graph import ModelGraph
+from piston.calibration.integer import weight_of
+from piston.calibration.recipe import Recipe
+from piston.calibration.rounding import Grid
+from piston.calibration.sequential import InputSums, corrected, round_in_turn
+from piston.runtime.console import Progress
+from piston.runtime.errors import CalibrationError
+
+ROWS = np.random.default_rng(0).integers(3, 131, (12, 40))
+RECIPE = Recipe(scheme="w4", block=32, rounding="gptq")
+
+
+def test_corrected_weights_are_those_of_ridge_regression():
+    """The least squares of [X; sqrt(ridge)] W = [Y W; sqrt(ridge) W], solved by numpy."""
+    rng = np.random.default_rng(0)
+    exact = rng.normal(size=(200, 8)).astype(np.float32)
+    given, weight = exact + 0.3 * rng.normal(size=(200, 8)).astype(np.float32), rng.normal(size=(8, 3))
+    gram = given.astype(np.float64).T @ given
+    hessian = damped(gram)
+    ridge = np.sqrt(hessian[0, 0] - gram[0, 0]) * np.eye(8)
+    expected = np.linalg.lstsq(
+        np.concatenate([given, ridge]), np.concatenate([exact @ weight, ridge @ weight]), rcond=None
+    )[0]
+    found = corrected(weight.astype(np.float32), hessian, given.T @ (exact - given))
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_sums_count_every_token_alike_and_refuse_what_is_not_finite():
+    rng = np.random.default_rng(0)
+    exact, given = rng.normal(size=(2, 1, 9, 5)).astype(np.float32)
+    sums, longer = InputSums("x"), InputSums("x")
+    sums.update(exact, given)
+    stretch = np.linspace(1, 1000, 9, dtype=np.float32)[None, :, None]
+    longer.update(exact * stretch, given * stretch)
+    assert np.allclose(sums.gram, longer.gram, atol=1e-5)
+    assert np.allclose(sums.drift, longer.drift, atol=1e-5)
+    with pytest.raises(CalibrationError, match="x has 1 of 45"):
+        sums.update(exact, np.where(given == given.max(), np.nan, given))
+
+
+def test_the_first_layer_has_nothing_to_make_up_for(model_dir, tmp_path):
+    graph = ModelGraph.open(model_dir)
+    prepared = round_in_turn(graph, RECIPE, ROWS, tmp_path, Progress(quiet=True))
+    value, group = next(iter(graph.groups().items()))
+    gram = Gram(value, unit_tokens=True)
+    collect(model_dir, ROWS, {value: gram})
+    alone = gptq(weight_of(group[0]), gram.matrix, Grid(4, 32))
+    assert (alone.codes != prepared.weights[group[0].name].codes).mean() < 0.01
+
+
+def test_named_linears_get_eight_bits(model_dir, tmp_path):
+    graph = ModelGraph.open(model_dir)
+    recipe = Recipe(scheme="w4", block=32, rounding="gptq", int8=("*.v_proj",))
+    weights = round_in_turn(graph, recipe, ROWS, tmp_path, Progress(quiet=True)).weights
+    assert all((weights[name].grid.bits == 8) == name.endswith("v_proj") for name in weights)
+    assert len(weights) == 14
