@@ -8,17 +8,19 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
-from piston.runtime.backends import Sizes, choose, open_engine
+from piston.runtime.backends import choose, family_of, open_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.chat_template import ChatTemplate
 from piston.runtime.completion import Completion
 from piston.runtime.conversation import Conversation
 from piston.runtime.decode import check_fits
 from piston.runtime.engine import Engine
-from piston.runtime.errors import BundleCorruptError, MisuseError, TemplateError
+from piston.runtime.errors import MisuseError, TemplateError
 from piston.runtime.generation import Generation, prepare, run
 from piston.runtime.manifest import Manifest
+from piston.runtime.memory import container_memory
 from piston.runtime.sampling import Sampling
+from piston.runtime.sizing import sizes_for
 from piston.runtime.speculation import Verification
 from piston.runtime.text import Tokenizer
 
@@ -63,6 +65,7 @@ class LanguageModel:
         self.engine = engine
         self.tokenizer = tokenizer
         self.template = template
+        self.remarks: tuple[str, ...] = ()  # what `load` did otherwise than the bundle was built for, and why
         self._verification = Verification()  # of guessed tokens: learned once for all rows
 
     def generate(
@@ -165,32 +168,28 @@ def load(
     Args:
         bundle: the directory `piston build` wrote.
         target: which engine, or family of engines; by default the best one that runs here (runtime/backends.py).
-        max_batch: slots, that is rows decoded together; by default what the bundle was built for.
-        max_length: positions of each slot; by default what the bundle was built for.
+        max_batch: slots, that is rows decoded together; by default what the bundle was built for, or on the
+            CPU as many of them as a container's memory limit allows.
+        max_length: positions of each slot; by default likewise.
         threads: of the engine; 0 leaves it to the backend.
 
     Raises:
         BundleError: it is missing, damaged, too new, or has no such engine, or none that runs here.
         MisuseError: more positions than the model has.
+        HostMemoryError: a container's memory limit leaves no room.
         EngineError, MissingExtraError: the backend refuses it or is not installed.
     """
     opened = Bundle.open(Path(bundle))
     manifest, (spec, _) = opened.manifest, choose(opened, target)
-    positions = manifest.model.max_positions
-    slots = max_batch if max_batch is not None else _size(spec.asked, "max_batch", 1)
-    length = max_length if max_length is not None else _size(spec.asked, "max_length", positions)
-    limit = _size(spec.got, "max_positions", positions)
-    if slots < 1 or length < 1:
-        raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
-    if length > limit:
-        raise MisuseError(f"max_length is {length:,}, but the engine was built for {limit:,} positions; build it anew.")
+    sizes, remarks = sizes_for(
+        manifest,
+        spec,
+        max_batch=max_batch,
+        max_length=max_length,
+        threads=threads,
+        memory=container_memory() if family_of(spec.target) == "ort-cpu" else None,
+    )
     tokenizer, template = opened.tokenizer(), opened.chat_template()
-    engine = open_engine(opened, spec, Sizes(num_slots=slots, capacity=length, threads=threads))
-    return LanguageModel(manifest, engine, tokenizer, template)
-
-
-def _size(stated: Mapping[str, Any], name: str, default: int) -> int:
-    value = stated.get(name, default)
-    if not isinstance(value, int):
-        raise BundleCorruptError(f"The manifest states {name} as {value!r}, it must be an integer; build it again.")
-    return value
+    model = LanguageModel(manifest, open_engine(opened, spec, sizes), tokenizer, template)
+    model.remarks = remarks
+    return model

@@ -37,13 +37,16 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_from(arguments: argparse.Namespace) -> LanguageModel:
     """Load as the options say."""
-    return load(
+    model = load(
         arguments.bundle,
         target=arguments.target,
         max_batch=arguments.max_batch,
         max_length=arguments.max_length,
         threads=arguments.threads,
     )
+    for remark in () if arguments.quiet else model.remarks:
+        note(remark)
+    return model
 
 
 def check_sampling(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,9 @@ import itertools
 
 import numpy as np
 import pytest
+from scripted_piston import script_engines
 from toy_model import (
+    CACHE,
     CHAT,
     END,
     answering,
@@ -31,6 +33,7 @@ from piston.runtime.errors import (
 )
 from piston.runtime.model import load
 from piston.runtime.sampling import Sampling
+from piston.runtime.sizing import LEAST_LENGTH, WORKING
 
 SCRIPT = history_script(end=END, every=12)
 SHORT = Sampling(max_tokens=24)
@@ -240,3 +243,14 @@ def test_load_of_a_broken_template_is_one_of_our_errors(tmp_path, text):
     edit_manifest(tmp_path, lambda data: data["files"].pop("chat_template.jinja"))
     with pytest.raises((TemplateError, BundleCorruptError), match="template"):
         load(tmp_path)
+
+
+def test_in_a_container_the_cache_is_made_to_fit_and_the_model_says_so(tmp_path, monkeypatch):
+    write_bundle(tmp_path)
+    script_engines(replying("a"), monkeypatch.setattr)
+    room = LEAST_LENGTH * CACHE.bytes_per_token
+    weights = sum(path.stat().st_size for path in (tmp_path / "ort-cpu").iterdir())
+    monkeypatch.setattr("piston.runtime.model.container_memory", lambda: WORKING + weights + room)
+    with load(tmp_path) as model:
+        assert (model.engine.cache.num_slots, model.engine.cache.capacity) == (1, LEAST_LENGTH)
+        assert any("max_length is 64 instead of 96" in remark for remark in model.remarks)
