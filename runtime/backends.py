@@ -2,12 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from piston.runtime import kernels
 from piston.runtime.bundle import Bundle
+from piston.runtime.cuda import Device
 from piston.runtime.engine import Engine
-from piston.runtime.errors import BundleError, Error
+from piston.runtime.errors import BundleCorruptError, BundleError, DeviceMemoryError, Error, MisuseError
 from piston.runtime.machine import Machine
 from piston.runtime.manifest import EngineSpec
+from piston.runtime.plan_header import PlanHeader
+
+KERNEL_CACHE = ".cache/piston/kernels"  # in the user's home: for bundles in directories that cannot be written
+TENSORRT_EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +99,18 @@ def family_of(target: str) -> str:
     return target.partition(":")[0]
 
 
-def _rank(spec: EngineSpec) -> int:
+def _rank(spec: EngineSpec) -> tuple[int, bool]:
+    """Families in the order of the table; of the CPU's two engines the one on Piston's own kernels."""
     families = list(BACKENDS)
     family = family_of(spec.target)
-    return families.index(family) if family in families else len(families)
+    return families.index(family) if family in families else len(families), spec.target != kernels.TARGET
 
 
 def _check_ort_cpu(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
-    del bundle, spec
+    del bundle
     machine.require_module("onnxruntime", "ort")
+    if spec.target == kernels.TARGET:
+        kernels.require()
 
 
 def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
@@ -111,11 +121,69 @@ def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
         spec.cache,
         num_slots=sizes.num_slots,
         capacity=sizes.capacity,
-        options=OrtOptions(threads=sizes.threads, profile=sizes.profile),
+        options=OrtOptions(
+            threads=sizes.threads, profile=sizes.profile, kernels=spec.target == kernels.TARGET
+        ),
     )
 
 
-# The best first: what the user built for this very GPU, then what runs on any.
+def _check_tensorrt(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
+    from piston.runtime.tensorrt.plan import check_gpu, check_version
+
+    device = machine.require_device()
+    header = PlanHeader.read(path := bundle.directory / spec.path)
+    check_gpu(header.compute_capabilities or _built_for(spec), device, str(path))
+    machine.require_module(header.compiler, TENSORRT_EXTRAS[header.compiler])
+    check_version(header, machine.tensorrt_version(header.compiler), str(path))
+    _check_device_memory(bundle, spec, device)
+
+
+def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
+    from piston.runtime.cuda import Cuda
+    from piston.runtime.tensorrt.engine import TensorRTEngine
+    from piston.runtime.tensorrt.plan import Plan
+
+    if sizes.threads:
+        raise MisuseError(f"threads is {sizes.threads}, but {spec.target} runs on the GPU; leave it out.")
+    cuda = Cuda.open()
+    record, path = bundle.manifest.files[spec.path], bundle.directory / spec.path
+    plan = Plan.load(path, record, cuda.device(), Path.home() / KERNEL_CACHE)
+    return TensorRTEngine.open(
+        plan,
+        spec.cache,
+        cuda=cuda,
+        num_slots=sizes.num_slots,
+        capacity=sizes.capacity,
+        max_top_k=_stated(spec, "max_top_k"),
+    )
+
+
+def _check_device_memory(bundle: Bundle, spec: EngineSpec, device: Device) -> None:
+    """Weights and the cache of one row are the least that an engine takes."""
+    needed = bundle.manifest.files[spec.path].size + spec.cache.bytes_per_token * _stated(spec, "capacity")
+    if needed > device.free_bytes:
+        raise DeviceMemoryError(
+            f"{spec.target} needs at least {needed / 1e6:,.1f} MB on the GPU; of the "
+            f"{device.total_bytes / 1e6:,.1f} MB of {device.name} {device.free_bytes / 1e6:,.1f} MB are free."
+        )
+
+
+def _built_for(spec: EngineSpec) -> tuple[str, ...]:
+    found = spec.got.get("compute_capabilities", ())
+    return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
+
+
+def _stated(spec: EngineSpec, name: str) -> int:
+    if not isinstance(value := spec.got.get(name), int):
+        raise BundleCorruptError(
+            f"The manifest states {name} of {spec.target} as {value!r}, not a number; build it again."
+        )
+    return value
+
+
+# The best first: what was compiled for this very GPU, then what was compiled for its kind, then what runs anywhere.
 BACKENDS: Mapping[str, Backend] = {
+    "tensorrt": Backend(_check_tensorrt, _open_tensorrt),
+    "tensorrt-rtx": Backend(_check_tensorrt, _open_tensorrt),
     "ort-cpu": Backend(_check_ort_cpu, _open_ort_cpu),
 }

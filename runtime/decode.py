@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from piston.runtime.device_runs import DeviceRuns
 from piston.runtime.engine import Engine, Logits
 from piston.runtime.errors import EmptyPromptError, PromptTooLongError
 from piston.runtime.row_sampler import FinishReason, Pick, RowSampler
@@ -67,6 +68,7 @@ def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
     for request in waiting:
         check_fits(engine, request)
     active: dict[int, Request] = {}
+    runs = DeviceRuns(engine)
     began = time.perf_counter()
     try:
         while waiting or active:
@@ -77,7 +79,7 @@ def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
                 active[slot] = request
                 picked = {slot: _prefill(engine, slot, request)}
             else:
-                picked = _advance(engine, active)
+                picked = _chosen(runs, active) or _advance(engine, active)
             # All picks first: whoever takes the tokens may run the engine, which overwrites the logits.
             for slot, tokens in picked.items():
                 for token in tokens:
@@ -87,6 +89,7 @@ def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
                         _retire(engine, active, slot)
                         break
     finally:
+        runs.close()
         for slot in list(active):
             _retire(engine, active, slot)
 
@@ -111,6 +114,14 @@ def _prefill(engine: Engine, slot: int, request: Request) -> list[Token]:
     logits = engine.prefill(slot, rest)
     request.spent.prefill = time.perf_counter() - began
     return [_pick(request, logits[0])]
+
+
+def _chosen(runs: DeviceRuns, active: dict[int, Request]) -> dict[int, list[Token]]:
+    """One token for each row, chosen on the device; none where it cannot, or where some row's guesses are verified."""
+    if any(row.speculator is not None and row.speculator.verification.is_exact is not False for row in active.values()):
+        return {}
+    picks = runs.step(active) or {}
+    return {slot: [Token(active[slot], pick, active[slot].sampler.finish_reason)] for slot, pick in picks.items()}
 
 
 def _advance(engine: Engine, active: dict[int, Request]) -> dict[int, list[Token]]:

@@ -20,16 +20,17 @@ class KVCache:
     """Slots 0 .. num_slots-1, each holding up to `capacity` positions of every layer.
 
     Memory is [num_slots, num_kv_heads, capacity, head_dim] per layer for keys and for values, allocated here once and
-    never moved. The operating system commits its pages when they are first written.
+    never moved. The operating system commits its pages when they are first written. With `on_host=False` nothing is
+    allocated: an engine keeps the entries on its device, and only the slots and their lengths are kept here.
     """
 
-    def __init__(self, spec: CacheSpec, num_slots: int, capacity: int) -> None:
+    def __init__(self, spec: CacheSpec, num_slots: int, capacity: int, *, on_host: bool = True) -> None:
         self.spec = spec
         self.num_slots = num_slots
         self.capacity = capacity
         shape = (num_slots, spec.num_kv_heads, capacity, spec.head_dim)
         dtype = np.dtype(STORED[spec.dtype])
-        self.arrays: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(2 * spec.num_layers)]
+        self.arrays: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(2 * spec.num_layers) if on_host]
         self.lengths = np.zeros(num_slots, np.int64)
         self._free = list(range(num_slots))
 

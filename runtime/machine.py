@@ -1,6 +1,7 @@
 """What this machine offers an engine: packages, ONNX Runtime's providers, a GPU. Asked once, and only when needed."""
 
 import functools
+import importlib
 import importlib.util
 
 from piston.runtime.cuda import Cuda, Device
@@ -24,6 +25,10 @@ class Machine:
         if isinstance(found, Error):
             raise found
         return found
+
+    def tensorrt_version(self, name: str) -> str:
+        """The version of an installed `tensorrt` or `tensorrt_rtx`, such as 1.7.1.116."""
+        return str(importlib.import_module(name).__version__)
 
     def require_provider(self, name: str) -> None:
         """Raise MissingExtraError unless the installed ONNX Runtime has an execution provider."""

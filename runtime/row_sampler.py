@@ -3,6 +3,7 @@
 It sees token ids only: stop strings are for whoever decodes the text.
 """
 
+import copy
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -80,13 +81,46 @@ class RowSampler:
             EngineError: the logits hold NaN or infinity, or rule every token out.
             MisuseError: the row is finished, or its options leave no token to pick.
         """
-        if self.finish_reason:
-            raise MisuseError(f"The row is finished ({self.finish_reason}): no further token can be picked.")
+        self._check_unfinished()
         token_id = row.pick(self._adjust(logits), self.sampling, self._rng)
         self._record(token_id)
         if not self.sampling.logprobs:
             return Pick(token_id)
         return Pick(token_id, *row.logprobs(logits, token_id, self.sampling.top_logprobs))
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the next token depends on the row's history, or its logits are reported: no device can pick it."""
+        options = self.sampling
+        return bool(
+            options.logprobs
+            or options.logit_bias
+            or options.repetition_penalty != 1
+            or options.frequency_penalty
+            or options.presence_penalty
+            or options.no_repeat_ngram_size
+            or self._bad_words_ids
+            or len(self._output_ids) < options.min_tokens
+        )
+
+    def uniforms(self, count: int) -> NDArray[np.float32]:
+        """The random numbers of the next `count` picks, float32 in [0, 1); `pick` and `record` still draw them."""
+        if self.sampling.is_greedy:
+            return np.zeros(count, np.float32)
+        numbers = copy.deepcopy(self._rng).random(count).astype(np.float32)
+        return np.minimum(numbers, np.nextafter(np.float32(1), np.float32(0)))  # 1 - 2**-53 rounds to 1
+
+    def record(self, token_id: int) -> Pick:
+        """Take over a token that was picked elsewhere by the next of `uniforms`; raises MisuseError as `pick` does."""
+        self._check_unfinished()
+        if not self.sampling.is_greedy:
+            self._rng.random()
+        self._record(token_id)
+        return Pick(token_id)
+
+    def _check_unfinished(self) -> None:
+        if self.finish_reason:
+            raise MisuseError(f"The row is finished ({self.finish_reason}): no further token can be picked.")
 
     def _adjust(self, logits: Logits) -> Logits:
         """Everything that depends on the row's history; the argument itself when no such option is set."""

@@ -14,9 +14,9 @@ def gpu(sm="sm89", *, free=20e9, total=24e9, name="GPU of a test"):
 
 
 class OtherMachine(Machine):
-    def __init__(self, device, modules, providers):
+    def __init__(self, device, modules, providers, version):
         super().__init__()
-        self._found, self._modules, self._providers = device, modules, providers
+        self._found, self._modules, self._providers, self._version = device, modules, providers, version
 
     def require_module(self, name, extra):
         if name not in self._modules:
@@ -27,11 +27,14 @@ class OtherMachine(Machine):
             raise self._found
         return self._found
 
+    def tensorrt_version(self, name):
+        return self._version
+
     def require_provider(self, name):
         self.require_module("onnxruntime", "ort")
         if name not in self._providers:
             raise MissingExtraError(f"The installed onnxruntime has no {name}.")
 
 
-def machine_with(device=NO_DRIVER, modules=EVERYTHING, providers=("CPUExecutionProvider",)):
-    return OtherMachine(device, modules, providers)
+def machine_with(device=NO_DRIVER, modules=EVERYTHING, providers=("CPUExecutionProvider",), version="1.7.1.116"):
+    return OtherMachine(device, modules, providers, version)
