@@ -14,7 +14,7 @@ from typing import Any
 
 from piston.calibration.check import ROW_LEN
 from piston.calibration.data import hash_rows
-from piston.calibration.graph import ModelGraph
+from piston.calibration.graph import DATA, MODEL, ModelGraph
 from piston.calibration.kv import Scales
 from piston.calibration.linears import by_input
 from piston.calibration.meter import Meter
@@ -26,6 +26,7 @@ from piston.runtime.console import Progress
 from piston.runtime.errors import ShortfallError
 from piston.runtime.evaluation.gate import Gate
 
+FLOAT_BYTES = 4
 AIM = 0.97  # of what the bound allows
 ALONE_ROWS, ALONE_LEN = 2, 128  # tokens that a group alone is measured on: a second a pass (135M, two cores)
 
@@ -51,6 +52,7 @@ class Point:
 
     kept: list[str]
     share: float
+    size: int  # bytes of the model directory's weights
     figures: dict[str, float]  # ppl, ppl_change, kl, top1
 
 
@@ -59,7 +61,9 @@ class Spent:
     """What a search measured and found."""
 
     bound: str
-    harm: dict[str, float] = field(default_factory=dict)  # KL of each group of linears alone, by its first linear
+    harm: dict[str, float] = field(
+        default_factory=dict
+    )  # KL of each group of linears alone, by their names with commas between
     points: list[Point] = field(default_factory=list)  # in order of the search
     best: Point | None = None
     is_complete: bool = False
@@ -90,6 +94,16 @@ class Ground:
         """Multiply-adds a token of each linear that can be quantized."""
         linears = [linear for linear in self.graph.linears if linear.name in self.prepared.weights]
         return {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
+
+    def size(self, kept: Kept) -> int:
+        """Bytes of all weights with these linears in float and the others in integers."""
+        recorded = self.graph.manifest.files.get(DATA) or self.graph.manifest.files[MODEL]
+        saved = 0
+        for name, work in self.work.items():
+            if name not in kept:
+                weight = self.prepared.weights[name]
+                saved += FLOAT_BYTES * work - work * weight.grid.bits // 8 - weight.scales.nbytes
+        return recorded.size - saved
 
     @property
     def key(self) -> str:
@@ -161,11 +175,11 @@ class _Search:
         with self.progress.phase(name):
             for done, group in enumerate(groups):
                 self.progress.step(name, done, len(groups))
-                if group[0] not in self.spent.harm:
+                if ",".join(group) not in self.spent.harm:
                     self._check_time()
-                    self.spent.harm[group[0]] = self.meter.figures(group, self.ground.rows)["kl"]
+                    self.spent.harm[",".join(group)] = self.meter.figures(group, self.ground.rows)["kl"]
                     self._save()
-        return [Group({name: self.work[name] for name in group}, self.spent.harm[group[0]]) for group in groups]
+        return [Group({name: self.work[name] for name in group}, self.spent.harm[",".join(group)]) for group in groups]
 
     def _is_met(self, kept: Kept) -> bool:
         point = self._known(kept)
@@ -173,7 +187,9 @@ class _Search:
             self._check_time()
             quantized = set(self.work) - kept
             share = sum(self.work[name] for name in quantized) / sum(self.work.values())
-            point = Point(sorted(kept), share, self.meter.figures(quantized, self.ground.held_out))
+            point = Point(
+                sorted(kept), share, self.ground.size(kept), self.meter.figures(quantized, self.ground.held_out)
+            )
             self.spent.points.append(point)
             self._save()
         return self.budget.aim.check(point.figures).is_met

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from piston.calibration.bound import bounds_of
 from piston.calibration.budget import Budget, Ground, Spent, spend
-from piston.calibration.check import Check, check
+from piston.calibration.check import ROW_LEN, Check, check
 from piston.calibration.data import RowOptions, Rows, chat_rows
 from piston.calibration.graph import ModelGraph
 from piston.calibration.held_out import HeldOut, load_data
 from piston.calibration.integer import round_all
-from piston.calibration.kv import RoundCachePass, Scales, observe_cache
+from piston.calibration.kv import RoundCachePass, Scales, cache_steps, observe_cache
 from piston.calibration.prepared import Prepared
-from piston.calibration.recipe import Recipe
+from piston.calibration.recipe import HEAD, Recipe
+from piston.calibration.saturation import Saturated, saturations
+from piston.calibration.tables import QuantizeTablesPass
 from piston.calibration.weight_only import round_weights
 from piston.runtime.bundle import Bundle
 from piston.runtime.console import Progress
@@ -46,6 +50,7 @@ class Calibrated:
     sensitivity: dict[str, float]  # w8a8: median relative squared output error in INT8, worst first
     check: Check
     spent: Spent | None  # on a budget
+    saturated: dict[str, Saturated]  # by value, where it was asked for
 
 
 def calibrate(  # noqa: PLR0913
@@ -58,6 +63,7 @@ def calibrate(  # noqa: PLR0913
     keep_worst: int = 0,
     budget: Budget | None = None,
     checked: CheckOptions | None = None,
+    count_saturations: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Calibrated:
@@ -72,6 +78,7 @@ def calibrate(  # noqa: PLR0913
         keep_worst: linears to leave in float, those that INT8 moves furthest (w8a8).
         budget: what the result may cost at most; finds what to leave in float.
         checked: the bound on the result, and on which text.
+        count_saturations: also count, on the rows of the check, what lies beyond each scale.
         overwrite: replace `out`.
         progress: shows the phases.
 
@@ -97,7 +104,7 @@ def calibrate(  # noqa: PLR0913
         )
     bundle = Bundle(model_dir, graph.manifest)
     packed, held_out = load_data(data, bundle, rows or RowOptions(), checked.data)
-    job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, progress)
+    job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, count_saturations, progress)
     scratch = out.parent / f".{out.name}.calibration"  # survives an interrupt, and the next run goes on from it
     try:
         with staged_dir(out, overwrite=overwrite) as work:
@@ -141,6 +148,7 @@ class _Calibration:
     budget: Budget | None
     held_out: HeldOut
     bounds: tuple[Gate, ...]
+    count_saturations: bool
     progress: Progress
     kept: list[str] = field(default_factory=list)
 
@@ -148,13 +156,16 @@ class _Calibration:
         """Quantize, write the model directory into `work`, and check it there."""
         with self.progress.phase(f"quantizing to {self.recipe.shown_scheme}"):
             prepared = self._prepare(scratch)
-            if self.budget is not None or (self.recipe.kv == "int8" and not self.recipe.kv_scales):
+            measures_cache = self.recipe.kv == "int8" and not self.recipe.kv_scales
+            if self.budget is not None or measures_cache or self.count_saturations:
                 self.graph.save_float(scratch / PREPARED)  # smoothing moves the values: measure it as it will be
             scales = self._cache_scales(scratch)
             spent = self._spend(prepared, scales, scratch)
             worst = [name for name in prepared.errors if name in prepared.weights][: self.keep_worst]
             kept = worst if spent is None or spent.best is None else spent.best.kept
+            saturated = self._saturated(prepared, scales, scratch)
             names = prepared.insert(self.graph, set(prepared.weights) - set(kept))
+            names += self._round_tables()
             if scales:
                 RoundCachePass(scales, self.graph.manifest.cache)(self.graph.model)
         self.kept = [linear.name for linear in self.graph.linears if linear.name not in names]
@@ -178,7 +189,7 @@ class _Calibration:
         made_by = {**manifest.made_by, "calibration": {**record, "check": found.to_json()}}
         manifest = dataclasses.replace(manifest, made_by=made_by)
         manifest.write(work)
-        return Calibrated(manifest, settled, names, self.kept, errors, found, spent)
+        return Calibrated(manifest, settled, names, self.kept, errors, found, spent, saturated)
 
     def _prepare(self, scratch: Path) -> Prepared:
         graph, recipe, progress = self.graph, self.recipe, self.progress
@@ -188,6 +199,15 @@ class _Calibration:
             assert self.rows is not None
             return round_all(graph, recipe, self.rows.ids, scratch, progress)
         return round_weights(graph, recipe, None if self.rows is None else self.rows.ids, scratch, progress)
+
+    def _round_tables(self) -> list[str]:
+        """The embedding and the lm_head, where the recipe has them in INT8; returns the latter's name."""
+        is_quantized = self.recipe.head == "int8"
+        head = next((linear for linear in self.graph.linears if linear.name == HEAD), None) if is_quantized else None
+        if is_quantized and head is None:
+            raise MisuseError("The graph has no lm_head that --head int8 could quantize.")
+        QuantizeTablesPass(embedding=self.recipe.embedding == "int8", head=head)(self.graph.model)
+        return [HEAD] if is_quantized else []
 
     def _cache_scales(self, scratch: Path) -> dict[str, tuple[float, ...]]:
         if self.recipe.kv == "float":
@@ -212,6 +232,14 @@ class _Calibration:
             held_out=self.held_out.ids,
         )
         return spend(ground, self.budget, scratch, self.progress)
+
+    def _saturated(self, prepared: Prepared, scales: Scales, scratch: Path) -> dict[str, Saturated]:
+        if not self.count_saturations:
+            return {}
+        wanted = {name: np.array(scale, np.float32) for name, scale in prepared.scales.items()}
+        wanted |= cache_steps(self.graph.model, scales, self.graph.manifest.cache)
+        rows = self.held_out.ids[:, :ROW_LEN]
+        return saturations(scratch / PREPARED, rows, wanted, scratch, self.progress) if wanted else {}
 
     def _check(self, work: Path) -> Check:
         has_int8_cache = self.recipe.kv == "int8"

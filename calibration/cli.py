@@ -12,13 +12,15 @@ from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
 from piston.calibration.check import summary
 from piston.calibration.data import RowOptions
 from piston.calibration.observers import Method
-from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe
+from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe, Storage
+from piston.calibration.report import page_of
 from piston.runtime.console import Progress, note, print_json, print_text
 from piston.runtime.errors import MisuseError
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
-CHANGES = ("scheme", "block", "rounding", "method", "no_smooth", "keep", "keep_worst", "kv", "kv_granularity", "budget")
+CHANGES = ("scheme", "block", "rounding", "method", "no_smooth", "keep", "int8", "embedding", "head")
+CHANGES += ("keep_worst", "kv", "kv_granularity", "budget")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -41,6 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--method", choices=get_args(Method), help="activation range (default minmax)")
     recipe.add_argument("--no-smooth", action="store_true", help="leave activation outliers where they are")
     recipe.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="linears to leave in float")
+    recipe.add_argument(
+        "--int8",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="w4: linears to give eight bits, or none (default: those with a third as many outputs as inputs or fewer)",
+    )
+    recipe.add_argument("--embedding", choices=get_args(Storage), help="how its table is stored (default float)")
+    recipe.add_argument("--head", choices=get_args(Storage), help="how lm_head is stored (default float)")
     recipe.add_argument("--keep-worst", type=int, default=0, metavar="N", help="leave the N most sensitive in float")
     recipe.add_argument(
         "--budget", metavar="BOUND", help="leave as little in float as ppl=2%%, kl=0.02 or top1=95%% allows"
@@ -52,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     recipe.add_argument("--save-recipe", type=Path, metavar="FILE", help="write the recipe, with what was measured")
     defaults = ", ".join(f"{scheme} {bound}" for scheme, bound in DEFAULTS.items())
+    recipe.add_argument("--report", type=Path, metavar="FILE", help="write a page with charts (HTML)")
     checked = parser.add_argument_group("check", "the result is compared with the float model before it is kept")
     checked.add_argument(
         "--check",
@@ -68,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, and print what became integer and what did not."""
+    for option, path in (("--report", arguments.report), ("--save-recipe", arguments.save_recipe)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise MisuseError(f"{option} {path}: there is no directory {path.absolute().parent}.")
     result = calibrate(
         arguments.model_dir,
         arguments.output,
@@ -79,11 +94,14 @@ def run(arguments: argparse.Namespace) -> int:
         keep_worst=arguments.keep_worst,
         budget=budget_of(arguments),
         checked=CheckOptions(bounds=tuple(arguments.check), data=arguments.check_data),
+        count_saturations=arguments.report is not None,
         overwrite=arguments.overwrite,
         progress=Progress(quiet=arguments.quiet),
     )
     if arguments.save_recipe is not None:
         arguments.save_recipe.write_text(json.dumps(result.recipe.to_json(), indent=1) + "\n", encoding="utf-8")
+    if arguments.report is not None:
+        arguments.report.write_text(page_of(result), encoding="utf-8")
     if result.check.held_out.warning is not None:
         note(result.check.held_out.warning)
     if arguments.json:
@@ -146,9 +164,19 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         method=arguments.method or "minmax",
         smooth=not arguments.no_smooth,
         keep=tuple(arguments.keep),
+        int8=_int8(arguments.int8),
+        embedding=arguments.embedding or "float",
+        head=arguments.head or "float",
         kv=arguments.kv or "float",
         kv_granularity=arguments.kv_granularity or "channel",
     )
+
+
+def _int8(given: list[str]) -> tuple[str, ...] | None:
+    """None where nothing was said, which lets the recipe choose."""
+    if "none" in given and len(given) > 1:
+        raise MisuseError("--int8 none leaves no linear eight bits; leave the other patterns out.")
+    return tuple(pattern for pattern in given if pattern != "none") if given else None
 
 
 def to_json(output: Path, result: Calibrated) -> dict[str, object]:

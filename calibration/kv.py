@@ -59,6 +59,12 @@ def written(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value]]:
     return [(node, node.inputs[1]) for node in scatters if node.inputs[1] is not None]
 
 
+def cache_steps(model: ir.Model, scales: Scales, cache: CacheSpec) -> dict[str, Floats]:
+    """The scales by the name of the new keys or values, in a shape that goes with [batch, heads, seq, head_dim]."""
+    shaped = RoundCachePass(scales, cache).scales
+    return {new.name or "": shaped[node.outputs[0].name or ""] for node, new in written(model.graph) if scales}
+
+
 class RoundCachePass(ir.passes.InPlacePass):
     """Rounds what each TensorScatter writes by the scale, or the scales, of its output's name."""
 

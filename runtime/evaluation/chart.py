@@ -81,6 +81,35 @@ def range_chart(
     return _svg(chart, scale, [*marks, *_x_axis(x_labels, chart.x_label)])
 
 
+class Dot(NamedTuple):
+    """A point of a scatter chart and what it is."""
+
+    x: float
+    y: float
+    label: str
+    style: str = "candidate"
+
+
+def scatter(chart: Chart, dots: Sequence[Dot]) -> str:
+    """Points on two scales."""
+    scale, across = _scale([dot.y for dot in dots]), _scale([dot.x for dot in dots])
+
+    def x_of(value: float) -> float:
+        return _LEFT + (value - across.low) / (across.high - across.low) * (WIDTH - _LEFT - _RIGHT)
+
+    marks = [
+        f'<circle class="point {dot.style}" cx="{x_of(dot.x):.1f}" cy="{scale.y(dot.y):.1f}" r="5">'
+        f"<title>{escape(dot.label)}</title></circle>"
+        for dot in dots
+    ]
+    places = ticks(across.low, across.high)
+    texts = [
+        f'<text class="tick" x="{x_of(tick):.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{tick:,.6g}</text>'
+        for tick in places
+    ]
+    return _svg(chart, scale, [*marks, *texts, *_x_axis([], chart.x_label)])
+
+
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers from at most `low` to at least `high`, some five of them."""
     raw = (high - low) / (_TICKS - 1)

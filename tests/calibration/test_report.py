@@ -1,0 +1,125 @@
+"""The page of a calibration: one whole document, nothing from elsewhere, and what was measured in it."""
+
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from piston.calibration.heat_map import Cell, heat_map
+from piston.calibration.saturation import Saturation
+from piston.runtime.cli import main
+from piston.runtime.evaluation.chart import Chart, Dot, scatter
+from piston.runtime.manifest import Manifest
+
+SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions by night"
+VOID = {"meta", "br"}
+
+
+class Balanced(HTMLParser):
+    """Fails where an element is not closed in order; collects what the document loads."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loaded, self.text = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.loaded += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(model_dir, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    lines = (" ".join(rng.choice(SENTENCE.split(), 12)) + "." for _ in range(200))
+    (directory / "text.txt").write_text("\n\n".join(lines))
+    words = ["calibrate", str(model_dir), "-o", str(directory / "out"), "--scheme", "w8a8", "--kv", "int8", "--quiet"]
+    words += ["--data", str(directory / "text.txt"), "--samples", "4", "--seq-len", "24", "--budget", "kl=0.002"]
+    assert main([*words, "--report", str(directory / "report.html")]) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return (written / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_document_is_whole_and_loads_nothing(page):
+    parser = Balanced()
+    parser.feed(page)
+    parser.close()
+    assert (parser.open, parser.loaded) == ([], [])
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_every_chart_is_well_formed_and_describes_itself(page):
+    charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(charts) == 3
+    for chart in charts:
+        root = ET.fromstring(chart)  # noqa: S314
+        labels = root.get("aria-labelledby").split()
+        assert {node.get("id") for node in root if node.get("id")} == set(labels)
+
+
+def test_it_says_what_was_measured_and_what_stays_in_float(page, written):
+    record = Manifest.read(written / "out").made_by["calibration"]
+    best = record["budget"]["best"]
+    assert f"{best['share']:.1%}" in page
+    assert all(f"<code>{name}</code>" in page for name in best["kept"])
+    assert "8 of 12 rounded tensors" in page or re.search(r"\d+ of 12 rounded tensors", page)
+    assert "a scale for each channel" in page
+    assert record["data"]["sha256"] in page
+    assert f"rows of {4 * 24}" in page
+
+
+def test_a_heat_map_has_a_cell_for_each_group_and_frames_what_is_kept():
+    names = [[f"model.layers.{layer}.mlp.{kind}"] for layer in range(3) for kind in ("up_proj", "down_proj")]
+    cells = [Cell(group, 10.0**place, place == 5) for place, group in enumerate(names)]
+    root = ET.fromstring(heat_map(cells, "heat", "Title", "What it shows"))  # noqa: S314
+    boxes = [node for node in root.iter("rect") if node.get("class") == "cell" and node.get("height") == "14"]
+    assert len(boxes) == 6
+    strengths = [float(box.get("fill-opacity")) for box in boxes]
+    assert strengths == sorted(strengths)
+    assert strengths[-1] == 1
+    assert len([node for node in root.iter("rect") if node.get("class") == "kept"]) == 1 + 1  # and the key
+
+
+def test_dots_lie_where_their_numbers_are():
+    dots = [Dot(0, 0, "low <"), Dot(5, 1, "middle"), Dot(10, 2, "high")]
+    root = ET.fromstring(scatter(Chart("c", "t", "d", "x", "y"), dots))  # noqa: S314
+    points = [(float(node.get("cx")), float(node.get("cy"))) for node in root.iter("circle")]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert x1 == pytest.approx((x0 + x2) / 2)
+    assert y1 == pytest.approx((y0 + y2) / 2)
+    assert x0 < x2
+    assert y0 > y2
+
+
+def test_saturation_counts_what_is_beyond_the_last_code():
+    found = Saturation("value", np.array(0.5, np.float32))
+    found.update(np.array([[0.0, 63.5, -63.7, 63.8, 127.5]], np.float32))
+    found.update(np.array([[1.0]], np.float32))
+    assert (found.found.num_beyond, found.found.num_values) == (2, 6)
+    assert found.found.largest == pytest.approx(2)
+    again = Saturation("value", np.array(0.5, np.float32))
+    again.restore(found.state())
+    assert again.found == found.found
+
+
+def test_a_place_that_is_not_there_is_refused_before_the_work(model_dir, tmp_path, capsys):
+    words = ["calibrate", str(model_dir), "-o", str(tmp_path / "out"), "--scheme", "w8"]
+    assert main([*words, "--report", str(tmp_path / "nowhere" / "report.html")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
