@@ -94,9 +94,8 @@ class Generation:
         if token.request.sampler.stopped_by is not None and not self.sampling.include_stop_str_in_output:
             return ""
         text = self._decoder.push(token.pick.token_id)
-        if len(self.request.output_ids) < self.sampling.min_tokens:
-            return text  # stop strings count from min_tokens on, as stop tokens do
-        return self._scanner.push(text)
+        # Stop strings count from min_tokens on, as stop tokens do, wherever they began.
+        return self._scanner.push(text, may_stop=len(self.request.output_ids) >= self.sampling.min_tokens)
 
     def _logprobs_of(self, pick: Pick) -> PositionLogprobs:
         assert pick.logprob is not None
@@ -152,10 +151,13 @@ def run(engine: Engine, generations: Sequence[Generation]) -> Iterator[tuple[Gen
 
 
 def spellings(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of each word at the start of a text and after a space: both spell it."""
+    """Token ids of each word at the start of a text and after a space: both spell it, however it is written here.
+
+    As in vLLM, whose option `bad_words` is.
+    """
     found: list[list[int]] = []
     for word in words:
-        for text in (word, " " + word.lstrip()):
+        for text in (word.lstrip(" ") or word, " " + word.lstrip(" ")):
             ids = tokenizer.encode(text, add_special_tokens=False)
             if ids and ids not in found:
                 found.append(ids)

@@ -35,7 +35,7 @@ FLAGS = {
 LISTS: dict[str, tuple[str, type, str]] = {
     "stop": ("--stop", str, "end the text before this string (repeatable)"),
     "stop_token_ids": ("--stop-token-id", int, "end at this token (repeatable)"),
-    "bad_words": ("--bad-word", str, "never generate this text (repeatable)"),
+    "bad_words": ("--bad-word", str, "never generate this text, at the start or after a space (repeatable)"),
 }
 ALIASES = {
     "max_tokens": ["--max-new-tokens"],

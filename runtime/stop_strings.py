@@ -30,6 +30,7 @@ class StopScanner:
         self._include = include
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
+        self._num_immune = 0  # characters of what is held at which a stop string may end without stopping
         self._stopped_by: str | None = None
 
     @property
@@ -37,12 +38,18 @@ class StopScanner:
         """The stop string that was found, or None so far."""
         return self._stopped_by
 
-    def push(self, text: str) -> str:
-        """Take the next piece; give what may be shown: nothing more once a stop string was found."""
+    def push(self, text: str, *, may_stop: bool = True) -> str:
+        """Take the next piece; give what may be shown: nothing more once a stop string was found.
+
+        With `may_stop=False` a stop string that is complete within this piece is text like any other; one that only
+        begins in it counts.
+        """
         if self._stopped_by is not None:
             return ""
         text = self._held + text
-        found = [(text.find(stop), stop) for stop in self._stops]
+        if not may_stop:
+            self._num_immune = len(text)
+        found = [(text.find(stop, max(0, self._num_immune - len(stop) + 1)), stop) for stop in self._stops]
         complete = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
         if complete:
             end, start, self._stopped_by = min(complete)
@@ -50,6 +57,7 @@ class StopScanner:
         else:
             shown_len = self._undecided_from(text)
             self._held = text[shown_len:]
+            self._num_immune = max(0, self._num_immune - shown_len)
         return text[:shown_len]
 
     def flush(self) -> str:
@@ -60,5 +68,6 @@ class StopScanner:
     def _undecided_from(self, text: str) -> int:
         """Where the longest end of the text begins that is the beginning of a stop string."""
         earliest = max(0, len(text) - self._longest + 1)
-        undecided = (i for i in range(earliest, len(text)) if any(s.startswith(text[i:]) for s in self._stops))
+        ends = ((i, text[i:]) for i in range(earliest, len(text)))
+        undecided = (i for i, end in ends if any(s.startswith(end) and s != end for s in self._stops))
         return next(undecided, len(text))

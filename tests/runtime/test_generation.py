@@ -97,6 +97,16 @@ def test_a_stop_string_counts_from_min_tokens_on():
     assert completion.text == "x.abc"
 
 
+def test_a_stop_string_that_begins_before_min_tokens_and_ends_behind_counts():
+    completion = answer("xabcdef", stop="bcd", min_tokens=4)
+    assert (completion.text, completion.stop_reason) == ("xa", "bcd")
+
+
+def test_a_stop_string_complete_before_min_tokens_is_text_even_inside_the_beginning_of_another():
+    completion = answer("xayz", stop=["a", "xayq"], min_tokens=3)
+    assert completion.text == "xayz"
+
+
 def test_min_tokens_hold_the_end_token_back():
     completion = answer("ab", min_tokens=6)
     assert END not in completion.token_ids[:6]
@@ -195,6 +205,14 @@ def test_a_bad_word_of_several_tokens_is_forbidden():
 
 def test_both_spellings_of_a_word_are_found():
     assert sorted(spellings(["no"], byte_tokenizer())) == sorted([ids_of("no"), ids_of(" no")])
+
+
+def test_a_word_written_with_a_space_is_spelled_without_it_too():
+    assert sorted(spellings([" no"], byte_tokenizer())) == sorted([ids_of("no"), ids_of(" no")])
+
+
+def test_a_word_of_spaces_is_itself():
+    assert ids_of(" ") in spellings([" "], byte_tokenizer())
 
 
 def test_a_spelling_is_listed_once():
