@@ -42,12 +42,13 @@ class InputSums:
         """
         extremes(given, self.name, per_channel=False)
         tokens = given.reshape(-1, given.shape[-1])
-        lengths = np.linalg.norm(tokens, axis=1, keepdims=True)
+        lengths: Floats = np.linalg.norm(tokens, axis=1, keepdims=True)
         share = np.float32(1) / np.where(lengths == 0, np.float32(1), lengths)
-        tokens = tokens * share
-        drift = exact.reshape(tokens.shape) * share - tokens
+        tokens = np.multiply(tokens, share, dtype=np.float32)
+        drift = np.multiply(exact.reshape(tokens.shape), share, dtype=np.float32) - tokens
         if self.gram is None or self.drift is None:
-            self.gram, self.drift = np.zeros((2, tokens.shape[1], tokens.shape[1]))
+            size = tokens.shape[1]
+            self.gram, self.drift = np.zeros((size, size)), np.zeros((size, size))
         self.gram += tokens.T @ tokens
         self.drift += tokens.T @ drift
 

@@ -97,14 +97,16 @@ def _gather_codes(graph: ir.Graph, gather: ir.Node, table: Table) -> None:
     name, blocks = output.name, table.scales.shape
     assert blocks is not None
     count = blocks[1]
+    assert isinstance(count, int)
+    assert isinstance(width, int)
     in_blocks = (batch, seq, count, table.block)
     codes = _emit(gather, GATHER, [table.codes, ids], (batch, seq, width), ir.DataType.INT8, axis=0)
     wide = _emit(gather, "Cast", [codes], (batch, seq, width), to=int(ir.DataType.FLOAT))
-    split = _emit(gather, "Reshape", [wide, _ints(graph, f"{name}.blocks", 0, 0, int(count), table.block)], in_blocks)
+    split = _emit(gather, "Reshape", [wide, _ints(graph, f"{name}.blocks", 0, 0, count, table.block)], in_blocks)
     scales = _emit(gather, GATHER, [table.scales, ids], (batch, seq, count), axis=0)
     column = _emit(gather, "Unsqueeze", [scales, _ints(graph, f"{name}.last", -1)], (batch, seq, count, 1))
     product = _emit(gather, "Mul", [split, column], in_blocks)
-    rows = _emit(gather, "Reshape", [product, _ints(graph, f"{name}.rows", 0, 0, int(width))], (batch, seq, width))
+    rows = _emit(gather, "Reshape", [product, _ints(graph, f"{name}.rows", 0, 0, width)], (batch, seq, width))
     output.replace_all_uses_with(rows, replace_graph_outputs=True)
     graph.remove(gather, safe=True)
     rows.name = name
