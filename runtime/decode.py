@@ -118,7 +118,7 @@ def _prefill(engine: Engine, slot: int, request: Request) -> list[Token]:
 
 def _chosen(runs: DeviceRuns, active: dict[int, Request]) -> dict[int, list[Token]]:
     """One token for each row, chosen on the device; none where it cannot, or where some row's guesses are verified."""
-    if any(row.speculator is not None and row.speculator.verification.is_exact is not False for row in active.values()):
+    if any(row.speculator is not None and row.speculator.verification.most_tokens != 0 for row in active.values()):
         return {}
     picks = runs.step(active) or {}
     return {slot: [Token(active[slot], pick, active[slot].sampler.finish_reason)] for slot, pick in picks.items()}
@@ -145,7 +145,7 @@ def _draft(engine: Engine, slot: int, request: Request, num_others: int) -> list
     speculator, num_left = request.speculator, request.sampler.sampling.max_tokens - len(request.output_ids)
     if speculator is None:
         return []
-    if speculator.verification.is_exact is None:
+    if speculator.verification.most_tokens is None and num_left > 1:
         speculator.verification.probe(engine, slot, request.prompt_ids + request.output_ids)
     return speculator.draft(num_left, num_others)
 

@@ -171,5 +171,5 @@ def _drafts_of(speculator: Speculator | None) -> Drafts | None:
         num_drafted=speculator.num_drafted,
         num_accepted=speculator.num_accepted,
         num_verified=speculator.num_verified,
-        problem=INEXACT if speculator.verification.is_exact is False else None,
+        problem=INEXACT if speculator.verification.most_tokens == 0 else None,
     )

@@ -144,7 +144,7 @@ _NUMBERS = {
     "no_repeat_ngram_size": _Range(int, "an integer of at least 0 (0 is off)", 0),
     "n": _Range(int, "an integer of at least 1", 1),
     "top_logprobs": _Range(int, "an integer from 0 to 20", 0, 20),
-    "prompt_lookup_num_tokens": _Range(int, "an integer from 0 to 64 (0 is off)", 0, 64),
+    "prompt_lookup_num_tokens": _Range(int, "an integer from 0 to 15 (0 is off)", 0, 15),
 }
 _SEED = _Range(int, "an integer of at least 0, or None for a fresh one", 0)
 _TOKEN_ID = _Range(int, "a token id, an integer of at least 0", 0)

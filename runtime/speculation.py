@@ -3,7 +3,7 @@
 A guess is verified by one engine call over its tokens and changes no token: each is picked, in order and from the same
 logits, as if it had been decoded alone, and the first that differs from the guess ends it. That holds where the backend
 computes a position bit for bit the same alone and among others. It is measured, once per engine; where it does not
-hold, nothing is guessed.
+hold, nothing is guessed (docs/speculation.md).
 """
 
 import time
@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from piston.runtime.engine import Engine
+from piston.runtime.engine import Engine, Logits
 from piston.runtime.prompt_lookup import LONGEST_MATCH, Draft, PromptLookup
 
-PROBE_LEN = 8
+PROBE_STEPS = 8  # tokens decoded one by one to compare with
+PROBE_SIZES = (4, 8, 16)  # tokens of the engine calls they are compared with: kernels change with the size
+LONGEST_DRAFT = max(PROBE_SIZES) - 1
 INEXACT = "this engine rounds a token among others differently from a token alone"
 # Of a step of one token, until both have been seen: what each further token of a step adds.
 ASSUMED_SLOPE = 0.1
@@ -46,31 +48,41 @@ class StepCost:
 
 
 class Verification:
-    """What is known of one engine: whether verifying is exact, and what it costs. Shared by all its rows."""
+    """What is known of one engine: how many tokens it verifies exactly, and what that costs. Shared by all its rows."""
 
     def __init__(self) -> None:
         self.cost = StepCost()
-        self.is_exact: bool | None = None  # None until probed
+        self.most_tokens: int | None = None  # of a call whose every token is exact; None until probed
+
+    @property
+    def longest_draft(self) -> int:
+        """Tokens that may be guessed at once: one less than a call may have. 0 until probed."""
+        return max((self.most_tokens or 0) - 1, 0)
 
     def probe(self, engine: Engine, slot: int, token_ids: Sequence[int]) -> None:
-        """Decode the last PROBE_LEN of `token_ids` one by one and again together, behind what the slot holds.
+        """Decode the last of `token_ids` one by one and again together, behind what the slot holds.
 
         The slot is left as it was. Without room or tokens for it nothing is learned.
         """
-        tokens, start = list(token_ids[-PROBE_LEN:]), int(engine.cache.lengths[slot])
-        if len(tokens) < PROBE_LEN or start + PROBE_LEN > engine.cache.capacity:
+        tokens, start = list(token_ids[-max(PROBE_SIZES) :]), int(engine.cache.lengths[slot])
+        if len(tokens) < max(PROBE_SIZES) or start + max(PROBE_SIZES) > engine.cache.capacity:
             return
+        most = 0
         try:
-            alone = [self._timed_step(engine, slot, token_id) for token_id in tokens]
-            engine.cache.rewind(slot, start)
-            began = time.perf_counter()
-            together = engine.prefill(slot, tokens, num_logits=PROBE_LEN)
-            self.cost.observe(PROBE_LEN, time.perf_counter() - began)
-            self.is_exact = bool(np.array_equal(np.array(alone), together))
+            alone = np.array([self._timed_step(engine, slot, token_id) for token_id in tokens[:PROBE_STEPS]])
+            for size in PROBE_SIZES:
+                engine.cache.rewind(slot, start)
+                began = time.perf_counter()
+                together = engine.prefill(slot, tokens[:size], num_logits=size)
+                self.cost.observe(size, time.perf_counter() - began)
+                if not np.array_equal(alone[:size], together[:PROBE_STEPS]):
+                    break
+                most = size
         finally:
             engine.cache.rewind(slot, start)
+        self.most_tokens = most
 
-    def _timed_step(self, engine: Engine, slot: int, token_id: int) -> np.ndarray:
+    def _timed_step(self, engine: Engine, slot: int, token_id: int) -> Logits:
         began = time.perf_counter()
         logits = engine.step({slot: token_id})[slot].copy()  # the next call overwrites them
         self.cost.observe(1, time.perf_counter() - began)
@@ -108,8 +120,8 @@ class Speculator:
             num_left: tokens the row may still get; a guess is one shorter.
             num_others: rows that step in the meantime.
         """
-        longest = min(self._limit, num_left - 1)
-        found = self._lookup.propose(longest) if longest > 0 and self.verification.is_exact is not False else None
+        longest = min(self._limit, num_left - 1, self.verification.longest_draft)
+        found = self._lookup.propose(longest) if longest > 0 else None
         length = 0 if found is None else self._paying_len(found.match_len, longest, num_others)
         if found is not None and (length or self._pending is None):
             kept = found.token_ids[: length or longest]

@@ -10,7 +10,7 @@ from piston.runtime.errors import EmptyPromptError, EngineError, MisuseError, Pr
 from piston.runtime.row_sampler import RowSampler
 from piston.runtime.sampling import Sampling
 from piston.runtime.scripted_engine import ScriptedEngine
-from piston.runtime.speculation import PROBE_LEN, Speculator, Verification
+from piston.runtime.speculation import PROBE_SIZES, PROBE_STEPS, Speculator, Verification
 
 VOCAB, END = 23, 2
 SCRIPT = history_script(VOCAB, end=END, every=9)
@@ -304,7 +304,7 @@ def test_guesses_that_come_true_save_engine_calls():
     plain, guessed = guessing(LONG[:1], Sampling(max_tokens=100), 1)
     _, _, _, (request,) = guessed
     assert request.speculator.num_accepted > 20
-    assert len(guessed[2].calls) - PROBE_LEN - 1 < 0.7 * len(plain[2].calls)
+    assert len(guessed[2].calls) - PROBE_STEPS - len(PROBE_SIZES) < 0.7 * len(plain[2].calls)
 
 
 def test_a_row_may_fill_the_capacity_exactly_with_guesses():

@@ -3,18 +3,20 @@ import pytest
 from toy_model import history_script
 
 from piston.runtime.scripted_engine import ScriptedEngine
-from piston.runtime.speculation import PROBE_LEN, Speculator, StepCost, Verification
+from piston.runtime.speculation import LONGEST_DRAFT, PROBE_SIZES, Speculator, StepCost, Verification
 
 PERIODIC = [5, 6, 7, 8] * 4
-TOKENS = list(range(3, 3 + PROBE_LEN))
+TOKENS = list(range(3, 3 + max(PROBE_SIZES)))
 
 
 class RoundingEngine(ScriptedEngine):
-    """A token among others comes out one bit higher than alone."""
+    """A token among more than `exact_len` comes out one bit higher than alone."""
+
+    exact_len = 1
 
     def prefill(self, slot, token_ids, num_logits=1):
         rows = super().prefill(slot, token_ids, num_logits)
-        return np.nextafter(rows, np.float32(np.inf)) if len(token_ids) > 1 else rows
+        return np.nextafter(rows, np.float32(np.inf)) if len(token_ids) > self.exact_len else rows
 
 
 def engine_of(kind=ScriptedEngine, capacity=64):
@@ -26,7 +28,7 @@ def engine_of(kind=ScriptedEngine, capacity=64):
 def exact(costs=None):
     """A verification that trusts its engine; `costs` are seconds by number of tokens."""
     verification = Verification()
-    verification.is_exact = True
+    verification.most_tokens = max(PROBE_SIZES)
     for num_tokens, seconds in (costs or {}).items():
         verification.cost.observe(num_tokens, seconds)
     return verification
@@ -44,13 +46,21 @@ def guesses(speculator, token_ids, num_others=0):
 def test_an_engine_that_computes_a_token_among_others_as_alone_is_exact():
     engine, verification = engine_of(), Verification()
     verification.probe(engine, 0, TOKENS)
-    assert verification.is_exact is True
+    assert (verification.most_tokens, verification.longest_draft) == (16, LONGEST_DRAFT)
 
 
 def test_one_bit_of_difference_is_not_exact():
     engine, verification = engine_of(RoundingEngine), Verification()
     verification.probe(engine, 0, TOKENS)
-    assert verification.is_exact is False
+    assert (verification.most_tokens, verification.longest_draft) == (0, 0)
+
+
+@pytest.mark.parametrize(("exact_len", "longest"), [(3, 0), (4, 3), (15, 7), (16, 15)])
+def test_guesses_are_no_longer_than_what_was_seen_to_be_exact(exact_len, longest):
+    engine, verification = engine_of(RoundingEngine), Verification()
+    engine.exact_len = exact_len
+    verification.probe(engine, 0, TOKENS)
+    assert verification.longest_draft == longest
 
 
 @pytest.mark.parametrize("kind", [ScriptedEngine, RoundingEngine])
@@ -60,11 +70,11 @@ def test_a_probe_leaves_the_slot_as_it_was(kind):
     assert engine.cache.lengths[0] == 3
 
 
-@pytest.mark.parametrize(("capacity", "tokens"), [(3 + PROBE_LEN - 1, TOKENS), (64, TOKENS[1:])])
+@pytest.mark.parametrize(("capacity", "tokens"), [(3 + max(PROBE_SIZES) - 1, TOKENS), (64, TOKENS[1:])])
 def test_nothing_is_learned_without_room_or_tokens_for_it(capacity, tokens):
     engine, verification = engine_of(capacity=capacity), Verification()
     verification.probe(engine, 0, tokens)
-    assert verification.is_exact is None
+    assert verification.most_tokens is None
     assert len(engine.calls) == 1
 
 
@@ -76,7 +86,7 @@ def test_a_probe_learns_what_steps_cost():
 
 def test_nothing_is_guessed_on_an_engine_that_is_not_exact():
     verification = Verification()
-    verification.is_exact = False
+    verification.most_tokens = 0
     assert Speculator(verification, PERIODIC, 8).draft(99, 0) == []
 
 
