@@ -1,29 +1,18 @@
-"""A toy's canonical graph as a plan of FakeTensorRT: static capacity, next.* outputs, the sampling head."""
+"""A toy as a plan of FakeTensorRT: the very file that the compiler gets, with TRT_Attention as a function."""
 
-import onnx
 import onnx_ir as ir
 from fake_tensorrt import make_plan
 
-from piston.engines.tensorrt.lowering import Sizes
-from piston.engines.tensorrt.lowering.next_step import NextStepPass
-from piston.engines.tensorrt.lowering.sampling_head import SamplingHeadPass
-from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
+from piston.engines.tensorrt.attention_function import attach
+from piston.engines.tensorrt.lowering import Sizes, lower_for_tensorrt
 
 
 def plan_of(path, spec, *, max_batch, max_length, chunk=None, max_logits=None, **header):
-    """Bytes of a plan, and the sizes it is made for."""
+    """Bytes of a plan for the type and layout of a CacheSpec, and the sizes it is made for."""
     model = ir.load(path)
     sizes = Sizes.of(spec, max_batch, max_length)
-    ir.passes.Sequential(
-        StaticCapacityPass(sizes.capacity), NextStepPass(max_length), SamplingHeadPass(sizes.capacity)
-    )(model)
+    lower_for_tensorrt(model, sizes, spec.dtype)
     proto = ir.to_proto(ir.external_data.load_to_model(model))
-    onnx.checker.check_model(proto)
-    data = make_plan(
-        proto,
-        max_batch=max_batch,
-        chunk=chunk or sizes.chunk,
-        max_logits=max_logits or sizes.max_logits,
-        **header,
-    )
-    return data, sizes
+    attach(proto)
+    chunk, max_logits = chunk or sizes.chunk, max_logits or sizes.max_logits
+    return make_plan(proto, max_batch=max_batch, chunk=chunk, max_logits=max_logits, **header), sizes

@@ -1,5 +1,6 @@
 """TensorRT engines on fakes that execute: a toy's graph as a plan, a GPU of a gigabyte."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,10 @@ def plan_bytes(toy):
 
     made = {}
 
-    def plan_bytes(**sizes):
-        key = tuple(sorted(sizes.items()))
+    def plan_bytes(dtype="float32", **sizes):
+        key = (dtype, *sorted(sizes.items()))
         if key not in made:
-            made[key] = plan_of(toy.path, toy.spec, **sizes)
+            made[key] = plan_of(toy.path, dataclasses.replace(toy.spec, dtype=dtype), **sizes)
         return made[key]
 
     return plan_bytes
@@ -40,7 +41,7 @@ def rig(toy, plan_bytes):
         data, _ = plan_bytes(**({"max_batch": 4, "max_length": 48, "chunk": chunk, "max_logits": max_logits} | plan))
         made = TensorRTEngine.open(
             Plan(module, data, "toy.plan", None),
-            toy.spec,
+            dataclasses.replace(toy.spec, dtype=plan.get("dtype", "float32")),
             cuda=Cuda.of(runtime),
             num_slots=num_slots,
             capacity=capacity,

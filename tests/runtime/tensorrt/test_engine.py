@@ -169,6 +169,16 @@ def test_a_run_on_the_device_chooses_what_the_host_picks_from_onnx_runtime(rig, 
     np.testing.assert_array_equal(engine.cache.lengths, other.cache.lengths)
 
 
+def test_in_half_precision_texts_part_only_where_two_tokens_are_nearly_as_likely(rig, reference):
+    engine, other = rig.engine(dtype="float16"), reference()
+    tokens = prefilled(engine, 4, 11, 1)
+    assert tokens == prefilled(other, 4, 11, 1)
+    for chosen in engine.run(rows_of(tokens), 12):
+        for slot, row in other.step(tokens).items():
+            assert row.max() - row[chosen[slot]] < 0.02
+        tokens = chosen
+
+
 def test_rows_of_different_sampling_run_together(rig, reference):
     engine, other = rig.engine(), reference()
     tokens = prefilled(engine, 4, 4)
