@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from piston.engines.prove import reference_of
+from piston.runtime import kernels
 from piston.runtime.bundle import Bundle
 from piston.runtime.engine import Engine
 from piston.runtime.expected import Expected, ExpectedAnswer, ExpectedByTarget
@@ -32,20 +33,21 @@ def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequen
     num_tokens = min(NUM_TOKENS, limit - 1)
     prompts = {text: tokenizer.encode(text)[: limit - num_tokens] for text in PROMPTS}
     prompts = {text: ids for text, ids in prompts.items() if ids and max(ids) < model.model.vocab_size}
-    sizes = {
-        "num_slots": max(len(prompts), 1),
-        "capacity": num_tokens + max((len(ids) for ids in prompts.values()), default=1),
-    }
+    slots = max(len(prompts), 1)
+    capacity = num_tokens + max((len(ids) for ids in prompts.values()), default=1)
     found: dict[str, Expected] = {}
     for spec in engines:
-        if spec.target == "ort-cpu":
-            with closing(OrtEngine.open(work / spec.path, spec.cache, **sizes)) as engine:
+        if spec.target in ("ort-cpu", kernels.TARGET):
+            path, options = work / spec.path, OrtOptions(kernels=spec.target == kernels.TARGET)
+            opened = OrtEngine.open(path, spec.cache, num_slots=slots, capacity=capacity, options=options)
+            with closing(opened) as engine:
                 found[spec.target] = _expected(engine, prompts, num_tokens)
     absent = [spec.target for spec in engines if spec.target not in found]
     if absent:
         with reference_of(canonical, model, work, int8_head=False) as path:
             cache = replace(model.cache, dtype="float32")
-            with closing(OrtEngine.open(path, cache, **sizes, options=OrtOptions(prepack=False))) as engine:
+            options = OrtOptions(prepack=False)
+            with closing(OrtEngine.open(path, cache, num_slots=slots, capacity=capacity, options=options)) as engine:
                 answers = replace(_expected(engine, prompts, num_tokens), by="canonical graph")
         found |= dict.fromkeys(absent, answers)
     ExpectedByTarget(engines={spec.target: found[spec.target] for spec in engines}).write(work)

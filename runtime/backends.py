@@ -121,9 +121,7 @@ def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
         spec.cache,
         num_slots=sizes.num_slots,
         capacity=sizes.capacity,
-        options=OrtOptions(
-            threads=sizes.threads, profile=sizes.profile, kernels=spec.target == kernels.TARGET
-        ),
+        options=OrtOptions(threads=sizes.threads, profile=sizes.profile, kernels=spec.target == kernels.TARGET),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from piston.runtime import kernels
 from piston.runtime.buffers import Buffers
 from piston.runtime.engine import Logits
 from piston.runtime.errors import EngineError, MissingExtraError, MisuseError
@@ -23,6 +24,7 @@ CACHE_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
 # Tokens of one prefill step. GroupQueryAttention computes the scores that the causal mask drops, so short steps save
 # more there than they cost in products: 512 tokens of an INT8 model take 215 ms in steps of 128, 262 ms in one (1.32).
 PREFILL_CHUNK = 128
+KERNELS_CHUNK = 512  # of Piston's own kernels, which skip what the mask drops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class OrtOptions:
     optimize: bool = False
     prepack: bool = True  # False halves the memory of a session that is used once
     profile: str | None = None  # where ONNX Runtime's profile goes, written when the session is freed
+    kernels: bool = False  # the graph has operators of piston.runtime.kernels
 
 
 class OrtEngine:
@@ -60,9 +63,10 @@ class OrtEngine:
             MissingExtraError: ONNX Runtime is not installed.
             EngineError: it refuses the file, or the file is no decoder with such a cache.
         """
-        session = open_session(path, options or OrtOptions())
+        options = options or OrtOptions()
+        session = open_session(path, options)
         _check_interface(session, spec, path)
-        return cls(session, spec, num_slots, capacity)
+        return cls(session, spec, num_slots, capacity, KERNELS_CHUNK if options.kernels else PREFILL_CHUNK)
 
     def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
         """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the vocabulary."""
@@ -149,7 +153,7 @@ class OrtEngine:
 
 
 def open_session(path: Path, options: OrtOptions) -> Any:
-    """Make an onnxruntime.InferenceSession; raises as OrtEngine.open does."""
+    """Make an onnxruntime.InferenceSession; raises as OrtEngine.open does, and as kernels.require does."""
     try:
         import onnxruntime
     except ImportError:
@@ -164,6 +168,8 @@ def open_session(path: Path, options: OrtOptions) -> Any:
     if not options.prepack:
         settings.add_session_config_entry("session.disable_prepacking", "1")
     with translated(f"loading {path}"):
+        if options.kernels:
+            settings.register_custom_ops_library(str(kernels.require()))
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 
 

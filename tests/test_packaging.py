@@ -15,7 +15,13 @@ TOPS = ("calibration", "engines", "export", "runtime")  # the folders that are p
 def sources():
     """Every file of the packages that belongs into the wheel."""
     return sorted(path for top in TOPS for path in (ROOT / top).rglob("*.py")) + [
-        path for top in TOPS for path in [*(ROOT / top).rglob("py.typed"), *(ROOT / top / "texts").glob("*")]
+        path
+        for top in TOPS
+        for path in [
+            *(ROOT / top).rglob("py.typed"),
+            *(ROOT / top / "texts").glob("*"),
+            *(ROOT / top / "kernels/src").glob("*"),
+        ]
     ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_checkpoint
+from quantized import quantize_model_dir
 
 from piston.export import ExportOptions, export_model
 
@@ -25,3 +26,13 @@ def exported(directory: Path, dtype: torch.dtype) -> Path:
     write_checkpoint(directory / "checkpoint", "llama", dtype)
     export_model(directory / "checkpoint", directory / "model", ExportOptions(check_parity=False))
     return directory / "model"
+
+
+@pytest.fixture(scope="session")
+def fitting_model_dir(tmp_path_factory) -> Path:
+    """A llama toy of widths that Piston's own kernels take, quantized to w8a8."""
+    directory = tmp_path_factory.mktemp("fitting")
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    write_checkpoint(directory / "checkpoint", "llama", torch.float32, intermediate_size=192, **sizes)
+    export_model(directory / "checkpoint", directory / "float", ExportOptions(check_parity=False))
+    return quantize_model_dir(directory / "float", directory / "model", "w8a8")

@@ -1,0 +1,48 @@
+"""An engine for ONNX Runtime's CPU becomes one of Piston's own kernels: its nodes are replaced, group by group."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from piston.engines.build_ort import DATA_NAME, EXTERNAL_FROM, MODEL_NAME
+from piston.engines.lowering.kernel_attention import KernelAttentionPass
+from piston.engines.lowering.kernel_linear import KernelLinearPass
+from piston.engines.lowering.kernel_norm import KernelNormPass
+from piston.runtime.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelBuild:
+    """A written engine, and what of it runs in piston's kernels."""
+
+    path: Path
+    attention: int
+    linears: int
+    gated: int
+    norms: int
+    weights_bytes: int
+
+
+def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
+    """Rewrite the engine at `lowered` and write engine_dir/model.onnx with its weights beside it, in tiles.
+
+    Raises:
+        EngineError: nothing in it is of a form that the kernels take.
+    """
+    model = ir.load(lowered)
+    attention, linears, norms = KernelAttentionPass(), KernelLinearPass(), KernelNormPass()
+    ir.passes.Sequential(attention, linears, norms)(model)
+    if not (attention.fused or linears.linears or linears.gated or norms.fused):
+        raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")
+    engine_dir.mkdir(parents=True)
+    path = engine_dir / MODEL_NAME
+    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=EXTERNAL_FROM)
+    return KernelBuild(
+        path=path,
+        attention=attention.fused,
+        linears=linears.linears,
+        gated=linears.gated,
+        norms=norms.fused,
+        weights_bytes=(engine_dir / DATA_NAME).stat().st_size,
+    )

@@ -1,0 +1,192 @@
+"""Integer products become operators of Piston's own kernels, which take codes and give floats or the next codes.
+
+The kernels read INT8 weights in tiles of 16 outputs by 4 inputs, so that one form serves the vector unit, which
+decodes, and the tile registers, which prefill. They are stored so: nothing is packed, and so nothing copied, at load.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from piston.engines.lowering.pattern import (
+    MICROSOFT,
+    constants,
+    dims_of,
+    emit,
+    float_attribute,
+    graph_of,
+    replace,
+    sole_consumer,
+    static_dims,
+    tidy,
+)
+from piston.engines.lowering.weight import derived_weight
+
+KERNELS = "piston"  # the operators' domain
+OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
+ZERO_POINT = 128
+
+
+class KernelLinearPass(ir.passes.InPlacePass):
+    """MatMulIntegerToFloat becomes IntegerLinear; two of them as silu(gate) * up become one GatedLinear(Codes).
+
+    Sums in INT32 are the same; they are scaled in float as before. Products of a depth or width that is no whole number
+    of tiles stay.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = 0
+        self.gated = 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite gated pairs first, then what is left."""
+        for mul in [node for node in model.graph if node.op_type == "Mul"]:
+            if (pair := _gated(mul)) is not None:
+                _rewrite_gated(mul, *pair)
+                self.gated += 1
+        tidy(model)
+        for product in [node for node in model.graph if _fits(node)]:
+            _rewrite(product)
+            self.linears += 1
+        tidy(model)
+        model.opset_imports[KERNELS] = 1
+        return ir.passes.PassResult(model, modified=bool(self.linears or self.gated))
+
+
+def codes_reader(value: ir.Value) -> ir.Node | None:
+    """The QuantizeLinear to UINT8 about 128, by one scale, that is all that reads `value`."""
+    node = sole_consumer(value)
+    if node is None or node.op_type != "QuantizeLinear" or node.domain or len(node.inputs) != 3:  # noqa: PLR2004
+        return None
+    zero_point = node.inputs[2]
+    is_middle = (
+        zero_point is not None and zero_point.dtype == ir.DataType.UINT8 and constants(zero_point) == [ZERO_POINT]
+    )
+    return node if is_middle and static_dims(node.inputs[1]) == [] else None
+
+
+def _fits(node: ir.Node | None) -> bool:
+    if node is None or node.op_type != "MatMulIntegerToFloat" or node.domain != MICROSOFT or len(node.inputs) < 5:  # noqa: PLR2004
+        return False
+    weight, zero_point = node.inputs[1], node.inputs[4]
+    shape = static_dims(weight)
+    has_no_weight_zero_point = len(node.inputs) == 5 or node.inputs[5] is None  # noqa: PLR2004
+    return (
+        weight is not None
+        and weight.is_initializer()
+        and weight.dtype == ir.DataType.INT8
+        and zero_point is not None
+        and zero_point.dtype == ir.DataType.UINT8
+        and constants(zero_point) == [ZERO_POINT]
+        and has_no_weight_zero_point
+        and len(shape) == 2  # noqa: PLR2004
+        and shape[0] % DEPTH == 0
+        and shape[1] % OUTPUTS == 0
+    )
+
+
+def _gated(mul: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    """Gate's and up's products, if `mul` is silu(gate) * up and nothing else reads them."""
+    for gate, up in (mul.inputs, mul.inputs[::-1]):
+        silu = None if gate is None else gate.producer()
+        if silu is None or silu.op_type != "QuickGelu" or float_attribute(silu, "alpha", 1.702) != 1.0:
+            continue
+        first, second = (None if value is None else value.producer() for value in (silu.inputs[0], up))
+        if first is None or second is None or not (_fits(first) and _fits(second)):
+            continue
+        alone = all(sole_consumer(node.outputs[0]) is not None for node in (first, second, silu))
+        biased = any(len(node.inputs) > 5 for node in (first, second))  # noqa: PLR2004
+        same = first.inputs[0] is second.inputs[0]
+        if alone and same and not biased and static_dims(first.inputs[1]) == static_dims(second.inputs[1]):
+            return first, second
+    return None
+
+
+def _rewrite_gated(mul: ir.Node, gate: ir.Node, up: ir.Node) -> None:
+    weights = [tiled(node) for node in (gate, up)]
+    columns = [offsets(node) for node in (gate, up)], [scales(node) for node in (gate, up)]
+    graph = graph_of(mul)
+    width, depth = static_dims(gate.inputs[1])[1], static_dims(gate.inputs[1])[0]
+    name = f"{gate.inputs[1].name}+up"  # type: ignore[union-attr]
+    weight = derived_weight(graph, f"{name}.tiles", weights, [2 * width // OUTPUTS, depth // INPUTS, 64], _alternating)
+    offset, scale = (
+        derived_weight(graph, f"{name}.{kind}", values, [2 * width], _alternating_columns)
+        for kind, values in zip(("offset", "scale"), columns, strict=True)
+    )
+    inputs: list[ir.Value | None] = [gate.inputs[0], weight, offset, scale]
+    quantize = codes_reader(mul.outputs[0])
+    if quantize is None:
+        node = emit(mul, "GatedLinear", inputs, domain=KERNELS, like=mul.outputs[0])
+        replace(mul.outputs[0], node.outputs[0])
+    else:
+        node = emit(
+            mul,
+            "GatedLinearCodes",
+            [*inputs, quantize.inputs[1]],
+            domain=KERNELS,
+            like=quantize.outputs[0],
+            dims=dims_of(mul.outputs[0]),
+        )
+        replace(quantize.outputs[0], node.outputs[0])
+
+
+def _rewrite(product: ir.Node) -> None:
+    inputs: list[ir.Value | None] = [product.inputs[0], tiled(product), offsets(product), scales(product)]
+    if len(product.inputs) > 6 and product.inputs[6] is not None:  # noqa: PLR2004
+        inputs.append(product.inputs[6])
+    node = emit(product, "IntegerLinear", inputs, domain=KERNELS, like=product.outputs[0])
+    replace(product.outputs[0], node.outputs[0])
+
+
+def tiled(product: ir.Node) -> ir.Value:
+    """The weight [in, out] as [out / 16, in / 4, 16 outputs by 4 inputs]."""
+    weight = product.inputs[1]
+    assert weight is not None
+    depth, width = static_dims(weight)
+    dims = [width // OUTPUTS, depth // INPUTS, OUTPUTS * INPUTS]
+    return derived_weight(graph_of(product), f"{weight.name}.tiles", [weight], dims, _tiles)
+
+
+def offsets(product: ir.Node) -> ir.Value:
+    """What zero point 128 adds to each output's sum."""
+    weight = product.inputs[1]
+    assert weight is not None
+    array = ZERO_POINT * _array(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
+    return _constant(product, f"{weight.name}.offset", array)
+
+
+def scales(product: ir.Node) -> ir.Value:
+    """Activation scale times weight scale of each output."""
+    weight, activation, columns = product.inputs[1], product.inputs[2], product.inputs[3]
+    assert weight is not None
+    array = _array(activation).reshape(-1) * np.broadcast_to(_array(columns), (static_dims(weight)[1],))
+    return _constant(product, f"{weight.name}.scale", array.astype(np.float32))
+
+
+def _constant(product: ir.Node, name: str, array: np.ndarray) -> ir.Value:
+    graph = graph_of(product)
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy())
+
+
+def _tiles(weight: np.ndarray) -> np.ndarray:
+    depth, width = weight.shape
+    blocks = weight.reshape(depth // INPUTS, INPUTS, width // OUTPUTS, OUTPUTS).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(blocks).reshape(width // OUTPUTS, depth // INPUTS, OUTPUTS * INPUTS)
+
+
+def _alternating(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    return np.stack([gate, up], axis=1).reshape(-1, *gate.shape[1:])
+
+
+def _alternating_columns(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    return np.stack([gate.reshape(-1, OUTPUTS), up.reshape(-1, OUTPUTS)], axis=1).reshape(-1)

@@ -1,0 +1,48 @@
+// Causal attention of new tokens over a cache, rotary embedding and writing the cache included.
+#pragma once
+#include <cstdint>
+
+namespace piston {
+
+// A cache of one part of one layer: [rows, kv_heads, capacity, head_dim] float, or INT8 codes with a scale.
+struct Cache {
+  float* values;        // or null
+  int8_t* codes;        // where values is null
+  const float* scales;  // [kv_heads, head_dim] of codes, laid out for every channel
+};
+
+struct Attention {
+  const float* packed;  // [rows, seq, (heads + 2 kv_heads) * head_dim]
+  Cache keys, values;
+  const int32_t* last;      // [rows] position of the last new token
+  const float *cos, *sin;   // [positions, head_dim / 2], or null: no rotation
+  int64_t rows, seq, heads, kv_heads, head_dim, capacity;
+  float scale;
+  float* out;  // [rows, seq, heads * head_dim] or null
+  uint8_t* codes;
+  float code_scale;
+  float* queries;  // room for [rows, seq, heads, head_dim]: rotated and scaled
+
+  int64_t start(int64_t row) const { return last[row] + 1 - seq; }
+  int64_t length(int64_t row) const { return last[row] + 1; }
+  int64_t at(int64_t row, int64_t kv_head) const { return (row * kv_heads + kv_head) * capacity * head_dim; }
+};
+
+// Rotate queries into `queries` and write new keys and values to the cache: tokens begin .. end of rows * seq.
+void write_tokens(const Attention& attention, int64_t begin, int64_t end);
+
+// One token of one row, the heads of one kv_head, over positions begin .. end: sums in `part`, for each head its
+// largest score, the sum of weights and the weighted values: heads / kv_heads times [2 + head_dim].
+void attend_part(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, int64_t begin, int64_t end,
+                 float* part);
+// Put the parts of one token's kv_head together and give them out.
+void merge_parts(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, const float* parts,
+                 int64_t count, int64_t stride);
+
+// On the tile registers, for many tokens: keys and values of one kv_head as tiles, then blocks of 16 tokens of a head.
+constexpr int64_t kBlockTokens = 16, kBlockKeys = 32;
+int64_t tiles_size(const Attention& attention, int64_t length);  // bytes for one kv_head
+void make_tiles(const Attention& attention, int64_t row, int64_t kv_head, int64_t key_block, uint8_t* tiles);
+void attend_block(const Attention& attention, int64_t row, int64_t head, int64_t block, const uint8_t* tiles);
+
+}  // namespace piston

@@ -1,0 +1,30 @@
+// Linear layers on codes: UINT8 activations about 128 times packed INT8 weights, summed in INT32.
+#pragma once
+#include <cstdint>
+
+namespace piston {
+
+// What becomes of the sums of 16 columns, or of 32 where gate and up lie side by side.
+struct Epilogue {
+  const int32_t* offset;  // [columns] 128 times the sum of each column's weights
+  const float* scale;     // [columns] activation scale times weight scale
+  const float* bias;      // [columns] or null
+  bool is_gated;          // even tiles are gates, odd ones what they gate: silu(gate) * up
+  float* values;          // [rows, width] or null
+  uint8_t* codes;         // [rows, width] where values is null
+  float code_scale;
+  int64_t width;  // columns, half of them where gated
+};
+
+struct Product {
+  const uint8_t* codes;   // [rows, depth]
+  const int8_t* weights;  // [columns / 16, depth / 4, 16, 4]
+  int64_t rows, depth, columns;
+  Epilogue epilogue;
+};
+
+// Compute the strips begin .. end, each two tiles of 16 columns, for all rows. Both give the same numbers.
+void multiply_vnni(const Product& product, int64_t begin, int64_t end);
+void multiply_amx(const Product& product, int64_t begin, int64_t end);
+
+}  // namespace piston

@@ -1,0 +1,74 @@
+// Products of few rows: each weight is read once from memory and multiplied into every row while it is in a register.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
+#include "epilogue.h"
+#include "linear.h"
+
+namespace piston {
+namespace {
+
+constexpr int kMaxRows = 8;
+
+inline __m512i four_codes(const uint8_t* codes) {
+  int32_t word;
+  __builtin_memcpy(&word, codes, sizeof word);
+  return _mm512_set1_epi32(word);
+}
+
+template <int Rows>
+void strip_of(const Product& product, int64_t row, int64_t strip) {
+  const int64_t depth = product.depth, tile = depth * kLanes;
+  const bool has_second = (strip * 2 + 1) * kLanes < product.columns;
+  const int8_t* left = product.weights + strip * 2 * tile;
+  const int8_t* right = has_second ? left + tile : left;
+  const uint8_t* codes = product.codes + row * depth;
+  // Two chains of sums for each tile where there are few rows: one alone would wait for its own additions.
+  constexpr int kChains = Rows <= 2 ? 2 : 1;
+  __m512i sums[Rows][2][kChains];
+  for (auto& row_sums : sums)
+    for (auto& tile_sums : row_sums)
+      for (auto& sum : tile_sums) sum = _mm512_setzero_si512();
+  for (int64_t k = 0; k < depth; k += 4 * kChains) {
+    for (int chain = 0; chain < kChains; ++chain) {
+      const int64_t at = k + 4 * chain;
+      const __m512i weights[2] = {_mm512_loadu_si512(left + at * kLanes), _mm512_loadu_si512(right + at * kLanes)};
+      for (int r = 0; r < Rows; ++r) {
+        const __m512i word = four_codes(codes + r * depth + at);
+        for (int t = 0; t < 2; ++t) sums[r][t][chain] = _mm512_dpbusd_epi32(sums[r][t][chain], word, weights[t]);
+      }
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    __m512i first = sums[r][0][0], second = sums[r][1][0];
+    if (kChains == 2) {
+      first = _mm512_add_epi32(first, sums[r][0][kChains - 1]);
+      second = _mm512_add_epi32(second, sums[r][1][kChains - 1]);
+    }
+    finish(product.epilogue, first, second, row + r, strip, has_second);
+  }
+}
+
+void rows_of(const Product& product, int64_t row, int64_t count, int64_t strip) {
+  switch (count) {
+    case 1: return strip_of<1>(product, row, strip);
+    case 2: return strip_of<2>(product, row, strip);
+    case 3: return strip_of<3>(product, row, strip);
+    case 4: return strip_of<4>(product, row, strip);
+    case 5: return strip_of<5>(product, row, strip);
+    case 6: return strip_of<6>(product, row, strip);
+    case 7: return strip_of<7>(product, row, strip);
+    default: return strip_of<kMaxRows>(product, row, strip);
+  }
+}
+
+}  // namespace
+
+void multiply_vnni(const Product& product, int64_t begin, int64_t end) {
+  for (int64_t strip = begin; strip < end; ++strip) {
+    for (int64_t row = 0; row < product.rows; row += kMaxRows) {
+      const int64_t left = product.rows - row;
+      rows_of(product, row, left < kMaxRows ? left : kMaxRows, strip);
+    }
+  }
+}
+
+}  // namespace piston

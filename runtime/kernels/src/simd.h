@@ -1,0 +1,46 @@
+// Vector pieces that several operators share. Include after the pragma that names the instructions.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "scratch.h"
+
+namespace piston {
+
+constexpr int kLanes = 16;
+
+// e^x, relative error below 3e-7: 2^n times Taylor's polynomial of the rest; below -87 it stays at 2e-38.
+inline __m512 exp_ps(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 720);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 silu_ps(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  return _mm512_div_ps(x, _mm512_add_ps(one, exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+}
+
+// Codes as QuantizeLinear makes them with zero point 128: x / scale, to even at halves, saturated.
+inline __m128i codes_of(__m512 x, __m512 scale) {
+  const __m512 limit = _mm512_set1_ps(1024.0f);  // what is beyond int32 would turn around
+  __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_div_ps(x, scale), limit));
+  code = _mm512_add_epi32(code, _mm512_set1_epi32(128));
+  return _mm512_cvtusepi32_epi8(_mm512_max_epi32(code, _mm512_setzero_si512()));
+}
+
+inline void store_codes(uint8_t* to, __m512 x, __m512 scale) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes_of(x, scale));
+}
+
+}  // namespace piston

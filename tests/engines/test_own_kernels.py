@@ -1,0 +1,142 @@
+"""The target ort-cpu:avx512: made from ort-cpu's engine, proved against it, and refused where it cannot run."""
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from own_kernels import need_kernels
+from quantized import quantize, round_cache
+
+from piston.engines import build
+from piston.engines.build_kernels import build_kernels
+from piston.engines.build_ort import build_ort
+from piston.engines.prove_replaced import prove_replaced
+from piston.runtime import Sampling, kernels, load
+from piston.runtime.backends import choose
+from piston.runtime.bundle import Bundle
+from piston.runtime.errors import EngineError, MissingExtraError, ParityError
+
+MAX_LENGTH = 128
+FITTING = {
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 192,
+}
+
+
+@pytest.fixture(scope="module")
+def built(toy, tmp_path_factory):
+    """A w8a8 llama of sizes that the kernels take, as ort-cpu's engine and as their own."""
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    root = tmp_path_factory.mktemp("own")
+    path = quantize(canonical.path, root / "model", canonical.cache, "w8a8")
+    plain = build_ort(path, root / "plain", MAX_LENGTH)
+    return plain, build_kernels(plain.path, root / "kernels"), canonical.cache
+
+
+def test_every_group_of_nodes_is_replaced(built):
+    _, own, _ = built
+    assert (own.attention, own.linears, own.gated) == (2, 6, 2)  # qkv, o, down of two layers
+    assert own.norms == 3  # the first has no residual, the last none that is rounded
+    left = {node.op_type for node in ir.load(own.path).graph if node.domain == "com.microsoft"}
+    assert not left & {"GroupQueryAttention", "MatMulIntegerToFloat", "QuickGelu"}
+
+
+def test_kernels_give_what_they_replaced_gave(built):
+    plain, own, cache = built
+    proof = prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
+    assert proof.kernels == 13
+    assert proof.max_relative < 2e-5
+    assert proof.codes_apart < 5e-3
+
+
+def test_the_proof_leaves_nothing_behind(built):
+    plain, own, cache = built
+    prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
+    for engine in (plain, own):
+        assert sorted(path.name for path in engine.path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+@pytest.mark.parametrize(
+    ("op_type", "index", "change"),
+    [
+        ("IntegerLinear", 1, lambda tiles: np.roll(tiles, 1, axis=1)),
+        ("IntegerLinear", 2, lambda offset: offset + 128),
+        ("IntegerLinear", 3, lambda scale: scale * np.float32(1.001)),
+        ("GatedLinearCodes", 1, lambda tiles: tiles[::-1].copy()),
+        ("GatedLinearCodes", 4, lambda scale: scale * np.float32(1.02)),
+        ("NormCodes", 2, lambda weight: weight * np.float32(1.02)),
+        ("AttentionCodes", 4, lambda cos: np.roll(cos, 1, axis=0)),
+    ],
+)
+def test_a_wrong_constant_is_found(built, op_type, index, change):
+    plain, own, cache = built
+    model = ir.load(own.path)
+    node = [node for node in model.graph if node.op_type == op_type][-1]
+    array = change(node.inputs[index].const_value.numpy())
+    wrong = ir.Value(
+        name="wrong", const_value=ir.tensor(array), shape=ir.Shape(array.shape), type=node.inputs[index].type
+    )
+    model.graph.register_initializer(wrong)
+    node.replace_input_with(index, wrong)
+    path = own.path.with_name("wrong.onnx")
+    ir.save(model, path)
+    with pytest.raises(ParityError, match="parts from what it replaced"):
+        prove_replaced(plain.path, path, cache, max_length=MAX_LENGTH)
+    path.unlink()
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_an_int8_cache_is_written_as_before(toy, tmp_path, per_channel):
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    model, cache = ir.load(canonical.path), canonical.cache
+    shape = (1, cache.num_kv_heads, 1, cache.head_dim) if per_channel else ()
+    rng = np.random.default_rng(0)
+    names = [f"present.{layer}.{part}" for layer in range(cache.num_layers) for part in ("key", "value")]
+    round_cache(model, {name: np.asarray(rng.uniform(0.02, 0.04, shape), np.float32) for name in names})
+    (tmp_path / "model").mkdir()
+    ir.save(model, tmp_path / "model/model.onnx", external_data="model.onnx.data")
+    plain = build_ort(tmp_path / "model/model.onnx", tmp_path / "plain", MAX_LENGTH)
+    own = build_kernels(plain.path, tmp_path / "kernels")
+    assert (own.attention, plain.cache_type) == (2, "int8")
+    prove_replaced(plain.path, own.path, dataclasses.replace(cache, dtype="int8"), max_length=MAX_LENGTH)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2"])
+def test_what_the_kernels_do_not_take_stays(toy, tmp_path, name):
+    need_kernels()
+    plain = build_ort(toy(name).path, tmp_path / "plain", MAX_LENGTH)
+    with pytest.raises(EngineError, match="build it for ort-cpu"):
+        build_kernels(plain.path, tmp_path / "kernels")
+
+
+def test_a_bundle_with_both_engines_takes_its_own_kernels(fitting_model_dir, tmp_path):
+    need_kernels()
+    manifest = build(fitting_model_dir, tmp_path / "bundle", ["ort-cpu", kernels.TARGET])
+    assert [spec.path for spec in manifest.engines] == ["ort-cpu/model.onnx", "ort-cpu-avx512/model.onnx"]
+    assert manifest.engines[1].got["own_kernels"]["attention"] == 2
+    answers = []
+    for target in (kernels.TARGET, None):
+        with load(tmp_path / "bundle", target=target) as model:
+            answers.append(model.generate("hello", Sampling(max_tokens=8)).token_ids)
+    assert answers[0] == answers[1]
+    chosen, others = choose(Bundle.open(tmp_path / "bundle"))
+    assert (chosen.target, list(others)) == (kernels.TARGET, ["ort-cpu"])
+
+
+def test_without_a_library_the_reason_is_given(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "library_path", lambda: tmp_path / "none.so")
+    kernels.open_library.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"python -m piston\.runtime\.kernels"):
+        kernels.require()
+
+
+def test_on_another_processor_the_reason_is_given(monkeypatch):
+    monkeypatch.setattr(kernels, "level", lambda: "none")
+    with pytest.raises(EngineError, match="no AVX-512 VNNI"):
+        kernels.require()

@@ -1,0 +1,201 @@
+"""Each operator against its definition in numpy, on the vector unit and, where the processor has them, on tiles."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from own_kernels import need_kernels, run_alone
+
+from piston.runtime import kernels
+
+SCALE = np.float32(0.02)
+
+
+@pytest.fixture(params=[1, 2], ids=["avx512", "amx"])
+def level(request):
+    need_kernels()
+    library = kernels.open_library()
+    best = library.piston_kernels_level()
+    if library.piston_kernels_set_level(request.param) != request.param:
+        library.piston_kernels_set_level(best)
+        pytest.skip("the processor has no AMX")
+    yield request.param
+    library.piston_kernels_set_level(best)
+
+
+def tiled(weight):
+    depth, width = weight.shape
+    return np.stack(
+        [
+            weight[:, column : column + 16].reshape(depth // 4, 4, 16).transpose(0, 2, 1)
+            for column in range(0, width, 16)
+        ]
+    ).reshape(width // 16, depth // 4, 64)
+
+
+def linear(rng, rows, depth, width):
+    codes = rng.integers(0, 256, (1, rows, depth), np.uint8)
+    weight = rng.integers(-128, 128, (depth, width), np.int8)
+    offset = 128 * weight.astype(np.int32).sum(axis=0)
+    scale = rng.uniform(1e-4, 1e-3, width).astype(np.float32)
+    exact = (codes.astype(np.int64) - 128) @ weight.astype(np.int64) * scale.astype(np.float64)
+    return codes, weight, offset.astype(np.int32), scale, exact
+
+
+def codes_of(values, scale):
+    return np.clip(np.rint(values / scale) + 128, 0, 255)
+
+
+def assert_codes(found, values, scale):
+    apart = np.abs(found.astype(int) - codes_of(values, scale))
+    assert apart.max() <= 1  # a value on the edge between two codes
+    assert (apart > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rows", "depth", "width"), [(1, 64, 16), (2, 128, 48), (7, 64, 32), (9, 192, 80), (33, 64, 64)]
+)
+def test_a_linear_layer_is_the_integer_product(level, rows, depth, width):
+    rng = np.random.default_rng(rows)
+    codes, weight, offset, scale, exact = linear(rng, rows, depth, width)
+    bias = rng.standard_normal(width).astype(np.float32)
+    (plain,) = run_alone("IntegerLinear", [codes, tiled(weight), offset, scale, None])
+    (biased,) = run_alone("IntegerLinear", [codes, tiled(weight), offset, scale, bias])
+    np.testing.assert_allclose(plain, exact, rtol=3e-7, atol=1e-6)
+    np.testing.assert_allclose(biased, exact + bias, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_a_gated_layer_is_silu_of_the_gate_times_up(level, rows):
+    rng = np.random.default_rng(rows)
+    codes, weight, offset, scale, exact = linear(rng, rows, 64, 96)
+    gate, up = (exact.reshape(rows, 3, 2, 16)[:, :, part].reshape(1, rows, 48) for part in (0, 1))
+    expected = gate / (1 + np.exp(-gate)) * up
+    (values,) = run_alone("GatedLinear", [codes, tiled(weight), offset, scale])
+    (found,) = run_alone("GatedLinearCodes", [codes, tiled(weight), offset, scale, SCALE])
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert found.dtype == np.uint8
+    assert_codes(found, expected, SCALE)
+
+
+@pytest.mark.parametrize("rows", [1, 50])
+def test_a_norm_gives_the_sum_and_its_codes(level, rows):
+    rng = np.random.default_rng(0)
+    one, two = (rng.standard_normal((1, rows, 48)).astype(np.float32) for _ in range(2))
+    weight = rng.uniform(0.5, 2, 48).astype(np.float32)
+    codes, total = run_alone("NormCodes", [one, two, weight, SCALE], 2, epsilon=1e-5)
+    expected = one.astype(np.float64) + two
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    normed = expected / np.sqrt((expected**2).mean(axis=-1, keepdims=True) + 1e-5) * weight
+    assert_codes(codes, normed, SCALE)
+
+
+def test_codes_saturate(level):
+    width = 32
+    weight = np.full((64, width), 127, np.int8)
+    codes = np.full((1, 3, 64), 255, np.uint8)
+    offset, scale = 128 * weight.astype(np.int32).sum(axis=0), np.full(width, 1e6, np.float32)
+    (found,) = run_alone("GatedLinearCodes", [codes, tiled(weight), offset.astype(np.int32), scale, SCALE])
+    assert (found == 255).all()
+
+
+class Heads:
+    """Random inputs of an attention, and what it must give: a loop over tokens in float64."""
+
+    def __init__(self, rows, seq, past, *, heads=6, kv_heads=2, dim=32, capacity=200, int8=False, seed=0):
+        rng = np.random.default_rng(seed)
+        self.heads, self.kv_heads, self.dim, self.seq, self.int8 = heads, kv_heads, dim, seq, int8
+        self.packed = rng.standard_normal((rows, seq, (heads + 2 * kv_heads) * dim)).astype(np.float32)
+        self.past = np.array(past)
+        shape = (rows, kv_heads, capacity, dim)
+        caches = [rng.standard_normal(shape).astype(np.float32) for _ in range(2)]
+        self.scales = [rng.uniform(0.01, 0.03, (kv_heads, dim)).astype(np.float32) for _ in range(2)]
+        self.caches = [self.rounded(*pair) for pair in zip(caches, self.scales, strict=True)] if int8 else caches
+        angles = rng.uniform(0, 6, (capacity, dim // 2))
+        self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def rounded(self, values, scales):
+        return np.clip(np.rint(values / scales[:, None]), -128, 127).astype(np.int8)
+
+    def run(self, *, codes=False):
+        name = f"Attention{'Int8' * self.int8}{'Codes' * codes}"
+        scales = self.scales if self.int8 else [None, None]
+        last = (self.past + self.seq - 1).astype(np.int32)
+        inputs = [self.packed, *self.caches, last, self.cos, self.sin, *scales]
+        return run_alone(name, [*inputs, SCALE] if codes else inputs, 3, num_heads=self.heads, scale=0.2)
+
+    def rotated(self, head, position):
+        low, high = head[..., : self.dim // 2].astype(np.float64), head[..., self.dim // 2 :].astype(np.float64)
+        cos, sin = self.cos[position], self.sin[position]
+        return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+    def expected(self):
+        rows, group = len(self.past), self.heads // self.kv_heads
+        split = self.packed.reshape(rows, self.seq, -1, self.dim)
+        query, key, value = np.split(split, [self.heads, self.heads + self.kv_heads], axis=2)
+        keys, values = (cache.astype(np.float64) for cache in self.caches)
+        out = np.zeros((rows, self.seq, self.heads, self.dim))
+        for row in range(rows):
+            for token in range(self.seq):
+                position = self.past[row] + token
+                new = self.rotated(key[row, token], position), value[row, token].astype(np.float64)
+                for cache, entry, scales in zip((keys, values), new, self.scales, strict=True):
+                    cache[row, :, position] = np.clip(np.rint(entry / scales), -128, 127) if self.int8 else entry
+            factors = self.scales if self.int8 else [np.ones((self.kv_heads, self.dim))] * 2
+            for token in range(self.seq):
+                end = self.past[row] + token + 1
+                turned = self.rotated(query[row, token], end - 1)
+                for head in range(self.heads):
+                    kv = head // group
+                    score = 0.2 * (keys[row, kv, :end] * factors[0][kv]) @ turned[head]
+                    weight = np.exp(score - score.max())
+                    out[row, token, head] = weight / weight.sum() @ (values[row, kv, :end] * factors[1][kv])
+        return out.reshape(rows, self.seq, -1), keys, values
+
+
+STEPS = [
+    pytest.param(3, 1, [0, 70, 199], id="decode"),
+    pytest.param(1, 3, [5], id="few"),
+    pytest.param(1, 16, [0], id="block"),
+    pytest.param(1, 70, [61], id="chunk"),
+    pytest.param(2, 21, [100, 3], id="ragged"),
+]
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize(("rows", "seq", "past"), STEPS)
+def test_attention_is_causal_softmax_over_the_cache(level, rows, seq, past, int8):
+    heads = Heads(rows, seq, past, int8=int8)
+    out, keys, values = heads.run()
+    expected, expected_keys, expected_values = heads.expected()
+    np.testing.assert_allclose(out, expected, atol=3e-5 * np.abs(expected).max())
+    for found, wanted in ((keys, expected_keys), (values, expected_values)):
+        assert np.abs(found - wanted).max() <= (1 if int8 else 1e-5)
+        assert (np.abs(found - wanted) > 1e-5).mean() < 1e-3
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 64), (5, 1, 96), (8, 1, 128), (9, 3, 64)])
+@pytest.mark.parametrize("seq", [1, 40])
+def test_attention_takes_any_group_and_width(level, heads, kv_heads, dim, seq):
+    attention = Heads(1, seq, [130], heads=heads, kv_heads=kv_heads, dim=dim)
+    expected = attention.expected()[0]
+    np.testing.assert_allclose(attention.run()[0], expected, atol=3e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("seq", [1, 40])
+def test_attention_gives_codes(level, seq):
+    attention = Heads(1, seq, [90])
+    assert_codes(attention.run(codes=True)[0], attention.expected()[0], SCALE)
+
+
+def test_scores_of_any_size_stay_finite(level):
+    attention = Heads(1, 40, [90])
+    attention.packed *= 300
+    out = attention.run()[0]
+    expected = attention.expected()[0]
+    np.testing.assert_allclose(out, expected, atol=2e-3 * np.abs(expected).max())  # scores of 1e5: float's last digits
+
+
+def test_lengths_beyond_the_cache_are_refused(level):
+    attention = Heads(1, 8, [195])
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside the cache"):
+        attention.run()
