@@ -42,11 +42,15 @@ class Buildah:
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **keywords).stdout.strip()
 
     def build(self, image: str, dockerfile: Path, context: Path, *options: object) -> None:
-        """Build one image; what the build says goes to our stderr."""
+        """Build one image; what the build says goes to IMAGE.log, and its end to stderr where it fails."""
         words = ["build", "--isolation", "chroot", "--format", "docker", "--tag", image, "--file", dockerfile]
         print(f"building {image}", file=sys.stderr)
-        log = self(*words, *self.options, *options, context)
-        (self.directory / f"{image}.log").write_text(log)
+        log = self.directory / f"{image}.log"
+        try:
+            with log.open("w") as file:
+                file.write(self(*words, *self.options, *options, context, stderr=file))
+        except subprocess.CalledProcessError:
+            sys.exit(log.read_text()[-2000:] + f"error: {image} was not built; all that was said is in {log}")
 
     def has(self, image: str) -> bool:
         """Whether an image of that name was built before."""
