@@ -1,4 +1,4 @@
-"""A few tokens' activations of every row, kept whole: what errors are measured on."""
+"""A few tokens' activations of the rows, kept whole: what errors are measured on. Of many rows, only some."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 from piston.calibration.extremes import extremes
 from piston.calibration.rounding import Floats
 
+MOST = 4096  # tokens kept
+
 
 class Sample:
     """The first token of each array and `per_array` others, spread evenly; float32 [tokens, K].
+
+    Beyond MOST tokens every second array is let go, and of those to come only so many are looked at.
 
     The first token is always among them: its activations are often thousands of times the others', and a scale that
     would cut them off must show its harm.
@@ -21,6 +25,8 @@ class Sample:
         self.name = name
         self.per_array = per_array
         self.parts: list[Floats] = []
+        self.every = 1  # arrays of which one is kept
+        self.num_arrays = 0
 
     @property
     def kind(self) -> str:
@@ -35,15 +41,28 @@ class Sample:
     def update(self, array: Floats) -> None:
         """See Consumer."""
         extremes(array, self.name, per_channel=False)
-        self.parts.append(_picked(array, self.per_array).astype(np.float32))
+        self._keep(_picked(array, self.per_array))
+
+    def _keep(self, tokens: Floats) -> None:
+        if self.num_arrays % self.every == 0:
+            self.parts.append(tokens.astype(np.float32))
+        self.num_arrays += 1
+        if sum(map(len, self.parts)) > MOST:
+            self.parts, self.every = self.parts[::2], 2 * self.every
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See Consumer."""
-        return {"tokens": self.tokens} if self.parts else {}
+        if not self.parts:
+            return {}
+        sizes = np.array([len(part) for part in self.parts])
+        return {"tokens": self.tokens, "sizes": sizes, "count": np.array([self.every, self.num_arrays])}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """See Consumer."""
-        self.parts = [state["tokens"]] if state else []
+        self.parts, self.every, self.num_arrays = [], 1, 0
+        if state:
+            self.parts = np.split(state["tokens"], np.cumsum(state["sizes"])[:-1])
+            self.every, self.num_arrays = map(int, state["count"])
 
 
 class Lengths(Sample):
@@ -57,7 +76,7 @@ class Lengths(Sample):
     def update(self, array: Floats) -> None:
         """See Consumer."""
         extremes(array, self.name, per_channel=False)
-        self.parts.append(np.linalg.norm(_picked(array, self.per_array), axis=1, keepdims=True).astype(np.float32))
+        self._keep(np.linalg.norm(_picked(array, self.per_array), axis=1, keepdims=True))
 
 
 def _picked(array: Floats, per_array: int) -> Floats:
