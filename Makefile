@@ -8,7 +8,7 @@ MODEL  := models/smollm2
 BUNDLE := bundles/smollm2
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo test setup format check unit slow bench clean
+.PHONY: demo test setup format check unit slow bench quantization-table clean
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -42,6 +42,10 @@ format: $(VENV)/dev
 
 bench: $(BUNDLE)/manifest.json
 	$(BIN)/python scripts/compare_with_transformers.py $(BUNDLE) "$$($(BIN)/python scripts/demo_checkpoint.py)"
+
+# Long on a small machine; interrupted, it goes on where it stopped.
+quantization-table: $(MODEL)/manifest.json
+	$(BIN)/python scripts/quantization_table.py $(MODEL)
 
 $(VENV)/export: pyproject.toml constraints.txt | $(VENV)/made
 	@echo "installing the export extra (PyTorch and transformers among it) into $(VENV)"
