@@ -8,7 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
-from piston.runtime.backends import choose, family_of, open_engine
+from piston.runtime.backends import choose, family_of
 from piston.runtime.bundle import Bundle
 from piston.runtime.chat_template import ChatTemplate
 from piston.runtime.completion import Completion
@@ -19,6 +19,7 @@ from piston.runtime.errors import MisuseError, TemplateError
 from piston.runtime.generation import Generation, prepare, run
 from piston.runtime.manifest import Manifest
 from piston.runtime.memory import container_memory
+from piston.runtime.opening import open_verified
 from piston.runtime.sampling import Sampling
 from piston.runtime.sizing import sizes_for
 from piston.runtime.speculation import Verification
@@ -179,7 +180,7 @@ def load(
         HostMemoryError: a container's memory limit leaves no room.
         EngineError, MissingExtraError: the backend refuses it or is not installed.
     """
-    opened = Bundle.open(Path(bundle))
+    opened = Bundle.open(Path(bundle), verify=False)
     manifest, (spec, _) = opened.manifest, choose(opened, target)
     sizes, remarks = sizes_for(
         manifest,
@@ -189,7 +190,7 @@ def load(
         threads=threads,
         memory=container_memory() if family_of(spec.target) == "ort-cpu" else None,
     )
-    tokenizer, template = opened.tokenizer(), opened.chat_template()
-    model = LanguageModel(manifest, open_engine(opened, spec, sizes), tokenizer, template)
+    parts = open_verified(opened, spec, sizes)
+    model = LanguageModel(manifest, parts.engine, parts.tokenizer, parts.template)
     model.remarks = remarks
     return model
