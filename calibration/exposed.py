@@ -141,6 +141,7 @@ def _session(model: ir.Model, data_dir: Path, threads: int) -> Any:
     # As it is written: folding constants would keep the casts of narrow weights, and nothing else gains (1.32).
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.enable_cpu_mem_arena = False  # an arena keeps its peak; without it a row costs the same
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # consumers work in between
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_dir.resolve()))
     with translated(f"loading the graph in {data_dir}"):
         return onnxruntime.InferenceSession(

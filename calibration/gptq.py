@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from piston.calibration.rounding import Floats, Grid, Quantized, searched_scale
 
 DAMPING = 0.01  # share of the mean diagonal added to it, as in the paper
-LAZY = 64  # inputs after which the error reaches all that follow: one matrix product instead of many vectors
+LAZY = 32  # inputs after which the error reaches all that follow: one matrix product instead of many vectors
 TURNS = 2  # of solving for scales and moving codes; a third gains less than a tenth of what the first does
 RIDGE = 1e-6  # keeps the least squares of scales solvable where all codes of a block are zero
 

@@ -166,6 +166,7 @@ def _session(part: ir.Graph, graph: ModelGraph) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.enable_cpu_mem_arena = False
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works in between
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     folder = str(graph.directory.resolve())
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
