@@ -92,4 +92,5 @@ class ModelGraph:
 
 
 def _origin(manifest: Manifest) -> dict[str, Any]:
-    return {name: manifest.made_by[name] for name in ("source", "parity") if name in manifest.made_by}
+    names = ("stage", "piston", "source", "tools", "parity")
+    return {name: manifest.made_by[name] for name in names if name in manifest.made_by}

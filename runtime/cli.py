@@ -27,6 +27,8 @@ VERBS = {
     "eval": ("piston.runtime.evaluation.cli", "how good a model is on a text, and how near to a reference"),
     "bench": ("piston.runtime.bench.cli", "how fast a bundle is, beside rivals and against a baseline"),
     "verify": ("piston.runtime.verify_cli", "does a bundle answer here as it did when it was built"),
+    "sign": ("piston.runtime.sign_cli", "sign a bundle, for `piston verify --public-key`"),
+    "sbom": ("piston.runtime.sbom_cli", "a bundle's bill of materials (CycloneDX)"),
     "inspect": ("piston.runtime.inspect_cli", "what a model directory or bundle is made of"),
 }
 # verb: what it imports beyond the runtime's own dependencies, all in the extra of the same name

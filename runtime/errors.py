@@ -12,6 +12,7 @@ Error:
     |   +-- BundleNotFoundError (FileNotFoundError)
     |   +-- BundleCorruptError
     |   +-- BundleTooNewError
+    |   +-- SignatureError                   its signature is not of the key: do not trust it
     +-- TemplateError (ValueError)           the chat template failed: change the messages or the template
     +-- ParityError (ArithmeticError)        a proof failed: nothing was written
     +-- ShortfallError (ArithmeticError)     a result misses what was required of it: nothing was written
@@ -71,6 +72,10 @@ class BundleCorruptError(BundleError):
 
 class BundleTooNewError(BundleError):
     """Written by a later Piston under a schema this one does not know."""
+
+
+class SignatureError(BundleError):
+    """A signature that is of another key, over other bytes, or none."""
 
 
 class TemplateError(Error, ValueError):

@@ -8,8 +8,11 @@ from typing import Any
 from piston.runtime.backends import choose
 from piston.runtime.bundle import Bundle
 from piston.runtime.console import Progress, note, print_json, print_text
+from piston.runtime.errors import MisuseError, SignatureError
 from piston.runtime.expected import Expected, ExpectedByTarget
+from piston.runtime.manifest import FILE_NAME
 from piston.runtime.model import load
+from piston.runtime.signing import SUFFIX, PublicKey, check_signature, read_text
 from piston.runtime.verify import Verdict, verify
 
 
@@ -18,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
     parser.add_argument("--target", help="which engine of the bundle (default: the one that is chosen here)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help="check the signature with this key first")
+    parser.add_argument("--signature", type=Path, metavar="FILE", help="(default: BUNDLE/manifest.json.minisig)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -25,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the hashes, run the prompts that travel in the bundle, and say where the answers part if they do."""
     progress = Progress(quiet=arguments.quiet)
+    signed = _check_signature(arguments)
     spec, _ = choose(Bundle.open(arguments.bundle, verify=False), arguments.target)
     expected = ExpectedByTarget.read(arguments.bundle).of(spec.target)
     threshold = expected.threshold(str(spec.got.get("dtype", "float32")))
@@ -33,12 +39,28 @@ def run(arguments: argparse.Namespace) -> int:
     with model, progress.phase("answering the prompts"):
         verdict = verify(model.engine, model.tokenizer, expected, threshold)
     if arguments.json:
-        print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict))
+        print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": signed})
     else:
+        if signed is not None:
+            print_text(f"{arguments.bundle}: the signature is right; {signed}")
         print_text(f"{arguments.bundle}: {describe(spec.target, verdict)}")
     for parting in verdict.partings:
         note(str(parting))
     return 0 if verdict.is_passed else 1
+
+
+def _check_signature(arguments: argparse.Namespace) -> str | None:
+    """The trusted comment of the signature; None where nobody asked."""
+    if arguments.public_key is None:
+        if arguments.signature is not None:
+            raise MisuseError("--signature needs --public-key, the key that it must be of.")
+        return None
+    key = PublicKey.parse(read_text(arguments.public_key, "the public key"), str(arguments.public_key))
+    manifest = arguments.bundle / FILE_NAME
+    path = arguments.signature or manifest.with_name(manifest.name + SUFFIX)
+    if not path.exists():
+        raise SignatureError(f"There is no signature {path}; sign with `piston sign`, or name it by --signature.")
+    return check_signature(manifest.read_bytes(), read_text(path, "the signature"), key, str(path))
 
 
 def describe(target: str, verdict: Verdict) -> str:

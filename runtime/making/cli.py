@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file (docs/schemas/recipe.json)")
     parser.add_argument("--checkpoint", metavar="PATH", help="where the checkpoint lies here; its hash is the recipe's")
     parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="finished stages (default: PISTON_CACHE, or ~/.cache/piston)"
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="finished stages (default: $PISTON_CACHE_DIR/make)",
     )
     parser.add_argument("--cache-size", default="20GiB", metavar="SIZE", help="the most it may hold (default: 20GiB)")
     parser.add_argument("--dry-run", action="store_true", help="show the stages, what is cached, size and memory")
@@ -65,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def default_cache() -> Path:
-    """PISTON_CACHE, or the user's cache directory."""
+    """Below PISTON_CACHE_DIR, or the user's cache directory."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PISTON_CACHE") or home / "piston")
+    return Path(os.environ.get("PISTON_CACHE_DIR") or home / "piston") / "make"
 
 
 def parse_size(text: str) -> int:

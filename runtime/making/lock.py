@@ -20,6 +20,7 @@ from piston.runtime.making.digest import machine
 from piston.runtime.making.plan import Checkpoint, Stage
 from piston.runtime.making.report import Equality, LockReport
 from piston.runtime.manifest import Manifest
+from piston.runtime.provenance import checkpoint_hashes
 from piston.runtime.shape import ShapeError, shaped
 
 
@@ -52,12 +53,8 @@ def lock_of(
     """What a finished run locks; `model` is the model directory that the bundle in `directory` was built from."""
     writers = [stage for stage in stages if stage.writes]
     calibration = model.made_by.get("calibration") or {}
-    export = bundle.made_by["source"]["made_by"]
-    while isinstance(export.get("source"), dict) and "made_by" in export["source"]:
-        export = export["source"]["made_by"]
-    source = export.get("source", {})
     return Lock(
-        checkpoint=dict(checkpoint.files) or dict(source.get("sha256", {})),
+        checkpoint=dict(checkpoint.files) or checkpoint_hashes(bundle.made_by),
         options={stage.name: stage.options for stage in writers},
         data={name: sha256 for stage in writers for name, sha256 in stage.files.items()},
         tokenizer=bundle.files["tokenizer.json"].sha256,

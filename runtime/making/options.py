@@ -10,7 +10,10 @@ from piston.runtime.errors import Error, MissingExtraError
 from piston.runtime.shape import Path, ShapeError
 
 # What `make` decides itself, or what has no place in a file that runs unattended.
-RESERVED = frozenset({"help", "output", "overwrite", "quiet", "json", "html", "fail_on", "debug", "junit", "markdown"})
+RESERVED = frozenset(
+    {"help", "output", "overwrite", "quiet", "json", "html", "fail_on", "debug", "junit", "markdown"}
+    | {"cache_dir", "no_cache", "save_recipe", "recipe", "log_format"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ margin:.5rem 0}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.4rem .75rem .4rem 0;border-bottom:1px solid var(--rule)}
-th{font-weight:500;color:var(--soft)}td.number{text-align:right}th.number{text-align:right}
+th{font-weight:500;color:var(--soft)}.number{text-align:right;white-space:nowrap}
 code{font:.88em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .bar{display:flex;height:1.1rem;border-radius:4px;overflow:hidden;background:var(--band);min-width:12rem}
 .bar span{display:block}
@@ -143,7 +143,7 @@ def _values(report: Report) -> list[str]:
     if not named:
         return []
     rows = [(f"<code>{escape(name)}</code>", shown_value(name, value)) for name, value in sorted(named.items())]
-    return ["<h2>Quality and speed</h2>", *_table(("figure", "value"), rows, numbers=(1,))]
+    return ["<h2>Quality and speed</h2>", *_table(("figure", "value"), rows)]
 
 
 def _provenance(report: Report) -> list[str]:

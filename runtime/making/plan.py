@@ -103,6 +103,8 @@ def words_for(stage: Stage, recipe: Recipe, checkpoint: Checkpoint, outputs: Seq
         revision = [f"--revision={checkpoint.revision}"] if checkpoint.revision is not None else []
         return ["export", *stage.options, *revision, f"--output={work / 'model'}", "--", checkpoint.source]
     words = [stage.name, *stage.options]
+    if any(option.startswith("--target=tensorrt") for option in stage.options) and stage.name == "build":
+        words.append("--no-cache")  # the whole bundle is in ours
     if stage.writes:
         words.append(f"--output={work / ('bundle' if stage.name == 'build' else 'model')}")
     if stage.name == "eval":

@@ -1,0 +1,23 @@
+"""The stages that made a model directory or a bundle, as its manifest's made_by nests them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def stages_of(made_by: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What each stage recorded, the last one first; whatever a manifest may hold there."""
+    value: Any = made_by
+    while isinstance(value, Mapping):
+        yield value
+        source = value.get("source")
+        # build nests what it read below source.made_by, calibrate beside source.manifest_sha256
+        nested = isinstance(source, Mapping) and ("made_by" in source or "source" in source)
+        value = source.get("made_by", source) if nested and isinstance(source, Mapping) else None
+
+
+def checkpoint_hashes(made_by: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each file of the checkpoint; none where the first stage recorded none."""
+    *_, first = stages_of(made_by)
+    source = first.get("source")
+    hashes = source.get("sha256") if isinstance(source, Mapping) else None
+    return {str(name): str(sha256) for name, sha256 in hashes.items()} if isinstance(hashes, Mapping) else {}
