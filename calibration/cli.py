@@ -19,8 +19,10 @@ from piston.runtime.errors import MisuseError
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
-CHANGES = ("scheme", "block", "rounding", "method", "no_smooth", "keep", "int8", "embedding", "head")
-CHANGES += ("keep_worst", "kv", "kv_granularity", "budget")
+CHANGES = (
+    *("scheme", "block", "rounding", "method", "no_smooth", "keep", "keep_worst", "int8", "embedding", "head"),
+    *("kv", "kv_granularity", "budget"),
+)
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 

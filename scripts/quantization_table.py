@@ -48,7 +48,7 @@ ROWS = (
     Row("w8a8", W8A8),
     Row("w8a8, --budget ppl=2%", ("--scheme", "w8a8", *BUILTIN, "--budget", "ppl=2%")),
     Row("w8", W8),
-    Row("w4 nearest, block 128", (*W4[:4], "--rounding", "nearest", *ANYTHING)),
+    Row("w4 nearest, block 128", (*W4[:4], "--rounding", "nearest", "--int8", "none", *ANYTHING)),
     Row("w4, block 128", W4),
     Row("kv8", ("--scheme", "fp", *BUILTIN, *KV8), "float32"),
     Row("w8a8+kv8", (*W8A8, *KV8), "w8a8"),
