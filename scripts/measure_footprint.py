@@ -1,0 +1,56 @@
+"""Resident memory of a process that loads a bundle and fills its cache, beside what `piston plan` predicts.
+
+One new process for each batch x length. Exit status 1 when a prediction is off by more than the stated tolerance.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from piston.runtime import Manifest
+from piston.runtime.footprint import TOLERANCE, planned
+
+CHILD = """
+import sys
+from piston.runtime import Sampling, load
+with load(sys.argv[1], target="ort-cpu", max_batch=int(sys.argv[2]), max_length=int(sys.argv[3])) as model:
+    for array in model.engine.cache.arrays:
+        array.fill(0)  # the operating system gives pages when they are written
+    prompts = [[5 + row, *range(100, 300)] for row in range(int(sys.argv[2]))]
+    model.generate(prompts, Sampling(max_tokens=4, ignore_eos=True))
+    text = open("/proc/self/status").read()
+print(int(text.split("VmRSS:")[1].split()[0]) * 1024)
+"""
+
+
+def main() -> int:
+    """Measure and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--sizes", default="1x512,1x4096,8x1024,8x4096", help="batch x length, comma-separated")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    for path in arguments.bundles:
+        plan = planned(path, Manifest.read(path), "ort-cpu")
+        for size in arguments.sizes.split(","):
+            batch, length = (int(number) for number in size.split("x"))
+            command = [sys.executable, "-c", CHILD, str(path), str(batch), str(length)]
+            measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            predicted = plan.at(batch, length).total
+            rows.append({"bundle": path.name, "size": size, "predicted": predicted, "measured": measured})
+            if not arguments.json:
+                print(
+                    f"{path.name:14} {size:8} predicted {predicted / 1e6:7,.0f} MB   measured {measured / 1e6:7,.0f} MB"
+                    f"   {predicted / measured - 1:+.1%}",
+                    flush=True,
+                )
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    return int(any(abs(row["predicted"] / row["measured"] - 1) > TOLERANCE for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
