@@ -35,7 +35,7 @@ class Meter:
     ) -> None:
         cache = graph.manifest.cache
         write_switched(directory, prepared, kv_scales, cache)
-        options = OrtOptions(optimize=True)
+        options = OrtOptions(optimize=True, prepack=False)  # weights are read from where they lie: half the memory
         plain = OrtEngine.open(graph.directory / MODEL, cache, num_slots=1, capacity=capacity, options=options)
         self._reference = RememberedEngine(plain, directory / "logits")
         self._candidate = SwitchedEngine.open(directory / NAME, cache, num_slots=1, capacity=capacity, options=options)
