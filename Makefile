@@ -8,7 +8,7 @@ MODEL  := models/smollm2
 BUNDLE := bundles/smollm2
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo test setup format check unit slow bench quantization-table clean
+.PHONY: demo test setup format check unit slow gpu bench quantization-table clean
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -35,6 +35,9 @@ unit: setup
 
 slow: setup
 	$(BIN)/python -m pytest --slow
+
+gpu: setup
+	$(BIN)/python -m pytest tests/gpu
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .

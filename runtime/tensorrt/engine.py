@@ -45,6 +45,7 @@ class TensorRTEngine:
     def __init__(
         self, cuda: Cuda, plan: Plan, spec: CacheSpec, *, num_slots: int, capacity: int, max_top_k: int
     ) -> None:
+        self.plan = plan
         self._interface = Interface.read(plan.engine, spec, plan.source)
         self._interface.check_sizes(num_slots, capacity)
         self.vocab_size = self._interface.vocab_size

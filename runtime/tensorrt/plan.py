@@ -20,6 +20,7 @@ class Plan:
     """A deserialized engine and what contexts are made of; `close` drops it."""
 
     def __init__(self, module: Any, data: bytes, source: str, kernels: KernelCache | None) -> None:
+        self.module = module
         self.log = log_of(module)
         self.source = source
         self._kernels = kernels
