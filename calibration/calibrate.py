@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ class Calibrated:
     recipe: Recipe  # settled: it gives the same model again from the same data, without measuring what to keep
     quantized: list[str]
     kept: list[str]
-    sensitivity: dict[str, float]  # w8a8: median relative squared output error in INT8, worst first
+    sensitivity: dict[str, float]  # w8a8: each linear's error in INT8, worst first
     check: Check
     spent: Spent | None  # on a budget
     saturated: dict[str, Saturated]  # by value, where it was asked for
@@ -150,7 +150,6 @@ class _Calibration:
     bounds: tuple[Gate, ...]
     count_saturations: bool
     progress: Progress
-    kept: list[str] = field(default_factory=list)
 
     def run(self, work: Path, scratch: Path) -> Calibrated:
         """Quantize, write the model directory into `work`, and check it there."""
@@ -162,17 +161,17 @@ class _Calibration:
             scales = self._cache_scales(scratch)
             spent = self._spend(prepared, scales, scratch)
             worst = [name for name in prepared.errors if name in prepared.weights][: self.keep_worst]
-            kept = worst if spent is None or spent.best is None else spent.best.kept
+            chosen = worst if spent is None or spent.best is None else spent.best.kept
             saturated = self._saturated(prepared, scales, scratch)
-            names = prepared.insert(self.graph, set(prepared.weights) - set(kept))
+            names = prepared.insert(self.graph, set(prepared.weights) - set(chosen))
             names += self._round_tables()
             if scales:
                 RoundCachePass(scales, self.graph.manifest.cache)(self.graph.model)
-        self.kept = [linear.name for linear in self.graph.linears if linear.name not in names]
+        kept = [linear.name for linear in self.graph.linears if linear.name not in names]
         # What was measured becomes part of the recipe: with it the same data gives the same model again.
         settled = dataclasses.replace(
             self.recipe,
-            keep=tuple(name for name in self.kept if name != "lm_head") if prepared.weights else (),
+            keep=tuple(name for name in kept if name != "lm_head") if prepared.weights else (),
             kv_scales=scales,
             model=self.graph.sha256,
         )
@@ -189,7 +188,7 @@ class _Calibration:
         made_by = {**manifest.made_by, "calibration": {**record, "check": found.to_json()}}
         manifest = dataclasses.replace(manifest, made_by=made_by)
         manifest.write(work)
-        return Calibrated(manifest, settled, names, self.kept, errors, found, spent, saturated)
+        return Calibrated(manifest, settled, names, kept, errors, found, spent, saturated)
 
     def _prepare(self, scratch: Path) -> Prepared:
         graph, recipe, progress = self.graph, self.recipe, self.progress

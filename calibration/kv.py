@@ -50,7 +50,8 @@ def _scales(found: CacheRange, granularity: Granularity) -> tuple[float, ...]:
     assert found.largest is not None
     largest = found.largest if granularity == "channel" else found.largest.max(keepdims=True)
     safe = np.where(largest == 0, np.float32(1), largest)  # a channel that is never written needs some scale
-    return tuple(float(scale) for scale in (safe / LARGEST_CODE).astype(np.float32).ravel())
+    # The shortest decimals that are these float32 again: a manifest holds thousands of them.
+    return tuple(float(str(scale)) for scale in (safe / LARGEST_CODE).astype(np.float32).ravel())
 
 
 def written(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value]]:

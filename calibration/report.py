@@ -77,7 +77,7 @@ def _sensitivity(result: Calibrated) -> list[str]:
     else:
         cells = [Cell([name], value, name in kept) for name, value in result.sensitivity.items()]
         cells.sort(key=lambda cell: (cell.layer or 0, cell.linears[0]))
-        unit = "median relative squared error of the linear's output in INT8"
+        unit = "squared error in INT8 by the squared length of what it disturbs, the stream or the linear's own output"
     if not cells:
         return []
     worst = max(cells, key=lambda cell: cell.value)
