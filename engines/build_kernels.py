@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from piston.engines.build_ort import DATA_NAME, EXTERNAL_FROM, MODEL_NAME
 from piston.engines.lowering.kernel_attention import KernelAttentionPass
+from piston.engines.lowering.kernel_blocks import KernelBlocksPass
 from piston.engines.lowering.kernel_linear import KernelLinearPass
 from piston.engines.lowering.kernel_norm import KernelNormPass
 from piston.runtime.errors import EngineError
@@ -21,6 +22,7 @@ class KernelBuild:
     linears: int
     gated: int
     norms: int
+    blocks: int
     weights_bytes: int
 
 
@@ -31,9 +33,10 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
         EngineError: nothing in it is of a form that the kernels take.
     """
     model = ir.load(lowered)
-    attention, linears, norms = KernelAttentionPass(), KernelLinearPass(), KernelNormPass()
-    ir.passes.Sequential(attention, linears, norms)(model)
-    if not (attention.fused or linears.linears or linears.gated or norms.fused):
+    attention, linears = KernelAttentionPass(), KernelLinearPass()
+    norms, blocks = KernelNormPass(), KernelBlocksPass()
+    ir.passes.Sequential(attention, linears, norms, blocks)(model)
+    if not (attention.fused or linears.linears or linears.gated or norms.fused or blocks.fused):
         raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")
     engine_dir.mkdir(parents=True)
     path = engine_dir / MODEL_NAME
@@ -44,5 +47,6 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
         linears=linears.linears,
         gated=linears.gated,
         norms=norms.fused,
+        blocks=blocks.fused,
         weights_bytes=(engine_dir / DATA_NAME).stat().st_size,
     )

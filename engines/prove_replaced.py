@@ -23,6 +23,9 @@ from piston.runtime.ort_engine import OrtEngine, OrtOptions
 
 # Of a value's size: sums of thousands of terms in another order, and what two bfloat16 leave of a float (2^-16).
 RELATIVE = 5e-5
+# Logits, by their relative L2: the lm_head's kernels round activations by blocks, each on its own, and a value on an
+# edge may fall to either side. Rounding itself is 6e-3 (see prove_kernels.py); a wrong scale or code is far more.
+LOGITS_RELATIVE = 2e-3
 LARGEST_SHARE_APART = 1e-2  # codes that fall to the other side of an edge; a wrong scale moves nearly all
 PROMPTS = (3, 45, 70)  # tokens of each slot: less than a tile, some tiles, and more
 CUT = 37  # of a longer prompt, where its second chunk begins
@@ -64,20 +67,25 @@ def prove_replaced(before: Path, after: Path, cache: CacheSpec, *, max_length: i
         return ReplacedProof(len(tape.kernels), tape.compared, tape.max_relative, tape.codes_apart)
 
 
-def _prefill(slot: int, ids: list[int], engine: OrtEngine) -> None:
-    engine.prefill(slot, ids)
+def _prefill(slot: int, ids: list[int], engine: OrtEngine) -> Array:
+    return engine.prefill(slot, ids)
 
 
-def _step(tokens: dict[int, int], engine: OrtEngine) -> None:
-    engine.step(tokens)
+def _step(tokens: dict[int, int], engine: OrtEngine) -> Array:
+    return np.stack(list(engine.step(tokens).values()))
 
 
-def _lockstep(reference: OrtEngine, kernels: OrtEngine, work: Callable[[OrtEngine], None]) -> None:
-    work(reference)
-    work(kernels)
-    for index, (expected, found) in enumerate(zip(reference.cache.arrays, kernels.cache.arrays, strict=True)):
+def _lockstep(reference: OrtEngine, kernels: OrtEngine, work: Callable[[OrtEngine], Array]) -> None:
+    logits, found = work(reference), work(kernels)
+    relative = float(np.linalg.norm(found - logits) / max(float(np.linalg.norm(logits)), 1e-30))
+    if not relative <= LOGITS_RELATIVE:
+        raise ParityError(
+            f"Piston's kernel parts from what it replaced at the logits: by {relative:.2g} of their size; allowed are "
+            f"{LOGITS_RELATIVE:.0g}. Nothing was written."
+        )
+    for index, (expected, mine) in enumerate(zip(reference.cache.arrays, kernels.cache.arrays, strict=True)):
         for slot, length in enumerate(reference.cache.lengths):
-            wanted, written = expected[slot, :, : int(length)], found[slot, :, : int(length)]
+            wanted, written = expected[slot, :, : int(length)], mine[slot, :, : int(length)]
             _check(wanted, written, f"the {'values' if index % 2 else 'keys'} of layer {index // 2}")
             written[:] = wanted
 

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "attention.h"
+#include "blocks.h"
 #include "context.h"
 #include "cpu.h"
 #include "linear.h"
@@ -65,6 +66,41 @@ ort::Status* linear(const Context& context, bool gives_codes, bool is_gated) {
     } else {
       multiply_vnni(product, begin, end);
     }
+  });
+  return nullptr;
+}
+
+ort::Status* block_linear(const Context& context) {
+  // input, weights [columns / 16, depth / 4, 64], scales [columns / 16, blocks, 16]
+  static thread_local Scratch codes, scales, sums;
+  const Tensor input = context.input(0), weights = context.input(1), given = context.input(2);
+  if (input.rank < 1 || weights.rank != 3 || given.rank != 3 || weights.dims[1] * 4 != input.last() ||
+      given.dims[1] == 0 || input.last() % (16 * given.dims[1]) != 0)
+    return context.failure("piston: input, weights and blocks of a linear layer do not fit");
+  BlockProduct product{};
+  product.input = input.as<float>();
+  product.weights = weights.as<uint8_t>();
+  product.scales = given.as<float>();
+  product.rows = input.rows();
+  product.depth = input.last();
+  product.columns = weights.dims[0] * 16;
+  product.blocks = given.dims[1];
+  int64_t dims[kMaxRank];
+  std::memcpy(dims, input.dims, sizeof dims);
+  dims[input.rank - 1] = product.columns;
+  product.out = context.output<float>(0, dims, input.rank);
+  if (product.rows == 0) return nullptr;
+  product.codes = codes.at_least<int8_t>(static_cast<size_t>(product.rows * product.depth));
+  product.input_scales = scales.at_least<float>(static_cast<size_t>(product.rows * product.blocks));
+  product.input_sums = sums.at_least<int32_t>(static_cast<size_t>(product.rows * product.blocks));
+  const int64_t count = static_cast<int64_t>(pieces(product.rows, 16));
+  context.parallel(static_cast<size_t>(count), [&](size_t index) {
+    round_blocks(product, product.rows * static_cast<int64_t>(index) / count,
+                 product.rows * static_cast<int64_t>(index + 1) / count);
+  });
+  const int64_t tiles = weights.dims[0], parts = static_cast<int64_t>(pieces(tiles, 4)) * (product.rows > 8 ? 4 : 1);
+  context.parallel(static_cast<size_t>(parts), [&](size_t index) {
+    multiply_blocks(product, tiles * static_cast<int64_t>(index) / parts, tiles * static_cast<int64_t>(index + 1) / parts);
   });
   return nullptr;
 }
@@ -258,6 +294,8 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel) {
   return attention(context, kernel, GivesCodes);
 }
 
+ort::Status* run_blocks(const Context& context, const Kernel&) { return block_linear(context); }
+
 ort::Status* run_norm(const Context& context, const Kernel& kernel) { return norm_codes(context, kernel.floats[0]); }
 
 constexpr ort::ElementType F = ort::kFloat, U = ort::kUint8, S = ort::kInt8, I = ort::kInt32;
@@ -268,6 +306,7 @@ const Operator* operators(size_t* count) {
       filled({{}, "IntegerLinear", run_linear<false, false>, 5, 1, {U, S, I, F, F}, {F}, 1u << 4, nullptr, nullptr}),
       filled({{}, "GatedLinear", run_linear<false, true>, 4, 1, {U, S, I, F}, {F}, 0, nullptr, nullptr}),
       filled({{}, "GatedLinearCodes", run_linear<true, true>, 5, 1, {U, S, I, F, F}, {U}, 0, nullptr, nullptr}),
+      filled({{}, "BlockLinear", run_blocks, 3, 1, {F, U, F}, {F}, 0, nullptr, nullptr}),
       filled({{}, "NormCodes", run_norm, 4, 2, {F, F, F, F}, {U, F}, 0, nullptr, "epsilon"}),
       filled({{}, "Attention", run_attention<false>, 8, 3, {F, F, F, I, F, F, F, F}, {F, F, F}, kScalesOptional, "num_heads", "scale"}),
       filled({{}, "AttentionCodes", run_attention<true>, 9, 3, {F, F, F, I, F, F, F, F, F}, {U, F, F}, kScalesOptional, "num_heads", "scale"}),

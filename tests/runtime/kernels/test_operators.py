@@ -199,3 +199,22 @@ def test_lengths_beyond_the_cache_are_refused(level):
     attention = Heads(1, 8, [195])
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside the cache"):
         attention.run()
+
+
+@pytest.mark.parametrize(("rows", "depth", "width", "block"), [(1, 96, 32, 32), (3, 64, 48, 16), (11, 128, 16, 64)])
+def test_a_product_by_blocks_rounds_its_input_block_by_block(level, rows, depth, width, block):
+    rng = np.random.default_rng(rows)
+    values = rng.standard_normal((1, rows, depth)).astype(np.float32)
+    values[0, 0, :block] = 0  # a block without any activation
+    codes = rng.integers(0, 256, (depth, width), np.uint8)
+    scales = rng.uniform(0.001, 0.01, (depth // block, width)).astype(np.float32)
+    tiles = tiled(codes.astype(np.int16)).astype(np.uint8)
+    by_tile = scales.reshape(-1, width // 16, 16).transpose(1, 0, 2).copy()
+    (found,) = run_alone("BlockLinear", [values, tiles, by_tile])
+    weight = (codes.astype(np.float64) - 128).reshape(-1, block, width) * scales[:, None]
+    blocks = values.reshape(rows, -1, block).astype(np.float64)
+    steps = np.abs(blocks).max(axis=-1, keepdims=True) / 127
+    rounded = np.rint(np.divide(blocks, steps, where=steps > 0, out=np.zeros_like(blocks))) * steps
+    expected = np.einsum("rbi,biw->rw", rounded, weight)
+    assert np.abs(found[0] - expected).max() < 2e-2 * np.abs(expected).max()  # one code on an edge
+    assert np.linalg.norm(found[0] - expected) < 1e-3 * np.linalg.norm(expected)
