@@ -30,6 +30,7 @@ VERBS = {
     "sign": ("piston.runtime.sign_cli", "sign a bundle, for `piston verify --public-key`"),
     "sbom": ("piston.runtime.sbom_cli", "a bundle's bill of materials (CycloneDX)"),
     "plan": ("piston.runtime.plan_cli", "the largest batch and length that fit into a memory, and what takes it"),
+    "doctor": ("piston.runtime.doctor_cli", "what is missing or wrong here, and the command that mends it"),
     "inspect": ("piston.runtime.inspect_cli", "what a model directory or bundle is made of"),
 }
 # verb: what it imports beyond the runtime's own dependencies, all in the extra of the same name
