@@ -12,12 +12,12 @@ from piston.calibration.rounding import Grid
 from piston.runtime.errors import MisuseError
 
 Scheme = Literal["w8a8", "w8", "w4", "fp"]
-Rounding = Literal["nearest", "gptq"]
+Rounding = Literal["nearest", "gptq", "awq"]
 Storage = Literal["float", "int8"]
 CacheKind = Literal["float", "int8"]
 Granularity = Literal["tensor", "channel"]
 SCHEMES: tuple[Scheme, ...] = ("w8a8", "w8", "w4", "fp")
-ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq")
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "awq")
 GRANULARITIES: tuple[Granularity, ...] = ("channel", "tensor")
 NARROW = 3  # times as many inputs as outputs
 HEAD = "lm_head"  # in float unless a scheme says otherwise: it reads the model's last, least redundant values
@@ -106,7 +106,7 @@ class Recipe:
     def reads_text(self) -> bool:
         """Whether it needs calibration rows."""
         has_cache_to_measure = self.kv == "int8" and not self.kv_scales
-        return self.scheme == "w8a8" or self.rounding == "gptq" or has_cache_to_measure
+        return self.scheme == "w8a8" or self.rounding != "nearest" or has_cache_to_measure
 
     @property
     def grid(self) -> Grid:
