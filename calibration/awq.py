@@ -90,7 +90,8 @@ def search(
 def scaling_factors(magnitude: Floats, alpha: float, shared: NDArray[np.int64] | None = None) -> Floats:
     """Factors [K] about 1; channels of a group get that of their mean magnitude, channels never excited 1."""
     if shared is not None:
-        magnitude = (np.bincount(shared, magnitude) / np.maximum(np.bincount(shared), 1))[shared]
+        means = np.bincount(shared, magnitude) / np.maximum(np.bincount(shared), 1)
+        magnitude = means[shared].astype(np.float32)
     alive = magnitude > 0
     factors = np.where(alive, magnitude, 1) ** alpha
     center = np.exp(np.log(factors[alive]).mean()) if alive.any() else 1.0
