@@ -15,7 +15,7 @@ from piston.calibration.data import RowOptions, Rows, chat_rows
 from piston.calibration.graph import ModelGraph
 from piston.calibration.held_out import HeldOut, load_data
 from piston.calibration.integer import round_all
-from piston.calibration.kv import RoundCachePass, Scales, cache_steps, observe_cache
+from piston.calibration.kv import RoundCachePass, Scales, cache_steps, observe_cache, written
 from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import HEAD, Recipe
 from piston.calibration.saturation import Saturated, saturations
@@ -50,7 +50,7 @@ class Calibrated:
     sensitivity: dict[str, float]  # w8a8: each linear's error in INT8, worst first
     check: Check
     spent: Spent | None  # on a budget
-    saturated: dict[str, Saturated]  # by value, where it was asked for
+    saturated: dict[str, Saturated]  # by what reads the value, or its cache; empty unless asked for
 
 
 def calibrate(  # noqa: PLR0913
@@ -237,8 +237,13 @@ class _Calibration:
             return {}
         wanted = {name: np.array(scale, np.float32) for name, scale in prepared.scales.items()}
         wanted |= cache_steps(self.graph.model, scales, self.graph.manifest.cache)
+        if not wanted:
+            return {}
         rows = self.held_out.ids[:, :ROW_LEN]
-        return saturations(scratch / PREPARED, rows, wanted, scratch, self.progress) if wanted else {}
+        found = saturations(scratch / PREPARED, rows, wanted, scratch, self.progress)
+        readers = {name: ", ".join(linear.name for linear in group) for name, group in self.graph.groups().items()}
+        caches = {new.name or "": node.outputs[0].name or "" for node, new in written(self.graph.model.graph)}
+        return {readers.get(name) or caches[name]: counted for name, counted in found.items()}
 
     def _check(self, work: Path) -> Check:
         has_int8_cache = self.recipe.kv == "int8"

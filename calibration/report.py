@@ -15,7 +15,8 @@ from piston.runtime.evaluation.report import Agreement, Report
 from piston.runtime.evaluation.table import change, number, share
 
 MOST = 20  # rows of a table that is open
-EXTRA = STYLE + ".point.best{fill:var(--good)}.point.missed{fill:var(--bad)}\n"
+METRICS = {"ppl_change": "perplexity change, %", "kl": "KL divergence, nats", "top1": "top-1 agreement, %"}
+EXTRA = STYLE + ".point.best{fill:var(--good)}\n"
 
 
 def page_of(result: Calibrated) -> str:
@@ -92,6 +93,7 @@ def _sensitivity(result: Calibrated) -> list[str]:
 def _search(spent: Spent) -> list[str]:
     best = spent.best
     assert best is not None
+    metric = next((name for name in ("kl", "top1") if spent.bound.startswith(name)), "ppl_change")
     how = "The whole search" if spent.is_complete else "The search until its time was over"
     caption = (
         f"{how}: {len(spent.points)} models measured in {spent.seconds:.0f} s; the budget fails where "
@@ -105,13 +107,13 @@ def _search(spent: Spent) -> list[str]:
     for name, label, places in dots:
         chart = Chart(
             name,
-            f"Perplexity change by {label}",
+            f"{METRICS[metric]} by {label}",
             f"{len(spent.points)} models; the chosen one has {_shown(best)}.",
             label,
-            "perplexity change, %",
+            METRICS[metric],
         )
         points = zip(places, spent.points, strict=True)
-        charts.append(scatter(chart, [_dot(place, point, best) for place, point in points]))
+        charts.append(scatter(chart, [_dot(place, point, metric, best) for place, point in points]))
     rows = [
         (
             str(place + 1),
@@ -133,9 +135,10 @@ def _search(spent: Spent) -> list[str]:
     ]
 
 
-def _dot(place: float, point: Point, best: Point) -> Dot:
+def _dot(place: float, point: Point, metric: str, best: Point) -> Dot:
     style = "best" if point == best else "candidate"
-    return Dot(place, 100 * point.figures["ppl_change"], f"{len(point.kept)} in float: {_shown(point)}", style)
+    value = point.figures[metric] * (1 if metric == "kl" else 100)
+    return Dot(place, value, f"{len(point.kept)} in float: {_shown(point)}", style)
 
 
 def _shown(point: Point) -> str:
@@ -183,7 +186,7 @@ def _saturations(saturated: Mapping[str, Saturated]) -> list[str]:
         for name, found in worst
     ]
     beyond = sum(found.num_beyond > 0 for found in saturated.values())
-    heads = ["tensor", "beyond the range", "share", "largest, in ranges"]
+    heads = ["what reads it, or its cache", "beyond the range", "share", "largest, in ranges"]
     return [
         "<h2>Saturation</h2>",
         f"<p>{beyond} of {len(saturated)} rounded tensors have values beyond their range on the rows of the check.</p>",
