@@ -25,9 +25,9 @@ def examine_bundle(path: Path) -> list[Finding]:
     targets = " --target ".join(spec.target for spec in manifest.engines) or "TARGET"
     again = AGAIN[manifest.kind].format(path, targets)
     findings = [
-        Finding(str(path / name), "wrong", problem, again)
+        Finding(str(path / name), "wrong", damage, again)
         for name, record in manifest.files.items()
-        if (problem := _file_problem(path, name, record))
+        if (damage := _file_problem(path, name, record))
     ]
     findings += _texts(path, manifest, again, damaged={finding.subject for finding in findings})
     findings += _engines(Bundle(path, manifest), again) if manifest.kind == "bundle" else []
