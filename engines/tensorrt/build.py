@@ -17,6 +17,7 @@ from piston.engines.required import check_int8
 from piston.engines.tensorrt.allowed import check_file
 from piston.engines.tensorrt.compile import Compiled, compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
+from piston.engines.tensorrt.lockstep import write_exposed
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes, lower_for_tensorrt, vocab_size
 from piston.engines.tensorrt.profiles import profiles_of
 from piston.engines.tensorrt.prove import Proof, prove
@@ -68,7 +69,7 @@ def build_tensorrt(  # noqa: PLR0913, PLR0917 - what every builder gets
             progress.phase("proving it equal to the canonical graph"),
             reference_of(source / CANONICAL, model, Path(scratch)) as reference,
         ):
-            proofs = prove_file(reference, model, lowered)
+            proofs = prove_file(write_exposed(reference, Path(scratch) / "exposed"), model, lowered)
         profiles = profiles_of(graph, lowered.sizes)
         plan = engine_dir / PLAN
         with progress.phase(f"compiling for {target.text}"):

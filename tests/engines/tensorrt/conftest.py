@@ -1,0 +1,54 @@
+"""Toys lowered for TensorRT once per session, in any scheme, with what the proof compares them to."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from piston.engines.prove import reference_of
+from piston.engines.tensorrt.build import LoweredFile, write_lowered
+from piston.engines.tensorrt.lockstep import write_exposed
+from piston.runtime.manifest import Manifest, ModelSpec, TokenizerSpec
+
+MAX_LENGTH, MAX_BATCH = 50, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LoweredToy:
+    """A lowered toy, its manifest, and the canonical graph in float32 that gives out what becomes codes."""
+
+    file: LoweredFile
+    model: Manifest
+    reference: Path
+
+
+@pytest.fixture(scope="session")
+def lowered_toy(toy, tmp_path_factory):
+    """lowered_toy(model_type, scheme="fp", dtype="float16") -> LoweredToy."""
+    made = {}
+
+    def lower(model_type, scheme="fp", dtype="float16"):
+        key = (model_type, scheme, dtype)
+        if key not in made:
+            made[key] = _lowered(toy(model_type), scheme, dtype, tmp_path_factory.mktemp("-".join(key)))
+        return made[key]
+
+    return lower
+
+
+def _lowered(canonical, scheme, dtype, root):
+    from quantized import quantize
+
+    path = canonical.path
+    if scheme != "fp":
+        path = quantize(canonical.path, root / "model", canonical.cache, scheme)
+    spec = ModelSpec(
+        name="toy", architecture="Toy", num_layers=2, hidden_size=64, vocab_size=131, max_positions=96,
+        dtype="float32", scheme=scheme.partition(" ")[0],
+    )  # fmt: skip
+    model = Manifest(kind="model", model=spec, cache=canonical.cache, tokenizer=TokenizerSpec(), files={})
+    asked = {"dtype": dtype, "max_batch": MAX_BATCH, "max_length": MAX_LENGTH}
+    file = write_lowered(path, model, root, asked)
+    with reference_of(path, model, root) as reference:
+        exposed = write_exposed(reference, root / "exposed")
+    return LoweredToy(file, model, exposed)

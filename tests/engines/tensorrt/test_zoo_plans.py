@@ -1,0 +1,55 @@
+"""Every architecture in float16 and in w8a8: lowered, proved on ONNX Runtime, and built by TensorRT-RTX."""
+
+import pytest
+from zoo import ZOO
+
+from piston.engines.tensorrt.build import prove_file
+from piston.engines.tensorrt.compile import compile_plan
+from piston.engines.tensorrt.compiler_options import CompilerOptions
+from piston.engines.tensorrt.profiles import profiles_of
+from piston.engines.tensorrt.target import Target
+from piston.runtime.console import Progress
+from piston.runtime.errors import EngineError
+from piston.runtime.plan_header import PlanHeader
+
+SOFT_CAPPED = {"gemma2", "vaultgemma"}
+TARGET = Target.parse("tensorrt-rtx:sm89")
+MOST_LOST = {"float32": 2e-5, "float16": 1e-2}  # of the largest logit, seen over all toys: 2.6e-6 and 3e-3
+
+
+@pytest.mark.parametrize("scheme", ["fp", "w8a8"])
+@pytest.mark.parametrize("model_type", sorted(set(ZOO) - SOFT_CAPPED))
+def test_an_architecture_is_lowered_and_answers_as_the_canonical_graph(model_type, scheme, lowered_toy):
+    made = lowered_toy(model_type, scheme)
+    twin, narrow = prove_file(made.reference, made.model, made.file)
+    assert (twin["dtype"], narrow["dtype"]) == ("float32", "float16")
+    for proof in (twin, narrow):
+        assert proof["relative"] <= MOST_LOST[proof["dtype"]]
+        assert proof["steps"] == 13
+        assert proof["tokens"] == proof["compared"] > 30
+        assert {0, 7, 48, 49} <= set(proof["positions"])
+        assert (proof["activations"] > 0) == (scheme == "w8a8")
+
+
+@pytest.mark.parametrize("scheme", ["fp", "w8a8"])
+@pytest.mark.parametrize("model_type", sorted(set(ZOO) - SOFT_CAPPED))
+def test_the_compiler_builds_the_very_file(model_type, scheme, lowered_toy, tmp_path):
+    import onnx_ir as ir
+
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
+    file = lowered_toy(model_type, scheme).file
+    profiles = profiles_of(ir.load(file.path).graph, file.sizes)
+    goal = tmp_path / "engine.plan"
+    compiled = compile_plan(file.path, goal, TARGET, profiles, CompilerOptions(), Progress(quiet=True))
+    header = PlanHeader.read(goal)
+    assert (header.compiler, header.compute_capabilities) == ("tensorrt_rtx", ("sm89",))
+    assert header.size == compiled.plan_bytes == goal.stat().st_size
+    assert header.version_text == compiled.compiler_version
+
+
+@pytest.mark.parametrize("model_type", sorted(SOFT_CAPPED))
+def test_soft_capping_is_refused_by_name(model_type, lowered_toy):
+    with pytest.raises(
+        EngineError, match=r"no form for model\.layers\.0\.self_attn/Attention: it soft-caps its scores"
+    ):
+        lowered_toy(model_type)
