@@ -7,6 +7,7 @@ from typing import Any
 
 from piston.engines.options import BuildOptions
 from piston.engines.ort_cpu import ask_ort_cpu, build_ort_cpu, check_ort_cpu
+from piston.engines.ort_cuda import ask_ort_cuda, build_ort_cuda, check_ort_cuda
 from piston.engines.tensorrt.family import ask_tensorrt, build_cached, check_tensorrt
 from piston.runtime.console import Progress
 from piston.runtime.errors import MisuseError
@@ -42,6 +43,7 @@ def _build_ort_cpu(  # noqa: PLR0913, PLR0917 - what every builder gets
 
 FAMILIES: dict[str, Family] = {
     "ort-cpu": Family("ort-cpu[:avx512]", check_ort_cpu, ask_ort_cpu, _build_ort_cpu, has_compiler=False),
+    "ort-cuda": Family("ort-cuda", check_ort_cuda, ask_ort_cuda, build_ort_cuda, has_compiler=False),
     "tensorrt-rtx": Family("tensorrt-rtx[:smXX,...]", check_tensorrt, ask_tensorrt, build_cached, has_compiler=True),
     "tensorrt": Family("tensorrt[:smXX]", check_tensorrt, ask_tensorrt, build_cached, has_compiler=True),
 }

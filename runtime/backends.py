@@ -141,8 +141,7 @@ def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
     from piston.runtime.tensorrt.engine import TensorRTEngine
     from piston.runtime.tensorrt.plan import Plan
 
-    if sizes.threads:
-        raise MisuseError(f"threads is {sizes.threads}, but {spec.target} runs on the GPU; leave it out.")
+    _refuse_cpu_options(spec, sizes)
     cuda = Cuda.open()
     record, path = bundle.manifest.files[spec.path], bundle.directory / spec.path
     plan = Plan.load(path, record, cuda.device(), Path.home() / KERNEL_CACHE)
@@ -156,9 +155,37 @@ def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
     )
 
 
+def _check_ort_cuda(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
+    device = machine.require_device()
+    machine.require_provider("CUDAExecutionProvider")
+    _check_device_memory(bundle, spec, device)
+
+
+def _open_ort_cuda(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
+    from piston.runtime.cuda import Cuda
+    from piston.runtime.ort_cuda_engine import OrtCudaEngine
+
+    _refuse_cpu_options(spec, sizes)
+    return OrtCudaEngine.open(
+        bundle.directory / spec.path,
+        spec.cache,
+        cuda=Cuda.open(),
+        num_slots=sizes.num_slots,
+        capacity=sizes.capacity,
+    )
+
+
+def _refuse_cpu_options(spec: EngineSpec, sizes: Sizes) -> None:
+    for name, value in (("threads", sizes.threads), ("profile", sizes.profile)):
+        if value:
+            raise MisuseError(f"{name} is {value}, but {spec.target} runs on the GPU; leave it out.")
+
+
 def _check_device_memory(bundle: Bundle, spec: EngineSpec, device: Device) -> None:
     """Weights and the cache of one row are the least that an engine takes."""
-    needed = bundle.manifest.files[spec.path].size + spec.cache.bytes_per_token * _stated(spec, "capacity")
+    directory = spec.path.rpartition("/")[0] + "/"
+    files = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(directory))
+    needed = files + spec.cache.bytes_per_token * _stated(spec, "capacity")
     if needed > device.free_bytes:
         raise DeviceMemoryError(
             f"{spec.target} needs at least {needed / 1e6:,.1f} MB on the GPU; of the "
@@ -183,5 +210,6 @@ def _stated(spec: EngineSpec, name: str) -> int:
 BACKENDS: Mapping[str, Backend] = {
     "tensorrt": Backend(_check_tensorrt, _open_tensorrt),
     "tensorrt-rtx": Backend(_check_tensorrt, _open_tensorrt),
+    "ort-cuda": Backend(_check_ort_cuda, _open_ort_cuda),
     "ort-cpu": Backend(_check_ort_cpu, _open_ort_cpu),
 }

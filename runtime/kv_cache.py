@@ -4,7 +4,7 @@ It knows lengths and capacity, not tokens and not backends.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,29 @@ class KVCache:
     """Slots 0 .. num_slots-1, each holding up to `capacity` positions of every layer.
 
     Memory is [num_slots, num_kv_heads, capacity, head_dim] per layer for keys and for values, allocated here once and
-    never moved. The operating system commits its pages when they are first written. With `on_host=False` nothing is
-    allocated: an engine keeps the entries on its device, and only the slots and their lengths are kept here.
+    never moved. The operating system commits its pages when they are first written. An engine that keeps the entries on
+    a device gives `bases`, where each array begins there, and `device`; only the slots and their lengths are then here.
     """
 
-    def __init__(self, spec: CacheSpec, num_slots: int, capacity: int, *, on_host: bool = True) -> None:
+    def __init__(
+        self,
+        spec: CacheSpec,
+        num_slots: int,
+        capacity: int,
+        *,
+        device: str = "cpu",
+        bases: Sequence[int] | None = None,
+    ) -> None:
         self.spec = spec
         self.num_slots = num_slots
         self.capacity = capacity
+        self.device = device
         shape = (num_slots, spec.num_kv_heads, capacity, spec.head_dim)
         dtype = np.dtype(STORED[spec.dtype])
-        self.arrays: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(2 * spec.num_layers) if on_host]
+        num_arrays = 2 * spec.num_layers if bases is None else 0
+        self.arrays: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(num_arrays)]
+        self._bases = [int(array.ctypes.data) for array in self.arrays] if bases is None else list(bases)
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
         self.lengths = np.zeros(num_slots, np.int64)
         self._free = list(range(num_slots))
 
@@ -94,8 +106,7 @@ class KVCache:
 
     def address(self, index: int, slot: int) -> int:
         """Address of a slot's first byte in array `index` (2 * layer for keys, 2 * layer + 1 for values)."""
-        array = self.arrays[index]
-        return int(array.ctypes.data) + slot * math.prod(array.shape[1:]) * array.itemsize
+        return self._bases[index] + slot * self._row_bytes
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.num_slots or slot in self._free:

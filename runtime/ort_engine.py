@@ -19,8 +19,8 @@ from piston.runtime.errors import EngineError, MissingExtraError, MisuseError
 from piston.runtime.kv_cache import KVCache
 from piston.runtime.manifest import CacheSpec
 
-CACHE_ITEMS = {"float32": np.float32, "int8": np.int8}
-CACHE_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
+CACHE_ITEMS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
 # Tokens of one prefill step. GroupQueryAttention computes the scores that the causal mask drops, so short steps save
 # more there than they cost in products: 512 tokens of an INT8 model take 215 ms in steps of 128, 262 ms in one (1.32).
 PREFILL_CHUNK = 128
@@ -36,16 +36,23 @@ class OrtOptions:
     prepack: bool = True  # False halves the memory of a session that is used once
     profile: str | None = None  # where ONNX Runtime's profile goes, written when the session is freed
     kernels: bool = False  # the graph has operators of piston.runtime.kernels
+    provider: str = "CPUExecutionProvider"
 
 
 class OrtEngine:
     """Prefill runs on one slot's part of the cache, by address; a decode step on all rows it needs at once."""
 
     def __init__(
-        self, session: Any, spec: CacheSpec, num_slots: int, capacity: int, chunk: int = PREFILL_CHUNK
+        self,
+        session: Any,
+        spec: CacheSpec,
+        num_slots: int,
+        capacity: int,
+        chunk: int = PREFILL_CHUNK,
+        cache: KVCache | None = None,
     ) -> None:
         self.vocab_size = int(session.get_outputs()[0].shape[-1])
-        self.cache = KVCache(spec, num_slots, capacity)
+        self.cache = cache or KVCache(spec, num_slots, capacity)
         self._session = session
         self._chunk = min(chunk, capacity)
         self._inputs = {item.name for item in session.get_inputs()}
@@ -65,7 +72,7 @@ class OrtEngine:
         """
         options = options or OrtOptions()
         session = open_session(path, options)
-        _check_interface(session, spec, path)
+        check_interface(session, spec, path)
         return cls(session, spec, num_slots, capacity, KERNELS_CHUNK if options.kernels else PREFILL_CHUNK)
 
     def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
@@ -143,8 +150,9 @@ class OrtEngine:
         for index in range(2 * self.cache.spec.num_layers):
             name = f"{index // 2}.{'value' if index % 2 else 'key'}"
             address = self.cache.address(index, low)
-            binding.bind_input(f"past.{name}", "cpu", 0, item, cache_shape, address)
-            binding.bind_output(f"present.{name}", "cpu", 0, item, cache_shape, address)
+            device = self.cache.device
+            binding.bind_input(f"past.{name}", device, 0, item, cache_shape, address)
+            binding.bind_output(f"present.{name}", device, 0, item, cache_shape, address)
         return binding
 
     def _run(self, binding: Any) -> None:
@@ -170,10 +178,10 @@ def open_session(path: Path, options: OrtOptions) -> Any:
     with translated(f"loading {path}"):
         if options.kernels:
             settings.register_custom_ops_library(str(kernels.require()))
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), settings, providers=[options.provider])
 
 
-def _check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
+def check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
     """Refuse a graph that is no decoder or has another cache, before a step runs on memory of the wrong size."""
     shapes = {item.name: list(item.shape) for item in [*session.get_inputs(), *session.get_outputs()]}
     if not isinstance(shapes.get("logits", [None])[-1], int):

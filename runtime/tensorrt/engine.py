@@ -49,7 +49,7 @@ class TensorRTEngine:
         self._interface = Interface.read(plan.engine, spec, plan.source)
         self._interface.check_sizes(num_slots, capacity)
         self.vocab_size = self._interface.vocab_size
-        self.cache = KVCache(spec, num_slots, capacity, on_host=False)
+        self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=())
         self._max_top_k = max_top_k
         self._turn = 0  # counts uses of the engine, so that a run notices that another came between
         self._is_running = False

@@ -1,0 +1,66 @@
+"""The lowering for ONNX Runtime's CUDA kernels: those for the CPU that both have, then float16.
+
+GroupQueryAttention and MatMulNBits are the same operators there. INT8 activations have no fused product on CUDA in
+ONNX Runtime, nor is its INT8 cache proved here: models with either are refused by name.
+"""
+
+import onnx_ir as ir
+
+from piston.engines.lowering.float32 import Float32Pass
+from piston.engines.lowering.group_query_attention import GroupQueryAttentionPass
+from piston.engines.lowering.int8_tables import Int8TablesPass
+from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
+from piston.engines.lowering.pack_linears import PackLinearsPass
+from piston.engines.lowering.packed_qkv import PackedQkvPass
+from piston.engines.lowering.quantized import activation_pair, cache_rounding
+from piston.engines.lowering.skip_norm import SkipNormPass
+from piston.engines.lowering.tied_head import TiedHeadPass
+from piston.engines.lowering.trim_rotary import TrimRotaryPass
+from piston.engines.lowering.ungroup_heads import UngroupHeadsPass
+from piston.engines.tensorrt.lowering.narrow import NarrowPass
+from piston.runtime.errors import EngineError
+from piston.runtime.manifest import CacheType
+
+DTYPE: CacheType = "float16"
+
+
+def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: CacheType = DTYPE) -> dict[str, int]:
+    """Rewrite a canonical graph, in place; returns how many attentions, fused norms and packed products it has now.
+
+    In float32 it is the twin that is proved tightly: the same passes but the last, which only casts.
+
+    Raises:
+        EngineError: the model has what ONNX Runtime has no CUDA kernel for; the message names it.
+    """
+    Float32Pass()(model)
+    _refuse_integers(model.graph)
+    attention, packed, products, norms = GroupQueryAttentionPass(), PackedQkvPass(), MatMulNBitsPass(), SkipNormPass()
+    ir.passes.Sequential(
+        Int8TablesPass(),
+        UngroupHeadsPass(),
+        attention,
+        PackLinearsPass(),
+        packed,
+        products,
+        TiedHeadPass(),
+        norms,
+        TrimRotaryPass(max_length),
+    )(model)
+    if attention.refused:
+        name, reason = next(iter(attention.refused.items()))
+        raise EngineError(f"{name} does not become GroupQueryAttention: {reason}. Build this model for ort-cpu.")
+    if dtype != "float32":
+        NarrowPass(dtype)(model)
+    count = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
+    return {"attention": count, "qkv_packed": packed.packed, "norms": norms.fused, "weight_only": products.fused}
+
+
+def _refuse_integers(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.op_type == "TensorScatter" and cache_rounding(node.inputs[1]) is not None:
+            raise EngineError("The INT8 cache of this model is for ort-cpu; calibrate it without --kv for ort-cuda.")
+        if node.op_type == "MatMul" and activation_pair(node.inputs[0]) is not None:
+            raise EngineError(
+                f"{node.name} multiplies INT8 activations, for which ONNX Runtime has no CUDA kernel; build it for "
+                "tensorrt, or calibrate with --scheme w8 or w4."
+            )
