@@ -82,9 +82,13 @@ void value_tiles(const Cache& cache, int64_t at, int64_t count, int64_t dim, uin
   }
 }
 
+// Rows of scores and weights are this many items apart: a power of two of bytes would put all in few sets of the cache.
+int64_t stride_of(int64_t length) { return length + kStep; }
+
 // Scores of 16 tokens with 32 keys at a time: [16, length].
 void score(const Layout& layout, const uint16_t* high, const uint16_t* low, const uint16_t* tiles, int64_t length,
            float* scores) {
+  const int64_t stride = stride_of(length) * 4;
   for (int64_t key = 0; key < length; key += kBlockKeys, tiles += layout.block()) {
     _tile_zero(0);
     _tile_zero(1);
@@ -103,8 +107,8 @@ void score(const Layout& layout, const uint16_t* high, const uint16_t* low, cons
       _tile_loadd(7, right + kTileItems, kRowBytes);
       _tile_dpbf16ps(1, 2, 7);
     }
-    _tile_stored(0, scores + key, length * 4);
-    _tile_stored(1, scores + key + kLanes, length * 4);
+    _tile_stored(0, scores + key, stride);
+    _tile_stored(1, scores + key + kLanes, stride);
   }
 }
 
@@ -137,8 +141,8 @@ void weighted(const Layout& layout, const uint16_t* high, const uint16_t* low, c
   _tile_zero(3);
   for (int64_t key = 0; key < length; key += kBlockKeys, tiles += layout.block()) {
     const uint16_t* values = tiles + layout.value(column);
-    _tile_loadd(4, high + key, length * 2);
-    _tile_loadd(5, low + key, length * 2);
+    _tile_loadd(4, high + key, stride_of(length) * 2);
+    _tile_loadd(5, low + key, stride_of(length) * 2);
 #define PISTON_COLUMN(sums, index)                                        \
   if (index < count) {                                                    \
     _tile_loadd(6, values + 2 * index * kTileItems, kRowBytes);           \
@@ -192,16 +196,17 @@ void attend_block(const Attention& attention, int64_t row, int64_t head, int64_t
     const float* query = attention.queries + ((row * attention.seq + first + t) * attention.heads + head) * dim;
     for (int64_t i = 0; i < dim; i += kLanes) store_split(query_high + t * dim + i, query_low + t * dim + i, _mm512_loadu_ps(query + i));
   }
-  float* scores = scores_room.at_least<float>(kBlockTokens * length);
-  uint16_t* high = high_room.at_least<uint16_t>(kBlockTokens * length);
-  uint16_t* low = low_room.at_least<uint16_t>(kBlockTokens * length);
+  const int64_t stride = stride_of(length);
+  float* scores = scores_room.at_least<float>(kBlockTokens * stride);
+  uint16_t* high = high_room.at_least<uint16_t>(kBlockTokens * stride);
+  uint16_t* low = low_room.at_least<uint16_t>(kBlockTokens * stride);
   const uint16_t* items = reinterpret_cast<const uint16_t*>(tiles);
   const Tiles registers;
   score(layout, query_high, query_low, items, length, scores);
   float inverse[kBlockTokens];
   for (int64_t t = 0; t < kBlockTokens; ++t) {
     const int64_t visible = attention.start(row) + first + (t < count ? t : 0) + 1;
-    inverse[t] = 1.0f / weigh(scores + t * length, visible, length, high + t * length, low + t * length);
+    inverse[t] = 1.0f / weigh(scores + t * stride, visible, length, high + t * stride, low + t * stride);
   }
   const int64_t kv_head = head / (attention.heads / attention.kv_heads);
   const __m512 code_scale = _mm512_set1_ps(attention.code_scale);

@@ -126,25 +126,28 @@ ort::Status* norm_codes(const Context& context, float epsilon) {
   return nullptr;
 }
 
+// One piece of work is some positions of one token: of a short past all, of a long one a share for each core. How a
+// token's past is cut depends on nothing but its length: it gets the same bits among others as alone.
 void attend_tokens(const Context& context, const Attention& attention) {
   static thread_local Scratch room;
-  constexpr int64_t kWorth = 96;  // positions that are worth a piece of their own
-  const int64_t group = attention.heads / attention.kv_heads, stride = group * (2 + attention.head_dim);
-  for (int64_t row = 0; row < attention.rows; ++row) {
-    for (int64_t token = 0; token < attention.seq; ++token) {
-      const int64_t length = attention.start(row) + token + 1;
-      const int64_t parts = attention.seq > 1 ? 1 : static_cast<int64_t>(pieces(length, kWorth));
-      float* part = room.at_least<float>(attention.kv_heads * parts * stride);
-      context.parallel(static_cast<size_t>(parts), [&](size_t index) {
-        const int64_t p = static_cast<int64_t>(index);
-        for (int64_t head = 0; head < attention.kv_heads; ++head)
-          attend_part(attention, row, token, head, length * p / parts, length * (p + 1) / parts,
-                      part + (head * parts + p) * stride);
-      });
-      for (int64_t head = 0; head < attention.kv_heads; ++head)
-        merge_parts(attention, row, token, head, part + head * parts * stride, parts, stride);
-    }
-  }
+  constexpr int64_t kWorth = 32;  // positions that are worth a piece of their own
+  const int64_t tokens = attention.rows * attention.seq, heads = attention.kv_heads, most = num_cores();
+  const int64_t stride = attention.heads / heads * (2 + attention.head_dim);
+  float* part = room.at_least<float>(static_cast<size_t>(tokens * heads * most * stride));
+  const auto length_of = [&](int64_t at) { return attention.start(at / attention.seq) + at % attention.seq + 1; };
+  const auto parts_of = [&](int64_t at) { return static_cast<int64_t>(pieces(length_of(at), kWorth)); };
+  const int64_t tasks = tokens == 1 ? parts_of(0) : tokens * most;
+  context.parallel(static_cast<size_t>(tasks), [&](size_t index) {
+    const int64_t at = static_cast<int64_t>(index) / most, p = static_cast<int64_t>(index) % most;
+    const int64_t length = length_of(at), parts = parts_of(at);
+    for (int64_t head = 0; head < heads && p < parts; ++head)
+      attend_part(attention, at / attention.seq, at % attention.seq, head, length * p / parts, length * (p + 1) / parts,
+                  part + ((at * heads + head) * most + p) * stride);
+  });
+  for (int64_t at = 0; at < tokens; ++at)
+    for (int64_t head = 0; head < heads; ++head)
+      merge_parts(attention, at / attention.seq, at % attention.seq, head, part + (at * heads + head) * most * stride,
+                  parts_of(at), stride);
 }
 
 void attend_blocks(const Context& context, const Attention& attention) {
@@ -218,7 +221,7 @@ ort::Status* attention(const Context& context, const Kernel& kernel, bool gives_
   context.parallel(static_cast<size_t>(count), [&](size_t index) {
     write_tokens(call, tokens * static_cast<int64_t>(index) / count, tokens * static_cast<int64_t>(index + 1) / count);
   });
-  if (level() == kAmx && call.seq > 4) {
+  if (level() == kAmx && call.seq > kBlockTokens) {
     attend_blocks(context, call);
   } else {
     attend_tokens(context, call);

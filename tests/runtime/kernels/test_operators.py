@@ -1,5 +1,7 @@
 """Each operator against its definition in numpy, on the vector unit and, where the processor has them, on tiles."""
 
+import copy
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -193,6 +195,34 @@ def test_scores_of_any_size_stay_finite(level):
     out = attention.run()[0]
     expected = attention.expected()[0]
     np.testing.assert_allclose(out, expected, atol=2e-3 * np.abs(expected).max())  # scores of 1e5: float's last digits
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("seq", [2, 7, 16])
+def test_a_token_among_others_is_the_same_bits_as_alone(level, seq, int8):
+    together, past = Heads(1, seq, [92], int8=int8), 92
+    alone = copy.copy(together)
+    alone.seq = 1
+    for token, expected in enumerate(together.run()[0][0]):
+        alone.packed, alone.past = together.packed[:, token : token + 1], np.array([past + token])
+        found, *alone.caches = alone.run()
+        np.testing.assert_array_equal(found[0, 0], expected)
+
+
+@pytest.mark.parametrize("rows", [2, 8, 16])
+def test_a_row_of_a_product_is_the_same_bits_among_others_as_alone(level, rows):
+    rng = np.random.default_rng(rows)
+    codes, weight, offset, scale, _ = linear(rng, rows, 64, 96)
+    operands = {"IntegerLinear": [tiled(weight), offset, scale, None], "GatedLinear": [tiled(weight), offset, scale]}
+    values = rng.standard_normal((1, rows, 64)).astype(np.float32)
+    blocks = [tiled(codes_of(weight, 1).astype(np.uint8)), rng.uniform(0.001, 0.01, (6, 2, 16)).astype(np.float32)]
+    for name, given, rest in [
+        *((name, codes, rest) for name, rest in operands.items()),
+        ("BlockLinear", values, blocks),
+    ]:
+        (together,) = run_alone(name, [given, *rest])
+        alone = [run_alone(name, [given[:, row : row + 1], *rest])[0] for row in range(rows)]
+        np.testing.assert_array_equal(np.concatenate(alone, axis=1), together)
 
 
 def test_lengths_beyond_the_cache_are_refused(level):
