@@ -8,7 +8,7 @@ MODEL  := models/smollm2
 BUNDLE := bundles/smollm2
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo test setup format check unit slow gpu bench quantization-table clean
+.PHONY: demo test setup format check unit slow gpu bench bench-rivals quantization-table clean
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -45,6 +45,18 @@ format: $(VENV)/dev
 
 bench: $(BUNDLE)/manifest.json
 	$(BIN)/python scripts/compare_with_transformers.py $(BUNDLE) "$$($(BIN)/python scripts/demo_checkpoint.py)"
+
+# Rivals are downloaded and built into rivals/ once, the demo model is quantized once; then ten minutes, machine idle.
+bench-rivals: bundles/w8a8/manifest.json bundles/w8/manifest.json bundles/w4/manifest.json rivals/rivals.json
+	$(BIN)/python scripts/bench_rivals.py --w8a8 bundles/w8a8 --w8 bundles/w8 --w4 bundles/w4 \
+		--rivals rivals/rivals.json -o measured
+
+rivals/rivals.json: | $(VENV)/export
+	$(BIN)/python scripts/prepare_rivals.py rivals
+
+bundles/w%/manifest.json: $(MODEL)/manifest.json
+	$(BIN)/piston calibrate $(MODEL) -o models/w$* --scheme w$* --data builtin --overwrite
+	$(BIN)/piston build models/w$* -o bundles/w$* --target ort-cpu --overwrite
 
 # Long on a small machine; interrupted, it goes on where it stopped.
 quantization-table: $(MODEL)/manifest.json

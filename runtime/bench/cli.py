@@ -116,6 +116,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     ]
     reference = None
     if arguments.baseline is not None:
+        if not any(gate.is_relative for gate in gates):
+            raise MisuseError("--baseline is what gates compare with; give --fail-on 'tpot>5%', or use --against.")
         reference = read_reference(arguments.baseline)
         if reference.contender is not None:
             contenders.append(reference.contender)

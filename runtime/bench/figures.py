@@ -7,14 +7,14 @@ import numpy as np
 
 from piston.runtime.bench.metrics import METRICS, of_run
 from piston.runtime.bench.plot import Bar, Curve, bars, curves
-from piston.runtime.bench.report import Report, System
+from piston.runtime.bench.report import Estimate, Report, System
 from piston.runtime.bench.roofline import roofline_figures
 from piston.runtime.bench.table import ratio_text
 from piston.runtime.bench.workload import Setting
 from piston.runtime.evaluation.chart import Chart
 
-_STYLES = ("own", "c1", "c2", "c3", "c4", "c5")
-_RATIOS = ("decode", "prefill", "ttft", "first_token", "peak")
+_STYLES = ("own", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
+_RATIOS = ("decode", "prefill", "first_token", "peak")
 _POINTS = 101  # of a distribution's curve
 
 
@@ -62,7 +62,7 @@ def _ratios(report: Report) -> Iterator[str]:
         rows = [
             Bar(
                 f"{METRICS[item.metric].described}: {item.rival}",
-                "won" if item.ratio.value >= 1 else "lost",
+                _verdict(item.ratio),
                 item.ratio.value,
                 item.ratio.low,
                 item.ratio.high,
@@ -78,9 +78,17 @@ def _ratios(report: Report) -> Iterator[str]:
             "",
         )
         caption = (
-            "Medians over neighbouring runs, with intervals of 95 %. Right of the dashed line the bundle is better."
+            "Medians over neighbouring runs, with intervals of 95 %. Right of the dashed line the bundle is better; "
+            "grey: the interval holds both."
         )
         yield from figure(f"Against rivals: {name}", bars(chart, rows, reference=1.0), caption)
+
+
+def _verdict(ratio: Estimate) -> str:
+    """The style of a ratio's bar: whether the whole interval lies on one side of 1."""
+    low = ratio.value if ratio.low is None else ratio.low
+    high = ratio.value if ratio.high is None else ratio.high
+    return "won" if low > 1 else "lost" if high < 1 else "even"
 
 
 def _latency(report: Report) -> Iterator[str]:

@@ -108,8 +108,10 @@ def judge(gates: Sequence[Gate], report: Report, reference: Reference | None, al
             assert reference is not None
             there = _samples(gate, reference.system(report), setting)
             pending.append((gate, setting, change(_samples(gate, own, setting), there, gate.percent)))
-    levels = holm([item.p_value for _, _, item in pending], alpha)
-    return (*results, *(_relative(*item, level) for item, level in zip(pending, levels, strict=True)))
+    levels = holm([found.p_value for _, _, found in pending], alpha)
+    chances = [false_alarm(found, gate.bound, alpha / len(pending)) for gate, _, found in pending]
+    verdicts = zip(pending, levels, chances, strict=True)
+    return (*results, *(_relative(*item, level, chance) for item, level, chance in verdicts))
 
 
 def change(here: Sequence[Array], there: Sequence[Array], percent: int, shuffles: int = SHUFFLES) -> Change:
@@ -141,7 +143,10 @@ def holm(p_values: Sequence[float], alpha: float) -> list[float]:
 
 
 def false_alarm(found: Change, bound: float, level: float) -> float:
-    """Share of shuffles this gate would fail: above the bound, and among the `level` largest."""
+    """Share of shuffles this gate would fail: above the bound, and among the largest `level` of all.
+
+    With several gates `level` is the strictest of Holm's: the one that decides while no other gate has failed.
+    """
     largest = found.shuffled[::-1]
     num_rejected = max(int(level * (1 + len(largest))) - 1, 0)
     return float((largest[:num_rejected] > bound).sum() / len(largest))
@@ -175,7 +180,7 @@ def _absolute(gate: Gate, setting: Setting | None, own: System) -> GateResult:
     )
 
 
-def _relative(gate: Gate, setting: Setting | None, found: Change, level: float) -> GateResult:
+def _relative(gate: Gate, setting: Setting | None, found: Change, level: float, alarm: float) -> GateResult:
     is_met = not (found.value > gate.bound and found.p_value <= level)
     chance = f"p = {found.p_value:.2g}"
     verdict = "" if is_met and found.value <= gate.bound else f", {chance}"
@@ -186,7 +191,7 @@ def _relative(gate: Gate, setting: Setting | None, found: Change, level: float) 
         setting=setting,
         value=found.value,
         p_value=found.p_value,
-        false_alarm=false_alarm(found, gate.bound, level),
+        false_alarm=alarm,
         is_met=is_met,
         message=f"{gate.text}: {gate.described} changed by {found.value:+.1%}{verdict}",
     )

@@ -20,9 +20,11 @@ def markdown_of(report: Report) -> str:
 
 def _gates(report: Report) -> Iterator[str]:
     if report.baseline is not None:
-        yield f"Against {report.baseline.kind} `{report.baseline.path.replace('`', '')}`."
-        yield from (f"- differs: {_cell(note)}" for note in report.baseline.notes)
+        yield f"Against the {report.baseline.kind} {_cell(report.baseline.path)}."
         yield ""
+        if report.baseline.notes:
+            yield from (f"- differs: {_cell(note)}" for note in report.baseline.notes)
+            yield ""
     if report.gates:
         rows = [
             ["met" if gate.is_met else "**not met**", where(gate).rstrip(": "), gate.message, _chance(gate.false_alarm)]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from piston.runtime.bench.child import Child, Contender, Ran
@@ -14,6 +15,7 @@ from piston.runtime.console import Progress
 SEED = 0  # of the bootstrap
 TIMEOUT = 600.0  # seconds one call may take
 _PLACES = 6  # of a second that are kept: microseconds
+Clock = Callable[[], float]
 Opener = Callable[[Contender, dict[str, Any]], Child]
 
 
@@ -28,13 +30,17 @@ def measure(
     options: Options,
     progress: Progress,
     opener: Opener = open_child,
+    clock: Clock = time.perf_counter,
 ) -> list[System]:
     """Measure every contender at every setting, all with the same prompts.
+
+    Times within a call are the system's own; `clock` times new processes from outside.
 
     Raises:
         EngineError: a contender fails, or does not generate what it was asked to.
     """
-    starts = _starts(contenders, works[0], options, progress, opener)
+    timed = partial(_start, opener=opener, clock=clock)
+    starts = _starts(contenders, works[0], options, progress, timed)
     runs, versions = _runs(contenders, works, options, progress, opener)
     return [
         System(
@@ -52,7 +58,7 @@ def measure(
 
 
 def _starts(
-    contenders: Sequence[Contender], work: Work, options: Options, progress: Progress, opener: Opener
+    contenders: Sequence[Contender], work: Work, options: Options, progress: Progress, timed: Callable[..., Start]
 ) -> list[list[Start]]:
     """New processes in turns. The first of each warms the disk and is not counted."""
     found: list[list[Start]] = [[] for _ in contenders]
@@ -64,18 +70,20 @@ def _starts(
         for index in range(total):
             round_index, which = divmod(index, len(contenders))
             progress.step(name, index, total)
-            start = _start(contenders[which], work, round_index, limits, opener)
+            start = timed(contenders[which], work, round_index, limits)
             if round_index:
                 found[which].append(start)
     return found
 
 
-def _start(contender: Contender, work: Work, round_index: int, limits: dict[str, Any], opener: Opener) -> Start:
-    begun = time.perf_counter()
+def _start(
+    contender: Contender, work: Work, round_index: int, limits: dict[str, Any], opener: Opener, clock: Clock
+) -> Start:
+    begun = clock()
     with opener(contender, limits) as child:
         prompts = work.rows(round_index)
         child.run(prompts, 1)
-        first_token = time.perf_counter() - begun
+        first_token = clock() - begun
         peak = child.run(work.rows(round_index + 1), work.setting.gen_len).peak_bytes
         return Start(
             first_token=round(first_token, _PLACES),

@@ -10,9 +10,11 @@ from piston.runtime.bench.table import machine_lines, shown, where
 
 _STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1b1f24;--soft:#57606a;--rule:#d5dae0;--band:#f5f7f9;
---own:#0969da;--rival:#8c959f;--bad:#b42318;--good:#1a7f37;--c1:#bc4c00;--c2:#8250df;--c3:#1a7f37;--c4:#bf3989;--c5:#6e7781}
+--own:#0969da;--rival:#8c959f;--bad:#b42318;--good:#1a7f37;--c1:#bc4c00;--c2:#8250df;--c3:#1a7f37;--c4:#bf3989;--c5:#6e7781;
+--c6:#0a7d91;--c7:#9a6700}
 @media (prefers-color-scheme:dark){:root{--page:#0f1318;--ink:#e6e9ee;--soft:#9aa4b0;--rule:#343b45;--band:#181d24;
---own:#6cb6ff;--rival:#768390;--bad:#ff8a80;--good:#6fdd8b;--c1:#f0883e;--c2:#c69cff;--c3:#6fdd8b;--c4:#ff9bce;--c5:#909dab}}
+--own:#6cb6ff;--rival:#768390;--bad:#ff8a80;--good:#6fdd8b;--c1:#f0883e;--c2:#c69cff;--c3:#6fdd8b;--c4:#ff9bce;--c5:#909dab;
+--c6:#56d4dd;--c7:#e3b341}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:62rem;margin:0 auto;padding:2rem 1.25rem 4rem}
@@ -24,7 +26,7 @@ th,td{text-align:left;vertical-align:top;padding:.35rem .75rem .35rem 0;border-b
 th[scope=row]{font-weight:500;color:var(--soft)}
 figure{margin:.75rem 0;padding:.75rem;background:var(--band);border:1px solid var(--rule);border-radius:8px}
 figcaption,summary{color:var(--soft);font-size:.9rem}summary{cursor:pointer;margin-top:.35rem}
-svg{display:block;width:100%;min-width:34rem;height:auto}
+.scroll svg{display:block;width:100%;min-width:34rem;height:auto}
 .grid{stroke:var(--rule);stroke-width:1}.tick,.label{fill:var(--soft);font-size:12px}.value{fill:var(--ink)}
 .line{fill:none;stroke:var(--rival);stroke-width:2;stroke-linejoin:round}
 .point,.bar{fill:var(--rival)}.line.own{stroke:var(--own);stroke-width:3}.point.own,.bar.own{fill:var(--own)}
@@ -33,9 +35,11 @@ svg{display:block;width:100%;min-width:34rem;height:auto}
 .line.c3{stroke:var(--c3);stroke-dasharray:10 4 2 4}.point.c3,.bar.c3{fill:var(--c3)}
 .line.c4{stroke:var(--c4);stroke-dasharray:5 5}.point.c4,.bar.c4{fill:var(--c4)}
 .line.c5{stroke:var(--c5);stroke-dasharray:1 2}.point.c5,.bar.c5{fill:var(--c5)}
+.line.c6{stroke:var(--c6);stroke-dasharray:8 2 2 2 2 2}.point.c6,.bar.c6{fill:var(--c6)}
+.line.c7{stroke:var(--c7);stroke-dasharray:12 3}.point.c7,.bar.c7{fill:var(--c7)}
 .bar.lost{fill:var(--bad)}.bar.won{fill:var(--good)}
 .whisker{fill:none;stroke:var(--ink);stroke-width:1.5}.reference-line{stroke:var(--ink);stroke-dasharray:4 3}
-.key{display:inline-block;width:1.8em;height:0;vertical-align:middle;margin:0 .35em 0 .9em}
+.key{display:inline-block;width:28px;height:4px;vertical-align:middle;margin:0 .35em 0 1em}
 .gate{font-weight:500}.gate.met{color:var(--good)}.gate.not-met{color:var(--bad)}
 code{font:.9em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 """

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from piston.runtime.evaluation.chart import HEIGHT, WIDTH, Chart, ticks
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 12, 46
-_ROW, _LABELS = 26, 210  # pixels of a bar's place, and of what stands before the bars
+_ROW, _LABELS = 26, 262  # pixels of a bar's place, and of what stands before the bars
 _DECADE = 10.0
 
 
@@ -76,9 +76,9 @@ def bars(chart: Chart, rows: Sequence[Bar], reference: float | None = None) -> s
     height = _TOP + _BOTTOM + _ROW * len(rows)
     ends = [0.0, *(value for row in rows for value in (row.value, row.high or row.value))]
     x = _axis(ends if reference is None else [*ends, reference], _LABELS, WIDTH - 130, is_log=False)
-    marks = [mark for index, row in enumerate(rows) for mark in _bar(row, x, _TOP + _ROW * (index + 0.5))]
+    at = x.at(0.0 if reference is None else reference)
+    marks = [mark for index, row in enumerate(rows) for mark in _bar(row, x, _TOP + _ROW * (index + 0.5), at)]
     if reference is not None:
-        at = x.at(reference)
         marks.append(f'<line class="reference-line" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
     return _svg(chart, height, [*_x_axis(x, chart.x_label, height), *marks])
 
@@ -145,7 +145,8 @@ def _curve(line: Curve, x: Axis, y: Axis) -> list[str]:
     return [joined, *dots]
 
 
-def _bar(row: Bar, x: Axis, middle: float) -> list[str]:
+def _bar(row: Bar, x: Axis, middle: float, clear: float) -> list[str]:
+    """A bar with its whisker; the text stands right of both and of `clear`."""
     start, end = x.at(0.0), x.at(row.value)
     place = f'x="{start:.1f}" y="{middle - 8:.1f}" width="{max(end - start, 1):.1f}" height="16"'
     marks = [
@@ -159,5 +160,7 @@ def _bar(row: Bar, x: Axis, middle: float) -> list[str]:
             f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{x.at(row.high):.1f}'
             f'M{low:.1f} {middle - 5:.1f}v10M{x.at(row.high):.1f} {middle - 5:.1f}v10"/>'
         )
-    marks.append(f'<text class="tick value" x="{right + 6:.1f}" y="{middle + 4:.1f}">{escape(row.text)}</text>')
+    marks.append(
+        f'<text class="tick value" x="{max(right, clear) + 6:.1f}" y="{middle + 4:.1f}">{escape(row.text)}</text>'
+    )
     return marks

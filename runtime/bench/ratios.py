@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from piston.runtime.bench.metrics import METRICS, of_run, of_start
-from piston.runtime.bench.quantiles import Array, estimate, median
+from piston.runtime.bench.quantiles import Array, median_estimate
 from piston.runtime.bench.report import Estimate, Ratio, System
 
 COMPARED = ("ttft", "tpot", "total", "prefill", "decode")
@@ -36,7 +36,7 @@ def _paired(
         return []
     rng = np.random.default_rng(_SEED)
     known = [name for name in names if name in ours[0] and name in theirs[0]]
-    return [(name, estimate(_better(ours, theirs, name), median, rng)) for name in known]
+    return [(name, median_estimate(_better(ours, theirs, name), rng)) for name in known]
 
 
 def _better(ours: Sequence[dict[str, Array]], theirs: Sequence[dict[str, Array]], name: str) -> list[float]:

@@ -68,7 +68,7 @@ def shown(name: str, estimate: Estimate) -> str:
 def figure(value: float, unit: str) -> str:
     """Three or four digits that count, in ms, tokens a second or MB."""
     if unit == "s":
-        return f"{value:,.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+        return f"{value:,.2f} s" if value >= 1 else f"{f'{value * 1e3:#.3g}'.rstrip('.')} ms"
     if unit == "bytes":
         return f"{value / 1e6:,.0f} MB"
     return f"{value:,.1f}/s" if value < 1e3 else f"{value:,.0f}/s"  # noqa: PLR2004 - digits that count

@@ -17,7 +17,7 @@ class Adapter:
         self._numpy = importlib.import_module("numpy")
         self._pipeline = library.LLMPipeline(path, "CPU", INFERENCE_NUM_THREADS=options["threads"])
 
-    def run(self, prompts: Sequence[Sequence[int]], gen_len: int, step: Callable[[], None]) -> list[list[int]]:
+    def run(self, prompts: Sequence[Sequence[int]], gen_len: int, step: Callable[..., None]) -> list[list[int]]:
         """Generate greedily, every row to the same length."""
         ids = self._numpy.array(prompts, dtype=self._numpy.int64)
         mask = self._numpy.ones_like(ids)
@@ -27,9 +27,15 @@ class Adapter:
             result = self._pipeline.generate(inputs, config, _streamer(self._library, step))
         else:
             result = self._pipeline.generate(inputs, config)
-            for _ in range(gen_len):
-                step()
+            for at in _times(result.perf_metrics.raw_metrics):
+                step(at)
         return [list(row) for row in result.tokens]
+
+
+def _times(raw: Any) -> list[float]:
+    """Seconds from the call to each token, from its own clocks: microseconds to the first, then milliseconds."""
+    first, times = raw.m_times_to_first_token[0] / 1e6, list(raw.m_new_token_times)
+    return [first + (time - times[0]) / 1e3 for time in times]
 
 
 def _streamer(library: Any, step: Callable[[], None]) -> Any:

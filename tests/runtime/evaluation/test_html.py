@@ -1,10 +1,10 @@
 import dataclasses
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from evaluated import corpus_of, opened, other_script
+from page_outline import Outline
 from toy_model import VOCAB_SIZE, answering, history_script, ids_of
 
 from piston.runtime.evaluation.chart import ticks
@@ -15,31 +15,8 @@ from piston.runtime.evaluation.prompts import Prompt
 from piston.runtime.evaluation.windows import Windowing
 
 IDS = np.random.default_rng(3).integers(6, VOCAB_SIZE, size=90)
-VOID = {"meta", "br", "hr"}
 WINDOWING = Windowing(length=16, stride=8)
 HOSTILE = "<script>alert('&')</script>"
-
-
-class Outline(HTMLParser):
-    """Tags with their attributes, and a check that every one is closed in order."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.tags = [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="module")
