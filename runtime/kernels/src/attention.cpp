@@ -10,6 +10,15 @@ namespace piston {
 namespace {
 
 constexpr int64_t kChunk = 64;  // positions whose scores are held at once
+constexpr int64_t kAhead = 16;  // positions
+
+// Ask for one position's channels; beyond the end it asks in vain.
+void fetch(const Cache& cache, int64_t at, int64_t dim) {
+  const int64_t item = cache.values != nullptr ? 4 : 1;
+  const char* base = cache.values != nullptr ? reinterpret_cast<const char*>(cache.values)
+                                             : reinterpret_cast<const char*>(cache.codes);
+  for (int64_t i = 0; i < dim * item; i += 64) _mm_prefetch(base + at * item + i, _MM_HINT_T0);
+}
 
 __m512 load_cached(const Cache& cache, int64_t at) {
   if (cache.values != nullptr) return _mm512_loadu_ps(cache.values + at);
@@ -55,6 +64,8 @@ void part_of(const Attention& attention, const float* queries, int64_t cache, in
     const int64_t count = end - from < kChunk ? end - from : kChunk;
     for (int64_t j = 0; j < count; ++j) {
       const int64_t at = cache + (from + j) * dim;
+      fetch(attention.keys, at + kAhead * dim, dim);  // cores alone ask memory for too little at a time
+      fetch(attention.values, at, dim);               // the second loop will find it
       __m512 sums[Group];
       for (int g = 0; g < Group; ++g) sums[g] = _mm512_setzero_ps();
       for (int64_t i = 0; i < dim; i += kLanes) {
