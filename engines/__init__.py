@@ -129,3 +129,6 @@ def _checked_share(require_int8: float | None) -> float | None:
     if require_int8 is not None and not 0 < require_int8 <= 1:
         raise MisuseError(f"require_int8={require_int8} is no share above 0, such as 0.95.")
     return require_int8
+
+
+__all__ = ["AVAILABLE", "DEFAULT_BATCH", "DEFAULT_LENGTH", "DEFAULT_TARGETS", "LM_HEADS", "build", "check_targets"]

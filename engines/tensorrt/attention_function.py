@@ -105,7 +105,7 @@ def write_executable(lowered: Path, out: Path) -> Path:
 def _overload(node: onnx.NodeProto) -> str:
     attributes = {item.name: item.s.decode() for item in node.attribute}
     given = [bool(name) for name in [*node.input, *[""] * 6][:6]]
-    kind = attributes.get("causal_kind", "")
+    kind = str(attributes.get("causal_kind", ""))
     forms = {attributes.get("query_form"), attributes.get("kv_form")}
     if set(attributes) != ATTRIBUTES or forms != {"padded_bhnd"}:
         raise EngineError(f"{node.name} has attributes {attributes}, whose meaning is not written down.")

@@ -73,8 +73,11 @@ def _parse(parser: Any, path: Path) -> None:
     if parser.parse_from_file(str(path)):
         return
     problems = [parser.get_error(index) for index in range(parser.num_errors)]
-    first = " ".join(problems[0].desc().split()) if problems else "it gave no reason"
-    raise EngineError(f"TensorRT's parser refuses the graph: {first}.")
+    if not problems:
+        raise EngineError("TensorRT's parser refuses the graph, and gave no reason.")
+    first = problems[0]
+    node = f"{first.node_name()} ({first.node_operator()})"
+    raise EngineError(f"TensorRT's parser refuses the graph at {node}: {' '.join(first.desc().split())}.")
 
 
 def _choose_gpus(module: Any, config: Any, target: Target) -> None:
@@ -127,16 +130,18 @@ def _build(module: Any, builder: Any, network: Any, config: Any, progress: Progr
             results.append(problem)
 
     thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
+    interrupt: KeyboardInterrupt | None = None
+    while not results:
+        try:
+            if thread.ident is None:
+                thread.start()
             thread.join(POLL)
-    except KeyboardInterrupt:
-        monitor.cancel()
-        thread.join()
-        raise
-    finally:
-        config.progress_monitor = None
+        except KeyboardInterrupt as problem:  # Terminated is one, too
+            monitor.cancel()  # and wait: a second one changes nothing, the compiler stops after its present step
+            interrupt = problem
+    config.progress_monitor = None
+    if interrupt is not None:
+        raise interrupt
     (result,) = results
     if isinstance(result, Exception):
         raise result

@@ -78,6 +78,7 @@ def prove(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtype:
         pair.jump([1, last - 1, min(7, last - 1)], rng)
         pair.decode(1, 2, rng)
         pair.decode(0, 1, rng)
+        pair.decode(2, 3, rng)
         return pair.proof
 
 

@@ -30,9 +30,7 @@ def check_same(twin: Path, lowered: Path) -> None:
 def _difference(one: ir.Node, other: ir.Node) -> str:
     if (one.domain, one.op_type, one.name) != (other.domain, other.op_type, other.name):
         return "its operator"
-    if {name: item.value for name, item in one.attributes.items()} != {
-        name: item.value for name, item in other.attributes.items()
-    }:
+    if _attributes(one) != _attributes(other):
         return "its attributes"
     if len(one.inputs) != len(other.inputs):
         return "its inputs"
@@ -40,6 +38,14 @@ def _difference(one: ir.Node, other: ir.Node) -> str:
         if not _same_input(_uncast(mine), _uncast(its)):
             return f"its input {index}"
     return ""
+
+
+def _attributes(node: ir.Node) -> dict[str, object]:
+    """Tensors as their elements, whatever their type."""
+    return {
+        name: item.as_tensor().numpy().tolist() if item.type == ir.AttributeType.TENSOR else item.value
+        for name, item in node.attributes.items()
+    }
 
 
 def _uncast(value: ir.Value | None) -> ir.Value | None:

@@ -29,7 +29,7 @@ class NarrowPass(ir.passes.InPlacePass):
     Weights are converted one at a time, while the model is saved.
 
     Raises:
-        EngineError: a weight is beyond the range of float16; raised when the model is saved.
+        EngineError: a weight is beyond the range of float16.
     """
 
     def __init__(self, dtype: str) -> None:
@@ -79,7 +79,10 @@ class NarrowPass(ir.passes.InPlacePass):
     def _converted(self, graph: ir.Graph, before: ir.Node, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         name = f"{value.name}.{'float32' if wanted == WIDE else self.dtype}"
         if value.is_initializer():
-            return graph.initializers.get(name) or _weight(graph, name, value, wanted, self._convert)
+            if name not in graph.initializers:
+                self._check_range(value)
+                _weight(graph, name, value, wanted, self._convert)
+            return graph.initializers[name]
         known = next((use.node for use in value.uses() if use.node.name == name), None)
         if known is None:
             known = ir.node("Cast", [value], {"to": int(wanted)}, name=name)
@@ -89,12 +92,15 @@ class NarrowPass(ir.passes.InPlacePass):
             graph.insert_before(before, known) if producer is None else graph.insert_after(producer, known)
         return known.outputs[0]
 
-    def _convert(self, array: np.ndarray, name: str) -> np.ndarray:
-        if self.dtype == "float16" and array.size:
-            largest = float(np.abs(array).max())
-            if largest > float(np.finfo(np.float16).max):
-                raise EngineError(f"{name} reaches {largest:.3g}, beyond float16; build with --dtype bf16.")
+    def _convert(self, array: np.ndarray) -> np.ndarray:
         return array.astype(NUMPY[self.dtype])
+
+    def _check_range(self, value: ir.Value) -> None:
+        tensor = value.const_value
+        array = None if tensor is None or self.dtype != "float16" else tensor.numpy()
+        largest = 0.0 if array is None or not array.size else float(np.abs(array).max())
+        if largest > float(np.finfo(np.float16).max):
+            raise EngineError(f"{value.name} reaches {largest:.3g}, beyond float16; build with --dtype bf16.")
 
 
 def _wide_nodes(graph: ir.Graph) -> set[ir.Node]:
@@ -112,18 +118,17 @@ def _weight(
     name: str,
     source: ir.Value,
     dtype: ir.DataType,
-    convert: Callable[[np.ndarray, str], np.ndarray],
-) -> ir.Value:
+    convert: Callable[[np.ndarray], np.ndarray],
+) -> None:
     tensor, dims = source.const_value, ir.Shape(static_dims(source))
     assert tensor is not None
 
     def evaluate() -> ir.TensorProtocol:
-        return ir.tensor(convert(tensor.numpy(), source.name or ""), dtype=dtype, name=name)
+        return ir.tensor(convert(tensor.numpy()), dtype=dtype, name=name)
 
     lazy = ir.LazyTensor(evaluate, dtype=dtype, shape=dims, name=name)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=dims, const_value=lazy)
     graph.register_initializer(value)
-    return value
 
 
 def _widen_output(graph: ir.Graph, output: ir.Value) -> None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from piston.engines.tensorrt.lowering.next_step import append, constant
 
 MAX_TOP_K = 64
+LARGEST = float(np.finfo(np.float32).max)
 TINY = float(np.finfo(np.float32).tiny)
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 Value = ir.Value
@@ -92,9 +93,7 @@ class _Head:
         scaled = self._do("Div", [self._do("Sub", [candidates, self._reduce("ReduceMax", candidates)]), divisor])
         rank = constant(self.graph, "candidate.rank", np.arange(self.num))
         among = self._do("Less", [rank, given["top_k"]], dtype=BOOL)
-        kth = self._reduce(
-            "ReduceMin", self._do("Where", [among, scaled, self._float("largest", np.finfo(np.float32).max)])
-        )
+        kth = self._reduce("ReduceMin", self._do("Where", [among, scaled, self._float("largest", LARGEST)]))
         weights = self._kept(self._do("GreaterOrEqual", [scaled, kth], dtype=BOOL), self._do("Exp", [scaled]))
         share = self._do("Div", [weights, self._reduce("ReduceSum", weights)])
         before = append(
@@ -121,7 +120,7 @@ class _Head:
         possible = self._do("Greater", [weights, self._float("zero", 0)], dtype=BOOL)
         eligible = self._do("And", [beyond, possible], dtype=BOOL)
         as_floats = append(self.graph, "Cast", [ids], (*self.rows, self.num), {"to": int(FLOAT)}, FLOAT)
-        left = self._do("Where", [eligible, as_floats, self._float("largest", np.finfo(np.float32).max)])
+        left = self._do("Where", [eligible, as_floats, self._float("largest", LARGEST)])
         axes = constant(self.graph, "axes.2", [2])
         lowest = append(self.graph, "ReduceMin", [left, axes], self.rows, {"keepdims": 0}, FLOAT)
         return append(self.graph, "Cast", [lowest], self.rows, {"to": int(INT64)})

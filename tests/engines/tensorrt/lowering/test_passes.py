@@ -1,0 +1,139 @@
+"""Each rewrite on a graph of a few nodes."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx_text import only, parse, run
+
+from piston.engines.tensorrt.lowering import Sizes
+from piston.engines.tensorrt.lowering.narrow import NarrowPass
+from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
+from piston.engines.tensorrt.lowering.trt_attention import TrtAttentionPass
+from piston.engines.tensorrt.lowering.whole_blocks import WholeBlocksPass
+from piston.runtime.errors import EngineError
+from piston.runtime.manifest import CacheSpec
+
+ATTENTION = """
+g (float[b, 4, s, 16] q, float[b, 2, 64, 16] k, float[b, 2, 64, 16] v, int64[b] kv_lengths, bool[b, 1, s, 64] mask)
+    => (float[b, 4, s, 16] y) {{ y = Attention <{}> ({}) }}
+"""
+
+
+def test_blocks_come_to_divide_and_weights_keep_their_values():
+    text = """g (float[a, 6] x) => (float[a, 3] y) {
+        w = DequantizeLinear <axis = 0, block_size = 4> (codes, scales)
+        y = MatMul (x, w)
+    }"""
+    rng = np.random.default_rng(0)
+    codes, scales = rng.integers(-100, 100, (6, 3)).astype(np.int8), rng.random((2, 3), np.float32)
+    model = parse(text, codes=codes, scales=scales)
+    WholeBlocksPass()(model)
+    assert only(model, "DequantizeLinear").attributes["block_size"].as_int() == 2
+    x = rng.standard_normal((5, 6)).astype(np.float32)
+    expected = x @ (codes * np.repeat(scales, 4, axis=0)[:6])
+    np.testing.assert_allclose(run(model, {"x": x})["y"], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_blocks_that_divide_stay():
+    text = "g (float[a, 8] x) => (float[a, 3] y) { w = DequantizeLinear <axis = 0, block_size = 4> (codes, scales)\n"
+    model = parse(text + "y = MatMul (x, w) }", codes=np.ones((8, 3), np.int8), scales=np.ones((2, 3), np.float32))
+    assert not WholeBlocksPass()(model).modified
+
+
+def test_statistics_and_norms_stay_wide_and_everything_else_is_narrow():
+    model = parse(
+        """g (float[a, 4] x) => (float[a, 4] logits) {
+            n = RMSNormalization (x, gain)
+            m = MatMul (n, w)
+            square = Pow (m, two)
+            mean = ReduceMean (square, axes)
+            sum = Add (mean, epsilon)
+            root = Sqrt (sum)
+            logits = Div (m, root)
+        }""",
+        gain=np.ones(4, np.float32), w=np.eye(4, dtype=np.float32), two=np.float32(2), axes=np.array([-1]),
+        epsilon=np.float32(1e-6),
+    )  # fmt: skip
+    NarrowPass("float16")(model)
+    types = {node.op_type: node.outputs[0].dtype for node in model.graph if node.op_type != "Cast"}
+    wide = {"RMSNormalization", "Pow", "ReduceMean", "Add", "Sqrt", "Div"}
+    assert {name for name, dtype in types.items() if dtype == ir.DataType.FLOAT} == wide
+    assert types["MatMul"] == ir.DataType.FLOAT16
+    assert model.graph.inputs[0].dtype == ir.DataType.FLOAT16
+    assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_codes_are_made_of_what_there_is_and_scales_stay_float32():
+    model = parse(
+        """g (float[a, 4] x) => (float[a, 4] logits) {
+            n = RMSNormalization (x, gain)
+            q = QuantizeLinear (n, scale, zero)
+            d = DequantizeLinear (q, scale, zero)
+            logits = MatMul (d, w)
+        }""",
+        gain=np.ones(4, np.float32), scale=np.float32(0.1), zero=np.int8(0), w=np.eye(4, dtype=np.float32),
+    )  # fmt: skip
+    NarrowPass("float16")(model)
+    quantize, product = only(model, "QuantizeLinear"), only(model, "MatMul")
+    assert [value.dtype for value in quantize.inputs[:2]] == [ir.DataType.FLOAT] * 2
+    assert product.inputs[0].producer().op_type == "Cast"
+    assert [value.dtype for value in product.inputs] == [ir.DataType.FLOAT16] * 2
+
+
+def test_a_weight_beyond_float16_is_named():
+    model = parse("g (float[a, 1] x) => (float[a, 1] logits) { logits = MatMul (x, w) }", w=np.float32([[1e5]]))
+    with pytest.raises(EngineError, match=r"w reaches 1e\+05, beyond float16; build with --dtype bf16"):
+        NarrowPass("float16")(model)
+
+
+def test_the_scale_goes_into_the_query_and_the_lengths_to_input_five():
+    model = parse(ATTENTION.format("scale = 0.3, is_causal = 1", "q, k, v, , , , kv_lengths"))
+    TrtAttentionPass()(model)
+    node = only(model, "TRT_Attention")
+    assert {name: item.value for name, item in node.attributes.items()} == {
+        "causal_kind": "lower_right", "query_form": "padded_bhnd", "kv_form": "padded_bhnd",
+    }  # fmt: skip
+    assert [None if value is None else value.name for value in node.inputs[1:]] == ["k", "v", None, None, "kv_lengths"]
+    assert node.inputs[0].producer().inputs[1].const_value.numpy() == np.float32(0.3)
+
+
+def test_a_mask_stays_a_mask():
+    model = parse(ATTENTION.format("scale = 0.3", "q, k, v, mask"))
+    TrtAttentionPass()(model)
+    node = only(model, "TRT_Attention")
+    assert node.attributes["causal_kind"].as_string() == "none"
+    assert node.inputs[3].name == "mask"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs", "reason"),
+    [
+        ("is_causal = 1, softcap = 20.0", "q, k, v, , , , kv_lengths", "soft-caps its scores at 20"),
+        ("is_causal = 1", "q, k, v", "neither causal over kv_lengths nor masked"),
+        ("is_causal = 0", "q, k, v, , , , kv_lengths", "neither causal over kv_lengths nor masked"),
+        ("is_causal = 1", "q, k, v, mask", "its mask is not a boolean one alone"),
+        ("is_causal = 1", "q, k, v, , k, v", "concatenates its past"),
+    ],
+)
+def test_what_has_no_form_is_refused_with_the_reason(attributes, inputs, reason):
+    model = parse(ATTENTION.format(attributes, inputs))
+    model.graph[0].name = "layer/Attention"
+    with pytest.raises(EngineError, match=f"no form for layer/Attention: .*{reason}"):
+        TrtAttentionPass()(model)
+
+
+def test_no_graph_asks_for_the_capacity_and_masks_count_slots_by_a_constant(toy):
+    model = ir.load(toy("mistral").path)
+    StaticCapacityPass(40)(model)
+    pasts = [value for value in model.graph.inputs if value.name.startswith("past.")]
+    assert {tuple(value.shape)[2] for value in pasts} == {40}
+    assert not any(node.op_type == "Range" for node in model.graph)
+    np.testing.assert_array_equal(model.graph.initializers["cache.slots"].const_value.numpy(), np.arange(40))
+
+
+@pytest.mark.parametrize(("heads", "width", "length", "capacity"), [(3, 64, 50, 50), (2, 16, 50, 52), (1, 8, 10, 16)])
+def test_every_row_of_a_cache_begins_at_a_multiple_of_256_bytes(heads, width, length, capacity):
+    cache = CacheSpec(num_layers=1, num_kv_heads=heads, head_dim=width, dtype="float16")
+    sizes = Sizes.of(cache, 4, length)
+    assert sizes.capacity == capacity
+    assert heads * width * 2 * capacity % 256 == 0

@@ -1,0 +1,125 @@
+"""From a model directory to a bundle that holds engines of two kinds."""
+
+import json
+import sys
+
+import pytest
+
+from piston.engines import build
+from piston.engines.tensorrt.compiler_options import CompilerOptions
+from piston.runtime import Sampling, load
+from piston.runtime.cli import main
+from piston.runtime.errors import EngineError, MissingExtraError, MisuseError, ShortfallError
+from piston.runtime.manifest import Manifest, sha256_of
+
+RTX = "tensorrt-rtx:sm89"
+
+
+@pytest.fixture(scope="module")
+def bundle(model_dir, tmp_path_factory):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
+    root = tmp_path_factory.mktemp("two")
+    build(model_dir, root / "bundle", ["ort-cpu", RTX], max_batch=3, max_length=50, cache_dir=root / "cache")
+    return root / "bundle"
+
+
+def test_a_bundle_holds_engines_of_both_kinds_and_runs_the_one_this_machine_can(bundle):
+    manifest = Manifest.read(bundle)
+    assert [(spec.target, spec.path, spec.cache.dtype) for spec in manifest.engines] == [
+        ("ort-cpu", "ort-cpu/model.onnx", "float32"),
+        (RTX, "tensorrt-rtx-sm89/engine.plan", "float16"),
+    ]
+    manifest.verify(bundle)
+    with load(bundle, target="ort-cpu") as model:
+        assert model.generate("hello", Sampling(max_tokens=3)).token_ids
+
+
+def test_the_manifest_says_what_the_runtime_must_know(bundle):
+    spec = Manifest.read(bundle).engines[1]
+    got = spec.got
+    assert spec.asked == {
+        "max_batch": 3, "max_length": 50, "dtype": "float16", "require_int8": None, "compiler": {},
+    }  # fmt: skip
+    assert (got["compiler"], got["compute_capabilities"]) == ("tensorrt_rtx", ["sm89"])
+    assert (got["dtype"], got["max_positions"], got["capacity"], got["max_top_k"]) == ("float16", 50, 52, 64)
+    assert list(got["profiles"]) == ["prefill", "decode"]
+    assert got["profiles"]["prefill"]["input_ids"] == [[1, 1], [1, 50], [1, 50]]
+    assert got["profiles"]["decode"]["input_ids"] == [[1, 1], [3, 1], [3, 1]]
+    assert got["profiles"]["decode"]["past.0.key"] == [[1, 2, 52, 16], [3, 2, 52, 16], [3, 2, 52, 16]]
+    assert got["io"]["past.1.value"] == {"mode": "input", "dtype": "float16", "shape": ["batch", 2, 52, 16]}
+    assert got["io"]["next.input_ids"] == {"mode": "output", "dtype": "int64", "shape": ["batch", "k"]}
+    assert got["plan_sha256"] == sha256_of(bundle / spec.path)
+    assert [proof["dtype"] for proof in got["proofs"]] == ["float32", "float16"]
+    assert got["linears"]["float"] == 1
+
+
+def test_the_same_again_comes_from_the_cache(bundle, model_dir, tmp_path, monkeypatch):
+    from piston.engines.tensorrt import build as builder
+
+    monkeypatch.setattr(builder, "build_tensorrt", None)  # it would be called
+    again = build(model_dir, tmp_path / "bundle", [RTX], max_batch=3, max_length=50, cache_dir=bundle.parent / "cache")
+    assert again.engines == Manifest.read(bundle).engines[1:]
+    assert (tmp_path / "bundle" / again.engines[0].path).is_file()
+
+
+def test_the_command_prints_what_came_of_it(bundle, model_dir, tmp_path, capsys):
+    arguments = ["build", str(model_dir), "-o", str(tmp_path / "bundle"), "--target", RTX, "--max-batch", "3"]
+    assert main([*arguments, "--max-length", "50", "--cache-dir", str(bundle.parent / "cache")]) == 0
+    out, err = capsys.readouterr()
+    assert f"{RTX}: tensorrt_rtx 1.7.1.116 for sm89; float16, cache float16, batch up to 3, length up to 50" in out
+    assert "proof in float16, on ONNX Runtime: logits within" in out
+    assert "has been proved and compiled here; run `piston verify` where its GPU is" in err
+    assert f"taking {RTX} from the engine cache" in err
+
+
+def test_bfloat16_is_proved_by_rounding_every_result(model_dir, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
+    (spec,) = build(model_dir, tmp_path / "bundle", [RTX], max_batch=1, max_length=20, dtype="bf16").engines
+    assert (spec.cache.dtype, spec.got["dtype"]) == ("bfloat16", "bfloat16")
+    assert spec.got["io"]["present.0.key"]["dtype"] == "bfloat16"
+    twin, narrow = spec.got["proofs"]
+    assert twin["relative"] < 1e-5 < narrow["relative"] < 0.1
+
+
+def test_a_missing_compiler_is_said_before_any_work(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'piston\[rtx\]'"):
+        build(model_dir, tmp_path / "bundle", [RTX])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_is_never_accepted_and_ignored(model_dir, tmp_path):
+    with pytest.raises(MisuseError, match="--workspace is for TensorRT targets, and none was given: ort-cpu"):
+        build(model_dir, tmp_path / "bundle", ["ort-cpu"], compiler=CompilerOptions(workspace=2**30))
+
+
+def test_a_share_that_is_not_reached_leaves_nothing(model_dir, tmp_path):
+    with pytest.raises(ShortfallError, match=r"0\.00% of the linear multiply-adds run in INT8"):
+        build(model_dir, tmp_path / "bundle", [RTX], require_int8=0.9)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_holds_both_engines(bundle, model_dir, tmp_path, capsys):
+    arguments = [
+        "build",
+        str(model_dir),
+        "-o",
+        str(tmp_path / "bundle"),
+        "--target",
+        "ort-cpu",
+        "--target",
+        RTX,
+        "--json",
+    ]
+    sizes = ["--max-batch", "3", "--max-length", "50", "--cache-dir", str(bundle.parent / "cache"), "--quiet"]
+    assert main([*arguments, *sizes]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [engine["target"] for engine in report["engines"]] == ["ort-cpu", RTX]
+
+
+def test_int4_is_refused_for_a_gpu_that_has_not_got_it(model_dir, tmp_path):
+    from quantized import quantize_model_dir
+
+    quantized = quantize_model_dir(model_dir, tmp_path / "w4", "w4")
+    with pytest.raises(EngineError, match="tensorrt-rtx:sm75 cannot read INT4 weights"):
+        build(quantized, tmp_path / "bundle", ["tensorrt-rtx:sm75"])

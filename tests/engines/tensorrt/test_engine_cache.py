@@ -1,0 +1,114 @@
+import json
+import os
+import threading
+
+import pytest
+
+from piston.engines.tensorrt.engine_cache import SPEC, EngineCache, key_of
+from piston.engines.tensorrt.target import Target
+from piston.runtime.manifest import CacheSpec, EngineSpec, FileRecord, Manifest, ModelSpec, TokenizerSpec
+
+CACHE = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float16")
+MODEL = ModelSpec(
+    name="toy", architecture="Toy", num_layers=2, hidden_size=64, vocab_size=131, max_positions=96, dtype="float32"
+)
+
+
+def built(work, content=b"plan", target="tensorrt-rtx:sm89"):
+    """An engine as a builder leaves it."""
+    directory = work / "tensorrt-rtx-sm89"
+    directory.mkdir(parents=True)
+    (directory / "engine.plan").write_bytes(content)
+    path = "tensorrt-rtx-sm89/engine.plan"
+    return EngineSpec(target=target, path=path, cache=CACHE, asked={"max_batch": 2}, got={"profiles": {"a": [1, 2]}})
+
+
+def test_what_was_put_is_taken_whole(tmp_path):
+    cache, spec = EngineCache(tmp_path / "cache"), built(tmp_path / "one")
+    assert cache.take("key", tmp_path / "one") is None
+    cache.put("key", tmp_path / "one", spec)
+    (tmp_path / "two").mkdir()
+    assert cache.take("key", tmp_path / "two") == spec
+    assert (tmp_path / "two" / spec.path).read_bytes() == b"plan"
+    assert [item.name for item in (tmp_path / "two").iterdir()] == ["tensorrt-rtx-sm89"]
+
+
+@pytest.mark.parametrize("damage", ["bytes", "missing", "json", "spec"])
+def test_a_damaged_entry_is_dropped_and_leaves_nothing(tmp_path, damage):
+    cache = EngineCache(tmp_path / "cache")
+    cache.put("key", tmp_path / "one", built(tmp_path / "one"))
+    entry, plan = tmp_path / "cache/key", tmp_path / "cache/key/files/tensorrt-rtx-sm89/engine.plan"
+    if damage == "bytes":
+        plan.write_bytes(b"plam")
+    elif damage == "missing":
+        plan.unlink()
+    elif damage == "json":
+        (entry / SPEC).write_text("{")
+    else:
+        (entry / SPEC).write_text(json.dumps({"spec": {"target": 1}, "files": {}}))
+    (tmp_path / "two").mkdir()
+    assert cache.take("key", tmp_path / "two") is None
+    assert list((tmp_path / "two").iterdir()) == []
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../../stolen", "/etc/stolen"])
+def test_an_entry_that_names_files_elsewhere_writes_nothing_there(tmp_path, name):
+    cache = EngineCache(tmp_path / "cache")
+    cache.put("key", tmp_path / "one", built(tmp_path / "one"))
+    path = tmp_path / "cache/key" / SPEC
+    data = json.loads(path.read_text())
+    data["files"] = {name: "0"}
+    path.write_text(json.dumps(data))
+    (tmp_path / "two").mkdir()
+    assert cache.take("key", tmp_path / "two") is None
+    assert not list(tmp_path.rglob("stolen"))
+
+
+def test_the_least_recently_used_go_first(tmp_path):
+    cache = EngineCache(tmp_path / "cache", limit=35_000)
+    for index, key in enumerate(["a", "b", "c"]):
+        cache.put(key, tmp_path / key, built(tmp_path / key, b"x" * 10_000))
+        os.utime(tmp_path / "cache" / key, (index, index))
+    (tmp_path / "out").mkdir()
+    cache.take("a", tmp_path / "out")
+    cache.put("d", tmp_path / "d", built(tmp_path / "d", b"x" * 10_000))
+    left = {item.name for item in (tmp_path / "cache").iterdir()}
+    assert {"a", "d"} <= left
+    assert "b" not in left
+
+
+def test_two_builds_at_once_leave_one_whole_entry(tmp_path):
+    cache = EngineCache(tmp_path / "cache")
+    specs = [built(tmp_path / str(index)) for index in range(8)]
+    threads = [
+        threading.Thread(target=cache.put, args=("key", tmp_path / str(index), spec))
+        for index, spec in enumerate(specs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [item.name for item in (tmp_path / "cache").iterdir()] == ["key"]
+    (tmp_path / "out").mkdir()
+    assert cache.take("key", tmp_path / "out") == specs[0]
+
+
+def manifest(digest="0" * 64, scheme="fp"):
+    files = {"model.onnx": FileRecord(sha256=digest, size=1), "tokenizer.json": FileRecord(sha256=digest, size=1)}
+    spec = ModelSpec(**{**{name: getattr(MODEL, name) for name in MODEL.__slots__}, "scheme": scheme})
+    return Manifest(kind="model", model=spec, cache=CACHE, tokenizer=TokenizerSpec(), files=files)
+
+
+def test_the_key_changes_with_everything_that_an_engine_depends_on():
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
+    target, asked = Target.parse("tensorrt-rtx:sm89"), {"max_batch": 2}
+    key = key_of(target, manifest(), asked)
+    assert key == key_of(target, manifest(), {"max_batch": 2})
+    others = [
+        key_of(Target.parse("tensorrt-rtx:sm86"), manifest(), asked),
+        key_of(target, manifest(), {"max_batch": 3}),
+        key_of(target, manifest("1" * 64), asked),
+        key_of(target, manifest(scheme="w8a8"), asked),
+    ]
+    assert len({key, *others}) == 5
