@@ -159,7 +159,7 @@ class TensorRTEngine:
         stack.callback(scratch.close)
         contexts = []
         for profile in (PREFILL, DECODE):
-            context = Context(plan.create_context(), plan.log, profile, self._stream)
+            context = Context(plan.create_context(is_captured=profile == DECODE), plan.log, profile, self._stream)
             stack.callback(context.close)
             context.use_memory(scratch.address, scratch.nbytes)
             contexts.append(context)

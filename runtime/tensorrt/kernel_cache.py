@@ -35,11 +35,12 @@ class KernelCache:
         return cls(cache_dir, plan_sha256, plan_sha256)
 
     def attach(self, config: Any) -> None:
-        """Give a runtime config the kept kernels, or an empty cache that its contexts fill."""
-        self._cache = accepted(config.create_runtime_cache())
-        data = self._verified()
-        if data is not None and self._cache.deserialize(data):  # refuses those of another driver or GPU
-            self._saved = hashlib.sha256(data).hexdigest()
+        """Give a runtime config the kept kernels, or an empty cache for contexts to fill; all configs get the same."""
+        if self._cache is None:
+            self._cache = accepted(config.create_runtime_cache())
+            data = self._verified()
+            if data is not None and self._cache.deserialize(data):  # refuses those of another driver or GPU
+                self._saved = hashlib.sha256(data).hexdigest()
         accepted(config.set_runtime_cache(self._cache))
 
     def save(self) -> None:

@@ -28,15 +28,6 @@ class Plan:
             self._runtime = module.Runtime(self.log)
             self._runtime.tempfile_control_flags = 0
             self.engine: Any = accepted(self._runtime.deserialize_cuda_engine(data))
-            self._config = accepted(self.engine.create_runtime_config())
-            strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-            self._config.set_execution_context_allocation_strategy(strategy)
-            if kernels is not None:
-                # We capture whole steps ourselves, which needs every kernel in its final form before.
-                self._config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
-                specialization = module.DynamicShapesKernelSpecializationStrategy.EAGER
-                self._config.dynamic_shapes_kernel_specialization_strategy = specialization
-                kernels.attach(self._config)
 
     @classmethod
     def load(cls, path: Path, record: FileRecord, device: Device, cache_dir: Path) -> Self:
@@ -71,10 +62,21 @@ class Plan:
         """Device memory that a context needs while it runs, whatever its profile."""
         return int(self.engine.device_memory_size_v2)
 
-    def create_context(self) -> Any:
-        """A new IExecutionContext without memory of its own."""
+    def create_context(self, *, is_captured: bool) -> Any:
+        """A new IExecutionContext without memory of its own; `is_captured` says that its steps become CUDA graphs."""
+        module = self.module
         with reported(self.log, f"creating a context of {self.source}"):
-            return accepted(self.engine.create_execution_context(self._config))
+            config = accepted(self.engine.create_runtime_config())
+            strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
+            config.set_execution_context_allocation_strategy(strategy)
+            if self._kernels is not None:
+                # We capture steps ourselves, which needs their kernels in final form before. A prefill has another
+                # shape each time, and must not wait for kernels of its own.
+                kinds = module.DynamicShapesKernelSpecializationStrategy
+                config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
+                config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if is_captured else kinds.LAZY
+                self._kernels.attach(config)
+            return accepted(self.engine.create_execution_context(config))
 
     def save_kernels(self) -> None:
         """Keep what was compiled on this machine for the next load."""
@@ -83,7 +85,7 @@ class Plan:
 
     def close(self) -> None:
         """Drop everything of TensorRT's, the engine before the runtime that made it."""
-        self._kernels = self._config = self.engine = None
+        self._kernels = self.engine = None
         self._runtime = None
 
 

@@ -1,6 +1,7 @@
 """The doubles of CUDA and TensorRT against the real modules, whose functions can be asked for without a GPU."""
 
 import ast
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -27,7 +28,10 @@ def real_cuda():
     return pytest.importorskip("cuda.bindings.runtime")
 
 
-@pytest.fixture(scope="module", params=["tensorrt_rtx", "tensorrt"])
+INSTALLED = [name for name in ("tensorrt_rtx", "tensorrt") if importlib.util.find_spec(name)]
+
+
+@pytest.fixture(scope="module", params=INSTALLED or ["tensorrt_rtx"])
 def trt(request):
     return pytest.importorskip(request.param)
 

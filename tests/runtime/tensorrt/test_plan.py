@@ -105,12 +105,18 @@ def test_tensorrt_gets_one_logger_for_all_plans(module, written):
     assert load(written).log is load(written).log
 
 
-def test_a_step_is_captured_by_us_so_tensorrt_rtx_must_not_and_has_every_kernel_ready(module, written):
-    plan = load(written)
-    config = plan._config
-    assert config.cuda_graph_strategy is module.CudaGraphStrategy.DISABLED
-    eager = module.DynamicShapesKernelSpecializationStrategy.EAGER
-    assert config.dynamic_shapes_kernel_specialization_strategy is eager
+@pytest.mark.parametrize(("is_captured", "kind"), [(True, "EAGER"), (False, "LAZY")])
+def test_kernels_of_captured_steps_are_ready_before_and_those_of_prefills_are_not_waited_for(
+    module, written, monkeypatch, is_captured, kind
+):
+    plan, configs = load(written), []
+    create = plan.engine.create_execution_context
+    monkeypatch.setattr(
+        plan.engine, "create_execution_context", lambda config: configs.append(config) or create(config)
+    )
+    plan.create_context(is_captured=is_captured)
+    assert configs[0].dynamic_shapes_kernel_specialization_strategy.name == kind
+    assert configs[0].cuda_graph_strategy is module.CudaGraphStrategy.DISABLED
 
 
 def test_a_file_that_vanished_is_told(tmp_path):
