@@ -3,7 +3,7 @@
     python scripts/to_polygraphy.py MODEL_DIR OUT [--max-batch 2] [--max-length 256] [--dtype float16]
 
 Writes OUT/file/model.onnx (what the compiler gets), OUT/file/executable.onnx (the same with TRT_Attention as a
-function), OUT/inputs.json (one decode step) and OUT/shapes.txt (the two profiles as Polygraphy's options), and prints commands.
+function), OUT/inputs.json (one decode step) and OUT/shapes.txt (the profiles as options), and prints commands.
 """
 
 import argparse
