@@ -15,6 +15,7 @@ from piston.calibration.linears import Linear, by_input, find_linears
 from piston.calibration.recipe import HEAD
 from piston.runtime.bundle import Bundle
 from piston.runtime.errors import MisuseError
+from piston.runtime.external_data import check_external_data
 from piston.runtime.manifest import Manifest, record_files, sha256_of
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
@@ -48,6 +49,7 @@ class ModelGraph:
                 f"{directory} is {manifest.model.dtype}, and ONNX Runtime measures in float32 on the CPU; "
                 "export it with --dtype fp32."
             )
+        check_external_data(directory, manifest)
         model = ir.load(directory / MODEL)
         return cls(directory, manifest, model, find_linears(model))
 

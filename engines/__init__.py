@@ -9,6 +9,7 @@ from piston.engines.options import CANONICAL, LM_HEADS, PRECISIONS, BuildOptions
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.runtime.console import Progress
 from piston.runtime.errors import BundleError, MisuseError
+from piston.runtime.external_data import check_external_data
 from piston.runtime.manifest import Manifest
 from piston.runtime.staging import check_free, staged_dir
 
@@ -66,6 +67,7 @@ def build(  # noqa: PLR0913 - the options of one command
     asked = {target: family_of(target).ask(target, model, options) for target in targets}
     with progress.phase("verifying the model directory"):
         model.verify(source)
+        check_external_data(source, model)
     from piston.engines.bundle import write_bundle
     from piston.engines.expected import record_answers
 
