@@ -69,11 +69,12 @@ class Generation:
     def completion(self) -> Completion:
         """What there is so far, or in the end."""
         sampler, spent = self.request.sampler, self.request.spent
+        token_stop = sampler.stopped_by if self.finish_reason == "stop" else None
         return Completion(
             text="".join(self.pieces),
             token_ids=tuple(self.request.output_ids),
             finish_reason=self.finish_reason,
-            stop_reason=self._scanner.stopped_by if self._scanner.stopped_by is not None else sampler.stopped_by,
+            stop_reason=self._scanner.stopped_by if self._scanner.stopped_by is not None else token_stop,
             num_prompt_tokens=len(self.request.prompt_ids),
             num_prefilled_tokens=self.request.num_prefilled,
             seed=sampler.seed,
@@ -91,7 +92,8 @@ class Generation:
         )
 
     def _text_of(self, token: Token) -> str:
-        if token.request.sampler.stopped_by is not None and not self.sampling.include_stop_str_in_output:
+        # The token's own reason: the sampler may be ahead of it, where several tokens were verified at once.
+        if token.finish_reason == "stop" and not self.sampling.include_stop_str_in_output:
             return ""
         text = self._decoder.push(token.pick.token_id)
         # Stop strings count from min_tokens on, as stop tokens do, wherever they began.

@@ -209,3 +209,15 @@ def test_the_scripts_answers_are_spelt_anew_when_they_are_rendered():
     # Else the comparisons above would never rewind: bytes that are no UTF-8 come back as other tokens.
     conversation = toy_model(HISTORY).conversation(sampling=Sampling(max_tokens=12))
     assert any("\ufffd" in say(conversation, text) for text in TALK)
+
+
+@pytest.mark.parametrize("script", [HISTORY, replying("no no no no hello hello")])
+def test_a_conversation_with_guesses_says_the_same_turn_by_turn(script, monkeypatch):
+    monkeypatch.setattr("piston.runtime.speculation.StepCost.observe", lambda *_: None)  # no clock in a test
+    answers = {}
+    for limit in (0, 12):
+        model = toy_model(script)
+        with model.conversation(sampling=Sampling(max_tokens=40, prompt_lookup_num_tokens=limit)) as conversation:
+            answers[limit] = [(say(conversation, text), conversation.completion.token_ids) for text in TALK]
+        assert model.engine.cache.num_free == 1
+    assert answers[12] == answers[0]

@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 from toy_model import END, VOCAB_SIZE, answering, byte_tokenizer, history_script, ids_of
 
@@ -251,3 +252,16 @@ def test_options_that_leave_no_token_are_told_and_give_the_slot_back():
     with pytest.raises(MisuseError, match="leave none to pick"):
         list(run(engine, [generation]))
     assert engine.cache.num_free == 1
+
+
+def test_an_engine_that_does_not_verify_exactly_is_named_in_the_completion():
+    class Rounding(ScriptedEngine):
+        def prefill(self, slot, token_ids, num_logits=1):
+            return super().prefill(slot, token_ids, num_logits) + (len(token_ids) > 1) * np.float32(2**-10)
+
+    engine = Rounding(history_script(), vocab_size=VOCAB_SIZE, capacity=200)
+    prompt = ids_of("one two one two one two")
+    (generation,) = prepare([prompt], Sampling(max_tokens=9, prompt_lookup_num_tokens=5), byte_tokenizer(), [END])
+    list(run(engine, [generation]))
+    drafts = generation.completion().drafts
+    assert (drafts.num_drafted, "rounds" in drafts.problem) == (0, True)

@@ -147,3 +147,26 @@ def test_a_recommendation_that_is_not_supported_matters_only_when_asked_for(pist
 def test_logprobs_are_absent_from_json_unless_asked_for(piston, bundle):
     result = piston("run", bundle, "--json", "--prompt", "Q", *SHORT, script=answer("Q", "yes"))
     assert "logprobs" not in json.loads(result.out)["completions"][0]
+
+
+def test_guessing_prints_the_same_text_and_what_came_of_it(piston, bundle, monkeypatch):
+    monkeypatch.setattr("piston.runtime.speculation.StepCost.observe", lambda *_: None)  # no clock in a test
+    prompt, reply = "one two three, one two three, one", " two three, one two three"
+    words = ["--prompt", prompt, "--max-tokens", "30", "--json"]
+    plain = piston("run", bundle, *words, script=answer(prompt, reply))
+    guessed = piston("run", bundle, *words, "--prompt-lookup", "8", script=answer(prompt, reply))
+    before, after = (json.loads(result.out)["completions"][0] for result in (plain, guessed))
+    assert after["token_ids"] == before["token_ids"]
+    assert "drafts" not in before
+    assert after["drafts"]["accepted"] > 10
+    assert after["drafts"]["acceptance"] == after["drafts"]["accepted"] / after["drafts"]["drafted"]
+
+
+def test_guesses_are_in_the_line_about_speed(piston, bundle):
+    result = piston("run", bundle, "--prompt", "Q", "--prompt-lookup", "4", *SHORT, script=answer("Q", "hello"))
+    assert "0 of 0 guessed tokens right" in result.err
+
+
+def test_more_guesses_than_can_be_verified_are_misuse(refused, bundle):
+    status, message = refused("run", bundle, "--prompt", "Q", "--prompt-lookup", "16")
+    assert (status, "from 0 to 15" in message) == (2, True)
