@@ -160,10 +160,9 @@ class _Calibration:
                 self.graph.save_float(scratch / PREPARED)  # smoothing moves the values: measure it as it will be
             scales = self._cache_scales(scratch)
             spent = self._spend(prepared, scales, scratch)
-            worst = [name for name in prepared.errors if name in prepared.weights][: self.keep_worst]
-            chosen = worst if spent is None or spent.best is None else spent.best.kept
+            spared = self._spared(prepared, spent)
             saturated = self._saturated(prepared, scales, scratch)
-            names = prepared.insert(self.graph, set(prepared.weights) - set(chosen))
+            names = prepared.insert(self.graph, set(prepared.weights) - set(spared))
             names += self._round_tables()
             if scales:
                 RoundCachePass(scales, self.graph.manifest.cache)(self.graph.model)
@@ -171,7 +170,7 @@ class _Calibration:
         # What was measured becomes part of the recipe: with it the same data gives the same model again.
         settled = dataclasses.replace(
             self.recipe,
-            keep=tuple(name for name in kept if name != "lm_head") if prepared.weights else (),
+            spared=spared,
             kv_scales=scales,
             model=self.graph.sha256,
         )
@@ -198,6 +197,14 @@ class _Calibration:
             assert self.rows is not None
             return round_all(graph, recipe, self.rows.ids, scratch, progress)
         return round_weights(graph, recipe, None if self.rows is None else self.rows.ids, scratch, progress)
+
+    def _spared(self, prepared: Prepared, spent: Spent | None) -> tuple[str, ...]:
+        """What was rounded and stays in float all the same, in the order of the graph."""
+        if unknown := sorted(set(self.recipe.spared) - set(prepared.weights)):
+            raise MisuseError(f"The recipe spares {unknown[0]}, which the model has not, or keeps already.")
+        worst = [name for name in prepared.errors if name in prepared.weights][: self.keep_worst]
+        found = worst if spent is None or spent.best is None else spent.best.kept
+        return tuple(name for name in prepared.weights if name in {*self.recipe.spared, *found})
 
     def _round_tables(self) -> list[str]:
         """The embedding and the lm_head, where the recipe has them in INT8; returns the latter's name."""

@@ -12,7 +12,8 @@ from piston.calibration.rounding import Quantized
 class Prepared:
     """Codes and scales of a graph that is still in float: any of its linears can be quantized, and the rest left.
 
-    What a linear becomes does not depend on which others are quantized.
+    What a linear becomes does not depend on which others are written. It may depend on which are here: GPTQ makes up in
+    one layer for the errors of those before it, also of one that is left out afterwards.
     """
 
     weights: Mapping[str, Quantized]  # by the linear's name

@@ -33,7 +33,9 @@ class Recipe:
         rounding: of weights.
         method: how the range of an activation is found (w8a8).
         smooth: move activation outliers into the weights (w8a8).
-        keep: linears that stay in float, by module path or pattern.
+        keep: linears that stay in float, by module path or pattern; nothing else reckons with their rounding.
+        spared: linears that stay in float too, by module path, where all others are rounded as if they did not: what a
+            budget or a ranking found once everything was rounded.
         int8: linears that get eight bits where the others get four, by module path or pattern (w4); None for the
             narrow ones, see `is_narrow`.
         embedding: how the table of embeddings is stored.
@@ -50,6 +52,7 @@ class Recipe:
     method: Method = "minmax"
     smooth: bool = True
     keep: tuple[str, ...] = ()
+    spared: tuple[str, ...] = ()
     int8: tuple[str, ...] | None = None
     embedding: Storage = "float"
     head: Storage = "float"
@@ -89,7 +92,7 @@ class Recipe:
             return
         if self.kv == "float":
             raise MisuseError("fp leaves everything in float: add --kv int8, or choose another scheme.")
-        if self.block or self.rounding != "nearest" or self.keep:
+        if self.block or self.rounding != "nearest" or self.keep or self.spared:
             raise MisuseError("fp rounds no weights: --block, --rounding and --keep are for the other schemes.")
 
     @property
@@ -143,7 +146,9 @@ class Recipe:
         if unknown := sorted(set(data) - known):
             raise MisuseError(f"A recipe has no {unknown[0]!r}; it has {', '.join(sorted(known))}.")
         try:
-            values = dict(data) | {name: tuple(data[name]) for name in ("keep", "int8") if data.get(name) is not None}
+            values = dict(data) | {
+                name: tuple(data[name]) for name in ("keep", "spared", "int8") if data.get(name) is not None
+            }
             if "kv_scales" in data:
                 values["kv_scales"] = {name: tuple(map(float, scales)) for name, scales in data["kv_scales"].items()}
             return cls(**values)

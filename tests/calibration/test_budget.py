@@ -53,9 +53,10 @@ def test_a_switched_model_costs_what_the_written_one_does(model_dir, text, tmp_p
     assert nothing["kl"] < some["kl"] / 1000
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4", "w4 by gptq"])
 def test_a_budget_keeps_some_linears_and_its_recipe_replays_to_the_same_bytes(model_dir, text, tmp_path, scheme):
-    recipe = Recipe(scheme=scheme, block=32 if scheme == "w4" else 0)
+    scheme, _, rounding = scheme.partition(" by ")
+    recipe = Recipe(scheme=scheme, block=32 if scheme == "w4" else 0, rounding=rounding or "nearest")
     everything = calibrate(model_dir, tmp_path / "all", recipe, [text], rows=ROWS, budget=budget("kl=1"))
     cost = everything.spent.points[0].figures["kl"]
     assert everything.kept == ["lm_head"]
