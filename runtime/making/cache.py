@@ -92,7 +92,7 @@ class Cache:
         directory = self.root / stage / key
         entry = read_entry(directory)
         if entry is None:
-            if directory.exists():
+            if os.path.lexists(directory):
                 self.remove(directory, "its record cannot be read")
             return None
         self._use(directory)
@@ -101,8 +101,11 @@ class Cache:
     def remove(self, directory: Path, reason: str) -> None:
         """Remove a damaged entry and say so."""
         note(f"  the cache entry {directory} is damaged ({reason}); it is made again")
-        shutil.rmtree(directory, ignore_errors=True)
-        if directory.exists():
+        if directory.is_dir() and not directory.is_symlink():
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            directory.unlink()
+        if os.path.lexists(directory):
             raise Error(
                 f"The damaged cache entry {directory} cannot be removed; remove it, or choose another --cache-dir."
             )

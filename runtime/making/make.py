@@ -158,7 +158,9 @@ class Run:
         if _is_same(source, bundle, manifest):
             return
         with staged_dir(bundle, overwrite=True) as work:
-            shutil.copytree(source, work, dirs_exist_ok=True)
+            for name in (*manifest.files, FILE_NAME):  # copytree would hide that the disk is full
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, work / name)
             manifest.verify(work)
 
     def _entry(self, stage: Stage, *, is_read: bool) -> Entry:
