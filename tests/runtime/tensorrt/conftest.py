@@ -1,6 +1,7 @@
 """TensorRT engines on fakes that execute: a toy's graph as a plan, a GPU of a gigabyte."""
 
 import dataclasses
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,9 @@ def plan_bytes(toy):
             made[key] = plan_of(toy.path, dataclasses.replace(toy.spec, dtype=dtype), **sizes)
         return made[key]
 
-    return plan_bytes
+    gc.freeze()  # what torch holds need not be looked through each time a test asks whether all is freed
+    yield plan_bytes
+    gc.unfreeze()
 
 
 @pytest.fixture
