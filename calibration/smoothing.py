@@ -81,20 +81,21 @@ def output_error(sample: Floats, act: Floats, weight: Floats, factors: Floats, l
 
 
 def relative_error(found: Floats, exact: Floats, lengths: Floats | None = None) -> float:
-    """Mean over tokens of the squared error by the squared length of what it disturbs.
+    """Squared error of a token by the squared length of what it disturbs.
 
-    That is the residual stream the output is added to, where it is: norms behind it divide by its length, so that a
-    first token whose activations are a thousand times the others' counts as they do, and an output that hardly moves
-    its token hardly counts. Elsewhere it is the token's own output.
+    That is the residual stream the output is added to, where it is, and all tokens' mean: norms behind it divide by its
+    length, so that a first token whose activations are a thousand times the others' counts as they do, and an output
+    that hardly moves its token hardly counts. Elsewhere it is the token's own output, and the median: values of first
+    tokens are next to nothing, and what is wrong with them is of no consequence.
 
     Args:
         found: outputs, float32 [tokens, N].
         exact: the same in float.
-        lengths: of what each token's output is added to, float32 [tokens]; the outputs' own if None.
+        lengths: of what each token's output is added to, float32 [tokens]; None if it is not.
     """
     squares = np.square(exact).sum(axis=1) if lengths is None else np.square(lengths)
     share = np.square(found - exact).sum(axis=1) / np.maximum(squares, np.finfo(np.float32).tiny)
-    return float(share.mean())
+    return float(np.median(share) if lengths is None else share.mean())
 
 
 def _group_max(values: Floats, shared: Groups) -> Floats:

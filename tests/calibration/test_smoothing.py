@@ -32,10 +32,10 @@ def test_outliers_cost_less_once_they_are_moved():
 
 
 def test_an_error_counts_by_the_length_of_what_it_disturbs():
-    exact = np.array([[3.0, 4.0], [6.0, 8.0]], np.float32)
+    exact = np.array([[3.0, 4.0], [6.0, 8.0], [0.0, 0.001]], np.float32)
     found = exact + np.float32(1)
-    assert relative_error(found, exact) == pytest.approx((2 / 25 + 2 / 100) / 2)
-    assert relative_error(found, exact, np.array([10, 1], np.float32)) == pytest.approx((2 / 100 + 2) / 2)
+    assert relative_error(found, exact) == pytest.approx(2 / 25)  # of 2 / 25, 2 / 100 and two millions
+    assert relative_error(found, exact, np.array([10, 1, 2], np.float32)) == pytest.approx((2 / 100 + 2 + 2 / 4) / 3)
 
 
 def test_a_token_of_great_length_does_not_decide():
