@@ -29,7 +29,7 @@ def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
         choices=HARDWARE_COMPATIBLE,
         help="a plan for Ampere and later, or any GPU of this kind",
     )
-    where = f"(default: ${CACHE_VARIABLE}, or piston/engines below the user's cache directory)"
+    where = f"(default: engines below ${CACHE_VARIABLE}, or below piston in the user's cache directory)"
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help=f"where compiled engines are kept {where}")
     group.add_argument(
         "--no-cache", action="store_true", help="compile even what was compiled before, and keep nothing"
@@ -56,5 +56,5 @@ def cache_dir(arguments: argparse.Namespace) -> Path | None:
     if arguments.cache_dir is not None:
         return Path(arguments.cache_dir)
     if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given)
+        return Path(given) / "engines"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piston" / "engines"

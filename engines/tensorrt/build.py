@@ -89,7 +89,6 @@ def build_tensorrt(  # noqa: PLR0913, PLR0917 - what every builder gets
             "layers": compiled.layers,
             "proof": proofs[-1],
             "proofs": proofs,
-            "run_on_gpu": False,
         }
     return EngineSpec(
         target=target.text, path=plan.relative_to(work).as_posix(), cache=lowered.cache, asked=dict(asked), got=got

@@ -10,8 +10,8 @@ from piston.runtime.plan_header import PlanHeader
 
 pytestmark = pytest.mark.model
 RTX = "tensorrt-rtx:sm89"
-# Bytes of the plan: 106 M weights of layers in the scheme's type, 28 M of the tied head in float16, and what the compiler
-# adds: 220, 207 and 142 MB were measured for w8a8, w8 and w4 in blocks of 64.
+# Bytes of the plan: 106 M weights of layers in the scheme's type, 28 M of the tied head in float16, and what the
+# compiler adds: 220, 207 and 142 MB were measured for w8a8, w8 and w4 in blocks of 64.
 LARGEST = {"fp": 350e6, "w8a8": 240e6, "w8": 240e6, "w4": 190e6}
 SHARE = {"fp": "float", "w8a8": "int8", "w8": "weights8", "w4": "weights4"}
 

@@ -6,6 +6,7 @@ from zoo import ZOO
 from piston.engines.tensorrt.build import prove_file
 from piston.engines.tensorrt.compile import compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
+from piston.engines.tensorrt.precision_mix import precision_mix
 from piston.engines.tensorrt.profiles import profiles_of
 from piston.engines.tensorrt.target import Target
 from piston.runtime.console import Progress
@@ -38,7 +39,9 @@ def test_the_compiler_builds_the_very_file(model_type, scheme, lowered_toy, tmp_
 
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
     file = lowered_toy(model_type, scheme).file
-    profiles = profiles_of(ir.load(file.path).graph, file.sizes)
+    graph = ir.load(file.path).graph
+    assert precision_mix(graph).share("int8" if scheme == "w8a8" else "float") == 1
+    profiles = profiles_of(graph, file.sizes)
     goal = tmp_path / "engine.plan"
     compiled = compile_plan(file.path, goal, TARGET, profiles, CompilerOptions(), Progress(quiet=True))
     header = PlanHeader.read(goal)
