@@ -22,7 +22,7 @@ from piston.runtime.memory import container_memory
 from piston.runtime.opening import open_verified
 from piston.runtime.sampling import Sampling
 from piston.runtime.sizing import sizes_for
-from piston.runtime.speculation import Verification
+from piston.runtime.speculation import Verification, exact_tokens
 from piston.runtime.text import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -67,7 +67,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.template = template
         self.remarks: tuple[str, ...] = ()  # what `load` did otherwise than the bundle was built for, and why
-        self._verification = Verification()  # of guessed tokens: learned once for all rows
+        self.verification = Verification()  # of guessed tokens: learned once for all rows
 
     def generate(
         self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | None = None
@@ -150,7 +150,7 @@ class LanguageModel:
 
     def _prepare(self, prompts: list[list[int]], sampling: Sampling, began: float) -> list[Generation]:
         ends = self.manifest.tokenizer.eos_token_ids
-        generations = prepare(prompts, sampling, self.tokenizer, ends, self._verification)
+        generations = prepare(prompts, sampling, self.tokenizer, ends, self.verification)
         for generation in generations:
             generation.tokenizing, generation.started = time.perf_counter() - began, began
         return generations
@@ -192,5 +192,5 @@ def load(
     )
     parts = open_verified(opened, spec, sizes)
     model = LanguageModel(manifest, parts.engine, parts.tokenizer, parts.template)
-    model.remarks = remarks
+    model.remarks, model.verification = remarks, Verification(exact_tokens(spec))
     return model

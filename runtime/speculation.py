@@ -2,22 +2,23 @@
 
 A guess is verified by one engine call over its tokens and changes no token: each is picked, in order and from the same
 logits, as if it had been decoded alone, and the first that differs from the guess ends it. That holds where the backend
-computes a position bit for bit the same alone and among others. It is measured, once per engine; where it does not
-hold, nothing is guessed (docs/speculation.md).
+computes a position bit for bit the same alone and among others. Engines must be made for it, and each that is loaded
+is measured once; where it does not hold, nothing is guessed (docs/speculation.md).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from piston.runtime.engine import Engine, Logits
+from piston.runtime.manifest import EngineSpec
 from piston.runtime.prompt_lookup import LONGEST_MATCH, Draft, PromptLookup
 
 PROBE_STEPS = 8  # tokens decoded one by one to compare with
 PROBE_SIZES = (4, 8, 16)  # tokens of the engine calls they are compared with: kernels change with the size
 LONGEST_DRAFT = max(PROBE_SIZES) - 1
-INEXACT = "this engine rounds a token among others differently from a token alone"
+INEXACT = "this engine rounds a token among others differently from one alone; an ort-cpu:avx512 engine does not"
 # Of a step of one token, until both have been seen: what each further token of a step adds.
 ASSUMED_SLOPE = 0.1
 FORGETTING = 0.95  # weight that older observations keep at each new one
@@ -48,11 +49,16 @@ class StepCost:
 
 
 class Verification:
-    """What is known of one engine: how many tokens it verifies exactly, and what that costs. Shared by all its rows."""
+    """What is known of one engine: how many tokens it verifies exactly, and what that costs. Shared by all its rows.
 
-    def __init__(self) -> None:
+    `limit` is the number for which the engine was made (`exact_tokens`): integers hide a difference in most positions,
+    so that measuring alone would miss it. 0: nothing is ever guessed.
+    """
+
+    def __init__(self, limit: int = max(PROBE_SIZES)) -> None:
         self.cost = StepCost()
-        self.most_tokens: int | None = None  # of a call whose every token is exact; None until probed
+        self.limit = limit
+        self.most_tokens: int | None = None if limit else 0  # of a call whose every token is exact; None until probed
 
     @property
     def longest_draft(self) -> int:
@@ -70,7 +76,7 @@ class Verification:
         most = 0
         try:
             alone = np.array([self._timed_step(engine, slot, token_id) for token_id in tokens[:PROBE_STEPS]])
-            for size in PROBE_SIZES:
+            for size in [size for size in PROBE_SIZES if size <= self.limit]:
                 engine.cache.rewind(slot, start)
                 began = time.perf_counter()
                 together = engine.prefill(slot, tokens[:size], num_logits=size)
@@ -87,6 +93,16 @@ class Verification:
         logits = engine.step({slot: token_id})[slot].copy()  # the next call overwrites them
         self.cost.observe(1, time.perf_counter() - began)
         return logits
+
+
+def exact_tokens(spec: EngineSpec) -> int:
+    """Up to how many tokens of one call an engine is made to compute each as if it were alone; 0 for none.
+
+    Piston's own kernels are, where every attention runs on them. ONNX Runtime's GroupQueryAttention is not (1.32).
+    """
+    own = spec.got.get("own_kernels")
+    layers = own.get("attention") if isinstance(own, Mapping) else None
+    return max(PROBE_SIZES) if layers and layers == spec.got.get("attention_layers") else 0
 
 
 class Speculator:

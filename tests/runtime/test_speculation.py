@@ -1,9 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
-from toy_model import history_script
+from toy_model import history_script, manifest_of
 
 from piston.runtime.scripted_engine import ScriptedEngine
-from piston.runtime.speculation import LONGEST_DRAFT, PROBE_SIZES, Speculator, StepCost, Verification
+from piston.runtime.speculation import LONGEST_DRAFT, PROBE_SIZES, Speculator, StepCost, Verification, exact_tokens
 
 PERIODIC = [5, 6, 7, 8] * 4
 TOKENS = list(range(3, 3 + max(PROBE_SIZES)))
@@ -160,3 +162,31 @@ def test_counts_are_of_verified_guesses_alone():
     for token_id in [*guess[:-1], 21]:
         speculator.observe(token_id)
     assert (speculator.num_drafted, speculator.num_accepted, speculator.num_verified) == (3, 2, 1)
+
+
+def test_an_engine_that_was_not_made_for_it_is_not_even_asked():
+    engine, verification = engine_of(), Verification(limit=0)
+    assert (verification.most_tokens, verification.longest_draft) == (0, 0)
+    assert Speculator(verification, PERIODIC, 8).draft(99, 0) == []
+    assert len(engine.calls) == 1
+
+
+def test_no_more_tokens_are_verified_than_the_engine_was_made_for():
+    engine, verification = engine_of(), Verification(limit=8)
+    verification.probe(engine, 0, TOKENS)
+    assert verification.longest_draft == 7
+
+
+@pytest.mark.parametrize(
+    ("got", "tokens"),
+    [
+        ({"attention_layers": 2, "own_kernels": {"attention": 2}}, 16),
+        ({"attention_layers": 2, "own_kernels": {"attention": 1}}, 0),
+        ({"attention_layers": 2}, 0),
+        ({"own_kernels": "yes"}, 0),
+        ({}, 0),
+    ],
+)
+def test_engines_whose_every_attention_is_our_own_are_made_for_it(got, tokens):
+    (spec,) = manifest_of().engines
+    assert exact_tokens(dataclasses.replace(spec, got=got)) == tokens
