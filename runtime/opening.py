@@ -40,7 +40,7 @@ def open_verified(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Opened:
         return Opened(open_engine(bundle, spec, sizes), tokenizer, template)
     with ThreadPoolExecutor(max_workers=2) as pool:
         verified = pool.submit(bundle.manifest.verify, bundle.directory)
-        tokenizer = pool.submit(bundle.tokenizer)
+        reading = pool.submit(bundle.tokenizer)
         try:
             template = bundle.chat_template()
             engine = open_engine(bundle, spec, sizes)
@@ -49,7 +49,7 @@ def open_verified(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Opened:
             raise
         try:
             verified.result()
-            return Opened(engine, tokenizer.result(), template)
+            return Opened(engine, reading.result(), template)
         except BaseException:
             engine.close()
             raise

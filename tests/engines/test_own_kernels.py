@@ -107,6 +107,26 @@ def test_an_int8_cache_is_written_as_before(toy, tmp_path, per_channel):
     prove_replaced(plain.path, own.path, dataclasses.replace(cache, dtype="int8"), max_length=MAX_LENGTH)
 
 
+@pytest.mark.parametrize("scheme", ["w8", "w4", "w4 block 128"])
+def test_weights_in_blocks_are_read_as_before(toy, tmp_path, scheme):
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    path = quantize(canonical.path, tmp_path / "model", canonical.cache, scheme)
+    plain = build_ort(path, tmp_path / "plain", MAX_LENGTH, int8_head=True)
+    own = build_kernels(plain.path, tmp_path / "kernels")
+    assert (own.blocks, own.linears) == (10, 0)  # qkv, o, gate, up, down of two layers; the head is too narrow
+    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    model = ir.load(own.path)
+    node = [node for node in model.graph if node.op_type.startswith("BlockLinear")][3]
+    tiles = node.inputs[1].const_value.numpy()
+    wrong = ir.Value(name="wrong", const_value=ir.tensor(np.roll(tiles, 1, axis=1)), type=node.inputs[1].type)
+    model.graph.register_initializer(wrong)
+    node.replace_input_with(1, wrong)
+    ir.save(model, own.path.with_name("wrong.onnx"))
+    with pytest.raises(ParityError, match="parts from what it replaced"):
+        prove_replaced(plain.path, own.path.with_name("wrong.onnx"), canonical.cache, max_length=MAX_LENGTH)
+
+
 @pytest.mark.parametrize("name", ["gemma2", "gpt2"])
 def test_what_the_kernels_do_not_take_stays(toy, tmp_path, name):
     need_kernels()

@@ -11,10 +11,20 @@ namespace {
 constexpr int kMaxRows = 8;
 constexpr float kLargest = 127.0f;
 
+// Four codes of each row, times those of 16 columns.
 template <int Rows>
+void add_products(__m512i (&sums)[Rows], __m512i weights, const int8_t* codes, int64_t depth) {
+  for (int r = 0; r < Rows; ++r) {
+    int32_t word;
+    __builtin_memcpy(&word, codes + r * depth, sizeof word);
+    sums[r] = _mm512_dpbusd_epi32(sums[r], weights, _mm512_set1_epi32(word));
+  }
+}
+
+template <int Rows, int Bits>
 void tile_of(const BlockProduct& product, int64_t row, int64_t tile) {
-  const int64_t depth = product.depth, block = depth / product.blocks;
-  const uint8_t* weights = product.weights + tile * depth * kLanes;
+  const int64_t depth = product.depth;
+  const uint8_t* weights = product.weights + tile * depth * kLanes * Bits / 8;
   const float* scales = product.scales + tile * product.blocks * kLanes;
   const int8_t* codes = product.codes + row * depth;
   __m512 totals[Rows];
@@ -23,12 +33,16 @@ void tile_of(const BlockProduct& product, int64_t row, int64_t tile) {
     __m512i sums[Rows];
     for (int r = 0; r < Rows; ++r)
       sums[r] = _mm512_set1_epi32(-product.input_sums[(row + r) * product.blocks + b]);
-    for (int64_t k = b * block; k < (b + 1) * block; k += 4) {
-      const __m512i four = _mm512_loadu_si512(weights + k * kLanes);
-      for (int r = 0; r < Rows; ++r) {
-        int32_t word;
-        __builtin_memcpy(&word, codes + r * depth + k, sizeof word);
-        sums[r] = _mm512_dpbusd_epi32(sums[r], four, _mm512_set1_epi32(word));
+    const int64_t rest = depth - b * product.block, count = rest < product.block ? rest : product.block;
+    const int64_t first = b * product.block, end = first + count;
+    if constexpr (Bits == 8) {
+      for (int64_t k = first; k < end; k += 4) add_products(sums, _mm512_loadu_si512(weights + k * kLanes), codes + k, depth);
+    } else {
+      const __m512i low = _mm512_set1_epi8(0x0F);
+      for (int64_t k = first; k < end; k += 8) {
+        const __m512i both = _mm512_loadu_si512(weights + k * kLanes / 2);
+        add_products(sums, _mm512_and_si512(both, low), codes + k, depth);
+        add_products(sums, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), codes + k + 4, depth);
       }
     }
     const __m512 scale = _mm512_loadu_ps(scales + b * kLanes);
@@ -40,26 +54,29 @@ void tile_of(const BlockProduct& product, int64_t row, int64_t tile) {
   for (int r = 0; r < Rows; ++r) _mm512_storeu_ps(product.out + (row + r) * product.columns + tile * kLanes, totals[r]);
 }
 
+template <int Bits>
 void rows_of(const BlockProduct& product, int64_t row, int64_t count, int64_t tile) {
   switch (count) {
-    case 1: return tile_of<1>(product, row, tile);
-    case 2: return tile_of<2>(product, row, tile);
-    case 3: return tile_of<3>(product, row, tile);
-    case 4: return tile_of<4>(product, row, tile);
-    case 5: return tile_of<5>(product, row, tile);
-    case 6: return tile_of<6>(product, row, tile);
-    case 7: return tile_of<7>(product, row, tile);
-    default: return tile_of<kMaxRows>(product, row, tile);
+    case 1: return tile_of<1, Bits>(product, row, tile);
+    case 2: return tile_of<2, Bits>(product, row, tile);
+    case 3: return tile_of<3, Bits>(product, row, tile);
+    case 4: return tile_of<4, Bits>(product, row, tile);
+    case 5: return tile_of<5, Bits>(product, row, tile);
+    case 6: return tile_of<6, Bits>(product, row, tile);
+    case 7: return tile_of<7, Bits>(product, row, tile);
+    default: return tile_of<kMaxRows, Bits>(product, row, tile);
   }
 }
 
 }  // namespace
 
 void round_blocks(const BlockProduct& product, int64_t begin_row, int64_t end_row) {
-  const int64_t block = product.depth / product.blocks;
+  const int zero = product.bits == 8 ? 128 : 8;
   for (int64_t index = begin_row * product.blocks; index < end_row * product.blocks; ++index) {
-    const float* from = product.input + index * block;
-    int8_t* to = product.codes + index * block;
+    const int64_t first = index % product.blocks * product.block, at = index / product.blocks * product.depth + first;
+    const int64_t rest = product.depth - first, block = rest < product.block ? rest : product.block;
+    const float* from = product.input + at;
+    int8_t* to = product.codes + at;
     __m512 largest = _mm512_setzero_ps();
     for (int64_t i = 0; i < block; i += kLanes) largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(from + i)));
     const float most = _mm512_reduce_max_ps(largest);
@@ -71,7 +88,7 @@ void round_blocks(const BlockProduct& product, int64_t begin_row, int64_t end_ro
       sum = _mm512_add_epi32(sum, codes);
     }
     product.input_scales[index] = most / kLargest;
-    product.input_sums[index] = 128 * _mm512_reduce_add_epi32(sum);
+    product.input_sums[index] = zero * _mm512_reduce_add_epi32(sum);
   }
 }
 
@@ -79,7 +96,12 @@ void multiply_blocks(const BlockProduct& product, int64_t begin_tile, int64_t en
   for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
     for (int64_t row = 0; row < product.rows; row += kMaxRows) {
       const int64_t left = product.rows - row;
-      rows_of(product, row, left < kMaxRows ? left : kMaxRows, tile);
+      const int64_t count = left < kMaxRows ? left : kMaxRows;
+      if (product.bits == 8) {
+        rows_of<8>(product, row, count, tile);
+      } else {
+        rows_of<4>(product, row, count, tile);
+      }
     }
   }
 }

@@ -70,12 +70,12 @@ ort::Status* linear(const Context& context, bool gives_codes, bool is_gated) {
   return nullptr;
 }
 
-ort::Status* block_linear(const Context& context) {
-  // input, weights [columns / 16, depth / 4, 64], scales [columns / 16, blocks, 16]
+ort::Status* block_linear(const Context& context, int64_t block, int bits) {
+  // input, weights [columns / 16, depth / 4 or 8, 64], scales [columns / 16, blocks, 16]
   static thread_local Scratch codes, scales, sums;
   const Tensor input = context.input(0), weights = context.input(1), given = context.input(2);
-  if (input.rank < 1 || weights.rank != 3 || given.rank != 3 || weights.dims[1] * 4 != input.last() ||
-      given.dims[1] == 0 || input.last() % (16 * given.dims[1]) != 0)
+  if (input.rank < 1 || weights.rank != 3 || given.rank != 3 || block % 16 != 0 || block <= 0 ||
+      weights.dims[1] * 32 != input.last() * bits || given.dims[1] != (input.last() + block - 1) / block || input.last() % 16 != 0)
     return context.failure("piston: input, weights and blocks of a linear layer do not fit");
   BlockProduct product{};
   product.input = input.as<float>();
@@ -85,6 +85,8 @@ ort::Status* block_linear(const Context& context) {
   product.depth = input.last();
   product.columns = weights.dims[0] * 16;
   product.blocks = given.dims[1];
+  product.block = block;
+  product.bits = bits;
   int64_t dims[kMaxRank];
   std::memcpy(dims, input.dims, sizeof dims);
   dims[input.rank - 1] = product.columns;
@@ -297,7 +299,10 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel) {
   return attention(context, kernel, GivesCodes);
 }
 
-ort::Status* run_blocks(const Context& context, const Kernel&) { return block_linear(context); }
+template <int Bits>
+ort::Status* run_blocks(const Context& context, const Kernel& kernel) {
+  return block_linear(context, kernel.ints[0], Bits);
+}
 
 ort::Status* run_norm(const Context& context, const Kernel& kernel) { return norm_codes(context, kernel.floats[0]); }
 
@@ -309,7 +314,8 @@ const Operator* operators(size_t* count) {
       filled({{}, "IntegerLinear", run_linear<false, false>, 5, 1, {U, S, I, F, F}, {F}, 1u << 4, nullptr, nullptr}),
       filled({{}, "GatedLinear", run_linear<false, true>, 4, 1, {U, S, I, F}, {F}, 0, nullptr, nullptr}),
       filled({{}, "GatedLinearCodes", run_linear<true, true>, 5, 1, {U, S, I, F, F}, {U}, 0, nullptr, nullptr}),
-      filled({{}, "BlockLinear", run_blocks, 3, 1, {F, U, F}, {F}, 0, nullptr, nullptr}),
+      filled({{}, "BlockLinear", run_blocks<8>, 3, 1, {F, U, F}, {F}, 0, "block_size", nullptr}),
+      filled({{}, "BlockLinear4", run_blocks<4>, 3, 1, {F, U, F}, {F}, 0, "block_size", nullptr}),
       filled({{}, "NormCodes", run_norm, 4, 2, {F, F, F, F}, {U, F}, 0, nullptr, "epsilon"}),
       filled({{}, "Attention", run_attention<false>, 8, 3, {F, F, F, I, F, F, F, F}, {F, F, F}, kScalesOptional, "num_heads", "scale"}),
       filled({{}, "AttentionCodes", run_attention<true>, 9, 3, {F, F, F, I, F, F, F, F, F}, {U, F, F}, kScalesOptional, "num_heads", "scale"}),

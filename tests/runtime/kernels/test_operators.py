@@ -220,8 +220,9 @@ def test_a_row_of_a_product_is_the_same_bits_among_others_as_alone(level, rows):
         *((name, codes, rest) for name, rest in operands.items()),
         ("BlockLinear", values, blocks),
     ]:
-        (together,) = run_alone(name, [given, *rest])
-        alone = [run_alone(name, [given[:, row : row + 1], *rest])[0] for row in range(rows)]
+        size = {"block_size": 32} if name == "BlockLinear" else {}
+        (together,) = run_alone(name, [given, *rest], **size)
+        alone = [run_alone(name, [given[:, row : row + 1], *rest], **size)[0] for row in range(rows)]
         np.testing.assert_array_equal(np.concatenate(alone, axis=1), together)
 
 
@@ -231,20 +232,31 @@ def test_lengths_beyond_the_cache_are_refused(level):
         attention.run()
 
 
-@pytest.mark.parametrize(("rows", "depth", "width", "block"), [(1, 96, 32, 32), (3, 64, 48, 16), (11, 128, 16, 64)])
-def test_a_product_by_blocks_rounds_its_input_block_by_block(level, rows, depth, width, block):
+def nibbles(codes):
+    """Tiles of 4-bit codes: the first four inputs of eight in the low halves of bytes, the others in the high ones."""
+    tiles = tiled(codes.astype(np.int16)).astype(np.uint8)
+    return tiles[:, 0::2] | (tiles[:, 1::2] << 4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("rows", "depth", "width", "block"), [(1, 96, 32, 32), (3, 64, 48, 16), (11, 128, 16, 64), (2, 96, 16, 64)]
+)
+def test_a_product_by_blocks_rounds_its_input_block_by_block(level, rows, depth, width, block, bits):
     rng = np.random.default_rng(rows)
     values = rng.standard_normal((1, rows, depth)).astype(np.float32)
     values[0, 0, :block] = 0  # a block without any activation
-    codes = rng.integers(0, 256, (depth, width), np.uint8)
-    scales = rng.uniform(0.001, 0.01, (depth // block, width)).astype(np.float32)
-    tiles = tiled(codes.astype(np.int16)).astype(np.uint8)
+    codes = rng.integers(0, 2**bits, (depth, width), np.uint8)
+    scales = rng.uniform(0.001, 0.01, (-(-depth // block), width)).astype(np.float32)
+    tiles = nibbles(codes) if bits == 4 else tiled(codes.astype(np.int16)).astype(np.uint8)
     by_tile = scales.reshape(-1, width // 16, 16).transpose(1, 0, 2).copy()
-    (found,) = run_alone("BlockLinear", [values, tiles, by_tile])
-    weight = (codes.astype(np.float64) - 128).reshape(-1, block, width) * scales[:, None]
-    blocks = values.reshape(rows, -1, block).astype(np.float64)
-    steps = np.abs(blocks).max(axis=-1, keepdims=True) / 127
-    rounded = np.rint(np.divide(blocks, steps, where=steps > 0, out=np.zeros_like(blocks))) * steps
-    expected = np.einsum("rbi,biw->rw", rounded, weight)
+    name = "BlockLinear4" if bits == 4 else "BlockLinear"
+    (found,) = run_alone(name, [values, tiles, by_tile], block_size=block)
+    expected = np.zeros((rows, width))
+    for index, first in enumerate(range(0, depth, block)):
+        part = values[0, :, first : first + block].astype(np.float64)
+        step = np.abs(part).max(axis=-1, keepdims=True) / 127
+        rounded = np.rint(np.divide(part, step, where=step > 0, out=np.zeros_like(part))) * step
+        expected += rounded @ ((codes[first : first + block].astype(np.float64) - 2 ** (bits - 1)) * scales[index])
     assert np.abs(found[0] - expected).max() < 2e-2 * np.abs(expected).max()  # one code on an edge
     assert np.linalg.norm(found[0] - expected) < 1e-3 * np.linalg.norm(expected)
