@@ -1,0 +1,48 @@
+"""The engine over ONNX Runtime's CUDA provider, where onnxruntime-gpu is installed."""
+
+import numpy as np
+import pytest
+
+from piston.runtime import load
+from piston.runtime.errors import Error
+from piston.runtime.machine import Machine
+from piston.runtime.ort_cuda_engine import PROVIDER
+
+
+@pytest.fixture(scope="module")
+def bundle(device, tmp_path_factory):
+    try:
+        Machine().require_provider(PROVIDER)
+    except Error as problem:
+        pytest.skip(str(problem))
+    pytest.importorskip("torch")
+    from checkpoints import write_checkpoint
+
+    from piston.engines import build
+    from piston.export import export_model
+
+    root = tmp_path_factory.mktemp("ort-cuda")
+    write_checkpoint(root / "checkpoint")
+    export_model(root / "checkpoint", root / "model")
+    build(root / "model", root / "bundle", ["ort-cpu", "ort-cuda"], max_batch=3, max_length=64)
+    return root / "bundle"
+
+
+def test_its_answers_are_those_of_the_cpu(bundle, finding):
+    found = 0.0
+    with load(bundle, target="ort-cuda") as ours, load(bundle, target="ort-cpu") as theirs:
+        for length in (1, 7, 40):
+            slot, other = ours.engine.cache.admit(), theirs.engine.cache.admit()
+            ids = np.random.default_rng(length).integers(0, 300, length).tolist()
+            for mine, its in (
+                (ours.engine.prefill(slot, ids)[0], theirs.engine.prefill(other, ids)[0]),
+                (ours.engine.step({slot: 5})[slot], theirs.engine.step({other: 5})[other]),
+            ):
+                found = max(found, float(np.abs(mine - its).max() / np.abs(its).max()))
+    finding("o", "ort-cuda, prefills and steps", f"logits {found:.1e} apart")
+    assert found < 0.02
+
+
+def test_it_is_taken_before_the_cpu(bundle):
+    with load(bundle) as model:
+        assert type(model.engine).__name__ == "OrtCudaEngine"
