@@ -104,7 +104,7 @@ def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[st
     for name, kind in (("file", dtype), ("twin", "float32")):
         graph = ir.load(canonical)
         window = max((window_of(node.inputs[3]) or 0 for node in graph.graph if _is_masked(node)), default=0)
-        lower_for_tensorrt(graph, sizes, kind)  # type: ignore[arg-type]
+        lower_for_tensorrt(graph, sizes, kind)
         check_file(graph.graph)
         (out / name).mkdir()
         ir.save(graph, out / name / LOWERED, external_data=f"{LOWERED}.data")
