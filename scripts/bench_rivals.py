@@ -12,6 +12,7 @@ scripts/prepare_rivals.py.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from piston.runtime.bundle import Bundle
 from piston.runtime.console import Progress
 from piston.runtime.errors import Error
 
+BUSY = 1.0  # load of the last minute
 GROWTH = (128, 512, 1024, 2048, 4000)
 
 
@@ -69,7 +71,9 @@ class Goal:
     each: bool = False
 
 
-INT8, INT4, ALL = ("w8a8", "w8"), ("w4",), ("w8a8", "w8", "w4")
+OPTIONAL = ("w8a8-kv8",)  # with an INT8 cache
+INT8, INT4 = ("w8a8", "w8", *OPTIONAL), ("w4",)
+ALL = (*INT8, *INT4)
 RIVALS = ("genai-int8", "genai-int4", "openvino-int8", "ct2-int8", "llama.cpp-Q4_0", "llama.cpp-Q4_1", "llama.cpp-Q8_0")
 GOALS = (
     Goal("int8 decode", "prompt", "decode", INT8, ("openvino-int8",), 2.0),
@@ -88,7 +92,8 @@ def main() -> None:
     """Run the stages that are missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ALL:
-        parser.add_argument(f"--{name}", type=Path, required=True, metavar="BUNDLE", help=f"the demo model in {name}")
+        help_text = f"the demo model in {name}{' (may be left out)' if name in OPTIONAL else ''}"
+        parser.add_argument(f"--{name}", type=Path, required=name not in OPTIONAL, metavar="BUNDLE", help=help_text)
     parser.add_argument("--rivals", type=Path, required=True, metavar="FILE", help="of scripts/prepare_rivals.py")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some stages")
@@ -97,24 +102,33 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure stages that are there already")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    progress = Progress()
+    failed = []
     try:
-        own = [replace(bundle_contender(getattr(arguments, name)), name=name) for name in ALL]
+        given = {name: getattr(arguments, name.replace("-", "_")) for name in ALL}
+        own = [
+            replace(bundle_contender(path.absolute()), name=name) for name, path in given.items() if path is not None
+        ]
         rivals = [item for item in read_against([], [], arguments.rivals) if item.name not in arguments.skip]
-        for name in arguments.only:
-            if arguments.again or not (arguments.out / f"{name}.json").exists():
-                run_stage(name, own, rivals, arguments, progress)
     except Error as problem:
         sys.exit(f"error: {problem}")
+    for name in arguments.only:
+        if arguments.again or not (arguments.out / f"{name}.json").exists():
+            try:
+                run_stage(name, own, rivals, arguments, Progress())
+            except Error as problem:
+                failed.append(f"error: stage {name}: {problem}")
     write_table(arguments.out)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 def run_stage(
     name: str, own: Sequence[Contender], rivals: Sequence[Contender], arguments: argparse.Namespace, progress: Progress
 ) -> None:
     """Measure one stage and write its files."""
-    print(f"stage {name}", file=sys.stderr)
-    stage = STAGES[name]
+    stage, load = STAGES[name], os.getloadavg()[0]
+    busy = f"; the machine is busy (load {load:.1f}), so its figures will scatter" if load > BUSY else ""
+    print(f"stage {name}{busy}", file=sys.stderr)
     options = Options(repeats=arguments.repeats or stage.repeats, warmup=1, starts=stage.starts, threads=num_cores())
     date, machine = datetime.now(UTC).isoformat(timespec="seconds"), take_fingerprint(options.threads)
     vocab_size = Bundle.open(Path(own[0].path)).manifest.model.vocab_size

@@ -10,6 +10,8 @@ from piston.runtime.evaluation.chart import HEIGHT, WIDTH, Chart, ticks
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 12, 46
 _ROW, _LABELS = 26, 262  # pixels of a bar's place, and of what stands before the bars
 _DECADE = 10.0
+_FACTORS = ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9), tuple(index / 10 for index in range(10, 100)))
+_FEWEST = 3  # ticks
 
 
 class Curve(NamedTuple):
@@ -57,9 +59,13 @@ class Axis(NamedTuple):
         if not self.is_log:
             return [tick for tick in ticks(self.low, self.high) if self.low <= tick <= self.high * (1 + 1e-9)]
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        wide = self.high / self.low > _DECADE**3
-        found = [factor * _DECADE**power for power in powers for factor in ((1,) if wide else (1, 2, 5))]
-        return [tick for tick in found if self.low * (1 - 1e-9) <= tick <= self.high * (1 + 1e-9)]
+        found: list[float] = []
+        for factors in _FACTORS:
+            candidates = [factor * _DECADE**power for power in powers for factor in factors]
+            found = [tick for tick in candidates if self.low * (1 - 1e-9) <= tick <= self.high * (1 + 1e-9)]
+            if len(found) >= _FEWEST:
+                break
+        return found
 
 
 def curves(chart: Chart, lines: Sequence[Curve], *, log_x: bool = False, log_y: bool = False) -> str:

@@ -20,7 +20,10 @@ _STEPS = 32  # decode steps; the first ones are not counted
 _WARM = 4
 _FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 # Operators that multiply by a constant in INT8 or INT4: the inner length is the last of their first input's shape.
-_INTEGER_PRODUCTS = ("MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul")
+_INTEGER_PRODUCTS = (
+    *("MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"),
+    *("IntegerLinear", "GatedLinear", "GatedLinearCodes", "BlockLinear"),  # Piston's own kernels
+)
 
 _FLOAT_BITS = 32
 
@@ -147,11 +150,13 @@ def _node(event: Mapping[str, Any], bits_of: BitsOf) -> Node:
     num_ops = 0.0
     if op in _FLOAT_PRODUCTS + _INTEGER_PRODUCTS and inputs and outputs and inputs[0] and outputs[0]:
         inner, columns = inputs[0][-1], outputs[0][-1]
-        num_ops = 2.0 * math.prod(outputs[0]) * inner
-        # Packed weights are in no figure of the profile: a product without a second matrix has them.
-        if not any(len(shape) > 1 for shape in inputs[1:]):
-            bits = _FLOAT_BITS if op in _FLOAT_PRODUCTS else bits_of(op, name)
-            parameters += inner * columns * bits // 8
+        products = 2 if op.startswith("Gated") else 1  # gate and up in one
+        num_ops = 2.0 * math.prod(outputs[0]) * inner * products
+        bits = _FLOAT_BITS if op in _FLOAT_PRODUCTS else bits_of(op, name)
+        weights = inner * columns * bits // 8
+        # Weights that ONNX Runtime packed are in no figure of the profile: such a product has no second matrix.
+        if parameters < weights and not any(len(shape) > 1 for shape in inputs[1:]):
+            parameters += weights
     return Node(op, event["dur"] * 1e-6, parameters + read + written, num_ops)
 
 

@@ -1,4 +1,7 @@
-"""OpenVINO GenAI: LLMPipeline with token ids. It streams one row only; of a batch it reports the times itself."""
+"""OpenVINO GenAI: LLMPipeline with token ids.
+
+The times are its own, which agree with those of a stream, for it streams one row only.
+"""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -23,12 +26,9 @@ class Adapter:
         mask = self._numpy.ones_like(ids)
         inputs = self._library.TokenizedInputs(self._tensor(ids), self._tensor(mask))
         config = self._library.GenerationConfig(max_new_tokens=gen_len, ignore_eos=True, do_sample=False)
-        if len(prompts) == 1:
-            result = self._pipeline.generate(inputs, config, _streamer(self._library, step))
-        else:
-            result = self._pipeline.generate(inputs, config)
-            for at in _times(result.perf_metrics.raw_metrics):
-                step(at)
+        result = self._pipeline.generate(inputs, config)
+        for at in _times(result.perf_metrics.raw_metrics):
+            step(at)
         return [list(row) for row in result.tokens]
 
 
@@ -36,21 +36,3 @@ def _times(raw: Any) -> list[float]:
     """Seconds from the call to each token, from its own clocks: microseconds to the first, then milliseconds."""
     first, times = raw.m_times_to_first_token[0] / 1e6, list(raw.m_new_token_times)
     return [first + (time - times[0]) / 1e3 for time in times]
-
-
-def _streamer(library: Any, step: Callable[[], None]) -> Any:
-    """A streamer that counts tokens and decodes none."""
-
-    class Streamer(library.StreamerBase):  # type: ignore[misc]
-        """Called with one token id, or with several at once."""
-
-        def write(self, token: int | Sequence[int]) -> Any:
-            """Note the time of each token."""
-            for _ in range(1 if isinstance(token, int) else len(token)):
-                step()
-            return library.StreamingStatus.RUNNING
-
-        def end(self) -> None:
-            """Nothing is left to flush."""
-
-    return Streamer()
