@@ -36,24 +36,27 @@ def run(arguments: argparse.Namespace) -> int:
     """Make, report, and fail where a gate is not met."""
     from piston.runtime.making.make import MakeOptions, make
     from piston.runtime.making.recipe import read_recipe
-    from piston.runtime.making.render import lines_of, write_reports
+    from piston.runtime.making.render import lines_of, write_reports, write_sbom
 
     recipe = read_recipe(arguments.recipe)
+    directory = arguments.report
+    if directory is None and recipe.output.report is not None:
+        directory = arguments.recipe.absolute().parent / recipe.output.report
     options = MakeOptions(
         cache_dir=arguments.cache_dir or default_cache(),
         cache_bytes=parse_size(arguments.cache_size),
         checkpoint=arguments.checkpoint,
         locked=arguments.locked,
+        pages=directory,
         quiet=arguments.quiet,
     )
     if arguments.dry_run:
         return _dry_run(arguments, recipe, options)
     report = make(recipe, arguments.recipe, options)
-    directory = arguments.report
-    if directory is None and recipe.output.report is not None:
-        directory = arguments.recipe.absolute().parent / recipe.output.report
     if directory is not None:
         write_reports(directory, report)
+        if report.is_published:
+            write_sbom(directory, report, recipe.checkpoint.license)
     if arguments.json:
         print_json(report.to_json())
     else:

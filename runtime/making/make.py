@@ -15,7 +15,7 @@ from piston.runtime.making.cache import Cache, Entry
 from piston.runtime.making.child import Outcome, Runner, run_verb
 from piston.runtime.making.digest import machine
 from piston.runtime.making.lock import check_inputs, compare, lock_of, read_lock, write_lock
-from piston.runtime.making.plan import Checkpoint, Stage, locate, plan, words_for
+from piston.runtime.making.plan import EVAL_PAGE, Checkpoint, Stage, locate, plan, words_for
 from piston.runtime.making.recipe import Recipe
 from piston.runtime.making.report import EngineReport, Report, StageReport
 from piston.runtime.making.values import read_baseline, values_of
@@ -34,6 +34,7 @@ class MakeOptions:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     checkpoint: str | None = None  # instead of the recipe's path
     locked: bool = False  # make everything anew and compare it with the lock file
+    pages: Path | None = None  # where the page of `piston eval` is copied to
     quiet: bool = False
     run: Runner = run_verb
 
@@ -60,6 +61,9 @@ def make(recipe: Recipe, path: Path, options: MakeOptions) -> Report:
         results = {stage.name: run.result(stage) for stage in run.stages}
         values = values_of(run.manifest, results, baseline)
         report = _report_of(run, path, results, values)
+        if options.pages is not None and "eval" in results:
+            options.pages.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run.files("eval") / EVAL_PAGE, options.pages / EVAL_PAGE)
         after = lock_of(run.manifest, Manifest.read(run.built_from), run.output("build"), checkpoint, stages)
         if before is not None:
             report = dataclasses.replace(report, lock=compare(before, after, lock_path))
@@ -140,10 +144,13 @@ class Run:
         return result
 
     def output(self, name: str) -> Path:
-        """The directory that a stage wrote, every file of it verified."""
+        """The model directory or bundle that a stage wrote, every file of it verified."""
+        return self.files(name) / ("bundle" if name == "build" else "model")
+
+    def files(self, name: str) -> Path:
+        """All that a stage wrote, verified."""
         stage = next(stage for stage in self.stages if stage.name == name)
-        entry = self._entry(stage, is_read=True)
-        return entry.output / ("bundle" if name == "build" else "model")
+        return self._entry(stage, is_read=True).output
 
     @property
     def built_from(self) -> Path:

@@ -21,6 +21,7 @@ from piston.runtime.making.recipe import FLOAT, Recipe
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 KEY_LENGTH = 32  # hex digits of the SHA-256 that name an entry
+EVAL_PAGE = "eval.html"
 WRITERS = ("export", "calibrate", "build")  # verbs that write a directory; the others print
 
 
@@ -108,7 +109,7 @@ def words_for(stage: Stage, recipe: Recipe, checkpoint: Checkpoint, outputs: Seq
     if stage.writes:
         words.append(f"--output={work / ('bundle' if stage.name == 'build' else 'model')}")
     if stage.name == "eval":
-        words.append(f"--html={work / 'eval.html'}")
+        words.append(f"--html={work / EVAL_PAGE}")
         if recipe.eval is not None and recipe.eval.get("reference") == FLOAT:
             words.append(f"--reference={outputs[1]}")
     return [*words, "--", str(outputs[0])]

@@ -9,8 +9,11 @@ from piston.runtime.errors import Error
 from piston.runtime.making.gates import shown_value
 from piston.runtime.making.page import page_of
 from piston.runtime.making.report import EngineReport, Report, StageReport
+from piston.runtime.manifest import Manifest
+from piston.runtime.sbom import sbom_of
 
 FILES = ("report.json", "junit.xml", "summary.md", "index.html")
+SBOM = "sbom.cdx.json"
 _UNPRINTABLE = {code: " " for code in range(32) if chr(code) not in "\t\n\r"}  # what XML 1.0 cannot hold
 
 
@@ -28,6 +31,16 @@ def write_reports(directory: Path, report: Report) -> None:
             part = directory / f".{name}.part"
             part.write_text(text, encoding="utf-8")
             part.replace(directory / name)
+    except OSError as problem:
+        raise Error(f"Cannot write the report to {directory}: {problem.strerror}.") from problem
+
+
+def write_sbom(directory: Path, report: Report, model_license: str | None) -> None:
+    """Write the bill of materials of the bundle that was published; raises as write_reports does."""
+    bundle = Path(report.bundle)
+    document = sbom_of(bundle, Manifest.read(bundle), model_license)
+    try:
+        (directory / SBOM).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as problem:
         raise Error(f"Cannot write the report to {directory}: {problem.strerror}.") from problem
 
