@@ -1,5 +1,6 @@
 """Every architecture in float16 and in w8a8: lowered, proved on ONNX Runtime, and built by TensorRT-RTX."""
 
+import onnx_ir as ir
 import pytest
 from zoo import ZOO
 
@@ -18,8 +19,15 @@ TARGET = Target.parse("tensorrt-rtx:sm89")
 MOST_LOST = {"float32": 2e-5, "float16": 1e-2}  # of the largest logit, seen over all toys: 2.6e-6 and 3e-3
 
 
-@pytest.mark.parametrize("scheme", ["fp", "w8a8"])
-@pytest.mark.parametrize("model_type", sorted(set(ZOO) - SOFT_CAPPED))
+# Weight-only schemes differ in weights alone, and one architecture stands for all.
+CASES = [
+    *((model_type, scheme) for model_type in sorted(set(ZOO) - SOFT_CAPPED) for scheme in ("fp", "w8a8")),
+    *(("llama", scheme) for scheme in ("w8", "w8 block 32", "w4", "w4 block 128")),
+]
+ARITHMETIC = {"fp": "float", "w8a8": "int8", "w8": "weights8", "w4": "weights4"}
+
+
+@pytest.mark.parametrize(("model_type", "scheme"), CASES)
 def test_an_architecture_is_lowered_and_answers_as_the_canonical_graph(model_type, scheme, lowered_toy):
     made = lowered_toy(model_type, scheme)
     twin, narrow = prove_file(made.reference, made.model, made.file)
@@ -32,15 +40,12 @@ def test_an_architecture_is_lowered_and_answers_as_the_canonical_graph(model_typ
         assert (proof["activations"] > 0) == (scheme == "w8a8")
 
 
-@pytest.mark.parametrize("scheme", ["fp", "w8a8"])
-@pytest.mark.parametrize("model_type", sorted(set(ZOO) - SOFT_CAPPED))
+@pytest.mark.parametrize(("model_type", "scheme"), CASES)
 def test_the_compiler_builds_the_very_file(model_type, scheme, lowered_toy, tmp_path):
-    import onnx_ir as ir
-
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
     file = lowered_toy(model_type, scheme).file
     graph = ir.load(file.path).graph
-    assert precision_mix(graph).share("int8" if scheme == "w8a8" else "float") == 1
+    assert precision_mix(graph).share(ARITHMETIC[scheme.partition(" ")[0]]) == 1
     profiles = profiles_of(graph, file.sizes)
     goal = tmp_path / "engine.plan"
     compiled = compile_plan(file.path, goal, TARGET, profiles, CompilerOptions(), Progress(quiet=True))
@@ -48,6 +53,22 @@ def test_the_compiler_builds_the_very_file(model_type, scheme, lowered_toy, tmp_
     assert (header.compiler, header.compute_capabilities) == ("tensorrt_rtx", ("sm89",))
     assert header.size == compiled.plan_bytes == goal.stat().st_size
     assert header.version_text == compiled.compiler_version
+
+
+@pytest.mark.parametrize(
+    ("target", "gpus"),
+    [
+        ("tensorrt-rtx", {"sm80", "sm86", "sm89", "sm120", "later"}),
+        ("tensorrt-rtx:sm75,sm89", {"sm75", "sm89"}),
+        ("tensorrt-rtx:sm120,sm121", {"sm120", "sm121"}),
+    ],
+)
+def test_a_plan_is_for_the_gpus_of_its_target(target, gpus, lowered_toy, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
+    file, goal = lowered_toy("llama", "w8").file, tmp_path / "engine.plan"
+    profiles = profiles_of(ir.load(file.path).graph, file.sizes)
+    compile_plan(file.path, goal, Target.parse(target), profiles, CompilerOptions(), Progress(quiet=True))
+    assert set(PlanHeader.read(goal).compute_capabilities) >= gpus
 
 
 @pytest.mark.parametrize("model_type", sorted(SOFT_CAPPED))
