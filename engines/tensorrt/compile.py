@@ -85,6 +85,9 @@ def _choose_gpus(module: Any, config: Any, target: Target) -> None:
         config.num_compute_capabilities = len(target.gpus)
         for index, gpu in enumerate(target.gpus):
             accepted(config.set_compute_capability(getattr(module.ComputeCapability, gpu.upper()), index))
+    if target.module == "tensorrt_rtx":
+        # The runtime gives contexts their memory; nothing is then allocated while a step is captured.
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.max_aux_streams = 0  # one stream: what a captured graph replays best
 
 

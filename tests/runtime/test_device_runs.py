@@ -24,10 +24,15 @@ class RunningEngine(ScriptedEngine):
         self.turn += 1
         return super().prefill(slot, token_ids, num_logits)
 
+    def step(self, tokens):
+        self.turn += 1
+        return super().step(tokens)
+
     def can_choose(self, sampling):
         return sampling.top_p == 1
 
     def run(self, rows, num_steps):
+        self.turn += 1
         turn, tokens = self.turn, {slot: row.token_id for slot, row in rows.items()}
         self.runs.append((sorted(rows), num_steps))
         for index in range(num_steps):
@@ -111,6 +116,7 @@ def test_streams_read_in_turns_are_not_mixed_up():
     for stream in streams:
         assert next(stream, None) is None
     assert [request.output_ids for request in requests] == plain(*options)
+    assert len(engine.runs) == 2  # each was broken off once, and not begun again
 
 
 def test_numbers_handed_out_are_drawn_when_their_tokens_are_recorded():
