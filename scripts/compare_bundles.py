@@ -17,11 +17,13 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--prompt-len", type=int, default=512)
     parser.add_argument("--gen-len", type=int, default=64)
+    parser.add_argument("--past", type=int, default=64, help="tokens of context before those that are timed")
+    parser.add_argument("--batch", type=int, default=1, help="rows decoded together; decode counts all their tokens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        models = {path.name: stack.enter_context(load(path, max_batch=1)) for path in arguments.bundles}
+        models = {path.name: stack.enter_context(load(path, max_batch=arguments.batch)) for path in arguments.bundles}
         rounds = [
             {name: measure(model, arguments) for name, model in models.items()} for _ in range(arguments.rounds + 1)
         ]
@@ -36,12 +38,17 @@ def main() -> None:
 
 
 def measure(model: LanguageModel, arguments: argparse.Namespace) -> dict[str, float]:
-    """Prefill of a random prompt, then decode after a short one, so that attention weighs little."""
+    """Prefill of a random prompt, then decode after a past: a short one by default, so that attention weighs little."""
     rng = np.random.default_rng(0)
-    long = rng.integers(100, model.engine.vocab_size, arguments.prompt_len).tolist()
-    prefill = model.generate(long, Sampling(max_tokens=1)).timings
-    decode = model.generate(long[:64], Sampling(max_tokens=arguments.gen_len, ignore_eos=True)).timings
-    return {"prefill": len(long) / prefill.time_to_first_token, "decode": decode.tokens_per_second}
+    longest = max(arguments.prompt_len, arguments.past)
+    long = rng.integers(100, model.engine.vocab_size, longest).tolist()
+    prefill = model.generate(long[: arguments.prompt_len], Sampling(max_tokens=1)).timings
+    rows = [long[: arguments.past]] * arguments.batch
+    decode = model.generate(rows, Sampling(max_tokens=arguments.gen_len, ignore_eos=True))[-1].timings  # begins last
+    return {
+        "prefill": arguments.prompt_len / prefill.time_to_first_token,
+        "decode": arguments.batch * decode.tokens_per_second,
+    }
 
 
 def summary(name: str, base: str, rounds: list[dict[str, dict[str, float]]]) -> dict[str, tuple[float, float]]:
