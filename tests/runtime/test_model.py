@@ -205,8 +205,8 @@ def test_load_of_an_unknown_target_names_those_that_are_there(bundle):
 
 
 def test_load_of_a_target_without_backend_is_refused(bundle):
-    edit_manifest(bundle, lambda data: data["engines"][0].update(target="tensorrt"))
-    with pytest.raises(BundleError, match="no backend for tensorrt"):
+    edit_manifest(bundle, lambda data: data["engines"][0].update(target="quantum"))
+    with pytest.raises(BundleError, match="no backend for quantum"):
         load(bundle)
 
 
