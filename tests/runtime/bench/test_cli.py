@@ -138,10 +138,10 @@ def test_unlike_runs_are_not_compared(bench, tmp_path, words, told):
 
 
 def test_junit_counts_the_gates_and_tells_those_that_failed(bench, tmp_path, slower):
-    words = ("--baseline", slower, "--fail-on", "tpot>5%", "--fail-on", "ttft>90s", "--junit", tmp_path / "junit.xml")
-    assert bench(*words, bundle=0.02).status == 1
+    gates = [word for gate in ("tpot>5%", "ttft>90s", "total>90s") for word in ("--fail-on", gate)]
+    assert bench("--baseline", slower, *gates, "--junit", tmp_path / "junit.xml", bundle=0.02).status == 1
     suite = ET.parse(tmp_path / "junit.xml").getroot()  # noqa: S314 - our own
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
     failures = {case.get("name"): case.find("failure") for case in suite}
     assert failures["batch 1, prompt 16, 8 tokens: ttft>90s"] is None
     assert "changed by +" in failures["batch 1, prompt 16, 8 tokens: tpot>5%"].get("message")

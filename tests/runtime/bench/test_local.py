@@ -23,11 +23,14 @@ def test_rows_are_the_models_own_greedy_answers_past_the_end_token():
     assert len(rows[0]) == len(times) == 6
 
 
-@pytest.mark.parametrize("num_slots", [1, 2])
-def test_a_step_is_done_when_every_row_has_its_token(num_slots):
-    _, rows, times = run([ids_of("A"), ids_of("Bc")], 4, num_slots=num_slots)
+@pytest.mark.parametrize(("num_slots", "tokens_before"), [(1, [5, 6, 7, 8]), (2, [2, 4, 6, 8])])
+def test_a_step_is_done_when_every_row_has_its_token(num_slots, tokens_before):
+    """One slot generates row after row: the first token of all rows is the fifth of two rows of four."""
+    model, done = toy_model(SCRIPT, num_slots=num_slots), []
+    generated = lambda: sum(1 if kind == "prefill" else len(asked) for kind, asked in model.engine.calls)  # noqa: E731
+    rows = LocalRun(model, ticking()).run([ids_of("A"), ids_of("Bc")], 4, lambda: done.append(generated()))
     assert [len(row) for row in rows] == [4, 4]
-    assert len(times) == 4
+    assert done == tokens_before
 
 
 def test_sampling_is_timed_around_each_pick_and_tokenizing_apart_from_the_run():
