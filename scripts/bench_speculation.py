@@ -23,13 +23,15 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--task", action="append", help="only this one of the tasks (repeatable)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    tasks = json.loads(PROMPTS.read_text(encoding="utf-8"))
     rows = []
     for path in arguments.bundles:
         with load(path, max_batch=1, max_length=1024) as model:
-            for task, prompts in json.loads(PROMPTS.read_text(encoding="utf-8")).items():
-                rows.append({"bundle": path.name, "task": task} | measure(model, prompts, arguments))
+            for task in arguments.task or tasks:
+                rows.append({"bundle": path.name, "task": task} | measure(model, tasks[task], arguments))
                 if not arguments.json:
                     print(described(rows[-1]), flush=True)
     if arguments.json:
