@@ -157,6 +157,12 @@ def damage_file(entry):
     next(path for path in sorted((entry / "output").rglob("*")) if path.is_file()).write_bytes(b"damaged")
 
 
+def flip_byte(entry):
+    path = next(path for path in sorted((entry / "output").rglob("*")) if path.is_file())
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+
 def damage_record(entry):
     text = (entry / "entry.json").read_text()
     (entry / "entry.json").write_text(text.replace('"peak_bytes": 1000', '"peak_bytes": 1001'))
@@ -174,7 +180,7 @@ def remove_file(entry):
     next(path for path in sorted((entry / "output").rglob("*")) if path.is_file()).unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_file, damage_record, cut_record, add_file, remove_file])
+@pytest.mark.parametrize("damage", [damage_file, flip_byte, damage_record, cut_record, add_file, remove_file])
 def test_a_damaged_entry_that_is_needed_is_made_again(place, damage, capsys):
     place.make()
     old = (place.bundle / "ort-cpu/model.onnx").read_bytes()
