@@ -2,7 +2,7 @@
 
 Run it where the export extra is installed (PyTorch, transformers 5, gguf). Every step leaves a mark in DIR/steps and is
 not repeated, so an interrupted run is taken up where it stopped. DIR/rivals.json says what `--rivals` needs. It takes
-about 8 GB, of which DIR/env/convert may be deleted when all is done.
+about 4 GB, of which DIR/env/convert may be deleted when all is done.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def prepare_genai(shop: Workshop) -> None:
     """Weight-only int8 and int4, with the lm_head of the last position only, which is what a prompt needs."""
     install(shop, "genai")
     for precision in ("int8", "int4"):
-        shop.step(f"genai-{precision}", lambda precision=precision: convert_genai(shop, precision))  # type: ignore[misc]
+        shop.step(f"genai-{precision}", partial(convert_genai, shop, precision))
 
 
 def prepare_openvino(shop: Workshop) -> None:
@@ -108,7 +109,7 @@ def prepare_llama_cpp(shop: Workshop) -> None:
     build = {"CMAKE_ARGS": " ".join(["-DGGML_NATIVE=OFF", "-DGGML_AMX_TILE=OFF", "-DGGML_AMX_INT8=OFF", *options])}
     install(shop, "llama.cpp", build)
     for form in ("Q4_0", "Q8_0"):
-        shop.step(f"llama.cpp-{form}", lambda form=form: convert_llama_cpp(shop, form))  # type: ignore[misc]
+        shop.step(f"llama.cpp-{form}", partial(convert_llama_cpp, shop, form))
 
 
 def prepare_transformers(shop: Workshop) -> None:
