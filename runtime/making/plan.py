@@ -71,8 +71,12 @@ def locate(recipe: Recipe, base: Path, override: str | None = None) -> Checkpoin
                 f"checkpoint.revision {stated.revision!r} may move; name the commit, forty hexadecimal digits."
             )
         return Checkpoint(source=stated.source, files={}, revision=stated.revision)
+    if stated.sha256 is None:
+        raise MisuseError(
+            "--checkpoint is checked by checkpoint.sha256, which the recipe of a hub id has not; leave it out."
+        )
     found = Checkpoint(source=str(path.resolve()), files=files_of_checkpoint(path))
-    if stated.sha256 is not None and found.sha256 != stated.sha256:
+    if found.sha256 != stated.sha256:
         raise Error(
             f"The checkpoint {path} has SHA-256 {found.sha256}, the recipe states {stated.sha256}; it is another one, "
             "or it was changed."

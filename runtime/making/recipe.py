@@ -110,6 +110,11 @@ def _check(recipe: Recipe) -> None:
             "(the commit of a hub id)",
             ("checkpoint",),
         )
+    if recipe.checkpoint.sha256 is not None and recipe.checkpoint.revision is not None:
+        raise ShapeError(
+            "checkpoint.revision is of a hub id, checkpoint.sha256 of something local; give one",
+            ("checkpoint", "revision"),
+        )
     for index, gate in enumerate(recipe.gates.require):
         path = ("gates", "require", index)
         try:

@@ -153,6 +153,29 @@ def test_a_checkpoint_elsewhere_is_taken_by_its_hash(place, tmp_path):
         place.make()
 
 
+def hub(place, revision):
+    sha256 = next(line for line in place.recipe.read_text().split("\n") if line.startswith("sha256"))
+    place.edit(sha256, f'revision = "{revision}"')
+    place.edit('source = "model.gguf"', 'source = "org/model"')
+
+
+def test_a_branch_of_a_hub_id_may_move_and_is_refused(place):
+    hub(place, "main")
+    with pytest.raises(MisuseError, match="may move"):
+        place.make()
+
+
+def test_a_hub_id_at_a_commit_is_left_to_the_export(place, monkeypatch):
+    hub(place, "a" * 40)
+    seen = []
+    monkeypatch.setattr(place.commands, "_model", lambda out, *_: seen.append(out))
+    with pytest.raises(FileNotFoundError):  # the stand-in reads no hub
+        place.make()
+    assert place.commands.calls == ["export"]
+    with pytest.raises(MisuseError, match="leave it out"):
+        place.make(checkpoint="model.gguf")
+
+
 def damage_file(entry):
     next(path for path in sorted((entry / "output").rglob("*")) if path.is_file()).write_bytes(b"damaged")
 
