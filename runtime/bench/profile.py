@@ -153,7 +153,7 @@ def _node(event: Mapping[str, Any], bits_of: BitsOf) -> Node:
         products = 2 if op.startswith("Gated") else 1  # gate and up in one
         num_ops = 2.0 * math.prod(outputs[0]) * inner * products
         bits = _FLOAT_BITS if op in _FLOAT_PRODUCTS else bits_of(op, name)
-        weights = inner * columns * bits // 8
+        weights = inner * columns * bits // 8 if num_ops else 0  # of no rows, no weights are read
         # Weights that ONNX Runtime packed are in no figure of the profile: such a product has no second matrix.
         if parameters < weights and not any(len(shape) > 1 for shape in inputs[1:]):
             parameters += weights

@@ -25,7 +25,7 @@ def profile_lines(found: Profile) -> Iterator[str]:
     for phase in found.phases:
         yield ""
         yield f"{phase.name}: {phase.seconds * 1e3:.2f} ms for {phase.num_tokens:,} tokens"
-        heads = ["operator", "calls", "ms", "share", "MB", "Gop", "at best, ms", "of the limit"]
+        heads = ["operator", "calls", "ms", "share", "MB", "Gop", "at best, ms", "limit / time"]
         yield from grid(heads, [_row(operator, phase) for operator in _shown(phase)])
 
 
@@ -39,7 +39,7 @@ def roofline_figures(found: Profile) -> Iterator[str]:
                 operator.seconds * 1e3,
                 None,
                 None,
-                f"{operator.seconds * 1e3:.2f} ms, {_share(operator)}",
+                f"{operator.seconds * 1e3:.2f} ms, {_share(operator)} of the limit",
             )
             for operator in _shown(phase)
         ]
@@ -130,4 +130,4 @@ def _row(operator: Operator, phase: Phase) -> list[str]:
 
 
 def _share(operator: Operator) -> str:
-    return f"{operator.limit / operator.seconds:.0%} of the limit" if operator.seconds and operator.limit else "-"
+    return f"{operator.limit / operator.seconds:.0%}" if operator.seconds and operator.limit else "-"

@@ -50,6 +50,13 @@ def test_the_second_matrix_of_a_product_of_activations_is_not_counted_twice():
     assert runs_of(events, EIGHT)[0].nodes[0].num_bytes == 640 + 256
 
 
+def test_a_product_of_no_rows_reads_no_weights():
+    """A prefill whose logits nobody wants still runs the node of the vocabulary."""
+    events = [node("MatMulNBits", 1, 0, [{"float": [1, 0, 64]}], [{"float": [1, 0, 32]}]), model_run(0, 2)]
+    (found,) = runs_of(events, EIGHT)[0].nodes
+    assert (found.num_bytes, found.num_ops) == (0, 0)
+
+
 def test_weights_the_profile_does_show_are_not_counted_again_and_a_gated_product_is_two():
     events = [
         node("GatedLinear", 1, 0, [{"uint8": [1, 64]}, {"int8": [4096]}], [{"float": [1, 32]}], parameter=4096),
