@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -73,16 +74,19 @@ class Fault:
     seen: Counter = field(default_factory=Counter)
 
 
-def in_child(work: Work) -> int:
-    """Fork; the child runs `work` silently and leaves."""
+def in_child(work: Work, said: int | None = None) -> int:
+    """Fork; the child runs `work`, its words going to the descriptor `said` or nowhere, and leaves."""
     if (pid := os.fork()) == 0:
         status = 1
         try:
             null = os.open(os.devnull, os.O_RDWR)
             for descriptor in (0, 1, 2):
-                os.dup2(null, descriptor)
+                os.dup2(null if said is None or descriptor == 0 else said, descriptor)
             work()
             status = 0
+        except BaseException:  # noqa: BLE001 - told, then it leaves
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(status)
     return pid
@@ -91,8 +95,10 @@ def in_child(work: Work) -> int:
 def clean(work: Work) -> float:
     """Run to the end in a child; seconds. It must succeed."""
     start = time.perf_counter()
-    _, status = os.waitpid(in_child(work), 0)
-    assert status == 0, "a run that was left alone failed"
+    with tempfile.TemporaryFile() as said:
+        _, status = os.waitpid(in_child(work, said.fileno()), 0)
+        said.seek(0)
+        assert status == 0, f"a run that was left alone failed: {said.read().decode(errors='replace')[-2000:]}"
     return time.perf_counter() - start
 
 
@@ -217,13 +223,21 @@ def real_faults(directory: Path) -> list[Fault]:
         return run_forked(words, where)
 
     data = ["--data", "builtin", "--samples", "4", "--seq-len", "32", "--check", "ppl=10000%"]
-    export = verb("export", checkpoint, "-o", exported, "--overwrite", "--quiet")
-    quantize = verb("calibrate", exported, "-o", quantized, "--scheme", "w8a8", *data, "--overwrite", "--quiet")
-    build = verb("build", quantized, "-o", directory / "built", "--max-length", "80", "--overwrite", "--quiet")
+    replace = ["--overwrite", "--quiet"]
+
+    def export(goal: Path) -> Work:
+        return verb("export", checkpoint, "-o", goal, *replace)
+
+    def quantize(goal: Path) -> Work:
+        return verb("calibrate", exported, "-o", goal, "--scheme", "w8a8", *data, *replace)
+
+    clean(export(exported))  # what the next stage reads is not what is killed
+    clean(quantize(quantized))
+    build = verb("build", quantized, "-o", directory / "bundle-alone", "--max-length", "80", *replace)
     return [
-        stage_fault("export", exported, export, 2),
-        stage_fault("calibrate", quantized, quantize, 6),
-        stage_fault("build", directory / "built", build, 6),
+        stage_fault("export", directory / "killed-export", export(directory / "killed-export"), 2),
+        stage_fault("calibrate", directory / "killed-calibrate", quantize(directory / "killed-calibrate"), 6),
+        stage_fault("build", directory / "bundle-alone", build, 6),
         make_fault(directory / "recipe.toml", forked, 6),
     ]
 
@@ -281,12 +295,14 @@ def main_() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--only", metavar="STAGE", help="export, calibrate, build or make")
     parser.add_argument("--fake", action="store_true", help="stages that only write files")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "work"
         directory.mkdir()
         faults = fake_faults(directory) if arguments.fake else real_faults(directory)
+        faults = [fault for fault in faults if arguments.only in {None, fault.name}]
         found = inject(faults, arguments.kills, arguments.seed)
         left = [str(path) for path in directory.rglob("*.part")]
         assert not left, f"a clean run left {left[0]}"
