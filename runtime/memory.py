@@ -42,9 +42,9 @@ def _groups(root: Path) -> Iterator[tuple[Path, Names]]:
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0":
-            tops, names = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), V2
+            tops, names = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], V2
         elif "memory" in controllers.split(","):
-            tops, names = ("sys/fs/cgroup/memory",), V1
+            tops, names = ["sys/fs/cgroup/memory"], V1
         else:
             continue
         # Inside a container the path is often that of the host, and only the top is mounted.
