@@ -1,7 +1,7 @@
 """What a run is compared with: the JSON of an earlier run, or a bundle measured in turns with this one."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from piston.runtime.bench.child import Contender
@@ -35,6 +35,14 @@ class Reference:
             now, then = getattr(options, name), getattr(self.earlier.options, name)
             if now != then:
                 raise MisuseError(f"--baseline {self.path} was measured with --{name} {then}, this is {now}.")
+
+    def samples(self, options: Options) -> Options | None:
+        """The options with as many repeats and starts as an earlier run really holds; None of a bundle."""
+        if self.earlier is None:
+            return None
+        own = self.earlier.systems[0]
+        repeats = min(len(measured.runs) for measured in own.settings)
+        return replace(options, repeats=repeats, starts=len(own.starts))
 
     def system(self, report: Report) -> System:
         """The other side, from the file or, the last of this run's systems, the bundle."""

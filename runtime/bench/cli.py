@@ -122,7 +122,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         if reference.contender is not None:
             contenders.append(reference.contender)
         reference.check(options, [work.setting for work in works])
-    _check_gates(gates, options, works, has_reference=reference is not None)
+    _check_gates(gates, options, works, reference)
     return Plan(tuple(_named_apart(contenders)), tuple(works), options, gates, reference)
 
 
@@ -142,11 +142,17 @@ def _check_options(options: Options, arguments: argparse.Namespace) -> None:
     check_outputs(arguments)
 
 
-def _check_gates(gates: Sequence[Gate], options: Options, works: Sequence[Work], *, has_reference: bool) -> None:
+def _check_gates(gates: Sequence[Gate], options: Options, works: Sequence[Work], reference: Reference | None) -> None:
+    settings = [work.setting for work in works]
     for gate in gates:
-        if gate.is_relative and not has_reference:
+        if gate.is_relative and reference is None:
             raise MisuseError(f"--fail-on {gate.text!r} bounds a change; give --baseline, a file or a bundle.")
-        gate.check_measured(options, [work.setting for work in works])
+        gate.check_measured(options, settings)
+        if gate.is_relative and reference is not None and (there := reference.samples(options)) is not None:
+            try:
+                gate.check_measured(there, settings)
+            except MisuseError as problem:
+                raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None
 
 
 def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:

@@ -137,6 +137,18 @@ def test_unlike_runs_are_not_compared(bench, tmp_path, words, told):
     assert told in result.err
 
 
+@pytest.mark.parametrize(
+    ("then", "gate", "told"),
+    [(("--repeats", "3"), "tpot>5%", "raise --repeats"), ((), "load>5%", "needs new processes")],
+)
+def test_a_baseline_measured_too_seldom_is_refused(bench, tmp_path, then, gate, told):
+    (tmp_path / "base.json").write_text(bench("--json", *then).out, encoding="utf-8")
+    result = bench("--starts", "4", "--baseline", tmp_path / "base.json", "--fail-on", gate)
+    assert result.status == 2
+    assert "was measured too seldom" in result.err
+    assert told in result.err
+
+
 def test_junit_counts_the_gates_and_tells_those_that_failed(bench, tmp_path, slower):
     gates = [word for gate in ("tpot>5%", "ttft>90s", "total>90s") for word in ("--fail-on", gate)]
     assert bench("--baseline", slower, *gates, "--junit", tmp_path / "junit.xml", bundle=0.02).status == 1

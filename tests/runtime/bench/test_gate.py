@@ -142,7 +142,7 @@ def test_a_figure_that_is_not_measured_cannot_be_bounded():
 
 
 def test_a_relative_bound_that_no_shuffle_could_pass_is_refused():
-    few = dataclasses.replace(OPTIONS, repeats=2)
+    few = dataclasses.replace(OPTIONS, repeats=3)
     with pytest.raises(MisuseError, match="raise --repeats"):
         parse_gate("tpot>5%").check_measured(few, [NAMED])
     parse_gate("tpot>5ms").check_measured(few, [NAMED])
