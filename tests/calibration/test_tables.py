@@ -57,7 +57,7 @@ def test_it_is_the_model_with_rounded_tables(name, embedding, head, tmp_path):
         (tmp_path / part).mkdir()
         ir.save(graph, tmp_path / part / "model.onnx", external_data="model.onnx.data")
     given = logits(tmp_path / "given/model.onnx", spec)
-    # ONNX Runtime runs a product by blocks of INT8 with activations rounded to INT8 too, unless it is transposed (1.32).
+    # ONNX Runtime rounds activations to INT8 too where blocks of INT8 are multiplied untransposed (1.32).
     allowed = 1e-4 if not head or head_of(expected).is_transposed else 0.05
     assert np.abs(given - logits(tmp_path / "expected/model.onnx", spec)).max() < allowed
     assert np.abs(given - logits(tmp_path / "model.onnx", spec)).max() > 1e-4
