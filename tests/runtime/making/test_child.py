@@ -32,8 +32,8 @@ def test_a_command_gives_its_json_its_time_and_its_memory(tmp_path):
 
 
 def test_a_command_that_fails_ends_in_its_own_words(tmp_path):
-    with pytest.raises(Error, match=r"`piston inspect` failed: No manifest\.json in nowhere"):
-        run_verb(["inspect", "--", "nowhere"], tmp_path, True)
+    with pytest.raises(Error, match=r"`piston verify` failed: No manifest\.json in nowhere"):
+        run_verb(["verify", "--", "nowhere"], tmp_path, True)
 
 
 def test_progress_is_passed_on_unless_quiet(tmp_path, capsys, monkeypatch):
