@@ -101,6 +101,7 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
         raise MisuseError(f"unrecognized arguments: {' '.join(unknown)}; see `piston {arguments.verb} --help`.")
     if arguments.log_format is not None:
         os.environ[LOG_FORMAT] = arguments.log_format  # the processes that a verb starts speak likewise
+    logs_json()  # a format that there is not is told before any work
     _check_extra(arguments.verb)
     return int(arguments.run(arguments))
 

@@ -2,7 +2,7 @@ import onnx_ir as ir
 import pytest
 from quantized import quantize_model_dir
 
-from piston.engines import build, ort_cuda, prove_narrow
+from piston.engines import build, build_ort_cuda, prove_narrow
 from piston.engines.lowering import ort_cuda as lowering
 from piston.runtime.errors import EngineError, MisuseError, ParityError
 from piston.runtime.manifest import Manifest
@@ -86,7 +86,7 @@ def test_a_float16_file_that_computes_something_else_is_not_written(model_dir, t
         ir.save(model, out / "model.onnx", external_data="model.onnx.data")
         return counts
 
-    monkeypatch.setattr(ort_cuda, "_write", tampered)
+    monkeypatch.setattr(build_ort_cuda, "_write", tampered)
     with pytest.raises(ParityError, match="differs from its float32 twin in its attributes"):
         build(model_dir, tmp_path / "out", ["ort-cuda"], max_length=50)
     assert not (tmp_path / "out").exists()

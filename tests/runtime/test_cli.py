@@ -266,7 +266,7 @@ def test_running_without_onnxruntime_names_the_extra(bundle):
     result = without(["onnxruntime"], "run", bundle, *PROMPT)
     assert (result.returncode, result.stderr) == (
         1,
-        "error: ONNX Runtime is not installed; pip install 'piston[ort]'.\n",
+        "error: onnxruntime is not installed; pip install 'piston[ort]'.\n",
     )
 
 
