@@ -10,6 +10,9 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG INSTALLER=${BASE}
 
 FROM ${INSTALLER} AS installer
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
 COPY calibration calibration
@@ -22,6 +25,8 @@ RUN --mount=type=secret,id=pip-conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
     python3 -m pip install --disable-pip-version-check --target /opt/piston --constraint constraints.txt '.[ort]' \
     && python3 docker/check_install.py /opt/piston --write-sbom /opt/piston/sbom.cdx.json
+# Piston's own kernels, for engines of the target ort-cpu:avx512.
+RUN if [ "$(uname -m)" = x86_64 ]; then PYTHONPATH=/opt/piston python3 -m piston.runtime.kernels; fi
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="piston-runtime" \
