@@ -5,8 +5,7 @@
 #   docker build -f docker/runtime-tensorrt.Dockerfile -t piston-runtime-tensorrt .
 #   docker run --rm --gpus all --read-only -v "$PWD/bundles/smollm2:/bundle:ro" piston-runtime-tensorrt run /bundle --prompt Hello
 #
-# EXTRAS: cuda,trt (TensorRT), cuda,trt-lean (the lean runtime, for plans built with --version-compatible), or cuda,rtx
-# (TensorRT-RTX). TensorRT's own wheels bring the CUDA libraries they need, so BASE may be any image with Python whose
+# EXTRAS: cuda,trt (TensorRT) or cuda,rtx (TensorRT-RTX). TensorRT's own wheels bring the CUDA libraries they need, so BASE may be any image with Python whose
 # container gets the driver from the NVIDIA container toolkit.
 ARG BASE=docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04
 ARG INSTALLER=${BASE}
