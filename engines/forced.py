@@ -7,7 +7,7 @@ have made them of is compared instead: every piece of the graph is then held to 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from piston.runtime.errors import ParityError
 from piston.runtime.ort_engine import OrtEngine
 
 Array = NDArray[np.float32]
@@ -25,8 +26,8 @@ GIVEN, OWN = ".given", ".own"
 
 def expose_activations(model: ir.Model) -> None:
     """Give each QuantizeLinear's input of a canonical graph out, as `<name of the codes>.given`."""
-    for quantize in _quantizers(model.graph):
-        model.graph.outputs.append(_copied(model.graph, quantize, GIVEN))
+    for quantize in quantizers(model.graph):
+        model.graph.outputs.append(copied(model.graph, quantize, GIVEN))
 
 
 @contextmanager
@@ -38,23 +39,38 @@ def forcible(lowered: Path) -> Iterator[tuple[Path, list[str], bool]]:
     """
     model = ir.load(lowered)
     has_nbits = any(node.op_type == "MatMulNBits" for node in model.graph)
-    quantizers = _quantizers(model.graph)
-    if not quantizers:
+    names = force(model.graph)
+    if not names:
         yield lowered, [], has_nbits
         return
-    for quantize in quantizers:
-        source = quantize.inputs[0]
-        assert source is not None
-        model.graph.outputs.append(_copied(model.graph, quantize, OWN))
-        given = ir.Value(name=f"{quantize.outputs[0].name}{GIVEN}", type=source.type, shape=source.shape)
-        model.graph.inputs.append(given)
-        quantize.replace_input_with(0, given)
     path = lowered.with_name("forced.onnx")
     ir.save(model, path)
     try:
-        yield path, [str(quantize.outputs[0].name) for quantize in quantizers], has_nbits
+        yield path, names, has_nbits
     finally:
         path.unlink()
+
+
+def force(graph: ir.Graph, wanted: list[str] | None = None) -> list[str]:
+    """Let each QuantizeLinear, or those of the `wanted` codes, read an input and give out what it read, in place.
+
+    Returns the names of the codes.
+    """
+    found = [node for node in quantizers(graph) if wanted is None or node.outputs[0].name in wanted]
+    for quantize in found:
+        source = quantize.inputs[0]
+        assert source is not None
+        graph.outputs.append(copied(graph, quantize, OWN))
+        given = ir.Value(name=f"{quantize.outputs[0].name}{GIVEN}", type=source.type, shape=source.shape)
+        graph.inputs.append(given)
+        quantize.replace_input_with(0, given)
+    return [str(quantize.outputs[0].name) for quantize in found]
+
+
+def check_known(names: Collection[str], canonical: set[str]) -> None:
+    """Raise ParityError where the lowered graph rounds something, of these names, that the canonical one does not."""
+    if lost := sorted(set(names) - canonical):
+        raise ParityError(f"The lowered graph rounds {lost[0]}, which the canonical one does not. Nothing was written.")
 
 
 @dataclass
@@ -84,7 +100,7 @@ class RecordingEngine(OrtEngine):
         return {name.removesuffix(GIVEN) for name in names if name.endswith(GIVEN)}
 
     def _run(self, binding: Any) -> None:
-        self.tape.runs.append(_fetch(super()._run, binding, self.tape.names, GIVEN))
+        self.tape.runs.append(fetch(super()._run, binding, self.tape.names, GIVEN))
 
 
 class ForcedEngine(OrtEngine):
@@ -96,10 +112,10 @@ class ForcedEngine(OrtEngine):
         given = self.tape.runs.popleft()
         for name, array in given.items():
             binding.bind_cpu_input(f"{name}{GIVEN}", array)
-        self.tape.compare(given, _fetch(super()._run, binding, self.tape.names, OWN))
+        self.tape.compare(given, fetch(super()._run, binding, self.tape.names, OWN))
 
 
-def _fetch(run: Callable[[Any], None], binding: Any, names: list[str], suffix: str) -> dict[str, Array]:
+def fetch(run: Callable[[Any], None], binding: Any, names: list[str], suffix: str) -> dict[str, Array]:
     """Run, and copy out the named activations, which are bound last."""
     for name in names:
         binding.bind_output(f"{name}{suffix}", "cpu")
@@ -108,11 +124,12 @@ def _fetch(run: Callable[[Any], None], binding: Any, names: list[str], suffix: s
     return {name: array.numpy().copy() for name, array in zip(names, arrays, strict=True)}
 
 
-def _quantizers(graph: ir.Graph) -> list[ir.Node]:
+def quantizers(graph: ir.Graph) -> list[ir.Node]:
+    """Every QuantizeLinear, in the order of the graph."""
     return [node for node in graph if node.op_type == "QuantizeLinear" and node.domain == ""]
 
 
-def _copied(graph: ir.Graph, quantize: ir.Node, suffix: str) -> ir.Value:
+def copied(graph: ir.Graph, quantize: ir.Node, suffix: str) -> ir.Value:
     """A copy of what is quantized, under a name of its own: two quantizers may read one value."""
     source = quantize.inputs[0]
     assert source is not None

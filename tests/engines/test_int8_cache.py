@@ -5,10 +5,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_text import operators
-from quantized import round_cache
+from quantized import quantize, round_cache
 
 from piston.engines import build
 from piston.engines.build_ort import build_ort
+from piston.engines.cache_lockstep import LeadingEngine
 from piston.engines.prove import prove
 from piston.runtime import Sampling, load
 from piston.runtime.errors import EngineError, ParityError
@@ -46,23 +47,101 @@ def test_the_kernel_rounds_as_the_canonical_graph_does(toy, tmp_path, name, per_
     cache = dataclasses.replace(canonical.cache, dtype="int8")
     proof = prove(path, built.path, cache, max_length=MAX_LENGTH, windows=built.lowered.windows)
     assert proof.max_abs < proof.bound / 2
+    assert proof.activations == canonical.cache.num_layers
+    assert 0.3 < proof.code_distance < 0.51
 
 
-@pytest.mark.parametrize("index", [12, 13])
-def test_a_wrong_scale_of_the_cache_is_found(toy, tmp_path, index):
+@pytest.mark.parametrize("scheme", ["w8a8", "w8", "w4"])
+def test_linears_may_be_in_integers_too(toy, tmp_path, scheme):
     canonical = toy("llama")
-    path = rounded(canonical.path, tmp_path / "model", canonical.cache)
+    path = quantize(canonical.path, tmp_path / "linears", canonical.cache, scheme)
+    path = rounded(path, tmp_path / "model", canonical.cache, per_channel=True)
     built = build_ort(path, tmp_path / "engine", MAX_LENGTH)
+    files = sorted(tmp_path.rglob("*"))
+    proof = prove(path, built.path, dataclasses.replace(canonical.cache, dtype="int8"), max_length=MAX_LENGTH)
+    assert proof.activations >= canonical.cache.num_layers
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.fixture(scope="module")
+def engines(toy, tmp_path_factory):
+    """A llama whose cache is rounded per tensor and per channel, and a mistral's: canonical and built graph."""
+    made = {}
+    for name, per_channel in (("llama", False), ("llama", True), ("mistral", True)):
+        root, canonical = tmp_path_factory.mktemp("engines"), toy(name)
+        path = rounded(canonical.path, root / "model", canonical.cache, per_channel=per_channel)
+        built = build_ort(path, root / "engine", MAX_LENGTH)
+        made[name, per_channel] = canonical.cache, path, built
+    return made
+
+
+def prove_broken(engines, name, per_channel, out, change):
+    cache, path, built = engines[name, per_channel]
     model = ir.load(built.path)
-    node = [node for node in model.graph if node.op_type == "GroupQueryAttention"][1]
-    wrong = ir.tensor(node.inputs[index].const_value.numpy() * np.float32(1.03), name="wrong")
-    value = ir.Value(name="wrong", const_value=wrong, shape=wrong.shape, type=ir.TensorType(wrong.dtype))
-    model.graph.register_initializer(value)
-    node.replace_input_with(index, value)
-    ir.save(model, built.path)
-    part = "values" if index == 13 else "keys"
-    with pytest.raises(ParityError, match=rf"of layer 1's {part} have another code"):
-        prove(path, built.path, dataclasses.replace(canonical.cache, dtype="int8"), max_length=MAX_LENGTH)
+    change([node for node in model.graph if node.op_type == "GroupQueryAttention"][1])
+    shutil.copyfile(built.path.parent / "model.onnx.data", out / "model.onnx.data")
+    ir.save(model, out / "model.onnx")
+    cache = dataclasses.replace(cache, dtype="int8")
+    prove(path, out / "model.onnx", cache, max_length=MAX_LENGTH, windows=built.lowered.windows)
+
+
+def scaled(index, factor):
+    """Multiply the scales of a GroupQueryAttention's keys (12) or values (13)."""
+
+    def change(node):
+        tensor = ir.tensor(node.inputs[index].const_value.numpy() * np.asarray(factor, np.float32), name="wrong")
+        value = ir.Value(name="wrong", const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        node.graph.register_initializer(value)
+        node.replace_input_with(index, value)
+
+    return change
+
+
+@pytest.mark.parametrize("factor", [0.995, 1.005])
+@pytest.mark.parametrize(("index", "part"), [(12, "keys"), (13, "values")])
+@pytest.mark.parametrize("engine", [("llama", False), ("llama", True), ("mistral", True)])
+def test_scales_half_a_per_cent_off_are_found_and_the_layer_named(engines, tmp_path, engine, index, part, factor):
+    with pytest.raises(ParityError, match=rf"a code of layer 1's {part} is \S+ steps from"):
+        prove_broken(engines, *engine, tmp_path, scaled(index, factor))
+
+
+@pytest.mark.parametrize(("index", "part"), [(12, "keys"), (13, "values")])
+def test_one_channel_half_a_per_cent_off_is_found(engines, tmp_path, index, part):
+    factors = np.ones((1, 2, 1, 16))
+    factors[0, 1, 0, 5] = 1.005
+    with pytest.raises(ParityError, match=rf"layer 1's ({part}|attention)"):
+        prove_broken(engines, "llama", True, tmp_path, scaled(index, factors))
+
+
+def test_scores_half_a_per_cent_off_are_found_and_the_layer_named(engines, tmp_path):
+    def change(node):
+        node.attributes["scale"] = ir.AttrFloat32("scale", node.attributes["scale"].as_float() * 1.005)
+
+    with pytest.raises(ParityError, match="the result of layer 1's attention differs by"):
+        prove_broken(engines, "llama", True, tmp_path, change)
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_window_off_by_one_is_found_with_codes_that_all_agree(engines, tmp_path, by):
+    def change(node):
+        window = node.attributes["local_window_size"].as_int()
+        node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", window + by)
+
+    with pytest.raises(ParityError, match="the result of layer 1's attention differs by"):
+        prove_broken(engines, "mistral", True, tmp_path, change)
+
+
+def test_codes_that_are_one_too_high_are_found(engines, monkeypatch, tmp_path):
+    run = LeadingEngine._run
+
+    def run_and_change(engine, binding):
+        run(engine, binding)
+        engine.tape.caches[-1][3][0, 0, 0] += 1
+        engine.cache.arrays[3][0, 0, 0] += 1
+
+    monkeypatch.setattr(LeadingEngine, "_run", run_and_change)
+    with pytest.raises(ParityError, match="a code of layer 1's values"):
+        prove_broken(engines, "llama", False, tmp_path, lambda node: None)
 
 
 def test_one_layer_that_is_not_rounded_leaves_the_cache_in_float(toy, tmp_path):
