@@ -53,7 +53,7 @@ def test_what_is_wrong_and_where_is_said(value, path, said):
 
 def test_a_choice_is_not_met_by_an_equal_value_of_another_type():
     with pytest.raises(ShapeError):
-        shaped(Literal[1], True)  # noqa: FBT003
+        shaped(Literal[1], True)
 
 
 def test_paths_are_written_as_in_code():
