@@ -2,7 +2,8 @@
 
 Both engines run the same prefill and decode steps. Every kernel reads what the engine it was made from computed, so
 that one difference does not become another, and all that it gives is compared: floats to the bound of float
-arithmetic, codes to one step where a value lies on the edge between two, and the cache that it writes.
+arithmetic, codes to one step where a value lies on the edge between two, and the cache that it writes. Where the cache
+is INT8, an attention is compared over the codes that its kernel wrote (see int8_attention.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from piston.engines.int8_attention import Int8Attention, int8_attentions
 from piston.engines.lowering.kernel_blocks import OPERATORS
 from piston.engines.lowering.kernel_linear import KERNELS
 from piston.runtime.errors import ParityError
@@ -77,13 +79,14 @@ def _step(tokens: dict[int, int], engine: OrtEngine) -> Array:
     return np.stack(list(engine.step(tokens).values()))
 
 
-def _lockstep(reference: OrtEngine, kernels: OrtEngine, work: Callable[[OrtEngine], Array]) -> None:
+def _lockstep(reference: OrtEngine, kernels: "_Kernels", work: Callable[[OrtEngine], Array]) -> None:
     logits, found = work(reference), work(kernels)
     _check_rounded(logits, found, "the logits")
     for index, (expected, mine) in enumerate(zip(reference.cache.arrays, kernels.cache.arrays, strict=True)):
         for slot, length in enumerate(reference.cache.lengths):
             wanted, written = expected[slot, :, : int(length)], mine[slot, :, : int(length)]
-            _check(wanted, written, f"the {'values' if index % 2 else 'keys'} of layer {index // 2}")
+            _, share = _check(wanted, written, f"the {'values' if index % 2 else 'keys'} of layer {index // 2}")
+            kernels.tape.codes_apart = max(kernels.tape.codes_apart, share)
             written[:] = wanted
 
 
@@ -126,22 +129,29 @@ class _Tape:
     given: list[str]  # values that kernels read
     compared_names: list[str]  # values that they give
     rounded: set[str]  # those of them that are made of activations rounded by blocks
+    attentions: dict[str, Int8Attention] = field(default_factory=dict)  # over an INT8 cache, by what they give
     runs: list[dict[str, Array]] = field(default_factory=list)
     compared: int = 0
     max_relative: float = 0.0
     codes_apart: float = 0.0
+
+    def recorded(self) -> list[str]:
+        """What the reference gives out."""
+        beside = [name for each in self.attentions.values() for name in (each.packed, each.lengths, each.result)]
+        return list(dict.fromkeys([*self.given, *self.compared_names, *beside]))
 
 
 class _Reference(OrtEngine):
     tape: _Tape
 
     def _run(self, binding: Any) -> None:
-        names = list(dict.fromkeys([*self.tape.given, *self.tape.compared_names]))
+        names = self.tape.recorded()
         for name in names:
             binding.bind_output(f"{name}{GIVEN}", "cpu")
         super()._run(binding)
         found = binding.get_outputs()[-len(names) :]
-        self.tape.runs.append({name: value.numpy().copy() for name, value in zip(names, found, strict=True)})
+        run = {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+        self.tape.runs.append(run | _caches(self, binding))
 
 
 class _Kernels(OrtEngine):
@@ -154,7 +164,11 @@ class _Kernels(OrtEngine):
         for name in tape.compared_names:
             binding.bind_output(f"{name}{OWN}", "cpu")
         super()._run(binding)
-        found = binding.get_outputs()[-len(tape.compared_names) :]
+        found, caches = binding.get_outputs()[-len(tape.compared_names) :], _caches(self, binding)
+        for name, attention in tape.attentions.items():
+            wanted = attention.given_over(expected, caches)
+            if wanted is not None:
+                expected[name] = wanted
         for name, value in zip(tape.compared_names, found, strict=True):
             tape.compared += expected[name].size
             if name in tape.rounded:
@@ -164,13 +178,25 @@ class _Kernels(OrtEngine):
             tape.max_relative, tape.codes_apart = max(tape.max_relative, relative), max(tape.codes_apart, share)
 
 
+def _caches(engine: OrtEngine, binding: Any) -> dict[str, Array]:
+    """The rows of an INT8 cache that a run was bound to, after it, by the names of the outputs."""
+    spec = engine.cache.spec
+    if spec.dtype != "int8":
+        return {}
+    names = [f"present.{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
+    arrays = binding.get_outputs()[1 : 1 + len(names)]  # bound after the logits
+    return {name: array.numpy().copy() for name, array in zip(names, arrays, strict=True)}
+
+
 @contextmanager
 def _opened(
     before: Path, after: Path, cache: CacheSpec, num_slots: int, capacity: int
-) -> Iterator[tuple[OrtEngine, OrtEngine, _Tape]]:
+) -> Iterator[tuple[OrtEngine, _Kernels, _Tape]]:
     model, forced = ir.load(before), ir.load(after)
     tape = _isolate(forced)
-    _expose(model, list(dict.fromkeys([*tape.given, *tape.compared_names])), GIVEN)
+    attentions = int8_attentions(model)
+    tape.attentions = {name: attentions[name] for name in tape.compared_names if name in attentions}
+    _expose(model, tape.recorded(), GIVEN)
     with ExitStack() as stack:
         paths = before.with_name("exposed.onnx"), after.with_name("isolated.onnx")
         for graph, path in zip((model, forced), paths, strict=True):

@@ -1,6 +1,7 @@
 """The target ort-cpu:avx512: made from ort-cpu's engine, proved against it, and refused where it cannot run."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import onnx_ir as ir
@@ -9,6 +10,7 @@ from own_kernels import need_kernels
 from quantized import quantize, round_cache
 
 from piston.engines import build
+from piston.engines import prove_replaced as prove_replaced_module
 from piston.engines.build_kernels import build_kernels
 from piston.engines.build_ort import build_ort
 from piston.engines.prove_replaced import prove_replaced
@@ -90,21 +92,85 @@ def test_a_wrong_constant_is_found(built, op_type, index, change):
     path.unlink()
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_an_int8_cache_is_written_as_before(toy, tmp_path, per_channel):
+def with_int8_cache(source, root, cache, *, per_channel):
+    """A graph with its cache rounded, as ort-cpu's engine and as the kernels' own, and that cache."""
     need_kernels()
-    canonical = toy("llama", **FITTING)
-    model, cache = ir.load(canonical.path), canonical.cache
+    model = ir.load(source)
     shape = (1, cache.num_kv_heads, 1, cache.head_dim) if per_channel else ()
     rng = np.random.default_rng(0)
     names = [f"present.{layer}.{part}" for layer in range(cache.num_layers) for part in ("key", "value")]
     round_cache(model, {name: np.asarray(rng.uniform(0.02, 0.04, shape), np.float32) for name in names})
-    (tmp_path / "model").mkdir()
-    ir.save(model, tmp_path / "model/model.onnx", external_data="model.onnx.data")
-    plain = build_ort(tmp_path / "model/model.onnx", tmp_path / "plain", MAX_LENGTH)
-    own = build_kernels(plain.path, tmp_path / "kernels")
+    (root / "rounded").mkdir()
+    ir.save(model, root / "rounded/model.onnx", external_data="model.onnx.data")
+    plain = build_ort(root / "rounded/model.onnx", root / "plain", MAX_LENGTH)
+    own = build_kernels(plain.path, root / "kernels")
     assert (own.attention, plain.cache_type) == (2, "int8")
-    prove_replaced(plain.path, own.path, dataclasses.replace(cache, dtype="int8"), max_length=MAX_LENGTH)
+    return plain, own, dataclasses.replace(cache, dtype="int8")
+
+
+@pytest.fixture(scope="module")
+def int8_cached(toy, tmp_path_factory):
+    """A llama with an INT8 cache by channel, its linears in float or in integers, whose attention gives codes."""
+    canonical, made = toy("llama", **FITTING), {}
+    for scheme in ("fp", "w8a8"):
+        root, path = tmp_path_factory.mktemp("int8"), canonical.path
+        if scheme != "fp":
+            path = quantize(path, root / "linears", canonical.cache, scheme)
+        made[scheme] = with_int8_cache(path, root, canonical.cache, per_channel=True)
+    return made
+
+
+def prove_scaled(engines, out, index, factor):
+    """The proof of kernels of which the last attention has other scales of its keys (6) or values (7)."""
+    plain, own, cache = engines
+    model = ir.load(own.path)
+    node = [node for node in model.graph if node.op_type.startswith("AttentionInt8")][-1]
+    array = node.inputs[index].const_value.numpy() * np.float32(factor)
+    other = ir.Value(name="other", const_value=ir.tensor(array), shape=ir.Shape(array.shape))
+    other.type = node.inputs[index].type
+    model.graph.register_initializer(other)
+    node.replace_input_with(index, other)
+    shutil.copyfile(own.path.with_name("model.onnx.data"), out / "model.onnx.data")
+    ir.save(model, out / "model.onnx")
+    return prove_replaced(plain.path, out / "model.onnx", cache, max_length=MAX_LENGTH)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_an_int8_cache_is_written_as_before(toy, tmp_path, per_channel):
+    canonical = toy("llama", **FITTING)
+    plain, own, cache = with_int8_cache(canonical.path, tmp_path, canonical.cache, per_channel=per_channel)
+    prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
+
+
+@pytest.mark.parametrize("scheme", ["fp", "w8a8"])
+@pytest.mark.parametrize("index", [6, 7])
+def test_a_key_or_value_on_an_edge_may_become_either_code(int8_cached, tmp_path, scheme, index):
+    # a scale so little off moves only what lies on an edge, and there by the whole step that rounding may take
+    proof = prove_scaled(int8_cached[scheme], tmp_path, index, 1 + 5e-5)
+    assert 0 < proof.codes_apart < 1e-2
+
+
+@pytest.mark.parametrize("scheme", ["fp", "w8a8"])
+@pytest.mark.parametrize("index", [6, 7])
+@pytest.mark.parametrize("factor", [0.995, 1.005])
+def test_a_cache_scale_half_a_per_cent_off_is_found(int8_cached, tmp_path, scheme, index, factor):
+    with pytest.raises(ParityError, match=r"parts from what it replaced at present\.1\.\w+: a code is"):
+        prove_scaled(int8_cached[scheme], tmp_path, index, factor)
+
+
+def test_a_code_beside_the_one_that_a_value_is_rounded_to_is_found(int8_cached, monkeypatch):
+    caches_of = prove_replaced_module._caches
+
+    def one_higher(engine, binding):
+        caches = caches_of(engine, binding)
+        if isinstance(engine, prove_replaced_module._Kernels):
+            caches["present.1.value"][0, 0, 0] += 1
+        return caches
+
+    monkeypatch.setattr(prove_replaced_module, "_caches", one_higher)
+    plain, own, cache = int8_cached["fp"]
+    with pytest.raises(ParityError, match=r"at present\.1\.value: a code is"):
+        prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
 
 
 @pytest.mark.parametrize("scheme", ["w8", "w4", "w4 block 128"])
