@@ -71,7 +71,7 @@ class Goal:
     each: bool = False
 
 
-OPTIONAL = ("w8a8-kv8",)  # with an INT8 cache
+OPTIONAL = ("int8-kv8",)  # w8 or w8a8 with an INT8 cache
 INT8, INT4 = ("w8a8", "w8", *OPTIONAL), ("w4",)
 ALL = (*INT8, *INT4)
 RIVALS = ("genai-int8", "genai-int4", "openvino-int8", "ct2-int8", "llama.cpp-Q4_0", "llama.cpp-Q4_1", "llama.cpp-Q8_0")
