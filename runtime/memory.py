@@ -1,8 +1,10 @@
-"""How much memory a container leaves this process, from Linux control groups (both versions).
+"""How much memory a container leaves this process, from Linux control groups (both versions), and what it has taken.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
 """
 
+import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -63,3 +65,15 @@ def _left(directory: Path, names: Names) -> int | None:
     except (OSError, ValueError):  # no such group, or "max"
         return None
     return None if limit >= UNLIMITED else max(limit - usage + reclaimable, 0)
+
+
+def peak_memory() -> int:
+    """Bytes that this process held resident at most.
+
+    On Linux since its program began: getrusage counts from the fork, that is with the parent's memory.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

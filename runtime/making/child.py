@@ -13,6 +13,7 @@ from typing import Any
 
 from piston.runtime.console import note
 from piston.runtime.errors import Error
+from piston.runtime.memory import peak_memory
 
 GRACE_S = 10.0  # for a child to clean up after SIGTERM
 _ERROR = "error: "
@@ -25,7 +26,7 @@ class Outcome:
     status: int
     result: dict[str, Any]
     seconds: float
-    peak_bytes: int
+    peak_bytes: int  # by its own account: what the parent is told of a child counts the parent's memory too
     error: str  # the last line of stderr that reports one
 
 
@@ -38,14 +39,16 @@ def run_verb(words: Sequence[str], directory: Path, quiet: bool) -> Outcome:  # 
     Raises:
         Error: it was killed, or printed no JSON though it says that it is done.
     """
-    command = [sys.executable, "-m", "piston.runtime.making.child", str(os.getpid()), words[0], "--json", *words[1:]]
+    module = [sys.executable, "-m", "piston.runtime.making.child", str(os.getpid())]
     start = time.perf_counter()
-    with tempfile.TemporaryFile() as stdout:
-        process = subprocess.Popen(command, cwd=directory, stdout=stdout, stderr=subprocess.PIPE)  # noqa: S603
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as peak:
+        command = [*module, str(peak.fileno()), words[0], "--json", *words[1:]]
+        process = subprocess.Popen(  # noqa: S603
+            command, cwd=directory, stdout=stdout, stderr=subprocess.PIPE, pass_fds=[peak.fileno()]
+        )
         try:
             error = _relay(process, quiet=quiet)
-            _, wait_status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(wait_status)
+            process.wait()
         except BaseException:
             _stop(process)
             raise
@@ -54,12 +57,13 @@ def run_verb(words: Sequence[str], directory: Path, quiet: bool) -> Outcome:  # 
             process.stderr.close()
         stdout.seek(0)
         printed = stdout.read()
-    scale = 1 if sys.platform == "darwin" else 1024
+        peak.seek(0)
+        peak_bytes = int(peak.read() or 0)
     return Outcome(
         status=process.returncode,
         result=_parsed(printed, words, process.returncode, error),
         seconds=time.perf_counter() - start,
-        peak_bytes=usage.ru_maxrss * scale,
+        peak_bytes=peak_bytes,
         error=error,
     )
 
@@ -116,4 +120,7 @@ if __name__ == "__main__":
     from piston.runtime.cli import main
 
     _die_with_parent(int(sys.argv[1]))
-    sys.exit(main(sys.argv[2:]))
+    try:
+        sys.exit(main(sys.argv[3:]))
+    finally:
+        os.write(int(sys.argv[2]), str(peak_memory()).encode())

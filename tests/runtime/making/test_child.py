@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from toy_model import write_bundle
 
@@ -29,6 +30,12 @@ def test_a_command_gives_its_json_its_time_and_its_memory(tmp_path):
     assert (outcome.status, outcome.result["kind"]) == (0, "bundle")
     assert outcome.seconds > 0
     assert 5e6 < outcome.peak_bytes < 1e9
+
+
+def test_memory_of_the_process_that_asks_is_not_the_commands(tmp_path):
+    held = np.ones(40_000_000)
+    write_bundle(tmp_path / "b")
+    assert run_verb(["inspect", "--", "b"], tmp_path, True).peak_bytes < held.nbytes
 
 
 def test_a_command_that_fails_ends_in_its_own_words(tmp_path):
