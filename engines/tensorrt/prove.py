@@ -31,7 +31,7 @@ PAST_WINDOW, LARGEST_WINDOW = 9, 1024  # the longest prompt goes beyond a window
 ABSOLUTE = 1e-3
 # Of the largest value. float32 differs in the order of sums alone; the others, layer by layer, by a few dozen roundings
 # to 11 or 8 bits.
-RELATIVE = {"float32": 1e-4, "float16": 2.5e-2, "bfloat16": 0.1}
+RELATIVE = {"float32": 1e-4, "float16": 1.5e-2, "bfloat16": 0.1}
 
 Array = NDArray[Any]
 
@@ -138,9 +138,15 @@ class _Pair:
         self.proof.positions += at
 
     def jump(self, lengths: list[int], rng: np.random.Generator) -> None:
-        """Pretend that rows hold `lengths` positions, of random keys and values."""
+        """Pretend that rows hold `lengths` positions: keys and values that the model computed itself, in random order.
+
+        Numbers out of nowhere would be a state that no model was trained for: SmolLM2 in w4 magnifies the last bits of
+        float32 a hundredfold there.
+        """
+        row = int(self.lengths.argmax())
         for name, cache in self.reference.caches.items():
-            filled = rng.normal(0, 0.5, cache.shape).astype(np.float16)
+            chosen = rng.integers(0, int(self.lengths[row]), (len(cache), cache.shape[2]))
+            filled = np.stack([cache[row][:, places] for places in chosen]).astype(np.float16)  # exact in both
             cache[:], self.engine.caches[name][:] = filled, filled
         self.lengths[:] = lengths
 

@@ -16,7 +16,7 @@ from piston.runtime.plan_header import PlanHeader
 
 SOFT_CAPPED = {"gemma2", "vaultgemma"}
 TARGET = Target.parse("tensorrt-rtx:sm89")
-MOST_LOST = {"float32": 2e-5, "float16": 2e-2}  # of the largest logit; seen over most toys: 2e-6 and 5e-3
+MOST_LOST = {"float32": 2e-5, "float16": 1e-2}  # of the largest logit, seen over all toys: 2.6e-6 and 3e-3
 
 
 # Weight-only schemes differ in weights alone, and one architecture stands for all.
