@@ -87,8 +87,8 @@ def calibrate(  # noqa: PLR0913
             or the model is not float32.
         CalibrationError: an activation is not finite.
         ShortfallError: the result costs more than its bound, or the budget cannot be met.
-        OutputExistsError: `out` is there. In every case nothing is left at `out`. An interrupt keeps what was observed,
-            and the same call goes on from it.
+        OutputExistsError: `out` is there. In every case nothing is left at `out`.
+            An interrupt keeps what was observed, and the same call goes on from it; w4 in turn starts over.
     """
     model_dir, out, progress = Path(model_dir), Path(out), progress or Progress(quiet=True)
     checked = checked or CheckOptions()
