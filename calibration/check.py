@@ -17,10 +17,11 @@ from piston.calibration.held_out import HeldOut
 from piston.calibration.packing import Ids
 from piston.runtime.console import Progress
 from piston.runtime.errors import ShortfallError
+from piston.runtime.estimate import Estimate
 from piston.runtime.evaluation.corpus import Corpus, Document
 from piston.runtime.evaluation.evaluate import EvalOptions, evaluate
 from piston.runtime.evaluation.gate import Gate, measured
-from piston.runtime.evaluation.report import Estimate, GateResult, Report
+from piston.runtime.evaluation.report import GateResult, Report
 from piston.runtime.evaluation.subject import Opened, Subject
 from piston.runtime.evaluation.table import change, number, share
 from piston.runtime.evaluation.windows import Windowing

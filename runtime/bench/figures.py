@@ -7,10 +7,11 @@ import numpy as np
 
 from piston.runtime.bench.metrics import METRICS, of_run
 from piston.runtime.bench.plot import Bar, Curve, bars, curves
-from piston.runtime.bench.report import Estimate, Report, System
+from piston.runtime.bench.report import Report, System
 from piston.runtime.bench.roofline import roofline_figures
 from piston.runtime.bench.table import ratio_text
 from piston.runtime.bench.workload import Setting
+from piston.runtime.estimate import Estimate
 from piston.runtime.evaluation.chart import Chart
 
 _STYLES = ("own", "c1", "c2", "c3", "c4", "c5", "c6", "c7")

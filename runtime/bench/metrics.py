@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from piston.runtime.bench.quantiles import Array, estimates
-from piston.runtime.bench.report import Estimate, Run, Start, Unit
+from piston.runtime.bench.report import Run, Start, Unit
 from piston.runtime.bench.workload import Setting
+from piston.runtime.estimate import Estimate
 
 
 class Metric(NamedTuple):

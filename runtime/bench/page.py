@@ -5,8 +5,9 @@ from html import escape
 
 from piston.runtime.bench.figures import figures_of
 from piston.runtime.bench.metrics import METRICS
-from piston.runtime.bench.report import Estimate, Report
+from piston.runtime.bench.report import Report
 from piston.runtime.bench.table import machine_lines, shown, where
+from piston.runtime.estimate import Estimate
 
 _STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1b1f24;--soft:#57606a;--rule:#d5dae0;--band:#f5f7f9;

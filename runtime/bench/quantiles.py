@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.runtime.bench.report import Estimate
+from piston.runtime.estimate import Estimate
 
 Array = NDArray[np.float64]
 

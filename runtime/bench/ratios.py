@@ -6,7 +6,8 @@ import numpy as np
 
 from piston.runtime.bench.metrics import METRICS, of_run, of_start
 from piston.runtime.bench.quantiles import Array, median_estimate
-from piston.runtime.bench.report import Estimate, Ratio, System
+from piston.runtime.bench.report import Ratio, System
+from piston.runtime.estimate import Estimate
 
 COMPARED = ("ttft", "tpot", "total", "prefill", "decode")
 COMPARED_STARTS = ("first_token", "load", "peak")

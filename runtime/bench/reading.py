@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from piston.runtime.bench.fingerprint import Fingerprint
-from piston.runtime.bench.report import Estimate, Measured, Options, Report, Run, Start, System
+from piston.runtime.bench.report import Measured, Options, Report, Run, Start, System
 from piston.runtime.bench.workload import Setting
 from piston.runtime.errors import MisuseError
+from piston.runtime.estimate import Estimate
 
 
 def report_from(data: Any, path: Path) -> Report:

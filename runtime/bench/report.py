@@ -6,17 +6,9 @@ from typing import Any, Literal
 from piston.runtime.bench.fingerprint import Fingerprint
 from piston.runtime.bench.profile import Profile
 from piston.runtime.bench.workload import Setting
+from piston.runtime.estimate import Estimate
 
 Unit = Literal["s", "tokens/s", "bytes"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure and its interval of 95 %; without one where there is but one run."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

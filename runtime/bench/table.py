@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from piston.runtime.bench.metrics import METRICS
-from piston.runtime.bench.report import Estimate, GateResult, Measured, Ratio, Report, System
+from piston.runtime.bench.report import GateResult, Measured, Ratio, Report, System
+from piston.runtime.estimate import Estimate
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
 _RIVAL_METRICS = ("ttft", "tpot", "prefill", "decode")

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 from piston.runtime.completion import Completion, PositionLogprobs
 from piston.runtime.errors import EmptyPromptError, PromptTooLongError
+from piston.runtime.estimate import Estimate
 from piston.runtime.evaluation.interval import wilson
 from piston.runtime.evaluation.prompts import Prompt
-from piston.runtime.evaluation.report import Answer, Answers, Divergence, DivergingToken, Estimate
+from piston.runtime.evaluation.report import Answer, Answers, Divergence, DivergingToken
 from piston.runtime.generation import run
 from piston.runtime.model import LanguageModel
 from piston.runtime.sampling import Sampling

@@ -3,16 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from piston.runtime.estimate import Estimate
 from piston.runtime.manifest import Kind
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure and its interval of 95 %; without one where there is but one window."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

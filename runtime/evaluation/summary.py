@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.runtime.estimate import Estimate
 from piston.runtime.evaluation.corpus import Corpus
 from piston.runtime.evaluation.distributions import Comparison
 from piston.runtime.evaluation.interval import Array, bootstrap_mean, wilson
-from piston.runtime.evaluation.report import Agreement, ContextBin, Data, Divergences, Estimate, WindowScore
+from piston.runtime.evaluation.report import Agreement, ContextBin, Data, Divergences, WindowScore
 from piston.runtime.evaluation.scoring import Scores
 from piston.runtime.evaluation.windows import Windowing
 from piston.runtime.text import Tokenizer

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from piston.runtime.evaluation.report import Agreement, Answers, Estimate, Model, Report
+from piston.runtime.estimate import Estimate
+from piston.runtime.evaluation.report import Agreement, Answers, Model, Report
 
 _WIDTH = 26
 _LONG, _LONGEST = 1e3, 1e7  # between them, digits before the point are all shown

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from toy_model import manifest_of, write_bundle
 
-from piston.runtime.evaluation.report import Agreement, Data, Divergences, Estimate, Model, Report, WindowScore
+from piston.runtime.estimate import Estimate
+from piston.runtime.evaluation.report import Agreement, Data, Divergences, Model, Report, WindowScore
 from piston.runtime.expected import Expected, ExpectedAnswer, ExpectedByTarget
 from piston.runtime.making.child import Outcome
 from piston.runtime.making.digest import digest_of_files, files_of_checkpoint
