@@ -5,7 +5,7 @@ bundle.size <= 200MB                 all files
 int8 >= 95%                          of the linear layers' multiply-adds, in every engine that counts them
 eval.ppl <= 2%                       over the reference; `eval.ppl <= 30` is absolute; kl, top1, ... as in piston eval
 bench.tpot.p50 <= 20ms               at every setting that was measured
-bench.tpot.p50 <= 5% over baseline   `under` for what is better when high
+bench.tpot.p50 <= 5% over baseline   by the test of `piston bench --fail-on`: see changes.py
 """
 
 import math
@@ -34,7 +34,7 @@ UNITS = {
 }
 _EXPRESSION = re.compile(
     r"(?P<name>[a-z0-9_.]+) *(?P<sign><=|>=|<|>) *(?P<number>\d+(?:\.\d*)?|\.\d+) *(?P<unit>%|tokens/s|[A-Za-z]*)"
-    r"(?: +(?P<change>over|under) +baseline)?"
+    r"(?P<change> +over +baseline)?"
 )
 _EXAMPLES = "'verify', 'bundle.size <= 200MB', 'int8 >= 95%', 'eval.ppl <= 2%', 'bench.tpot.p50 <= 5% over baseline'"
 Sign = Literal["<=", ">=", "<", ">"]
@@ -49,6 +49,7 @@ class Gate:
     sign: Sign = ">="
     bound: float = 1.0
     stage: str = "verify"  # where the value comes from
+    is_change: bool = False  # over bench.baseline
 
     def judge(self, values: Mapping[str, float]) -> "GateResult":
         """The verdict; what was not measured, and NaN, is not met."""
@@ -85,22 +86,25 @@ def parse_gate(text: str) -> Gate:
     if match is None or match["unit"] not in UNITS:
         raise MisuseError(f"cannot read the gate {text!r}; gates are written as {_EXAMPLES}.")
     name, unit = match["name"], match["unit"]
-    _check_unit(text, name, unit, match["change"])
+    _check_unit(text, name, unit, is_change=bool(match["change"]))
+    if match["change"] and match["sign"] != "<=":
+        raise MisuseError(f"{text!r}: a change over the baseline is bounded from above; write <=.")
     number = float(match["number"])
     number = number / 100 if unit == "%" else number * UNITS[unit]  # 95 * 0.01 is more than 0.95
     if not math.isfinite(number):
         raise MisuseError(f"the bound of the gate {text!r} is beyond every number.")
     stage = name.partition(".")[0] if name.startswith(("eval.", "bench.")) else "build"
-    if match["change"]:
-        name = f"{name}.{match['change']}"
+    is_change = bool(match["change"])
+    if is_change:
+        name = f"{name}.over"
     elif unit == "%" and name.startswith("eval.") and EVAL_METRICS[name[5:]].is_relative:
         name = f"{name}_change"
-    return Gate(text=text, name=name, sign=match["sign"], bound=number, stage=stage)  # type: ignore[arg-type]
+    return Gate(text=text, name=name, sign=match["sign"], bound=number, stage=stage, is_change=is_change)  # type: ignore[arg-type]
 
 
-def _check_unit(text: str, name: str, unit: str, change: str | None) -> None:
+def _check_unit(text: str, name: str, unit: str, *, is_change: bool) -> None:
     """Refuse a figure that does not exist and a unit that it does not have."""
-    if change is not None and (not name.startswith("bench.") or unit != "%"):
+    if is_change and (not name.startswith("bench.") or unit != "%"):
         raise MisuseError(f"{text!r} compares with a baseline, which is written as bench.FIGURE <= N% over baseline.")
     if name == "bundle.size":
         good = unit.endswith("B")
@@ -110,21 +114,22 @@ def _check_unit(text: str, name: str, unit: str, change: str | None) -> None:
         metric = EVAL_METRICS.get(name[5:])
         good = metric is not None and (unit == "" or (unit == "%" and (metric.is_share or metric.is_relative)))
     elif name.startswith("bench."):
-        good = _is_bench_unit(name, unit, change)
+        good = _is_bench_unit(name, unit, is_change=is_change)
     else:
         good = False
     if not good:
         raise MisuseError(f"the gate {text!r} names no figure in its unit; gates are written as {_EXAMPLES}.")
 
 
-def _is_bench_unit(name: str, unit: str, change: str | None) -> bool:
+def _is_bench_unit(name: str, unit: str, *, is_change: bool) -> bool:
     from piston.runtime.bench.metrics import METRICS
+    from piston.runtime.bench.quantiles import PERCENTS
 
     _, metric, quantile = [*name.split("."), "", ""][:3]
-    if metric not in METRICS or re.fullmatch(r"p\d+|mean|min|max", quantile) is None:
+    if metric not in METRICS or quantile not in {f"p{percent}" for percent in PERCENTS}:
         return False
-    if change is not None:
-        return change == ("under" if METRICS[metric].is_better_high else "over")
+    if is_change:  # of a figure that is better when low, as there are in `piston bench --fail-on`
+        return not METRICS[metric].is_better_high
     return {"s": unit in {"s", "ms", "us"}, "bytes": unit.endswith("B"), "tokens/s": unit == "tokens/s"}[
         METRICS[metric].unit
     ]
@@ -136,6 +141,6 @@ def shown_value(name: str, value: float) -> str:
         return "passed" if value else "failed"
     if name == "bundle.size":
         return f"{value / 1e6:,.1f} MB"
-    if name == "int8" or name.endswith((".over", ".under", "_change")) or name in {"eval.top1", "eval.answers"}:
+    if name == "int8" or name.endswith((".over", "_change")) or name in {"eval.top1", "eval.answers"}:
         return f"{value:.2%}"
     return f"{value:.4g}"

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from piston.runtime.bench.baseline import Reference, read_reference
 from piston.runtime.console import note
 from piston.runtime.errors import BundleError, Error, OutputExistsError
 from piston.runtime.making.cache import Cache, Entry
+from piston.runtime.making.changes import judge_changes
 from piston.runtime.making.child import Outcome, Runner, run_verb
 from piston.runtime.making.digest import machine
 from piston.runtime.making.lock import check_inputs, compare, lock_of, read_lock, write_lock
 from piston.runtime.making.plan import EVAL_PAGE, Checkpoint, Stage, locate, plan, words_for
 from piston.runtime.making.recipe import Recipe
 from piston.runtime.making.report import EngineReport, Report, StageReport
-from piston.runtime.making.values import read_baseline, values_of
+from piston.runtime.making.values import values_of
 from piston.runtime.manifest import FILE_NAME, Manifest, sha256_of
 from piston.runtime.staging import scratch_dir, staged_dir
 
@@ -59,8 +61,7 @@ def make(recipe: Recipe, path: Path, options: MakeOptions) -> Report:
     with _place(cache, is_scratch=options.locked) as place:
         run = Run(recipe, base, checkpoint, stages, place, options)
         results = {stage.name: run.result(stage) for stage in run.stages}
-        values = values_of(run.manifest, results, baseline)
-        report = _report_of(run, path, results, values)
+        report = _report_of(run, path, results, baseline)
         if options.pages is not None and "eval" in results:
             options.pages.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run.files("eval") / EVAL_PAGE, options.pages / EVAL_PAGE)
@@ -86,8 +87,10 @@ def _place(cache: Cache, *, is_scratch: bool) -> Iterator[Cache]:
         yield Cache(directory / "cache", cache.max_bytes)
 
 
-def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]], values: dict[str, float]) -> Report:
-    manifest = run.manifest
+def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]], baseline: Reference | None) -> Report:
+    manifest, gates = run.manifest, run.recipe.parsed_gates
+    values = values_of(manifest, results)
+    changes = {} if baseline is None else judge_changes(gates, results["bench"], baseline)
     return Report(
         recipe=str(path),
         recipe_sha256=sha256_of(path),
@@ -101,7 +104,7 @@ def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]],
         engines=tuple(_engine(spec.target, spec.got) for spec in manifest.engines),
         values=values,
         partings=tuple(_parting(item) for item in results["verify"].get("partings", ())),
-        gates=tuple(gate.judge(values) for gate in run.recipe.parsed_gates),
+        gates=tuple(changes.get(gate.text) or gate.judge(values) for gate in gates),
         machine=machine(),
         tools={name: version for stage in run.stages for name, version in stage.tools.items()},
         piston=importlib.metadata.version("piston"),
@@ -218,9 +221,12 @@ def _check(stage: Stage, outcome: Outcome) -> None:
     raise Error(f"`piston {stage.name}` failed: {outcome.error or f'exit status {outcome.status}'}")
 
 
-def _baseline(recipe: Recipe, base: Path) -> Mapping[str, Any] | None:
+def _baseline(recipe: Recipe, base: Path) -> Reference | None:
+    """What gates over a baseline compare with, read before any work."""
     stated = (recipe.bench or {}).get("baseline")
-    return read_baseline(base / stated) if stated is not None else None
+    if stated is None:
+        return None
+    return dataclasses.replace(read_reference(base / stated), path=str(Path(stated)))
 
 
 def _is_same(source: Path, bundle: Path, manifest: Manifest) -> bool:

@@ -125,6 +125,10 @@ def _stage(
     table = dict(recipe.table(name) or {})
     if name == "eval" and table.get("reference") == FLOAT:
         del table["reference"]
+    if name == "bench" and (baseline := table.pop("baseline", None)) is not None and (base / baseline).is_dir():
+        # A bundle is measured in turns with the new one; the figures of a file are only compared.
+        table["against"] = [*table.get("against", ()), f"piston:{baseline}"]
+        more = {**(more or {}), "baseline": hashed_files([baseline], base)}
     options = words_of(name, table)
     tools, files = tools_of(name), hashed_files(table.values(), base)
     inputs = {

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from making import EXPECTED, Commands, write_recipe
+from toy_model import edit_manifest, write_bundle
 
 from piston.runtime.errors import Error, MisuseError, OutputExistsError
 from piston.runtime.expected import Expected, ExpectedAnswer
 from piston.runtime.making.make import MakeOptions, make
+from piston.runtime.making.plan import locate, plan
 from piston.runtime.making.recipe import read_recipe
 from piston.runtime.manifest import Manifest
 
@@ -42,6 +44,12 @@ class Place:
     def entry(self, stage):
         (directory,) = [path for path in (self.cache / stage).iterdir() if not path.name.startswith(".")]
         return directory
+
+
+def bench_stage(place):
+    recipe = read_recipe(place.recipe)
+    stages = plan(recipe, place.directory, locate(recipe, place.directory))
+    return next(stage for stage in stages if stage.name == "bench")
 
 
 @pytest.fixture
@@ -99,6 +107,22 @@ def test_changed_calibration_data_runs_from_there(place):
     (place.directory / "rows.txt").write_text("other rows")
     place.make()
     assert place.commands.calls == ["calibrate", "build", "verify", "eval"]
+
+
+def test_a_bundle_as_baseline_is_measured_in_turns_with_the_new_one_and_a_file_is_not(place):
+    place.edit("[gates]", '[bench]\nbaseline = "old"\nrepeats = 4\n\n[gates]')
+    (place.directory / "old").write_text("{}")
+    alone = bench_stage(place)
+    assert alone.options == ("--repeats=4",)
+    (place.directory / "old").write_text("{ }")
+    assert bench_stage(place).key == alone.key
+    (place.directory / "old").unlink()
+    (place.directory / "old").mkdir()
+    write_bundle(place.directory / "old")
+    beside = bench_stage(place)
+    assert beside.options == ("--against=piston:old", "--repeats=4")
+    edit_manifest(place.directory / "old", lambda data: data["made_by"].update(by="another"))
+    assert bench_stage(place).key != beside.key
 
 
 def test_a_changed_option_runs_from_its_stage(place):

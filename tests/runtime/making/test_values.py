@@ -1,11 +1,9 @@
-import json
-
 import pytest
 from making import eval_json
 from toy_model import manifest_of
 
-from piston.runtime.errors import Error, MisuseError
-from piston.runtime.making.values import read_baseline, values_of
+from piston.runtime.errors import Error
+from piston.runtime.making.values import values_of
 from piston.runtime.manifest import FileRecord
 
 VERIFY = {"verify": {"passed": True}}
@@ -21,31 +19,11 @@ def bench(*settings, starts=None):
     return {"systems": [{"settings": measured, "metrics": figures(**(starts or {}))}]}
 
 
-def values(result, baseline=None):
-    return values_of(manifest_of(), {**VERIFY, "bench": result}, baseline)
-
-
 def test_the_worst_setting_counts_whichever_way_is_better():
-    found = values(bench((1, 0.02, 50.0), (4, 0.03, 130.0), starts={"peak": 1e9}))
+    found = values_of(
+        manifest_of(), {**VERIFY, "bench": bench((1, 0.02, 50.0), (4, 0.03, 130.0), starts={"peak": 1e9})}
+    )
     assert (found["bench.tpot.p50"], found["bench.decode.p50"], found["bench.peak.p50"]) == (0.03, 50.0, 1e9)
-
-
-def test_changes_are_over_the_baseline_of_the_same_setting():
-    before = bench((1, 0.02, 50.0), (4, 0.04, 100.0))
-    found = values(bench((4, 0.042, 90.0), (1, 0.018, 60.0)), before)
-    assert found["bench.tpot.p50.over"] == pytest.approx(0.05)
-    assert found["bench.decode.p50.under"] == pytest.approx(0.10)
-
-
-def test_what_got_better_is_below_nothing():
-    found = values(bench((1, 0.01, 100.0)), bench((1, 0.02, 50.0)))
-    assert found["bench.tpot.p50.over"] == pytest.approx(-0.5)
-    assert found["bench.decode.p50.under"] == pytest.approx(-1.0)
-
-
-def test_a_setting_that_the_baseline_lacks_is_not_compared():
-    found = values(bench((8, 0.01, 100.0)), bench((1, 0.02, 50.0)))
-    assert not [name for name in found if name.endswith((".over", ".under"))]
 
 
 def test_the_size_is_that_of_all_files_and_int8_that_of_the_worst_engine():
@@ -55,24 +33,12 @@ def test_the_size_is_that_of_all_files_and_int8_that_of_the_worst_engine():
         for share in (0.9, 0.8)
     )
     files = {"a": FileRecord(sha256="0", size=3), "b": FileRecord(sha256="1", size=4)}
-    found = values_of(manifest_of(engines=engines, files=files), VERIFY, None)
+    found = values_of(manifest_of(engines=engines, files=files), VERIFY)
     assert (found["bundle.size"], found["int8"], found["verify"]) == (7.0, 0.8, 1.0)
 
 
 def test_the_evaluation_gives_absolute_and_relative_figures():
-    found = values_of(manifest_of(), {**VERIFY, "eval": eval_json(0.02)}, None)
+    found = values_of(manifest_of(), {**VERIFY, "eval": eval_json(0.02)})
     assert (found["eval.ppl"], found["eval.ppl_change"]) == (pytest.approx(20.4), pytest.approx(0.02))
     with pytest.raises(Error, match="does not read"):
-        values_of(manifest_of(), {**VERIFY, "eval": {"schema": 1}}, None)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"systems": [{"settings": 1}]}'])
-def test_a_baseline_that_is_none_is_misuse(tmp_path, text):
-    (tmp_path / "b.json").write_text(text)
-    with pytest.raises(MisuseError, match="piston bench"):
-        read_baseline(tmp_path / "b.json")
-
-
-def test_a_baseline_is_what_bench_printed(tmp_path):
-    (tmp_path / "b.json").write_text(json.dumps(bench((1, 0.02, 50.0))))
-    assert read_baseline(tmp_path / "b.json") == bench((1, 0.02, 50.0))
+        values_of(manifest_of(), {**VERIFY, "eval": {"schema": 1}})
