@@ -31,10 +31,10 @@ def judge_changes(gates: Sequence[Gate], result: Mapping[str, Any], baseline: Re
         earlier = dataclasses.replace(baseline, earlier=_earlier(report, baseline), contender=None)
         settings = [measured.setting for measured in report.systems[0].settings]
         earlier.check(report.options, settings)
-        for gate in bounds:
+        for bound in bounds:
             for samples in (report.options, earlier.samples(report.options)):
                 assert samples is not None  # of a bundle only, which `earlier` is not
-                gate.check_measured(samples, settings)
+                bound.check_measured(samples, settings)
     except MisuseError as problem:
         return {gate.text: _result(gate, None, str(problem), is_met=False) for gate in changes}
     judged = judge(bounds, report, earlier, ALPHA)
