@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.runtime.console import note
+from piston.runtime.console import logs_json, note
 from piston.runtime.errors import Error
 from piston.runtime.memory import peak_memory
 
@@ -44,7 +44,12 @@ def run_verb(words: Sequence[str], directory: Path, quiet: bool) -> Outcome:  # 
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as peak:
         command = [*module, str(peak.fileno()), words[0], "--json", *words[1:]]
         process = subprocess.Popen(  # noqa: S603
-            command, cwd=directory, stdout=stdout, stderr=subprocess.PIPE, pass_fds=[peak.fileno()]
+            command,
+            cwd=directory,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            pass_fds=[peak.fileno()],
+            env=os.environ | {"NO_COLOR": "1"},  # its lines are read; ours may be coloured
         )
         try:
             error = _relay(process, quiet=quiet)
@@ -69,16 +74,34 @@ def run_verb(words: Sequence[str], directory: Path, quiet: bool) -> Outcome:  # 
 
 
 def _relay(process: subprocess.Popen[bytes], *, quiet: bool) -> str:
-    """Pass the child's progress on; the last line that reports an error."""
-    error = ""
+    """Pass the child's progress on, as text or as the JSON lines that it is; the last line that reports an error."""
+    error, is_json = "", logs_json()
     assert process.stderr is not None
     for raw in process.stderr:
         line = raw.decode("utf-8", "replace").rstrip("\n")
-        if line.startswith(_ERROR):
-            error = line.removeprefix(_ERROR)
+        said = _error_in(line, is_json=is_json)
+        if said is not None:
+            error = said
+        elif not quiet and is_json and _record(line) is not None:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
         elif not quiet:
             note(f"  {line}")
     return error
+
+
+def _error_in(line: str, *, is_json: bool) -> str | None:
+    if line.startswith(_ERROR):
+        return line.removeprefix(_ERROR)
+    record = _record(line) if is_json else None
+    return str(record.get("message")) if record is not None and record.get("level") == "error" else None
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

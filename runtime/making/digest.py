@@ -29,6 +29,7 @@ TOOLS = {  # verb: the distributions whose version may change its result
     "calibrate": ("jinja2", "ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers"),
     "build": ("numpy", "onnx", "onnx-ir", "onnxruntime", "tensorrt-cu13", "tensorrt-rtx-cu13", "tokenizers"),
 }
+COMPILED = (".pyc", ".so")  # from the sources beside them
 RUN_TOOLS = ("jinja2", "numpy", "onnxruntime", "tensorrt-cu13", "tensorrt-rtx-cu13", "tokenizers")
 PACKAGES = {"export": "piston.export", "calibrate": "piston.calibration", "build": "piston.engines"}
 
@@ -104,8 +105,8 @@ def _sources(package: str) -> dict[str, str]:
     return {
         path.relative_to(root).as_posix(): sha256_of(path)
         for root in roots
-        for path in sorted(root.rglob("*.py"))
-        if "making" not in path.relative_to(root).parts
+        for path in sorted(root.rglob("*"))  # data too: calibration texts, sources of kernels
+        if path.is_file() and path.suffix not in COMPILED and "making" not in path.relative_to(root).parts
     }
 
 

@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -41,6 +42,25 @@ def test_memory_of_the_process_that_asks_is_not_the_commands(tmp_path):
 def test_a_command_that_fails_ends_in_its_own_words(tmp_path):
     with pytest.raises(Error, match=r"`piston verify` failed: No manifest\.json in nowhere"):
         run_verb(["verify", "--", "nowhere"], tmp_path, True)
+
+
+@pytest.mark.parametrize("variable", [("FORCE_COLOR", "1"), ("PISTON_LOG_FORMAT", "json")])
+def test_its_own_words_are_found_in_colour_and_among_json_lines(tmp_path, monkeypatch, capsys, variable):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv(*variable)
+    with pytest.raises(Error, match=r"`piston verify` failed: No manifest\.json in nowhere"):
+        run_verb(["verify", "--", "nowhere"], tmp_path, False)
+    assert capsys.readouterr().err == ""
+
+
+def test_json_lines_of_progress_stay_json_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PISTON_LOG_FORMAT", "json")
+    script = "import sys; print('{\"phase\": \"a\"}', file=sys.stderr); print('plain', file=sys.stderr); print('{}')"
+    replace_command(monkeypatch, script)
+    run_verb(["inspect"], tmp_path, False)
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first == {"phase": "a"}
+    assert (second["level"], second["message"]) == ("info", "  plain")
 
 
 def test_progress_is_passed_on_unless_quiet(tmp_path, capsys, monkeypatch):
