@@ -33,13 +33,18 @@ class Outcome:
 Runner = Callable[[Sequence[str], Path, bool], Outcome]
 
 
-def run_verb(words: Sequence[str], directory: Path, quiet: bool) -> Outcome:  # noqa: FBT001 - a Runner
-    """Run `piston WORDS --json` in `directory`; its progress goes to our stderr unless quiet.
+def run_verb(
+    words: Sequence[str],
+    directory: Path,
+    quiet: bool,  # noqa: FBT001 - a Runner
+    python: str = sys.executable,
+) -> Outcome:
+    """Run `piston WORDS --json` of `python` in `directory`; its progress goes to our stderr unless quiet.
 
     Raises:
         Error: it was killed, or printed no JSON though it says that it is done.
     """
-    module = [sys.executable, "-m", "piston.runtime.making.child", str(os.getpid())]
+    module = [python, "-m", "piston.runtime.making.child", str(os.getpid())]
     start = time.perf_counter()
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as peak:
         command = [*module, str(peak.fileno()), words[0], "--json", *words[1:]]
