@@ -170,6 +170,10 @@ def judge(container: Container, checks: dict[str, tuple[bool, object]]) -> None:
         "import importlib.util as u; print([n for n in ('torch', 'onnx', 'pip') if u.find_spec(n)])"
     )
     checks["of torch, onnx, pip"] = (torch == "[]", torch)
+    found = container.python("import shutil; print([n for n in ('g++', 'gcc', 'cc', 'ld') if shutil.which(n)])")
+    checks["compilers"] = (found == "[]", found)
+    level = container.python("from piston.runtime.kernels import level; print(level())")
+    checks["own kernels, for this processor"] = (bool(level), level or "not compiled")
     answer(container, checks)
     status, _, err, _ = container.run("run", "/bundle", "--prompt", "x", memory=150_000_000)
     checks["150 MB are refused in words"] = (status == 1 and "container leaves" in err, err.strip()[-200:])
@@ -252,8 +256,8 @@ def main() -> int:
         "--also",
         action="append",
         default=[],
-        metavar="NAME[:ARG=VALUE,...]",
-        help="build this image too, such as build",
+        metavar="NAME[:ARG=VALUE;...]",
+        help="build this image too, such as build or 'runtime-tensorrt:EXTRAS=cuda,rtx'",
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests/support"))
 
-from making import Commands, write_recipe  # noqa: E402 - found by the line above
+from making import Commands, write_recipe, write_toy_recipe  # noqa: E402 - found by the line above
 
 from piston.runtime.errors import Error  # noqa: E402
 from piston.runtime.making.cache import read_entry  # noqa: E402
@@ -36,22 +36,7 @@ from piston.runtime.making.recipe import read_recipe  # noqa: E402
 from piston.runtime.manifest import Manifest  # noqa: E402
 from piston.runtime.staging import sweep  # noqa: E402
 
-RECIPE = """
-[checkpoint]
-source = "checkpoint"
-sha256 = "{sha256}"
-
-[calibrate]
-scheme = "w8a8"
-data = ["builtin"]
-samples = 4
-seq_len = 32
-check = ["ppl=10000%"]
-
-[build]
-target = ["ort-cpu"]
-max_length = 80
-
+JUDGED = """
 [gates]
 require = ["verify"]
 
@@ -205,15 +190,13 @@ def real_faults(directory: Path) -> list[Fault]:
 
     from piston.calibration.calibrate import calibrate  # noqa: F401 - imported before the forks
     from piston.runtime.cli import main
-    from piston.runtime.making.digest import digest_of_files, files_of_checkpoint
 
     checkpoint, exported, quantized = (directory / name for name in ("checkpoint", "exported", "quantized"))
     if (pid := os.fork()) == 0:  # no thread of torch may live in the process that forks
         write_checkpoint(checkpoint)
         os._exit(0)
     os.waitpid(pid, 0)
-    sha256 = digest_of_files(files_of_checkpoint(checkpoint))
-    (directory / "recipe.toml").write_text(RECIPE.format(sha256=sha256), encoding="utf-8")
+    recipe = write_toy_recipe(directory / "recipe.toml", JUDGED)
 
     def verb(*words: object) -> Work:
         def work() -> None:
@@ -241,7 +224,7 @@ def real_faults(directory: Path) -> list[Fault]:
         stage_fault("export", directory / "killed-export", export(directory / "killed-export"), 2),
         stage_fault("calibrate", directory / "killed-calibrate", quantize(directory / "killed-calibrate"), 6),
         stage_fault("build", directory / "bundle-alone", build, 6),
-        make_fault(directory / "recipe.toml", forked, 6),
+        make_fault(recipe, forked, 6),
     ]
 
 

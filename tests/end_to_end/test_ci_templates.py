@@ -12,31 +12,15 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 from checkpoints import write_checkpoint
+from making import write_toy_recipe
 from packaging.requirements import Requirement
-
-from piston.runtime.making.digest import digest_of_files, files_of_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = {
     "github": yaml.safe_load((ROOT / "docs/ci/github.yml").read_text(encoding="utf-8")),
     "gitlab": yaml.safe_load((ROOT / "docs/ci/gitlab.yml").read_text(encoding="utf-8")),
 }
-TOY = """
-[checkpoint]
-source = "checkpoint"
-sha256 = "{sha256}"
-
-[calibrate]
-scheme = "w8a8"
-data = ["builtin"]
-samples = 8
-seq_len = 64
-check = ["ppl=100%"]
-
-[build]
-target = ["ort-cpu"]
-max_length = 90
-
+JUDGED = """
 [eval]
 data = "../../tests/data/heldout_prose.txt"
 reference = "float"
@@ -119,8 +103,7 @@ def tree(tmp_path_factory):
     directory = copy_of_tree(tmp_path_factory.mktemp("ci") / "tree")
     checkpoint = directory / "docs/examples/checkpoint"
     write_checkpoint(checkpoint)
-    sha256 = digest_of_files(files_of_checkpoint(checkpoint))
-    (directory / "docs/examples/demo.toml").write_text(TOY.format(sha256=sha256))
+    write_toy_recipe(directory / "docs/examples/demo.toml", JUDGED)
     (directory / "scripts/demo_checkpoint.py").write_text(f"print({str(checkpoint)!r})\n")
     return directory
 
@@ -157,6 +140,23 @@ def test_a_key_among_the_secrets_signs_the_bundle(tree, made):
     run_steps("github", tree, SIGNING_KEY=keys.with_suffix(".key").read_text())
     words = ["bin/piston", "verify", "bundles/smollm2-int8", "--public-key", f"{keys}.pub", "--quiet"]
     subprocess.run(words, cwd=tree, check=True, capture_output=True)
+
+
+def test_a_bundle_may_be_the_baseline_of_a_gate_on_speed(tree, made, tmp_path):
+    options = 'repeats = 4\nstarts = 0\nprompt_len = "8"\ngen_len = "8"'
+    bench = f'\n[bench]\nbaseline = "../../bundles/smollm2-int8"\n{options}\n'
+    gate, output = 'require = ["bench.tpot.p50 <= 900% over baseline"', 'bundle = "../../bundles/beside"'
+    judged = JUDGED.replace('require = ["verify"', f'{gate}, "verify"').replace(
+        'bundle = "../../bundles/smollm2-int8"', output
+    )
+    recipe = write_toy_recipe(tree / "docs/examples/beside.toml", judged + bench)
+    words = ["bin/piston", "make", str(recipe), "--json", "--quiet"]
+    env = os.environ | {"PISTON_CACHE_DIR": str(tree / ".cache/piston")}
+    result = subprocess.run(words, cwd=tree, env=env, capture_output=True, text=True, check=False)
+    report = json.loads(result.stdout)
+    assert [stage["name"] for stage in report["stages"] if not stage["is_cached"]] == ["bench"]
+    assert report["is_published"]
+    assert report["gates"][0]["message"].startswith("batch 1, prompt 8")
 
 
 @pytest.mark.slow

@@ -37,6 +37,22 @@ require = [
 [output]
 bundle = "out/bundle"
 """
+TOY_RECIPE = """
+[checkpoint]
+source = "checkpoint"
+sha256 = "{sha256}"
+
+[calibrate]
+scheme = "w8a8"
+data = ["builtin"]
+samples = 8
+seq_len = 64
+check = ["ppl=10000%"]
+
+[build]
+target = ["ort-cpu"]
+max_length = 90
+"""
 EXPECTED = Expected(
     answers=(ExpectedAnswer(prompt="a", prompt_ids=(1, 2), token_ids=(3, 4), margins=(2.0, 1.0)),),
     noise=0.0,
@@ -53,6 +69,13 @@ def write_recipe(directory: Path, edit=lambda text: text) -> Path:
     sha256 = digest_of_files(files_of_checkpoint(directory / "model.gguf"))
     (directory / "recipe.toml").write_text(edit(RECIPE.format(sha256=sha256)))
     return directory / "recipe.toml"
+
+
+def write_toy_recipe(path: Path, rest: str) -> Path:
+    """A recipe for the toy checkpoint beside it (checkpoints.py), with `rest` as its further tables."""
+    sha256 = digest_of_files(files_of_checkpoint(path.parent / "checkpoint"))
+    path.write_text(TOY_RECIPE.format(sha256=sha256) + rest, encoding="utf-8")
+    return path
 
 
 def eval_json(change=0.01):
