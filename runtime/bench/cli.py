@@ -1,4 +1,4 @@
-"""The `bench` verb: latency, speed and memory of a bundle, beside rivals, against a baseline."""
+"""The `bench` verb: latency, speed and memory of a bundle, beside rivals, against a baseline; or stages of recipes."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,18 +17,25 @@ from piston.runtime.bench.profile import profile
 from piston.runtime.bench.publish import add_output_arguments, check_outputs, publish
 from piston.runtime.bench.ratios import ratios_of
 from piston.runtime.bench.report import Options, Report
+from piston.runtime.bench.stage_cli import is_of_recipes, run_recipes
 from piston.runtime.bench.workload import Work, settings_of, work_of_file
 from piston.runtime.bundle import Bundle
 from piston.runtime.console import Progress
 from piston.runtime.errors import MisuseError
 
+REPEATS, WARMUP = 10, 2
 _EPILOG = f"""rivals: --against KIND:PATH, where KIND is {", ".join(KINDS)};
 --env KIND=DIR names the virtual environment (or Python) that has the rival. --rivals FILE takes all that
 scripts/prepare_rivals.py made.
 
+recipes: in place of a bundle, RECIPE.toml of `piston make`, one or several: export, calibrate and each target's build
+are run in new processes, 4 times after 1, and their time and memory are told.
+
 gates: --fail-on 'tpot.p50>5%' (more than 5 % above the baseline, and not by chance), 'ttft.p95>200ms', 'peak>400MB';
 the figures are ttft, tpot, itl, total, first_token, load, peak, with .p50, .p90, .p95 or .p99. A baseline is a file of
 --json, or a bundle: that is measured in turns with this one, so that a drifting machine does not matter.
+Of recipes: 'export.seconds>10%', 'calibrate.peak>5%', 'build.cpu>10%', 'build.written>1%'; in place of a bundle the
+baseline is a virtual environment with another Piston, which runs them in turns.
 A gate that is not met exits with 1."""
 
 
@@ -47,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston bench`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", nargs="+", type=Path, help="the directory `piston build` wrote, or recipes (*.toml)"
+    )
+    parser.add_argument("--checkpoint", metavar="PATH", help="of recipes: where the checkpoint lies here")
     parser.add_argument("--target", help="which engine of the bundle")
     for name, default, text in (
         ("--batch", "1", "rows generated together"),
@@ -58,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name, type=_numbers, default=default, metavar="N,N...", help=f"{text} (default: {default or '128,512'})"
         )
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="real prompts, one a line or .jsonl")
-    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="runs that count (default: 10)")
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="runs before them (default: 2)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="runs that count (default: 10; of recipes 4)")
+    parser.add_argument("--warmup", type=int, metavar="N", help="runs before them (default: 2; of recipes 1)")
     parser.add_argument("--starts", type=int, default=3, metavar="N", help="new processes to time (default: 3)")
     parser.add_argument("--threads", type=int, metavar="N", help="of every system (default: the physical cores)")
     parser.add_argument("--against", action="append", default=[], metavar="KIND:PATH", help="a rival; repeatable")
@@ -77,6 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, judge. Everything that can be refused is refused before a system is started."""
+    if is_of_recipes(arguments.bundle):
+        return run_recipes(arguments, _defaults())
     plan = _plan(arguments)
     machine = take_fingerprint(plan.options.threads)
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -92,26 +104,33 @@ def run(arguments: argparse.Namespace) -> int:
     if plan.reference is not None:
         report = replace(report, baseline=plan.reference.baseline(report))
     if arguments.profile:
-        bundle = Bundle.open(arguments.bundle)
+        bundle = Bundle.open(arguments.bundle[0])
         found = profile(bundle, arguments.target, plan.works[0], plan.options.threads, Progress(quiet=arguments.quiet))
         report = replace(report, profile=found)
     gates = judge(plan.gates, report, plan.reference, arguments.alpha)
     return publish(replace(report, gates=gates), arguments)
 
 
+def _defaults() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["any"])
+
+
 def _plan(arguments: argparse.Namespace) -> Plan:
     options = Options(
-        repeats=arguments.repeats,
-        warmup=arguments.warmup,
+        repeats=REPEATS if arguments.repeats is None else arguments.repeats,
+        warmup=WARMUP if arguments.warmup is None else arguments.warmup,
         starts=arguments.starts,
         threads=num_cores() if arguments.threads is None else arguments.threads,
     )
     _check_options(options, arguments)
     gates = tuple(parse_gate(text) for text in arguments.fail_on)
-    bundle = Bundle.open(arguments.bundle)
+    (path,) = arguments.bundle
+    bundle = Bundle.open(path)
     works = _works(arguments, bundle)
     contenders = [
-        bundle_contender(arguments.bundle, arguments.target),
+        bundle_contender(path, arguments.target),
         *read_against(arguments.against, arguments.env, arguments.rivals),
     ]
     reference = None
@@ -119,6 +138,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         if not any(gate.is_relative for gate in gates):
             raise MisuseError("--baseline is what gates compare with; give --fail-on 'tpot>5%', or use --against.")
         reference = read_reference(arguments.baseline)
+        if reference.side is not None:
+            raise MisuseError(f"--baseline {arguments.baseline} is an environment; that is for recipes, give a bundle.")
         if reference.contender is not None:
             contenders.append(reference.contender)
         reference.check(options, [work.setting for work in works])
@@ -135,6 +156,8 @@ def _check_options(options: Options, arguments: argparse.Namespace) -> None:
     ):
         if value < least:
             raise MisuseError(f"{name} is {value}; it must be at least {least}.")
+    if arguments.checkpoint is not None:
+        raise MisuseError("--checkpoint is of recipes; a bundle needs none.")
     if not 0 < arguments.alpha < 1:
         raise MisuseError(f"--alpha is {arguments.alpha}; it is a chance, between 0 and 1.")
     if arguments.prompts is not None and arguments.prompt_len is not None:

@@ -63,12 +63,16 @@ def _environment(text: str) -> tuple[str, str]:
 
 
 def _python(place: Path, said: str) -> str:
-    """The interpreter of a virtual environment, or the file itself."""
-    candidates = [place / "bin" / "python", place / "Scripts" / "python.exe"] if place.is_dir() else [place]
-    found = [path for path in candidates if path.is_file()]
-    if not found:
+    found = python_of(place) if place.is_dir() else place if place.is_file() else None
+    if found is None:
         raise MisuseError(f"{said}: there is no Python at {place}.")
-    return str(found[0])
+    return str(found)
+
+
+def python_of(directory: Path) -> Path | None:
+    """The interpreter of a virtual environment; None where the directory is none."""
+    candidates = (directory / "bin" / "python", directory / "Scripts" / "python.exe")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _listed(path: Path, pythons: Mapping[str, str]) -> list[Contender]:

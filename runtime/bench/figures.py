@@ -5,17 +5,18 @@ from html import escape
 
 import numpy as np
 
-from piston.runtime.bench.metrics import METRICS, of_run
+from piston.runtime.bench.metrics import METRICS, STAGE_METRICS, of_run
 from piston.runtime.bench.plot import Bar, Curve, bars, curves
 from piston.runtime.bench.report import Report, System
 from piston.runtime.bench.roofline import roofline_figures
-from piston.runtime.bench.table import ratio_text
+from piston.runtime.bench.table import ranged, ratio_text
 from piston.runtime.bench.workload import Setting
 from piston.runtime.estimate import Estimate
 from piston.runtime.evaluation.chart import Chart
 
 _STYLES = ("own", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 _RATIOS = ("decode", "prefill", "first_token", "peak")
+_STAGE_FIGURES = ("seconds", "peak")
 _POINTS = 101  # of a distribution's curve
 
 
@@ -26,6 +27,8 @@ def figures_of(report: Report) -> Iterator[str]:
     yield from _against_length(report, "decode", "prompt_len")
     yield from _against_length(report, "prefill", "prompt_len")
     yield from _against_length(report, "decode", "batch")
+    for name in _STAGE_FIGURES:
+        yield from _stages(report, name)
     if report.profile is not None:
         yield from roofline_figures(report.profile)
 
@@ -140,3 +143,30 @@ def _against_length(report: Report, metric: str, over: str) -> Iterator[str]:
         )
         heading = f"{METRICS[metric].described.capitalize()} against {label}: {fixed}"
         yield from figure(heading, curves(chart, lines), f"Medians, all rows together.{legend(report.systems)}")
+
+
+def _stages(report: Report, name: str) -> Iterator[str]:
+    """A figure of the stages of recipes, a bar for each; those of a baseline below this Piston's."""
+    metric = STAGE_METRICS[name]
+    scale = 1.0 if metric.unit == "s" else 1e-6
+    rows = []
+    for index in range(len(report.systems[0].stages)):
+        for which, system in enumerate(report.systems):
+            for stage in system.stages[index : index + 1]:
+                found = stage.metrics[name]["p50"]
+                low, high = (None if end is None else scale * end for end in (found.low, found.high))
+                label = stage.name if which == 0 else f"{stage.name} ({system.name})"
+                text = ranged(found, metric.unit)
+                rows.append(Bar(label, style_of(which), scale * found.value, low, high, text))
+    if not rows:
+        return
+    chart = Chart(
+        f"stages-{name}",
+        f"Stages: {metric.described}",
+        "; ".join(f"{row.name} {row.text}" for row in rows),
+        "seconds" if metric.unit == "s" else "MB",
+        "",
+    )
+    yield from figure(
+        f"Stages: {metric.described}", bars(chart, rows), "Medians of new processes, with intervals of 95 %."
+    )

@@ -1,4 +1,4 @@
-"""Bounds that fail a run, such as `tpot.p50>5%`: text in, verdicts on reports out.
+"""Bounds that fail a run, such as `tpot.p50>5%` or `calibrate.peak>5%`: text in, verdicts on reports out.
 
 A relative bound fails when the figure is above it AND shuffling runs between the two sides rarely gives so large a
 change (a permutation test, Holm's correction over all relative gates of a run). So two equal runs fail, all gates
@@ -6,6 +6,7 @@ together, in at most `alpha` of cases; each verdict also states its own chance, 
 outside the noise.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -15,19 +16,24 @@ from typing import NamedTuple
 import numpy as np
 
 from piston.runtime.bench.baseline import Reference
-from piston.runtime.bench.metrics import METRICS, of_run, of_start
+from piston.runtime.bench.metrics import METRICS, STAGE_METRICS, Metric, of_run, of_stage, of_start
 from piston.runtime.bench.quantiles import PERCENTS, Array
 from piston.runtime.bench.report import GateResult, Options, Report, System
 from piston.runtime.bench.table import figure
 from piston.runtime.bench.workload import Setting
 from piston.runtime.errors import MisuseError
+from piston.runtime.estimate import Estimate
 
 GATED = tuple(name for name, metric in METRICS.items() if not metric.is_better_high)
 SHUFFLES = 4000
 _FEWEST_SAMPLES = 4  # of each side: the most extreme of the 20 assignments of three and three has p = 0.05
 _SEED = 2
 _UNITS = {"s": {"s": 1.0, "ms": 1e-3, "us": 1e-6}, "bytes": {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}}
-_EXPRESSION = re.compile(r"\s*(\w+)(?:\.p(\d+))?\s*>\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[A-Za-z]+)\s*")
+STAGES = ("export", "calibrate", "build")
+Place = Setting | str | None  # a setting, a stage's name, or the starts
+_EXPRESSION = re.compile(
+    r"\s*(?:(export|calibrate|build)\.)?(\w+)(?:\.p(\d+))?\s*>\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[A-Za-z]+)\s*"
+)
 
 
 class Change(NamedTuple):
@@ -47,6 +53,12 @@ class Gate:
     percent: int  # of the quantile
     bound: float  # of a change (0.05) where relative, else seconds or bytes
     is_relative: bool
+    verb: str | None = None  # of every stage of this verb; None: of a bundle
+
+    @property
+    def known(self) -> Metric:
+        """What the figure is."""
+        return METRICS[self.metric] if self.verb is None else STAGE_METRICS[self.metric]
 
     @property
     def quantile(self) -> str:
@@ -56,19 +68,34 @@ class Gate:
     @property
     def described(self) -> str:
         """The figure in words."""
-        return f"{METRICS[self.metric].described}, {self.quantile}"
+        return f"{self.known.described}, {self.quantile}"
 
     def check_measured(self, options: Options, settings: Sequence[Setting]) -> None:
         """Refuse a bound on what this run will not measure; raises MisuseError."""
+        if self.verb is not None:
+            raise MisuseError(f"--fail-on {self.text!r} bounds a stage; give a recipe instead of a bundle.")
         if METRICS[self.metric].is_of_start and not options.starts:
             raise MisuseError(f"--fail-on {self.text!r} needs new processes; raise --starts.")
         if self.metric in {"tpot", "itl"} and all(setting.gen_len == 1 for setting in settings):
             raise MisuseError(f"--fail-on {self.text!r} needs a second token; raise --gen-len.")
-        samples = options.starts if METRICS[self.metric].is_of_start else options.repeats
-        if self.is_relative and samples < _FEWEST_SAMPLES:
+        is_of_start = METRICS[self.metric].is_of_start
+        self._check_samples(
+            options.starts if is_of_start else options.repeats, "--starts" if is_of_start else "--repeats"
+        )
+
+    def check_stages(self, num_runs: int, verbs: Sequence[str]) -> None:
+        """Refuse a bound on what these recipes' stages will not give; raises MisuseError."""
+        if self.verb is None:
+            raise MisuseError(f"--fail-on {self.text!r} bounds a bundle; of recipes write {STAGES[0]}.{self.metric}.")
+        if self.verb not in verbs:
+            raise MisuseError(f"--fail-on {self.text!r}: no recipe has the stage; they have {', '.join(verbs)}.")
+        self._check_samples(num_runs, "--repeats")
+
+    def _check_samples(self, num_samples: int, option: str) -> None:
+        if self.is_relative and num_samples < _FEWEST_SAMPLES:
             raise MisuseError(
-                f"--fail-on {self.text!r}: {samples} runs on each side cannot tell a change from chance; raise "
-                f"{'--starts' if METRICS[self.metric].is_of_start else '--repeats'} to at least {_FEWEST_SAMPLES}."
+                f"--fail-on {self.text!r}: {num_samples} runs on each side cannot tell a change from chance; raise "
+                f"{option} to at least {_FEWEST_SAMPLES}."
             )
 
 
@@ -79,36 +106,38 @@ def parse_gate(text: str) -> Gate:
         MisuseError: it is no such expression, or names a figure or unit that is not there.
     """
     match = _EXPRESSION.fullmatch(text)
-    if match is None or match[1] not in GATED:
+    if match is None or match[2] not in (GATED if match[1] is None else STAGE_METRICS):
         raise MisuseError(
             f"Cannot read --fail-on {text!r}: write a condition that fails the run, such as 'tpot.p50>5%', "
-            f"'ttft.p95>200ms' or 'peak>400MB'; the figures are {', '.join(GATED)}."
+            f"'ttft.p95>200ms' or 'peak>400MB'; the figures are {', '.join(GATED)}, and of a recipe's stages "
+            f"{', '.join(f'{STAGES[0]}.{name}' for name in STAGE_METRICS)}, likewise {' and '.join(STAGES[1:])}."
         )
-    metric, percent, number, unit = match[1], int(match[2] or 50), float(match[3]), match[4]
+    verb, metric, percent, number, unit = match[1], match[2], int(match[3] or 50), float(match[4]), match[5]
+    known = METRICS[metric] if verb is None else STAGE_METRICS[metric]
     if percent not in PERCENTS:
         raise MisuseError(f"--fail-on {text!r}: write one of {', '.join(f'.p{known}' for known in PERCENTS)}.")
-    units = {"%": 0.01} | _UNITS[METRICS[metric].unit]
+    units = {"%": 0.01} | _UNITS[known.unit]
     if unit not in units:
-        raise MisuseError(f"--fail-on {text!r}: {METRICS[metric].described} is bounded in {', '.join(units)}.")
+        raise MisuseError(f"--fail-on {text!r}: {known.described} is bounded in {', '.join(units)}.")
     bound = number * units[unit]
     if not math.isfinite(bound):
-        raise MisuseError(f"--fail-on {text!r}: {match[3]} is beyond every number; write a smaller one.")
-    return Gate(text=text, metric=metric, percent=percent, bound=bound, is_relative=unit == "%")
+        raise MisuseError(f"--fail-on {text!r}: {match[4]} is beyond every number; write a smaller one.")
+    return Gate(text=text, metric=metric, percent=percent, bound=bound, is_relative=unit == "%", verb=verb)
 
 
 def judge(gates: Sequence[Gate], report: Report, reference: Reference | None, alpha: float) -> tuple[GateResult, ...]:
-    """Every gate at every setting that has its figure."""
+    """Every gate at every setting or stage that has its figure."""
     own = report.systems[0]
     results: list[GateResult] = []
-    pending: list[tuple[Gate, Setting | None, Change]] = []
+    pending: list[tuple[Gate, Place, Change]] = []
     for gate in gates:
-        for setting in _places(gate, own):
+        for place in _places(gate, own):
             if not gate.is_relative:
-                results.append(_absolute(gate, setting, own))
+                results.append(_absolute(gate, place, own))
                 continue
             assert reference is not None
-            there = _samples(gate, reference.system(report), setting)
-            pending.append((gate, setting, change(_samples(gate, own, setting), there, gate.percent)))
+            there = _samples(gate, reference.system(report), place)
+            pending.append((gate, place, change(_samples(gate, own, place), there, gate.percent)))
     levels = holm([found.p_value for _, _, found in pending], alpha)
     chances = [false_alarm(found, gate.bound, alpha / len(pending)) for gate, _, found in pending]
     verdicts = zip(pending, levels, chances, strict=True)
@@ -153,46 +182,54 @@ def false_alarm(found: Change, bound: float, level: float) -> float:
     return float((largest[:num_rejected] > bound).sum() / len(largest))
 
 
-def _places(gate: Gate, own: System) -> list[Setting | None]:
+def _places(gate: Gate, own: System) -> list[Place]:
+    if gate.verb is not None:
+        return [stage.name for stage in own.stages if stage.verb == gate.verb]
     if METRICS[gate.metric].is_of_start:
         return [None]
     return [measured.setting for measured in own.settings if gate.metric in measured.metrics]
 
 
-def _samples(gate: Gate, system: System, setting: Setting | None) -> list[Array]:
-    if setting is None:
+def _samples(gate: Gate, system: System, place: Place) -> list[Array]:
+    if isinstance(place, str):
+        return [of_stage(run)[gate.metric] for run in system.stage(place).runs]
+    if place is None:
         return [of_start(start)[gate.metric] for start in system.starts]
-    measured = next(item for item in system.settings if item.setting == setting)
-    return [of_run(run, setting)[gate.metric] for run in measured.runs]
+    measured = next(item for item in system.settings if item.setting == place)
+    return [of_run(run, place)[gate.metric] for run in measured.runs]
 
 
-def _absolute(gate: Gate, setting: Setting | None, own: System) -> GateResult:
-    metrics = own.metrics if setting is None else next(m for m in own.settings if m.setting == setting).metrics
-    value, unit = metrics[gate.metric][gate.quantile].value, METRICS[gate.metric].unit
-    message = f"{gate.text}: {gate.described} is {figure(value, unit)}"
-    return GateResult(
-        expression=gate.text,
-        setting=setting,
-        value=value,
-        p_value=None,
-        false_alarm=None,
-        is_met=value <= gate.bound,
-        message=message,
-    )
+def _metrics(system: System, place: Place) -> dict[str, dict[str, Estimate]]:
+    if isinstance(place, str):
+        return system.stage(place).metrics
+    return system.metrics if place is None else next(m for m in system.settings if m.setting == place).metrics
 
 
-def _relative(gate: Gate, setting: Setting | None, found: Change, level: float, alarm: float) -> GateResult:
+def _absolute(gate: Gate, place: Place, own: System) -> GateResult:
+    value = _metrics(own, place)[gate.metric][gate.quantile].value
+    message = f"{gate.text}: {gate.described} is {figure(value, gate.known.unit)}"
+    return _result(gate, place, value, is_met=value <= gate.bound, message=message)
+
+
+def _relative(gate: Gate, place: Place, found: Change, level: float, alarm: float) -> GateResult:
     is_met = not (found.value > gate.bound and found.p_value <= level)
     chance = f"p = {found.p_value:.2g}"
     verdict = "" if is_met and found.value <= gate.bound else f", {chance}"
     if is_met and found.value > gate.bound:
         verdict = f", but equal runs that scatter so differ as much ({chance}); raise --repeats to decide"
+    message = f"{gate.text}: {gate.described} changed by {found.value:+.1%}{verdict}"
+    result = _result(gate, place, found.value, is_met=is_met, message=message)
+    return dataclasses.replace(result, p_value=found.p_value, false_alarm=alarm)
+
+
+def _result(gate: Gate, place: Place, value: float, *, is_met: bool, message: str) -> GateResult:
     return GateResult(
         expression=gate.text,
-        setting=setting,
-        value=found.value,
-        p_value=found.p_value,
-        false_alarm=alarm,
+        setting=None if isinstance(place, str) else place,
+        stage=place if isinstance(place, str) else None,
+        value=value,
+        p_value=None,
+        false_alarm=None,
         is_met=is_met,
-        message=f"{gate.text}: {gate.described} changed by {found.value:+.1%}{verdict}",
+        message=message,
     )

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from piston.runtime.bench.metrics import METRICS
+from piston.runtime.bench.metrics import METRICS, STAGE_METRICS
 from piston.runtime.bench.report import Report
-from piston.runtime.bench.table import figure, machine_lines, ratio_of, shown, where
+from piston.runtime.bench.table import figure, machine_lines, ratio_of, shown, stage_rows, where
 
 _METRICS = ("ttft", "tpot", "prefill", "decode")
 _START_METRICS = ("first_token", "load", "peak")
@@ -56,6 +56,8 @@ def _systems(report: Report) -> Iterator[str]:
             for system in report.systems
         ]
         yield from _table(["new processes", *(METRICS[name].described for name in _START_METRICS)], rows)
+    if report.systems[0].stages:
+        yield from _table(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

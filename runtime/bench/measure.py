@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from piston.runtime.bench.child import Child, Contender, Ran
@@ -52,6 +53,7 @@ def measure(
             starts=tuple(starts[index]),
             metrics=summary([of_start(start) for start in starts[index]], SEED),
             settings=tuple(_measured(work.setting, own[index]) for work, own in zip(works, runs, strict=True)),
+            size_bytes=_size(Path(contender.path)),
         )
         for index, contender in enumerate(contenders)
     ]
@@ -128,6 +130,12 @@ def _limits(works: Sequence[Work], options: Options) -> dict[str, Any]:
 def _run(ran: Ran, prompt_len: int) -> Run:
     times = tuple(round(seconds, _PLACES) for seconds in ran.times)
     return Run(prompt_len=prompt_len, times=times, parts={name: round(v, 9) for name, v in ran.parts.items()})
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file, or of all files of a directory; None where there is nothing."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files) or None
 
 
 def _measured(setting: Setting, runs: Sequence[Run]) -> Measured:

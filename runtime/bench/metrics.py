@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from piston.runtime.bench.quantiles import Array, estimates
-from piston.runtime.bench.report import Run, Start, Unit
+from piston.runtime.bench.report import Run, StageRun, Start, Unit
 from piston.runtime.bench.workload import Setting
 from piston.runtime.estimate import Estimate
 
@@ -33,6 +33,12 @@ METRICS = {
     "imports": Metric("importing the library", "s", is_of_start=True),
     "load": Metric("loading the model", "s", is_of_start=True),
     "peak": Metric("peak memory", "bytes", is_of_start=True),
+}
+STAGE_METRICS = {
+    "seconds": Metric("time", "s"),
+    "cpu": Metric("time of all cores", "s"),
+    "peak": Metric("peak memory", "bytes"),
+    "written": Metric("written", "bytes"),
 }
 
 
@@ -66,10 +72,21 @@ def of_start(start: Start) -> dict[str, Array]:
     return {name: np.asarray([value], np.float64) for name, value in values.items()}
 
 
+def of_stage(run: StageRun) -> dict[str, Array]:
+    """Every metric of one run of a stage."""
+    values = {
+        "seconds": run.seconds,
+        "cpu": run.cpu_seconds,
+        "peak": float(run.peak_bytes),
+        "written": float(run.written_bytes),
+    }
+    return {name: np.asarray([value], np.float64) for name, value in values.items()}
+
+
 def summary(samples: Sequence[dict[str, Array]], seed: int) -> dict[str, dict[str, Estimate]]:
-    """Quantiles of each metric over runs or starts."""
+    """Quantiles of each metric over runs, starts or runs of a stage."""
     if not samples:
         return {}
-    names = [name for name in METRICS if name in samples[0]]
+    names = [name for name in METRICS | STAGE_METRICS if name in samples[0]]
     rng = np.random.default_rng(seed)
     return {name: estimates([sample[name] for sample in samples], rng) for name in names}

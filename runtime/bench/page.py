@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from piston.runtime.bench.figures import figures_of
-from piston.runtime.bench.metrics import METRICS
+from piston.runtime.bench.metrics import METRICS, STAGE_METRICS
 from piston.runtime.bench.report import Report
-from piston.runtime.bench.table import machine_lines, shown, where
+from piston.runtime.bench.table import machine_lines, shown, stage_rows, where
 from piston.runtime.estimate import Estimate
 
 _STYLE = """
@@ -95,6 +95,9 @@ def _gates(report: Report) -> Iterator[str]:
 
 def _details(report: Report) -> Iterator[str]:
     yield "<h2>All figures</h2>"
+    if report.systems[0].stages:
+        yield from table(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
+        return
     for system in report.systems:
         versions = ", ".join(f"{name} {version}" for name, version in system.versions.items())
         yield f"<details><summary>{escape(system.name)} ({escape(versions)})</summary>"

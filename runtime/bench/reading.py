@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from piston.runtime.bench.fingerprint import Fingerprint
-from piston.runtime.bench.report import Measured, Options, Report, Run, Start, System
+from piston.runtime.bench.report import Measured, MeasuredStage, Options, Report, Run, StageRun, Start, System
 from piston.runtime.bench.workload import Setting
 from piston.runtime.errors import MisuseError
 from piston.runtime.estimate import Estimate
@@ -32,7 +32,7 @@ def report_from(data: Any, path: Path) -> Report:
         if isinstance(problem, MisuseError):
             raise
         raise MisuseError(f"--baseline {path} is no report of `piston bench --json`; measure it anew.") from None
-    if not report.systems or not report.systems[0].settings:
+    if not report.systems or not (report.systems[0].settings or report.systems[0].stages):
         raise MisuseError(f"--baseline {path} holds no measurement; measure it anew.")
     return report
 
@@ -53,6 +53,21 @@ def _system(data: dict[str, Any]) -> System:
         starts=tuple(Start(**{name: _positive(item[name]) for name in Start.__slots__}) for item in data["starts"]),
         metrics=_metrics(data["metrics"]),
         settings=tuple(_measured(item) for item in data["settings"]),
+        stages=tuple(_stage(item) for item in data.get("stages", ())),  # reports of before there were any
+        size_bytes=None if data.get("size_bytes") is None else int(_positive(data["size_bytes"])),
+    )
+
+
+def _stage(data: dict[str, Any]) -> MeasuredStage:
+    runs = tuple(StageRun(**{name: _positive(item[name]) for name in StageRun.__slots__}) for item in data["runs"])
+    if not runs:
+        raise ValueError("a stage without runs")
+    return MeasuredStage(
+        name=str(data["name"]),
+        verb=str(data["verb"]),
+        options=tuple(map(str, data["options"])),
+        runs=runs,
+        metrics=_metrics(data["metrics"]),
     )
 
 

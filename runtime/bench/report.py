@@ -50,8 +50,29 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StageRun:
+    """One command in a new process: seconds on the clock and of all cores, the most memory resident, bytes written."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    written_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStage:
+    """A command that makes a bundle: every run of it, and the quantiles of each metric."""
+
+    name: str  # the verb, the recipe, the target: `build w8a8 ort-cpu`
+    verb: str
+    options: tuple[str, ...]
+    runs: tuple[StageRun, ...]
+    metrics: dict[str, dict[str, Estimate]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """One contender: what it is, what its starts cost, what it did at each setting."""
+    """One contender: what it is, what its starts cost, what it did at each setting and in each stage."""
 
     name: str
     kind: str
@@ -60,7 +81,13 @@ class System:
     versions: dict[str, str]
     starts: tuple[Start, ...]
     metrics: dict[str, dict[str, Estimate]]  # of the starts
-    settings: tuple[Measured, ...]
+    settings: tuple[Measured, ...] = ()
+    stages: tuple[MeasuredStage, ...] = ()  # of recipes
+    size_bytes: int | None = None  # of the files of a bundle or a rival's model
+
+    def stage(self, name: str) -> MeasuredStage:
+        """The stage of this name."""
+        return next(stage for stage in self.stages if stage.name == name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +102,7 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
-    """One --fail-on at one setting."""
+    """One --fail-on at one setting, or of one stage; of new processes where it has neither."""
 
     expression: str
     setting: Setting | None
@@ -84,20 +111,21 @@ class GateResult:
     false_alarm: float | None  # chance that this gate fails two equal runs that scatter like these
     is_met: bool
     message: str
+    stage: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What was compared with: a file of an earlier run, or a bundle measured in this one."""
+    """What was compared with: a file of an earlier run, or a bundle or another Piston measured in this one."""
 
     path: str
-    kind: Literal["file", "bundle"]
+    kind: Literal["file", "bundle", "environment"]
     notes: tuple[str, ...]  # what differs besides the code
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All of it; the first system is the bundle the command named."""
+    """All of it; the first system is the bundle the command named, or the Piston it ran recipes with."""
 
     machine: Fingerprint
     options: Options

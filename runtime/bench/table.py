@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from piston.runtime.bench.metrics import METRICS
+from piston.runtime.bench.metrics import METRICS, STAGE_METRICS
 from piston.runtime.bench.report import GateResult, Measured, Ratio, Report, System
 from piston.runtime.estimate import Estimate
 
@@ -25,6 +25,7 @@ def lines_of(report: Report) -> Iterator[str]:
         yield from grid(["", *_QUANTILES], [_quantiles(name, own.metrics[name]) for name in own.metrics])
     if len(report.systems) > 1:
         yield from _beside(report)
+    yield from stage_lines(report)
     if report.gates:
         yield ""
         yield from gate_lines(report)
@@ -37,10 +38,8 @@ def machine_lines(report: Report) -> Iterator[str]:
     yield f"{machine.cpu}: {' '.join(machine.instructions)}; {machine.num_cores} cores, {machine.threads} threads{load}"
     if machine.gpu is not None:
         yield f"{machine.gpu}, driver {machine.driver}"
-    yield (
-        f"{options.repeats} runs after {options.warmup} to warm up, {options.starts} new processes; intervals of 95 % "
-        "(bootstrap over runs)"
-    )
+    starts = "" if report.systems[0].stages else f", {options.starts} new processes"
+    yield (f"{options.repeats} runs after {options.warmup} to warm up{starts}; intervals of 95 % (bootstrap over runs)")
 
 
 def gate_lines(report: Report) -> Iterator[str]:
@@ -53,13 +52,39 @@ def gate_lines(report: Report) -> Iterator[str]:
 
 
 def where(gate: GateResult) -> str:
-    """The setting of a gate's result, if it has one."""
+    """The setting or stage of a gate's result, if it has one."""
+    if gate.stage is not None:
+        return f"{gate.stage}: "
     return "" if gate.setting is None else f"{gate.setting.name}: "
 
 
+def stage_lines(report: Report) -> Iterator[str]:
+    """Stages of recipes: medians with intervals; a Piston that is the baseline in rows of its own."""
+    if report.systems[0].stages:
+        yield ""
+        yield from grid(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
+
+
+def stage_rows(report: Report) -> list[list[str]]:
+    """A row of text for each stage of each Piston."""
+    return [
+        [
+            stage.name if system is report.systems[0] else f"{stage.name} ({system.name})",
+            *(ranged(stage.metrics[name]["p50"], metric.unit) for name, metric in STAGE_METRICS.items()),
+        ]
+        for index in range(len(report.systems[0].stages))
+        for system in report.systems
+        for stage in system.stages[index : index + 1]
+    ]
+
+
 def shown(name: str, estimate: Estimate) -> str:
-    """A figure in its unit, with its interval."""
-    unit = METRICS[name].unit
+    """A figure of a run or start in its unit, with its interval."""
+    return ranged(estimate, METRICS[name].unit)
+
+
+def ranged(estimate: Estimate, unit: str) -> str:
+    """A value in its unit, with its interval."""
     value = figure(estimate.value, unit)
     if estimate.low is None or estimate.high is None:
         return value

@@ -12,7 +12,7 @@ from piston.runtime.shape import Path, ShapeError
 # What `make` decides itself, or what has no place in a file that runs unattended.
 RESERVED = frozenset(
     {"help", "output", "overwrite", "quiet", "json", "html", "fail_on", "debug", "junit", "markdown"}
-    | {"cache_dir", "no_cache", "save_recipe", "recipe", "log_format"}
+    | {"cache_dir", "no_cache", "save_recipe", "recipe", "log_format", "checkpoint"}
 )
 
 
