@@ -9,6 +9,9 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG INSTALLER=${BASE}
 
 FROM ${INSTALLER} AS installer
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 ARG EXTRAS=export
 # PyTorch's own index has builds without CUDA; empty takes what pip is configured for.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -24,6 +27,8 @@ RUN --mount=type=secret,id=pip-conf,target=/etc/pip.conf \
     python3 -m pip install --disable-pip-version-check --target /opt/piston --constraint constraints.txt \
         ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[$EXTRAS]" \
     && python3 docker/check_install.py /opt/piston --allow-torch --write-sbom /opt/piston/sbom.cdx.json
+# Piston's own kernels, for engines of the target ort-cpu:avx512.
+RUN if [ "$(uname -m)" = x86_64 ]; then PYTHONPATH=/opt/piston python3 -m piston.runtime.kernels; fi
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="piston-build" \

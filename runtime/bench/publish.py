@@ -9,7 +9,7 @@ from piston.runtime.bench.page import page_of
 from piston.runtime.bench.report import Report
 from piston.runtime.bench.roofline import profile_lines
 from piston.runtime.bench.table import lines_of, where
-from piston.runtime.console import note, print_json, print_text
+from piston.runtime.console import print_json, print_text, tell_gates
 from piston.runtime.errors import MisuseError
 
 _WRITERS = {"html": page_of, "junit": junit_of, "markdown": markdown_of}
@@ -48,7 +48,4 @@ def publish(report: Report, arguments: argparse.Namespace) -> int:
             print_text("")
             for line in profile_lines(report.profile):
                 print_text(line)
-    failed = [gate for gate in report.gates if not gate.is_met]
-    for gate in failed:
-        note(f"gate not met: {where(gate)}{gate.message}")
-    return 1 if failed else 0
+    return tell_gates(f"{where(gate)}{gate.message}" for gate in report.gates if not gate.is_met)

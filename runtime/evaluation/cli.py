@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from piston.runtime.console import Progress, note, print_json, print_text
+from piston.runtime.console import Progress, print_json, print_text, tell_gates
 from piston.runtime.errors import MisuseError
 from piston.runtime.evaluation.answers import check_prompts_fit
 from piston.runtime.evaluation.corpus import Corpus, read_corpus
@@ -140,8 +140,4 @@ def _publish(report: Report, arguments: argparse.Namespace) -> int:
     else:
         for line in lines_of(report):
             print_text(line)
-    for gate in report.gates:
-        if not gate.is_met:
-            note(gate.message)
-    is_met = all(gate.is_met for gate in report.gates)
-    return 0 if is_met else 1
+    return tell_gates(gate.message for gate in report.gates if not gate.is_met)

@@ -59,15 +59,15 @@ class Gate:
         value, sign = values[self.quantity], 1 if METRICS[self.metric].fails == ">" else -1
         excess = sign * (value - self.bound)
         is_met = excess < 0 or (excess == 0 and not self.is_inclusive)
-        return GateResult(expression=self.text, value=value, is_met=is_met, message=self._message(value, is_met=is_met))
+        return GateResult(expression=self.text, value=value, is_met=is_met, message=self._message(value))
 
-    def _message(self, value: float, *, is_met: bool) -> str:
+    def _message(self, value: float) -> str:
         described = METRICS[self.metric].described
         if self.quantity != self.metric:
             shown = f"{described} is {abs(value):.2%} {'above' if value >= 0 else 'below'} the reference's"
         else:
             shown = f"{described} is {f'{value:.2%}' if METRICS[self.metric].is_share else f'{value:.4g}'}"
-        return f"gate {self.text} {'met' if is_met else 'not met'}: {shown}"
+        return f"{self.text}: {shown}"
 
 
 def parse_gate(text: str) -> Gate:

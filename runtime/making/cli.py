@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from piston.runtime.console import note, print_json, print_text
+from piston.runtime.console import note, print_json, print_text, tell_gates
 from piston.runtime.errors import MisuseError
 
 _SIZE = re.compile(r"(\d+(?:\.\d*)?) *(MB|GB|TB|MiB|GiB|TiB)")
@@ -62,12 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for line in lines_of(report):
             print_text(line)
-    for gate in report.gates:
-        if not gate.is_met:
-            note(f"gate {gate.expression} not met: {gate.message}")
+    status = tell_gates(f"{gate.expression}: {gate.message}" for gate in report.gates if not gate.is_met)
     if report.lock is not None and report.lock.equality == "none":
         note(f"the rebuild equals {report.lock.path} neither in bits nor in its graph nor in its answers")
-    return 0 if report.is_met else 1
+    return status if report.is_met else 1
 
 
 def default_cache() -> Path:

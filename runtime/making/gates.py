@@ -62,9 +62,11 @@ class Gate:
             "<": value < self.bound,
             ">": value > self.bound,
         }[self.sign]
-        shown = f"{self.name} is {shown_value(self.name, value)}"
         return GateResult(
-            expression=self.text, value=value if math.isfinite(value) else None, is_met=is_met, message=shown
+            expression=self.text,
+            value=value if math.isfinite(value) else None,
+            is_met=is_met,
+            message=_measured(self.name, value),
         )
 
 
@@ -135,12 +137,24 @@ def _is_bench_unit(name: str, unit: str, *, is_change: bool) -> bool:
     ]
 
 
+def _measured(name: str, value: float) -> str:
+    """A value in words; a change says of what."""
+    if name.endswith("_change"):
+        return f"{abs(value):.2%} {'above' if value >= 0 else 'below'} the reference"
+    return shown_value(name, value)
+
+
 def shown_value(name: str, value: float) -> str:
     """A value in the unit of its figure."""
     if name == "verify":
         return "passed" if value else "failed"
     if name == "bundle.size":
-        return f"{value / 1e6:,.1f} MB"
+        return shown_bytes(value)
     if name == "int8" or name.endswith((".over", "_change")) or name in {"eval.top1", "eval.answers"}:
         return f"{value:.2%}"
     return f"{value:.4g}"
+
+
+def shown_bytes(count: float) -> str:
+    """Bytes as MB, or kB where there are few."""
+    return f"{count / 1e6:,.1f} MB" if count >= UNITS["MB"] / 10 else f"{count / 1e3:,.1f} kB"

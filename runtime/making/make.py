@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]],
         checkpoint_sha256=run.checkpoint.sha256,
         model=manifest.model.name,
         scheme=manifest.model.scheme,
-        bundle=str(run.base / run.recipe.output.bundle),
+        bundle=os.path.normpath(run.base / run.recipe.output.bundle),
         is_published=False,
         stages=tuple(run.reports[stage.name] for stage in run.stages),
         engines=tuple(_engine(spec.target, spec.got) for spec in manifest.engines),

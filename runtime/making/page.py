@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from piston.runtime.making.gates import shown_value
+from piston.runtime.making.gates import shown_bytes, shown_value
+from piston.runtime.making.plan import EVAL_PAGE
 from piston.runtime.making.report import EngineReport, Report, StageReport
 
 _STYLE = """
@@ -24,7 +25,7 @@ margin:.5rem 0}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.4rem .75rem .4rem 0;border-bottom:1px solid var(--rule)}
-th{font-weight:500;color:var(--soft)}.number{text-align:right;white-space:nowrap}
+td:first-child{white-space:nowrap}th{font-weight:500;color:var(--soft)}.number{text-align:right;white-space:nowrap}
 code{font:.88em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .bar{display:flex;height:1.1rem;border-radius:4px;overflow:hidden;background:var(--band);min-width:12rem}
 .bar span{display:block}
@@ -109,8 +110,8 @@ def _stages(stages: Sequence[StageReport]) -> list[str]:
             ),
             f"{stage.seconds:,.1f} s",
             f"{stage.peak_bytes / 1e6:,.0f} MB",
-            f"{stage.num_bytes / 1e6:,.1f} MB" if stage.num_bytes else "-",
-            "from the cache" if stage.is_cached else "made now",
+            shown_bytes(stage.num_bytes) if stage.num_bytes else "-",
+            "from&nbsp;the&nbsp;cache" if stage.is_cached else "made&nbsp;now",
         )
         for stage in stages
     ]
@@ -143,7 +144,10 @@ def _values(report: Report) -> list[str]:
     if not named:
         return []
     rows = [(f"<code>{escape(name)}</code>", shown_value(name, value)) for name, value in sorted(named.items())]
-    return ["<h2>Quality and speed</h2>", *_table(("figure", "value"), rows)]
+    lines = ["<h2>Quality and speed</h2>", *_table(("figure", "value"), rows)]
+    if any(stage.name == "eval" for stage in report.stages):
+        lines.append(f'<p><a href="{EVAL_PAGE}">The evaluation, window by window</a></p>')
+    return lines
 
 
 def _provenance(report: Report) -> list[str]:

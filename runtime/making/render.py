@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from piston.runtime.errors import Error
-from piston.runtime.making.gates import shown_value
+from piston.runtime.making.gates import shown_bytes, shown_value
 from piston.runtime.making.page import page_of
 from piston.runtime.making.report import EngineReport, Report, StageReport
 from piston.runtime.manifest import Manifest
@@ -126,7 +126,7 @@ def _seconds(stage: StageReport) -> str:
 
 
 def _written(stage: StageReport) -> str:
-    return f"{stage.num_bytes / 1e6:,.1f} MB"
+    return shown_bytes(stage.num_bytes)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -154,8 +154,8 @@ def test_each_gate_that_is_not_met_is_one_line_and_exit_one(two):
     status, _, err = two("--fail-on", "kl>0.001", "--fail-on", "ppl>900%", "--fail-on", "top1<100%", "--quiet")
     assert status == 1
     first, second = err.splitlines()
-    assert first.startswith("gate kl>0.001 not met: mean KL divergence is ")
-    assert second.startswith("gate top1<100% not met: top-1 agreement is ")
+    assert first.startswith("gate not met: kl>0.001: mean KL divergence is ")
+    assert second.startswith("gate not met: top1<100%: top-1 agreement is ")
 
 
 def test_gates_are_in_the_json(json_of):

@@ -55,10 +55,10 @@ def test_a_change_is_bounded_upwards_only():
 @pytest.mark.parametrize(
     ("text", "value", "message"),
     [
-        ("ppl>2%", 0.031, "gate ppl>2% not met: perplexity is 3.10% above the reference's"),
-        ("ppl>2%", -0.01, "gate ppl>2% met: perplexity is 1.00% below the reference's"),
-        ("top1<99%", 0.5, "gate top1<99% not met: top-1 agreement is 50.00%"),
-        ("kl>0.02", 0.25, "gate kl>0.02 not met: mean KL divergence is 0.25"),
+        ("ppl>2%", 0.031, "ppl>2%: perplexity is 3.10% above the reference's"),
+        ("ppl>2%", -0.01, "ppl>2%: perplexity is 1.00% below the reference's"),
+        ("top1<99%", 0.5, "top1<99%: top-1 agreement is 50.00%"),
+        ("kl>0.02", 0.25, "kl>0.02: mean KL divergence is 0.25"),
     ],
 )
 def test_the_message_is_one_line_with_the_value(text, value, message):

@@ -88,8 +88,8 @@ def test_both_themes_define_every_colour(report):
 
 def test_gates_tell_met_from_not_met_without_colour(report):
     page = page_of(report)
-    assert "✗ gate kl&gt;1e-9 not met" in page
-    assert "✓ gate ppl&gt;900% met" in page
+    assert "✗ not met: kl&gt;1e-9: " in page
+    assert "✓ met: ppl&gt;900%: " in page
 
 
 def test_the_first_difference_of_two_answers_is_marked():
