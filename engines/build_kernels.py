@@ -7,9 +7,10 @@ import onnx_ir as ir
 
 from piston.engines.build_ort import DATA_NAME, EXTERNAL_FROM, MODEL_NAME
 from piston.engines.lowering.kernel_attention import KernelAttentionPass
-from piston.engines.lowering.kernel_blocks import KernelBlocksPass
-from piston.engines.lowering.kernel_linear import KernelLinearPass
+from piston.engines.lowering.kernel_blocks import KernelBlocksPass, KernelGatedBlocksPass
+from piston.engines.lowering.kernel_linear import KernelGatedPass, KernelLinearPass
 from piston.engines.lowering.kernel_norm import KernelNormPass
+from piston.engines.lowering.kernel_table import KernelTablePass
 from piston.runtime.errors import EngineError
 
 
@@ -23,6 +24,7 @@ class KernelBuild:
     gated: int
     norms: int
     blocks: int
+    tables: int
     weights_bytes: int
 
 
@@ -33,10 +35,11 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
         EngineError: nothing in it is of a form that the kernels take.
     """
     model = ir.load(lowered)
-    attention, linears = KernelAttentionPass(), KernelLinearPass()
-    norms, blocks = KernelNormPass(), KernelBlocksPass()
-    ir.passes.Sequential(attention, linears, norms, blocks)(model)
-    if not (attention.fused or linears.linears or linears.gated or norms.fused or blocks.fused):
+    attention, gated, linears, norms = KernelAttentionPass(), KernelGatedPass(), KernelLinearPass(), KernelNormPass()
+    tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
+    passes = attention, gated, linears, norms, tables, gated_blocks, blocks
+    ir.passes.Sequential(*passes)(model)
+    if not any(each.fused for each in passes):
         raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")
     engine_dir.mkdir(parents=True)
     path = engine_dir / MODEL_NAME
@@ -44,9 +47,10 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
     return KernelBuild(
         path=path,
         attention=attention.fused,
-        linears=linears.linears,
-        gated=linears.gated,
+        linears=linears.fused,
+        gated=gated.fused + gated_blocks.fused,
         norms=norms.fused,
         blocks=blocks.fused,
+        tables=tables.fused,
         weights_bytes=(engine_dir / DATA_NAME).stat().st_size,
     )

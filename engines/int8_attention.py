@@ -20,15 +20,16 @@ from piston.engines.prove import CODES, NEAREST
 from piston.runtime.errors import ParityError
 
 Array = NDArray[Any]
-PACKED, PAST_KEY, LENGTHS, COS, SIN = 0, 3, 5, 7, 8
+PAST_KEY, LENGTHS, COS, SIN = 3, 5, 7, 8
+HEADS = slice(0, 3)
 SCALES = slice(12, 14)
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Attention:
-    """A GroupQueryAttention on packed heads, by the names of what it reads and gives."""
+    """A GroupQueryAttention, by the names of what it reads and gives."""
 
-    packed: str  # [batch, seq, (heads + 2 kv_heads) head_dim]
+    heads: tuple[str, ...]  # [batch, seq, (heads + 2 kv_heads) head_dim], or queries, keys and values apart
     lengths: str  # [batch], one less than the entries that the last token sees
     result: str  # [batch, seq, heads head_dim]
     caches: tuple[str, str]  # present keys and values, INT8 [batch, kv_heads, capacity, head_dim]
@@ -46,7 +47,8 @@ class Int8Attention:
         Raises:
             ParityError: one of the codes that this run wrote into them does not stand for its key or value.
         """
-        packed, lengths = run[self.packed], run[self.lengths].astype(np.int64)
+        packed = np.concatenate([run[name] for name in self.heads], axis=-1)
+        lengths = run[self.lengths].astype(np.int64)
         positions = lengths[:, None] + np.arange(1 - packed.shape[1], 1)
         heads = packed.reshape(*packed.shape[:2], self.num_heads + 2 * self.kv_heads, -1)
         queries, keys, values = np.split(heads, [self.num_heads, self.num_heads + self.kv_heads], axis=2)
@@ -83,11 +85,11 @@ class Int8Attention:
 
 
 def int8_attentions(lowered: ir.Model) -> dict[str, Int8Attention]:
-    """Each attention over an INT8 cache on packed heads, by the name of its result or of the codes it becomes."""
+    """Each attention over an INT8 cache, by the name of its result or of the codes it becomes."""
     found = {}
     for node in [node for node in lowered.graph if node.op_type == "GroupQueryAttention"]:
         past = node.inputs[PAST_KEY]
-        if node.inputs[1] is not None or past is None or past.dtype != ir.DataType.INT8:
+        if past is None or past.dtype != ir.DataType.INT8:
             continue
         quantize = codes_reader(node.outputs[0])
         result = node.outputs[0] if quantize is None else quantize.outputs[0]
@@ -98,7 +100,7 @@ def int8_attentions(lowered: ir.Model) -> dict[str, Int8Attention]:
 def _described(node: ir.Node, code_scale: float | None) -> Int8Attention:
     keys, values = (np.asarray(_constant(value), np.float32) for value in node.inputs[SCALES])
     return Int8Attention(
-        packed=str(node.inputs[PACKED].name),  # type: ignore[union-attr]
+        heads=tuple(str(value.name) for value in node.inputs[HEADS] if value is not None),
         lengths=str(node.inputs[LENGTHS].name),  # type: ignore[union-attr]
         result=str(node.outputs[0].name),
         caches=(str(node.outputs[1].name), str(node.outputs[2].name)),

@@ -64,7 +64,7 @@ def _build_kernels(
         built = build_kernels(aside / plain.path, work / TARGET.replace(":", "-"))
     with progress.phase("proving the kernels equal to what they replace"):
         proof = prove_replaced(aside / plain.path, built.path, plain.cache, max_length=asked["max_length"])
-    replaced = {name: getattr(built, name) for name in ("attention", "linears", "gated", "norms", "blocks")}
+    replaced = {name: getattr(built, name) for name in ("attention", "linears", "gated", "norms", "blocks", "tables")}
     got = {
         **plain.got,
         "operators": count_operators(built.path),

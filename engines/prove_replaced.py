@@ -18,8 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.engines.int8_attention import Int8Attention, int8_attentions
-from piston.engines.lowering.kernel_blocks import OPERATORS
-from piston.engines.lowering.kernel_linear import KERNELS
+from piston.engines.lowering.kernel_blocks import ROUNDING
+from piston.engines.lowering.kernel_pass import KERNELS
 from piston.runtime.errors import ParityError
 from piston.runtime.manifest import CacheSpec
 from piston.runtime.ort_engine import OrtEngine, OrtOptions
@@ -137,7 +137,7 @@ class _Tape:
 
     def recorded(self) -> list[str]:
         """What the reference gives out."""
-        beside = [name for each in self.attentions.values() for name in (each.packed, each.lengths, each.result)]
+        beside = [name for each in self.attentions.values() for name in (*each.heads, each.lengths, each.result)]
         return list(dict.fromkeys([*self.given, *self.compared_names, *beside]))
 
 
@@ -228,7 +228,7 @@ def _isolate(model: ir.Model) -> _Tape:
     model.graph.inputs.extend(given.values())
     compared = [str(value.name) for value in made if value.name and not value.is_graph_output()]
     _expose(model, compared, OWN)
-    rounded = {str(value.name) for value, node in made.items() if node.op_type in OPERATORS.values()}
+    rounded = {str(value.name) for value, node in made.items() if node.op_type in ROUNDING}
     return _Tape([str(node.name) for node in kernels], list(given), compared, rounded)
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.kernel_linear import KERNELS, codes_reader
+from piston.engines.lowering.kernel_linear import codes_reader
+from piston.engines.lowering.kernel_pass import KERNELS, KernelPass
 from piston.engines.lowering.pattern import (
     MICROSOFT,
     dims_of,
@@ -13,33 +14,29 @@ from piston.engines.lowering.pattern import (
     int_attribute,
     replace,
     static_dims,
-    tidy,
 )
 from piston.engines.lowering.weight import derived_weight
 
 HEAD_STEP = 32  # head_dim must be a multiple
-PAST, LENGTHS, ROTARY, SCALES = slice(3, 5), 5, slice(7, 9), slice(12, 14)
+HEADS, PAST, LENGTHS, ROTARY, SCALES = slice(0, 3), slice(3, 5), 5, slice(7, 9), slice(12, 14)
+CODE_SCALE = 8  # where the kernel has it
 DEFAULTS = {"local_window_size": -1, "rotary_interleaved": 0, "smooth_softmax": -1, "causal": 1, "qk_output": 0}
 
 
-class KernelAttentionPass(ir.passes.InPlacePass):
-    """GroupQueryAttention on packed heads (-> QuantizeLinear) becomes Attention(Int8)(Codes), the same values.
+class KernelAttentionPass(KernelPass):
+    """GroupQueryAttention (-> QuantizeLinear) becomes Attention(Int8)(Codes), the same values.
 
-    Windows, soft-capping, sinks and interleaved rotation stay with ONNX Runtime's kernel.
+    Query, key and value may be packed or apart. Windows, soft-capping, sinks and interleaved rotation stay with ONNX
+    Runtime's kernel.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fused = 0
+    def fits(self, node: ir.Node) -> bool:
+        """See KernelPass."""
+        return _fits(node)
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every attention that fits."""
-        for node in [node for node in model.graph if _fits(node)]:
-            _rewrite(node)
-            self.fused += 1
-        tidy(model)
-        model.opset_imports[KERNELS] = 1
-        return ir.passes.PassResult(model, modified=bool(self.fused))
+    def rewrite(self, node: ir.Node) -> None:
+        """See KernelPass."""
+        _rewrite(node)
 
 
 def _fits(node: ir.Node) -> bool:
@@ -48,11 +45,11 @@ def _fits(node: ir.Node) -> bool:
     inputs = [*node.inputs, *[None] * 14][:14]
     plain = all(int_attribute(node, name, value) == value for name, value in DEFAULTS.items())
     extras = [*inputs[9:12]] + ([] if inputs[12] is not None else inputs[13:14])
-    packed = inputs[0] is not None and inputs[1] is None and inputs[2] is None
+    heads = inputs[0] is not None and (inputs[1] is None) == (inputs[2] is None)
     rotary = int_attribute(node, "do_rotary") == 1 and inputs[7] is not None and inputs[8] is not None
     dims = static_dims(inputs[3])
     return (
-        packed
+        heads
         and plain
         and rotary
         and not any(value is not None for value in extras)
@@ -65,10 +62,10 @@ def _fits(node: ir.Node) -> bool:
 
 
 def _rewrite(node: ir.Node) -> None:
-    packed, lengths = node.inputs[0], node.inputs[LENGTHS]
+    query, key, value, lengths = *node.inputs[HEADS], node.inputs[LENGTHS]
     past, rotary = node.inputs[PAST], node.inputs[ROTARY]
     kind = "Attention"
-    inputs: list[ir.Value | None] = [packed, *past, lengths, *rotary]
+    inputs: list[ir.Value | None] = [query, *past, lengths, *rotary]
     assert past[0] is not None
     if past[0].dtype == ir.DataType.INT8:
         kind += "Int8"
@@ -76,11 +73,14 @@ def _rewrite(node: ir.Node) -> None:
     quantize = codes_reader(node.outputs[0])
     result = node.outputs[0]
     dims = dims_of(result)
+    inputs += [None] * (CODE_SCALE - len(inputs))
     if quantize is not None:
         kind += "Codes"
-        inputs += [None] * (8 - len(inputs))
-        inputs.append(quantize.inputs[1])
         result = quantize.outputs[0]
+    inputs.append(None if quantize is None else quantize.inputs[1])
+    inputs += [key, value]
+    while inputs[-1] is None:
+        inputs.pop()
     attributes: dict[str, int | float] = {
         "num_heads": int_attribute(node, "num_heads"),
         "scale": float_attribute(node, "scale"),

@@ -7,50 +7,60 @@ decodes, and the tile registers, which prefill. They are stored so: nothing is p
 import numpy as np
 import onnx_ir as ir
 
+from piston.engines.lowering.gated import gated_products
+from piston.engines.lowering.kernel_pass import KERNELS, KernelPass
 from piston.engines.lowering.pattern import (
     MICROSOFT,
     constants,
     dims_of,
     emit,
-    float_attribute,
     graph_of,
     replace,
     sole_consumer,
     static_dims,
-    tidy,
 )
 from piston.engines.lowering.weight import derived_weight
 
-KERNELS = "piston"  # the operators' domain
 OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
 ZERO_POINT = 128
+BIAS = 6  # where MatMulIntegerToFloat has it
 
 
-class KernelLinearPass(ir.passes.InPlacePass):
-    """MatMulIntegerToFloat becomes IntegerLinear; two of them as silu(gate) * up become one GatedLinear(Codes).
+class KernelLinearPass(KernelPass):
+    """MatMulIntegerToFloat becomes IntegerLinear.
 
     Sums in INT32 are the same; they are scaled in float as before. Products of a depth or width that is no whole number
     of tiles stay.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.linears = 0
-        self.gated = 0
+    def fits(self, node: ir.Node) -> bool:
+        """See KernelPass."""
+        return _fits(node)
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite gated pairs first, then what is left."""
-        for mul in [node for node in model.graph if node.op_type == "Mul"]:
-            if (pair := _gated(mul)) is not None:
-                _rewrite_gated(mul, *pair)
-                self.gated += 1
-        tidy(model)
-        for product in [node for node in model.graph if _fits(node)]:
-            _rewrite(product)
-            self.linears += 1
-        tidy(model)
-        model.opset_imports[KERNELS] = 1
-        return ir.passes.PassResult(model, modified=bool(self.linears or self.gated))
+    def rewrite(self, node: ir.Node) -> None:
+        """See KernelPass."""
+        inputs: list[ir.Value | None] = [node.inputs[0], tiled(node), offsets(node), scales(node)]
+        if len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
+            inputs.append(node.inputs[BIAS])
+        made = emit(node, "IntegerLinear", inputs, domain=KERNELS, like=node.outputs[0])
+        replace(node.outputs[0], made.outputs[0])
+
+
+class KernelGatedPass(KernelPass):
+    """Two MatMulIntegerToFloat as silu(gate) * up become one GatedLinear, or GatedLinearCodes where codes are read."""
+
+    def fits(self, node: ir.Node) -> bool:
+        """See KernelPass."""
+        pair = gated_products(node, _fits)
+        if pair is None or any(len(product.inputs) > BIAS - 1 for product in pair):
+            return False
+        return static_dims(pair[0].inputs[1]) == static_dims(pair[1].inputs[1])
+
+    def rewrite(self, node: ir.Node) -> None:
+        """See KernelPass."""
+        pair = gated_products(node, _fits)
+        assert pair is not None
+        _rewrite_gated(node, *pair)
 
 
 def codes_reader(value: ir.Value) -> ir.Node | None:
@@ -85,23 +95,6 @@ def _fits(node: ir.Node | None) -> bool:
     )
 
 
-def _gated(mul: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """Gate's and up's products, if `mul` is silu(gate) * up and nothing else reads them."""
-    for gate, up in (mul.inputs, mul.inputs[::-1]):
-        silu = None if gate is None else gate.producer()
-        if silu is None or silu.op_type != "QuickGelu" or float_attribute(silu, "alpha", 1.702) != 1.0:
-            continue
-        first, second = (None if value is None else value.producer() for value in (silu.inputs[0], up))
-        if first is None or second is None or not (_fits(first) and _fits(second)):
-            continue
-        alone = all(sole_consumer(node.outputs[0]) is not None for node in (first, second, silu))
-        biased = any(len(node.inputs) > 5 for node in (first, second))  # noqa: PLR2004
-        same = first.inputs[0] is second.inputs[0]
-        if alone and same and not biased and static_dims(first.inputs[1]) == static_dims(second.inputs[1]):
-            return first, second
-    return None
-
-
 def _rewrite_gated(mul: ir.Node, gate: ir.Node, up: ir.Node) -> None:
     weights = [tiled(node) for node in (gate, up)]
     columns = [offsets(node) for node in (gate, up)], [scales(node) for node in (gate, up)]
@@ -128,14 +121,6 @@ def _rewrite_gated(mul: ir.Node, gate: ir.Node, up: ir.Node) -> None:
             dims=dims_of(mul.outputs[0]),
         )
         replace(quantize.outputs[0], node.outputs[0])
-
-
-def _rewrite(product: ir.Node) -> None:
-    inputs: list[ir.Value | None] = [product.inputs[0], tiled(product), offsets(product), scales(product)]
-    if len(product.inputs) > 6 and product.inputs[6] is not None:  # noqa: PLR2004
-        inputs.append(product.inputs[6])
-    node = emit(product, "IntegerLinear", inputs, domain=KERNELS, like=product.outputs[0])
-    replace(product.outputs[0], node.outputs[0])
 
 
 def tiled(product: ir.Node) -> ir.Value:

@@ -2,7 +2,8 @@
 
 import onnx_ir as ir
 
-from piston.engines.lowering.kernel_linear import KERNELS, codes_reader
+from piston.engines.lowering.kernel_linear import codes_reader
+from piston.engines.lowering.kernel_pass import KERNELS, KernelPass
 from piston.engines.lowering.pattern import (
     MICROSOFT,
     dims_of,
@@ -11,29 +12,23 @@ from piston.engines.lowering.pattern import (
     replace,
     same_shape,
     static_dims,
-    tidy,
 )
 
 LANES = 16
 
 
-class KernelNormPass(ir.passes.InPlacePass):
+class KernelNormPass(KernelPass):
     """SkipSimplifiedLayerNormalization -> QuantizeLinear becomes NormCodes, with both results."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fused = 0
+    def fits(self, node: ir.Node) -> bool:
+        """Whether its codes are all that is read."""
+        return _fits(node) and codes_reader(node.outputs[0]) is not None
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every norm whose codes are all that is read."""
-        for norm in list(model.graph):
-            quantize = codes_reader(norm.outputs[0]) if _fits(norm) else None
-            if quantize is not None:
-                _rewrite(norm, quantize)
-                self.fused += 1
-        tidy(model)
-        model.opset_imports[KERNELS] = 1
-        return ir.passes.PassResult(model, modified=bool(self.fused))
+    def rewrite(self, node: ir.Node) -> None:
+        """See KernelPass."""
+        quantize = codes_reader(node.outputs[0])
+        assert quantize is not None
+        _rewrite(node, quantize)
 
 
 def _fits(norm: ir.Node) -> bool:

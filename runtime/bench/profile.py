@@ -22,7 +22,7 @@ _FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 # Operators that multiply by a constant in INT8 or INT4: the inner length is the last of their first input's shape.
 _INTEGER_PRODUCTS = (
     *("MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"),
-    *("IntegerLinear", "GatedLinear", "GatedLinearCodes", "BlockLinear"),  # Piston's own kernels
+    *("IntegerLinear", "GatedLinear", "GatedLinearCodes", "BlockLinear", "GatedBlockLinear"),  # Piston's own kernels
 )
 
 _FLOAT_BITS = 32
@@ -144,14 +144,14 @@ def _node(event: Mapping[str, Any], bits_of: BitsOf) -> Node:
     parameters, read, written = (
         int(details.get(f"{what}_size", 0) or 0) for what in ("parameter", "activation", "output")
     )
-    if op.startswith("Gather"):
+    if op.startswith("Gather") or op == "BlockRows":
         parameters, read = 0, written  # of a table only the rows that were asked for are read
     inputs, outputs = _shapes(details.get("input_type_shape")), _shapes(details.get("output_type_shape"))
     num_ops = 0.0
     if op in _FLOAT_PRODUCTS + _INTEGER_PRODUCTS and inputs and outputs and inputs[0] and outputs[0]:
-        inner, columns = inputs[0][-1], outputs[0][-1]
+        inner, columns = inputs[0][-1], sum(shape[-1] for shape in outputs)
         products = 2 if op.startswith("Gated") else 1  # gate and up in one
-        num_ops = 2.0 * math.prod(outputs[0]) * inner * products
+        num_ops = 2.0 * math.prod(outputs[0][:-1]) * columns * inner * products
         bits = _FLOAT_BITS if op in _FLOAT_PRODUCTS else bits_of(op, name)
         weights = inner * columns * bits // 8 if num_ops else 0  # of no rows, no weights are read
         # Weights that ONNX Runtime packed are in no figure of the profile: such a product has no second matrix.

@@ -180,10 +180,10 @@ def test_weights_in_blocks_are_read_as_before(toy, tmp_path, scheme):
     path = quantize(canonical.path, tmp_path / "model", canonical.cache, scheme)
     plain = build_ort(path, tmp_path / "plain", MAX_LENGTH, int8_head=True)
     own = build_kernels(plain.path, tmp_path / "kernels")
-    assert (own.blocks, own.linears) == (10, 0)  # qkv, o, gate, up, down of two layers; the head is too narrow
+    assert (own.blocks, own.gated, own.linears) == (6, 2, 0)  # qkv, o, down of two layers; the head is too narrow
     prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
     model = ir.load(own.path)
-    node = [node for node in model.graph if node.op_type.startswith("BlockLinear")][3]
+    node = next(node for node in model.graph if node.op_type == "GatedBlockLinear")
     tiles = node.inputs[1].const_value.numpy()
     wrong = ir.Value(name="wrong", const_value=ir.tensor(np.roll(tiles, 1, axis=1)), type=node.inputs[1].type)
     model.graph.register_initializer(wrong)
@@ -191,6 +191,35 @@ def test_weights_in_blocks_are_read_as_before(toy, tmp_path, scheme):
     ir.save(model, own.path.with_name("wrong.onnx"))
     with pytest.raises(ParityError, match="parts from what it replaced"):
         prove_replaced(plain.path, own.path.with_name("wrong.onnx"), canonical.cache, max_length=MAX_LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "wide", "keep", "products"),
+    [
+        ("w4", ("k_proj", "v_proj", "up_proj"), (), {"BlockLinear": [3, 1, 1], "GatedBlockLinear": [2]}),
+        ("w4", (), ("q_proj", "up_proj"), {"BlockLinear": [2, 1, 1, 1], "GatedBlockLinear": []}),
+        ("w8a8", (), ("v_proj",), {"IntegerLinear": [1, 1, 1, 1]}),
+    ],
+)
+def test_layers_of_several_widths_keep_their_attention_and_their_products(toy, tmp_path, scheme, wide, keep, products):
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    path = quantize(canonical.path, tmp_path / "model", canonical.cache, scheme, keep, wide=wide)
+    plain = build_ort(path, tmp_path / "plain", MAX_LENGTH)
+    own = build_kernels(plain.path, tmp_path / "kernels")
+    assert own.attention == 2
+    nodes = list(ir.load(own.path).graph)
+    for op_type, parts in products.items():  # of each of two layers
+        inputs = [len(node.inputs) // 2 if "Block" in op_type else 1 for node in nodes if node.op_type == op_type]
+        assert sorted(inputs) == sorted(parts * 2)
+    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+
+
+def test_an_int8_cache_is_written_from_keys_and_values_of_their_own(toy, tmp_path):
+    canonical = toy("llama", **FITTING)
+    path = quantize(canonical.path, tmp_path / "linears", canonical.cache, "w8a8", ("k_proj",))
+    plain, own, cache = with_int8_cache(path, tmp_path, canonical.cache, per_channel=True)
+    prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt2"])

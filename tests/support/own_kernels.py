@@ -13,7 +13,13 @@ from piston.runtime import kernels
 from piston.runtime.errors import Error
 from piston.runtime.kernels.compiling import COMPILERS, compile_library
 
-TYPES = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.int32): 6}
+TYPES = {
+    np.dtype(np.float32): 1,
+    np.dtype(np.uint8): 2,
+    np.dtype(np.int8): 3,
+    np.dtype(np.int32): 6,
+    np.dtype(np.int64): 7,
+}
 
 
 @functools.cache

@@ -16,14 +16,27 @@ from piston.runtime.manifest import FILE_NAME, CacheSpec, Manifest, record_files
 GRIDS = {"w8a8": Grid(8), "w8": Grid(8), "w8 block 32": Grid(8, 32), "w4": Grid(4, 32), "w4 block 128": Grid(4, 128)}
 
 
-def quantize(source: Path, out: Path, cache: CacheSpec, scheme: str, keep: Iterable[str] = (), rows=None) -> Path:
-    """Write out/model.onnx, `source` with its linears quantized but for lm_head and those whose name holds a `keep`."""
+def quantize(
+    source: Path,
+    out: Path,
+    cache: CacheSpec,
+    scheme: str,
+    keep: Iterable[str] = (),
+    *,
+    rows=None,
+    wide: Iterable[str] = (),
+) -> Path:
+    """Write out/model.onnx, `source` with its linears quantized but for lm_head and those whose name holds a `keep`.
+
+    Those whose name holds a `wide` have 8 bits, whatever the scheme says.
+    """
     model = ir.load(source)
     linears = [node for node in linears_of(model) if not any(part in node.name for part in ["lm_head", *keep])]
     scales = largest_activations(source, cache, linears, rows) if scheme == "w8a8" else {}
     weights = {
-        node.inputs[1].name: round_to_nearest(node.inputs[1].const_value.numpy().astype(np.float32), GRIDS[scheme])
+        node.inputs[1].name: round_to_nearest(node.inputs[1].const_value.numpy().astype(np.float32), grid)
         for node in linears
+        for grid in [dataclasses.replace(GRIDS[scheme], bits=8) if any(w in node.name for w in wide) else GRIDS[scheme]]
     }
     readers: dict[str, list[str]] = {}
     for node in linears:
@@ -38,7 +51,7 @@ def quantize(source: Path, out: Path, cache: CacheSpec, scheme: str, keep: Itera
 def quantize_model_dir(source: Path, out: Path, scheme: str, keep: Iterable[str] = (), rows=None) -> Path:
     """Write a model directory like `source`, quantized."""
     model = Manifest.read(source)
-    quantize(source / "model.onnx", out, model.cache, scheme, keep, rows)
+    quantize(source / "model.onnx", out, model.cache, scheme, keep, rows=rows)
     for path in source.iterdir():
         if path.name not in (FILE_NAME, "model.onnx", "model.onnx.data"):
             shutil.copyfile(path, out / path.name)

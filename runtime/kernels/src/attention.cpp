@@ -108,15 +108,15 @@ void part_of(const Attention& attention, const float* queries, int64_t cache, in
 
 void write_tokens(const Attention& attention, int64_t begin, int64_t end) {
   const int64_t dim = attention.head_dim, half = dim / 2, heads = attention.heads, kv_heads = attention.kv_heads;
-  const int64_t width = (heads + 2 * kv_heads) * dim;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t row = index / attention.seq, position = attention.start(row) + index % attention.seq;
-    const float* token = attention.packed + index * width;
+    const float *query = attention.query + index * attention.query_stride, *keys = attention.key + index * attention.key_stride;
+    const float* values = attention.value + index * attention.value_stride;
     for (int64_t head = 0; head < heads; ++head) {
       float* to = attention.queries + (index * heads + head) * dim;
       const int64_t channels = head / (heads / kv_heads) * dim;  // queries meet codes: they take the keys' scales
       for (int64_t channel = 0; channel < half; channel += kLanes) {
-        const Pair pair = rotated(attention, token + head * dim, position, channel);
+        const Pair pair = rotated(attention, query + head * dim, position, channel);
         __m512 low = _mm512_set1_ps(attention.scale), high = low;
         if (attention.keys.values == nullptr) {
           low = _mm512_mul_ps(low, _mm512_loadu_ps(attention.keys.scales + channels + channel));
@@ -128,7 +128,7 @@ void write_tokens(const Attention& attention, int64_t begin, int64_t end) {
     }
     for (int64_t head = 0; head < kv_heads; ++head) {
       const int64_t at = attention.at(row, head) + position * dim;
-      const float *key = token + (heads + head) * dim, *value = key + kv_heads * dim;
+      const float *key = keys + head * dim, *value = values + head * dim;
       for (int64_t channel = 0; channel < half; channel += kLanes) {
         const Pair pair = rotated(attention, key, position, channel);
         store_cached(attention.keys, at + channel, head * dim + channel, pair.low);
@@ -179,7 +179,7 @@ void merge_parts(const Attention& attention, int64_t row, int64_t token, int64_t
       if (attention.out != nullptr) {
         _mm512_storeu_ps(attention.out + at + i, sum);
       } else {
-        store_codes(attention.codes + at + i, sum, _mm512_set1_ps(attention.code_scale));
+        store_codes(attention.codes + at + i, sum, _mm512_set1_ps(attention.inverse_scale));
       }
     }
   }

@@ -12,7 +12,9 @@ struct Cache {
 };
 
 struct Attention {
-  const float* packed;  // [rows, seq, (heads + 2 kv_heads) * head_dim]
+  // Heads of token after token: [rows, seq, stride], of which the first heads * head_dim, or kv_heads * head_dim.
+  const float *query, *key, *value;
+  int64_t query_stride, key_stride, value_stride;
   Cache keys, values;
   const int32_t* last;      // [rows] position of the last new token
   const float *cos, *sin;   // [positions, head_dim / 2], or null: no rotation
@@ -20,7 +22,7 @@ struct Attention {
   float scale;
   float* out;  // [rows, seq, heads * head_dim] or null
   uint8_t* codes;
-  float code_scale;
+  float inverse_scale;
   float* queries;  // room for [rows, seq, heads, head_dim]: rotated and scaled
 
   int64_t start(int64_t row) const { return last[row] + 1 - seq; }

@@ -202,14 +202,16 @@ void attend_block(const Attention& attention, int64_t row, int64_t head, int64_t
   uint16_t* low = low_room.at_least<uint16_t>(kBlockTokens * stride);
   const uint16_t* items = reinterpret_cast<const uint16_t*>(tiles);
   const Tiles registers;
+  written_for_tiles();
   score(layout, query_high, query_low, items, length, scores);
   float inverse[kBlockTokens];
   for (int64_t t = 0; t < kBlockTokens; ++t) {
     const int64_t visible = attention.start(row) + first + (t < count ? t : 0) + 1;
     inverse[t] = 1.0f / weigh(scores + t * stride, visible, length, high + t * stride, low + t * stride);
   }
+  written_for_tiles();
   const int64_t kv_head = head / (attention.heads / attention.kv_heads);
-  const __m512 code_scale = _mm512_set1_ps(attention.code_scale);
+  const __m512 inverse_scale = _mm512_set1_ps(attention.inverse_scale);
   alignas(64) float sums[kBlockTokens * 4 * kLanes];
   for (int64_t column = 0; column < dim / kLanes; column += 4) {
     const int64_t more = dim / kLanes - column, columns = more < 4 ? more : 4;
@@ -223,7 +225,7 @@ void attend_block(const Attention& attention, int64_t row, int64_t head, int64_t
         if (attention.out != nullptr) {
           _mm512_storeu_ps(attention.out + at + i, sum);
         } else {
-          store_codes(attention.codes + at + i, sum, code_scale);
+          store_codes(attention.codes + at + i, sum, inverse_scale);
         }
       }
     }

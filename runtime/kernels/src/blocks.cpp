@@ -3,6 +3,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
 #include "blocks.h"
 
+#include "block_pairs.h"
 #include "simd.h"
 
 namespace piston {
@@ -11,72 +12,96 @@ namespace {
 constexpr int kMaxRows = 8;
 constexpr float kLargest = 127.0f;
 
-// Four codes of each row, times those of 16 columns.
-template <int Rows>
-void add_products(__m512i (&sums)[Rows], __m512i weights, const int8_t* codes, int64_t depth) {
-  for (int r = 0; r < Rows; ++r) {
-    int32_t word;
-    __builtin_memcpy(&word, codes + r * depth, sizeof word);
-    sums[r] = _mm512_dpbusd_epi32(sums[r], weights, _mm512_set1_epi32(word));
+// Weights of eight inputs by 16 columns: of the first four, and of the next.
+template <int Bits>
+void load_eight(const uint8_t* weights, int64_t k, __m512i (&eight)[2]) {
+  if constexpr (Bits == 8) {
+    eight[0] = _mm512_loadu_si512(weights + k * kLanes);
+    eight[1] = _mm512_loadu_si512(weights + (k + 4) * kLanes);
+  } else {
+    const __m512i both = _mm512_loadu_si512(weights + k * kLanes / 2), low = _mm512_set1_epi8(0x0F);
+    eight[0] = _mm512_and_si512(both, low);
+    eight[1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
   }
 }
 
 template <int Rows, int Bits>
-void tile_of(const BlockProduct& product, int64_t row, int64_t tile) {
-  const int64_t depth = product.depth;
-  const uint8_t* weights = product.weights + tile * depth * kLanes * Bits / 8;
-  const float* scales = product.scales + tile * product.blocks * kLanes;
-  const int8_t* codes = product.codes + row * depth;
-  __m512 totals[Rows];
+void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
+  // Two chains of sums where there are few rows: one alone would wait for its own additions.
+  constexpr int kChains = Rows <= 2 ? 2 : 1;
+  const uint8_t* weights = part.tile(tile, input.depth);
+  const float* scales = part.scales + tile * input.blocks * kLanes;
+  const int8_t* codes = input.codes + row * input.depth;
   for (auto& total : totals) total = _mm512_setzero_ps();
-  for (int64_t b = 0; b < product.blocks; ++b) {
-    __m512i sums[Rows];
-    for (int r = 0; r < Rows; ++r)
-      sums[r] = _mm512_set1_epi32(-product.input_sums[(row + r) * product.blocks + b]);
-    const int64_t rest = depth - b * product.block, count = rest < product.block ? rest : product.block;
-    const int64_t first = b * product.block, end = first + count;
-    if constexpr (Bits == 8) {
-      for (int64_t k = first; k < end; k += 4) add_products(sums, _mm512_loadu_si512(weights + k * kLanes), codes + k, depth);
-    } else {
-      const __m512i low = _mm512_set1_epi8(0x0F);
-      for (int64_t k = first; k < end; k += 8) {
-        const __m512i both = _mm512_loadu_si512(weights + k * kLanes / 2);
-        add_products(sums, _mm512_and_si512(both, low), codes + k, depth);
-        add_products(sums, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), codes + k + 4, depth);
+  for (int64_t b = 0; b < input.blocks; ++b) {
+    __m512i sums[Rows][kChains];
+    for (int r = 0; r < Rows; ++r) {
+      sums[r][kChains - 1] = _mm512_setzero_si512();
+      sums[r][0] = _mm512_set1_epi32(-part.zero() * input.sums[(row + r) * input.blocks + b]);
+    }
+    const int64_t first = b * input.block, rest = input.depth - first;
+    for (int64_t k = first; k < first + (rest < input.block ? rest : input.block); k += 8) {
+      __m512i eight[2];
+      load_eight<Bits>(weights, k, eight);
+      for (int half = 0; half < 2; ++half) {
+        for (int r = 0; r < Rows; ++r) {
+          int32_t word;
+          __builtin_memcpy(&word, codes + r * input.depth + k + 4 * half, sizeof word);
+          __m512i& sum = sums[r][half % kChains];
+          sum = _mm512_dpbusd_epi32(sum, eight[half], _mm512_set1_epi32(word));
+        }
       }
     }
     const __m512 scale = _mm512_loadu_ps(scales + b * kLanes);
     for (int r = 0; r < Rows; ++r) {
-      const __m512 by = _mm512_mul_ps(scale, _mm512_set1_ps(product.input_scales[(row + r) * product.blocks + b]));
-      totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), by, totals[r]);
+      const __m512i sum = kChains == 1 ? sums[r][0] : _mm512_add_epi32(sums[r][0], sums[r][kChains - 1]);
+      totals[r] = added(totals[r], sum, scale, input.scales[(row + r) * input.blocks + b]);
     }
   }
-  for (int r = 0; r < Rows; ++r) _mm512_storeu_ps(product.out + (row + r) * product.columns + tile * kLanes, totals[r]);
 }
 
-template <int Bits>
-void rows_of(const BlockProduct& product, int64_t row, int64_t count, int64_t tile) {
+template <int Rows>
+void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
+  if (part.bits == 8) {
+    totals_of<Rows, 8>(input, part, row, tile, totals);
+  } else {
+    totals_of<Rows, 4>(input, part, row, tile, totals);
+  }
+}
+
+template <int Rows>
+void pair_rows(const BlockProduct& product, const BlockPair& pair, int64_t row) {
+  __m512 left[Rows], right[Rows];
+  totals_of<Rows>(product.input, *pair.left, row, pair.left_tile, left);
+  if (pair.right != nullptr) {
+    totals_of<Rows>(product.input, *pair.right, row, pair.right_tile, right);
+  } else {
+    for (auto& total : right) total = _mm512_setzero_ps();
+  }
+  for (int r = 0; r < Rows; ++r) store_pair(product, pair, row + r, left[r], right[r]);
+}
+
+void rows_of(const BlockProduct& product, const BlockPair& pair, int64_t row, int64_t count) {
   switch (count) {
-    case 1: return tile_of<1, Bits>(product, row, tile);
-    case 2: return tile_of<2, Bits>(product, row, tile);
-    case 3: return tile_of<3, Bits>(product, row, tile);
-    case 4: return tile_of<4, Bits>(product, row, tile);
-    case 5: return tile_of<5, Bits>(product, row, tile);
-    case 6: return tile_of<6, Bits>(product, row, tile);
-    case 7: return tile_of<7, Bits>(product, row, tile);
-    default: return tile_of<kMaxRows, Bits>(product, row, tile);
+    case 1: return pair_rows<1>(product, pair, row);
+    case 2: return pair_rows<2>(product, pair, row);
+    case 3: return pair_rows<3>(product, pair, row);
+    case 4: return pair_rows<4>(product, pair, row);
+    case 5: return pair_rows<5>(product, pair, row);
+    case 6: return pair_rows<6>(product, pair, row);
+    case 7: return pair_rows<7>(product, pair, row);
+    default: return pair_rows<kMaxRows>(product, pair, row);
   }
 }
 
 }  // namespace
 
-void round_blocks(const BlockProduct& product, int64_t begin_row, int64_t end_row) {
-  const int zero = product.bits == 8 ? 128 : 8;
-  for (int64_t index = begin_row * product.blocks; index < end_row * product.blocks; ++index) {
-    const int64_t first = index % product.blocks * product.block, at = index / product.blocks * product.depth + first;
-    const int64_t rest = product.depth - first, block = rest < product.block ? rest : product.block;
-    const float* from = product.input + at;
-    int8_t* to = product.codes + at;
+void round_blocks(const BlockInput& input, int64_t begin_row, int64_t end_row) {
+  for (int64_t index = begin_row * input.blocks; index < end_row * input.blocks; ++index) {
+    const int64_t first = index % input.blocks * input.block, at = index / input.blocks * input.depth + first;
+    const int64_t rest = input.depth - first, block = rest < input.block ? rest : input.block;
+    const float* from = input.values + at;
+    int8_t* to = input.codes + at;
     __m512 largest = _mm512_setzero_ps();
     for (int64_t i = 0; i < block; i += kLanes) largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(from + i)));
     const float most = _mm512_reduce_max_ps(largest);
@@ -87,21 +112,32 @@ void round_blocks(const BlockProduct& product, int64_t begin_row, int64_t end_ro
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtsepi32_epi8(codes));
       sum = _mm512_add_epi32(sum, codes);
     }
-    product.input_scales[index] = most / kLargest;
-    product.input_sums[index] = zero * _mm512_reduce_add_epi32(sum);
+    input.scales[index] = most / kLargest;
+    input.sums[index] = _mm512_reduce_add_epi32(sum);
   }
 }
 
-void multiply_blocks(const BlockProduct& product, int64_t begin_tile, int64_t end_tile) {
-  for (int64_t tile = begin_tile; tile < end_tile; ++tile) {
-    for (int64_t row = 0; row < product.rows; row += kMaxRows) {
-      const int64_t left = product.rows - row;
-      const int64_t count = left < kMaxRows ? left : kMaxRows;
-      if (product.bits == 8) {
-        rows_of<8>(product, row, count, tile);
-      } else {
-        rows_of<4>(product, row, count, tile);
-      }
+void multiply_blocks_vnni(const BlockProduct& product, int64_t part, int64_t begin_pair, int64_t end_pair) {
+  for (int64_t index = begin_pair; index < end_pair; ++index) {
+    const BlockPair pair = pair_of(product, part, index);
+    for (int64_t row = 0; row < product.input.rows; row += kMaxRows) {
+      const int64_t left = product.input.rows - row;
+      rows_of(product, pair, row, left < kMaxRows ? left : kMaxRows);
+    }
+  }
+}
+
+void read_row(const BlockTable& table, int64_t row, float* out) {
+  const int64_t tile = row / kLanes, column = row % kLanes;
+  const uint8_t* codes = table.weights.tile(tile, table.depth) + column * 4;
+  const float* scales = table.weights.scales + tile * table.blocks * kLanes + column;
+  const __m128i zero = _mm_set1_epi32(table.weights.zero());
+  for (int64_t b = 0; b < table.blocks; ++b) {
+    const int64_t first = b * table.block, rest = table.depth - first;
+    const __m128 scale = _mm_set1_ps(scales[b * kLanes]);
+    for (int64_t k = first; k < first + (rest < table.block ? rest : table.block); k += 4) {
+      const __m128i word = _mm_cvtepu8_epi32(_mm_loadu_si32(codes + k * kLanes));
+      _mm_storeu_ps(out + k, _mm_mul_ps(_mm_cvtepi32_ps(_mm_sub_epi32(word, zero)), scale));
     }
   }
 }

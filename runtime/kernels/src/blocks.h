@@ -4,24 +4,50 @@
 
 namespace piston {
 
-struct BlockProduct {
-  const float* input;      // [rows, depth]
-  const uint8_t* weights;  // counted from 0. 8 bits: [columns / 16, depth / 4, 16, 4]. 4 bits: [columns / 16, depth / 8,
-                           // 16, 4] bytes, the first four inputs in the low halves, the next four in the high ones
-  const float* scales;     // [columns / 16, blocks, 16]
-  int64_t rows, depth, columns, blocks, block;  // the last block may be shorter
-  int bits;
-  float* out;  // [rows, columns]
-  // Room for the rounded input: codes [rows, depth], and for each block its scale and what counting the weights from 0
-  // adds to its products: 128 or 8 times the sum of its codes.
-  int8_t* codes;
-  float* input_scales;
-  int32_t* input_sums;
+// Activations, and room for what they are rounded to: row by row and block by block, by the largest of each block.
+struct BlockInput {
+  const float* values;  // [rows, depth]
+  int64_t rows, depth, blocks, block;  // the last block may be shorter
+  int8_t* codes;   // [rows, depth]
+  float* scales;   // [rows, blocks]
+  int32_t* sums;   // [rows, blocks] of codes
 };
 
-// Round the input, row by row and block by block, to INT8 by the largest of each block.
-void round_blocks(const BlockProduct& product, int64_t begin_row, int64_t end_row);
-// Compute tiles of 16 columns, for all rows.
-void multiply_blocks(const BlockProduct& product, int64_t begin_tile, int64_t end_tile);
+struct BlockWeights {
+  const uint8_t* codes;  // counted from 0. 8 bits: [tiles, depth / 4, 16, 4]. 4 bits: [tiles, depth / 8, 16, 4] bytes,
+                         // the first four inputs in the low halves, the next four in the high ones
+  const float* scales;   // [tiles, blocks, 16]
+  int64_t tiles;         // of 16 columns
+  int bits;
+  float* out;  // [rows, 16 * tiles]; of a gated pair the first's alone
+
+  int zero() const { return bits == 8 ? 128 : 8; }
+  const uint8_t* tile(int64_t index, int64_t depth) const { return codes + index * depth * 16 * bits / 8; }
+};
+
+constexpr int64_t kMostParts = 3;
+
+// Parts read one input. Either each gives its own, or there are two of them, a gate and what it gates: silu(gate) * up.
+struct BlockProduct {
+  BlockInput input;
+  BlockWeights parts[kMostParts];
+  bool is_gated;
+
+  // Tiles are computed two by two: neighbours of one part, or gate and up.
+  int64_t pairs(int64_t part) const { return is_gated ? parts[0].tiles : (parts[part].tiles + 1) / 2; }
+};
+
+void round_blocks(const BlockInput& input, int64_t begin_row, int64_t end_row);
+// Compute pairs of tiles of a part, for all rows. Both give the same bits; on the tile registers depth and block must be
+// multiples of 64.
+void multiply_blocks_vnni(const BlockProduct& product, int64_t part, int64_t begin_pair, int64_t end_pair);
+void multiply_blocks_amx(const BlockProduct& product, int64_t part, int64_t begin_pair, int64_t end_pair);
+
+// Rows of a table of 8 bits, which lie as a linear layer's columns do.
+struct BlockTable {
+  BlockWeights weights;
+  int64_t depth, blocks, block;
+};
+void read_row(const BlockTable& table, int64_t row, float* out);
 
 }  // namespace piston

@@ -17,7 +17,7 @@ inline void store(const Epilogue& epilogue, __m512 value, int64_t row, int64_t c
   if (epilogue.values != nullptr) {
     _mm512_storeu_ps(epilogue.values + at, value);
   } else {
-    store_codes(epilogue.codes + at, value, _mm512_set1_ps(epilogue.code_scale));
+    store_codes(epilogue.codes + at, value, _mm512_set1_ps(epilogue.inverse_scale));
   }
 }
 

@@ -12,7 +12,7 @@ struct Epilogue {
   bool is_gated;          // even tiles are gates, odd ones what they gate: silu(gate) * up
   float* values;          // [rows, width] or null
   uint8_t* codes;         // [rows, width] where values is null
-  float code_scale;
+  float inverse_scale;
   int64_t width;  // columns, half of them where gated
 };
 

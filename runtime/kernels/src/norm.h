@@ -6,7 +6,7 @@ namespace piston {
 
 struct Norm {
   const float *input, *skip, *weight;  // [rows, width] twice, [width]
-  float epsilon, code_scale;
+  float epsilon, inverse_scale;
   int64_t width;
   float* sum;      // [rows, width]
   uint8_t* codes;  // [rows, width]

@@ -7,6 +7,9 @@
 
 namespace piston {
 
+// GCC 12's intrinsics do not tell it what memory they read: without this it drops or moves what is written for them.
+inline void written_for_tiles() { __asm__ volatile("" ::: "memory"); }
+
 class Tiles {
  public:
   __attribute__((target("amx-tile"))) Tiles() {
@@ -16,6 +19,7 @@ class Tiles {
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } wanted;
+    written_for_tiles();
     _tile_loadconfig(&wanted);
   }
   __attribute__((target("amx-tile"))) ~Tiles() {

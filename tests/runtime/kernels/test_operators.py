@@ -1,6 +1,7 @@
 """Each operator against its definition in numpy, on the vector unit and, where the processor has them, on tiles."""
 
 import copy
+import itertools
 
 import numpy as np
 import onnxruntime
@@ -118,12 +119,16 @@ class Heads:
     def rounded(self, values, scales):
         return np.clip(np.rint(values / scales[:, None]), -128, 127).astype(np.int8)
 
-    def run(self, *, codes=False):
+    def run(self, *, codes=False, apart=False):
         name = f"Attention{'Int8' * self.int8}{'Codes' * codes}"
         scales = self.scales if self.int8 else [None, None]
         last = (self.past + self.seq - 1).astype(np.int32)
-        inputs = [self.packed, *self.caches, last, self.cos, self.sin, *scales]
-        return run_alone(name, [*inputs, SCALE] if codes else inputs, 3, num_heads=self.heads, scale=0.2)
+        heads = np.split(self.packed, np.cumsum([self.heads, self.kv_heads]) * self.dim, axis=-1)
+        query, *rest = heads if apart else [self.packed]
+        inputs = [query, *self.caches, last, self.cos, self.sin, *scales, SCALE if codes else None, *rest]
+        while inputs[-1] is None:
+            inputs.pop()
+        return run_alone(name, inputs, 3, num_heads=self.heads, scale=0.2)
 
     def rotated(self, head, position):
         low, high = head[..., : self.dim // 2].astype(np.float64), head[..., self.dim // 2 :].astype(np.float64)
@@ -189,6 +194,15 @@ def test_attention_gives_codes(level, seq):
     assert_codes(attention.run(codes=True)[0], attention.expected()[0], SCALE)
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("codes", [False, True], ids=["floats", "codes"])
+@pytest.mark.parametrize("seq", [1, 40])
+def test_attention_reads_heads_packed_or_apart(level, seq, codes, int8):
+    attention = Heads(2, seq, [90, 7], int8=int8)
+    for packed, apart in zip(attention.run(codes=codes), attention.run(codes=codes, apart=True), strict=True):
+        np.testing.assert_array_equal(apart, packed)
+
+
 def test_scores_of_any_size_stay_finite(level):
     attention = Heads(1, 40, [90])
     attention.packed *= 300
@@ -238,25 +252,83 @@ def nibbles(codes):
     return tiles[:, 0::2] | (tiles[:, 1::2] << 4)
 
 
+def blocks_of(rng, depth, width, block, bits):
+    """Codes [in, out] and scales [blocks, out], and both in tiles."""
+    codes = rng.integers(0, 2**bits, (depth, width), np.uint8)
+    scales = rng.uniform(0.001, 0.01, (-(-depth // block), width)).astype(np.float32)
+    tiles = nibbles(codes) if bits == 4 else tiled(codes.astype(np.int16)).astype(np.uint8)
+    return codes, scales, [tiles, scales.reshape(-1, width // 16, 16).transpose(1, 0, 2).copy()]
+
+
+def product_of(values, codes, scales, block, bits):
+    """Values [rows, in] rounded to INT8 block by block, times weights of that many bits."""
+    expected = np.zeros((len(values), codes.shape[1]))
+    for index, first in enumerate(range(0, len(codes), block)):
+        part = values[:, first : first + block].astype(np.float64)
+        step = np.abs(part).max(axis=-1, keepdims=True) / 127
+        rounded = np.rint(np.divide(part, step, where=step > 0, out=np.zeros_like(part))) * step
+        expected += rounded @ ((codes[first : first + block].astype(np.float64) - 2 ** (bits - 1)) * scales[index])
+    return expected
+
+
+def assert_near(found, expected):
+    assert np.abs(found - expected).max() < 2e-2 * np.abs(expected).max()  # one code on an edge
+    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+BLOCKS = [(1, 96, 32, 32), (3, 64, 48, 16), (11, 128, 16, 64), (2, 96, 16, 64), (33, 192, 48, 128), (70, 64, 32, 64)]
+
+
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize(
-    ("rows", "depth", "width", "block"), [(1, 96, 32, 32), (3, 64, 48, 16), (11, 128, 16, 64), (2, 96, 16, 64)]
-)
+@pytest.mark.parametrize(("rows", "depth", "width", "block"), BLOCKS)
 def test_a_product_by_blocks_rounds_its_input_block_by_block(level, rows, depth, width, block, bits):
     rng = np.random.default_rng(rows)
     values = rng.standard_normal((1, rows, depth)).astype(np.float32)
     values[0, 0, :block] = 0  # a block without any activation
-    codes = rng.integers(0, 2**bits, (depth, width), np.uint8)
-    scales = rng.uniform(0.001, 0.01, (-(-depth // block), width)).astype(np.float32)
-    tiles = nibbles(codes) if bits == 4 else tiled(codes.astype(np.int16)).astype(np.uint8)
-    by_tile = scales.reshape(-1, width // 16, 16).transpose(1, 0, 2).copy()
-    name = "BlockLinear4" if bits == 4 else "BlockLinear"
-    (found,) = run_alone(name, [values, tiles, by_tile], block_size=block)
-    expected = np.zeros((rows, width))
-    for index, first in enumerate(range(0, depth, block)):
-        part = values[0, :, first : first + block].astype(np.float64)
-        step = np.abs(part).max(axis=-1, keepdims=True) / 127
-        rounded = np.rint(np.divide(part, step, where=step > 0, out=np.zeros_like(part))) * step
-        expected += rounded @ ((codes[first : first + block].astype(np.float64) - 2 ** (bits - 1)) * scales[index])
-    assert np.abs(found[0] - expected).max() < 2e-2 * np.abs(expected).max()  # one code on an edge
-    assert np.linalg.norm(found[0] - expected) < 1e-3 * np.linalg.norm(expected)
+    codes, scales, stored = blocks_of(rng, depth, width, block, bits)
+    (found,) = run_alone("BlockLinear", [values, *stored], block_size=block)
+    assert_near(found[0], product_of(values[0], codes, scales, block, bits))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9, 40])
+def test_parts_of_several_widths_are_the_bits_of_each_alone(level, rows):
+    rng = np.random.default_rng(rows)
+    values = rng.standard_normal((1, rows, 192)).astype(np.float32)
+    parts = [blocks_of(rng, 192, width, 64, bits)[2] for width, bits in ((80, 4), (32, 8), (16, 8))]
+    together = run_alone("BlockLinear", [values, *itertools.chain(*parts)], 3, block_size=64)
+    for part, found in zip(parts, together, strict=True):
+        np.testing.assert_array_equal(found, run_alone("BlockLinear", [values, *part], block_size=64)[0])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("bits", [(4, 4), (4, 8), (8, 8)])
+def test_a_gated_product_by_blocks_is_silu_of_the_gate_times_up(level, rows, bits):
+    rng = np.random.default_rng(rows)
+    values = rng.standard_normal((1, rows, 128)).astype(np.float32)
+    gate, up = (blocks_of(rng, 128, 48, 64, each) for each in bits)
+    (found,) = run_alone("GatedBlockLinear", [values, *gate[2], *up[2]], block_size=64)
+    first, second = (product_of(values[0], *part[:2], 64, each) for part, each in zip((gate, up), bits, strict=True))
+    assert_near(found[0], first / (1 + np.exp(-first)) * second)
+
+
+def test_a_row_is_the_same_bits_on_tiles_as_alone(level):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((1, 45, 320)).astype(np.float32)
+    gate, up = (blocks_of(rng, 320, 48, 128, bits)[2] for bits in (4, 8))
+    for name, rest in (("BlockLinear", up), ("GatedBlockLinear", gate + up)):
+        (together,) = run_alone(name, [values, *rest], block_size=128)
+        for row in (0, 17, 31, 32, 44):
+            (alone,) = run_alone(name, [values[:, row : row + 1], *rest], block_size=128)
+            np.testing.assert_array_equal(together[:, row : row + 1], alone)
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_rows_of_a_table_are_their_codes_by_their_scales(level, count):
+    rng = np.random.default_rng(count)
+    codes, scales, stored = blocks_of(rng, 96, 48, 32, 8)
+    ids = rng.integers(0, 48, (1, count))
+    (found,) = run_alone("BlockRows", [ids, *stored], block_size=32)
+    table = ((codes.astype(np.float32) - 128) * np.repeat(scales, 32, axis=0)).T
+    np.testing.assert_array_equal(found, table[ids])
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside the table"):
+        run_alone("BlockRows", [np.array([[0, 48]]), *stored], block_size=32)

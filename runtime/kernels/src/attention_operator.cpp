@@ -1,0 +1,134 @@
+// Attention as ONNX Runtime calls it: what it reads and gives, and how its work is shared among threads.
+#include <cstring>
+
+#include "attention.h"
+#include "cpu.h"
+#include "kernel.h"
+#include "scratch.h"
+
+namespace piston {
+namespace {
+
+// One piece of work is some positions of one token: of a short past all, of a long one a share for each core. How a
+// token's past is cut depends on nothing but its length: it gets the same bits among others as alone.
+void attend_tokens(const Context& context, const Attention& attention) {
+  static thread_local Scratch room;
+  constexpr int64_t kWorth = 32;  // positions that are worth a piece of their own
+  const int64_t tokens = attention.rows * attention.seq, heads = attention.kv_heads, most = num_cores();
+  const int64_t stride = attention.heads / heads * (2 + attention.head_dim);
+  float* part = room.at_least<float>(static_cast<size_t>(tokens * heads * most * stride));
+  const auto length_of = [&](int64_t at) { return attention.start(at / attention.seq) + at % attention.seq + 1; };
+  const auto parts_of = [&](int64_t at) { return pieces(length_of(at), kWorth); };
+  const int64_t tasks = tokens == 1 ? parts_of(0) : tokens * most;
+  context.parallel(static_cast<size_t>(tasks), [&](size_t index) {
+    const int64_t at = static_cast<int64_t>(index) / most, p = static_cast<int64_t>(index) % most;
+    const int64_t length = length_of(at), parts = parts_of(at);
+    for (int64_t head = 0; head < heads && p < parts; ++head)
+      attend_part(attention, at / attention.seq, at % attention.seq, head, length * p / parts, length * (p + 1) / parts,
+                  part + ((at * heads + head) * most + p) * stride);
+  });
+  for (int64_t at = 0; at < tokens; ++at)
+    for (int64_t head = 0; head < heads; ++head)
+      merge_parts(attention, at / attention.seq, at % attention.seq, head, part + (at * heads + head) * most * stride,
+                  parts_of(at), stride);
+}
+
+void attend_blocks(const Context& context, const Attention& attention) {
+  static thread_local Scratch room;
+  for (int64_t row = 0; row < attention.rows; ++row) {
+    const int64_t key_blocks = (attention.length(row) + kBlockKeys - 1) / kBlockKeys;
+    const int64_t size = tiles_size(attention, attention.length(row));
+    uint8_t* tiles = room.at_least<uint8_t>(static_cast<size_t>(attention.kv_heads * size));
+    context.parallel(static_cast<size_t>(attention.kv_heads * key_blocks), [&](size_t index) {
+      const int64_t head = static_cast<int64_t>(index) / key_blocks;
+      make_tiles(attention, row, head, static_cast<int64_t>(index) % key_blocks, tiles + head * size);
+    });
+    const int64_t blocks = (attention.seq + kBlockTokens - 1) / kBlockTokens;
+    context.parallel(static_cast<size_t>(attention.heads * blocks), [&](size_t index) {
+      const int64_t head = static_cast<int64_t>(index) % attention.heads;
+      const int64_t block = blocks - 1 - static_cast<int64_t>(index) / attention.heads;  // the longest first
+      attend_block(attention, row, head, block, tiles + head / (attention.heads / attention.kv_heads) * size);
+    });
+  }
+}
+
+Cache cache_of(const Context& context, size_t index, size_t scale_at, const Tensor& past) {
+  const size_t item = past.type == ort::kInt8 ? 1 : 4;
+  size_t bytes = item;
+  for (size_t axis = 0; axis < past.rank; ++axis) bytes *= static_cast<size_t>(past.dims[axis]);
+  uint8_t* present = context.output<uint8_t>(index, past.dims, past.rank);
+  if (present != past.data) std::memcpy(present, past.data, bytes);
+  Cache cache{};
+  if (past.type == ort::kInt8) {
+    cache.codes = reinterpret_cast<int8_t*>(present);
+    cache.scales = context.data<float>(scale_at);
+  } else {
+    cache.values = reinterpret_cast<float*>(present);
+  }
+  return cache;
+}
+
+// Where queries, keys and values of each token lie: side by side in one tensor, or in three.
+bool find_heads(const Context& context, const Tensor& query, Attention* call) {
+  const int64_t width = call->heads * call->head_dim, kv_width = call->kv_heads * call->head_dim;
+  call->query_stride = query.dims[2];
+  const Tensor key = context.input(9), value = context.input(10);
+  if (key.is_given() != value.is_given()) return false;
+  if (!key.is_given()) {
+    call->key_stride = call->value_stride = query.dims[2];
+    call->key = call->query + width;
+    call->value = call->key + kv_width;
+    return query.dims[2] == width + 2 * kv_width;
+  }
+  call->key = key.as<float>();
+  call->value = value.as<float>();
+  call->key_stride = call->value_stride = kv_width;
+  return query.dims[2] == width && key.last() == kv_width && value.last() == kv_width && key.rows() == query.rows() &&
+         value.rows() == query.rows();
+}
+
+}  // namespace
+
+ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gives_codes) {
+  // query or all three packed, past key, past value, last, cos, sin, [key scales], [value scales], [code_scale], [key],
+  // [value] -> out, present key, present value
+  static thread_local Scratch queries;
+  const Tensor query = context.input(0), past_key = context.input(1), past_value = context.input(2), last = context.input(3);
+  if (query.rank != 3 || past_key.rank != 4) return context.failure("piston: attention takes [batch, seq, width] and a cache of rank 4");
+  Attention call{};
+  call.query = query.as<float>();
+  call.rows = query.dims[0];
+  call.seq = query.dims[1];
+  call.heads = kernel.integer;
+  call.kv_heads = past_key.dims[1];
+  call.capacity = past_key.dims[2];
+  call.head_dim = past_key.dims[3];
+  call.scale = kernel.real;
+  call.last = last.as<int32_t>();
+  call.cos = context.data<float>(4);
+  call.sin = context.data<float>(5);
+  if (!find_heads(context, query, &call) || call.head_dim % 32 != 0 || past_key.dims[0] != call.rows)
+    return context.failure("piston: heads and cache do not fit");
+  for (int64_t row = 0; row < call.rows; ++row)
+    if (call.start(row) < 0 || call.length(row) > call.capacity) return context.failure("piston: lengths lie outside the cache");
+  call.keys = cache_of(context, 1, 6, past_key);
+  call.values = cache_of(context, 2, 7, past_value);
+  const int64_t dims[3] = {call.rows, call.seq, call.heads * call.head_dim};
+  if (gives_codes) {
+    call.inverse_scale = 1.0f / *context.data<float>(8);
+    call.codes = context.output<uint8_t>(0, dims, 3);
+  } else {
+    call.out = context.output<float>(0, dims, 3);
+  }
+  const int64_t tokens = call.rows * call.seq;
+  call.queries = queries.at_least<float>(static_cast<size_t>(tokens * dims[2]));
+  share(context, tokens, pieces(tokens, 16), [&](int64_t begin, int64_t end) { write_tokens(call, begin, end); });
+  if (level() == kAmx && call.seq > kBlockTokens) {
+    attend_blocks(context, call);
+  } else {
+    attend_tokens(context, call);
+  }
+  return nullptr;
+}
+
+}  // namespace piston

@@ -1,0 +1,108 @@
+// Linear layers by blocks, and tables of that form, as ONNX Runtime calls them.
+#include <cstring>
+
+#include "blocks.h"
+#include "cpu.h"
+#include "kernel.h"
+#include "scratch.h"
+
+namespace piston {
+namespace {
+
+constexpr int64_t kLanes = 16, kTileDepth = 64;  // columns of a tile; what a tile register takes of the depth
+
+// Weights [tiles, depth / 4 or 8, 64] and scales [tiles, blocks, 16] at inputs `index` and the next; whether they fit.
+bool find_weights(const Context& context, size_t index, int64_t depth, int64_t blocks, BlockWeights* found) {
+  const Tensor weights = context.input(index), scales = context.input(index + 1);
+  if (weights.rank != 3 || scales.rank != 3 || weights.dims[2] != 64 || scales.dims[2] != kLanes) return false;
+  found->codes = weights.as<uint8_t>();
+  found->scales = scales.as<float>();
+  found->tiles = weights.dims[0];
+  found->bits = weights.dims[1] * 4 == depth ? 8 : 4;
+  return weights.dims[1] * 32 == depth * found->bits && scales.dims[0] == found->tiles && scales.dims[1] == blocks;
+}
+
+// A pair of few rows is part of a stream of weights, one for each core; of many it is a piece of work.
+void multiply(const Context& context, const BlockProduct& product, int64_t num_parts) {
+  const BlockInput& input = product.input;
+  const bool many = input.rows > 8;
+  const bool on_tiles = many && level() == kAmx && input.depth % kTileDepth == 0 && input.block % kTileDepth == 0;
+  const auto multiply_part = on_tiles ? multiply_blocks_amx : multiply_blocks_vnni;
+  int64_t pairs = 0;
+  for (int64_t part = 0; part < num_parts; ++part) pairs += product.pairs(part);
+  const int64_t count = many ? pairs : pieces(pairs, 2);
+  context.parallel(static_cast<size_t>(count), [&](size_t index) {
+    int64_t at = static_cast<int64_t>(index);
+    for (int64_t part = 0; part < num_parts; ++part) {
+      const int64_t size = product.pairs(part);
+      if (!many) {
+        multiply_part(product, part, size * at / count, size * (at + 1) / count);
+      } else if (at >= 0 && at < size) {
+        multiply_part(product, part, at, at + 1);
+      }
+      if (many) at -= size;
+    }
+  });
+}
+
+}  // namespace
+
+ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated) {
+  // input, weights and scales of one to three parts, or of gate and up -> one output of each part, or of both
+  static thread_local Scratch codes, scales, sums;
+  const Tensor given = context.input(0);
+  BlockProduct product{};
+  BlockInput& input = product.input;
+  product.is_gated = is_gated;
+  input.values = given.as<float>();
+  input.rows = given.rows();
+  input.depth = given.last();
+  input.block = kernel.integer;
+  if (given.rank < 1 || input.block <= 0 || input.block % kLanes != 0 || input.depth % kLanes != 0)
+    return context.failure("piston: the input of a linear layer does not fit its blocks");
+  input.blocks = (input.depth + input.block - 1) / input.block;
+  const int64_t num_parts = static_cast<int64_t>(context.num_inputs() / 2);
+  if (num_parts > kMostParts || (is_gated && num_parts != 2)) return context.failure("piston: a linear layer has no such parts");
+  int64_t dims[kMaxRank];
+  std::memcpy(dims, given.dims, sizeof dims);
+  for (int64_t part = 0; part < num_parts; ++part) {
+    BlockWeights& weights = product.parts[part];
+    if (!find_weights(context, static_cast<size_t>(1 + 2 * part), input.depth, input.blocks, &weights) ||
+        (is_gated && weights.tiles != product.parts[0].tiles))
+      return context.failure("piston: input, weights and blocks of a linear layer do not fit");
+    dims[given.rank - 1] = weights.tiles * kLanes;
+    if (part == 0 || !is_gated) weights.out = context.output<float>(static_cast<size_t>(part), dims, given.rank);
+  }
+  if (input.rows == 0) return nullptr;
+  input.codes = codes.at_least<int8_t>(static_cast<size_t>(input.rows * input.depth));
+  input.scales = scales.at_least<float>(static_cast<size_t>(input.rows * input.blocks));
+  input.sums = sums.at_least<int32_t>(static_cast<size_t>(input.rows * input.blocks));
+  share(context, input.rows, pieces(input.rows, 16), [&](int64_t begin, int64_t end) { round_blocks(input, begin, end); });
+  multiply(context, product, is_gated ? 1 : num_parts);
+  return nullptr;
+}
+
+ort::Status* run_block_rows(const Context& context, const Kernel& kernel) {
+  // ids, weights [tiles, depth / 4, 64], scales [tiles, blocks, 16] -> rows of the table
+  const Tensor ids = context.input(0), weights = context.input(1);
+  BlockTable table{};
+  table.block = kernel.integer;
+  table.depth = weights.dims[1] * 4;
+  if (weights.rank != 3 || ids.rank + 1 > kMaxRank || table.block <= 0 || table.block % 4 != 0)
+    return context.failure("piston: ids and table do not fit");
+  table.blocks = (table.depth + table.block - 1) / table.block;
+  if (!find_weights(context, 1, table.depth, table.blocks, &table.weights)) return context.failure("piston: a table does not fit its blocks");
+  int64_t dims[kMaxRank] = {}, count = 1;
+  for (size_t axis = 0; axis < ids.rank; ++axis) count *= dims[axis] = ids.dims[axis];
+  dims[ids.rank] = table.depth;
+  for (int64_t at = 0; at < count; ++at)
+    if (ids.as<int64_t>()[at] < 0 || ids.as<int64_t>()[at] >= table.weights.tiles * kLanes)
+      return context.failure("piston: an id lies outside the table");
+  float* out = context.output<float>(0, dims, ids.rank + 1);
+  share(context, count, pieces(count, 64), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) read_row(table, ids.as<int64_t>()[at], out + at * table.depth);
+  });
+  return nullptr;
+}
+
+}  // namespace piston

@@ -1,0 +1,67 @@
+// Linear layers and norms as ONNX Runtime calls them: what they read and give, and how their work is shared.
+#include <cstring>
+
+#include "cpu.h"
+#include "kernel.h"
+#include "linear.h"
+#include "norm.h"
+
+namespace piston {
+
+ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated) {
+  // codes, weights [columns / 16, depth / 4, 64], offset, scale, [bias], [code_scale]
+  const Tensor codes = context.input(0), weights = context.input(1);
+  if (codes.rank < 1 || weights.rank != 3) return context.failure("piston: codes or weights of a linear layer have no such rank");
+  Product product{};
+  product.codes = codes.as<uint8_t>();
+  product.weights = weights.as<int8_t>();
+  product.rows = codes.rows();
+  product.depth = codes.last();
+  product.columns = weights.dims[0] * 16;
+  if (weights.dims[1] * 4 != product.depth || product.depth % 64 != 0)
+    return context.failure("piston: codes and weights of a linear layer do not fit");
+  if (is_gated && weights.dims[0] % 2 != 0) return context.failure("piston: a gated layer has an odd number of tiles");
+  Epilogue& epilogue = product.epilogue;
+  epilogue.offset = context.data<int32_t>(2);
+  epilogue.scale = context.data<float>(3);
+  epilogue.bias = is_gated ? nullptr : context.data<float>(4);
+  epilogue.is_gated = is_gated;
+  epilogue.width = is_gated ? product.columns / 2 : product.columns;
+  int64_t dims[kMaxRank];
+  std::memcpy(dims, codes.dims, sizeof dims);
+  dims[codes.rank - 1] = epilogue.width;
+  if (gives_codes) {
+    epilogue.inverse_scale = 1.0f / *context.data<float>(4);
+    epilogue.codes = context.output<uint8_t>(0, dims, codes.rank);
+  } else {
+    epilogue.values = context.output<float>(0, dims, codes.rank);
+  }
+  if (product.rows == 0) return nullptr;
+  const int64_t strips = (weights.dims[0] + 1) / 2;
+  const bool on_tiles = level() == kAmx && product.rows > 8;
+  // Few rows: one piece a core, since each is a stream of weights. Many: small pieces, since cores differ in progress.
+  const int64_t most = on_tiles ? strips : num_cores();
+  const auto multiply = on_tiles ? multiply_amx : multiply_vnni;
+  share(context, strips, strips < most ? strips : most, [&](int64_t begin, int64_t end) { multiply(product, begin, end); });
+  return nullptr;
+}
+
+ort::Status* run_norm(const Context& context, const Kernel& kernel) {
+  // input, skip, weight, code_scale -> codes, sum
+  const Tensor input = context.input(0);
+  Norm norm{};
+  norm.input = input.as<float>();
+  norm.skip = context.data<float>(1);
+  norm.weight = context.data<float>(2);
+  norm.inverse_scale = 1.0f / *context.data<float>(3);
+  norm.epsilon = kernel.real;
+  norm.width = input.last();
+  if (norm.width % 16 != 0) return context.failure("piston: the width of a norm is no multiple of 16");
+  norm.codes = context.output<uint8_t>(0, input.dims, input.rank);
+  norm.sum = context.output<float>(1, input.dims, input.rank);
+  const int64_t rows = input.rows();
+  share(context, rows, pieces(rows, 16), [&](int64_t begin, int64_t end) { norm_rows(norm, begin, end); });
+  return nullptr;
+}
+
+}  // namespace piston
