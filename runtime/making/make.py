@@ -12,7 +12,7 @@ from typing import Any
 
 from piston.runtime.bench.baseline import Reference, read_reference
 from piston.runtime.console import note
-from piston.runtime.errors import BundleError, Error, OutputExistsError
+from piston.runtime.errors import BundleError, Error, MisuseError, OutputExistsError
 from piston.runtime.making.cache import Cache, Entry
 from piston.runtime.making.changes import judge_changes
 from piston.runtime.making.child import Outcome, Runner, run_verb
@@ -227,7 +227,10 @@ def _baseline(recipe: Recipe, base: Path) -> Reference | None:
     stated = (recipe.bench or {}).get("baseline")
     if stated is None:
         return None
-    return dataclasses.replace(read_reference(base / stated), path=str(Path(stated)))
+    reference = read_reference(base / stated)
+    if reference.side is not None:
+        raise MisuseError(f"bench.baseline {stated} is a virtual environment; give a bundle, or the JSON of a run.")
+    return dataclasses.replace(reference, path=str(Path(stated)))
 
 
 def _is_same(source: Path, bundle: Path, manifest: Manifest) -> bool:

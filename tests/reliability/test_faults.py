@@ -1,9 +1,11 @@
 """Kills, full disks and directories that cannot be used: a few here, hundreds by scripts/fault_injection.py."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from piston.runtime.making.make import MakeOptions, make
 from piston.runtime.making.recipe import read_recipe
 from piston.runtime.manifest import Manifest
 
+NOBODY = 65534
 SCRIPT = Path(__file__).parents[2] / "scripts/fault_injection.py"
 
 
@@ -107,6 +110,47 @@ def test_a_read_only_output_is_our_error_and_keeps_what_was_made(tmp_path):
         commands.calls.clear()
         assert run(recipe, tmp_path / "cache", commands).is_published
     assert commands.calls == []
+
+
+def as_nobody(work):
+    """Run in a child that permissions bind, as they do not bind root; the words of the error of ours, or nothing."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            if os.geteuid() == 0:
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            try:
+                work()
+            except (Error, OSError) as problem:  # what the command line tells in a line
+                os.write(writing, str(problem).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as said:
+        text = said.read().decode()
+    assert os.waitpid(pid, 0)[1] == 0, "neither done nor an error that is told"
+    return text
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "recipe.toml", "rows.txt", "cache", "cache/build", "cache/build/*"])
+def test_what_cannot_be_read_is_told_or_made_again_and_the_old_bundle_stays(name):
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        recipe = write_recipe(home / "place")
+        for path in (home, *home.rglob("*")):
+            os.chown(path, NOBODY, NOBODY) if os.geteuid() == 0 else None
+        work = functools.partial(run, recipe, recipe.parent / "cache", Commands())
+        assert as_nobody(work) == ""
+        (hidden,) = [path for path in recipe.parent.glob(name) if not path.name.startswith(".")]
+        mode = hidden.stat().st_mode
+        hidden.chmod(0)
+        assert as_nobody(work) != ""
+        Manifest.read(recipe.parent / "out/bundle").verify(recipe.parent / "out/bundle")
+        hidden.chmod(mode)
+        assert as_nobody(work) == ""
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "recipe.toml"])
