@@ -96,12 +96,12 @@ class Ground:
         return {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
 
     def size(self, kept: Kept) -> int:
-        """Bytes of all weights with these linears in float and the others in integers."""
+        """Bytes of all weights with these linears kept and the others in integers."""
         recorded = self.graph.manifest.files.get(DATA) or self.graph.manifest.files[MODEL]
         saved = 0
         for name, work in self.work.items():
-            if name not in kept:
-                weight = self.prepared.weights[name]
+            weight = self.prepared.kept.get(name) if name in kept else self.prepared.weights[name]
+            if weight is not None:
                 saved += FLOAT_BYTES * work - work * weight.grid.bits // 8 - weight.scales.nbytes
         return recorded.size - saved
 

@@ -19,6 +19,7 @@ from piston.calibration.kv import RoundCachePass, Scales, cache_steps, observe_c
 from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import HEAD, Recipe
 from piston.calibration.saturation import Saturated, saturations
+from piston.calibration.size import Size, asked_bytes, got_bytes
 from piston.calibration.tables import QuantizeTablesPass
 from piston.calibration.weight_only import round_weights
 from piston.runtime.bundle import Bundle
@@ -41,12 +42,14 @@ class CheckOptions:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What came out: which linears are quantized and which were kept in float, and what was measured."""
+    """What came out: which linears are quantized and which were kept, and what was measured."""
 
     manifest: Manifest
     recipe: Recipe  # settled: it gives the same model again from the same data, without measuring what to keep
     quantized: list[str]
-    kept: list[str]
+    kept: list[str]  # their activations are in float
+    weight_only: list[str]  # of these, those whose weights are in INT8 all the same
+    size: Size
     sensitivity: dict[str, float]  # w8a8: each linear's error in INT8, worst first
     check: Check
     spent: Spent | None  # on a budget
@@ -155,6 +158,7 @@ class _Calibration:
         """Quantize, write the model directory into `work`, and check it there."""
         with self.progress.phase(f"quantizing to {self.recipe.shown_scheme}"):
             prepared = self._prepare(scratch)
+            asked = asked_bytes(self.graph.model.graph, self.graph.linears, self.recipe)
             measures_cache = self.recipe.kv == "int8" and not self.recipe.kv_scales
             if self.budget is not None or measures_cache or self.count_saturations:
                 self.graph.save_float(scratch / PREPARED)  # smoothing moves the values: measure it as it will be
@@ -163,6 +167,7 @@ class _Calibration:
             spared = self._spared(prepared, spent)
             saturated = self._saturated(prepared, scales, scratch)
             names = prepared.insert(self.graph, set(prepared.weights) - set(spared))
+            weight_only = [name for name in prepared.kept if name not in names]
             names += self._round_tables()
             if scales:
                 RoundCachePass(scales, self.graph.manifest.cache)(self.graph.model)
@@ -171,6 +176,7 @@ class _Calibration:
         settled = dataclasses.replace(
             self.recipe,
             spared=spared,
+            kept=self.recipe.stores_kept if self.recipe.scheme == "w8a8" else None,
             kv_scales=scales,
             model=self.graph.sha256,
         )
@@ -179,15 +185,20 @@ class _Calibration:
             "recipe": settled.to_json(),
             "data": None if self.rows is None else self.rows.to_json(),
             "sensitivity": errors,
+            "weight_only": weight_only,
             "budget": None if spent is None else spent.to_json(),
         }
         with self.progress.phase("writing"):
             manifest = self.graph.publish(work, self.recipe.shown_scheme, record)
+        size = Size(asked, got_bytes(manifest))
+        record["size"] = dataclasses.asdict(size)
+        del prepared
+        self.graph.release()  # the check loads two models
         found = self._check(work)
         made_by = {**manifest.made_by, "calibration": {**record, "check": found.to_json()}}
         manifest = dataclasses.replace(manifest, made_by=made_by)
         manifest.write(work)
-        return Calibrated(manifest, settled, names, kept, errors, found, spent, saturated)
+        return Calibrated(manifest, settled, names, kept, weight_only, size, errors, found, spent, saturated)
 
     def _prepare(self, scratch: Path) -> Prepared:
         graph, recipe, progress = self.graph, self.recipe, self.progress

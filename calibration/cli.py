@@ -1,6 +1,7 @@
 """The `calibrate` verb."""
 
 import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ from piston.runtime.errors import MisuseError
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
 CHANGES = (
-    *("scheme", "block", "rounding", "method", "no_smooth", "keep", "keep_worst", "int8", "embedding", "head"),
+    *("scheme", "block", "rounding", "method", "no_smooth", "keep", "kept", "keep_worst", "int8", "embedding", "head"),
     *("kv", "kv_granularity", "budget"),
 )
 SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--method", choices=get_args(Method), help="activation range (default minmax)")
     recipe.add_argument("--no-smooth", action="store_true", help="leave activation outliers where they are")
     recipe.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="linears to leave in float")
+    recipe.add_argument(
+        "--kept", choices=get_args(Storage), help="how weights of linears kept are stored (w8a8: int8; else float)"
+    )
     recipe.add_argument(
         "--int8",
         action="append",
@@ -112,7 +116,11 @@ def run(arguments: argparse.Namespace) -> int:
     size = sum(record.size for record in result.manifest.files.values())
     print_text(
         f"{arguments.output}: {result.manifest.model.scheme}, {len(result.quantized)} linears quantized, "
-        f"{len(result.kept)} in float, {size / 1e6:,.0f} MB"
+        f"{_kept_text(result)}, {size / 1e6:,.0f} MB"
+    )
+    print_text(
+        f"  weights: {result.size.got / 1e6:,.1f} MB, {result.size.asked / 1e6:,.1f} MB promised by the scheme's bits "
+        f"({result.size.excess:+.1%})"
     )
     print_text(f"  checked: {summary(result.check.near)}")
     if result.check.far is not None:
@@ -124,9 +132,15 @@ def run(arguments: argparse.Namespace) -> int:
             f"{len(spent.points)} models measured in {spent.seconds:.0f} s{how}"
         )
     for name, error in list(result.sensitivity.items())[:SHOWN]:
-        state = "kept in float" if name in result.kept else "quantized"
+        state = "kept with INT8 weights" if name in result.weight_only else "kept in float"
+        state = "quantized" if name in result.quantized else state
         print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}, {state}")
     return 0
+
+
+def _kept_text(result: Calibrated) -> str:
+    alone = len(result.weight_only)
+    return (f"{alone} with weights alone in INT8, " if alone else "") + f"{len(result.kept) - alone} in float"
 
 
 def budget_of(arguments: argparse.Namespace) -> Budget | None:
@@ -166,6 +180,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         method=arguments.method or "minmax",
         smooth=not arguments.no_smooth,
         keep=tuple(arguments.keep),
+        kept=arguments.kept,
         int8=_int8(arguments.int8),
         embedding=arguments.embedding or "float",
         head=arguments.head or "float",
@@ -188,6 +203,8 @@ def to_json(output: Path, result: Calibrated) -> dict[str, object]:
         "scheme": result.manifest.model.scheme,
         "quantized": result.quantized,
         "kept": result.kept,
+        "weight_only": result.weight_only,
+        "size": dataclasses.asdict(result.size),
         "sensitivity": result.sensitivity,
         "budget": None if result.spent is None else result.spent.to_json(),
         "check": result.check.to_json(),

@@ -69,6 +69,11 @@ class ModelGraph:
         ir.save(self.model, directory / MODEL, external_data=DATA)
         dataclasses.replace(self.manifest, files=record_files(directory)).write(directory)
 
+    def release(self) -> None:
+        """Give the weights' memory back; only what lies on disk is left."""
+        self.model.graph.initializers.clear()
+        self.linears.clear()
+
     def publish(self, work: Path, scheme: str, calibration: Mapping[str, Any]) -> Manifest:
         """Write the quantized model directory into `work`."""
         for name in BESIDE:

@@ -17,17 +17,24 @@ class Prepared:
     """
 
     weights: Mapping[str, Quantized]  # by the linear's name
+    kept: Mapping[str, Quantized] = field(default_factory=dict)  # what a linear has that is not chosen; else its floats
     scales: Mapping[str, float] = field(default_factory=dict)  # of activations, by the name of what linears read
     errors: Mapping[str, float] = field(default_factory=dict)  # of each linear's output, see `sensitivity`; worst first
 
     def insert(self, graph: ModelGraph, chosen: Container[str]) -> list[str]:
-        """Write Q/DQ into the graph for the chosen linears; returns their names in the order of the graph."""
+        """Write Q/DQ into the graph for the chosen linears; returns their names in the order of the graph.
+
+        Others get a weight of `kept` where there is one, and read their activations in float.
+        """
         linears = [linear for linear in graph.linears if linear.name in self.weights and linear.name in chosen]
         readers: dict[str, list[str]] = {}
         for linear in linears:
             if linear.input_name in self.scales:
                 readers.setdefault(linear.input_name, []).append(linear.matmul.name or "")
+        names = {linear.name for linear in linears}
+        alone = [linear for linear in graph.linears if linear.name in self.kept and linear.name not in names]
         weights = {linear.weight.name or "": self.weights[linear.name] for linear in linears}
+        weights |= {linear.weight.name or "": self.kept[linear.name] for linear in alone}
         QuantizeWeightsPass(weights)(graph.model)
         QuantizeActivationsPass({name: self.scales[name] for name in readers}, readers)(graph.model)
         return [linear.name for linear in linears]

@@ -36,6 +36,8 @@ class Recipe:
         keep: linears that stay in float, by module path or pattern; nothing else reckons with their rounding.
         spared: linears that stay in float too, by module path, where all others are rounded as if they did not: what a
             budget or a ranking found once everything was rounded.
+        kept: how the weights of both are stored: int8 as w8 has them, their activations in float (w8a8: where None is
+            given), or float.
         int8: linears that get eight bits where the others get four, by module path or pattern (w4); None for the
             narrow ones, see `is_narrow`.
         embedding: how the table of embeddings is stored.
@@ -53,6 +55,7 @@ class Recipe:
     smooth: bool = True
     keep: tuple[str, ...] = ()
     spared: tuple[str, ...] = ()
+    kept: Storage | None = None
     int8: tuple[str, ...] | None = None
     embedding: Storage = "float"
     head: Storage = "float"
@@ -77,11 +80,18 @@ class Recipe:
             raise MisuseError("w4 needs --block 32, 64 or 128: four bits are too few for one scale a channel.")
         if self.int8 and self.scheme != "w4":
             raise MisuseError(f"--int8 gives linears of w4 eight bits; {self.scheme} has no others.")
-        for part in (self.embedding, self.head):
-            if part not in get_args(Storage):
-                raise MisuseError(f"No embedding or lm_head in {part!r}; {' or '.join(get_args(Storage))}.")
+        self._check_storage()
         self._check_cache()
         _ = self.grid
+
+    def _check_storage(self) -> None:
+        if self.kept == "int8" and self.scheme != "w8a8":
+            raise MisuseError(f"--kept int8 is of w8a8, where activations hurt and weights do not; not {self.scheme}.")
+        for part in (self.embedding, self.head, self.kept or "float"):
+            if part not in get_args(Storage):
+                raise MisuseError(
+                    f"No embedding, lm_head or kept linear in {part!r}; {' or '.join(get_args(Storage))}."
+                )
 
     def _check_cache(self) -> None:
         if self.kv not in get_args(CacheKind) or self.kv_granularity not in GRANULARITIES:
@@ -115,6 +125,11 @@ class Recipe:
     def grid(self) -> Grid:
         """Of the weights."""
         return Grid(4 if self.scheme == "w4" else 8, self.block)
+
+    @property
+    def stores_kept(self) -> Storage:
+        """How the weights of linears that are kept are stored."""
+        return self.kept or ("int8" if self.scheme == "w8a8" else "float")
 
     def grid_of(self, linear: Linear) -> Grid:
         """Of one linear's weights."""

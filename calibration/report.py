@@ -23,10 +23,8 @@ def page_of(result: Calibrated) -> str:
     """The whole document."""
     model = result.manifest.model
     title = f"{escape(model.name)}: quantized to {escape(model.scheme)}"
-    size = sum(record.size for record in result.manifest.files.values())
-    in_float = sum(name != HEAD for name in result.kept)
     body = [
-        f"<p>{len(result.quantized)} linears in integers, {in_float} of the layers in float; {size / 1e6:,.0f} MB.</p>",
+        *_summary(result),
         *_check(result),
         *_sensitivity(result),
         *([] if result.spent is None else _search(result.spent)),
@@ -36,6 +34,21 @@ def page_of(result: Calibrated) -> str:
         f'<p class="soft">Written by piston calibrate, Piston {escape(version("piston"))}.</p>',
     ]
     return document(title, body, EXTRA)
+
+
+def _summary(result: Calibrated) -> list[str]:
+    alone = len(result.weight_only)
+    in_float = sum(name != HEAD for name in result.kept) - alone
+    whole = sum(record.size for record in result.manifest.files.values())
+    size = result.size
+    sizes = (
+        f"{whole / 1e6:,.0f} MB, {size.got / 1e6:,.1f} of them weights, where the bits of the scheme promise "
+        f"{size.asked / 1e6:,.1f} ({size.excess:+.1%})."
+    )
+    return [
+        f"<p>{len(result.quantized)} linears in integers, {alone} with weights alone, {in_float} layers in float.</p>",
+        f"<p>{sizes}</p>",
+    ]
 
 
 def _check(result: Calibrated) -> list[str]:
@@ -171,7 +184,10 @@ def _kept(result: Calibrated) -> list[str]:
         rows.append((f"<code>{escape(name)}</code>", [escape(why)]))
     if result.manifest.model.scheme.startswith("fp"):
         return []
-    return ["<h2>What stays in float, and why</h2>", *table(["linear", "why"], rows)]
+    heading = "What stays in float, and why"
+    if result.weight_only:
+        heading = "Whose activations stay in float, and why"
+    return [f"<h2>{heading}</h2>", *table(["linear", "why"], rows)]
 
 
 def _saturations(saturated: Mapping[str, Saturated]) -> list[str]:

@@ -1,7 +1,8 @@
 """A prepared float graph in which any linears can be quantized and back, without loading it again.
 
 Codes are multiplied in float: Q/DQ as it is written. Every weight is an input that has a default, and is given
-dequantized where its linear is quantized; an activation passes its pair or not by a flag of the linear that reads it.
+dequantized where its linear is quantized, or kept with weights in INT8; an activation passes its pair or not by a flag
+of the linear that reads it.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from piston.calibration.kv import RoundCachePass, Scales
 from piston.calibration.linears import Linear, find_linears
 from piston.calibration.prepared import Prepared
 from piston.calibration.qdq import QuantizeActivationsPass, initializer
+from piston.calibration.rounding import Quantized
 from piston.runtime.manifest import CacheSpec
 from piston.runtime.ort_engine import OrtEngine
 
@@ -28,13 +30,14 @@ class SwitchedEngine(OrtEngine):
 
     _prepared: Prepared
     _weights: dict[str, str]  # by linear: the input that is its weight
+    _held: dict[str, tuple[Quantized, NDArray[Any]]]  # by linear: what it was last, and as floats
     _flags: dict[str, str]  # by linear: the input that says whether its activation is rounded
     _fed: dict[str, NDArray[Any]]
 
     def take(self, prepared: Prepared, linears: Iterable[Linear]) -> None:
         """Say what the linears become; nothing is quantized yet."""
-        self._prepared, self._fed = prepared, {}
-        known = [linear for linear in linears if linear.name in prepared.weights]
+        self._prepared, self._fed, self._held = prepared, {}, {}
+        known = [linear for linear in linears if linear.name in prepared.weights or linear.name in prepared.kept]
         self._weights = {linear.name: linear.weight.name or "" for linear in known}
         self._flags = {linear.name: _flag(linear) for linear in known if linear.input_name in prepared.scales}
 
@@ -42,13 +45,19 @@ class SwitchedEngine(OrtEngine):
         """Quantize these linears, and no others."""
         wanted = set(names)
         fed: dict[str, NDArray[Any]] = {}
-        for name in sorted(wanted):
-            weight = self._weights[name]
-            held = self._fed.get(weight)
-            fed[weight] = self._prepared.weights[name].dequantized() if held is None else held
-            if name in self._flags:
+        for name, weight in self._weights.items():
+            stored = self._prepared.weights[name] if name in wanted else self._prepared.kept.get(name)
+            if stored is not None:
+                fed[weight] = self._floats(name, stored)
+            if name in wanted and name in self._flags:
                 fed[self._flags[name]] = np.array(True)
         self._fed = fed
+
+    def _floats(self, name: str, stored: Quantized) -> NDArray[Any]:
+        held = self._held.get(name)
+        if held is None or held[0] is not stored:
+            self._held[name] = stored, stored.dequantized()
+        return self._held[name][1]
 
     def _bind(self, *arguments: Any, **options: Any) -> Any:
         binding = super()._bind(*arguments, **options)
@@ -63,9 +72,9 @@ def write_switched(directory: Path, prepared: Prepared, kv_scales: Scales, cache
     if kv_scales:
         RoundCachePass(kv_scales, cache)(model)
     for linear in find_linears(model):
-        if linear.name in prepared.weights:
+        if linear.name in prepared.weights or linear.name in prepared.kept:
             model.graph.inputs.append(linear.weight)
-            if linear.input_name in prepared.scales:
+            if linear.name in prepared.weights and linear.input_name in prepared.scales:
                 _add_switch(model, linear, prepared.scales[linear.input_name])
     ir.save(model, directory / NAME)
 

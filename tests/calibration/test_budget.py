@@ -35,22 +35,26 @@ def budget(text, seconds=600.0):
     return Budget(bound=parse_bound(text, "--budget"), seconds=seconds)
 
 
-def test_a_switched_model_costs_what_the_written_one_does(model_dir, text, tmp_path):
-    recipe = Recipe(scheme="w8a8", keep=("*.layers.0.mlp.down_proj", "*.q_proj"))
+# ONNX Runtime makes MatMulNBits of a weight in INT8 alone, which rounds activations in blocks; the meter has floats.
+@pytest.mark.parametrize(("kept", "tolerance"), [("float", 0.02), ("int8", 0.05)])
+def test_a_switched_model_costs_what_the_written_one_does(model_dir, text, tmp_path, kept, tolerance):
+    recipe = Recipe(scheme="w8a8", keep=("*.layers.0.mlp.down_proj", "*.q_proj"), kept=kept)
     written = calibrate(model_dir, tmp_path / "out", recipe, [text], rows=ROWS)
     rows = load_rows([text], Bundle.open(model_dir), ROWS).ids
     graph = ModelGraph.open(model_dir)
-    prepared = round_all(graph, Recipe(scheme="w8a8"), rows, tmp_path / "work", Progress(quiet=True))
+    prepared = round_all(graph, Recipe(scheme="w8a8", kept=kept), rows, tmp_path / "work", Progress(quiet=True))
     graph.save_float(tmp_path / "prepared")
     held_out = written.check.held_out.ids
     meter = Meter(graph, prepared, {}, tmp_path / "prepared", held_out.shape[1])
     nothing, some, again = (meter.figures(names, held_out) for names in ((), written.quantized, ()))
     meter.close()
     expected = written.check.near.agreement
-    assert some["kl"] == pytest.approx(expected.kl.mean.value, rel=0.02)
-    assert some["ppl_change"] == pytest.approx(expected.perplexity_ratio.value - 1, abs=3e-5)
+    assert some["kl"] == pytest.approx(expected.kl.mean.value, rel=tolerance)
+    assert some["ppl_change"] == pytest.approx(
+        expected.perplexity_ratio.value - 1, abs=3e-5 if kept == "float" else 1e-3
+    )
     assert nothing == again
-    assert nothing["kl"] < some["kl"] / 1000
+    assert nothing["kl"] < some["kl"] / (1000 if kept == "float" else 2)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4", "w4 by gptq"])

@@ -83,6 +83,7 @@ def test_the_worst_linears_stay_in_float_and_the_recorded_recipe_replays_to_the_
     assert set(first.kept) == {*list(first.sensitivity)[:2], "lm_head"}
     assert len(first.quantized) == LINEARS - 2
     recipe = Recipe.from_json(first.manifest.made_by["calibration"]["recipe"])
+    assert first.weight_only == [name for name in first.kept if name != "lm_head"]
     calibrate(model_dir, tmp_path / "second", recipe, [text], rows=ROWS)
     for name in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
@@ -151,6 +152,7 @@ def test_the_verb_prints_one_json_object(model_dir, text, tmp_path, capsys):
         ["--scheme", "w8a8", "--rounding", "gptq", "--data", "builtin"],
         ["--scheme", "w8", "--method", "mse"],
         ["--scheme", "w8", "--no-smooth"],
+        ["--scheme", "w8", "--kept", "int8"],
         ["--scheme", "w8", "--data", "builtin"],
         ["--recipe", "/nowhere.json"],
         ["--recipe", "/nowhere.json", "--block", "32"],

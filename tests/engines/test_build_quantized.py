@@ -100,6 +100,19 @@ def test_two_builds_are_the_same_bytes(model_dirs, bundle, tmp_path):
             assert (tmp_path / "again" / path.relative_to(bundle)).read_bytes() == path.read_bytes(), path
 
 
+def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(model_dir, tmp_path):
+    source = quantize_model_dir(model_dir, tmp_path / "model", "w8a8 mixed")
+    got = build(source, tmp_path / "bundle", lm_head="float32").engines[0].got
+    alone = 112 * 64 + 64 * 32  # a down_proj and a v_proj
+    share = alone / (2 * (64 * 128 + 64 * 64 + 3 * 112 * 64))
+    expected = {"int8": 1 - share, "weights8": share, "weights4": 0.0, "float": 0.0}
+    assert got["linears"] == pytest.approx(expected)
+    assert (got["not_fused"], got["linears_in_float"], got["not_lowered"]) == ({}, [], {})
+    assert got["operators"]["MatMulNBits"] == 2
+    assert got["proof"]["max_abs"] <= 2e-5
+    assert got["proof"]["activations"] == 7  # v_proj shares its value with query and key
+
+
 def test_layers_left_in_float_are_named_and_counted(model_dir, tmp_path):
     source = quantize_model_dir(model_dir, tmp_path / "model", "w8a8", keep=["layers.1.mlp.down_proj"])
     got = build(source, tmp_path / "bundle").engines[0].got

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -212,6 +213,18 @@ def test_layers_of_several_widths_keep_their_attention_and_their_products(toy, t
     for op_type, parts in products.items():  # of each of two layers
         inputs = [len(node.inputs) // 2 if "Block" in op_type else 1 for node in nodes if node.op_type == op_type]
         assert sorted(inputs) == sorted(parts * 2)
+    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+
+
+def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(toy, tmp_path):
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    path = quantize(canonical.path, tmp_path / "model", canonical.cache, "w8a8 mixed")
+    plain = build_ort(path, tmp_path / "plain", MAX_LENGTH)
+    own = build_kernels(plain.path, tmp_path / "kernels")
+    counted = Counter(node.op_type for node in ir.load(own.path).graph)
+    assert counted["BlockLinear"] + counted["MatMulNBits"] == 2
+    assert counted["MatMulIntegerToFloat"] == 0
     prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
 
 

@@ -13,7 +13,15 @@ from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
 from piston.calibration.rounding import Grid, round_to_nearest
 from piston.runtime.manifest import FILE_NAME, CacheSpec, Manifest, record_files
 
-GRIDS = {"w8a8": Grid(8), "w8": Grid(8), "w8 block 32": Grid(8, 32), "w4": Grid(4, 32), "w4 block 128": Grid(4, 128)}
+GRIDS = {
+    "w8a8": Grid(8),
+    "w8a8 mixed": Grid(8),
+    "w8": Grid(8),
+    "w8 block 32": Grid(8, 32),
+    "w4": Grid(4, 32),
+    "w4 block 128": Grid(4, 128),
+}
+ALONE = ("layers.1.mlp.down_proj", "layers.0.self_attn.v_proj")  # of w8a8 mixed: with float activations
 
 
 def quantize(
@@ -32,17 +40,20 @@ def quantize(
     """
     model = ir.load(source)
     linears = [node for node in linears_of(model) if not any(part in node.name for part in ["lm_head", *keep])]
-    scales = largest_activations(source, cache, linears, rows) if scheme == "w8a8" else {}
+    scales = largest_activations(source, cache, linears, rows) if scheme.startswith("w8a8") else {}
     weights = {
         node.inputs[1].name: round_to_nearest(node.inputs[1].const_value.numpy().astype(np.float32), grid)
         for node in linears
         for grid in [dataclasses.replace(GRIDS[scheme], bits=8) if any(w in node.name for w in wide) else GRIDS[scheme]]
     }
     readers: dict[str, list[str]] = {}
+    alone = ALONE if scheme == "w8a8 mixed" else ()
     for node in linears:
-        readers.setdefault(node.inputs[0].name, []).append(node.name)
+        if not any(part in node.name for part in alone):
+            readers.setdefault(node.inputs[0].name, []).append(node.name)
     QuantizeWeightsPass(weights)(model)
-    QuantizeActivationsPass({name: largest / 127 for name, largest in scales.items()}, readers)(model)
+    read = {name: largest / 127 for name, largest in scales.items() if name in readers}
+    QuantizeActivationsPass(read, readers)(model)
     out.mkdir(parents=True)
     ir.save(model, out / "model.onnx", external_data="model.onnx.data")
     return out / "model.onnx"

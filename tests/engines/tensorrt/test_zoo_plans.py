@@ -27,7 +27,7 @@ CASES = [
 ARITHMETIC = {"fp": "float", "w8a8": "int8", "w8": "weights8", "w4": "weights4"}
 
 
-@pytest.mark.parametrize(("model_type", "scheme"), CASES)
+@pytest.mark.parametrize(("model_type", "scheme"), [*CASES, ("llama", "w8a8 mixed")])
 def test_an_architecture_is_lowered_and_answers_as_the_canonical_graph(model_type, scheme, lowered_toy):
     made = lowered_toy(model_type, scheme)
     twin, narrow = prove_file(made.reference, made.model, made.file)
@@ -37,7 +37,7 @@ def test_an_architecture_is_lowered_and_answers_as_the_canonical_graph(model_typ
         assert proof["steps"] == 14
         assert proof["tokens"] == proof["compared"] > 30
         assert {0, 1, 7, 24, 49} <= set(proof["positions"])
-        assert (proof["activations"] > 0) == (scheme == "w8a8")
+        assert (proof["activations"] > 0) == scheme.startswith("w8a8")
 
 
 @pytest.mark.parametrize(("model_type", "scheme"), CASES)
@@ -53,6 +53,13 @@ def test_the_compiler_builds_the_very_file(model_type, scheme, lowered_toy, tmp_
     assert (header.compiler, header.compute_capabilities) == ("tensorrt_rtx", ("sm89",))
     assert header.size == compiled.plan_bytes == goal.stat().st_size
     assert header.version_text == compiled.compiler_version
+
+
+def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(lowered_toy):
+    mix = precision_mix(ir.load(lowered_toy("llama", "w8a8 mixed").file.path).graph)
+    alone = 112 * 64 + 64 * 32  # a down_proj and a v_proj
+    assert mix.layers["weights8"] == alone
+    assert mix.share("int8") == 1 - mix.share("weights8")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""What the weights take on disk against what the scheme's bits promise."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from piston.calibration.graph import DATA, MODEL
+from piston.calibration.linears import Linear
+from piston.calibration.recipe import HEAD, Recipe
+from piston.calibration.tables import embedding_of
+from piston.runtime.manifest import Manifest
+
+BYTE = 8  # bits
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of the weights: `asked` by the bits of the scheme, scales not counted, and `got` in the files."""
+
+    asked: int
+    got: int
+
+    @property
+    def excess(self) -> float:
+        """What there is beyond what was asked for, as a share of it."""
+        return self.got / self.asked - 1
+
+
+def asked_bytes(graph: ir.Graph, linears: Iterable[Linear], recipe: Recipe) -> int:
+    """Of a float graph's weights as the recipe's scheme would have them if it kept no layer.
+
+    Scales are not counted: what they add is the scheme's to answer for, and so is a layer that stays in float.
+    """
+    bits = {linear.weight.name: recipe.grid_of(linear).bits for linear in linears if _is_layer(linear, recipe)}
+    heads = [linear.weight.name for linear in linears if linear.name == HEAD]
+    gather = embedding_of(graph)
+    table = None if gather is None or gather.inputs[0] is None else gather.inputs[0].name
+    total = 0.0
+    for name, value in graph.initializers.items():
+        assert value.const_value is not None
+        uses = [recipe.head] * heads.count(name) + [recipe.embedding] * (name == table)
+        wanted = {BYTE if storage == "int8" else BYTE * value.const_value.dtype.itemsize for storage in uses}
+        wanted = wanted or {bits.get(name, BYTE * value.const_value.dtype.itemsize)}
+        total += math.prod(value.const_value.shape.numpy()) * sum(wanted) / BYTE
+    return int(total)
+
+
+def got_bytes(manifest: Manifest) -> int:
+    """Of the file that holds the weights."""
+    return (manifest.files.get(DATA) or manifest.files[MODEL]).size
+
+
+def _is_layer(linear: Linear, recipe: Recipe) -> bool:
+    return recipe.scheme != "fp" and linear.name != HEAD and not linear.is_transposed
