@@ -1,5 +1,6 @@
 """w8a8: smooth, choose one static scale for each activation, and round the weights of each output channel."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from piston.calibration.observers import MinMax, make_observer
 from piston.calibration.packing import Ids
 from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
-from piston.calibration.rounding import Floats, round_to_nearest
+from piston.calibration.rounding import Floats, Quantized, round_to_nearest
 from piston.calibration.sample import Lengths, Sample
 from piston.calibration.smoothing import relative_error, search
 from piston.runtime.console import Progress
 
-TOKENS_PER_ROW = 12  # kept whole, to measure errors on
+TOKENS = 6  # of a chunk, and its first: kept whole, to measure errors on
 
 
 @dataclass(slots=True)
@@ -41,10 +42,10 @@ def observe(graph: ModelGraph, rows: Ids, work: Path, progress: Progress) -> dic
     """
     groups = graph.groups()
     extremes = {name: MinMax(name, per_channel=True) for name in groups}
-    samples = {name: Sample(name, TOKENS_PER_ROW) for name in groups}
+    samples = {name: Sample(name, TOKENS) for name in groups}
     sums = {name: total for name, group in groups.items() if (total := residual_sum(group)) is not None}
     sums = {name: total for name, total in sums.items() if total not in groups}
-    lengths = {total: Lengths(total, TOKENS_PER_ROW) for total in sums.values()}
+    lengths = {total: Lengths(total, TOKENS) for total in sums.values()}
     consumers: dict[str, Consumer] = {name: Several(extremes[name], samples[name]) for name in groups}
     collect(graph.directory, rows, consumers | lengths, work_dir=work / "observe", progress=progress, name="observing")
     return {
@@ -104,16 +105,15 @@ def choose_scales(
         activation.scale = (amax[name] or 1.0) / 127
 
 
-def sensitivity(activations: dict[str, Activation], recipe: Recipe) -> dict[str, float]:
+def sensitivity(activations: dict[str, Activation], weights: Mapping[str, Quantized]) -> dict[str, float]:
     """How far INT8 moves what each linear's output is part of, see `relative_error`; worst first."""
     errors = {}
     for activation in activations.values():
         rounded = quantize_sample(activation)
         for linear in activation.group:
             weight = weight_of(linear)
-            exact = activation.sample @ weight
-            found = rounded @ round_to_nearest(weight, recipe.grid).dequantized()
-            errors[linear.name] = relative_error(found, exact, activation.lengths)
+            found = rounded @ weights[linear.name].dequantized()
+            errors[linear.name] = relative_error(found, activation.sample @ weight, activation.lengths)
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
@@ -123,11 +123,13 @@ def round_all(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress
     if recipe.smooth:
         smooth(activations, progress)
     choose_scales(graph, activations, recipe, rows, work, progress)
-    chosen = recipe.chosen(graph.linears)
+    linears = [linear for activation in activations.values() for linear in activation.group]
+    weights = {linear.name: round_to_nearest(weight_of(linear), recipe.grid) for linear in linears}
     return Prepared(
-        weights={linear.name: round_to_nearest(weight_of(linear), recipe.grid) for linear in chosen},
+        weights={linear.name: weights[linear.name] for linear in recipe.chosen(graph.linears)},
+        kept=weights if recipe.stores_kept == "int8" else {},
         scales={name: activation.scale for name, activation in activations.items()},
-        errors=sensitivity(activations, recipe),
+        errors=sensitivity(activations, weights),
     )
 
 

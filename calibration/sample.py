@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from piston.calibration.extremes import extremes
 from piston.calibration.rounding import Floats
+from piston.runtime.errors import CalibrationError
 
-MOST = 4096  # tokens kept
+MOST = 1024  # tokens kept
 
 
 class Sample:
@@ -24,9 +25,10 @@ class Sample:
     def __init__(self, name: str, per_array: int) -> None:
         self.name = name
         self.per_array = per_array
-        self.parts: list[Floats] = []
+        self.sizes: list[int] = []  # tokens of each array that is kept
         self.every = 1  # arrays of which one is kept
         self.num_arrays = 0
+        self._room: Floats | None = None
 
     @property
     def kind(self) -> str:
@@ -35,8 +37,15 @@ class Sample:
 
     @property
     def tokens(self) -> Floats:
-        """All that was kept, float32 [tokens, K]."""
-        return np.concatenate(self.parts)
+        """All that was kept, float32 [tokens, K]; a view, until the next update."""
+        if self._room is None:
+            raise CalibrationError(f"{self.name} was never computed on the calibration rows.")
+        return self._room[: sum(self.sizes)]
+
+    @property
+    def parts(self) -> list[Floats]:
+        """The same by array."""
+        return np.split(self.tokens, np.cumsum(self.sizes)[:-1])
 
     def update(self, array: Floats) -> None:
         """See Consumer."""
@@ -45,23 +54,40 @@ class Sample:
 
     def _keep(self, tokens: Floats) -> None:
         if self.num_arrays % self.every == 0:
-            self.parts.append(tokens.astype(np.float32))
+            self._append(tokens)
         self.num_arrays += 1
-        if sum(map(len, self.parts)) > MOST:
-            self.parts, self.every = self.parts[::2], 2 * self.every
+        if sum(self.sizes) > MOST:
+            kept, self.sizes, self.every = self.parts[::2], [], 2 * self.every
+            for part in kept:
+                self._append(part)
+
+    def _append(self, tokens: Floats) -> None:
+        """One piece of memory from the first token to the last: small pieces between what comes and goes leave holes.
+
+        Pages that nothing was written to cost nothing.
+        """
+        if self._room is None:
+            self._room = np.empty((MOST + self.per_array + 1, tokens.shape[1]), np.float32)
+        start = sum(self.sizes)
+        self._room[start : start + len(tokens)] = tokens
+        self.sizes.append(len(tokens))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See Consumer."""
-        if not self.parts:
+        if not self.sizes:
             return {}
-        sizes = np.array([len(part) for part in self.parts])
-        return {"tokens": self.tokens, "sizes": sizes, "count": np.array([self.every, self.num_arrays])}
+        return {
+            "tokens": self.tokens,
+            "sizes": np.array(self.sizes),
+            "count": np.array([self.every, self.num_arrays]),
+        }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """See Consumer."""
-        self.parts, self.every, self.num_arrays = [], 1, 0
+        self.sizes, self.every, self.num_arrays, self._room = [], 1, 0, None
         if state:
-            self.parts = np.split(state["tokens"], np.cumsum(state["sizes"])[:-1])
+            for part in np.split(state["tokens"], np.cumsum(state["sizes"])[:-1]):
+                self._append(part)
             self.every, self.num_arrays = map(int, state["count"])
 
 
