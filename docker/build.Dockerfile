@@ -35,7 +35,7 @@ LABEL org.opencontainers.image.title="piston-build" \
       org.opencontainers.image.description="Exports, calibrates and builds language models with Piston" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
 COPY --from=installer /opt/piston /opt/piston
-ENV PYTHONPATH=/opt/piston PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/work
+ENV PYTHONPATH=/opt/piston PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1 HOME=/work
 USER 10001:10001
 WORKDIR /work
 STOPSIGNAL SIGTERM

@@ -33,7 +33,7 @@ LABEL org.opencontainers.image.title="piston-runtime" \
       org.opencontainers.image.description="Runs Piston bundles on CPUs with ONNX Runtime" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
 COPY --from=installer /opt/piston /opt/piston
-ENV PYTHONPATH=/opt/piston PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV PYTHONPATH=/opt/piston PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /
 STOPSIGNAL SIGTERM

@@ -4,6 +4,7 @@ Names are imported when first used: `piston --help` need not wait for numpy.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from piston.runtime.model import LanguageModel, Stream, load
     from piston.runtime.sampling import Sampling
     from piston.runtime.scripted_engine import ScriptedEngine
+
+# ONNX Runtime's own packages (1.29 and later) send model and graph names, hashes and a machine's id to Microsoft unless
+# this is set when they start. The runtime opens no connection: every package of Piston's imports this one first.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = [
     "BundleCorruptError",

@@ -203,12 +203,11 @@ def answer(container: Container, checks: dict[str, tuple[bool, object]]) -> None
 
 def terminate(container: Container, checks: dict[str, tuple[bool, object]]) -> None:
     """`docker stop` in the middle of an answer."""
-    process = container.start("run", "/bundle", "--prompt", "Once upon a time", "--max-tokens", "2000", "--ignore-eos")
+    process = container.start("run", "/bundle", "--prompt", "Once upon a time", "--max-tokens", "500", "--ignore-eos")
     assert process.stdout is not None
     said = process.stdout.read(8)
-    child = subprocess.run(
-        ["pgrep", "-f", "piston.runtime.cli run /bundle"], stdout=subprocess.PIPE, text=True, check=True
-    )
+    search = ["pgrep", "-f", "piston.runtime.cli run /bundle"]
+    child = subprocess.run(search, stdout=subprocess.PIPE, text=True, check=False)
     pids = [int(pid) for pid in child.stdout.split() if Path(f"/proc/{pid}/root").resolve() == container.root]
     began = time.perf_counter()
     for pid in pids:
@@ -217,6 +216,7 @@ def terminate(container: Container, checks: dict[str, tuple[bool, object]]) -> N
     seconds = time.perf_counter() - began
     good = process.returncode == TERMINATED and bool(said) and out.endswith("\n") and err.endswith("terminated\n")
     checks["SIGTERM in an answer"] = (good, f"exit status {process.returncode} after {seconds:.2f} s")
+    checks["remarks of libraries"] = ("onnxruntime" not in err, err.strip()[-200:])
 
 
 def compressed_size(directory: Path) -> int:

@@ -104,6 +104,26 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+NATIVE = """
+import sys
+from piston.runtime.cli import main
+status = main(sys.argv[1:])
+assert "onnxruntime" in sys.modules
+sys.exit(status)
+"""
+
+
+def test_onnxruntime_keeps_no_telemetry_and_no_id_of_the_machine(made_bundle, tmp_path):
+    # What turns its telemetry off anyway, as CI does, would hide that it is on.
+    hidden = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME", "GITHUB_ACTIONS", "TF_BUILD")
+    env = {name: value for name, value in os.environ.items() if name not in hidden} | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-c", NATIVE, "verify", str(made_bundle)]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name.lower()] == []
+    assert "elemetry" not in result.stderr
+
+
 @pytest.mark.parametrize(
     "words", [("verify",), ("run", "--prompt", "hello", "--max-tokens", "4"), ("inspect",)], ids=lambda words: words[0]
 )
