@@ -126,14 +126,28 @@ def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
 
 
 def _check_tensorrt(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
-    from piston.runtime.tensorrt.plan import check_gpu, check_version
+    from piston.runtime.tensorrt.plan import LEAN, check_gpu, check_version
 
     device = machine.require_device()
     header = PlanHeader.read(path := bundle.directory / spec.path)
     check_gpu(header.compute_capabilities or _built_for(spec), device, str(path))
-    machine.require_module(header.compiler, TENSORRT_EXTRAS[header.compiler])
-    check_version(header, machine.tensorrt_version(header.compiler), str(path))
+    if is_lean := _is_lean(header, spec, machine):
+        check_version(header, machine.tensorrt_version(LEAN), str(path), is_lean=is_lean)
+    else:
+        machine.require_module(header.compiler, TENSORRT_EXTRAS[header.compiler])
+        check_version(header, machine.tensorrt_version(header.compiler), str(path))
     _check_device_memory(bundle, spec, device)
+
+
+def _is_lean(header: PlanHeader, spec: EngineSpec, machine: Machine) -> bool:
+    """Whether the lean runtime loads the plan: it is version-compatible, and there is no TensorRT but the lean one."""
+    from piston.runtime.tensorrt.plan import LEAN
+
+    compiler = spec.asked.get("compiler")
+    is_compatible = isinstance(compiler, Mapping) and compiler.get("version_compatible") is True
+    if header.compiler != "tensorrt" or not is_compatible or machine.has_module("tensorrt"):
+        return False
+    return machine.has_module(LEAN)
 
 
 def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
@@ -144,7 +158,8 @@ def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
     _refuse_cpu_options(spec, sizes)
     cuda = Cuda.open()
     record, path = bundle.manifest.files[spec.path], bundle.directory / spec.path
-    plan = Plan.load(path, record, cuda.device(), Path.home() / KERNEL_CACHE)
+    is_lean = _is_lean(PlanHeader.read(path), spec, Machine())
+    plan = Plan.load(path, record, cuda.device(), Path.home() / KERNEL_CACHE, is_lean=is_lean)
     return TensorRTEngine.open(
         plan,
         spec.cache,

@@ -15,7 +15,7 @@ TARGETS = {
     "ort-cpu": (("onnxruntime", "onnxruntime-gpu"), "piston[ort]", False),
     "ort-cuda": (("onnxruntime-gpu",), "onnxruntime-gpu", True),
     "tensorrt-rtx": (("tensorrt-rtx-cu13", "tensorrt_rtx"), "piston[rtx]", True),
-    "tensorrt": (("tensorrt-cu13", "tensorrt"), "piston[trt]", True),
+    "tensorrt": (("tensorrt-cu13", "tensorrt", "tensorrt-lean-cu13"), "piston[trt]", True),
 }
 Installed = Callable[[str], str | None]
 

@@ -14,9 +14,13 @@ class Machine:
     def __init__(self, device_index: int = 0) -> None:
         self.device_index = device_index
 
+    def has_module(self, name: str) -> bool:
+        """Whether a module can be imported; it is looked for, not imported."""
+        return importlib.util.find_spec(name) is not None
+
     def require_module(self, name: str, extra: str) -> None:
-        """Raise MissingExtraError unless a module can be imported; it is looked for, not imported."""
-        if importlib.util.find_spec(name) is None:
+        """Raise MissingExtraError unless a module can be imported."""
+        if not self.has_module(name):
             raise MissingExtraError(f"{name} is not installed; pip install 'piston[{extra}]'.")
 
     def require_device(self) -> Device:
@@ -27,7 +31,7 @@ class Machine:
         return found
 
     def tensorrt_version(self, name: str) -> str:
-        """The version of an installed `tensorrt` or `tensorrt_rtx`, such as 1.7.1.116."""
+        """The version of an installed `tensorrt`, `tensorrt_rtx` or `tensorrt_lean`, such as 1.7.1.116."""
         return str(importlib.import_module(name).__version__)
 
     def require_provider(self, name: str) -> None:

@@ -30,7 +30,15 @@ TOOLS = {  # verb: the distributions whose version may change its result
     "build": ("numpy", "onnx", "onnx-ir", "onnxruntime", "tensorrt-cu13", "tensorrt-rtx-cu13", "tokenizers"),
 }
 COMPILED = (".pyc", ".so")  # from the sources beside them
-RUN_TOOLS = ("jinja2", "numpy", "onnxruntime", "tensorrt-cu13", "tensorrt-rtx-cu13", "tokenizers")
+RUN_TOOLS = (
+    "jinja2",
+    "numpy",
+    "onnxruntime",
+    "tensorrt-cu13",
+    "tensorrt-lean-cu13",
+    "tensorrt-rtx-cu13",
+    "tokenizers",
+)
 PACKAGES = {"export": "piston.export", "calibrate": "piston.calibration", "build": "piston.engines"}
 
 

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from piston.runtime.errors import EngineError, MissingExtraError
 
 Result = TypeVar("Result")
-EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
+EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx", "tensorrt_lean": "trt-lean"}
 
 
 def open_module(name: str) -> Any:
-    """Import `tensorrt` or `tensorrt_rtx`; raises MissingExtraError."""
+    """Import `tensorrt`, `tensorrt_rtx` or `tensorrt_lean`; raises MissingExtraError."""
     try:
         return importlib.import_module(name)
     except ImportError as problem:

@@ -15,6 +15,8 @@ from piston.runtime.plan_header import PlanHeader
 from piston.runtime.tensorrt.kernel_cache import KernelCache
 from piston.runtime.tensorrt.log import accepted, log_of, open_module, reported
 
+LEAN = "tensorrt_lean"  # TensorRT's runtime alone, a tenth of its size, without a compiler
+
 
 class Plan:
     """A deserialized engine and what contexts are made of; `close` drops it."""
@@ -30,7 +32,7 @@ class Plan:
             self.engine: Any = accepted(self._runtime.deserialize_cuda_engine(data))
 
     @classmethod
-    def load(cls, path: Path, record: FileRecord, device: Device, cache_dir: Path) -> Self:
+    def load(cls, path: Path, record: FileRecord, device: Device, cache_dir: Path, *, is_lean: bool = False) -> Self:
         """Read, check and deserialize a plan.
 
         Args:
@@ -38,6 +40,7 @@ class Plan:
             record: what the manifest says of it.
             device: the GPU it is to run on.
             cache_dir: where kernels that TensorRT-RTX compiles are kept if not beside the plan.
+            is_lean: by TensorRT's lean runtime, which loads what was built to be version-compatible.
 
         Raises:
             BundleCorruptError: its bytes are not the recorded ones, or no plan's.
@@ -50,8 +53,8 @@ class Plan:
         if header.size is not None and header.size != len(data):
             raise BundleCorruptError(f"{path} says it has {header.size} bytes, it has {len(data)}; build it again.")
         check_gpu(header.compute_capabilities, device, str(path))
-        module = open_module(header.compiler)
-        check_version(header, str(module.__version__), str(path))
+        module = open_module(LEAN if is_lean else header.compiler)
+        check_version(header, str(module.__version__), str(path), is_lean=is_lean)
         kernels = None
         if header.compiler == "tensorrt_rtx":
             kernels = KernelCache.beside(path, record.sha256, cache_dir)
@@ -100,8 +103,19 @@ def read_recorded(path: Path, record: FileRecord) -> bytes:
     return data
 
 
-def check_version(header: PlanHeader, installed: str, source: str) -> None:
-    """Raise EngineError unless the plan is of the installed version, to the last number: TensorRT takes no other."""
+def check_version(header: PlanHeader, installed: str, source: str, *, is_lean: bool = False) -> None:
+    """Raise EngineError unless the plan is of the installed version, to the last number: TensorRT takes no other.
+
+    The lean runtime takes version-compatible plans of its own major version, from the oldest up to its own.
+    """
+    if is_lean:
+        numbers = tuple(int(part) for part in installed.split("."))
+        if numbers[0] != header.version[0] or numbers < header.version:
+            raise EngineError(
+                f"{source} was built by tensorrt {header.version_text}; {LEAN} {installed} loads plans of tensorrt "
+                f"{numbers[0]} up to its own version. Install a {LEAN} that is not older, or build it again."
+            )
+        return
     if installed != header.version_text:
         raise EngineError(
             f"{source} was built by {header.compiler} {header.version_text}, {installed} is installed; "

@@ -124,6 +124,32 @@ def test_a_plan_of_tensorrt_is_for_the_gpus_that_the_manifest_names(two, sm, cho
     assert choose(two(plan, spec), machine=machine_with(gpu(sm), version="11.4.0.106"))[0].target == chosen
 
 
+@pytest.mark.parametrize(
+    ("compiler", "modules", "version", "reason"),
+    [
+        ({"version_compatible": True}, ("tensorrt_lean",), "11.4.0.106", None),
+        ({"version_compatible": True}, ("tensorrt_lean",), "11.5.0.1", None),
+        ({"version_compatible": True}, ("tensorrt_lean",), "11.3.9.1", "up to its own version"),
+        ({"version_compatible": True}, ("tensorrt_lean",), "12.0.0.1", "loads plans of tensorrt 12"),
+        ({"version_compatible": True}, ("tensorrt_lean", "tensorrt"), "11.5.0.1", "11.5.0.1 is installed"),
+        ({}, ("tensorrt_lean",), "11.4.0.106", "tensorrt is not installed; pip install 'piston[trt]'"),
+        ("no table", ("tensorrt_lean",), "11.4.0.106", "tensorrt is not installed"),
+    ],
+)
+def test_the_lean_runtime_takes_version_compatible_plans_that_are_not_younger(two, compiler, modules, version, reason):
+    spec = EngineSpec(
+        target="tensorrt:sm90",
+        path="rtx/engine.plan",
+        cache=CACHE,
+        asked={"compiler": compiler},
+        got={"capacity": 64, "max_top_k": 64, "compute_capabilities": ["sm90"]},
+    )
+    machine = machine_with(gpu("sm90"), modules=("onnxruntime", *modules), version=version)
+    chosen, reasons = choose(two(trt_header() + b"plan", spec), machine=machine)
+    assert chosen.target == ("tensorrt:sm90" if reason is None else "ort-cpu")
+    assert reason is None or reason in reasons["tensorrt:sm90"]
+
+
 @pytest.mark.parametrize("target", ["tensorrt-rtx", "tensorrt-rtx:sm89"])
 def test_a_named_gpu_engine_fails_without_a_gpu_though_another_would_run(two, target):
     with pytest.raises(NoDeviceError, match="no CUDA driver"):

@@ -18,9 +18,8 @@ class OtherMachine(Machine):
         super().__init__()
         self._found, self._modules, self._providers, self._version = device, modules, providers, version
 
-    def require_module(self, name, extra):
-        if name not in self._modules:
-            raise MissingExtraError(f"{name} is not installed; pip install 'piston[{extra}]'.")
+    def has_module(self, name):
+        return name in self._modules
 
     def require_device(self):
         if isinstance(self._found, Error):
