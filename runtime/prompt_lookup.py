@@ -7,7 +7,7 @@ lookup decoding (2023), `prompt_lookup_num_tokens` in transformers and the ngram
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-LONGEST_MATCH = 4
+LONGEST_MATCH = 8
 
 
 @dataclass(frozen=True, slots=True)

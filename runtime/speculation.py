@@ -125,7 +125,8 @@ class Speculator:
         self._pending: Draft | None = None
         self._num_right = 0  # tokens of the pending guess that came true
         self._is_verified = False
-        # Right and wrong guesses by length of the match: what a longer match is worth is learned row by row.
+        # Right and wrong guesses by length of the match, which grows with each right guess: what a longer one is worth
+        # is learned row by row.
         self._right = np.array([0.0, *(0.5 * n for n in range(1, LONGEST_MATCH + 1))])
         self._wrong = np.ones(LONGEST_MATCH + 1)
 
@@ -153,7 +154,8 @@ class Speculator:
         self._lookup.append(token_id)
         if (draft := self._pending) is None:
             return
-        is_right, match_len = token_id == draft.token_ids[self._num_right], draft.match_len
+        is_right = token_id == draft.token_ids[self._num_right]
+        match_len = min(draft.match_len + self._num_right, LONGEST_MATCH)
         self._right[match_len] = FORGETTING * self._right[match_len] + is_right
         self._wrong[match_len] = FORGETTING * self._wrong[match_len] + (not is_right)
         self._num_right += is_right
@@ -164,12 +166,12 @@ class Speculator:
     def _paying_len(self, match_len: int, longest: int, num_others: int) -> int:
         """The length of a guess that gives the most tokens a second, 0 if none gives more than a plain step."""
         cost = self.verification.cost
-        right = float(self._right[match_len])
-        chance = right / (right + float(self._wrong[match_len]))
+        chances = self._right / (self._right + self._wrong)
         best, best_rate = 0, (num_others + 1) / cost.seconds(num_others + 1)
-        expected = float(num_others + 1)
+        expected, all_right = float(num_others + 1), 1.0
         for length in range(1, longest + 1):
-            expected += chance**length
+            all_right *= float(chances[min(match_len + length - 1, LONGEST_MATCH)])
+            expected += all_right
             rate = expected / (cost.seconds(num_others) + cost.seconds(length + 1))
             if rate > best_rate:
                 best, best_rate = length, rate

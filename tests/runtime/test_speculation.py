@@ -136,6 +136,16 @@ def test_a_row_that_never_repeats_itself_stops_guessing():
     assert not any(found[-40:])
 
 
+def test_a_match_that_holds_is_a_longer_match_so_guesses_end_where_runs_end():
+    # Behind a 5 comes a run of six tokens, then something new: as the fifth guess of a run is worth more than the first,
+    # and the seventh nothing, guesses become as long as the run.
+    run = [5, 21, 22, 23, 24, 25, 26]
+    row = [token for fresh in range(100, 140) for token in (fresh, *run)]
+    found = guesses(Speculator(exact({1: 1.0, 9: 1.2}), row[:16], 15), row[16:])
+    behind_five = [len(guess) for guess, token in zip(found, row[16:], strict=True) if token == 21]
+    assert behind_five[-5:] == [6] * 5
+
+
 def test_a_row_that_begins_to_repeat_is_noticed_without_having_guessed():
     row = [token for fresh in range(10, 90) for token in (5, fresh)]
     speculator = Speculator(exact(), row[:20], 8)
