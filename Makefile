@@ -50,10 +50,11 @@ format: $(VENV)/dev
 bench: $(BUNDLE)/manifest.json
 	$(BIN)/python scripts/compare_with_transformers.py $(BUNDLE) "$$($(BIN)/python scripts/demo_checkpoint.py)"
 
-# Rivals are downloaded and built into rivals/ once, the demo model is quantized once; then ten minutes, machine idle.
-bench-rivals: $(patsubst %,bundles/%/manifest.json,w8a8 w8 w8kv8 w4) rivals/rivals.json
-	$(BIN)/python scripts/bench_rivals.py --w8a8 bundles/w8a8 --w8 bundles/w8 --int8-kv8 bundles/w8kv8 --w4 bundles/w4 \
-		--rivals rivals/rivals.json -o measured
+# Rivals are downloaded and built into rivals/ once, the demo model is quantized four times, the float one is that of
+# `make demo`; then an hour, machine idle. QUICK=--quick only shows that everything answers.
+COMPARED := bundles/w8a8 bundles/w8 bundles/w8kv8 bundles/w4 $(BUNDLE)
+bench-rivals: $(addsuffix /manifest.json,$(COMPARED)) rivals/rivals.json
+	$(BIN)/python scripts/bench_rivals.py $(COMPARED) --rivals rivals/rivals.json -o measured $(QUICK)
 
 rivals/rivals.json: | $(VENV)/export
 	$(BIN)/python scripts/prepare_rivals.py rivals

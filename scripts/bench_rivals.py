@@ -1,50 +1,62 @@
-"""Every row of the comparison with rivals, from one command: four stages, each one interleaved run of all systems.
+"""The comparison with rivals, from one command: bundles of one model beside other systems, as a table of goals met.
 
-    prompt   decode and prefill after 512 tokens       context  decode after 2,000 tokens
-    batch    decode of four rows together              starts   new processes: first token, memory
-    growth   Piston alone: prefill by length, decode by context, load by size
+    prompt       decode and prefill after 512 tokens        context   decode after 2,000 tokens
+    batch        decode of four rows together               starts    new processes: first token, memory
+    growth       the bundles alone: prefill and decode by context, load by size
+    speculation  prompt lookup against the same bundle's own greedy decode (scripts/bench_speculation.py)
+    making       export, calibrate and build: time and memory of the recipes in docs/examples/stages
 
-Each stage writes OUT/STAGE.json (the schema of `piston bench --json`) and OUT/STAGE.html, and is skipped when it is
-there: an interrupted run is taken up where it stopped (`--again` measures anew). OUT/table.md is written from whatever
-stages there are. It takes ten minutes on two cores; leave the machine alone meanwhile. rivals.json is made by
-scripts/prepare_rivals.py.
+In the first four all systems are loaded at once and take turns, so that a machine whose speed drifts drifts for all of
+them. Each stage writes OUT/STAGE.json (the schema of `piston bench --json`) and OUT/STAGE.html. A stage that is there,
+of the same bundles, rivals and at least as many runs, is not measured again: an interrupted run goes on where it
+stopped. OUT/table.md is written anew each time; `--table` does only that.
+
+`make bench-rivals` makes the bundles and the rivals first. By hand: docs/bench.md says with which commands. The whole
+takes an hour on two cores, a quarter of it for the first four stages; leave the machine alone meanwhile. `--quick` runs
+every stage once or twice, to see that all systems answer; its figures scatter.
 """
 
 import argparse
+import importlib.util
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from rivals_table import table_of
 
 from piston.runtime.bench.child import Contender
 from piston.runtime.bench.contenders import bundle_contender, read_against
 from piston.runtime.bench.fingerprint import num_cores, take_fingerprint
 from piston.runtime.bench.measure import measure, open_child
-from piston.runtime.bench.metrics import METRICS
 from piston.runtime.bench.page import page_of
 from piston.runtime.bench.ratios import ratios_of
 from piston.runtime.bench.reading import report_from
-from piston.runtime.bench.report import Options, Ratio, Report, System
-from piston.runtime.bench.table import figure, lines_of, machine_lines, ratio_text
+from piston.runtime.bench.recipes import jobs_of
+from piston.runtime.bench.report import Options, Report
+from piston.runtime.bench.stage_cli import measured
 from piston.runtime.bench.workload import Setting, Work
 from piston.runtime.bundle import Bundle
 from piston.runtime.console import Progress
-from piston.runtime.errors import Error
+from piston.runtime.errors import Error, MisuseError
 
+HERE = Path(__file__).parent
+RECIPES = HERE.parent / "docs/examples/stages"
 BUSY = 1.0  # load of the last minute
 GROWTH = (128, 512, 1024, 2048, 4000)
 
 
 class Stage(NamedTuple):
-    """One interleaved run; with `is_own` only Piston's bundles take part."""
+    """Runs of all systems in turns; with `is_own` only the bundles take part."""
 
-    settings: tuple[Setting, ...]
-    repeats: int
+    settings: tuple[Setting, ...] = ()
+    repeats: int = 1
     starts: int = 0
     is_own: bool = False
 
@@ -53,111 +65,140 @@ STAGES = {
     "prompt": Stage((Setting(1, 512, 64),), repeats=6),
     "context": Stage((Setting(1, 2000, 32),), repeats=4),
     "batch": Stage((Setting(4, 128, 32),), repeats=5),
-    "starts": Stage((Setting(1, 128, 8),), repeats=1, starts=4),
+    "starts": Stage((Setting(1, 128, 8),), repeats=1, starts=5),
     "growth": Stage(tuple(Setting(1, length, 24) for length in GROWTH), repeats=3, starts=3, is_own=True),
+    "speculation": Stage(repeats=4, is_own=True),
+    "making": Stage(repeats=3, is_own=True),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """One row: whose figure against whose. Of `ours` and of `theirs` the best is taken; with `each` all of `theirs`."""
-
-    row: str
-    stage: str
-    metric: str
-    ours: tuple[str, ...]
-    theirs: tuple[str, ...]
-    at_least: float
-    each: bool = False
-
-
-OPTIONAL = ("int8-kv8",)  # w8 or w8a8 with an INT8 cache
-INT8, INT4 = ("w8a8", "w8", *OPTIONAL), ("w4",)
-ALL = (*INT8, *INT4)
-RIVALS = ("genai-int8", "genai-int4", "openvino-int8", "ct2-int8", "llama.cpp-Q4_0", "llama.cpp-Q4_1", "llama.cpp-Q8_0")
-GOALS = (
-    Goal("int8 decode", "prompt", "decode", INT8, ("openvino-int8",), 2.0),
-    Goal("int8 decode", "prompt", "decode", INT8, ("genai-int8",), 1.3),
-    Goal("int4 decode", "prompt", "decode", INT4, ("genai-int4", "llama.cpp-Q4_0", "llama.cpp-Q4_1"), 1.2),
-    Goal("prefill 512", "prompt", "prefill", INT8, ("openvino-int8",), 1.0),
-    Goal("prefill 512", "prompt", "prefill", INT8, ("genai-int8", "genai-int4"), 8.0, each=True),
-    Goal("decode after 2,000 tokens", "context", "decode", ALL, RIVALS, 1.3),
-    Goal("batch 4 decode", "batch", "decode", ALL, RIVALS, 1.2),
-    Goal("new process to first token", "starts", "first_token", ALL, RIVALS, 1.5),
-    Goal("peak memory", "starts", "peak", ALL, RIVALS, 1.0),
-)
 
 
 def main() -> None:
     """Run the stages that are missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ALL:
-        help_text = f"the demo model in {name}{' (may be left out)' if name in OPTIONAL else ''}"
-        parser.add_argument(f"--{name}", type=Path, required=name not in OPTIONAL, metavar="BUNDLE", help=help_text)
-    parser.add_argument("--rivals", type=Path, required=True, metavar="FILE", help="of scripts/prepare_rivals.py")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
-    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some stages")
-    parser.add_argument("--skip", nargs="*", default=["transformers"], metavar="NAME", help="rivals to leave out")
-    parser.add_argument("--repeats", type=int, metavar="N", help="runs of each stage (default: 3 to 6)")
-    parser.add_argument("--again", action="store_true", help="measure stages that are there already")
-    arguments = parser.parse_args()
+    arguments = parsed()
     arguments.out.mkdir(parents=True, exist_ok=True)
     failed = []
-    try:
-        given = {name: getattr(arguments, name.replace("-", "_")) for name in ALL}
-        own = [
-            replace(bundle_contender(path.absolute()), name=name) for name, path in given.items() if path is not None
-        ]
-        rivals = [item for item in read_against([], [], arguments.rivals) if item.name not in arguments.skip]
-    except Error as problem:
-        sys.exit(f"error: {problem}")
-    for name in arguments.only:
-        if arguments.again or not (arguments.out / f"{name}.json").exists():
+    if not arguments.table:
+        try:
+            own, rivals = contenders(arguments)
+        except Error as problem:
+            sys.exit(f"error: {problem}")
+        for name in arguments.only:
             try:
-                run_stage(name, own, rivals, arguments, Progress())
-            except Error as problem:
+                run_stage(name, own, rivals, arguments)
+            except (Error, subprocess.CalledProcessError) as problem:
                 failed.append(f"error: stage {name}: {problem}")
-    write_table(arguments.out)
+    text = table_of(arguments.out)
+    (arguments.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
     if failed:
         sys.exit("\n".join(failed))
 
 
-def run_stage(
-    name: str, own: Sequence[Contender], rivals: Sequence[Contender], arguments: argparse.Namespace, progress: Progress
-) -> None:
-    """Measure one stage and write its files."""
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE", help="of one model; named by its directory")
+    parser.add_argument("--rivals", type=Path, metavar="FILE", help="rivals.json of scripts/prepare_rivals.py")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some stages")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="rivals to leave out")
+    parser.add_argument("--speculate", metavar="NAME", help="the bundle of that stage (default: the first)")
+    parser.add_argument("--checkpoint", metavar="PATH", help="for making (default: the demo checkpoint)")
+    parser.add_argument("--quick", action="store_true", help="every stage once or twice")
+    parser.add_argument("--again", action="store_true", help="measure stages that are there already")
+    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    arguments = parser.parse_args()
+    if not arguments.table and (not arguments.bundles or arguments.rivals is None):
+        parser.error("name bundles and --rivals, or --table")
+    return arguments
+
+
+def contenders(arguments: argparse.Namespace) -> tuple[list[Contender], list[Contender]]:
+    """Bundles and rivals; the bundles' schemes are written down for the table."""
+    own = [bundle_contender(path.absolute()) for path in arguments.bundles]
+    if len({item.name for item in own}) < len(own):
+        raise MisuseError("Bundles are named by their directories; two have one name.")
+    if arguments.speculate is not None and arguments.speculate not in [item.name for item in own]:
+        raise MisuseError(f"--speculate {arguments.speculate} is none of {', '.join(item.name for item in own)}.")
+    rivals = [item for item in read_against([], [], arguments.rivals) if item.name not in arguments.skip]
+    schemes = {item.name: Bundle.open(Path(item.path)).manifest.model.scheme for item in own}
+    write_json(arguments.out / "bundles.json", schemes)
+    return own, rivals
+
+
+def run_stage(name: str, own: Sequence[Contender], rivals: Sequence[Contender], arguments: argparse.Namespace) -> None:
+    """Measure one stage, unless it is there, and write its files."""
     stage, load = STAGES[name], os.getloadavg()[0]
+    repeats, starts = (1, min(stage.starts, 2)) if arguments.quick else (stage.repeats, stage.starts)
+    options = Options(repeats=repeats, warmup=1, starts=starts, threads=num_cores())
+    path = arguments.out / f"{name}.json"
+    taking_part = [*own] if stage.is_own else [*own, *working(rivals, own[0], options, arguments.out / "answered.json")]
+    if not arguments.again and is_measured(path, taking_part, options, is_making=name == "making"):
+        return
     busy = f"; the machine is busy (load {load:.1f}), so its figures will scatter" if load > BUSY else ""
     print(f"stage {name}{busy}", file=sys.stderr)
-    options = Options(repeats=arguments.repeats or stage.repeats, warmup=1, starts=stage.starts, threads=num_cores())
+    if name == "speculation":
+        chosen = next((item for item in own if item.name == arguments.speculate), own[0])
+        speculate(chosen, repeats, path)
+        return
+    report = made(arguments, options) if name == "making" else compared(stage, taking_part, options)
+    path.with_suffix(".html").write_text(page_of(report), encoding="utf-8")
+    write_json(path, report.to_json())
+
+
+def is_measured(path: Path, taking_part: Sequence[Contender], options: Options, *, is_making: bool) -> bool:
+    """Whether a file holds this stage: of the same systems in the same order, and at least as many runs."""
+    if not path.exists():
+        return False
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if "tasks" in data:
+        digests = [item.digest for item in taking_part]
+        return data["digest"] in digests and data["rounds"] >= options.repeats
+    report = report_from(data, path)
+    wanted = [(item.name, item.digest) for item in taking_part]
+    is_same = is_making or [(system.name, system.digest) for system in report.systems] == wanted
+    enough = report.options.repeats >= options.repeats and (is_making or report.options.starts >= options.starts)
+    return is_same and enough and report.options.threads == options.threads
+
+
+def compared(stage: Stage, taking_part: Sequence[Contender], options: Options) -> Report:
+    """One interleaved run."""
     date, machine = datetime.now(UTC).isoformat(timespec="seconds"), take_fingerprint(options.threads)
-    vocab_size = Bundle.open(Path(own[0].path)).manifest.model.vocab_size
+    vocab_size = Bundle.open(Path(taking_part[0].path)).manifest.model.vocab_size
     works = [Work(setting, vocab_size) for setting in stage.settings]
-    contenders = (
-        [*own] if stage.is_own else [*own, *working(rivals, vocab_size, options, arguments.out / "answered.json")]
-    )
-    systems = tuple(measure(contenders, works, options, progress))
+    systems = tuple(measure(taking_part, works, options, Progress()))
     ratios = () if stage.is_own else ratios_of(systems)
-    report = Report(
-        machine=machine, options=options, systems=systems, ratios=ratios, piston=version("piston"), date=date
-    )
-    (arguments.out / f"{name}.html").write_text(page_of(report), encoding="utf-8")
-    path = arguments.out / f"{name}.json"
-    path.with_suffix(".part").write_text(json.dumps(report.to_json()), encoding="utf-8")
-    path.with_suffix(".part").replace(path)
-    for line in lines_of(report):
-        print(line)
+    return Report(machine=machine, options=options, systems=systems, ratios=ratios, piston=version("piston"), date=date)
 
 
-def working(rivals: Sequence[Contender], vocab_size: int, options: Options, memory: Path) -> list[Contender]:
+def made(arguments: argparse.Namespace, options: Options) -> Report:
+    """The stages of the recipes; targets whose compiler is not installed are left out, and told."""
+    checkpoint = arguments.checkpoint or demo_checkpoint()
+    jobs = jobs_of(sorted(RECIPES.glob("*.toml")), checkpoint)
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        print("left out: tensorrt-rtx is not installed (pip install 'piston[tensorrt-rtx]')", file=sys.stderr)
+        jobs = [job for job in jobs if "tensorrt-rtx" not in job.name]
+    return measured(jobs, replace(options, starts=0), Progress())
+
+
+def speculate(bundle: Contender, rounds: int, path: Path) -> None:
+    """Prompt lookup in a process of its own; it fails where an answer differs, but is written down."""
+    script = [sys.executable, HERE / "bench_speculation.py", bundle.path, "--rounds", str(rounds), "--json"]
+    done = subprocess.run(script, stdout=subprocess.PIPE, check=False)
+    if not done.stdout.strip():
+        raise subprocess.CalledProcessError(done.returncode, script)
+    write_json(path, {"digest": bundle.digest, "rounds": rounds, "tasks": json.loads(done.stdout)})
+    done.check_returncode()
+
+
+def working(rivals: Sequence[Contender], own: Contender, options: Options, memory: Path) -> list[Contender]:
     """The rivals that answer; of each other one the reason is told, and the table will lack it.
 
     Who has answered once is remembered in a file and not asked again.
     """
     answered = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else []
-    found = [rival for rival in rivals if rival.name in answered]
     limits = {"threads": options.threads, "max_length": 64, "max_batch": 2}
-    probe = Work(Setting(2, 8, 2), vocab_size)
+    probe = Work(Setting(2, 8, 2), Bundle.open(Path(own.path)).manifest.model.vocab_size)
     for rival in (rival for rival in rivals if rival.name not in answered):
         try:
             with open_child(rival, limits) as child:
@@ -165,83 +206,22 @@ def working(rivals: Sequence[Contender], vocab_size: int, options: Options, memo
         except Error as problem:
             print(f"left out: {problem}", file=sys.stderr)
         else:
-            found.append(rival)
-    memory.write_text(json.dumps(sorted({*answered, *(rival.name for rival in found)})), encoding="utf-8")
-    return [rival for rival in rivals if rival in found]
+            answered.append(rival.name)
+    write_json(memory, sorted(answered))
+    return [rival for rival in rivals if rival.name in answered]
 
 
-def write_table(out: Path) -> None:
-    """OUT/table.md, printed too."""
-    paths = {name: out / f"{name}.json" for name in STAGES}
-    reports = {
-        name: report_from(json.loads(path.read_text(encoding="utf-8")), path)
-        for name, path in paths.items()
-        if path.exists()
-    }
-    lines = [
-        "| | Piston | rival | ratio | goal | |",
-        "|---|---|---|---|---|---|",
-        *(line for goal in GOALS if goal.stage in reports for line in rows_of(goal, reports[goal.stage])),
-    ]
-    if "growth" in reports:
-        lines += ["", *growth_lines(reports["growth"])]
-    for name, report in reports.items():
-        lines += ["", f"{name}, {report.date}: {'; '.join(machine_lines(report))}"]
-    text = "\n".join(lines) + "\n"
-    (out / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+def demo_checkpoint() -> str:
+    """Where the demo checkpoint lies."""
+    script = [sys.executable, HERE / "demo_checkpoint.py"]
+    return subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def rows_of(goal: Goal, report: Report) -> Iterable[str]:
-    """Lines of the table for one goal; one for each rival with `each`."""
-    ours = best([system for system in report.systems if system.name in goal.ours], goal.metric)
-    theirs = [system for system in report.systems if system.name in goal.theirs]
-    for rival in theirs if goal.each else [best(theirs, goal.metric)] if theirs else []:
-        if rival is None or ours is None:
-            continue
-        ratio = next(item for item in ratios_of([ours, rival]) if item.metric == goal.metric)
-        yield row_of(goal, ours, rival, ratio)
-
-
-def row_of(goal: Goal, ours: System, rival: System, ratio: Ratio) -> str:
-    """One line."""
-    unit = METRICS[goal.metric].unit
-    mark = "met" if ratio.ratio.value >= goal.at_least else "**missed**"
-    cells = [
-        goal.row,
-        f"{ours.name} {figure(median_of(ours, goal.metric), unit)}",
-        f"{rival.name} {figure(median_of(rival, goal.metric), unit)}",
-        ratio_text(ratio.ratio),
-        f"{goal.at_least:.1f}x",
-        mark,
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def best(systems: Sequence[System], metric: str) -> System | None:
-    """The system with the best median."""
-    sign = 1 if METRICS[metric].is_better_high else -1
-    return max(systems, key=lambda system: sign * median_of(system, metric), default=None)
-
-
-def median_of(system: System, metric: str) -> float:
-    """The median of a figure, of starts or of the stage's one setting."""
-    metrics = system.metrics if METRICS[metric].is_of_start else system.settings[0].metrics
-    return metrics[metric]["p50"].value
-
-
-def growth_lines(report: Report) -> Iterable[str]:
-    """How cost grows: prefill per token and decode step by length, and load by the size of the bundle."""
-    heads = [f"{measured.setting.prompt_len:,}" for measured in report.systems[0].settings]
-    yield f"| growth: tokens of context | {' | '.join(heads)} | bundle, MB | load, ms |"
-    yield f"|{'---|' * (len(heads) + 3)}"
-    for system in report.systems:
-        size = sum(path.stat().st_size for path in Path(system.path).rglob("*") if path.is_file()) / 1e6
-        for what, metric, scale in (("prefill, ms a token", "prefill", 1e3), ("decode, ms a token", "tpot", 1e3)):
-            values = [measured.metrics[metric]["p50"].value for measured in system.settings]
-            shown = [scale / value if metric == "prefill" else scale * value for value in values]
-            ends = f"{size:,.0f} | {median_of(system, 'load') * 1e3:,.0f}" if metric == "prefill" else " | "
-            yield f"| {system.name}: {what} | {' | '.join(f'{value:.3f}' for value in shown)} | {ends} |"
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value), encoding="utf-8")
+    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from html import escape
 
 import numpy as np
 
+from piston.runtime.bench.growth_figures import growth_figures
 from piston.runtime.bench.metrics import METRICS, STAGE_METRICS, of_run
 from piston.runtime.bench.plot import Bar, Curve, bars, curves
 from piston.runtime.bench.report import Report, System
@@ -27,6 +28,8 @@ def figures_of(report: Report) -> Iterator[str]:
     yield from _against_length(report, "decode", "prompt_len")
     yield from _against_length(report, "prefill", "prompt_len")
     yield from _against_length(report, "decode", "batch")
+    for heading, svg, caption in growth_figures(report, [style_of(index) for index in range(len(report.systems))]):
+        yield from figure(heading, svg, escape(caption) + legend(report.systems))
     for name in _STAGE_FIGURES:
         yield from _stages(report, name)
     if report.profile is not None:
