@@ -137,8 +137,7 @@ def test_a_row_that_never_repeats_itself_stops_guessing():
 
 
 def test_a_match_that_holds_is_a_longer_match_so_guesses_end_where_runs_end():
-    # Behind a 5 comes a run of six tokens, then something new: as the fifth guess of a run is worth more than the first,
-    # and the seventh nothing, guesses become as long as the run.
+    # Behind a 5 come six tokens that always follow one another, then something new: guesses become as long as the run.
     run = [5, 21, 22, 23, 24, 25, 26]
     row = [token for fresh in range(100, 140) for token in (fresh, *run)]
     found = guesses(Speculator(exact({1: 1.0, 9: 1.2}), row[:16], 15), row[16:])
