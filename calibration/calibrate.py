@@ -91,7 +91,7 @@ def calibrate(  # noqa: PLR0913
         CalibrationError: an activation is not finite.
         ShortfallError: the result costs more than its bound, or the budget cannot be met.
         OutputExistsError: `out` is there. In every case nothing is left at `out`.
-            An interrupt keeps what was observed, and the same call goes on from it; w4 in turn starts over.
+            An interrupt keeps what was observed or rounded so far, and the same call goes on from it.
     """
     model_dir, out, progress = Path(model_dir), Path(out), progress or Progress(quiet=True)
     checked = checked or CheckOptions()

@@ -70,7 +70,8 @@ class Relay:
         self.rows = rows
         self.work = work
         self.quantized: dict[str, Floats] = {}  # weights of the quantized stream by initializer, once they are known
-        self._places: dict[str, int] = {}
+        values = (value.name or "" for node in graph.model.graph for value in node.outputs)
+        self._places = {name: place for place, name in enumerate(values)}  # values may have any name, files not
         self._weights = {linear.weight.name or "": linear for linear in graph.linears if not linear.is_transposed}
 
     def run(self, segment: Segment) -> Iterator[dict[Stream, Floats]]:
@@ -85,10 +86,15 @@ class Relay:
                 values = self._outputs(session, segment, feed)
                 for name, value in values.items():
                     self._save(stream, index, name, value)
-                for name in set(segment.inputs) - segment.alive:
-                    self._file(stream, index, name).unlink()
                 found[stream] = values[segment.reads]
             yield found
+
+    def leave(self, segment: Segment) -> None:
+        """Remove what is not alive behind the segment's cut; until then it can be run again."""
+        for index in range(len(self.rows)):
+            for stream in STREAMS:
+                for name in set(segment.inputs) - segment.alive:
+                    self._file(stream, index, name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove what was on disk."""
@@ -133,8 +139,7 @@ class Relay:
             return dict(zip(segment.outputs, session.run(segment.outputs, feed), strict=True))
 
     def _file(self, stream: Stream, index: int, name: str) -> Path:
-        place = self._places.setdefault(name, len(self._places))  # values may have any name, files not
-        return self.work / f"{stream}-{index}-{place}.npy"
+        return self.work / f"{stream}-{index}-{self._places[name]}.npy"
 
     def _load(self, stream: Stream, index: int, name: str) -> NDArray[Any]:
         value: NDArray[Any] = np.load(self._file(stream, index, name), allow_pickle=False)

@@ -6,11 +6,13 @@ ICML 2025). In closed form, with X of the quantized stream, Y of the float one a
 rounded are W + H^-1 X^T (Y - X) W.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.calibration.data import hash_rows
 from piston.calibration.extremes import extremes
 from piston.calibration.gptq import damped, gptq
 from piston.calibration.graph import ModelGraph
@@ -18,9 +20,11 @@ from piston.calibration.integer import weight_of
 from piston.calibration.linears import by_input
 from piston.calibration.packing import Ids
 from piston.calibration.prepared import Prepared
+from piston.calibration.progress_file import key_of
 from piston.calibration.recipe import Recipe
-from piston.calibration.rounding import Floats, Quantized
-from piston.calibration.segments import Relay, cut
+from piston.calibration.rounded_files import Rounded, RoundedFiles
+from piston.calibration.rounding import Floats
+from piston.calibration.segments import Relay, Segment, cut
 from piston.runtime.console import Progress
 
 Matrix = NDArray[np.float64]
@@ -59,23 +63,52 @@ def corrected(weight: Floats, hessian: Matrix, drift: Matrix) -> Floats:
 
 
 def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress: Progress) -> Prepared:
-    """Codes for the chosen linears, in the order of the graph; nothing of the rows stays in memory."""
+    """Codes for the chosen linears, in the order of the graph; nothing of the rows stays in memory.
+
+    Stopped at any moment, the same call with the same `work` goes on from the last group that it was through with.
+    """
     segments = cut(graph.model.graph, by_input(recipe.chosen(graph.linears)))
+    files = RoundedFiles(work / "relay", _key(graph, recipe, rows))
     relay = Relay(graph, rows, work / "relay")
-    rounded: dict[str, Quantized] = {}
-    try:
-        for done, segment in enumerate(segments):
-            progress.step("rounding weights", done, len(segments))
-            sums = InputSums(segment.reads)
-            for values in relay.run(segment):
-                sums.update(values["float"], values["quantized"])
-            assert sums.gram is not None
-            assert sums.drift is not None
-            hessian = damped(sums.gram)
-            for linear in segment.group:
-                goal = corrected(weight_of(linear), hessian, sums.drift)
-                rounded[linear.name] = gptq(goal, sums.gram, recipe.grid_of(linear))
-                relay.quantized[linear.weight.name or ""] = rounded[linear.name].dequantized()
-    finally:
-        relay.close()
+    rounded: Rounded = {}
+    found = files.load([segment.group for segment in segments], recipe)
+    for done, segment in enumerate(segments):
+        progress.step("rounding weights", done, len(segments))
+        if done < len(found):
+            new = found[done]
+        else:
+            new = _round_group(segment, relay, recipe)
+            files.save(done, new)
+            relay.leave(segment)
+        relay.quantized |= {linear.weight.name or "": new[linear.name].dequantized() for linear in segment.group}
+        rounded |= new
+    relay.close()
     return Prepared(rounded)
+
+
+def _round_group(segment: Segment, relay: Relay, recipe: Recipe) -> Rounded:
+    """Bring all rows to the group, and round its weights for what arrives there."""
+    sums = InputSums(segment.reads)
+    for values in relay.run(segment):
+        sums.update(values["float"], values["quantized"])
+    assert sums.gram is not None
+    assert sums.drift is not None
+    hessian = damped(sums.gram)
+    rounded: Rounded = {}
+    for linear in segment.group:
+        goal = corrected(weight_of(linear), hessian, sums.drift)
+        rounded[linear.name] = gptq(goal, sums.gram, recipe.grid_of(linear))
+    return rounded
+
+
+def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
+    """Of what shapes codes: what is spared once all is rounded, or how tables and caches are stored, does not."""
+    shaping = ("scheme", "block", "rounding", "keep", "int8")
+    return key_of(
+        {
+            "versions": {package: version(package) for package in ("piston", "onnxruntime", "numpy")},
+            "model": graph.sha256,
+            "rows": hash_rows(rows),
+            "recipe": {name: getattr(recipe, name) for name in shaping},
+        }
+    )

@@ -67,8 +67,24 @@ def test_what_is_dead_leaves_the_disk(model_dir, tmp_path):
     relay = Relay(graph, ROWS, tmp_path / "relay")
     for segment in cut(graph.model.graph, graph.groups()):
         list(relay.run(segment))
+        relay.leave(segment)
         assert len(list((tmp_path / "relay").iterdir())) == len(segment.alive) * 2 * len(ROWS)
         assert len(segment.alive) == 2
+
+
+def test_a_segment_that_was_not_left_can_be_run_again(model_dir, tmp_path):
+    """From the files alone, as a process does that goes on where another was stopped."""
+    graph = ModelGraph.open(model_dir)
+    first, second, third, *_ = cut(graph.model.graph, graph.groups())
+    relay = Relay(graph, ROWS, tmp_path / "relay")
+    for segment in (first, second):
+        list(relay.run(segment))
+        relay.leave(segment)
+    whole = list(relay.run(third))
+    again = Relay(graph, ROWS, tmp_path / "relay")
+    next(again.run(third))  # stopped after a row
+    for one, other in zip(whole, Relay(graph, ROWS, tmp_path / "relay").run(third), strict=True):
+        assert np.array_equal(one["quantized"], other["quantized"])
 
 
 def test_cuts_come_in_the_order_of_the_graph_and_cover_every_group(model_dir):

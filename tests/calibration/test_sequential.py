@@ -1,11 +1,14 @@
 """Layers are rounded for what the quantized layers before them give, and make up for it."""
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
 
+from piston.calibration import sequential
 from piston.calibration.collect import collect
 from piston.calibration.consumers import Gram
 from piston.calibration.gptq import damped, gptq
@@ -115,3 +118,56 @@ def test_the_last_layer_is_nearer_than_if_each_had_been_rounded_alone(model_dir,
                 linear.weight.const_value = ir.tensor(array, name=linear.weight.name)
         errors[name] = np.square(last_values(graph, rows, tmp_path / name) - exact).mean()
     assert errors["in turn"] < 0.95 * errors["alone"]
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Ctrl-C at the n-th rounding of a linear from now on; counts them."""
+
+    class Stop:
+        count, at = 0, None
+
+        def __call__(self, *arguments):
+            self.count += 1
+            if self.count == self.at:
+                raise KeyboardInterrupt
+            return gptq(*arguments)
+
+    stop = Stop()
+    monkeypatch.setattr(sequential, "gptq", stop)
+    return stop
+
+
+@pytest.mark.parametrize("at", [2, 5, 14])  # in the first group, at the beginning of another, and at the very last
+def test_an_interrupted_rounding_goes_on_with_the_group_it_was_stopped_in(model_dir, tmp_path, stopped, at):
+    graph = ModelGraph.open(model_dir)
+    whole = round_in_turn(graph, RECIPE, ROWS, tmp_path / "whole", Progress(quiet=True)).weights
+    stopped.count, stopped.at = 0, at
+    with pytest.raises(KeyboardInterrupt):
+        round_in_turn(graph, RECIPE, ROWS, tmp_path / "work", Progress(quiet=True))
+    stopped.count, stopped.at = 0, None
+    found = round_in_turn(ModelGraph.open(model_dir), RECIPE, ROWS, tmp_path / "work", Progress(quiet=True)).weights
+    done = [0, 3, 4, 6, 7, 10, 11, 13, 14]  # linears behind each group
+    assert stopped.count == 14 - max(number for number in done if number < at)
+    assert list(found) == list(whole)
+    for name, rounded in whole.items():
+        assert np.array_equal(rounded.codes, found[name].codes)
+        assert np.array_equal(rounded.scales, found[name].scales)
+    assert not (tmp_path / "work" / "relay").exists()
+
+
+@pytest.mark.parametrize("change", ["rows", "recipe", "damage", "a file is gone"])
+def test_what_was_kept_of_other_work_or_is_damaged_is_not_used(model_dir, tmp_path, stopped, change):
+    stopped.at = 10
+    with pytest.raises(KeyboardInterrupt):
+        round_in_turn(ModelGraph.open(model_dir), RECIPE, ROWS, tmp_path, Progress(quiet=True))
+    rows = ROWS[:-1] if change == "rows" else ROWS
+    recipe = dataclasses.replace(RECIPE, block=64) if change == "recipe" else RECIPE
+    first = tmp_path / "relay" / "rounded-0.npz"
+    if change == "damage":
+        first.write_bytes(first.read_bytes()[:100])
+    if change == "a file is gone":
+        first.unlink()
+    stopped.count, stopped.at = 0, None
+    round_in_turn(ModelGraph.open(model_dir), recipe, rows, tmp_path, Progress(quiet=True))
+    assert stopped.count == 14
