@@ -15,11 +15,14 @@ from piston.calibration.observers import MinMax, make_observer
 from piston.calibration.packing import Ids
 from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
-from piston.calibration.rounding import Floats, Quantized, round_to_nearest
+from piston.calibration.rounding import Floats, Grid, Quantized, round_to_nearest
 from piston.calibration.sample import Lengths, Sample
 from piston.calibration.smoothing import relative_error, search
 from piston.runtime.console import Progress
 
+# Of a kept linear's weights, whose range smoothing widened: with one scale a channel six linears of SmolLM2-135M took KL
+# from 0.0243 to 0.0358 nats, in blocks to 0.0264, the rounding of activations by the kernel included.
+KEPT_BLOCK = 32
 TOKENS = 6  # of a chunk, and its first: kept whole, to measure errors on
 
 
@@ -127,10 +130,15 @@ def round_all(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress
     weights = {linear.name: round_to_nearest(weight_of(linear), recipe.grid) for linear in linears}
     return Prepared(
         weights={linear.name: weights[linear.name] for linear in recipe.chosen(graph.linears)},
-        kept=weights if recipe.stores_kept == "int8" else {},
+        kept={linear.name: round_kept(weight_of(linear)) for linear in linears if recipe.stores_kept == "int8"},
         scales={name: activation.scale for name, activation in activations.items()},
         errors=sensitivity(activations, weights),
     )
+
+
+def round_kept(weight: Floats) -> Quantized:
+    """The weight alone in INT8: in blocks, or by channel where blocks would leave a rest."""
+    return round_to_nearest(weight, Grid(8, 0 if len(weight) % KEPT_BLOCK else KEPT_BLOCK))
 
 
 def quantize_sample(activation: Activation) -> Floats:

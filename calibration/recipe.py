@@ -36,8 +36,7 @@ class Recipe:
         keep: linears that stay in float, by module path or pattern; nothing else reckons with their rounding.
         spared: linears that stay in float too, by module path, where all others are rounded as if they did not: what a
             budget or a ranking found once everything was rounded.
-        kept: how the weights of both are stored: int8 as w8 has them, their activations in float (w8a8: where None is
-            given), or float.
+        kept: how the weights of both are stored: float, or int8 in blocks (what None is for w8a8, and for it alone).
         int8: linears that get eight bits where the others get four, by module path or pattern (w4); None for the
             narrow ones, see `is_narrow`.
         embedding: how the table of embeddings is stored.

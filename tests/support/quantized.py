@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from piston.calibration.integer import round_kept
 from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
 from piston.calibration.rounding import Grid, round_to_nearest
 from piston.runtime.manifest import FILE_NAME, CacheSpec, Manifest, record_files
@@ -41,13 +42,17 @@ def quantize(
     model = ir.load(source)
     linears = [node for node in linears_of(model) if not any(part in node.name for part in ["lm_head", *keep])]
     scales = largest_activations(source, cache, linears, rows) if scheme.startswith("w8a8") else {}
+    alone = ALONE if scheme == "w8a8 mixed" else ()
     weights = {
         node.inputs[1].name: round_to_nearest(node.inputs[1].const_value.numpy().astype(np.float32), grid)
         for node in linears
         for grid in [dataclasses.replace(GRIDS[scheme], bits=8) if any(w in node.name for w in wide) else GRIDS[scheme]]
+    } | {
+        node.inputs[1].name: round_kept(node.inputs[1].const_value.numpy().astype(np.float32))
+        for node in linears
+        if any(part in node.name for part in alone)
     }
     readers: dict[str, list[str]] = {}
-    alone = ALONE if scheme == "w8a8 mixed" else ()
     for node in linears:
         if not any(part in node.name for part in alone):
             readers.setdefault(node.inputs[0].name, []).append(node.name)
