@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -49,7 +50,9 @@ class Child:
         self.contender = contender
         self._timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        words = [contender.python, "-I", str(SERVE), contender.kind, contender.path]
+        # A rival's Python must not see our paths; ours must: Piston may lie on one (containers, `pip install --user`).
+        shield = "-P" if contender.python == sys.executable else "-I"
+        words = [contender.python, shield, str(SERVE), contender.kind, contender.path]
         self.started = time.perf_counter()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the rival the caller named

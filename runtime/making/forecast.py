@@ -9,12 +9,14 @@ from piston.runtime.making.cache import read_entry
 from piston.runtime.making.make import MakeOptions, check_replaceable
 from piston.runtime.making.parameters import Parameters, count_parameters
 from piston.runtime.making.plan import Stage, locate, plan
-from piston.runtime.making.recipe import Recipe
+from piston.runtime.making.recipe import FLOAT, Recipe
 
 FLOAT_BYTES, HALF_BYTES = 4, 2
 WEIGHT_BYTES = {"w8a8": 1.03, "w8": 1.03, "w4": 0.53}  # with scales, per quantized weight
 HEAD_BYTES = 1.13  # an lm_head in INT8, in blocks of 32
 OVERHEAD = 1_000_000_000  # bytes that torch and the exporter take besides weights (README)
+WORK = 700_000_000  # bytes that libraries and activations take where rows are run or graphs compiled
+BARE = 80_000_000  # bytes of a runtime without a model
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +103,10 @@ def _predicted(name: str, recipe: Recipe, parameters: Parameters) -> tuple[int |
         narrow = recipe.export.get("dtype") in {"fp16", "bf16"}
         return (whole // 2 if narrow else whole), 3 * whole + OVERHEAD
     if name == "calibrate":
-        return int(rest * weights + FLOAT_BYTES * (parameters.embedding + parameters.head)), 3 * whole
+        return int(rest * weights + FLOAT_BYTES * (parameters.embedding + parameters.head)), 3 * whole + WORK
     engine = whole if scheme == "fp" else int(rest * weights + FLOAT_BYTES * parameters.embedding + HEAD_BYTES * head)
     if name == "build":
-        return engine * max(len(recipe.build.get("target", ())), 1), 2 * whole + engine
-    return None, engine
+        return engine * max(len(recipe.build.get("target", ())), 1), 2 * whole + engine + WORK
+    if name == "eval":
+        return None, engine + (whole if (recipe.eval or {}).get("reference") == FLOAT else 0) + WORK
+    return None, engine + BARE

@@ -27,10 +27,10 @@ def started(tmp_path, monkeypatch):
     """started(script): a Child whose far side is that script."""
     opened = []
 
-    def start(script, timeout=30.0):
+    def start(script, timeout=30.0, python=sys.executable):
         (tmp_path / "serve.py").write_text(script, encoding="utf-8")
         monkeypatch.setattr(module, "SERVE", tmp_path / "serve.py")
-        opened.append(Child(contender("rival", "ct2", python=sys.executable), {"threads": 2}, timeout=timeout))
+        opened.append(Child(contender("rival", "ct2", python=python), {"threads": 2}, timeout=timeout))
         return opened[-1]
 
     yield start
@@ -46,6 +46,18 @@ def test_what_the_far_side_tells_arrives(started):
     assert ran.times == pytest.approx((0.1, 0.2, 0.3))
     assert ran.peak_bytes == 5
     assert len(child.run([[1]], 1).times) == 1
+
+
+@pytest.mark.parametrize(("is_ours", "seen"), [(True, "there"), (False, "")])
+def test_our_own_python_keeps_our_paths_and_a_rivals_does_not(started, tmp_path, monkeypatch, is_ours, seen):
+    (tmp_path / "paths").mkdir()
+    (tmp_path / "paths/only_there.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "paths"))
+    (tmp_path / "python").symlink_to(sys.executable)
+    python = sys.executable if is_ours else str(tmp_path / "python")
+    find = "import importlib.util as u; found = 'there' if u.find_spec('only_there') else ''\n"
+    script = find + READY.replace('"2"', "\"' + found + '\"")
+    assert started(script, python=python).versions == {"engine": seen}
 
 
 def test_the_far_side_is_told_kind_path_and_options(started):
