@@ -23,6 +23,11 @@ def script(monkeypatch, tmp_path):
         if words[0] == "eval":
             figures = {"perplexity_ratio": {"value": 1.0123, "low": 1.01, "high": 1.02}, "top1": {"value": 0.9}}
             return json.dumps({"candidate": {"perplexity": {"value": 25.0}}, "agreement": figures})
+        if words[0] == "calibrate":
+            out = Path(words[words.index("-o") + 1])
+            out.mkdir(parents=True, exist_ok=True)
+            made_by = {"calibration": {"size": {"asked": 100_000_000, "got": 103_000_000}}}
+            (out / "manifest.json").write_text(json.dumps({"made_by": made_by}))
         if words[0] == "build":
             bundle = Path(words[words.index("-o") + 1])
             bundle.mkdir(parents=True, exist_ok=True)
@@ -48,7 +53,28 @@ def test_every_row_of_both_tables_has_as_many_cells_as_its_head(script, tmp_path
     for lines in (schemes, caches):
         assert len({line.count("|") for line in lines}) == 1
     num_caches = sum(bool(row.on_top_of) for row in script.ROWS)
-    assert (len(schemes) - 2, len(caches) - 2) == (len(script.ROWS) - 1 - num_caches, num_caches)
+    num_optional = sum(row.is_optional for row in script.ROWS)
+    assert (len(schemes) - 2, len(caches) - 2) == (len(script.ROWS) - 1 - num_caches - num_optional, num_caches)
+    assert "| 103.0 (100.0) |" in schemes[2]
+
+
+def test_an_optional_row_is_made_where_it_is_named_and_an_unknown_one_is_misuse(script, tmp_path, monkeypatch, capsys):
+    run(script, tmp_path, monkeypatch, "--only", "w4 AWQ, block 128")
+    assert "| w4 AWQ, block 128 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(script, tmp_path, monkeypatch, "--only", "w5")
+    assert "no row 'w5'" in capsys.readouterr().err
+
+
+def test_a_quick_run_reads_little_and_is_never_taken_for_a_whole_one(script, tmp_path, monkeypatch):
+    run(script, tmp_path, monkeypatch, "--quick", "--only", "w8a8")
+    quick = {words[0]: words for words in script.ran}
+    assert {"--samples", "--check"} <= set(quick["calibrate"])
+    assert quick["eval"][quick["eval"].index("--max-tokens") + 1] == "256"
+    run(script, tmp_path, monkeypatch, "--only", "w8a8")
+    whole = {words[0]: words for words in script.ran}
+    assert "--samples" not in whole["calibrate"]
+    assert whole["eval"][whole["eval"].index("--max-tokens") + 1] == "8192"
 
 
 def test_what_is_there_is_not_made_again(script, tmp_path, monkeypatch, capsys):
@@ -83,6 +109,7 @@ def test_the_words_of_every_row_are_words_of_the_command(script):
     add_arguments(parser)
     for row in script.ROWS:
         if row.words:
-            arguments = parser.parse_args(["model", "-o", "out", *row.words])
-            assert recipe_of(arguments).scheme == row.words[1]
-            budget_of(arguments)
+            for extent in (script.Extent(1), script.Extent(1, words=script.QUICK)):
+                arguments = parser.parse_args(["model", "-o", "out", *extent.words_of(row)])
+                assert recipe_of(arguments).scheme == row.words[1]
+                budget_of(arguments)
