@@ -95,7 +95,7 @@ def test_every_goal_names_a_stage_and_rivals_that_there_are(script, rivals_table
 
 def test_a_bundle_belongs_to_the_goals_of_its_scheme_whatever_its_name(rivals_table, tmp_path):
     write_report(tmp_path)
-    (tmp_path / "bundles.json").write_text(json.dumps({"w8a8": "w4", "mine": "w8", "w4": "w4"}))
+    (tmp_path / "bundles.json").write_text(json.dumps({"w8a8": "w4", "mine": "w8+kv8", "w4": "w4"}))
     rows = [row for row in cells_of(rivals_table.table_of(tmp_path)) if row[0] == "int8 decode"]
     assert {row[1].split()[0] for row in rows} == {"mine"}
 
