@@ -30,7 +30,10 @@ RELATIVE = 2e-4
 # Of products that round activations by blocks, logits among them, by relative L2: each kernel rounds on its own, and a
 # value on an edge may fall to either side. Rounding itself is 6e-3 (see prove_kernels.py); a wrong code is far more.
 ROUNDED_RELATIVE = 2e-3
-LARGEST_SHARE_APART = 1e-2  # codes that fall to the other side of an edge; a wrong scale moves nearly all
+# Codes that fall to the other side of an edge between two. What parts by 2^-16 of the largest parts by 2e-3 of a step
+# at 127 steps, and crosses an edge as often where values lie anywhere between two; in a small tensor one or two may
+# cross by chance. Single codes were seen, 1 of 1,728 and 1 of 4,608; a wrong scale moves nearly all.
+LARGEST_SHARE_APART, FEW_APART = 2e-3, 2
 PROMPTS = (3, 45, 70)  # tokens of each slot: less than a tile, some tiles, and more
 CUT = 37  # of a longer prompt, where its second chunk begins
 NUM_STEPS = 3
@@ -106,10 +109,11 @@ def _check(expected: Array, found: Array, what: str) -> tuple[float, float]:
     apart = np.abs(expected.astype(np.float32) - found.astype(np.float32))
     if np.issubdtype(expected.dtype, np.integer):
         share = float((apart > 0).mean())
-        if not (apart.max() <= 1 and share <= LARGEST_SHARE_APART):
+        allowed = FEW_APART + int(LARGEST_SHARE_APART * apart.size)
+        if not (apart.max() <= 1 and (apart > 0).sum() <= allowed):
             raise ParityError(
-                f"Piston's kernel parts from what it replaced at {what}: {share:.2%} of its codes differ, by up to "
-                f"{apart.max():.0f}; allowed are {LARGEST_SHARE_APART:.0%}, by 1. Nothing was written."
+                f"Piston's kernel parts from what it replaced at {what}: {(apart > 0).sum()} of its {apart.size} codes "
+                f"differ, by up to {apart.max():.0f}; allowed are {allowed}, by 1. Nothing was written."
             )
         return 0.0, share
     relative = float(apart.max() / max(float(np.abs(expected).max()), 1e-30))
