@@ -61,7 +61,7 @@ class Bundle:
         )
 
     def chat_template(self) -> ChatTemplate | None:
-        """The checkpoint's own template, if it has one; raises BundleCorruptError or TemplateError."""
+        """The checkpoint's own template, if it has one, not yet compiled; raises BundleCorruptError."""
         spec = self.manifest.tokenizer
         if not spec.has_chat_template:
             return None

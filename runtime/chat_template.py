@@ -4,19 +4,20 @@ Renders what `apply_chat_template` of transformers renders. Knows no tokens: the
 already has the special tokens a prompt begins with.
 """
 
+import functools
 import json
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from piston.runtime.errors import MisuseError, TemplateError
-from piston.runtime.template_sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from piston.runtime.template_sandbox import Sandbox
 
 
 class ChatTemplate:
-    """A compiled chat template; may be used from several threads.
+    """A chat template, compiled when it is first used; may be used from several threads.
 
     Runs in a sandbox with bounds on time and size, which `template_sandbox` lists.
 
@@ -25,7 +26,7 @@ class ChatTemplate:
         special_tokens: what the template may call bos_token, eos_token and so on.
 
     Raises:
-        TemplateError: the source has a syntax error, or there is no default one.
+        TemplateError: there is no default one.
     """
 
     def __init__(self, source: str | Mapping[str, str], *, special_tokens: Mapping[str, str]) -> None:
@@ -34,9 +35,20 @@ class ChatTemplate:
                 raise TemplateError(f"No chat template is named 'default', only {sorted(source)}; pass one of them")
             source = source["default"]
         self._special_tokens = dict(special_tokens)
-        self._sandbox = Sandbox()
+        self._source = source
+
+    def check(self) -> None:
+        """Compile it now; raises TemplateError where the source has a syntax error."""
+        _ = self._compiled
+
+    @functools.cached_property
+    def _compiled(self) -> "tuple[Sandbox, Any]":
+        """The sandbox and the template in it: plain text need not wait the 20 ms that importing Jinja takes."""
+        from piston.runtime.template_sandbox import Sandbox
+
+        sandbox = Sandbox()
         try:
-            self._template = self._sandbox.compile_template(source)
+            return sandbox, sandbox.compile_template(self._source)
         except Exception as error:
             raise TemplateError(f"Chat template is broken{_where(error)}: {_what(error)}") from error
 
@@ -59,14 +71,15 @@ class ChatTemplate:
 
         Raises:
             MisuseError: the messages are not of that form, or a value is not JSON.
-            TemplateError: the template refused the messages, failed, or took too much time or space.
+            TemplateError: the template is broken, refused the messages, failed, or took too much time or space.
         """
         _check_messages(messages)
         given = {"messages": list(messages), "tools": tools, **variables}
         values = {"documents": None} | self._special_tokens | {name: _plain(given[name], name) for name in given}
-        self._sandbox.allowance.renew()
+        sandbox, template = self._compiled
+        sandbox.allowance.renew()
         try:
-            return self._template.render(values, add_generation_prompt=add_generation_prompt)
+            return str(template.render(values, add_generation_prompt=add_generation_prompt))
         except Exception as error:
             raise TemplateError(f"Chat template failed{_where(error)}: {_what(error)}") from error
 
@@ -105,6 +118,8 @@ def _to_dict(value: Any) -> dict[Any, Any]:
 
 def _where(error: Exception) -> str:
     """The line of the template an error comes from, as " at line 3", or nothing."""
+    import jinja2
+
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f" at line {error.lineno}"
     # Jinja rewrites tracebacks so that frames of compiled code stand at lines of the template.

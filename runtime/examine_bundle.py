@@ -4,6 +4,7 @@ from pathlib import Path
 
 from piston.runtime.backends import judge
 from piston.runtime.bundle import TOKENIZER, Bundle
+from piston.runtime.chat_template import ChatTemplate
 from piston.runtime.errors import BundleCorruptError, BundleTooNewError, Error
 from piston.runtime.finding import Finding
 from piston.runtime.manifest import FILE_NAME, FileRecord, Manifest, sha256_of
@@ -67,7 +68,9 @@ def _texts(path: Path, manifest: Manifest, again: str, damaged: set[str]) -> lis
         if damaged:
             break
         try:
-            opened()
+            found = opened()
+            if isinstance(found, ChatTemplate):
+                found.check()
         except Error as problem:
             findings.append(Finding(f"{path}, {name}", "wrong", str(problem), again))
     return findings

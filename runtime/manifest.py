@@ -19,6 +19,7 @@ from piston.runtime.shape import ShapeError, shaped
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+HASHED_AT_ONCE = 1 << 24  # bytes
 
 Kind = Literal["model", "bundle"]
 FloatType = Literal["float32", "float16", "bfloat16"]
@@ -165,9 +166,16 @@ class Manifest:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file in bounded memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash a file in bounded memory.
+
+    In large pieces: between two of them a thread waits for the interpreter, which loading keeps busy.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        piece = memoryview(bytearray(max(1, min(HASHED_AT_ONCE, os.fstat(file.fileno()).st_size))))
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:

@@ -1,4 +1,7 @@
-"""LanguageModel: a bundle, opened, behind generate, stream and chat."""
+"""LanguageModel: a bundle, opened, behind generate, stream and chat.
+
+What computes is imported when it is needed: `load` hashes files while numpy is imported.
+"""
 
 import operator
 import os
@@ -6,24 +9,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from piston.runtime.backends import choose, family_of
 from piston.runtime.bundle import Bundle
-from piston.runtime.chat_template import ChatTemplate
-from piston.runtime.completion import Completion
-from piston.runtime.conversation import Conversation
-from piston.runtime.decode import check_fits
-from piston.runtime.engine import Engine
 from piston.runtime.errors import MisuseError, TemplateError
-from piston.runtime.generation import Generation, prepare, run
-from piston.runtime.manifest import Manifest
+from piston.runtime.hashing import Hashing
 from piston.runtime.memory import container_memory
-from piston.runtime.opening import open_verified
 from piston.runtime.sampling import Sampling
-from piston.runtime.sizing import sizes_for
-from piston.runtime.speculation import Verification, exact_tokens
-from piston.runtime.text import Tokenizer
+
+if TYPE_CHECKING:
+    from piston.runtime.chat_template import ChatTemplate
+    from piston.runtime.completion import Completion
+    from piston.runtime.conversation import Conversation
+    from piston.runtime.engine import Engine
+    from piston.runtime.generation import Generation
+    from piston.runtime.manifest import Manifest
+    from piston.runtime.text import Tokenizer
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -32,7 +33,9 @@ Message = Mapping[str, Any]
 class Stream(Iterator[str]):
     """Pieces of text as they become certain; `completion` holds what there is so far."""
 
-    def __init__(self, engine: Engine, generation: Generation) -> None:
+    def __init__(self, engine: "Engine", generation: "Generation") -> None:
+        from piston.runtime.generation import run
+
         self._generation = generation
         self._steps = run(engine, [generation])
 
@@ -44,7 +47,7 @@ class Stream(Iterator[str]):
         raise StopIteration
 
     @property
-    def completion(self) -> Completion:
+    def completion(self) -> "Completion":
         """The whole answer once the stream has ended, the part that is there before."""
         return self._generation.completion()
 
@@ -60,8 +63,10 @@ class LanguageModel:
     """
 
     def __init__(
-        self, manifest: Manifest, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None = None
+        self, manifest: "Manifest", engine: "Engine", tokenizer: "Tokenizer", template: "ChatTemplate | None" = None
     ) -> None:
+        from piston.runtime.speculation import Verification
+
         self.manifest = manifest
         self.engine = engine
         self.tokenizer = tokenizer
@@ -71,7 +76,7 @@ class LanguageModel:
 
     def generate(
         self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | None = None
-    ) -> Completion | list[Completion]:
+    ) -> "Completion | list[Completion]":
         """Complete one prompt (text or token ids), or a list of them together.
 
         Returns one Completion for one prompt with n = 1, else a list: n answers to the first prompt, then the second.
@@ -86,6 +91,8 @@ class LanguageModel:
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Stream:
         """Complete one prompt piece by piece; raises as `generate` does, before the first piece."""
+        from piston.runtime.decode import check_fits
+
         began, sampling = time.perf_counter(), sampling or Sampling()
         if sampling.n != 1:
             raise MisuseError(f"A stream has one answer, n is {sampling.n}; use generate.")
@@ -93,17 +100,19 @@ class LanguageModel:
         check_fits(self.engine, generation.request)
         return Stream(self.engine, generation)
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Completion | list[Completion]:
+    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> "Completion | list[Completion]":
         """Answer a list of {"role", "content"} messages through the checkpoint's template."""
         began = time.perf_counter()
         return self._complete([self.render(messages)], sampling or Sampling(), began, is_single=True)
 
-    def conversation(self, system: str | None = None, sampling: Sampling | None = None) -> Conversation:
+    def conversation(self, system: str | None = None, sampling: Sampling | None = None) -> "Conversation":
         """A chat that keeps its cache between turns, and one slot until it is closed.
 
         Raises:
             MisuseError: every slot is taken, or the sampling asks for several answers or for the prompt's echo.
         """
+        from piston.runtime.conversation import Conversation
+
         return Conversation(self, system=system, sampling=sampling or Sampling())
 
     def render(self, messages: Sequence[Message]) -> list[int]:
@@ -125,7 +134,7 @@ class LanguageModel:
         """What the checkpoint's authors recommend; greedy where they say nothing."""
         return Sampling.from_mapping(self.manifest.generation)
 
-    def prepare(self, prompt_ids: list[int], sampling: Sampling, began: float | None = None) -> Generation:
+    def prepare(self, prompt_ids: list[int], sampling: Sampling, began: float | None = None) -> "Generation":
         """A generation of one row that is not yet run; its time counts from `began`, a time.perf_counter()."""
         return self._prepare([prompt_ids], sampling, time.perf_counter() if began is None else began)[0]
 
@@ -141,14 +150,18 @@ class LanguageModel:
 
     def _complete(
         self, prompts: list[list[int]], sampling: Sampling, began: float, *, is_single: bool
-    ) -> Completion | list[Completion]:
+    ) -> "Completion | list[Completion]":
+        from piston.runtime.generation import run
+
         generations = self._prepare(prompts, sampling, began)
         for _ in run(self.engine, generations):
             pass
         completions = [generation.completion() for generation in generations]
         return completions[0] if is_single and sampling.n == 1 else completions
 
-    def _prepare(self, prompts: list[list[int]], sampling: Sampling, began: float) -> list[Generation]:
+    def _prepare(self, prompts: list[list[int]], sampling: Sampling, began: float) -> "list[Generation]":
+        from piston.runtime.generation import prepare
+
         ends = self.manifest.tokenizer.eos_token_ids
         generations = prepare(prompts, sampling, self.tokenizer, ends, self.verification)
         for generation in generations:
@@ -181,6 +194,12 @@ def load(
         EngineError, MissingExtraError: the backend refuses it or is not installed.
     """
     opened = Bundle.open(Path(bundle), verify=False)
+    hashing = Hashing.begin(opened.manifest, opened.directory)
+    from piston.runtime.backends import choose, family_of
+    from piston.runtime.opening import open_verified
+    from piston.runtime.sizing import sizes_for
+    from piston.runtime.speculation import Verification, exact_tokens
+
     manifest, (spec, _) = opened.manifest, choose(opened, target)
     sizes, remarks = sizes_for(
         manifest,
@@ -190,7 +209,7 @@ def load(
         threads=threads,
         memory=container_memory() if family_of(spec.target) == "ort-cpu" else None,
     )
-    parts = open_verified(opened, spec, sizes)
+    parts = open_verified(opened, spec, sizes, hashing)
     model = LanguageModel(manifest, parts.engine, parts.tokenizer, parts.template)
     model.remarks, model.verification = remarks, Verification(exact_tokens(spec))
     return model

@@ -12,6 +12,7 @@ from piston.runtime.bundle import Bundle
 from piston.runtime.chat_template import ChatTemplate
 from piston.runtime.engine import Engine
 from piston.runtime.errors import Error
+from piston.runtime.hashing import Hashing
 from piston.runtime.manifest import EngineSpec
 from piston.runtime.text import Tokenizer
 
@@ -27,28 +28,27 @@ class Opened:
     template: ChatTemplate | None
 
 
-def open_verified(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Opened:
+def open_verified(bundle: Bundle, spec: EngineSpec, sizes: Sizes, hashing: Hashing | None = None) -> Opened:
     """Load the engine `spec` of a bundle that was opened unverified, its tokenizer and its template.
 
     Raises:
         BundleCorruptError: a file is not the recorded one; nothing stays open.
-        BundleError, EngineError, MissingExtraError, TemplateError: of what is loaded, if the files are right.
+        BundleError, EngineError, MissingExtraError: of what is loaded, if the files are right.
     """
+    hashing = hashing or Hashing.begin(bundle.manifest, bundle.directory)
     if family_of(spec.target) not in INERT:
-        bundle.manifest.verify(bundle.directory)
-        tokenizer, template = bundle.tokenizer(), bundle.chat_template()
-        return Opened(open_engine(bundle, spec, sizes), tokenizer, template)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        verified = pool.submit(bundle.manifest.verify, bundle.directory)
+        hashing.result()
+        return Opened(open_engine(bundle, spec, sizes), bundle.tokenizer(), bundle.chat_template())
+    with ThreadPoolExecutor(max_workers=1) as pool:
         reading = pool.submit(bundle.tokenizer)
         try:
             template = bundle.chat_template()
             engine = open_engine(bundle, spec, sizes)
         except Error:
-            verified.result()  # a damaged file is the better reason
+            hashing.result()  # a damaged file is the better reason
             raise
         try:
-            verified.result()
+            hashing.result()
             return Opened(engine, reading.result(), template)
         except BaseException:
             engine.close()

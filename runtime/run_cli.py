@@ -3,14 +3,16 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from piston.runtime.completion import Completion, PositionLogprobs, TokenLogprob
 from piston.runtime.console import note, print_json, print_text
 from piston.runtime.errors import MisuseError
 from piston.runtime.model import LanguageModel, load
 from piston.runtime.sampling import Sampling
 from piston.runtime.sampling_cli import add_sampling_arguments, sampling_from
+
+if TYPE_CHECKING:
+    from piston.runtime.completion import Completion, PositionLogprobs, TokenLogprob
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def completion_to_json(completion: Completion) -> dict[str, Any]:
+def completion_to_json(completion: "Completion") -> dict[str, Any]:
     """A completion as JSON, for --json."""
     result: dict[str, Any] = {
         "text": completion.text,
@@ -104,7 +106,7 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
     return result
 
 
-def report_speed(completion: Completion) -> None:
+def report_speed(completion: "Completion") -> None:
     """One line on stderr."""
     timings, drafts = completion.timings, completion.drafts
     guessed = "" if drafts is None else f"{drafts.num_accepted} of {drafts.num_drafted} guessed tokens right, "
@@ -150,11 +152,11 @@ def _messages(text: str, system: str | None) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": text}]
 
 
-def _position(position: PositionLogprobs) -> dict[str, Any]:
+def _position(position: "PositionLogprobs") -> dict[str, Any]:
     return _token(position.chosen) | {"top": [_token(token) for token in position.top]}
 
 
-def _token(token: TokenLogprob) -> dict[str, Any]:
+def _token(token: "TokenLogprob") -> dict[str, Any]:
     return {
         "token_id": token.token_id,
         "token": token.token,

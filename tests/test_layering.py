@@ -57,3 +57,12 @@ def test_the_help_of_a_runtime_verb_needs_no_backend(verb):
     result = python(HELP, verb, "--help")
     assert result.stderr == ""
     assert {"onnxruntime", *HEAVY}.isdisjoint(result.stdout.rpartition("LOADED")[2].split())
+
+
+def test_files_are_hashed_before_what_computes_is_imported():
+    result = python(
+        "import sys, piston.runtime.model, piston.runtime.bench.local\n"
+        "print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    assert result.stderr == ""
+    assert {"numpy", "onnxruntime", "tokenizers", "jinja2"}.isdisjoint(result.stdout.split())

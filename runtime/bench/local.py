@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from piston.runtime.generation import Generation, run
-from piston.runtime.logits import Logits
 from piston.runtime.model import LanguageModel, load
-from piston.runtime.row_sampler import Pick
 from piston.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from piston.runtime.generation import Generation
+    from piston.runtime.logits import Logits
+    from piston.runtime.row_sampler import Pick
 
 Clock = Callable[[], float]
 
@@ -45,6 +47,8 @@ class LocalRun:
         Afterwards `parts` holds the seconds of choosing tokens from logits (`sample`) and, apart from the run, of
         encoding the prompts' text (`tokenize`).
         """
+        from piston.runtime.generation import run
+
         sampling = Sampling(max_tokens=gen_len, ignore_eos=True)
         generations = [self._model.prepare(list(prompt), sampling) for prompt in prompts]
         samplers = [_timed(generation, self._clock) for generation in generations]
@@ -76,7 +80,7 @@ class _TimedSampler:
         self._sampler = sampler
         self._clock = clock
 
-    def pick(self, logits: Logits) -> Pick:
+    def pick(self, logits: "Logits") -> "Pick":
         start = self._clock()
         pick: Pick = self._sampler.pick(logits)
         self.seconds += self._clock() - start
@@ -86,7 +90,7 @@ class _TimedSampler:
         return getattr(self._sampler, name)
 
 
-def _timed(generation: Generation, clock: Clock) -> _TimedSampler:
+def _timed(generation: "Generation", clock: Clock) -> _TimedSampler:
     sampler = _TimedSampler(generation.request.sampler, clock)
     generation.request.sampler = sampler  # type: ignore[assignment]
     return sampler

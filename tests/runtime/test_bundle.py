@@ -114,4 +114,4 @@ def test_a_template_that_is_promised_but_missing_is_corrupt(tmp_path):
 def test_a_template_that_does_not_parse_is_a_template_error(tmp_path):
     write_bundle(tmp_path, template="{% if %}")
     with pytest.raises(TemplateError, match="broken at line 1"):
-        Bundle.open(tmp_path).chat_template()
+        Bundle.open(tmp_path).chat_template().check()

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -365,3 +366,11 @@ def test_the_hash_is_that_of_sha256sum(tmp_path):
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 2 * 30 * 3 * 64 * 4), ("bfloat16", 2 * 30 * 3 * 64 * 2)])
 def test_bytes_per_token_count_keys_and_values_of_all_layers(dtype, size):
     assert CacheSpec(num_layers=30, num_kv_heads=3, head_dim=64, dtype=dtype).bytes_per_token == size
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 65, 200])
+def test_a_file_is_hashed_whole_however_it_is_cut(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("piston.runtime.manifest.HASHED_AT_ONCE", 64)
+    data = bytes(range(256))[:size]
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()

@@ -236,13 +236,14 @@ def test_load_of_a_broken_engine_is_an_engine_error(bundle):
 
 
 @pytest.mark.parametrize("text", ["{% for", b"\xff\xfe"])
-def test_load_of_a_broken_template_is_one_of_our_errors(tmp_path, text):
+def test_a_broken_template_is_one_of_our_errors_before_a_chat_runs(tmp_path, text, monkeypatch):
     write_bundle(tmp_path, template=CHAT)
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     edit_manifest(tmp_path, lambda data: data["files"].pop("chat_template.jinja"))
-    with pytest.raises((TemplateError, BundleCorruptError), match="template"):
-        load(tmp_path)
+    script_engines(replying("a"), monkeypatch.setattr)
+    with pytest.raises((TemplateError, BundleCorruptError), match="template"), load(tmp_path) as model:
+        model.chat([{"role": "user", "content": "hi"}])
 
 
 def test_in_a_container_the_cache_is_made_to_fit_and_the_model_says_so(tmp_path, monkeypatch):
