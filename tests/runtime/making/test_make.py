@@ -125,6 +125,17 @@ def test_a_bundle_as_baseline_is_measured_in_turns_with_the_new_one_and_a_file_i
     assert bench_stage(place).key != beside.key
 
 
+def test_what_cannot_be_compared_with_is_refused_before_any_work(place):
+    place.edit("[gates]", '[bench]\nbaseline = "old"\n\n[gates]')
+    with pytest.raises(MisuseError, match="old"):
+        place.make()
+    (place.directory / "old/bin").mkdir(parents=True)
+    (place.directory / "old/bin/python").write_text("")
+    with pytest.raises(MisuseError, match="virtual environment"):
+        place.make()
+    assert place.commands.calls == []
+
+
 def test_a_changed_option_runs_from_its_stage(place):
     place.make()
     place.edit('data = "held_out.txt"', 'data = "held_out.txt"\nstride = 128')
