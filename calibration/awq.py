@@ -40,9 +40,8 @@ def round_aware(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progre
     """Fold the best factors wherever something can absorb them, then round the chosen linears' weights."""
     activations = observe(graph, rows, work, progress)
     chosen = {linear.name for linear in recipe.chosen(graph.linears)}
-    rounded: dict[str, Quantized] = {}
     for done, activation in enumerate(activations.values()):
-        progress.step("rounding weights", done, len(activations))
+        progress.step("scaling inputs", done, len(activations))
         group = [linear for linear in activation.group if linear.name in chosen]
         fold = find_fold(activation.group)
         if fold is not None and group:
@@ -50,9 +49,13 @@ def round_aware(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progre
             found = search(activation, [weight_of(linear) for linear in group], grids, fold.shared)
             apply_fold(fold, activation.group, found.factors)
             activation.sample = activation.sample / found.factors
+    rounded: dict[str, Quantized] = {}
+    for done, activation in enumerate(activations.values()):  # only now: folds divide weights of layers before
+        progress.step("rounding weights", done, len(activations))
         importance = np.square(unit_tokens(activation.sample)).mean(axis=0)
-        for linear in group:
-            rounded[linear.name] = round_weighted(weight_of(linear), recipe.grid_of(linear), importance)
+        for linear in activation.group:
+            if linear.name in chosen:
+                rounded[linear.name] = round_weighted(weight_of(linear), recipe.grid_of(linear), importance)
     return Prepared(rounded)
 
 

@@ -76,3 +76,14 @@ def test_the_float_model_is_the_same_and_the_weights_are_not(model_dir, tmp_path
         return session.step([prompt], [range(seq)], [0], [seq], [range(seq)])[0]
 
     assert np.abs(logits(tmp_path / "folded") - logits(model_dir)).max() < 1e-3
+
+
+def test_codes_are_of_the_weights_as_all_folds_left_them(model_dir, tmp_path):
+    """Folding into o_proj's and down_proj's inputs divides v_proj and up_proj, which come earlier in the graph."""
+    graph = ModelGraph.open(model_dir)
+    recipe = Recipe(scheme="w8", block=32, rounding="awq")
+    weights = round_aware(graph, recipe, ROWS, tmp_path, Progress(quiet=True)).weights
+    for linear in graph.linears:
+        if linear.name in weights:
+            weight = weight_of(linear)
+            assert np.linalg.norm(weights[linear.name].dequantized() - weight) < 0.02 * np.linalg.norm(weight)
