@@ -11,7 +11,7 @@ from piston.runtime.bench.baseline import Reference, read_reference
 from piston.runtime.bench.child import Contender
 from piston.runtime.bench.contenders import KINDS, bundle_contender, read_against
 from piston.runtime.bench.fingerprint import num_cores, take_fingerprint
-from piston.runtime.bench.gate import Gate, judge, parse_gate
+from piston.runtime.bench.gate import Gate, judge, parse_gate, strictest
 from piston.runtime.bench.measure import measure
 from piston.runtime.bench.profile import profile
 from piston.runtime.bench.publish import add_output_arguments, check_outputs, publish
@@ -29,7 +29,7 @@ _EPILOG = f"""rivals: --against KIND:PATH, where KIND is {", ".join(KINDS)};
 scripts/prepare_rivals.py made.
 
 recipes: in place of a bundle, RECIPE.toml of `piston make`, one or several: export, calibrate and each target's build
-are run in new processes, 4 times after 1, and their time and memory are told.
+are run in new processes, 6 times after 1, and their time and memory are told.
 
 gates: --fail-on 'tpot.p50>5%' (more than 5 % above the baseline, and not by chance), 'ttft.p95>200ms', 'peak>400MB';
 the figures are ttft, tpot, itl, total, first_token, load, peak, with .p50, .p90, .p95 or .p99. A baseline is a file of
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name, type=_numbers, default=default, metavar="N,N...", help=f"{text} (default: {default or '128,512'})"
         )
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="real prompts, one a line or .jsonl")
-    parser.add_argument("--repeats", type=int, metavar="N", help="runs that count (default: 10; of recipes 4)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="runs that count (default: 10; of recipes 6)")
     parser.add_argument("--warmup", type=int, metavar="N", help="runs before them (default: 2; of recipes 1)")
     parser.add_argument("--starts", type=int, default=3, metavar="N", help="new processes to time (default: 3)")
     parser.add_argument("--threads", type=int, metavar="N", help="of every system (default: the physical cores)")
@@ -143,7 +143,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         if reference.contender is not None:
             contenders.append(reference.contender)
         reference.check(options, [work.setting for work in works])
-    _check_gates(gates, options, works, reference)
+    _check_gates(gates, options, works, reference, arguments.alpha)
     return Plan(tuple(_named_apart(contenders)), tuple(works), options, gates, reference)
 
 
@@ -165,15 +165,18 @@ def _check_options(options: Options, arguments: argparse.Namespace) -> None:
     check_outputs(arguments)
 
 
-def _check_gates(gates: Sequence[Gate], options: Options, works: Sequence[Work], reference: Reference | None) -> None:
+def _check_gates(
+    gates: Sequence[Gate], options: Options, works: Sequence[Work], reference: Reference | None, alpha: float
+) -> None:
     settings = [work.setting for work in works]
+    level = strictest(gates, lambda gate: 1 if gate.known.is_of_start else len(settings), alpha)
     for gate in gates:
         if gate.is_relative and reference is None:
             raise MisuseError(f"--fail-on {gate.text!r} bounds a change; give --baseline, a file or a bundle.")
-        gate.check_measured(options, settings)
+        gate.check_measured(options, settings, level)
         if gate.is_relative and reference is not None and (there := reference.samples(options)) is not None:
             try:
-                gate.check_measured(there, settings)
+                gate.check_measured(there, settings, level)
             except MisuseError as problem:
                 raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None
 

@@ -29,7 +29,7 @@ def figures_of(report: Report) -> Iterator[str]:
     yield from _against_length(report, "prefill", "prompt_len")
     yield from _against_length(report, "decode", "batch")
     for heading, svg, caption in growth_figures(report, [style_of(index) for index in range(len(report.systems))]):
-        yield from figure(heading, svg, escape(caption) + legend(report.systems))
+        yield from figure(heading, svg, f"{legend(report.systems)}<br>{escape(caption)}")
     for name in _STAGE_FIGURES:
         yield from _stages(report, name)
     if report.profile is not None:

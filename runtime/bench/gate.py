@@ -9,7 +9,7 @@ outside the noise.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from piston.runtime.estimate import Estimate
 
 GATED = tuple(name for name, metric in METRICS.items() if not metric.is_better_high)
 SHUFFLES = 4000
-_FEWEST_SAMPLES = 4  # of each side: the most extreme of the 20 assignments of three and three has p = 0.05
+ALPHA = 0.05
 _SEED = 2
 _UNITS = {"s": {"s": 1.0, "ms": 1e-3, "us": 1e-6}, "bytes": {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}}
 STAGES = ("export", "calibrate", "build")
@@ -70,8 +70,11 @@ class Gate:
         """The figure in words."""
         return f"{self.known.described}, {self.quantile}"
 
-    def check_measured(self, options: Options, settings: Sequence[Setting]) -> None:
-        """Refuse a bound on what this run will not measure; raises MisuseError."""
+    def check_measured(self, options: Options, settings: Sequence[Setting], level: float = ALPHA) -> None:
+        """Refuse a bound on what this run will not measure, or too seldom to decide; raises MisuseError.
+
+        `level` is the chance of a false alarm at which it must be able to fail: see `strictest`.
+        """
         if self.verb is not None:
             raise MisuseError(f"--fail-on {self.text!r} bounds a stage; give a recipe instead of a bundle.")
         if METRICS[self.metric].is_of_start and not options.starts:
@@ -80,22 +83,22 @@ class Gate:
             raise MisuseError(f"--fail-on {self.text!r} needs a second token; raise --gen-len.")
         is_of_start = METRICS[self.metric].is_of_start
         self._check_samples(
-            options.starts if is_of_start else options.repeats, "--starts" if is_of_start else "--repeats"
+            options.starts if is_of_start else options.repeats, "--starts" if is_of_start else "--repeats", level
         )
 
-    def check_stages(self, num_runs: int, verbs: Sequence[str]) -> None:
-        """Refuse a bound on what these recipes' stages will not give; raises MisuseError."""
+    def check_stages(self, num_runs: int, verbs: Sequence[str], level: float = ALPHA) -> None:
+        """Refuse a bound on what these recipes' stages will not give, as `check_measured` does."""
         if self.verb is None:
             raise MisuseError(f"--fail-on {self.text!r} bounds a bundle; of recipes write {STAGES[0]}.{self.metric}.")
         if self.verb not in verbs:
             raise MisuseError(f"--fail-on {self.text!r}: no recipe has the stage; they have {', '.join(verbs)}.")
-        self._check_samples(num_runs, "--repeats")
+        self._check_samples(num_runs, "--repeats", level)
 
-    def _check_samples(self, num_samples: int, option: str) -> None:
-        if self.is_relative and num_samples < _FEWEST_SAMPLES:
+    def _check_samples(self, num_samples: int, option: str, level: float) -> None:
+        if self.is_relative and num_samples < (fewest := fewest_samples(level)):
             raise MisuseError(
-                f"--fail-on {self.text!r}: {num_samples} runs on each side cannot tell a change from chance; raise "
-                f"{option} to at least {_FEWEST_SAMPLES}."
+                f"--fail-on {self.text!r}: {num_samples} runs on each side cannot tell a change from chance (level "
+                f"{level:.2g}, --alpha over all relative bounds); raise {option} to at least {fewest}."
             )
 
 
@@ -123,6 +126,26 @@ def parse_gate(text: str) -> Gate:
     if not math.isfinite(bound):
         raise MisuseError(f"--fail-on {text!r}: {match[4]} is beyond every number; write a smaller one.")
     return Gate(text=text, metric=metric, percent=percent, bound=bound, is_relative=unit == "%", verb=verb)
+
+
+def fewest_samples(level: float) -> int:
+    """Runs of each side with which the most extreme of all their assignments is surely found rarer than `level`."""
+    return next(count for count in range(1, 100) if _least_p_value(count) <= level)
+
+
+def _least_p_value(count: int) -> float:
+    """What shuffling gives at worst for the most extreme change of a median, with three standard errors.
+
+    Runs below the median of the slower side may change places with runs above that of the faster without moving either.
+    """
+    free = (count - 1) // 2
+    share = math.comb(2 * free, free) / math.comb(2 * count, count)
+    return share + 3 * math.sqrt(share / SHUFFLES) + 1 / SHUFFLES
+
+
+def strictest(gates: Sequence[Gate], places: Callable[[Gate], int], alpha: float) -> float:
+    """The level of Holm's first step: `alpha` over all relative bounds, each at every place it has."""
+    return max(alpha / max(sum(places(gate) for gate in gates if gate.is_relative), 1), 5 / SHUFFLES)
 
 
 def judge(gates: Sequence[Gate], report: Report, reference: Reference | None, alpha: float) -> tuple[GateResult, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from piston.runtime.bench.baseline import Reference, read_reference
 from piston.runtime.bench.fingerprint import num_cores, take_fingerprint
-from piston.runtime.bench.gate import Gate, judge, parse_gate
+from piston.runtime.bench.gate import Gate, judge, parse_gate, strictest
 from piston.runtime.bench.publish import check_outputs, publish
 from piston.runtime.bench.recipes import jobs_of
 from piston.runtime.bench.report import Options, Report
@@ -20,7 +20,7 @@ from piston.runtime.console import Progress
 from piston.runtime.errors import MisuseError
 
 SUFFIX = ".toml"
-REPEATS, WARMUP = 4, 1  # stages take minutes
+REPEATS, WARMUP = 6, 1  # stages take minutes
 # Options that speak of a bundle; a recipe says the rest itself.
 _OF_BUNDLES = ("target", "batch", "prompt_len", "gen_len", "prompts", "starts", "threads", "against", "env", "rivals")
 
@@ -45,7 +45,7 @@ def run_recipes(arguments: argparse.Namespace, defaults: argparse.Namespace) -> 
     )
     jobs = jobs_of(arguments.bundle, arguments.checkpoint)
     reference = _reference(arguments, gates)
-    _check_gates(gates, options, jobs, reference)
+    _check_gates(gates, options, jobs, reference, arguments.alpha)
     report = measured(jobs, options, Progress(quiet=arguments.quiet), reference)
     return publish(replace(report, gates=judge(gates, report, reference, arguments.alpha)), arguments)
 
@@ -88,16 +88,19 @@ def _reference(arguments: argparse.Namespace, gates: Sequence[Gate]) -> Referenc
     return reference
 
 
-def _check_gates(gates: Sequence[Gate], options: Options, jobs: Sequence[Job], reference: Reference | None) -> None:
+def _check_gates(
+    gates: Sequence[Gate], options: Options, jobs: Sequence[Job], reference: Reference | None, alpha: float
+) -> None:
     verbs = list(dict.fromkeys(job.verb for job in jobs))
+    level = strictest(gates, lambda gate: sum(job.verb == gate.verb for job in jobs), alpha)
     if reference is not None:
         reference.check_stages(jobs)
     for gate in gates:
         if gate.is_relative and reference is None:
             raise MisuseError(f"--fail-on {gate.text!r} bounds a change; give --baseline, a file or an environment.")
-        gate.check_stages(options.repeats, verbs)
+        gate.check_stages(options.repeats, verbs, level)
         if gate.is_relative and reference is not None and (there := reference.samples(options)) is not None:
             try:
-                gate.check_stages(there.repeats, verbs)
+                gate.check_stages(there.repeats, verbs, level)
             except MisuseError as problem:
                 raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None

@@ -7,6 +7,7 @@ from piston.runtime.bench.report import GateResult, Measured, Ratio, Report, Sys
 from piston.runtime.estimate import Estimate
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
+_SECOND = 0.9995  # what three digits round to a second
 _RIVAL_METRICS = ("ttft", "tpot", "prefill", "decode")
 _START_METRICS = ("first_token", "load", "peak")
 
@@ -39,7 +40,8 @@ def machine_lines(report: Report) -> Iterator[str]:
     if machine.gpu is not None:
         yield f"{machine.gpu}, driver {machine.driver}"
     starts = "" if report.systems[0].stages else f", {options.starts} new processes"
-    yield (f"{options.repeats} runs after {options.warmup} to warm up{starts}; intervals of 95 % (bootstrap over runs)")
+    runs = f"{options.repeats} run{'s' if options.repeats > 1 else ''}"
+    yield f"{runs} after {options.warmup} to warm up{starts}; intervals of 95 % (bootstrap over runs)"
 
 
 def gate_lines(report: Report) -> Iterator[str]:
@@ -94,7 +96,7 @@ def ranged(estimate: Estimate, unit: str) -> str:
 def figure(value: float, unit: str) -> str:
     """Three or four digits that count, in ms, tokens a second or MB."""
     if unit == "s":
-        return f"{value:,.2f} s" if value >= 1 else f"{f'{value * 1e3:#.3g}'.rstrip('.')} ms"
+        return f"{value:,.2f} s" if value >= _SECOND else f"{f'{value * 1e3:#.3g}'.rstrip('.')} ms"
     if unit == "bytes":
         return f"{value / 1e6:,.0f} MB"
     return f"{value:,.1f}/s" if value < 1e3 else f"{value:,.0f}/s"  # noqa: PLR2004 - digits that count

@@ -7,7 +7,16 @@ from benched import OPTIONS, noisy_runs, system_of
 
 from piston.runtime.bench.baseline import Reference
 from piston.runtime.bench.fingerprint import take_fingerprint
-from piston.runtime.bench.gate import GATED, change, false_alarm, holm, judge, parse_gate
+from piston.runtime.bench.gate import (
+    GATED,
+    change,
+    false_alarm,
+    fewest_samples,
+    holm,
+    judge,
+    parse_gate,
+    strictest,
+)
 from piston.runtime.bench.report import Report
 from piston.runtime.bench.workload import Setting
 from piston.runtime.errors import MisuseError
@@ -169,3 +178,24 @@ def test_every_figure_that_is_bad_when_high_can_be_bounded():
         "load",
         "peak",
     }
+
+
+@pytest.mark.parametrize("num_bounds", [1, 3, 4, 11])
+def test_with_the_fewest_runs_allowed_a_doubled_time_fails_every_bound(num_bounds):
+    texts = [
+        f"{metric}.p{percent}>{bound}%"
+        for bound in (1, 2)
+        for percent in (50, 90)
+        for metric in ("ttft", "tpot", "total")
+    ]
+    gates = [parse_gate(text) for text in texts[:num_bounds]]
+    fewest = fewest_samples(strictest(gates, lambda _: 1, 0.05))
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        found = verdicts(noisy_runs(rng, fewest, 0.02), noisy_runs(rng, fewest, 0.01), *texts[:num_bounds])
+        assert not any(gate.is_met for gate in found)
+
+
+def test_every_place_of_a_relative_bound_counts():
+    gates = [parse_gate(text) for text in ("tpot>5%", "load>5%", "ttft>1s")]
+    assert strictest(gates, lambda gate: 1 if gate.metric == "load" else 4, 0.05) == pytest.approx(0.05 / 5)
