@@ -176,7 +176,10 @@ def _kept(result: Calibrated) -> list[str]:
                 "reads the last and least redundant values; piston build stores it in INT8 blocks unless told otherwise"
             )
         elif name in chosen:
-            why = f"the budget: in integers its group alone costs {number(harm[name])} nats"
+            alone = (
+                f"in integers its group alone costs {number(harm[name])} nats" if name in harm else "not ranked in time"
+            )
+            why = f"the budget: {alone}"
         elif name in result.sensitivity:
             why = f"INT8 moves its output by {result.sensitivity[name] ** 0.5:.1%}"
         else:

@@ -149,8 +149,9 @@ def compared(row: Row, base: Row, text: str, window: int, arguments: argparse.Na
     """`piston eval` of one bundle against another, kept beside them until one of the two changes."""
     paths = [bundle_of(item, arguments) for item in (row, base)]
     manifests = b"".join((path / "manifest.json").read_bytes() for path in paths)
-    # A cache's windows do not overlap: half the time, and each is compared with itself without the cache.
-    stride, max_tokens = window if row.on_top_of else window // 2, arguments.extent.max_tokens
+    # A cache's windows overlap little: half the time, and each is compared with the same tokens without the cache.
+    overlap, max_tokens = window // (8 if row.on_top_of else 2), arguments.extent.max_tokens
+    stride = window - overlap
     key = hashlib.sha256(manifests + f"{text} {window} {stride} {max_tokens}".encode()).hexdigest()
     record = arguments.work / f"{row.place}-{base.place}-{text}-{window}.json"
     if record.is_file() and (found := json.loads(record.read_text()))["key"] == key:

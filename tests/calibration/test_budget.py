@@ -1,6 +1,7 @@
 """--budget on a toy: what is measured is what is written, and a search can stop and go on."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,23 @@ def test_an_interrupted_search_goes_on_where_it_stopped(model_dir, text, tmp_pat
     assert not done & set(passes)
     assert len(passes) == 8 - 5 + 1  # eight groups alone, and all together
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_ranking_takes_half_the_time_at_most_and_begins_with_the_worst(model_dir, text, tmp_path, monkeypatch):
+    now, figures = [0.0], Meter.figures
+
+    def slow(self, *arguments):
+        now[0] += 10
+        return figures(self, *arguments)
+
+    monkeypatch.setattr(Meter, "figures", slow)
+    monkeypatch.setattr("piston.calibration.budget.time", SimpleNamespace(monotonic=lambda: now[0]))
+    recipe = Recipe(scheme="w8a8")
+    found = calibrate(model_dir, tmp_path / "out", recipe, [text], rows=ROWS, budget=budget("kl=1", seconds=60))
+    ranked = list(found.spent.harm)
+    assert len(ranked) == 4  # at 0, 10, 20 and 30 s, of eight
+    assert next(iter(found.sensitivity)) in ranked[0].split(",")
+    assert (found.kept, len(found.spent.points), found.spent.is_complete) == (["lm_head"], 1, False)
 
 
 def test_a_budget_that_cannot_be_met_says_the_best_and_writes_nothing(model_dir, text, tmp_path, capsys):
