@@ -27,7 +27,7 @@ from piston.runtime.errors import ShortfallError
 from piston.runtime.evaluation.gate import Gate
 
 FLOAT_BYTES = 4
-AIM = 0.97  # of what the bound allows
+AIM = 0.9  # of what the bound allows: on SmolLM2-135M a set that the search saw at +2.9 % was +3.2 % as written
 RANKING = 0.5  # of the time at most goes into what each group costs alone
 ALONE_ROWS, ALONE_LEN = 2, 128  # tokens that a group alone is measured on: a second a pass (135M, two cores)
 
