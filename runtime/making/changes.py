@@ -7,7 +7,7 @@ from typing import Any
 
 from piston.runtime.bench.baseline import Reference
 from piston.runtime.bench.gate import Gate as BenchGate
-from piston.runtime.bench.gate import judge
+from piston.runtime.bench.gate import judge, strictest
 from piston.runtime.bench.gate import parse_gate as parse_bench_gate
 from piston.runtime.bench.reading import report_from
 from piston.runtime.bench.report import Report
@@ -31,10 +31,11 @@ def judge_changes(gates: Sequence[Gate], result: Mapping[str, Any], baseline: Re
         earlier = dataclasses.replace(baseline, earlier=_earlier(report, baseline), contender=None)
         settings = [measured.setting for measured in report.systems[0].settings]
         earlier.check(report.options, settings)
+        level = strictest(bounds, lambda bound: 1 if bound.known.is_of_start else len(settings), ALPHA)
         for bound in bounds:
             for samples in (report.options, earlier.samples(report.options)):
                 assert samples is not None  # of a bundle only, which `earlier` is not
-                bound.check_measured(samples, settings)
+                bound.check_measured(samples, settings, level)
     except MisuseError as problem:
         return {gate.text: _result(gate, None, str(problem), is_met=False) for gate in changes}
     judged = judge(bounds, report, earlier, ALPHA)

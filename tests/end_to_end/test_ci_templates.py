@@ -143,7 +143,7 @@ def test_a_key_among_the_secrets_signs_the_bundle(tree, made):
 
 
 def test_a_bundle_may_be_the_baseline_of_a_gate_on_speed(tree, made, tmp_path):
-    options = 'repeats = 4\nstarts = 0\nprompt_len = "8"\ngen_len = "8"'
+    options = 'repeats = 6\nstarts = 0\nprompt_len = "8"\ngen_len = "8"'
     bench = f'\n[bench]\nbaseline = "../../bundles/smollm2-int8"\n{options}\n'
     gate, output = 'require = ["bench.tpot.p50 <= 900% over baseline"', 'bundle = "../../bundles/beside"'
     judged = JUDGED.replace('require = ["verify"', f'{gate}, "verify"').replace(
