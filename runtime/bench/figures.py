@@ -15,7 +15,7 @@ from piston.runtime.bench.workload import Setting
 from piston.runtime.estimate import Estimate
 from piston.runtime.evaluation.chart import Chart
 
-_STYLES = ("own", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
+_STYLES = ("own", *(f"c{number}" for number in range(1, 14)))  # the seven colours dashed, then six of them not
 _RATIOS = ("decode", "prefill", "first_token", "peak")
 _STAGE_FIGURES = ("seconds", "peak")
 _POINTS = 101  # of a distribution's curve
@@ -44,8 +44,8 @@ def style_of(index: int) -> str:
 def legend(systems: Sequence[System]) -> str:
     """A line of colour before each name."""
     keys = (
-        '<svg class="key" viewBox="0 0 28 4" aria-hidden="true">'
-        f'<path class="line {style_of(index)}" d="M0 2H28"/></svg>{escape(system.name)}'
+        '<span class="entry"><svg class="key" viewBox="0 0 28 4" aria-hidden="true">'
+        f'<path class="line {style_of(index)}" d="M0 2H28"/></svg>{escape(system.name)}</span>'
         for index, system in enumerate(systems)
     )
     return " ".join(keys)

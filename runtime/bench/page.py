@@ -38,9 +38,16 @@ figcaption,summary{color:var(--soft);font-size:.9rem}summary{cursor:pointer;marg
 .line.c5{stroke:var(--c5);stroke-dasharray:1 2}.point.c5,.bar.c5{fill:var(--c5)}
 .line.c6{stroke:var(--c6);stroke-dasharray:8 2 2 2 2 2}.point.c6,.bar.c6{fill:var(--c6)}
 .line.c7{stroke:var(--c7);stroke-dasharray:12 3}.point.c7,.bar.c7{fill:var(--c7)}
+.line.c8{stroke:var(--c1)}.point.c8,.bar.c8{fill:var(--c1)}
+.line.c9{stroke:var(--c2)}.point.c9,.bar.c9{fill:var(--c2)}
+.line.c10{stroke:var(--c3)}.point.c10,.bar.c10{fill:var(--c3)}
+.line.c11{stroke:var(--c4)}.point.c11,.bar.c11{fill:var(--c4)}
+.line.c12{stroke:var(--c6)}.point.c12,.bar.c12{fill:var(--c6)}
+.line.c13{stroke:var(--c7)}.point.c13,.bar.c13{fill:var(--c7)}
 .bar.lost{fill:var(--bad)}.bar.won{fill:var(--good)}
 .whisker{fill:none;stroke:var(--ink);stroke-width:1.5}.reference-line{stroke:var(--ink);stroke-dasharray:4 3}
 .key{display:inline-block;width:28px;height:4px;vertical-align:middle;margin:0 .35em 0 1em}
+.entry{white-space:nowrap}
 .gate{font-weight:500}.gate.met{color:var(--good)}.gate.not-met{color:var(--bad)}
 code{font:.9em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 """

@@ -7,6 +7,7 @@ from benched import OPTIONS, contender, opener, ticking
 from page_outline import Outline
 
 from piston.runtime.bench.baseline import Reference
+from piston.runtime.bench.figures import style_of
 from piston.runtime.bench.fingerprint import take_fingerprint
 from piston.runtime.bench.gate import judge, parse_gate
 from piston.runtime.bench.limits import Limits
@@ -111,6 +112,11 @@ def test_both_themes_define_every_colour(page):
     names = [set(re.findall(r"--\w+(?=:)", theme)) for theme in (light, dark)]
     assert names[0] == names[1]
     assert set(re.findall(r"var\((--\w+)\)", page)) <= names[0]
+
+
+def test_fourteen_systems_have_lines_of_their_own(page):
+    looks = [re.search(rf"\.line\.{style_of(index)}{{([^}}]*)}}", page).group(1) for index in range(14)]
+    assert len(set(looks)) == len(looks)
 
 
 def test_gates_tell_met_from_not_met_without_colour(page):
