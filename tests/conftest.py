@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests that take long or need gigabytes")
+
+
+def pytest_configure():
+    """Interrupts interrupt: what a shell starts in the background ignores them, and so would every child."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header():
