@@ -46,7 +46,9 @@ def count_parameters(path: Path) -> Parameters | None:
 def _safetensors(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", _read(file, 8))
-        header: Mapping[str, Any] = json.loads(_read(file, length))
+        header: Any = json.loads(_read(file, length))
+    if not isinstance(header, Mapping):
+        raise TypeError("the header is no object")
     for name, tensor in header.items():
         if name != "__metadata__":
             yield name, tuple(_natural(size) for size in tensor["shape"])

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from piston.calibration.graph import ModelGraph
@@ -180,6 +180,7 @@ def test_any_gguf_header_is_counted_or_not(tmp_path_factory, data, place):
 
 @soon
 @given(st.binary(max_size=60), st.integers(0, 2**64 - 1))
+@example(b"0", 1)  # JSON, and no object
 def test_any_safetensors_header_is_counted_or_not(tmp_path_factory, data, length):
     directory = tmp_path_factory.mktemp("safetensors")
     (directory / "m.safetensors").write_bytes(struct.pack("<Q", length) + data)
