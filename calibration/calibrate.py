@@ -1,7 +1,6 @@
 """calibrate: a float model directory and data become a quantized model directory."""
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from piston.runtime.console import Progress
 from piston.runtime.errors import MisuseError
 from piston.runtime.evaluation.gate import Gate
 from piston.runtime.manifest import Manifest
-from piston.runtime.staging import check_free, staged_dir
+from piston.runtime.staging import check_free, resumable_dir, staged_dir
 
 PREPARED = "prepared"  # the float model directory that is measured
 
@@ -108,15 +107,8 @@ def calibrate(  # noqa: PLR0913
     bundle = Bundle(model_dir, graph.manifest)
     packed, held_out = load_data(data, bundle, rows or RowOptions(), checked.data)
     job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, count_saturations, progress)
-    scratch = out.parent / f".{out.name}.calibration"  # survives an interrupt, and the next run goes on from it
-    try:
-        with staged_dir(out, overwrite=overwrite) as work:
-            result = job.run(work, scratch)
-    except Exception:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    shutil.rmtree(scratch, ignore_errors=True)
-    return result
+    with resumable_dir(out, "calibration") as scratch, staged_dir(out, overwrite=overwrite) as work:
+        return job.run(work, scratch)
 
 
 def _check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from piston.runtime.console import note
@@ -64,6 +64,30 @@ def scratch_dir(parent: Path, name: str) -> Iterator[Path]:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def resumable_dir(goal: Path, stage: str) -> Iterator[Path]:
+    """Yield a directory beside `goal` for what an interrupted `stage` goes on from; gone after a success or an error.
+
+    One process at a time works in it: two that write the same goal would take each other's files.
+
+    Raises:
+        Error: another process works in it, or the place cannot be written.
+    """
+    place = Path(os.path.abspath(goal.parent)) / f".{goal.name}.{stage}"  # noqa: PTH100 - as in staged_dir
+    lock = _claim_alone(place, goal)
+    try:
+        yield place
+    except Exception:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        with suppress(OSError):
+            place.rmdir()  # an interrupt before there was anything to go on from
         os.close(lock)
 
 
@@ -129,6 +153,30 @@ def _claim(parent: Path, name: str) -> tuple[Path, int]:
             os.close(lock)
         elif stage.exists():  # no locks here: nobody can sweep it either
             return stage, os.open(stage, os.O_RDONLY)
+
+
+def _claim_alone(place: Path, goal: Path) -> int:
+    """The descriptor of a directory, made if missing, that no other process holds."""
+    import fcntl
+
+    while True:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            lock = os.open(place, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # removed in between, by the process that worked in it
+        except OSError as problem:
+            raise Error(f"Cannot write beside {goal}: {problem.strerror}; choose another place.") from problem
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise Error(f"{goal} is being written by another process; wait for it, or choose another -o.") from None
+        except OSError:
+            return lock  # no locks here
+        if place.exists() and os.path.samestat(place.stat(), os.fstat(lock)):
+            return lock
+        os.close(lock)
 
 
 def _leftovers(parent: Path, name: str | None) -> Iterator[Path]:

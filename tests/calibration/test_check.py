@@ -9,7 +9,9 @@ from piston.calibration import calibrate as module
 from piston.calibration.bound import DEFAULTS, bounds_of, parse_bound
 from piston.calibration.calibrate import CheckOptions, calibrate
 from piston.calibration.data import RowOptions
+from piston.calibration.held_out import HeldOut
 from piston.calibration.integer import round_all
+from piston.calibration.overlap import Overlap
 from piston.calibration.recipe import SCHEMES, Recipe
 from piston.runtime.cli import main
 from piston.runtime.errors import EngineError, MisuseError, ShortfallError
@@ -86,6 +88,12 @@ def test_text_of_the_calibration_given_again_is_found_out(model_dir, text, tmp_p
     assert main([*words, "--check-data", str(text)]) == 0
     assert "rows of" in (warned := capsys.readouterr().err)
     assert "share text with the calibration rows" in warned
+
+
+@pytest.mark.parametrize(("num_shared", "is_warned"), [(0, False), (3, False), (5, True), (100, True)])
+def test_rows_that_share_no_more_than_texts_of_one_kind_do_are_apart(num_shared, is_warned):
+    held_out = HeldOut(np.zeros((2, 64), np.int64), "rows", Overlap((1,) if num_shared else (), num_shared, 100))
+    assert (held_out.warning is not None) == is_warned
 
 
 def test_data_that_has_no_rows_left_to_check_on_says_so(model_dir, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from piston.runtime.errors import Error, OutputExistsError
-from piston.runtime.staging import staged_dir, sweep
+from piston.runtime.staging import resumable_dir, staged_dir, sweep
 
 WRITER = """
 import sys, time
@@ -309,3 +309,40 @@ def test_two_writers_and_sweepers_never_lose_a_goal(goal):
     sweep(goal.parent)
     assert beside(goal) == ["goal"]
     assert len(list(goal.iterdir())) == 30
+
+
+def count_to_three(goal, problem):
+    with resumable_dir(goal, "counting") as place:
+        (place / "so-far").write_text("3")
+        raise problem
+
+
+def test_what_an_interrupt_left_is_there_for_the_next_run_and_gone_after_it(goal):
+    with pytest.raises(KeyboardInterrupt):
+        count_to_three(goal, KeyboardInterrupt())
+    assert beside(goal) == [".goal.counting"]
+    with resumable_dir(goal, "counting") as place:
+        assert contents(place) == {"so-far": "3"}
+    assert beside(goal) == []
+
+
+def test_an_error_leaves_nothing_to_go_on_from(goal):
+    with pytest.raises(ValueError, match="wrong"):
+        count_to_three(goal, ValueError("wrong"))
+    assert beside(goal) == []
+
+
+def test_an_interrupt_before_anything_was_kept_leaves_no_directory(goal):
+    with pytest.raises(KeyboardInterrupt), resumable_dir(goal, "counting"):
+        raise KeyboardInterrupt
+    assert beside(goal) == []
+
+
+def test_a_second_process_that_would_write_the_same_goal_is_told_of_the_first(goal):
+    code = "import sys; from pathlib import Path; from piston.runtime.staging import resumable_dir\n"
+    code += "with resumable_dir(Path(sys.argv[1]), 'counting'): pass"
+    with resumable_dir(goal, "counting") as place:
+        (place / "so-far").write_text("3")
+        second = subprocess.run([sys.executable, "-c", code, str(goal)], capture_output=True, text=True, check=False)
+        assert contents(place) == {"so-far": "3"}
+    assert f"{goal} is being written by another process" in second.stderr
