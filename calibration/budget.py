@@ -21,6 +21,7 @@ from piston.calibration.meter import Meter
 from piston.calibration.packing import Ids
 from piston.calibration.prepared import Prepared
 from piston.calibration.progress_file import key_of
+from piston.calibration.ranking import Alone, few
 from piston.calibration.search import Group, Kept, OutOfTimeError, search
 from piston.runtime.console import Progress
 from piston.runtime.errors import ShortfallError
@@ -29,7 +30,6 @@ from piston.runtime.evaluation.gate import Gate
 FLOAT_BYTES = 4
 AIM = 0.9  # of what the bound allows: on SmolLM2-135M a set that the search saw at +2.9 % was +3.2 % as written
 RANKING = 0.5  # of the time at most goes into what each group costs alone
-ALONE_ROWS, ALONE_LEN = 2, 128  # tokens that a group alone is measured on: a second a pass (135M, two cores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +62,9 @@ class Spent:
     """What a search measured and found."""
 
     bound: str
-    harm: dict[str, float] = field(
-        default_factory=dict
-    )  # KL of each group of linears alone, by their names with commas between
+    # KL of each group of linears alone, without the floor, by their names with commas between.
+    harm: dict[str, float] = field(default_factory=dict)
+    floor: float | None = None  # KL with no linear in integers: of an INT8 cache, and of kept weights in INT8
     points: list[Point] = field(default_factory=list)  # in order of the search
     best: Point | None = None
     is_complete: bool = False
@@ -77,7 +77,8 @@ class Spent:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Spent":
         """Read what was measured; what was found is to be found again."""
-        return cls(data["bound"], dict(data["harm"]), [Point(**point) for point in data["points"]])
+        points = [Point(**point) for point in data["points"]]
+        return cls(data["bound"], dict(data["harm"]), data["floor"], points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +129,9 @@ def spend(ground: Ground, budget: Budget, scratch: Path, progress: Progress) -> 
         ShortfallError: nothing that was measured meets the bound; the message has the best.
     """
     started = time.monotonic()
-    rows, held_out = ground.rows[:ALONE_ROWS, :ALONE_LEN], ground.held_out[:, :ROW_LEN]
-    ground = dataclasses.replace(ground, rows=rows, held_out=held_out)
-    capacity = max(rows.shape[1], held_out.shape[1])
-    meter = Meter(ground.graph, ground.prepared, ground.kv_scales, scratch / "prepared", capacity)
+    ground = dataclasses.replace(ground, rows=few(ground.rows), held_out=ground.held_out[:, :ROW_LEN])
+    texts = [ground.rows, ground.held_out]
+    meter = Meter(ground.graph, ground.prepared, ground.kv_scales, scratch / "prepared", texts)
     try:
         spent = _Search(ground, budget, meter, scratch / "budget.json", progress, started).run()
     finally:
@@ -175,14 +175,16 @@ class _Search:
         groups = [[linear.name for linear in group] for group in by_input(linears).values()]
         errors = self.ground.prepared.errors
         groups.sort(key=lambda group: -max(errors.get(name, 0.0) for name in group))
-        name = "measuring each group alone"
+        name, alone = "measuring each group alone", None
         with self.progress.phase(name):
             for done, group in enumerate(groups):
                 self.progress.step(name, done, len(groups))
                 if ",".join(group) not in self.spent.harm:
                     if time.monotonic() > self.started + RANKING * self.budget.seconds:
                         break
-                    self.spent.harm[",".join(group)] = self.meter.figures(group, self.ground.rows)["kl"]
+                    alone = alone or Alone(self.meter, self.ground.rows, self.spent.floor)
+                    self.spent.floor = alone.floor
+                    self.spent.harm[",".join(group)] = alone.harm(group)
                     self._save()
         if not self.spent.harm:
             raise OutOfTimeError

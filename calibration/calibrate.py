@@ -1,7 +1,7 @@
 """calibrate: a float model directory and data become a quantized model directory."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from piston.calibration.graph import ModelGraph
 from piston.calibration.held_out import HeldOut, load_data
 from piston.calibration.integer import round_all
 from piston.calibration.kv import RoundCachePass, Scales, cache_steps, observe_cache, written
+from piston.calibration.meter import Meter
 from piston.calibration.prepared import Prepared
+from piston.calibration.ranking import few, most_harmful
 from piston.calibration.recipe import HEAD, Recipe
 from piston.calibration.saturation import Saturated, saturations
 from piston.calibration.size import Size, asked_bytes, got_bytes
@@ -50,6 +52,7 @@ class Calibrated:
     weight_only: list[str]  # of these, those whose weights are in INT8 all the same
     size: Size
     sensitivity: dict[str, float]  # w8a8: each linear's error in INT8, worst first
+    harm: dict[str, float]  # with keep_worst: KL of the linears that were measured alone, worst by multiply-add first
     check: Check
     spent: Spent | None  # on a budget
     saturated: dict[str, Saturated]  # by what reads the value, or its cache; empty unless asked for
@@ -77,7 +80,7 @@ def calibrate(  # noqa: PLR0913
         recipe: the scheme and how.
         data: text, JSONL or token files, or "builtin"; not needed to round weights to nearest without a budget.
         rows: how the data is packed.
-        keep_worst: linears to leave in float, those that INT8 moves furthest (w8a8).
+        keep_worst: linears to leave in float, those whose INT8 moves the model furthest by multiply-add (w8a8).
         budget: what the result may cost at most; finds what to leave in float.
         checked: the bound on the result, and on which text.
         count_saturations: also count, on the rows of the check, what lies beyond each scale.
@@ -152,11 +155,12 @@ class _Calibration:
             prepared = self._prepare(scratch)
             asked = asked_bytes(self.graph.model.graph, self.graph.linears, self.recipe)
             measures_cache = self.recipe.kv == "int8" and not self.recipe.kv_scales
-            if self.budget is not None or measures_cache or self.count_saturations:
+            if self.budget is not None or self.keep_worst or measures_cache or self.count_saturations:
                 self.graph.save_float(scratch / PREPARED)  # smoothing moves the values: measure it as it will be
             scales = self._cache_scales(scratch)
             spent = self._spend(prepared, scales, scratch)
-            spared = self._spared(prepared, spent)
+            harm = self._harm(prepared, scales, scratch)
+            spared = self._spared(prepared, spent, harm)
             saturated = self._saturated(prepared, scales, scratch)
             names = prepared.insert(self.graph, set(prepared.weights) - set(spared))
             weight_only = [name for name in prepared.kept if name not in names]
@@ -177,6 +181,7 @@ class _Calibration:
             "recipe": settled.to_json(),
             "data": None if self.rows is None else self.rows.to_json(),
             "sensitivity": errors,
+            "harm": harm,
             "weight_only": weight_only,
             "budget": None if spent is None else spent.to_json(),
         }
@@ -190,7 +195,7 @@ class _Calibration:
         made_by = {**manifest.made_by, "calibration": {**record, "check": found.to_json()}}
         manifest = dataclasses.replace(manifest, made_by=made_by)
         manifest.write(work)
-        return Calibrated(manifest, settled, names, kept, weight_only, size, errors, found, spent, saturated)
+        return Calibrated(manifest, settled, names, kept, weight_only, size, errors, harm, found, spent, saturated)
 
     def _prepare(self, scratch: Path) -> Prepared:
         graph, recipe, progress = self.graph, self.recipe, self.progress
@@ -201,11 +206,22 @@ class _Calibration:
             return round_all(graph, recipe, self.rows.ids, scratch, progress)
         return round_weights(graph, recipe, None if self.rows is None else self.rows.ids, scratch, progress)
 
-    def _spared(self, prepared: Prepared, spent: Spent | None) -> tuple[str, ...]:
+    def _harm(self, prepared: Prepared, scales: Scales, scratch: Path) -> dict[str, float]:
+        if not self.keep_worst:
+            return {}
+        assert self.rows is not None
+        rows = few(self.rows.ids)
+        meter = Meter(self.graph, prepared, scales, scratch / PREPARED, [rows])
+        try:
+            return most_harmful(meter, prepared, self.graph.linears, rows, self.keep_worst, self.progress)
+        finally:
+            meter.close()
+
+    def _spared(self, prepared: Prepared, spent: Spent | None, harm: Mapping[str, float]) -> tuple[str, ...]:
         """What was rounded and stays in float all the same, in the order of the graph."""
         if unknown := sorted(set(self.recipe.spared) - set(prepared.weights)):
             raise MisuseError(f"The recipe spares {unknown[0]}, which the model has not, or keeps already.")
-        worst = [name for name in prepared.errors if name in prepared.weights][: self.keep_worst]
+        worst = list(harm)[: self.keep_worst]
         found = worst if spent is None or spent.best is None else spent.best.kept
         return tuple(name for name in prepared.weights if name in {*self.recipe.spared, *found})
 

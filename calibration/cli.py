@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     recipe.add_argument("--embedding", choices=get_args(Storage), help="how its table is stored (default float)")
     recipe.add_argument("--head", choices=get_args(Storage), help="how lm_head is stored (default float)")
-    recipe.add_argument("--keep-worst", type=int, default=0, metavar="N", help="leave the N most sensitive in float")
+    recipe.add_argument("--keep-worst", type=int, default=0, metavar="N", help="compute the N most harmful in float")
     recipe.add_argument(
         "--budget", metavar="BOUND", help="leave as little in float as ppl=2%%, kl=0.02 or top1=95%% allows"
     )
@@ -134,7 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, error in list(result.sensitivity.items())[:SHOWN]:
         state = "kept with INT8 weights" if name in result.weight_only else "kept in float"
         state = "quantized" if name in result.quantized else state
-        print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}, {state}")
+        harm = f", the model by {result.harm[name]:.2g} nats" if name in result.harm else ""
+        print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}{harm}; {state}")
     return 0
 
 
@@ -206,6 +207,7 @@ def to_json(output: Path, result: Calibrated) -> dict[str, object]:
         "weight_only": result.weight_only,
         "size": dataclasses.asdict(result.size),
         "sensitivity": result.sensitivity,
+        "harm": result.harm,
         "budget": None if result.spent is None else result.spent.to_json(),
         "check": result.check.to_json(),
         "calibration": result.manifest.made_by["calibration"],

@@ -1,6 +1,6 @@
 """Measures a prepared model with some of its linears in integers against the float model, on rows of tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +20,32 @@ SEED = 0
 
 
 class Meter:
-    """Both models, open. The float model reads each text once.
+    """The prepared model, open. The float model has read each text once and is gone before the other is opened.
 
     Args:
         graph: of the float model.
         prepared: what each linear would become.
         kv_scales: of an INT8 cache; if there are any, every measured model has it.
         directory: the prepared float model directory; a graph and logits are written into it.
-        capacity: tokens of the longest row.
+        texts: all rows [rows, tokens] that will be measured on.
     """
 
     def __init__(
-        self, graph: ModelGraph, prepared: Prepared, kv_scales: Scales, directory: Path, capacity: int
+        self, graph: ModelGraph, prepared: Prepared, kv_scales: Scales, directory: Path, texts: Sequence[Ids]
     ) -> None:
-        cache = graph.manifest.cache
-        write_switched(directory, prepared, kv_scales, cache)
+        cache, capacity = graph.manifest.cache, max(rows.shape[1] for rows in texts)
         options = OrtOptions(optimize=True, prepack=False)  # weights are read from where they lie: half the memory
         plain = OrtEngine.open(graph.directory / MODEL, cache, num_slots=1, capacity=capacity, options=options)
         self._reference = RememberedEngine(plain, directory / "logits")
+        for rows in texts:
+            score(self._reference, None, corpus_of(rows, "rows"), whole_rows(rows))
+        self._reference.let_go()
+        write_switched(directory, prepared, kv_scales, cache)
         self._candidate = SwitchedEngine.open(directory / NAME, cache, num_slots=1, capacity=capacity, options=options)
         self._candidate.take(prepared, graph.linears)
 
     def figures(self, quantized: Iterable[str], rows: Ids) -> dict[str, float]:
-        """Perplexity, its change, KL and top-1 agreement on `rows` [rows, tokens] with these linears in integers."""
+        """Perplexity, its change, KL and top-1 agreement on one of the texts with these linears in integers."""
         self._candidate.quantize(quantized)
         scores = score(self._candidate, self._reference, corpus_of(rows, "rows"), whole_rows(rows))
         found = agreement_of(scores, SEED)

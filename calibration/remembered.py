@@ -17,7 +17,7 @@ class RememberedEngine:
     def __init__(self, engine: Engine, path: Path) -> None:
         self.vocab_size = engine.vocab_size
         self.cache = engine.cache
-        self._engine = engine
+        self._engine: Engine | None = engine
         self._path = path
         self._places: dict[str, tuple[int, int]] = {}  # of a history and a piece: offset in bytes, rows
         self._history = ""
@@ -29,6 +29,8 @@ class RememberedEngine:
         key = hashlib.sha256(f"{before} {num_logits} {list(token_ids)}".encode()).hexdigest()
         self._history = key
         if key not in self._places:
+            if self._engine is None:
+                raise MisuseError("The engine was let go, and this text was not read before.")
             logits = self._engine.prefill(slot, token_ids, num_logits)
             self._places[key] = self._file.seek(0, 2), len(logits)
             self._file.write(np.ascontiguousarray(logits, np.float32).tobytes())
@@ -44,8 +46,14 @@ class RememberedEngine:
         """Texts are read here, not written."""
         raise MisuseError(f"A remembered engine only reads texts; {len(tokens)} tokens were to be decoded.")
 
+    def let_go(self) -> None:
+        """Close the engine: from now on only texts that it has read are known."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
     def close(self) -> None:
         """Close the engine, and remove the file."""
-        self._engine.close()
+        self.let_go()
         self._file.close()
         self._path.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ def test_a_switched_model_costs_what_the_written_one_does(model_dir, text, tmp_p
     prepared = round_all(graph, Recipe(scheme="w8a8", kept=kept), rows, tmp_path / "work", Progress(quiet=True))
     graph.save_float(tmp_path / "prepared")
     held_out = written.check.held_out.ids
-    meter = Meter(graph, prepared, {}, tmp_path / "prepared", held_out.shape[1])
+    meter = Meter(graph, prepared, {}, tmp_path / "prepared", [held_out])
     nothing, some, again = (meter.figures(names, held_out) for names in ((), written.quantized, ()))
     meter.close()
     expected = written.check.near.agreement
@@ -85,7 +85,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(model_dir, text, tmp_pat
 
     def counted(self, quantized, rows):
         passes.append(frozenset(quantized))
-        if len(passes) == 6:
+        if len(passes) == 7:  # the floor, five groups, and this one
             raise KeyboardInterrupt
         return figures(self, quantized, rows)
 
@@ -94,12 +94,12 @@ def test_an_interrupted_search_goes_on_where_it_stopped(model_dir, text, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         calibrate(*arguments, rows=ROWS, budget=budget("kl=1"))
     assert not (tmp_path / "out").exists()
-    done = set(passes[:5])
+    done = set(passes[:6])
     del passes[:]
     monkeypatch.setattr(Meter, "figures", lambda self, *rest: passes.append(frozenset(rest[0])) or figures(self, *rest))
     calibrate(*arguments, rows=ROWS, budget=budget("kl=1"))
     assert not done & set(passes)
-    assert len(passes) == 8 - 5 + 1  # eight groups alone, and all together
+    assert len(passes) == 1 + 8 - 6 + 1  # the floor, eight groups alone, and all together
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -115,7 +115,7 @@ def test_ranking_takes_half_the_time_at_most_and_begins_with_the_worst(model_dir
     recipe = Recipe(scheme="w8a8")
     found = calibrate(model_dir, tmp_path / "out", recipe, [text], rows=ROWS, budget=budget("kl=1", seconds=60))
     ranked = list(found.spent.harm)
-    assert len(ranked) == 4  # at 0, 10, 20 and 30 s, of eight
+    assert len(ranked) == 3  # of eight, at 10, 20 and 30 s, behind the floor
     assert next(iter(found.sensitivity)) in ranked[0].split(",")
     assert (found.kept, len(found.spent.points), found.spent.is_complete) == (["lm_head"], 1, False)
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from piston.calibration.calibrate import calibrate
 from piston.calibration.data import RowOptions
+from piston.calibration.graph import ModelGraph
 from piston.calibration.recipe import Recipe
 from piston.export import export_model
 from piston.runtime.cli import main
@@ -80,7 +81,10 @@ def test_one_pair_stands_on_each_shared_activation(model_dir, text, tmp_path):
 
 def test_the_worst_linears_stay_in_float_and_the_recorded_recipe_replays_to_the_same_bytes(model_dir, text, tmp_path):
     first = calibrate(model_dir, tmp_path / "first", RECIPES["w8a8"], [text], rows=ROWS, keep_worst=2)
-    assert set(first.kept) == {*list(first.sensitivity)[:2], "lm_head"}
+    shapes = {linear.name: linear.shape for linear in ModelGraph.open(model_dir).linears}
+    ranked = sorted(first.harm, key=lambda name: -first.harm[name] / np.prod(shapes[name]))
+    assert set(first.kept) == {*ranked[:2], "lm_head"}
+    assert set(first.harm) == set(list(first.sensitivity)[:6])
     assert len(first.quantized) == LINEARS - 2
     recipe = Recipe.from_json(first.manifest.made_by["calibration"]["recipe"])
     assert first.weight_only == [name for name in first.kept if name != "lm_head"]

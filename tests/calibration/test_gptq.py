@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from piston.calibration.gptq import damped, gptq, move_codes, output_loss, solve_scales, spread_scales
+from piston.calibration.gptq import LAZY, damped, gptq, move_codes, output_loss, solve_scales, spread_scales
 from piston.calibration.rounding import Grid, encode, round_to_nearest, searched_scale
 
 
@@ -34,15 +34,16 @@ def test_uncorrelated_inputs_leave_rounding_to_nearest():
     assert np.array_equal(result.codes, round_to_nearest(weight, grid, search=True).codes)
 
 
-def test_it_is_the_papers_algorithm_step_by_step():
+@pytest.mark.parametrize("inputs", [24, 2 * LAZY + 9])
+def test_it_is_the_papers_algorithm_step_by_step(inputs):
     """The unblocked form: after each input, the optimal update of all that follow, from a freshly inverted matrix."""
-    x, weight = problem(24, 6, 200)
+    x, weight = problem(inputs, 6)
     grid = Grid(8)
     gram = x.astype(np.float64).T @ x
-    hessian = gram + 0.01 * np.mean(np.diag(gram)) * np.eye(24)
+    hessian = gram + 0.01 * np.mean(np.diag(gram)) * np.eye(inputs)
     scale = searched_scale(weight, grid, np.diag(hessian).astype(np.float32))
     remaining, expected = weight.astype(np.float64).copy(), np.empty(weight.shape, np.int8)
-    left = sorted(range(24), key=lambda k: -hessian[k, k])  # those that matter most first
+    left = sorted(range(inputs), key=lambda k: -hessian[k, k])  # those that matter most first
     while left:
         row = left[0]
         inverse = np.linalg.inv(hessian[np.ix_(left, left)])
@@ -104,6 +105,27 @@ def test_moved_codes_come_near_the_best_of_all():
     assert min(moved) > 1 - 1e-4
     assert np.mean(moved) < 1.3
     assert np.mean(nearest) > 2
+
+
+def test_an_output_is_rounded_alike_whichever_stand_beside_it():
+    """So linears that read the same may be rounded as one."""
+    x, weight = problem(2 * LAZY + 9)
+    gram = x.astype(np.float64).T @ x
+    whole, part = gptq(weight, gram, Grid(4, 32)), gptq(weight[:, 10:25], gram, Grid(4, 32))
+    assert (whole.codes[:, 10:25] != part.codes).mean() < 0.01
+    assert np.isclose(whole.scales[:, 10:25], part.scales, rtol=1e-3).mean() > 0.99
+
+
+def test_codes_are_moved_for_all_moves_before_them():
+    """One input after the other, in float64."""
+    x, weight = problem(2 * LAZY + 9, 6)
+    hessian, quantized = damped(x.astype(np.float64).T @ x), round_to_nearest(weight, Grid(8))
+    codes, scale = quantized.codes.astype(np.float64), quantized.scales[0].astype(np.float64)
+    for k in range(len(weight)):
+        pull = hessian[k] @ (weight - codes * scale)
+        codes[k] = np.clip(np.rint(codes[k] + pull / (hessian[k, k] * scale)), -127, 127)
+    assert (codes != quantized.codes).mean() > 0.2
+    assert (codes != move_codes(weight, hessian, quantized).codes).mean() < 0.01
 
 
 def test_scales_are_spread_over_their_blocks_the_last_of_which_may_be_short():
