@@ -49,7 +49,9 @@ class Engine:
 @pytest.fixture
 def rig(tmp_path):
     engine = Engine()
-    return SimpleNamespace(engine=engine, remembered=RememberedEngine(engine, tmp_path / "logits"), directory=tmp_path)
+    remembered = RememberedEngine(engine, tmp_path / "logits")
+    yield SimpleNamespace(engine=engine, remembered=remembered, directory=tmp_path)
+    remembered.close()
 
 
 def read(engine, *pieces):
@@ -81,6 +83,7 @@ def test_what_was_read_is_known_when_the_engine_is_gone(rig):
 def test_closing_removes_the_file_and_twice_is_no_harm(rig):
     read(rig.remembered, [1])
     rig.remembered.let_go()
+    rig.remembered.close()
     rig.remembered.close()
     assert not rig.engine.is_open
     assert list(rig.directory.iterdir()) == []
