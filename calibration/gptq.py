@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from piston.calibration.rounding import Floats, Grid, Quantized, searched_scale
 
 DAMPING = 0.01  # share of the mean diagonal added to it, as in the paper
-LAZY = 32  # inputs after which the error reaches all that follow: one matrix product instead of many vectors
+LAZY = 64  # inputs that are taken together: what those before them did reaches them in one matrix product
 TURNS = 2  # of solving for scales and moving codes; a third gains less than a tenth of what the first does
 RIDGE = 1e-6  # keeps the least squares of scales solvable where all codes of a block are zero
 
@@ -54,24 +54,22 @@ def output_loss(weight: Floats, hessian: NDArray[np.floating], quantized: Quanti
 
 def solve_scales(weight: Floats, hessian: NDArray[np.float64], quantized: Quantized) -> Quantized:
     """The scales of all blocks of each channel, together, that make the output's error least for these codes."""
-    grid, codes = quantized.grid, quantized.codes
+    grid, codes, factor = quantized.grid, quantized.codes.astype(np.float32), hessian.astype(np.float32)
     parts = grid.block_slices(len(weight))
-    factor = hessian.astype(np.float32)
-    wanted = factor @ weight
-    products = [factor[:, part] @ codes[part].astype(np.float32) for part in parts]  # [K, N] for each block
     system = np.empty((weight.shape[1], len(parts), len(parts)))
     right = np.empty((weight.shape[1], len(parts)))
     for i, part in enumerate(parts):
-        right[:, i] = np.einsum("kn,kn->n", codes[part], wanted[part])
-        for j, product in enumerate(products):
-            system[:, i, j] = np.einsum("kn,kn->n", codes[part], product[part])
+        right[:, i] = np.einsum("kn,kn->n", codes[part], factor[part] @ weight)
+        for j, other in enumerate(parts[: i + 1]):
+            product = factor[part, other] @ codes[other]
+            system[:, i, j] = system[:, j, i] = np.einsum("kn,kn->n", codes[part], product)
     diagonal = np.einsum("nii->ni", system)
     ridge = RIDGE * diagonal.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
     diagonal += ridge
     right += ridge * quantized.scales.T  # towards the scales there are
     solved = np.linalg.solve(system, right[..., None])[..., 0].T.astype(np.float32)
     usable = np.isfinite(solved) & (solved != 0)
-    return Quantized(codes, np.where(usable, solved, quantized.scales), grid)
+    return Quantized(quantized.codes, np.where(usable, solved, quantized.scales), grid)
 
 
 def move_codes(weight: Floats, hessian: NDArray[np.float64], quantized: Quantized) -> Quantized:
@@ -79,18 +77,18 @@ def move_codes(weight: Floats, hessian: NDArray[np.float64], quantized: Quantize
     grid, factor = quantized.grid, hessian.astype(np.float32)
     scales = spread_scales(quantized.scales, grid, len(weight))
     codes = quantized.codes.astype(np.float32)
-    pull = factor @ (weight - codes * scales)  # half the negative gradient
+    error = weight - codes * scales
     for start in range(0, len(weight), LAZY):
-        part = slice(start, start + LAZY)
-        inner, local = factor[part, part], pull[part].copy()
-        moves = np.empty_like(local)
-        for row in range(len(local)):
+        part = slice(start, min(start + LAZY, len(weight)))
+        inner, pull = factor[part, part], factor[part] @ error  # half the negative gradient, but for moves in this part
+        moves = np.empty_like(pull)
+        for row, steps in enumerate(inner.diagonal()[:, None] * scales[part]):
             k = start + row
-            code = np.clip(np.rint(codes[k] + local[row] / (inner[row, row] * scales[k])), grid.low, grid.high)
+            code = codes[k] + (pull[row] - inner[row, :row] @ moves[:row]) / steps
+            _saturate(np.rint(code, out=code), grid)
             moves[row] = (code - codes[k]) * scales[k]
             codes[k] = code
-            local -= inner[:, row, None] * moves[row]
-        pull -= factor[:, part] @ moves
+        error[part] -= moves
     return Quantized(codes.astype(np.int8), quantized.scales, grid)
 
 
@@ -102,22 +100,42 @@ def spread_scales(scales: Floats, grid: Grid, inputs: int) -> Floats:
 
 def _round(weight: Floats, factor: Floats, scales: Floats, grid: Grid) -> NDArray[np.int8]:
     """The paper's algorithm; all arguments in the order in which inputs are rounded, scales [K, N]."""
-    weight, codes = weight.copy(), np.empty(weight.shape, np.int8)
+    codes, errors = np.empty(weight.shape, np.int8), np.empty_like(weight)
     for start in range(0, len(weight), LAZY):
         part = slice(start, min(start + LAZY, len(weight)))
-        local, inner = weight[part], factor[part, part]
-        errors = np.empty_like(local)
-        for row in range(len(local)):
+        inner, local = factor[part, part], weight[part] - factor[:start, part].T @ errors[:start]
+        for row, wanted in enumerate(local):
             k = start + row
-            code = np.clip(np.rint(local[row] / scales[k]), grid.low, grid.high)
+            wanted -= inner[:row, row] @ errors[start:k]  # noqa: PLW2901, in place
+            code = wanted / scales[k]
+            _saturate(np.rint(code, out=code), grid)
             codes[k] = code
-            errors[row] = (local[row] - code * scales[k]) / inner[row, row]
-            local[row + 1 :] -= np.outer(inner[row, row + 1 :], errors[row])
-        weight[part.stop :] -= factor[part, part.stop :].T @ errors
+            errors[k] = (wanted - code * scales[k]) / inner[row, row]
     return codes
 
 
+def _saturate(codes: Floats, grid: Grid) -> None:
+    """In place, and without what np.clip costs for a short array."""
+    np.minimum(np.maximum(codes, grid.low, out=codes), grid.high, out=codes)
+
+
 def _inverse_factor(hessian: NDArray[np.float64]) -> Floats:
-    """Upper Cholesky factor of the inverse, float32 [K, K]."""
-    inverse = np.linalg.inv(hessian)
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    """Upper Cholesky factor of the inverse, float32 [K, K].
+
+    If H = R R^T with R upper triangular, the inverse of H is (R^-1)^T R^-1: no inverse but R's is needed. R is the
+    usual lower factor of H with its inputs in reverse, itself reversed.
+    """
+    root = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+    return _triangular_inverse(np.asarray(root, np.float64)).astype(np.float32)
+
+
+def _triangular_inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By halves: numpy's own takes no notice of the zeros."""
+    half = len(upper) // 2
+    if half < LAZY:
+        return np.asarray(np.linalg.inv(upper), np.float64)
+    inverse = np.zeros_like(upper)
+    inverse[:half, :half] = _triangular_inverse(upper[:half, :half])
+    inverse[half:, half:] = _triangular_inverse(upper[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ upper[:half, half:] @ inverse[half:, half:]
+    return inverse

@@ -96,11 +96,14 @@ def searched_scale(weight: Floats, grid: Grid, importance: Floats | None = None)
     extreme = np.take_along_axis(weight, np.abs(weight).argmax(axis=0)[None], axis=0)[0]
     bases = [np.abs(extreme) / grid.high] if grid.bits == 8 else [np.abs(extreme) / grid.high, extreme / grid.low]  # noqa: PLR2004
     best, least = _positive(bases[0]), np.full(weight.shape[1], np.inf, np.float32)
+    rounded = np.empty_like(weight)
     for base in bases:
         for clip in CLIPS:
             scale = _positive(base * clip)
-            rounded = np.clip(np.rint(weight / scale), grid.low, grid.high) * scale
-            squares = np.square(weight - rounded)
+            np.rint(np.divide(weight, scale, out=rounded), out=rounded)
+            np.minimum(np.maximum(rounded, grid.low, out=rounded), grid.high, out=rounded)
+            np.subtract(weight, np.multiply(rounded, scale, out=rounded), out=rounded)
+            squares = np.square(rounded, out=rounded)
             error = squares.sum(axis=0) if importance is None else importance @ squares
             best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return best.astype(np.float32)

@@ -1,11 +1,12 @@
 """w8 and w4 by GPTQ, layer after layer: each is rounded for the inputs that the quantized layers before it give.
 
-What those layers got wrong is made up for as far as the layer's own weights can: the goal is the float model's output
-from the quantized model's input (Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration",
-ICML 2025). In closed form, with X of the quantized stream, Y of the float one and H = X^T X damped, the weights to be
-rounded are W + H^-1 X^T (Y - X) W.
+What those layers got wrong is made up for, in part, as far as the layer's own weights can: towards the float model's
+output from the quantized model's input (Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
+Calibration", ICML 2025). In closed form, with X of the quantized stream, Y of the float one and H = X^T X damped, the
+weights to be rounded are W + SHARE H^-1 X^T (Y - X) W.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,26 +18,42 @@ from piston.calibration.extremes import extremes
 from piston.calibration.gptq import damped, gptq
 from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
-from piston.calibration.linears import by_input
+from piston.calibration.linears import Linear, by_input
 from piston.calibration.packing import Ids
 from piston.calibration.prepared import Prepared
 from piston.calibration.progress_file import key_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounded_files import Rounded, RoundedFiles
-from piston.calibration.rounding import Floats
+from piston.calibration.rounding import Floats, Quantized
 from piston.calibration.segments import Relay, Segment, cut
 from piston.runtime.console import Progress
 
 Matrix = NDArray[np.float64]
+AT_ONCE = 4096  # tokens
+# Of the correction. All of it fits the weights to what these rows drifted by: KL of SmolLM2-135M in w4, calibrated on
+# 64 rows, is 0.0925 nats on prose and 0.1243 on technical text with all of it, and with 0.3 to 0.6 no more than 0.0844
+# and 0.1154.
+SHARE = 0.5
 
 
 class InputSums:
-    """X^T X of the quantized stream and X^T (Y - X), Y of the float one, over tokens of length one in X."""
+    """X^T X of the quantized stream and X^T (Y - X) W, Y of the float one, over tokens of length one in X.
 
-    def __init__(self, name: str) -> None:
+    Tokens are kept until there are `AT_ONCE`: the products are then summed in float64 a few times instead of often.
+
+    Args:
+        name: of the values, for errors.
+        weight: W [K, N], the weights of all linears that read them.
+    """
+
+    def __init__(self, name: str, weight: Floats) -> None:
+        size, width = weight.shape
         self.name = name
-        self.gram: Matrix | None = None
-        self.drift: Matrix | None = None
+        self.weight = weight
+        self._narrow = 2 * width < size  # fewer multiplications if W is multiplied with each token than with the sum
+        self._gram, self._drift = np.zeros((size, size)), np.zeros((size, width if self._narrow else size))
+        self._given, self._change = np.empty((2, AT_ONCE, size), np.float32)
+        self._kept = 0
 
     def update(self, exact: Floats, given: Floats) -> None:
         """Take the same tokens of both streams, float32 [1, tokens, K].
@@ -45,21 +62,39 @@ class InputSums:
             CalibrationError: a value is NaN or infinite.
         """
         extremes(given, self.name, per_channel=False)
-        tokens = given.reshape(-1, given.shape[-1])
-        lengths: Floats = np.linalg.norm(tokens, axis=1, keepdims=True)
+        exact, given = exact.reshape(-1, len(self.weight)), given.reshape(-1, len(self.weight))
+        for start in range(0, len(given), AT_ONCE):
+            self._take(exact[start : start + AT_ONCE], given[start : start + AT_ONCE])
+
+    def finish(self) -> tuple[Matrix, Matrix]:
+        """X^T X [K, K] and X^T (Y - X) W [K, N] of all that was taken."""
+        self._add_up()
+        return self._gram, self._drift if self._narrow else self._drift @ self.weight
+
+    def _take(self, exact: Floats, given: Floats) -> None:
+        if self._kept + len(given) > AT_ONCE:
+            self._add_up()
+        part = slice(self._kept, self._kept + len(given))
+        lengths = np.sqrt(np.einsum("tk,tk->t", given, given))[:, None]
         share = np.float32(1) / np.where(lengths == 0, np.float32(1), lengths)
-        tokens = np.multiply(tokens, share, dtype=np.float32)
-        drift = np.multiply(exact.reshape(tokens.shape), share, dtype=np.float32) - tokens
-        if self.gram is None or self.drift is None:
-            size = tokens.shape[1]
-            self.gram, self.drift = np.zeros((size, size)), np.zeros((size, size))
-        self.gram += tokens.T @ tokens
-        self.drift += tokens.T @ drift
+        np.multiply(given, share, out=self._given[part])
+        np.multiply(exact, share, out=self._change[part])
+        self._change[part] -= self._given[part]
+        self._kept = part.stop
+
+    def _add_up(self) -> None:
+        given, change = self._given[: self._kept], self._change[: self._kept]
+        self._gram += given.T @ given
+        self._drift += given.T @ (change @ self.weight if self._narrow else change)
+        self._kept = 0
 
 
-def corrected(weight: Floats, hessian: Matrix, drift: Matrix) -> Floats:
-    """The weights [K, N] that come nearest to the float output from drifted inputs."""
-    return (weight + np.linalg.solve(hessian, drift @ weight)).astype(np.float32)
+def corrected(weight: Floats, hessian: Matrix, drift: Matrix, share: float = SHARE) -> Floats:
+    """W [K, N] moved towards the weights that come nearest to the float output from drifted inputs, by `share`.
+
+    `drift` is X^T (Y - X) W.
+    """
+    return (weight + share * np.linalg.solve(hessian, drift)).astype(np.float32)
 
 
 def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress: Progress) -> Prepared:
@@ -88,17 +123,31 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
 
 def _round_group(segment: Segment, relay: Relay, recipe: Recipe) -> Rounded:
     """Bring all rows to the group, and round its weights for what arrives there."""
-    sums = InputSums(segment.reads)
+    weights = [weight_of(linear) for linear in segment.group]
+    joined = np.concatenate(weights, axis=1)
+    sums = InputSums(segment.reads, joined)
     for values in relay.run(segment):
         sums.update(values["float"], values["quantized"])
-    assert sums.gram is not None
-    assert sums.drift is not None
-    hessian = damped(sums.gram)
+    gram, drift = sums.finish()
+    ends = np.cumsum([weight.shape[1] for weight in weights])[:-1]
+    goals = np.split(corrected(joined, damped(gram), drift), ends, axis=1)
+    return _round_together(dict(zip(segment.group, goals, strict=True)), gram, recipe)
+
+
+def _round_together(goals: Mapping[Linear, Floats], gram: Matrix, recipe: Recipe) -> Rounded:
+    """Linears of one grid as one that is as wide as all: no output has a say in another's codes."""
     rounded: Rounded = {}
-    for linear in segment.group:
-        goal = corrected(weight_of(linear), hessian, sums.drift)
-        rounded[linear.name] = gptq(goal, sums.gram, recipe.grid_of(linear))
-    return rounded
+    for grid in dict.fromkeys(recipe.grid_of(linear) for linear in goals):
+        alike = [linear for linear in goals if recipe.grid_of(linear) == grid]
+        joined = gptq(np.concatenate([goals[linear] for linear in alike], axis=1), gram, grid)
+        start = 0
+        for linear in alike:
+            end = start + goals[linear].shape[1]
+            rounded[linear.name] = Quantized(
+                joined.codes[:, start:end].copy(), joined.scales[:, start:end].copy(), grid
+            )
+            start = end
+    return {linear.name: rounded[linear.name] for linear in goals}
 
 
 def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
@@ -109,6 +158,7 @@ def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
             "versions": {package: version(package) for package in ("piston", "onnxruntime", "numpy")},
             "model": graph.sha256,
             "rows": hash_rows(rows),
+            "share": SHARE,
             "recipe": {name: getattr(recipe, name) for name in shaping},
         }
     )
