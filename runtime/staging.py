@@ -174,8 +174,9 @@ def _claim_alone(place: Path, goal: Path) -> int:
             raise Error(f"{goal} is being written by another process; wait for it, or choose another -o.") from None
         except OSError:
             return lock  # no locks here
-        if place.exists() and os.path.samestat(place.stat(), os.fstat(lock)):
-            return lock
+        with suppress(FileNotFoundError):  # as above
+            if os.path.samestat(place.stat(), os.fstat(lock)):
+                return lock
         os.close(lock)
 
 
