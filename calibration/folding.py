@@ -5,7 +5,7 @@ linear's output, and v_proj, through attention, where every query head of a grou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,7 @@ class Fold:
 
     source: NDArray[np.int64]
     divided: list[ir.Value] = field(default_factory=list)
+    into_norm: bool = False  # of its own output; else into weights that are quantized too
 
     @property
     def shared(self) -> NDArray[np.int64] | None:
@@ -60,7 +61,7 @@ def apply_fold(fold: Fold, group: Sequence[Linear], factors: Floats) -> None:
 
 def _into_norm(norm: ir.Node) -> Fold | None:
     parameters = [value for value in norm.inputs[1:] if value is not None]
-    return _fold(parameters) if all(_is_own(value) for value in parameters) else None
+    return replace(_fold(parameters), into_norm=True) if all(_is_own(value) for value in parameters) else None
 
 
 def _into_factor(product: ir.Node) -> Fold | None:

@@ -6,7 +6,8 @@ Each file is renamed into place once it is whole, so whatever stops the work, th
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ import numpy as np
 
 from piston.calibration.linears import Linear
 from piston.calibration.recipe import Recipe
-from piston.calibration.rounding import Quantized
+from piston.calibration.rounding import Floats, Quantized
 
 Rounded = dict[str, Quantized]  # by the linear's name
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedGroup:
+    """Linears of one input: codes of their weights times `factors` [K], by which the input is to be divided."""
+
+    weights: Rounded
+    factors: Floats
 
 
 class RoundedFiles:
@@ -35,9 +44,9 @@ class RoundedFiles:
             directory.mkdir(parents=True)
             head.write_text(json.dumps(key), encoding="utf-8")
 
-    def load(self, groups: Sequence[Sequence[Linear]], recipe: Recipe) -> list[Rounded]:
+    def load(self, groups: Sequence[Sequence[Linear]], recipe: Recipe) -> list[RoundedGroup]:
         """What the first groups became; of files that cannot be read, or miss one, nothing: the work starts over."""
-        found = list[Rounded]()
+        found = list[RoundedGroup]()
         for place, group in enumerate(groups[: len(list(self.directory.glob("rounded-*.npz")))]):
             try:
                 found.append(_read(self._path(place), group, recipe))
@@ -45,11 +54,11 @@ class RoundedFiles:
                 return []
         return found
 
-    def save(self, place: int, rounded: Mapping[str, Quantized]) -> None:
+    def save(self, place: int, rounded: RoundedGroup) -> None:
         """Keep what the group at `place` became."""
         partial = self.directory / "rounded.part"
-        arrays: dict[str, Any] = {}
-        for index, item in enumerate(rounded.values()):
+        arrays: dict[str, Any] = {"factors": rounded.factors}
+        for index, item in enumerate(rounded.weights.values()):
             arrays |= {f"codes{index}": item.codes, f"scales{index}": item.scales}
         with partial.open("wb") as file:
             np.savez(file, **arrays)
@@ -59,12 +68,13 @@ class RoundedFiles:
         return self.directory / f"rounded-{place}.npz"
 
 
-def _read(path: Path, group: Sequence[Linear], recipe: Recipe) -> Rounded:
+def _read(path: Path, group: Sequence[Linear], recipe: Recipe) -> RoundedGroup:
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        return {
+        weights = {
             linear.name: Quantized(file[f"codes{index}"], file[f"scales{index}"], recipe.grid_of(linear))
             for index, linear in enumerate(group)
         }
+        return RoundedGroup(weights, file["factors"])
 
 
 def _is_of(head: Path, key: str) -> bool:

@@ -16,7 +16,7 @@ from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounding import Grid
-from piston.calibration.sequential import InputSums, corrected, round_in_turn
+from piston.calibration.sequential import EVENING, InputSums, corrected, evening_factors, round_in_turn
 from piston.runtime.console import Progress
 from piston.runtime.errors import CalibrationError
 
@@ -89,7 +89,8 @@ def test_the_first_layer_has_nothing_to_make_up_for(model_dir, tmp_path):
     value, group = next(iter(graph.groups().items()))
     gram = Gram(value, unit_tokens=True)
     collect(model_dir, ROWS, {value: gram})
-    alone = gptq(weight_of(group[0]), gram.matrix, Grid(4, 32))
+    factors = evening_factors(group, gram.matrix)
+    alone = gptq(weight_of(group[0]), gram.matrix / np.outer(factors, factors), Grid(4, 32))
     assert (alone.codes != prepared.weights[group[0].name].codes).mean() < 0.01
 
 
@@ -131,8 +132,8 @@ def test_the_last_layer_is_nearer_than_if_each_had_been_rounded_alone(model_dir,
     rows = np.random.default_rng(1).integers(3, 131, (6, 40))
     calibrated = np.random.default_rng(0).integers(3, 131, (24, 60))
     exact = last_values(ModelGraph.open(model_dir), rows, tmp_path / "float")
-    in_turn = round_in_turn(ModelGraph.open(model_dir), RECIPE, calibrated, tmp_path, Progress(quiet=True)).weights
-    graph = ModelGraph.open(model_dir)
+    turned, graph = (ModelGraph.open(model_dir) for _ in range(2))
+    in_turn = round_in_turn(turned, RECIPE, calibrated, tmp_path, Progress(quiet=True)).weights
     grams = {name: Gram(name, unit_tokens=True) for name in graph.groups()}
     collect(model_dir, calibrated, grams)
     alone = {
@@ -141,14 +142,56 @@ def test_the_last_layer_is_nearer_than_if_each_had_been_rounded_alone(model_dir,
         for linear in group
     }
     errors = {}
-    for name, weights in (("in turn", in_turn), ("alone", alone)):
-        graph = ModelGraph.open(model_dir)
-        for group in graph.groups().values():
+    for name, rounded, weights in (("in turn", turned, in_turn), ("alone", graph, alone)):
+        for group in rounded.groups().values():
             for linear in group:
                 array = weights[linear.name].dequantized()
                 linear.weight.const_value = ir.tensor(array, name=linear.weight.name)
-        errors[name] = np.square(last_values(graph, rows, tmp_path / name) - exact).mean()
+        errors[name] = np.square(last_values(rounded, rows, tmp_path / name) - exact).mean()
     assert errors["in turn"] < 0.95 * errors["alone"]
+
+
+def norms_of(graph):
+    nodes = [node for node in graph.model.graph if node.op_type == "RMSNormalization"]
+    return {node.outputs[0].name: node.inputs[1].const_value.numpy() for node in nodes}
+
+
+def test_large_inputs_are_divided_in_norms_and_the_float_model_stays_as_it_was(model_dir, tmp_path):
+    graph, before = ModelGraph.open(model_dir), ModelGraph.open(model_dir)
+    exact = last_values(before, ROWS, tmp_path / "before")
+    round_in_turn(graph, RECIPE, ROWS, tmp_path / "work", Progress(quiet=True))
+    assert np.abs(last_values(graph, ROWS, tmp_path / "after") - exact).max() < 1e-4 * np.abs(exact).max()
+    changed = [name for name, gain in norms_of(graph).items() if not np.array_equal(gain, norms_of(before)[name])]
+    assert len(changed) == 4  # two in each layer; the last norm feeds lm_head, which is not rounded
+
+
+def test_inputs_are_divided_by_a_power_of_their_root_mean_square_behind_norms_only(model_dir):
+    groups = list(ModelGraph.open(model_dir).groups().values())
+    behind_norm, behind_attention, *_ = groups
+    size = behind_norm[0].shape[0]
+    gram = np.eye(size)
+    gram[3, 3], gram[5, 5] = 16.0, 0.0  # the root mean square of 3 is four times the others'; 5 is dead
+    factors = evening_factors(behind_norm, gram)
+    assert np.isclose(factors[3] / factors[0], 4**EVENING)
+    assert factors[5] == 1
+    assert np.array_equal(evening_factors(behind_attention, np.eye(behind_attention[0].shape[0]) * 7), np.ones(64))
+
+
+def test_what_is_divided_loses_less_to_a_kernel_that_rounds_activations_in_blocks(model_dir):
+    """Blocks of 32 to INT8 by the largest, as MatMulNBits does with accuracy_level 4; one input rules each block."""
+    group = next(iter(ModelGraph.open(model_dir).groups().values()))
+    rng = np.random.default_rng(0)
+    size = group[0].shape[0]
+    tokens, weight = rng.normal(size=(500, size)), rng.normal(size=(size, 24))
+    tokens[:, ::32] *= 30
+    factors = evening_factors(group, tokens.T @ tokens)
+
+    def loss(values, matrix):
+        blocks = values.reshape(len(values), -1, 32)
+        step = np.abs(blocks).max(axis=2, keepdims=True) / 127
+        return np.linalg.norm((np.rint(blocks / step) * step).reshape(values.shape) @ matrix - tokens @ weight)
+
+    assert loss(tokens / factors, factors[:, None] * weight) < 0.75 * loss(tokens, weight)
 
 
 @pytest.fixture
@@ -175,10 +218,12 @@ def test_an_interrupted_rounding_goes_on_with_the_group_it_was_stopped_in(model_
     whole = round_in_turn(graph, RECIPE, ROWS, tmp_path / "whole", Progress(quiet=True)).weights
     stopped.count, stopped.at = 0, at
     with pytest.raises(KeyboardInterrupt):
-        round_in_turn(graph, RECIPE, ROWS, tmp_path / "work", Progress(quiet=True))
+        round_in_turn(ModelGraph.open(model_dir), RECIPE, ROWS, tmp_path / "work", Progress(quiet=True))
     stopped.count, stopped.at = 0, None
-    found = round_in_turn(ModelGraph.open(model_dir), RECIPE, ROWS, tmp_path / "work", Progress(quiet=True)).weights
+    resumed = ModelGraph.open(model_dir)
+    found = round_in_turn(resumed, RECIPE, ROWS, tmp_path / "work", Progress(quiet=True)).weights
     assert stopped.count == 8 - (at - 1)
+    assert all(np.array_equal(gain, norms_of(resumed)[name]) for name, gain in norms_of(graph).items())
     assert list(found) == list(whole)
     for name, rounded in whole.items():
         assert np.array_equal(rounded.codes, found[name].codes)
