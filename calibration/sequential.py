@@ -39,9 +39,9 @@ AT_ONCE = 4096  # tokens
 # 64 rows, is 0.0925 nats on prose and 0.1243 on technical text with all of it, and with 0.3 to 0.6 no more than 0.0844
 # and 0.1154.
 SHARE = 0.5
-# The power of an input's root mean square by which it is divided. KL as above: with it 0.0846 nats and 0.1184, without
-# 0.0840 and 0.1207; on 16 rows 0.0934 and 0.1469, without 0.0965 and 0.1506, and with twice the power 0.0943 and 0.1505.
-# These are of bundles, whose kernel rounds activations in blocks of 128.
+# The power of an input's root mean square by which it is divided. KL as above: with it 0.0846 nats and 0.1184,
+# without 0.0840 and 0.1207; on 16 rows 0.0934 and 0.1469, without 0.0965 and 0.1506, and with twice the power 0.0943
+# and 0.1505. These are of bundles, whose kernel rounds activations in blocks of 128.
 EVENING = 0.15
 
 
