@@ -5,7 +5,7 @@ linear's output, and v_proj, through attention, where every query head of a grou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +23,7 @@ class Fold:
 
     source: NDArray[np.int64]
     divided: list[ir.Value] = field(default_factory=list)
-    into_norm: bool = False  # of its own output; else into weights that are quantized too
+    into_norm: bool = False  # whose parameters stay in float; else into weights of linears
 
     @property
     def shared(self) -> NDArray[np.int64] | None:
@@ -61,7 +61,7 @@ def apply_fold(fold: Fold, group: Sequence[Linear], factors: Floats) -> None:
 
 def _into_norm(norm: ir.Node) -> Fold | None:
     parameters = [value for value in norm.inputs[1:] if value is not None]
-    return replace(_fold(parameters), into_norm=True) if all(_is_own(value) for value in parameters) else None
+    return _fold(parameters, into_norm=True) if all(_is_own(value) for value in parameters) else None
 
 
 def _into_factor(product: ir.Node) -> Fold | None:
@@ -106,12 +106,12 @@ def _linear_parameters(value: ir.Value | None) -> list[ir.Value] | None:
     return [weight, *bias] if weight is not None and _is_own(weight) else None
 
 
-def _fold(parameters: list[ir.Value]) -> Fold:
+def _fold(parameters: list[ir.Value], *, into_norm: bool = False) -> Fold:
     shape = parameters[0].shape
     assert shape is not None
     width = shape[-1]
     assert isinstance(width, int)
-    return Fold(np.arange(width), parameters)
+    return Fold(np.arange(width), parameters, into_norm)
 
 
 def _walk(node: ir.Node, *op_types: str) -> ir.Node | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from piston.calibration.awq import scaling_factors
 from piston.calibration.data import hash_rows
 from piston.calibration.extremes import extremes
-from piston.calibration.folding import apply_fold, find_fold
+from piston.calibration.folding import Fold, apply_fold, find_fold
 from piston.calibration.gptq import damped, gptq
 from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
@@ -42,7 +42,7 @@ SHARE = 0.5
 # The power of an input's root mean square by which it is divided. KL as above: with it 0.0846 nats and 0.1184,
 # without 0.0840 and 0.1207; on 16 rows 0.0934 and 0.1469, without 0.0965 and 0.1506, and with twice the power 0.0943
 # and 0.1505. These are of bundles, whose kernel rounds activations in blocks of 128.
-EVENING = 0.15
+ALPHA = 0.15
 
 
 class InputSums:
@@ -130,9 +130,8 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
         }
         rounded.append(new)
     relay.close()
-    for segment, new in zip(segments, rounded, strict=True):  # last: what the relay read is as it was
-        fold = find_fold(segment.group)
-        if fold is not None and fold.into_norm:
+    for segment, new in zip(segments, rounded, strict=True):  # only now: the relay reads the graph as it was
+        if fold := _fold_into_norm(segment.group):
             apply_fold(fold, segment.group, new.factors)
     return Prepared({name: weight for new in rounded for name, weight in new.weights.items()})
 
@@ -146,18 +145,22 @@ def _round_group(segment: Segment, relay: Relay, recipe: Recipe) -> RoundedGroup
         sums.update(values["float"], values["quantized"])
     gram, drift = sums.finish()
     ends = np.cumsum([weight.shape[1] for weight in weights])[:-1]
-    factors = evening_factors(segment.group, gram)
+    factors = input_factors(segment.group, gram)
     goals = np.split(corrected(joined, damped(gram), drift) * factors[:, None], ends, axis=1)
     scaled = gram / np.outer(factors, factors)
     return RoundedGroup(_round_together(dict(zip(segment.group, goals, strict=True)), scaled, recipe), factors)
 
 
-def evening_factors(group: Sequence[Linear], gram: Matrix) -> Floats:
+def input_factors(group: Sequence[Linear], gram: Matrix) -> Floats:
     """What each input of a group that alone reads a norm is to be divided by, float32 [K]; ones behind all else."""
-    fold = find_fold(group)
-    if fold is None or not fold.into_norm:
+    if _fold_into_norm(group) is None:
         return np.ones(len(gram), np.float32)
-    return scaling_factors(np.sqrt(np.diagonal(gram)).astype(np.float32), EVENING)
+    return scaling_factors(np.sqrt(np.diagonal(gram)).astype(np.float32), ALPHA)
+
+
+def _fold_into_norm(group: Sequence[Linear]) -> Fold | None:
+    fold = find_fold(group)
+    return fold if fold is not None and fold.into_norm else None
 
 
 def _round_together(goals: Mapping[Linear, Floats], gram: Matrix, recipe: Recipe) -> Rounded:
@@ -185,7 +188,7 @@ def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
             "model": graph.sha256,
             "rows": hash_rows(rows),
             "share": SHARE,
-            "evening": EVENING,
+            "alpha": ALPHA,
             "recipe": {name: getattr(recipe, name) for name in shaping},
         }
     )

@@ -16,7 +16,7 @@ from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounding import Grid
-from piston.calibration.sequential import EVENING, InputSums, corrected, evening_factors, round_in_turn
+from piston.calibration.sequential import ALPHA, InputSums, corrected, input_factors, round_in_turn
 from piston.runtime.console import Progress
 from piston.runtime.errors import CalibrationError
 
@@ -89,7 +89,7 @@ def test_the_first_layer_has_nothing_to_make_up_for(model_dir, tmp_path):
     value, group = next(iter(graph.groups().items()))
     gram = Gram(value, unit_tokens=True)
     collect(model_dir, ROWS, {value: gram})
-    factors = evening_factors(group, gram.matrix)
+    factors = input_factors(group, gram.matrix)
     alone = gptq(weight_of(group[0]), gram.matrix / np.outer(factors, factors), Grid(4, 32))
     assert (alone.codes != prepared.weights[group[0].name].codes).mean() < 0.01
 
@@ -171,10 +171,10 @@ def test_inputs_are_divided_by_a_power_of_their_root_mean_square_behind_norms_on
     size = behind_norm[0].shape[0]
     gram = np.eye(size)
     gram[3, 3], gram[5, 5] = 16.0, 0.0  # the root mean square of 3 is four times the others'; 5 is dead
-    factors = evening_factors(behind_norm, gram)
-    assert np.isclose(factors[3] / factors[0], 4**EVENING)
+    factors = input_factors(behind_norm, gram)
+    assert np.isclose(factors[3] / factors[0], 4**ALPHA)
     assert factors[5] == 1
-    assert np.array_equal(evening_factors(behind_attention, np.eye(behind_attention[0].shape[0]) * 7), np.ones(64))
+    assert np.array_equal(input_factors(behind_attention, np.eye(behind_attention[0].shape[0]) * 7), np.ones(64))
 
 
 def test_what_is_divided_loses_less_to_a_kernel_that_rounds_activations_in_blocks(model_dir):
@@ -184,7 +184,7 @@ def test_what_is_divided_loses_less_to_a_kernel_that_rounds_activations_in_block
     size = group[0].shape[0]
     tokens, weight = rng.normal(size=(500, size)), rng.normal(size=(size, 24))
     tokens[:, ::32] *= 30
-    factors = evening_factors(group, tokens.T @ tokens)
+    factors = input_factors(group, tokens.T @ tokens)
 
     def loss(values, matrix):
         blocks = values.reshape(len(values), -1, 32)
