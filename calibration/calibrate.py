@@ -152,8 +152,8 @@ class _Calibration:
     def run(self, work: Path, scratch: Path) -> Calibrated:
         """Quantize, write the model directory into `work`, and check it there."""
         with self.progress.phase(f"quantizing to {self.recipe.shown_scheme}"):
-            prepared = self._prepare(scratch)
             asked = asked_bytes(self.graph.model.graph, self.graph.linears, self.recipe)
+            prepared = self._prepare(scratch)
             measures_cache = self.recipe.kv == "int8" and not self.recipe.kv_scales
             if self.budget is not None or self.keep_worst or measures_cache or self.count_saturations:
                 self.graph.save_float(scratch / PREPARED)  # smoothing moves the values: measure it as it will be

@@ -21,8 +21,8 @@ from piston.runtime.errors import MisuseError
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
 CHANGES = (
-    *("scheme", "block", "rounding", "method", "no_smooth", "keep", "kept", "keep_worst", "int8", "embedding", "head"),
-    *("kv", "kv_granularity", "budget"),
+    *("scheme", "block", "rounding", "method", "no_smooth", "keep", "kept", "keep_worst", "int8", "split", "embedding"),
+    *("head", "kv", "kv_granularity", "budget"),
 )
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -56,9 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="w4: linears to give eight bits, or none (default: those with a third as many outputs as inputs or fewer)",
     )
+    recipe.add_argument(
+        "--split",
+        type=int,
+        metavar="N",
+        help="gptq: copies of large inputs behind norms, 0 for none (default: what fills the last block)",
+    )
     recipe.add_argument("--embedding", choices=get_args(Storage), help="how its table is stored (default float)")
     recipe.add_argument("--head", choices=get_args(Storage), help="how lm_head is stored (default float)")
-    recipe.add_argument("--keep-worst", type=int, default=0, metavar="N", help="compute the N most harmful in float")
+    recipe.add_argument("--keep-worst", type=int, metavar="N", help="compute the N most harmful in float")
     recipe.add_argument(
         "--budget", metavar="BOUND", help="leave as little in float as ppl=2%%, kl=0.02 or top1=95%% allows"
     )
@@ -97,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows=RowOptions(
             num_rows=arguments.samples, seq_len=arguments.seq_len, seed=arguments.seed, field=arguments.field
         ),
-        keep_worst=arguments.keep_worst,
+        keep_worst=arguments.keep_worst or 0,
         budget=budget_of(arguments),
         checked=CheckOptions(bounds=tuple(arguments.check), data=arguments.check_data),
         count_saturations=arguments.report is not None,
@@ -162,7 +168,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         MisuseError: neither or both, a file that is none, or options that contradict each other.
     """
     if arguments.recipe is not None:
-        if given := [name for name in CHANGES if getattr(arguments, name) not in (None, False, 0, [])]:
+        if given := [name for name in CHANGES if _is_given(getattr(arguments, name))]:
             raise MisuseError(f"--recipe replays a file; --{given[0].replace('_', '-')} would change it.")
         try:
             return Recipe.from_json(json.loads(arguments.recipe.read_text(encoding="utf-8")))
@@ -183,11 +189,17 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         keep=tuple(arguments.keep),
         kept=arguments.kept,
         int8=_int8(arguments.int8),
+        split=arguments.split,
         embedding=arguments.embedding or "float",
         head=arguments.head or "float",
         kv=arguments.kv or "float",
         kv_granularity=arguments.kv_granularity or "channel",
     )
+
+
+def _is_given(value: object) -> bool:
+    """A number may be given as 0, which is equal to False."""
+    return value is not None and value is not False and value != []
 
 
 def _int8(given: list[str]) -> tuple[str, ...] | None:

@@ -20,6 +20,7 @@ SCHEMES: tuple[Scheme, ...] = ("w8a8", "w8", "w4", "fp")
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "awq")
 GRANULARITIES: tuple[Granularity, ...] = ("channel", "tensor")
 NARROW = 3  # times as many inputs as outputs
+COPIES, WHOLE, FEWEST = 16, 64, 32
 HEAD = "lm_head"  # in float unless a scheme says otherwise: it reads the model's last, least redundant values
 
 
@@ -39,6 +40,8 @@ class Recipe:
         kept: how the weights of both are stored: float, or int8 in blocks (what None is for w8a8, and for it alone).
         int8: linears that get eight bits where the others get four, by module path or pattern (w4); None for the
             narrow ones, see `is_narrow`.
+        split: copies of large inputs that linears behind a norm read beside the inputs (gptq); None for as many as make
+            whole blocks, see `copies_beside`.
         embedding: how the table of embeddings is stored.
         head: how the lm_head's matrix is stored.
         kv: what keys and values are rounded to before they are cached.
@@ -56,6 +59,7 @@ class Recipe:
     spared: tuple[str, ...] = ()
     kept: Storage | None = None
     int8: tuple[str, ...] | None = None
+    split: int | None = None
     embedding: Storage = "float"
     head: Storage = "float"
     kv: CacheKind = "float"
@@ -79,6 +83,10 @@ class Recipe:
             raise MisuseError("w4 needs --block 32, 64 or 128: four bits are too few for one scale a channel.")
         if self.int8 and self.scheme != "w4":
             raise MisuseError(f"--int8 gives linears of w4 eight bits; {self.scheme} has no others.")
+        if self.split is not None and (self.split < 0 or self.split % COPIES or self.rounding != "gptq"):
+            raise MisuseError(
+                f"--split {self.split}: gptq splits inputs, into multiples of {COPIES} copies, or 0 for none."
+            )
         self._check_storage()
         self._check_cache()
         _ = self.grid
@@ -134,6 +142,18 @@ class Recipe:
         """Of one linear's weights."""
         is_int8 = is_narrow(linear) if self.int8 is None else _is_named(linear, self.int8)
         return Grid(8, self.block) if is_int8 else self.grid
+
+    def copies_beside(self, inputs: int) -> int:
+        """Copies of large inputs beside the inputs themselves.
+
+        Unless told: what fills the last block, or the last `WHOLE` inputs that tile registers take, with another of
+        them where that would be fewer than a `FEWEST`-th of the inputs. ONNX Runtime stores and multiplies whole blocks
+        in any case.
+        """
+        if self.split is not None:
+            return self.split
+        unit = max(self.block, WHOLE)
+        return -(-(inputs + -(-inputs // FEWEST)) // unit) * unit - inputs
 
     def chosen(self, linears: Iterable[Linear]) -> list[Linear]:
         """The linears to quantize.

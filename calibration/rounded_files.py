@@ -15,17 +15,18 @@ import numpy as np
 
 from piston.calibration.linears import Linear
 from piston.calibration.recipe import Recipe
-from piston.calibration.rounding import Floats, Quantized
+from piston.calibration.rounding import Quantized
+from piston.calibration.splitting import Source
 
 Rounded = dict[str, Quantized]  # by the linear's name
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedGroup:
-    """Linears of one input: codes of their weights times `factors` [K], by which the input is to be divided."""
+    """Linears of one input: codes of the weights for what they read once it is split by `source`."""
 
     weights: Rounded
-    factors: Floats
+    source: Source
 
 
 class RoundedFiles:
@@ -57,7 +58,7 @@ class RoundedFiles:
     def save(self, place: int, rounded: RoundedGroup) -> None:
         """Keep what the group at `place` became."""
         partial = self.directory / "rounded.part"
-        arrays: dict[str, Any] = {"factors": rounded.factors}
+        arrays: dict[str, Any] = {"source": rounded.source}
         for index, item in enumerate(rounded.weights.values()):
             arrays |= {f"codes{index}": item.codes, f"scales{index}": item.scales}
         with partial.open("wb") as file:
@@ -74,7 +75,7 @@ def _read(path: Path, group: Sequence[Linear], recipe: Recipe) -> RoundedGroup:
             linear.name: Quantized(file[f"codes{index}"], file[f"scales{index}"], recipe.grid_of(linear))
             for index, linear in enumerate(group)
         }
-        return RoundedGroup(weights, file["factors"])
+        return RoundedGroup(weights, file["source"])
 
 
 def _is_of(head: Path, key: str) -> bool:

@@ -5,8 +5,8 @@ output from the quantized model's input (Li et al., "GPTAQ: Efficient Finetuning
 Calibration", ICML 2025). In closed form, with X of the quantized stream, Y of the float one and H = X^T X damped, the
 weights to be rounded are W + SHARE H^-1 X^T (Y - X) W.
 
-Inputs that are large are divided beforehand, where a norm takes that upon itself, and their weights multiplied (Lin et
-al., "AWQ", MLSys 2024): a kernel that rounds activations in blocks loses less of the others.
+Inputs behind a norm that are large are split beforehand, see `splitting`: a kernel that rounds activations in blocks
+loses less of the others, and their own weights become finer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.calibration.awq import scaling_factors
 from piston.calibration.data import hash_rows
 from piston.calibration.extremes import extremes
 from piston.calibration.folding import Fold, apply_fold, find_fold
@@ -31,6 +30,7 @@ from piston.calibration.recipe import Recipe
 from piston.calibration.rounded_files import Rounded, RoundedFiles, RoundedGroup
 from piston.calibration.rounding import Floats, Quantized
 from piston.calibration.segments import Relay, Segment, cut
+from piston.calibration.splitting import Source, added_up, apply_split, num_copies, shared_out, split_largest
 from piston.runtime.console import Progress
 
 Matrix = NDArray[np.float64]
@@ -39,10 +39,6 @@ AT_ONCE = 4096  # tokens
 # 64 rows, is 0.0925 nats on prose and 0.1243 on technical text with all of it, and with 0.3 to 0.6 no more than 0.0844
 # and 0.1154.
 SHARE = 0.5
-# The power of an input's root mean square by which it is divided. KL as above: with it 0.0846 nats and 0.1184,
-# without 0.0840 and 0.1207; on 16 rows 0.0934 and 0.1469, without 0.0965 and 0.1506, and with twice the power 0.0943
-# and 0.1505. These are of bundles, whose kernel rounds activations in blocks of 128.
-ALPHA = 0.15
 
 
 class InputSums:
@@ -124,15 +120,18 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
             new = _round_group(segment, relay, recipe)
             files.save(done, new)
             relay.leave(segment)
-        column = new.factors[:, None]
+        column = num_copies(new.source)[:, None]
         relay.quantized |= {
-            linear.weight.name or "": new.weights[linear.name].dequantized() / column for linear in segment.group
+            linear.weight.name or "": added_up(new.weights[linear.name].dequantized(), new.source) / column
+            for linear in segment.group
         }
         rounded.append(new)
     relay.close()
     for segment, new in zip(segments, rounded, strict=True):  # only now: the relay reads the graph as it was
-        if fold := _fold_into_norm(segment.group):
-            apply_fold(fold, segment.group, new.factors)
+        factors = num_copies(new.source)
+        if (fold := _fold_into_norm(segment.group)) and len(new.source) > len(factors):
+            apply_fold(fold, segment.group, factors)
+            apply_split(segment.group, new.source)
     return Prepared({name: weight for new in rounded for name, weight in new.weights.items()})
 
 
@@ -145,17 +144,18 @@ def _round_group(segment: Segment, relay: Relay, recipe: Recipe) -> RoundedGroup
         sums.update(values["float"], values["quantized"])
     gram, drift = sums.finish()
     ends = np.cumsum([weight.shape[1] for weight in weights])[:-1]
-    factors = input_factors(segment.group, gram)
-    goals = np.split(corrected(joined, damped(gram), drift) * factors[:, None], ends, axis=1)
-    scaled = gram / np.outer(factors, factors)
-    return RoundedGroup(_round_together(dict(zip(segment.group, goals, strict=True)), scaled, recipe), factors)
+    source = split_inputs(segment.group, gram, recipe)
+    factors = num_copies(source)
+    goals = shared_out(corrected(joined, damped(gram), drift) * factors[:, None], source)
+    given = (gram / np.outer(factors, factors))[np.ix_(source, source)]
+    parts = dict(zip(segment.group, np.split(goals, ends, axis=1), strict=True))
+    return RoundedGroup(_round_together(parts, given, recipe), source)
 
 
-def input_factors(group: Sequence[Linear], gram: Matrix) -> Floats:
-    """What each input of a group that alone reads a norm is to be divided by, float32 [K]; ones behind all else."""
-    if _fold_into_norm(group) is None:
-        return np.ones(len(gram), np.float32)
-    return scaling_factors(np.sqrt(np.diagonal(gram)).astype(np.float32), ALPHA)
+def split_inputs(group: Sequence[Linear], gram: Matrix, recipe: Recipe) -> Source:
+    """Where each input of what the group is to read comes from, int64 [inputs]; copies where a norm can be divided."""
+    extra = recipe.copies_beside(len(gram)) if _fold_into_norm(group) is not None else 0
+    return split_largest(np.sqrt(np.diagonal(gram)), extra)
 
 
 def _fold_into_norm(group: Sequence[Linear]) -> Fold | None:
@@ -181,14 +181,13 @@ def _round_together(goals: Mapping[Linear, Floats], gram: Matrix, recipe: Recipe
 
 def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
     """Of what shapes codes: what is spared once all is rounded, or how tables and caches are stored, does not."""
-    shaping = ("scheme", "block", "rounding", "keep", "int8")
+    shaping = ("scheme", "block", "rounding", "keep", "int8", "split")
     return key_of(
         {
             "versions": {package: version(package) for package in ("piston", "onnxruntime", "numpy")},
             "model": graph.sha256,
             "rows": hash_rows(rows),
             "share": SHARE,
-            "alpha": ALPHA,
             "recipe": {name: getattr(recipe, name) for name in shaping},
         }
     )

@@ -16,7 +16,8 @@ from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounding import Grid
-from piston.calibration.sequential import ALPHA, InputSums, corrected, input_factors, round_in_turn
+from piston.calibration.sequential import InputSums, corrected, round_in_turn, split_inputs
+from piston.calibration.splitting import num_copies
 from piston.runtime.console import Progress
 from piston.runtime.errors import CalibrationError
 
@@ -84,13 +85,15 @@ def test_sums_count_every_token_alike_and_refuse_what_is_not_finite():
 
 
 def test_the_first_layer_has_nothing_to_make_up_for(model_dir, tmp_path):
-    graph = ModelGraph.open(model_dir)
-    prepared = round_in_turn(graph, RECIPE, ROWS, tmp_path, Progress(quiet=True))
-    value, group = next(iter(graph.groups().items()))
+    prepared = round_in_turn(ModelGraph.open(model_dir), RECIPE, ROWS, tmp_path, Progress(quiet=True))
+    value, group = next(iter(ModelGraph.open(model_dir).groups().items()))
     gram = Gram(value, unit_tokens=True)
     collect(model_dir, ROWS, {value: gram})
-    factors = input_factors(group, gram.matrix)
-    alone = gptq(weight_of(group[0]), gram.matrix / np.outer(factors, factors), Grid(4, 32))
+    source = split_inputs(group, gram.matrix, RECIPE)
+    factors = num_copies(source)[source]
+    alone = gptq(
+        weight_of(group[0])[source], gram.matrix[np.ix_(source, source)] / np.outer(factors, factors), Grid(4, 32)
+    )
     assert (alone.codes != prepared.weights[group[0].name].codes).mean() < 0.01
 
 
@@ -156,42 +159,30 @@ def norms_of(graph):
     return {node.outputs[0].name: node.inputs[1].const_value.numpy() for node in nodes}
 
 
-def test_large_inputs_are_divided_in_norms_and_the_float_model_stays_as_it_was(model_dir, tmp_path):
+def test_large_inputs_are_split_behind_norms_and_the_float_model_stays_as_it_was(model_dir, tmp_path):
     graph, before = ModelGraph.open(model_dir), ModelGraph.open(model_dir)
     exact = last_values(before, ROWS, tmp_path / "before")
     round_in_turn(graph, RECIPE, ROWS, tmp_path / "work", Progress(quiet=True))
     assert np.abs(last_values(graph, ROWS, tmp_path / "after") - exact).max() < 1e-4 * np.abs(exact).max()
     changed = [name for name, gain in norms_of(graph).items() if not np.array_equal(gain, norms_of(before)[name])]
     assert len(changed) == 4  # two in each layer; the last norm feeds lm_head, which is not rounded
+    inputs = {name: linear.shape[0] for linear in graph.linears[:7] if (name := linear.name.rpartition(".")[2])}
+    behind_norms = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 128)
+    assert inputs == {**behind_norms, "o_proj": 64, "down_proj": 112}
 
 
-def test_inputs_are_divided_by_a_power_of_their_root_mean_square_behind_norms_only(model_dir):
-    groups = list(ModelGraph.open(model_dir).groups().values())
-    behind_norm, behind_attention, *_ = groups
-    size = behind_norm[0].shape[0]
-    gram = np.eye(size)
-    gram[3, 3], gram[5, 5] = 16.0, 0.0  # the root mean square of 3 is four times the others'; 5 is dead
-    factors = input_factors(behind_norm, gram)
-    assert np.isclose(factors[3] / factors[0], 4**ALPHA)
-    assert factors[5] == 1
-    assert np.array_equal(input_factors(behind_attention, np.eye(behind_attention[0].shape[0]) * 7), np.ones(64))
-
-
-def test_what_is_divided_loses_less_to_a_kernel_that_rounds_activations_in_blocks(model_dir):
-    """Blocks of 32 to INT8 by the largest, as MatMulNBits does with accuracy_level 4; one input rules each block."""
-    group = next(iter(ModelGraph.open(model_dir).groups().values()))
-    rng = np.random.default_rng(0)
-    size = group[0].shape[0]
-    tokens, weight = rng.normal(size=(500, size)), rng.normal(size=(size, 24))
-    tokens[:, ::32] *= 30
-    factors = input_factors(group, tokens.T @ tokens)
-
-    def loss(values, matrix):
-        blocks = values.reshape(len(values), -1, 32)
-        step = np.abs(blocks).max(axis=2, keepdims=True) / 127
-        return np.linalg.norm((np.rint(blocks / step) * step).reshape(values.shape) @ matrix - tokens @ weight)
-
-    assert loss(tokens / factors, factors[:, None] * weight) < 0.75 * loss(tokens, weight)
+def test_nothing_is_split_where_nobody_wants_it_or_something_else_reads_the_norm(model_dir, tmp_path):
+    unsplit, partly, before = (ModelGraph.open(model_dir) for _ in range(3))
+    recipe = dataclasses.replace(RECIPE, split=0)
+    codes = round_in_turn(unsplit, recipe, ROWS, tmp_path, Progress(quiet=True)).weights
+    assert {name: rounded.codes.shape for name, rounded in codes.items()} == {
+        linear.name: linear.shape for linear in before.linears if linear.name in codes
+    }
+    assert all(np.array_equal(gain, norms_of(unsplit)[name]) for name, gain in norms_of(before).items())
+    recipe = dataclasses.replace(RECIPE, keep=("*.0.*.up_proj",))
+    codes = round_in_turn(partly, recipe, ROWS, tmp_path, Progress(quiet=True)).weights
+    gates = [rounded.codes.shape[0] for name, rounded in codes.items() if name.endswith("gate_proj")]
+    assert gates == [64, 128]
 
 
 @pytest.fixture
