@@ -33,7 +33,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert the dequantizers."""
         for name, quantized in self.weights.items():
-            _dequantize_weight(model.graph, name, quantized)
+            dequantize_weight(model.graph, name, quantized)
         return ir.passes.PassResult(model, modified=bool(self.weights))
 
 
@@ -53,7 +53,8 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(self.scales))
 
 
-def _dequantize_weight(graph: ir.Graph, name: str, quantized: Quantized) -> None:
+def dequantize_weight(graph: ir.Graph, name: str, quantized: Quantized) -> None:
+    """Replace the named initializer by codes [K, N], scales and a DequantizeLinear; its readers are unchanged."""
     weight = graph.initializers[name]
     grid = quantized.grid
     codes = initializer(graph, f"{name}.codes", quantized.codes.astype(CODE_TYPES[grid.bits]))
@@ -62,7 +63,8 @@ def _dequantize_weight(graph: ir.Graph, name: str, quantized: Quantized) -> None
     attributes = {"axis": 0, "block_size": grid.block} if grid.block else {"axis": 1}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/DequantizeLinear")
     output = node.outputs[0]
-    output.name, output.shape, output.type = f"{name}.dequantized", weight.shape, ir.TensorType(ir.DataType.FLOAT)
+    output.name, output.type = f"{name}.dequantized", ir.TensorType(ir.DataType.FLOAT)
+    output.shape = ir.Shape(quantized.codes.shape)
     graph.insert_before(graph[0], node)
     weight.replace_all_uses_with(output)
     del graph.initializers[name]

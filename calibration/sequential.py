@@ -30,7 +30,7 @@ from piston.calibration.recipe import Recipe
 from piston.calibration.rounded_files import Rounded, RoundedFiles, RoundedGroup
 from piston.calibration.rounding import Floats, Quantized
 from piston.calibration.segments import Relay, Segment, cut
-from piston.calibration.splitting import Source, added_up, apply_split, num_copies, shared_out, split_largest
+from piston.calibration.splitting import Source, apply_split, num_copies, shared_out, split_largest
 from piston.runtime.console import Progress
 
 Matrix = NDArray[np.float64]
@@ -120,11 +120,7 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
             new = _round_group(segment, relay, recipe)
             files.save(done, new)
             relay.leave(segment)
-        column = num_copies(new.source)[:, None]
-        relay.quantized |= {
-            linear.weight.name or "": added_up(new.weights[linear.name].dequantized(), new.source) / column
-            for linear in segment.group
-        }
+        relay.rounded[segment.reads] = new
         rounded.append(new)
     relay.close()
     for segment, new in zip(segments, rounded, strict=True):  # only now: the relay reads the graph as it was

@@ -5,7 +5,7 @@ sum is the same. A kernel that rounds activations in blocks no longer spends its
 rounding of one copy's weight gets wrong another's makes up for: the channel has weights of more bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -41,30 +41,37 @@ def shared_out(weight: Floats, source: Source) -> Floats:
     return (weight / num_copies(source)[:, None])[source]
 
 
-def added_up(weight: Floats, source: Source) -> Floats:
-    """Weights of copies [len(source), N] for their channels: float32 [K, N]."""
-    whole = weight[: source.max() + 1].copy()
-    np.add.at(whole, source[len(whole) :], weight[len(whole) :])
-    return whole
-
-
 def apply_split(group: Sequence[Linear], source: Source) -> None:
     """Let linears of one input read copies of its channels, with the weights shared out: the function is unchanged."""
-    value = group[0].input
-    node, graph = value.producer(), group[0].matmul.graph
-    assert node is not None
-    assert isinstance(graph, ir.Graph)
-    copies = ir.node(
-        "Gather", [value, initializer(graph, f"{value.name}.source", source)], {"axis": -1}, name=f"{value.name}/Gather"
-    )
-    output = copies.outputs[0]
-    output.name, output.type = f"{value.name}.split", value.type
-    if value.shape is not None:
-        output.shape = ir.Shape([*value.shape[:-1], len(source)])
-    graph.insert_after(node, copies)
+    read_copies(group, source)
     for linear in group:
-        linear.matmul.replace_input_with(0, output)
         assert linear.weight.const_value is not None
         wide = shared_out(linear.weight.const_value.numpy(), source)
         linear.weight.const_value = ir.tensor(wide, name=linear.weight.name)
         linear.weight.shape = ir.Shape(wide.shape)
+
+
+def read_copies(group: Sequence[Linear], source: Source, factors: Floats | None = None) -> None:
+    """Put copies of channels before linears of one input, divided by factors [K] if there are any; weights stay."""
+    value = group[0].input
+    graph, producer = group[0].matmul.graph, value.producer()
+    assert isinstance(graph, ir.Graph)
+    copies = [_behind("Gather", value, initializer(graph, f"{value.name}.source", source), {"axis": -1})]
+    if factors is not None:
+        divisors = initializer(graph, f"{value.name}.factors", factors[source])
+        copies.append(_behind("Div", copies[0].outputs[0], divisors))
+    for node in copies:
+        if value.shape is not None:
+            node.outputs[0].shape = ir.Shape([*value.shape[:-1], len(source)])
+    if producer is None:
+        graph.insert_before(graph[0], copies)
+    else:
+        graph.insert_after(producer, copies)
+    for linear in group:
+        linear.matmul.replace_input_with(0, copies[-1].outputs[0])
+
+
+def _behind(operator: str, value: ir.Value, constant: ir.Value, attributes: Mapping[str, int] | None = None) -> ir.Node:
+    node = ir.node(operator, [value, constant], attributes, name=f"{value.name}/{operator}")
+    node.outputs[0].name, node.outputs[0].type = f"{value.name}.{operator.lower()}", value.type
+    return node
