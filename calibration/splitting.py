@@ -56,22 +56,26 @@ def read_copies(group: Sequence[Linear], source: Source, factors: Floats | None 
     value = group[0].input
     graph, producer = group[0].matmul.graph, value.producer()
     assert isinstance(graph, ir.Graph)
-    copies = [_behind("Gather", value, initializer(graph, f"{value.name}.source", source), {"axis": -1})]
+    extra = source[len(num_copies(source)) :]
+    # Not one Gather for all: it copies element by element, and a Concat whole rows.
+    gather = _node("Gather", [value, initializer(graph, f"{value.name}.source", extra)], len(extra), {"axis": -1})
+    nodes = [gather, _node("Concat", [value, gather.outputs[0]], len(source), {"axis": -1})]
     if factors is not None:
         divisors = initializer(graph, f"{value.name}.factors", factors[source])
-        copies.append(_behind("Div", copies[0].outputs[0], divisors))
-    for node in copies:
-        if value.shape is not None:
-            node.outputs[0].shape = ir.Shape([*value.shape[:-1], len(source)])
+        nodes.append(_node("Div", [nodes[-1].outputs[0], divisors], len(source)))
     if producer is None:
-        graph.insert_before(graph[0], copies)
+        graph.insert_before(graph[0], nodes)
     else:
-        graph.insert_after(producer, copies)
+        graph.insert_after(producer, nodes)
     for linear in group:
-        linear.matmul.replace_input_with(0, copies[-1].outputs[0])
+        linear.matmul.replace_input_with(0, nodes[-1].outputs[0])
 
 
-def _behind(operator: str, value: ir.Value, constant: ir.Value, attributes: Mapping[str, int] | None = None) -> ir.Node:
-    node = ir.node(operator, [value, constant], attributes, name=f"{value.name}/{operator}")
-    node.outputs[0].name, node.outputs[0].type = f"{value.name}.{operator.lower()}", value.type
+def _node(operator: str, inputs: Sequence[ir.Value], size: int, attributes: Mapping[str, int] | None = None) -> ir.Node:
+    value = inputs[0]
+    node = ir.node(operator, inputs, attributes, name=f"{value.name}/{operator}")
+    output = node.outputs[0]
+    output.name, output.type = f"{value.name}.{operator.lower()}", value.type
+    if value.shape is not None:
+        output.shape = ir.Shape([*value.shape[:-1], size])
     return node

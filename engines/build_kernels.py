@@ -8,6 +8,7 @@ import onnx_ir as ir
 from piston.engines.build_ort import DATA_NAME, EXTERNAL_FROM, MODEL_NAME
 from piston.engines.lowering.kernel_attention import KernelAttentionPass
 from piston.engines.lowering.kernel_blocks import KernelBlocksPass, KernelGatedBlocksPass
+from piston.engines.lowering.kernel_copies import KernelCopiesPass
 from piston.engines.lowering.kernel_linear import KernelGatedPass, KernelLinearPass
 from piston.engines.lowering.kernel_norm import KernelNormPass
 from piston.engines.lowering.kernel_table import KernelTablePass
@@ -37,7 +38,7 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
     model = ir.load(lowered)
     attention, gated, linears, norms = KernelAttentionPass(), KernelGatedPass(), KernelLinearPass(), KernelNormPass()
     tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
-    passes = attention, gated, linears, norms, tables, gated_blocks, blocks
+    passes = attention, gated, linears, norms, tables, gated_blocks, blocks, KernelCopiesPass()
     ir.passes.Sequential(*passes)(model)
     if not any(each.fused for each in passes):
         raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")

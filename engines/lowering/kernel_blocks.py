@@ -15,7 +15,12 @@ from piston.engines.lowering.matmul_nbits import ACCURACY_LEVEL
 from piston.engines.lowering.pattern import MICROSOFT, emit, graph_of, int_attribute, replace
 from piston.engines.lowering.weight import derived_weight
 
-ROUNDING = ("BlockLinear", "GatedBlockLinear")  # operators that round activations by blocks
+ROUNDING = (
+    "BlockLinear",
+    "GatedBlockLinear",
+    "SplitBlockLinear",
+    "SplitGatedBlockLinear",
+)  # operators that round activations by blocks
 NIBBLE, BYTE = 4, 8
 MOST_PARTS = 3
 

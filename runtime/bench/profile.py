@@ -22,7 +22,8 @@ _FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 # Operators that multiply by a constant in INT8 or INT4: the inner length is the last of their first input's shape.
 _INTEGER_PRODUCTS = (
     *("MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"),
-    *("IntegerLinear", "GatedLinear", "GatedLinearCodes", "BlockLinear", "GatedBlockLinear"),  # Piston's own kernels
+    *("IntegerLinear", "GatedLinear", "GatedLinearCodes", "BlockLinear", "GatedBlockLinear", "SplitBlockLinear"),
+    "SplitGatedBlockLinear",  # Piston's own kernels
 )
 
 _FLOAT_BITS = 32

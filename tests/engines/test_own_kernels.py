@@ -194,6 +194,19 @@ def test_weights_in_blocks_are_read_as_before(toy, tmp_path, scheme):
         prove_replaced(plain.path, own.path.with_name("wrong.onnx"), canonical.cache, max_length=MAX_LENGTH)
 
 
+def test_copies_of_large_inputs_are_read_where_the_originals_lie(toy, tmp_path):
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    path = quantize(canonical.path, tmp_path / "model", canonical.cache, "w4 block 128", wide=("v_proj",), split=32)
+    plain = build_ort(path, tmp_path / "plain", MAX_LENGTH)
+    own = build_kernels(plain.path, tmp_path / "kernels")
+    counted = Counter(node.op_type for node in ir.load(own.path).graph)
+    assert (counted["SplitBlockLinear"], counted["SplitGatedBlockLinear"], counted["BlockLinear"]) == (2, 2, 4)
+    before = Counter(node.op_type for node in ir.load(plain.path).graph)
+    assert [before[name] - counted[name] for name in ("Concat", "Gather")] == [4, 4]
+    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+
+
 @pytest.mark.parametrize(
     ("scheme", "wide", "keep", "products"),
     [

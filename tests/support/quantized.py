@@ -10,8 +10,10 @@ import onnx_ir as ir
 import onnxruntime
 
 from piston.calibration.integer import round_kept
+from piston.calibration.linears import by_input, find_linears
 from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
 from piston.calibration.rounding import Grid, round_to_nearest
+from piston.calibration.splitting import apply_split, split_largest
 from piston.runtime.manifest import FILE_NAME, CacheSpec, Manifest, record_files
 
 GRIDS = {
@@ -34,12 +36,18 @@ def quantize(
     *,
     rows=None,
     wide: Iterable[str] = (),
+    split: int = 0,
 ) -> Path:
     """Write out/model.onnx, `source` with its linears quantized but for lm_head and those whose name holds a `keep`.
 
-    Those whose name holds a `wide` have 8 bits, whatever the scheme says.
+    Those whose name holds a `wide` have 8 bits, whatever the scheme says. What norms give to them is split into `split`
+    copies more.
     """
     model = ir.load(source)
+    for value, group in by_input(find_linears(model)).items() if split else ():
+        if group[0].input.producer().op_type == "RMSNormalization" and "lm_head" not in group[0].name:
+            sizes = np.random.default_rng(len(value)).lognormal(size=group[0].shape[0])
+            apply_split(group, split_largest(sizes, split))
     linears = [node for node in linears_of(model) if not any(part in node.name for part in ["lm_head", *keep])]
     scales = largest_activations(source, cache, linears, rows) if scheme.startswith("w8a8") else {}
     alone = ALONE if scheme == "w8a8 mixed" else ()

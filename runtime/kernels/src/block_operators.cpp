@@ -22,6 +22,17 @@ bool find_weights(const Context& context, size_t index, int64_t depth, int64_t b
   return weights.dims[1] * 32 == depth * found->bits && scales.dims[0] == found->tiles && scales.dims[1] == blocks;
 }
 
+// Which inputs are copied, at input `index`; whether all are there and a block of them has room.
+bool find_copies(const Context& context, size_t index, BlockInput* input) {
+  const Tensor source = context.input(index);
+  if (source.rank != 1 || input->block > kLargestBlock) return false;
+  input->source = source.as<int64_t>();
+  input->depth += source.dims[0];
+  for (int64_t at = 0; at < source.dims[0]; ++at)
+    if (input->source[at] < 0 || input->source[at] >= input->given) return false;
+  return true;
+}
+
 // A pair of few rows is part of a stream of weights, one for each core; of many it is a piece of work.
 void multiply(const Context& context, const BlockProduct& product, int64_t num_parts) {
   const BlockInput& input = product.input;
@@ -47,8 +58,9 @@ void multiply(const Context& context, const BlockProduct& product, int64_t num_p
 
 }  // namespace
 
-ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated) {
-  // input, weights and scales of one to three parts, or of gate and up -> one output of each part, or of both
+ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split) {
+  // input, source if it is split, weights and scales of one to three parts, or of gate and up -> one output of each part,
+  // or of both
   static thread_local Scratch codes, scales, sums;
   const Tensor given = context.input(0);
   BlockProduct product{};
@@ -56,18 +68,20 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
   product.is_gated = is_gated;
   input.values = given.as<float>();
   input.rows = given.rows();
-  input.depth = given.last();
+  input.depth = input.given = given.last();
   input.block = kernel.integer;
+  if (is_split && !find_copies(context, 1, &input)) return context.failure("piston: what is copied is not in the input of a linear layer");
   if (given.rank < 1 || input.block <= 0 || input.block % kLanes != 0 || input.depth % kLanes != 0)
     return context.failure("piston: the input of a linear layer does not fit its blocks");
   input.blocks = (input.depth + input.block - 1) / input.block;
-  const int64_t num_parts = static_cast<int64_t>(context.num_inputs() / 2);
+  const size_t first = is_split ? 2 : 1;
+  const int64_t num_parts = static_cast<int64_t>((context.num_inputs() - first) / 2);
   if (num_parts > kMostParts || (is_gated && num_parts != 2)) return context.failure("piston: a linear layer has no such parts");
   int64_t dims[kMaxRank];
   std::memcpy(dims, given.dims, sizeof dims);
   for (int64_t part = 0; part < num_parts; ++part) {
     BlockWeights& weights = product.parts[part];
-    if (!find_weights(context, static_cast<size_t>(1 + 2 * part), input.depth, input.blocks, &weights) ||
+    if (!find_weights(context, first + static_cast<size_t>(2 * part), input.depth, input.blocks, &weights) ||
         (is_gated && weights.tiles != product.parts[0].tiles))
       return context.failure("piston: input, weights and blocks of a linear layer do not fit");
     dims[given.rank - 1] = weights.tiles * kLanes;

@@ -94,14 +94,24 @@ void rows_of(const BlockProduct& product, const BlockPair& pair, int64_t row, in
   }
 }
 
+// Inputs `first` .. first + count of a row: where they lie, or in `room` if some are copies.
+const float* inputs_of(const BlockInput& input, int64_t row, int64_t first, int64_t count, float* room) {
+  const float* values = input.values + row * input.given;
+  if (first + count <= input.given) return values + first;
+  for (int64_t i = 0; i < count; ++i)
+    room[i] = first + i < input.given ? values[first + i] : values[input.source[first + i - input.given]];
+  return room;
+}
+
 }  // namespace
 
 void round_blocks(const BlockInput& input, int64_t begin_row, int64_t end_row) {
+  alignas(64) float room[kLargestBlock];
   for (int64_t index = begin_row * input.blocks; index < end_row * input.blocks; ++index) {
-    const int64_t first = index % input.blocks * input.block, at = index / input.blocks * input.depth + first;
+    const int64_t row = index / input.blocks, first = index % input.blocks * input.block;
     const int64_t rest = input.depth - first, block = rest < input.block ? rest : input.block;
-    const float* from = input.values + at;
-    int8_t* to = input.codes + at;
+    const float* from = inputs_of(input, row, first, block, room);
+    int8_t* to = input.codes + row * input.depth + first;
     __m512 largest = _mm512_setzero_ps();
     for (int64_t i = 0; i < block; i += kLanes) largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(from + i)));
     const float most = _mm512_reduce_max_ps(largest);

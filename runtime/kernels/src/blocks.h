@@ -6,7 +6,9 @@ namespace piston {
 
 // Activations, and room for what they are rounded to: row by row and block by block, by the largest of each block.
 struct BlockInput {
-  const float* values;  // [rows, depth]
+  const float* values;    // [rows, given]
+  int64_t given;          // up to `depth`: what is beyond are copies of those that `source` names
+  const int64_t* source;  // [depth - given]
   int64_t rows, depth, blocks, block;  // the last block may be shorter
   int8_t* codes;   // [rows, depth]
   float* scales;   // [rows, blocks]
@@ -25,7 +27,7 @@ struct BlockWeights {
   const uint8_t* tile(int64_t index, int64_t depth) const { return codes + index * depth * 16 * bits / 8; }
 };
 
-constexpr int64_t kMostParts = 3;
+constexpr int64_t kMostParts = 3, kLargestBlock = 256;  // the latter where inputs are copied
 
 // Parts read one input. Either each gives its own, or there are two of them, a gate and what it gates: silu(gate) * up.
 struct BlockProduct {

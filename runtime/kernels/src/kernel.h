@@ -30,7 +30,7 @@ void share(const Context& context, int64_t count, int64_t pieces, const Work& wo
 
 ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated);
-ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated);
+ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split);
 ort::Status* run_block_rows(const Context& context, const Kernel& kernel);
 ort::Status* run_norm(const Context& context, const Kernel& kernel);
 

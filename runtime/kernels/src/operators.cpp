@@ -75,9 +75,9 @@ ort::Status* attention(const Context& context, const Kernel& kernel) {
   return run_attention(context, kernel, GivesCodes);
 }
 
-template <bool IsGated>
+template <bool IsGated, bool IsSplit>
 ort::Status* block_linear(const Context& context, const Kernel& kernel) {
-  return run_block_linear(context, kernel, IsGated);
+  return run_block_linear(context, kernel, IsGated, IsSplit);
 }
 
 constexpr ort::ElementType F = ort::kFloat, U = ort::kUint8, S = ort::kInt8, I = ort::kInt32, L = ort::kInt64;
@@ -91,8 +91,10 @@ const Operator* operators(size_t* count) {
       filled({{}, "IntegerLinear", linear<false, false>, 5, 1, {U, S, I, F, F}, {F}, from(4), 0, nullptr, nullptr}),
       filled({{}, "GatedLinear", linear<false, true>, 4, 1, {U, S, I, F}, {F}, 0, 0, nullptr, nullptr}),
       filled({{}, "GatedLinearCodes", linear<true, true>, 5, 1, {U, S, I, F, F}, {U}, 0, 0, nullptr, nullptr}),
-      filled({{}, "BlockLinear", block_linear<false>, 7, 3, {F, U, F, U, F, U, F}, {F, F, F}, from(3), from(1), "block_size", nullptr}),
-      filled({{}, "GatedBlockLinear", block_linear<true>, 5, 1, {F, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
+      filled({{}, "BlockLinear", block_linear<false, false>, 7, 3, {F, U, F, U, F, U, F}, {F, F, F}, from(3), from(1), "block_size", nullptr}),
+      filled({{}, "GatedBlockLinear", block_linear<true, false>, 5, 1, {F, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
+      filled({{}, "SplitBlockLinear", block_linear<false, true>, 8, 3, {F, L, U, F, U, F, U, F}, {F, F, F}, from(4), from(1), "block_size", nullptr}),
+      filled({{}, "SplitGatedBlockLinear", block_linear<true, true>, 6, 1, {F, L, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "BlockRows", run_block_rows, 3, 1, {L, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "NormCodes", run_norm, 4, 2, {F, F, F, F}, {U, F}, 0, 0, nullptr, "epsilon"}),
       filled({{}, "Attention", attention<false>, 11, 3, {F, F, F, I, F, F, F, F, F, F, F}, {F, F, F}, kScales | kCode | kHeads, 0, "num_heads", "scale"}),
@@ -100,7 +102,7 @@ const Operator* operators(size_t* count) {
       filled({{}, "AttentionInt8", attention<false>, 11, 3, {F, S, S, I, F, F, F, F, F, F, F}, {F, S, S}, kCode | kHeads, 0, "num_heads", "scale"}),
       filled({{}, "AttentionInt8Codes", attention<true>, 11, 3, {F, S, S, I, F, F, F, F, F, F, F}, {U, S, S}, kHeads, 0, "num_heads", "scale"}),
       // What engines made before BlockLinear took weights of both widths call it.
-      filled({{}, "BlockLinear4", block_linear<false>, 3, 1, {F, U, F}, {F}, 0, 0, "block_size", nullptr}),
+      filled({{}, "BlockLinear4", block_linear<false, false>, 3, 1, {F, U, F}, {F}, 0, 0, "block_size", nullptr}),
   };
   *count = sizeof all / sizeof *all;
   return all;

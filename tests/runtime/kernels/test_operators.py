@@ -322,6 +322,32 @@ def test_a_row_is_the_same_bits_on_tiles_as_alone(level):
             np.testing.assert_array_equal(together[:, row : row + 1], alone)
 
 
+# Copies fill a block up, begin in one and go on in the next, or are a block of their own.
+@pytest.mark.parametrize(("depth", "copies", "block"), [(112, 16, 64), (96, 96, 64), (64, 64, 64), (320, 64, 256)])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_copies_of_inputs_count_like_inputs_of_their_own(level, rows, depth, copies, block):
+    rng = np.random.default_rng(rows)
+    values = rng.standard_normal((1, rows, depth)).astype(np.float32)
+    source = rng.integers(0, depth, copies)
+    whole = np.concatenate([values, values[..., source]], axis=-1)
+    q, k, v = (blocks_of(rng, depth + copies, width, block, bits)[2] for width, bits in ((48, 4), (16, 8), (16, 8)))
+    size = {"block_size": block}
+    for name, count, rest in (("BlockLinear", 1, q), ("BlockLinear", 3, q + k + v), ("GatedBlockLinear", 1, k + v)):
+        expected = run_alone(name, [whole, *rest], count, **size)
+        found = run_alone(f"Split{name}", [values, source, *rest], count, **size)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("wrong", [-1, 64, 2**40])
+def test_a_copy_of_no_input_is_refused(level, wrong):
+    rng = np.random.default_rng(0)
+    stored = blocks_of(rng, 80, 16, 16, 4)[2]
+    source = np.array([0] * 15 + [wrong])
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="not in the input"):
+        run_alone("SplitBlockLinear", [np.ones((1, 2, 64), np.float32), source, *stored], block_size=16)
+
+
 @pytest.mark.parametrize("count", [1, 300])
 def test_rows_of_a_table_are_their_codes_by_their_scales(level, count):
     rng = np.random.default_rng(count)
