@@ -21,6 +21,7 @@ from piston.calibration.packing import Ids
 from piston.calibration.qdq import dequantize_weight
 from piston.calibration.rounded_files import RoundedGroup
 from piston.calibration.rounding import Floats
+from piston.calibration.row_files import RowFiles
 from piston.calibration.splitting import num_copies, read_copies
 from piston.runtime.ort_engine import translated
 
@@ -73,6 +74,7 @@ class Relay:
         self.graph = graph
         self.rows = rows
         self.work = work
+        self._files = RowFiles(work)
         self.rounded: dict[
             str, RoundedGroup
         ] = {}  # by what it reads: what the quantized stream's linears became so far
@@ -85,20 +87,22 @@ class Relay:
         for index, row in enumerate(self.rows):
             found: dict[Stream, Floats] = {}
             for stream, (inputs, session) in opened.items():
-                alive = {name: self._load(stream, index, name) for name in inputs if name in segment.inputs}
+                alive = {
+                    name: self._files.load(self._key(stream, index, name)) for name in inputs if name in segment.inputs
+                }
                 feed = alive | self._token_inputs(row, [name for name in inputs if name not in alive])
                 values = self._outputs(session, segment, feed)
                 for name, value in values.items():
-                    self._save(stream, index, name, value)
+                    self._files.save(self._key(stream, index, name), value)
                 found[stream] = values[segment.reads]
             yield found
 
     def leave(self, segment: Segment) -> None:
-        """Remove what is not alive behind the segment's cut; until then it can be run again."""
+        """Forget what is not alive behind the segment's cut; until then it can be run again."""
         for index in range(len(self.rows)):
             for stream in STREAMS:
                 for name in set(segment.inputs) - segment.alive:
-                    self._file(stream, index, name).unlink(missing_ok=True)
+                    self._files.drop(self._key(stream, index, name))
 
     def close(self) -> None:
         """Remove what was on disk."""
@@ -137,16 +141,8 @@ class Relay:
         with translated("running a calibration row"):
             return dict(zip(segment.outputs, session.run(segment.outputs, feed), strict=True))
 
-    def _file(self, stream: Stream, index: int, name: str) -> Path:
-        return self.work / f"{stream}-{index}-{self._places[name]}.npy"
-
-    def _load(self, stream: Stream, index: int, name: str) -> NDArray[Any]:
-        value: NDArray[Any] = np.load(self._file(stream, index, name), allow_pickle=False)
-        return value
-
-    def _save(self, stream: Stream, index: int, name: str, value: NDArray[Any]) -> None:
-        self.work.mkdir(parents=True, exist_ok=True)
-        np.save(self._file(stream, index, name), value)
+    def _key(self, stream: Stream, index: int, name: str) -> str:
+        return f"{stream}-{index}-{self._places[name]}"
 
 
 def _spans(graph: ir.Graph) -> tuple[dict[str, int], dict[str, int]]:

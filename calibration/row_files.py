@@ -1,0 +1,69 @@
+"""Arrays that are written and read once, on disk, a file for each; files of what is dead are written over.
+
+Making new pages for a file costs as much as filling them.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.runtime.errors import CalibrationError
+
+HEAD = 128  # bytes before an array's own: its dtype and shape as JSON
+
+
+class RowFiles:
+    """Arrays by key, a part of a file name.
+
+    Args:
+        directory: made when the first is saved.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._dead: list[Path] = []
+
+    def save(self, key: str, array: NDArray[Any]) -> None:
+        """Keep a copy, instead of what the key had."""
+        path, array = self._path(key), np.asarray(array, order="C")
+        if self._dead:
+            self._dead.pop().replace(path)
+        else:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        with path.open("r+b", buffering=0) as file:
+            file.write(json.dumps([array.dtype.str, array.shape]).encode().ljust(HEAD))
+            file.write(array.reshape(-1).view(np.uint8).data)
+            file.truncate()
+
+    def load(self, key: str) -> NDArray[Any]:
+        """What was saved.
+
+        Raises:
+            CalibrationError: it is not all there.
+        """
+        with self._path(key).open("rb", buffering=0) as file:
+            dtype, shape = _parsed(file.read(HEAD))
+            array = np.empty(shape, dtype)
+            if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+                raise CalibrationError(f"{self._path(key)} was cut short; remove {self.directory} and calibrate anew.")
+        return array
+
+    def drop(self, key: str) -> None:
+        """Give the file to an array that is saved later; what the key had is not loaded again."""
+        path = self._path(key)
+        if path.exists():
+            self._dead.append(path)
+
+    def _path(self, key: str) -> Path:
+        return self.directory / f"{key}.row"
+
+
+@functools.lru_cache
+def _parsed(head: bytes) -> tuple[str, list[int]]:
+    dtype, shape = json.loads(head)
+    return dtype, shape

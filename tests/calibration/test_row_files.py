@@ -1,0 +1,49 @@
+"""Arrays on disk come back as they were, in files of those that nobody reads any more."""
+
+import numpy as np
+import pytest
+
+from piston.calibration.row_files import RowFiles
+from piston.runtime.errors import CalibrationError
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.bool_])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (1, 3, 5), (2, 1, 4, 3)])
+def test_an_array_comes_back_as_it_was(tmp_path, dtype, shape):
+    array = (np.random.default_rng(0).normal(size=shape) * 3).astype(dtype)
+    files = RowFiles(tmp_path / "rows")
+    files.save("a", array)
+    found = RowFiles(tmp_path / "rows").load("a")
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(found, array)
+
+
+def test_a_view_that_is_not_contiguous_is_saved_as_it_reads(tmp_path):
+    array = np.arange(24, dtype=np.float32).reshape(4, 6).T[::2]
+    files = RowFiles(tmp_path)
+    files.save("a", array)
+    np.testing.assert_array_equal(files.load("a"), array)
+
+
+@pytest.mark.parametrize("sizes", [(3, 9), (9, 3), (5, 5)])
+def test_the_file_of_a_dropped_array_serves_the_next_and_nothing_of_it_is_left(tmp_path, sizes):
+    files = RowFiles(tmp_path)
+    for key, size in zip("ab", sizes, strict=True):
+        files.save(key, np.full(size, size, np.float32))
+        np.testing.assert_array_equal(files.load(key), np.full(size, size, np.float32))
+        files.drop(key)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_dropping_what_is_not_there_is_nothing(tmp_path):
+    RowFiles(tmp_path / "rows").drop("a")
+    assert not (tmp_path / "rows").exists()
+
+
+def test_an_array_of_which_a_part_is_missing_is_refused(tmp_path):
+    files = RowFiles(tmp_path)
+    files.save("a", np.zeros(100))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CalibrationError, match="cut short"):
+        files.load("a")
