@@ -65,7 +65,7 @@ def test_the_second_stream_has_the_weights_it_was_given(model_dir, tmp_path):
 
 
 def test_what_is_dead_is_written_over(model_dir, tmp_path):
-    """Beside what is read, for two streams of three rows: a residual stream and what comes next, for every layer."""
+    """A residual stream and what is read next are alive, in two streams of three rows, after any number of layers."""
     graph = ModelGraph.open(model_dir)
     relay = Relay(graph, ROWS, tmp_path / "relay")
     counts = []
@@ -74,7 +74,7 @@ def test_what_is_dead_is_written_over(model_dir, tmp_path):
         list(relay.run(segment))
         relay.leave(segment)
         counts.append(len(list((tmp_path / "relay").iterdir())) / (2 * len(ROWS)))
-    assert counts == [2] + [3] * 3 + [4] * 4 or max(counts) <= 4
+    assert max(counts) <= 4  # both, and what they are computed from
 
 
 def test_a_segment_that_was_not_left_can_be_run_again(model_dir, tmp_path):
