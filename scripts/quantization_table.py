@@ -53,6 +53,7 @@ ROWS = (
     Row("w8a8", W8A8),
     Row("w8a8, --budget ppl=2%", ("--scheme", "w8a8", *BUILTIN, "--budget", "ppl=2%")),
     Row("w8", W8),
+    Row("w8 GPTQ, block 32", (*W8, "--block", "32", *BUILTIN, "--rounding", "gptq", "--samples", "16")),
     Row("w4 nearest, block 128", (*W4[:4], "--rounding", "nearest", "--int8", "none", *ANYTHING)),
     Row("w4, block 128", W4),
     Row("w4 AWQ, block 128", (*W4, "--rounding", "awq"), is_optional=True),
