@@ -25,17 +25,18 @@ class RowFiles:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._dead: list[Path] = []
+        self._dead: dict[Path, None] = {}
 
     def save(self, key: str, array: NDArray[Any]) -> None:
         """Keep a copy, instead of what the key had."""
         path, array = self._path(key), np.asarray(array, order="C")
+        self._dead.pop(path, None)  # alive again
         if self._dead:
-            self._dead.pop().replace(path)
+            self._dead.popitem()[0].replace(path)
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             path.touch()
-        with path.open("r+b", buffering=0) as file:
+        with path.open("r+b") as file:
             file.write(json.dumps([array.dtype.str, array.shape]).encode().ljust(HEAD))
             file.write(array.reshape(-1).view(np.uint8).data)
             file.truncate()
@@ -46,18 +47,19 @@ class RowFiles:
         Raises:
             CalibrationError: it is not all there.
         """
-        with self._path(key).open("rb", buffering=0) as file:
-            dtype, shape = _parsed(file.read(HEAD))
-            array = np.empty(shape, dtype)
-            if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-                raise CalibrationError(f"{self._path(key)} was cut short; remove {self.directory} and calibrate anew.")
-        return array
+        with self._path(key).open("rb") as file:
+            if len(head := file.read(HEAD)) == HEAD:
+                dtype, shape = _parsed(head)
+                array: NDArray[Any] = np.empty(shape, dtype)
+                if file.readinto(array.reshape(-1).view(np.uint8).data) == array.nbytes:
+                    return array
+        raise CalibrationError(f"{self._path(key)} was cut short; remove {self.directory} and calibrate anew.")
 
     def drop(self, key: str) -> None:
         """Give the file to an array that is saved later; what the key had is not loaded again."""
         path = self._path(key)
         if path.exists():
-            self._dead.append(path)
+            self._dead[path] = None
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{key}.row"

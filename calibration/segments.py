@@ -1,8 +1,8 @@
 """A canonical graph cut where its linears read: run piece by piece, all rows through one before the next begins.
 
 Two streams run side by side: the float model's values, and those of the model whose linears so far are quantized, with
-activations rounded as `ort-cpu` does it: ONNX Runtime multiplies a matrix of blocks in integers, in a third of the time
-of floats. What is alive at a cut lies on disk, a file for each row, so that memory grows neither with rows nor layers.
+activations rounded as `ort-cpu` rounds them. What is alive at a cut lies on disk, a file for each row, so that memory
+grows neither with rows nor with layers.
 """
 
 import shutil
@@ -75,9 +75,7 @@ class Relay:
         self.rows = rows
         self.work = work
         self._files = RowFiles(work)
-        self.rounded: dict[
-            str, RoundedGroup
-        ] = {}  # by what it reads: what the quantized stream's linears became so far
+        self.rounded: dict[str, RoundedGroup] = {}  # of the quantized stream so far, by what the linears read
         values = (value.name or "" for node in graph.model.graph for value in node.outputs)
         self._places = {name: place for place, name in enumerate(values)}  # values may have any name, files not
 
@@ -87,9 +85,8 @@ class Relay:
         for index, row in enumerate(self.rows):
             found: dict[Stream, Floats] = {}
             for stream, (inputs, session) in opened.items():
-                alive = {
-                    name: self._files.load(self._key(stream, index, name)) for name in inputs if name in segment.inputs
-                }
+                kept = [name for name in inputs if name in segment.inputs]
+                alive = {name: self._files.load(self._key(stream, index, name)) for name in kept}
                 feed = alive | self._token_inputs(row, [name for name in inputs if name not in alive])
                 values = self._outputs(session, segment, feed)
                 for name, value in values.items():

@@ -40,10 +40,22 @@ def test_dropping_what_is_not_there_is_nothing(tmp_path):
     assert not (tmp_path / "rows").exists()
 
 
-def test_an_array_of_which_a_part_is_missing_is_refused(tmp_path):
+def test_what_is_dropped_twice_or_saved_again_is_given_away_once(tmp_path):
+    files = RowFiles(tmp_path)
+    for key in "ab":
+        files.save(key, np.zeros(3))
+    for key in "aba":
+        files.drop(key)
+    for value, key in enumerate("acd"):
+        files.save(key, np.full(3, value))
+    assert [files.load(key)[0] for key in "acd"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("left", [0, 100, -1])
+def test_an_array_of_which_a_part_is_missing_is_refused(tmp_path, left):
     files = RowFiles(tmp_path)
     files.save("a", np.zeros(100))
     (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(CalibrationError, match="cut short"):
         files.load("a")
