@@ -262,6 +262,10 @@ class _Calibration:
         if not self.count_saturations:
             return {}
         wanted = {name: np.array(scale, np.float32) for name, scale in prepared.scales.items()}
+        for name, channels in prepared.outliers(self.graph.linears).items():
+            size = next(linear.shape[0] for linear in self.graph.linears if linear.input_name == name)
+            wanted[name] = np.full(size, wanted[name])
+            wanted[name][channels] = np.inf  # they have no codes
         wanted |= cache_steps(self.graph.model, scales, self.graph.manifest.cache)
         if not wanted:
             return {}

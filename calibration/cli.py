@@ -21,7 +21,20 @@ from piston.runtime.errors import MisuseError
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
 CHANGES = (
-    *("scheme", "block", "rounding", "method", "no_smooth", "keep", "kept", "keep_worst", "int8", "split", "embedding"),
+    *(
+        "scheme",
+        "block",
+        "rounding",
+        "method",
+        "no_smooth",
+        "outliers",
+        "keep",
+        "kept",
+        "keep_worst",
+        "int8",
+        "split",
+        "embedding",
+    ),
     *("head", "kv", "kv_granularity", "budget"),
 )
 SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -45,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--rounding", choices=ROUNDINGS, help="of weights (w4: gptq, else nearest)")
     recipe.add_argument("--method", choices=get_args(Method), help="activation range (default minmax)")
     recipe.add_argument("--no-smooth", action="store_true", help="leave activation outliers where they are")
+    recipe.add_argument(
+        "--outliers",
+        type=int,
+        metavar="N",
+        help="w8a8: inputs of linears behind an activation function to leave in float (default 16; 0: none)",
+    )
     recipe.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="linears to leave in float")
     recipe.add_argument(
         "--kept", choices=get_args(Storage), help="how weights of linears kept are stored (w8a8: int8; else float)"
@@ -186,6 +205,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         rounding=arguments.rounding or ("gptq" if is_w4 else "nearest"),
         method=arguments.method or "minmax",
         smooth=not arguments.no_smooth,
+        outliers=arguments.outliers,
         keep=tuple(arguments.keep),
         kept=arguments.kept,
         int8=_int8(arguments.int8),

@@ -73,6 +73,30 @@ class Gram:
         self.num_tokens = int(state["num_tokens"]) if state else 0
 
 
+class Without:
+    """Feeds a consumer all channels but some."""
+
+    def __init__(self, consumer: Consumer, channels: NDArray[np.int64]) -> None:
+        self.consumer, self.channels = consumer, channels
+
+    @property
+    def kind(self) -> str:
+        """See Consumer."""
+        return f"{self.consumer.kind} without {self.channels.tolist()}"
+
+    def update(self, array: Floats) -> None:
+        """See Consumer."""
+        self.consumer.update(np.delete(array, self.channels, axis=-1))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """See Consumer."""
+        return self.consumer.state()
+
+    def restore(self, state: State) -> None:
+        """See Consumer."""
+        self.consumer.restore(state)
+
+
 class Several:
     """Feeds one value to several consumers."""
 

@@ -1,23 +1,25 @@
-"""w8a8: smooth, choose one static scale for each activation, and round the weights of each output channel."""
+"""w8a8: smooth, set outliers apart, choose one static scale for each activation, round weights by output channel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from piston.calibration.collect import collect
-from piston.calibration.consumers import Consumer, Several
+from piston.calibration.consumers import Consumer, Several, Without
 from piston.calibration.folding import apply_fold, find_fold
 from piston.calibration.graph import ModelGraph
 from piston.calibration.linears import Linear
 from piston.calibration.observers import MinMax, make_observer
+from piston.calibration.outliers import Channels, has_outliers, largest_channels, num_outliers, round_others
 from piston.calibration.packing import Ids
 from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounding import Floats, Grid, Quantized, round_to_nearest
 from piston.calibration.sample import Lengths, Sample
-from piston.calibration.smoothing import relative_error, search
+from piston.calibration.smoothing import Groups, Smoothed, relative_error, search
 from piston.runtime.console import Progress
 
 # Of a kept linear's weights, whose range smoothing widened: by channel, six linears of SmolLM2-135M took KL
@@ -34,6 +36,7 @@ class Activation:
     largest: Floats  # of each channel over all rows, float32 [K]
     sample: Floats  # float32 [tokens, K]
     lengths: Floats | None = None  # of the residual stream that the one reader adds to, at these tokens, [tokens]
+    outliers: Channels = field(default_factory=lambda: np.zeros(0, np.int64))  # channels that stay in float
     scale: float = 0.0
     alpha: float | None = None
 
@@ -78,19 +81,36 @@ def residual_sum(group: list[Linear]) -> str | None:
     return None
 
 
-def smooth(activations: dict[str, Activation], progress: Progress) -> None:
-    """Fold the best factors of every value that something can absorb; samples and extremes follow."""
+def smooth(activations: dict[str, Activation], recipe: Recipe, progress: Progress) -> None:
+    """Fold the best factors of every value that something can absorb; samples and extremes follow.
+
+    Outliers are the channels that are largest when all are smoothed. Then the others are smoothed without them.
+    """
     for done, activation in enumerate(activations.values()):
         progress.step("smoothing", done, len(activations))
-        fold = find_fold(activation.group)
+        inputs = len(activation.largest)
+        count = num_outliers(recipe.outliers, inputs) if has_outliers(activation.group) else 0
+        fold = find_fold(activation.group) if recipe.smooth else None
         if fold is None:
+            activation.outliers = largest_channels(activation.largest, count)
             continue
-        weights = [weight_of(linear) for linear in activation.group]
-        found = search(activation.sample, activation.largest, weights, fold.shared, activation.lengths)
-        apply_fold(fold, activation.group, found.factors)
+        found, chosen = _searched(activation, slice(None), fold.shared), np.ones(inputs, np.bool_)
+        factors = found.factors
+        if count:
+            activation.outliers = largest_channels(activation.largest / factors, count)
+            chosen[activation.outliers] = False
+            found = _searched(activation, chosen, None if fold.shared is None else fold.shared[chosen])
+            factors = np.ones(inputs, np.float32)
+            factors[chosen] = found.factors
+        apply_fold(fold, activation.group, factors)
         activation.alpha = found.alpha
-        activation.largest = activation.largest / found.factors
-        activation.sample = activation.sample / found.factors
+        activation.largest = activation.largest / factors
+        activation.sample = activation.sample / factors
+
+
+def _searched(activation: Activation, chosen: slice | NDArray[np.bool_], shared: Groups | None) -> Smoothed:
+    weights = [weight_of(linear)[chosen] for linear in activation.group]
+    return search(activation.sample[:, chosen], activation.largest[chosen], weights, shared, activation.lengths)
 
 
 def choose_scales(
@@ -98,11 +118,12 @@ def choose_scales(
 ) -> None:
     """One scale a value: from the extremes, or from histograms of the smoothed model's values."""
     if recipe.method == "minmax":
-        amax = {name: float(activation.largest.max()) for name, activation in activations.items()}
+        amax = {name: float(np.delete(one.largest, one.outliers).max()) for name, one in activations.items()}
     else:
         graph.save_float(work / "smoothed")
         observers = {name: make_observer(recipe.method, name) for name in activations}
-        collect(work / "smoothed", rows, observers, work_dir=work / "ranges", progress=progress, name="ranging")
+        consumers = {name: Without(observers[name], one.outliers) for name, one in activations.items()}
+        collect(work / "smoothed", rows, consumers, work_dir=work / "ranges", progress=progress, name="ranging")
         amax = {name: float(observer.range().amax) for name, observer in observers.items()}
     for name, activation in activations.items():
         activation.scale = (amax[name] or 1.0) / 127
@@ -123,11 +144,14 @@ def sensitivity(activations: dict[str, Activation], weights: Mapping[str, Quanti
 def round_all(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress: Progress) -> Prepared:
     """Smooth the graph; codes and scales for every linear that the recipe does not keep."""
     activations = observe(graph, rows, work, progress)
-    if recipe.smooth:
-        smooth(activations, progress)
+    smooth(activations, recipe, progress)
     choose_scales(graph, activations, recipe, rows, work, progress)
     linears = [linear for activation in activations.values() for linear in activation.group]
-    weights = {linear.name: round_to_nearest(weight_of(linear), recipe.grid) for linear in linears}
+    weights = {
+        linear.name: round_others(weight_of(linear), recipe.grid, activation.outliers)
+        for activation in activations.values()
+        for linear in activation.group
+    }
     return Prepared(
         weights={linear.name: weights[linear.name] for linear in recipe.chosen(graph.linears)},
         kept={linear.name: round_kept(weight_of(linear)) for linear in linears if recipe.stores_kept == "int8"},
@@ -142,9 +166,11 @@ def round_kept(weight: Floats) -> Quantized:
 
 
 def quantize_sample(activation: Activation) -> Floats:
-    """The sample as INT8 with the chosen scale gives it."""
+    """The sample as INT8 with the chosen scale gives it, outliers as they are."""
     codes = np.clip(np.rint(activation.sample / activation.scale), -128, 127)
-    return np.asarray(codes * np.float32(activation.scale), np.float32)
+    rounded = np.asarray(codes * np.float32(activation.scale), np.float32)
+    rounded[:, activation.outliers] = activation.sample[:, activation.outliers]
+    return rounded
 
 
 def weight_of(linear: Linear) -> Floats:

@@ -1,9 +1,11 @@
 """What each linear would become, and the writing of those that were chosen into the graph."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from piston.calibration.graph import ModelGraph
+from piston.calibration.linears import Linear
+from piston.calibration.outliers import Channels, add_outliers
 from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
 from piston.calibration.rounding import Quantized
 
@@ -21,6 +23,11 @@ class Prepared:
     scales: Mapping[str, float] = field(default_factory=dict)  # of activations, by the name of what linears read
     errors: Mapping[str, float] = field(default_factory=dict)  # of each linear's output, see `sensitivity`; worst first
 
+    def outliers(self, linears: Iterable[Linear]) -> dict[str, Channels]:
+        """By the name of what linears read: the channels that stay in float."""
+        known = {linear.input_name: self.weights[linear.name] for linear in linears if linear.name in self.weights}
+        return {name: weight.outliers.channels for name, weight in known.items() if weight.outliers is not None}
+
     def insert(self, graph: ModelGraph, chosen: Container[str]) -> list[str]:
         """Write Q/DQ into the graph for the chosen linears; returns their names in the order of the graph.
 
@@ -35,6 +42,9 @@ class Prepared:
         alone = [linear for linear in graph.linears if linear.name in self.kept and linear.name not in names]
         weights = {linear.weight.name or "": self.weights[linear.name] for linear in linears}
         weights |= {linear.weight.name or "": self.kept[linear.name] for linear in alone}
+        for linear in linears:
+            if (outliers := self.weights[linear.name].outliers) is not None:
+                add_outliers(linear, outliers)
         QuantizeWeightsPass(weights)(graph.model)
         QuantizeActivationsPass({name: self.scales[name] for name in readers}, readers)(graph.model)
         return [linear.name for linear in linears]

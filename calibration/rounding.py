@@ -51,18 +51,32 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Outliers:
+    """Inputs whose activations stay in float: channels int64 [k] and their weights float32 [k, N]."""
+
+    channels: NDArray[np.int64]
+    weight: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class Quantized:
-    """Codes int8 [K, N] and scales float32 [blocks, N]: weight = code * scale of its block."""
+    """Codes int8 [K, N] and scales float32 [blocks, N]: weight = code * scale of its block.
+
+    Where there are outliers their codes are zero, and their weights beside.
+    """
 
     codes: NDArray[np.int8]
     scales: Floats
     grid: Grid
+    outliers: Outliers | None = None
 
     def dequantized(self) -> Floats:
         """The weights the codes stand for, float32 [K, N]."""
         result = self.codes.astype(np.float32)
         for row, part in zip(self.scales, self.grid.block_slices(len(self.codes)), strict=True):
             result[part] *= row
+        if self.outliers is not None:
+            result[self.outliers.channels] = self.outliers.weight
         return result
 
 

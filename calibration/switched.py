@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from piston.calibration.graph import MODEL
 from piston.calibration.kv import RoundCachePass, Scales
 from piston.calibration.linears import Linear, find_linears
+from piston.calibration.outliers import Channels
 from piston.calibration.prepared import Prepared
 from piston.calibration.qdq import QuantizeActivationsPass, initializer
 from piston.calibration.rounding import Quantized
@@ -75,25 +76,37 @@ def write_switched(directory: Path, prepared: Prepared, kv_scales: Scales, cache
         if linear.name in prepared.weights or linear.name in prepared.kept:
             model.graph.inputs.append(linear.weight)
             if linear.name in prepared.weights and linear.input_name in prepared.scales:
-                _add_switch(model, linear, prepared.scales[linear.input_name])
+                outliers = prepared.weights[linear.name].outliers
+                channels = None if outliers is None else outliers.channels
+                _add_switch(model, linear, prepared.scales[linear.input_name], channels)
     ir.save(model, directory / NAME)
 
 
-def _add_switch(model: ir.Model, linear: Linear, scale: float) -> None:
-    """The linear reads its input through a pair where its flag is set."""
+def _add_switch(model: ir.Model, linear: Linear, scale: float, channels: Channels | None) -> None:
+    """The linear reads its input, but for the channels, through a pair where its flag is set."""
     graph, value, matmul = model.graph, linear.input, linear.matmul
     name = f"{value.name}.dequantized"
     rounded = next((output for node in graph for output in node.outputs if output.name == name), None)
     if rounded is None:
         QuantizeActivationsPass({value.name or "": scale}, {value.name or "": []})(model)
         rounded = next(output for node in graph for output in node.outputs if output.name == name)
+    if channels is not None:
+        mask = np.zeros(linear.shape[0], np.bool_)
+        mask[channels] = True
+        through = [initializer(graph, f"{linear.name}.is_outlier", mask), value, rounded]
+        rounded = _where(linear, "outliers", through)
     flag = initializer(graph, _flag(linear), np.array(False))
     graph.inputs.append(flag)
-    chosen = ir.node("Where", [flag, rounded, value], name=f"{linear.name}/Where")
-    chosen.outputs[0].name = f"{linear.name}.input"
-    chosen.outputs[0].type, chosen.outputs[0].shape = value.type, value.shape
-    graph.insert_before(matmul, chosen)
-    matmul.replace_input_with(0, chosen.outputs[0])
+    matmul.replace_input_with(0, _where(linear, "input", [flag, rounded, value]))
+
+
+def _where(linear: Linear, name: str, inputs: list[ir.Value]) -> ir.Value:
+    node = ir.node("Where", inputs, name=f"{linear.name}/{name}/Where")
+    output = node.outputs[0]
+    output.name, output.type, output.shape = f"{linear.name}.{name}", linear.input.type, linear.input.shape
+    assert isinstance(linear.matmul.graph, ir.Graph)
+    linear.matmul.graph.insert_before(linear.matmul, node)
+    return output
 
 
 def _flag(linear: Linear) -> str:
