@@ -15,7 +15,11 @@ from piston.engines.lowering.pattern import (
     dims_of,
     emit,
     graph_of,
+    int_attribute,
+    is_weight,
+    producer,
     replace,
+    same_shape,
     sole_consumer,
     static_dims,
 )
@@ -29,8 +33,8 @@ BIAS = 6  # where MatMulIntegerToFloat has it
 class KernelLinearPass(KernelPass):
     """MatMulIntegerToFloat becomes IntegerLinear.
 
-    Sums in INT32 are the same; they are scaled in float as before. Products of a depth or width that is no whole number
-    of tiles stay.
+    Sums in INT32 are the same; they are scaled in float as before, and what inputs that calibration left in float give is
+    added. Products of a depth or width that is no whole number of tiles stay.
     """
 
     def fits(self, node: ir.Node) -> bool:
@@ -40,10 +44,13 @@ class KernelLinearPass(KernelPass):
     def rewrite(self, node: ir.Node) -> None:
         """See KernelPass."""
         inputs: list[ir.Value | None] = [node.inputs[0], tiled(node), offsets(node), scales(node)]
-        if len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
-            inputs.append(node.inputs[BIAS])
-        made = emit(node, "IntegerLinear", inputs, domain=KERNELS, like=node.outputs[0])
-        replace(node.outputs[0], made.outputs[0])
+        bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
+        total, outliers = outliers_of(node)
+        if bias is not None or outliers:
+            inputs.append(bias)
+        made = emit(total, "IntegerLinear", [*inputs, *outliers], domain=KERNELS, like=node.outputs[0])
+        made.name = (node.name or "").replace(node.op_type, made.op_type)
+        replace(total.outputs[0], made.outputs[0])
 
 
 class KernelGatedPass(KernelPass):
@@ -63,16 +70,53 @@ class KernelGatedPass(KernelPass):
         _rewrite_gated(node, *pair)
 
 
+def outliers_of(product: ir.Node) -> tuple[ir.Node, list[ir.Value]]:
+    """The node whose output is the whole linear: the sum of `product` and of outliers by their weights, and these two.
+
+    The product itself and nothing where it has no outliers.
+    """
+    total = sole_consumer(product.outputs[0])
+    if total is None or total.op_type != "Add" or total.domain:
+        return product, []
+    other = total.inputs[1] if total.inputs[0] is product.outputs[0] else total.inputs[0]
+    matmul = producer(other, "MatMul")
+    if matmul is None or other is None or sole_consumer(other) is None or not is_weight(matmul.inputs[1], 2):
+        return product, []
+    values, weight = matmul.inputs
+    assert values is not None
+    assert weight is not None
+    is_float = weight.dtype == ir.DataType.FLOAT and same_shape(other, product.outputs[0])
+    return (total, [values, weight]) if is_float else (product, [])
+
+
+def picked_channels(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
+    """The QuantizeLinear of `value`, and the Gather of channels in ascending order, if these two are all its readers."""
+    nodes = [use.node for use in value.uses()]
+    gather = next((node for node in nodes if node.op_type == "Gather" and not node.domain), None)
+    quantize = next((node for node in nodes if is_middle(node)), None)
+    if len(nodes) != 2 or gather is None or quantize is None or gather.inputs[0] is not value:  # noqa: PLR2004
+        return None
+    channels, rank = gather.inputs[1], len(static_dims(value))
+    is_last = int_attribute(gather, "axis") in (-1, rank - 1)
+    if not is_last or not is_weight(channels, 1) or channels is None or channels.dtype != ir.DataType.INT64:
+        return None
+    places = constants(channels) or []
+    return (quantize, gather) if places == sorted(set(places)) and min(places, default=-1) >= 0 else None
+
+
+def is_middle(node: ir.Node) -> bool:
+    """Whether it is a QuantizeLinear to UINT8 about 128, by one scale."""
+    if node.op_type != "QuantizeLinear" or node.domain or len(node.inputs) != 3:  # noqa: PLR2004
+        return False
+    zero_point = node.inputs[2]
+    is_uint8 = zero_point is not None and zero_point.dtype == ir.DataType.UINT8
+    return is_uint8 and constants(zero_point) == [ZERO_POINT] and static_dims(node.inputs[1]) == []
+
+
 def codes_reader(value: ir.Value) -> ir.Node | None:
     """The QuantizeLinear to UINT8 about 128, by one scale, that is all that reads `value`."""
     node = sole_consumer(value)
-    if node is None or node.op_type != "QuantizeLinear" or node.domain or len(node.inputs) != 3:  # noqa: PLR2004
-        return None
-    zero_point = node.inputs[2]
-    is_middle = (
-        zero_point is not None and zero_point.dtype == ir.DataType.UINT8 and constants(zero_point) == [ZERO_POINT]
-    )
-    return node if is_middle and static_dims(node.inputs[1]) == [] else None
+    return node if node is not None and is_middle(node) else None
 
 
 def _fits(node: ir.Node | None) -> bool:
@@ -107,7 +151,7 @@ def _rewrite_gated(mul: ir.Node, gate: ir.Node, up: ir.Node) -> None:
         for kind, values in zip(("offset", "scale"), columns, strict=True)
     )
     inputs: list[ir.Value | None] = [gate.inputs[0], weight, offset, scale]
-    quantize = codes_reader(mul.outputs[0])
+    quantize, gather = picked_channels(mul.outputs[0]) or (codes_reader(mul.outputs[0]), None)
     if quantize is None:
         node = emit(mul, "GatedLinear", inputs, domain=KERNELS, like=mul.outputs[0])
         replace(mul.outputs[0], node.outputs[0])
@@ -115,12 +159,15 @@ def _rewrite_gated(mul: ir.Node, gate: ir.Node, up: ir.Node) -> None:
         node = emit(
             mul,
             "GatedLinearCodes",
-            [*inputs, quantize.inputs[1]],
+            [*inputs, quantize.inputs[1], *([] if gather is None else [gather.inputs[1]])],
             domain=KERNELS,
+            num_outputs=1 if gather is None else 2,
             like=quantize.outputs[0],
             dims=dims_of(mul.outputs[0]),
         )
         replace(quantize.outputs[0], node.outputs[0])
+        if gather is not None:
+            replace(gather.outputs[0], node.outputs[1])
 
 
 def tiled(product: ir.Node) -> ir.Value:

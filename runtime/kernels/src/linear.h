@@ -14,6 +14,15 @@ struct Epilogue {
   uint8_t* codes;         // [rows, width] where values is null
   float inverse_scale;
   int64_t width;  // columns, half of them where gated
+  // Inputs that are multiplied in float beside the codes, and their weights; null where there are none.
+  const float* outliers;         // [rows, num_outliers]
+  const float* outlier_weights;  // [num_outliers, columns]
+  int64_t num_outliers;
+  // Of a gated layer: channels whose values are given in float too, ascending; null where there are none.
+  const int64_t* channels;  // [num_channels]
+  const int64_t* first;     // [width / 16 + 1] the first of them that is in each tile
+  int64_t num_channels;
+  float* picked;  // [rows, num_channels]
 };
 
 struct Product {

@@ -1,5 +1,6 @@
 // Linear layers and norms as ONNX Runtime calls them: what they read and give, and how their work is shared.
 #include <cstring>
+#include <vector>
 
 #include "cpu.h"
 #include "kernel.h"
@@ -8,8 +9,25 @@
 
 namespace piston {
 
+namespace {
+
+// Where the channels of each tile begin; empty where they are not ascending channels of `width`.
+std::vector<int64_t> first_of_tiles(const int64_t* channels, int64_t count, int64_t width) {
+  std::vector<int64_t> first(static_cast<size_t>(width / 16 + 1), count);
+  for (int64_t i = count; i-- > 0;) {
+    if (channels[i] < 0 || channels[i] >= width || (i > 0 && channels[i - 1] >= channels[i])) return {};
+    first[static_cast<size_t>(channels[i] / 16)] = i;
+  }
+  for (size_t tile = first.size() - 1; tile-- > 0;)
+    if (first[tile] > first[tile + 1]) first[tile] = first[tile + 1];
+  return first;
+}
+
+}  // namespace
+
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated) {
-  // codes, weights [columns / 16, depth / 4, 64], offset, scale, [bias], [code_scale]
+  // codes, weights [columns / 16, depth / 4, 64], offset, scale, then
+  // of a plain layer [bias], [outliers [.., k]], [outlier_weights [k, columns]]; of codes code_scale, [channels [k]]
   const Tensor codes = context.input(0), weights = context.input(1);
   if (codes.rank < 1 || weights.rank != 3) return context.failure("piston: codes or weights of a linear layer have no such rank");
   Product product{};
@@ -29,6 +47,23 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated)
   epilogue.width = is_gated ? product.columns / 2 : product.columns;
   int64_t dims[kMaxRank];
   std::memcpy(dims, codes.dims, sizeof dims);
+  const Tensor extra = context.num_inputs() > 5 ? context.input(5) : Tensor{};
+  std::vector<int64_t> first;
+  if (extra.is_given() && gives_codes) {
+    first = first_of_tiles(extra.as<int64_t>(), extra.last(), epilogue.width);
+    if (first.empty()) return context.failure("piston: the channels of a gated layer are not ascending, or not its own");
+    epilogue.channels = extra.as<int64_t>();
+    epilogue.num_channels = dims[codes.rank - 1] = extra.last();
+    epilogue.first = first.data();
+    epilogue.picked = context.output<float>(1, dims, codes.rank);
+  } else if (extra.is_given()) {
+    const Tensor weight = context.num_inputs() > 6 ? context.input(6) : Tensor{};
+    if (weight.rank != 2 || weight.dims[0] != extra.last() || weight.last() != epilogue.width || extra.rows() != product.rows)
+      return context.failure("piston: outliers of a linear layer and their weights do not fit");
+    epilogue.outliers = extra.as<float>();
+    epilogue.outlier_weights = weight.as<float>();
+    epilogue.num_outliers = extra.last();
+  }
   dims[codes.rank - 1] = epilogue.width;
   if (gives_codes) {
     epilogue.inverse_scale = 1.0f / *context.data<float>(4);

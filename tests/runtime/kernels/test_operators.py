@@ -67,6 +67,46 @@ def test_a_linear_layer_is_the_integer_product(level, rows, depth, width):
     np.testing.assert_allclose(biased, exact + bias, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (2, 48), (9, 80), (40, 64)])
+def test_outliers_are_added_in_float(level, rows, width):
+    rng = np.random.default_rng(rows)
+    codes, weight, offset, scale, exact = linear(rng, rows, 64, width)
+    outliers = rng.standard_normal((1, rows, 5)).astype(np.float32) * 1000
+    beside = rng.standard_normal((5, width)).astype(np.float32)
+    expected = exact + outliers.astype(np.float64) @ beside
+    (found,) = run_alone("IntegerLinear", [codes, tiled(weight), offset, scale, None, outliers, beside])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_outliers_that_do_not_fit_their_weights_are_refused():
+    need_kernels()
+    codes, weight, offset, scale, _ = linear(np.random.default_rng(0), 2, 64, 32)
+    outliers = np.zeros((1, 2, 5), np.float32)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outliers of a linear layer"):
+        run_alone("IntegerLinear", [codes, tiled(weight), offset, scale, None, outliers, np.zeros((4, 32), np.float32)])
+
+
+@pytest.mark.parametrize("channels", [[0], [47], [3, 15, 16, 31], list(range(48))])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_a_gated_layer_gives_chosen_channels_in_float_too(level, rows, channels):
+    rng = np.random.default_rng(rows)
+    codes, weight, offset, scale, _ = linear(rng, rows, 64, 96)
+    inputs = [codes, tiled(weight), offset, scale]
+    (values,) = run_alone("GatedLinear", inputs)
+    (alone,) = run_alone("GatedLinearCodes", [*inputs, SCALE])
+    found, picked = run_alone("GatedLinearCodes", [*inputs, SCALE, np.array(channels, np.int64)], 2)
+    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(picked, values[..., channels])
+
+
+@pytest.mark.parametrize("channels", [[1, 0], [2, 2], [-1], [48]])
+def test_channels_that_a_gated_layer_has_not_are_refused(channels):
+    need_kernels()
+    codes, weight, offset, scale, _ = linear(np.random.default_rng(0), 2, 64, 96)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="not ascending"):
+        run_alone("GatedLinearCodes", [codes, tiled(weight), offset, scale, SCALE, np.array(channels, np.int64)], 2)
+
+
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_a_gated_layer_is_silu_of_the_gate_times_up(level, rows):
     rng = np.random.default_rng(rows)
