@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--outliers",
         type=int,
         metavar="N",
-        help="w8a8: inputs of linears behind an activation function to leave in float (default 16; 0: none)",
+        help="w8a8: inputs of linears behind an activation function to leave in float (default 0)",
     )
     recipe.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="linears to leave in float")
     recipe.add_argument(
@@ -205,7 +205,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         rounding=arguments.rounding or ("gptq" if is_w4 else "nearest"),
         method=arguments.method or "minmax",
         smooth=not arguments.no_smooth,
-        outliers=arguments.outliers,
+        outliers=arguments.outliers or 0,
         keep=tuple(arguments.keep),
         kept=arguments.kept,
         int8=_int8(arguments.int8),

@@ -18,7 +18,6 @@ from piston.calibration.rounding import Floats, Grid, Outliers, Quantized, round
 from piston.runtime.errors import MisuseError
 
 Channels = NDArray[np.int64]
-MOST, SHARE = 16, 32  # channels unless told, and no more than one in so many
 
 
 def has_outliers(group: Sequence[Linear]) -> bool:
@@ -31,10 +30,8 @@ def has_outliers(group: Sequence[Linear]) -> bool:
     return producer is not None and producer.op_type not in (*NORMS, "Reshape") and not group[0].is_transposed
 
 
-def num_outliers(asked: int | None, inputs: int) -> int:
+def num_outliers(asked: int, inputs: int) -> int:
     """Channels to leave in float, of so many; raises MisuseError where more than half are asked for."""
-    if asked is None:
-        return min(MOST, inputs // SHARE)
     if 2 * asked > inputs:
         raise MisuseError(f"--outliers {asked} is more than half of the {inputs} inputs of a linear.")
     return asked

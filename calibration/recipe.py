@@ -34,8 +34,7 @@ class Recipe:
         rounding: of weights.
         method: how the range of an activation is found (w8a8).
         smooth: move activation outliers into the weights (w8a8).
-        outliers: input channels of each linear behind an activation function that stay in float (w8a8); None for 16, or
-            a thirty-second of them where those are fewer.
+        outliers: input channels of each linear behind an activation function that stay in float (w8a8).
         keep: linears that stay in float, by module path or pattern; nothing else reckons with their rounding.
         spared: linears that stay in float too, by module path, where all others are rounded as if they did not: what a
             budget or a ranking found once everything was rounded.
@@ -57,7 +56,7 @@ class Recipe:
     rounding: Rounding = "nearest"
     method: Method = "minmax"
     smooth: bool = True
-    outliers: int | None = None
+    outliers: int = 0
     keep: tuple[str, ...] = ()
     spared: tuple[str, ...] = ()
     kept: Storage | None = None
@@ -80,7 +79,7 @@ class Recipe:
             raise MisuseError(f"w8a8 rounds weights to nearest; --rounding {self.rounding} is for w8 and w4.")
         if self.scheme != "w8a8" and not self.smooth:
             raise MisuseError(f"--no-smooth is about activations, which {self.scheme} leaves in float.")
-        if self.outliers is not None and (self.outliers < 0 or self.scheme != "w8a8"):
+        if self.outliers < 0 or (self.outliers and self.scheme != "w8a8"):
             raise MisuseError(f"--outliers {self.outliers}: w8a8 leaves so many activations in float, or 0 for none.")
         if self.scheme != "w8a8" and self.method != "minmax":
             raise MisuseError(f"--method {self.method} is about activations, which {self.scheme} leaves in float.")

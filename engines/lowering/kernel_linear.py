@@ -33,8 +33,8 @@ BIAS = 6  # where MatMulIntegerToFloat has it
 class KernelLinearPass(KernelPass):
     """MatMulIntegerToFloat becomes IntegerLinear.
 
-    Sums in INT32 are the same; they are scaled in float as before, and what inputs that calibration left in float give is
-    added. Products of a depth or width that is no whole number of tiles stay.
+    Sums in INT32 are the same; they are scaled in float as before, and what inputs left in float give is added. Products
+    of a depth or width that is no whole number of tiles stay.
     """
 
     def fits(self, node: ir.Node) -> bool:
@@ -90,7 +90,7 @@ def outliers_of(product: ir.Node) -> tuple[ir.Node, list[ir.Value]]:
 
 
 def picked_channels(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
-    """The QuantizeLinear of `value`, and the Gather of channels in ascending order, if these two are all its readers."""
+    """The QuantizeLinear of `value` and the Gather of channels in ascending order, if nothing else reads it."""
     nodes = [use.node for use in value.uses()]
     gather = next((node for node in nodes if node.op_type == "Gather" and not node.domain), None)
     quantize = next((node for node in nodes if is_middle(node)), None)
