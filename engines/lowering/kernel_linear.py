@@ -33,8 +33,8 @@ BIAS = 6  # where MatMulIntegerToFloat has it
 class KernelLinearPass(KernelPass):
     """MatMulIntegerToFloat becomes IntegerLinear.
 
-    Sums in INT32 are the same; they are scaled in float as before, and what inputs left in float give is added. Products
-    of a depth or width that is no whole number of tiles stay.
+    Sums in INT32 are the same; they are scaled in float as before, and what inputs left in float give is added.
+    Products of a depth or width that is no whole number of tiles stay.
     """
 
     def fits(self, node: ir.Node) -> bool:

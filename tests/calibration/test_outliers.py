@@ -17,7 +17,7 @@ graph (float[1, t, 8] x) => (float[1, t, 6] y)
 <float[8, 6] w = {zeros}, float[6] b = {bias}>
 {{
   h = Relu(x)
-  [down/MatMul] p = MatMul(h, w)
+  p = MatMul(h, w)
   y = Add(p, b)
 }}
 """
