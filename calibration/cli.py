@@ -21,21 +21,8 @@ from piston.runtime.errors import MisuseError
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
 CHANGES = (
-    *(
-        "scheme",
-        "block",
-        "rounding",
-        "method",
-        "no_smooth",
-        "outliers",
-        "keep",
-        "kept",
-        "keep_worst",
-        "int8",
-        "split",
-        "embedding",
-    ),
-    *("head", "kv", "kv_granularity", "budget"),
+    *("scheme", "block", "rounding", "method", "no_smooth", "outliers", "keep", "kept", "keep_worst", "int8", "split"),
+    *("embedding", "head", "kv", "kv_granularity", "budget"),
 )
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 

@@ -21,6 +21,7 @@ from piston.calibration.rounding import Floats, Grid, Quantized, round_to_neares
 from piston.calibration.sample import Lengths, Sample
 from piston.calibration.smoothing import Groups, Smoothed, relative_error, search
 from piston.runtime.console import Progress
+from piston.runtime.errors import MisuseError
 
 # Of a kept linear's weights, whose range smoothing widened: by channel, six linears of SmolLM2-135M took KL
 # from 0.0243 to 0.0358 nats, in blocks to 0.0264, the rounding of activations by the kernel included.
@@ -85,7 +86,12 @@ def smooth(activations: dict[str, Activation], recipe: Recipe, progress: Progres
     """Fold the best factors of every value that something can absorb; samples and extremes follow.
 
     Outliers are the channels that are largest when all are smoothed. Then the others are smoothed without them.
+
+    Raises:
+        MisuseError: the recipe asks for outliers, and no linear can have them, or not so many.
     """
+    if recipe.outliers and not any(has_outliers(activation.group) for activation in activations.values()):
+        raise MisuseError(f"--outliers {recipe.outliers}: no linear of this model reads behind an activation function.")
     for done, activation in enumerate(activations.values()):
         progress.step("smoothing", done, len(activations))
         inputs = len(activation.largest)

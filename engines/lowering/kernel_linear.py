@@ -28,6 +28,7 @@ from piston.engines.lowering.weight import derived_weight
 OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
 ZERO_POINT = 128
 BIAS = 6  # where MatMulIntegerToFloat has it
+MOST_OUTLIERS = 256  # more inputs in float are a linear layer of their own, for a kernel that multiplies by blocks
 
 
 class KernelLinearPass(KernelPass):
@@ -86,7 +87,8 @@ def outliers_of(product: ir.Node) -> tuple[ir.Node, list[ir.Value]]:
     assert values is not None
     assert weight is not None
     is_float = weight.dtype == ir.DataType.FLOAT and same_shape(other, product.outputs[0])
-    return (total, [values, weight]) if is_float else (product, [])
+    is_small = static_dims(weight)[0] <= MOST_OUTLIERS
+    return (total, [values, weight]) if is_float and is_small else (product, [])
 
 
 def picked_channels(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:

@@ -23,10 +23,11 @@ from piston.runtime.manifest import Manifest
 ROWS = RowOptions(num_rows=6, seq_len=24)
 SENTENCE = "the quick brown fox jumps over the lazy dog while seven wizards brew strange potions by night"
 # Relative to the logits' length. A random model has no redundancy: fourteen roundings in a row add up.
-BOUNDS = {"w8a8": 0.12, "w8": 0.03, "w8 blocks": 0.03, "w4": 0.4}
+BOUNDS = {"w8a8": 0.12, "w8a8 outliers": 0.12, "w8": 0.03, "w8 blocks": 0.03, "w4": 0.4}
 LINEARS = 14  # of two Llama layers
 RECIPES = {
     "w8a8": Recipe(scheme="w8a8"),
+    "w8a8 outliers": Recipe(scheme="w8a8", outliers=4),
     "w8": Recipe(scheme="w8"),
     "w8 blocks": Recipe(scheme="w8", block=32),
     "w4": Recipe(scheme="w4", block=32, rounding="gptq"),
@@ -77,6 +78,30 @@ def test_one_pair_stands_on_each_shared_activation(model_dir, text, tmp_path):
     operators = [node.op_type for node in graph.node]
     assert operators.count("QuantizeLinear") == 8  # q/k/v, o, gate/up and down of two layers
     assert operators.count("DequantizeLinear") == 8 + LINEARS
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_outliers_have_no_part_in_the_scale_of_the_others(model_dir, text, tmp_path, method):
+    scales = []
+    for outliers in (0, 8):
+        recipe = Recipe(scheme="w8a8", method=method, smooth=False, outliers=outliers)
+        calibrate(model_dir, tmp_path / str(outliers), recipe, [text], rows=ROWS)
+        graph = onnx.load(tmp_path / str(outliers) / "model.onnx").graph
+        constants = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+        quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+        scales.append({node.input[0]: float(constants[node.input[1]]) for node in quantizers})
+        sums = [node for node in graph.node if node.name.endswith("down_proj/outliers/Add")]
+        assert len(sums) == (2 if outliers else 0)
+        for node in sums:
+            channels = constants[
+                next(other.input[1] for other in graph.node if other.name == f"{node.name[:-3]}Gather")
+            ]
+            codes = constants[f"{node.name.removesuffix('/outliers/Add')}.weight.codes"]
+            assert (len(channels), codes[channels].any()) == (8, False)
+    without, with_outliers = scales
+    smaller = {name for name in without if with_outliers[name] < 0.99 * without[name]}
+    assert len(smaller) == 2  # down_proj's of two layers
+    assert all(with_outliers[name] == without[name] for name in set(without) - smaller)
 
 
 def test_the_worst_linears_stay_in_float_and_the_recorded_recipe_replays_to_the_same_bytes(model_dir, text, tmp_path):
@@ -156,6 +181,8 @@ def test_the_verb_prints_one_json_object(model_dir, text, tmp_path, capsys):
         ["--scheme", "w8a8", "--rounding", "gptq", "--data", "builtin"],
         ["--scheme", "w8", "--method", "mse"],
         ["--scheme", "w8", "--no-smooth"],
+        ["--scheme", "w8", "--outliers", "4"],
+        ["--scheme", "w8a8", "--data", "builtin", "--outliers", "-1"],
         ["--scheme", "w8", "--kept", "int8"],
         ["--scheme", "w8", "--data", "builtin"],
         ["--recipe", "/nowhere.json"],

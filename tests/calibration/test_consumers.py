@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from piston.calibration.consumers import Gram, Several
+from piston.calibration.consumers import Gram, Several, Without
 from piston.calibration.observers import make_observer
 from piston.runtime.errors import CalibrationError
 
@@ -33,6 +33,15 @@ def test_merged_grams_are_the_whole():
 def test_a_gram_refuses_what_is_not_finite():
     with pytest.raises(CalibrationError, match="x has 6 of 6 values"):
         Gram("x").update(np.full((1, 1, 6), np.nan, np.float32))
+
+
+def test_channels_left_out_are_never_seen():
+    channels = np.array([1, 4])
+    gram = Gram("x")
+    fed(Without(gram, channels), BLOCKS)
+    direct = fed(Gram("x"), [np.delete(block, channels, axis=-1) for block in BLOCKS])
+    np.testing.assert_array_equal(gram.matrix, direct.matrix)
+    assert Without(gram, channels).kind != Without(gram, np.array([1, 5])).kind
 
 
 @pytest.mark.parametrize("cut", range(4))

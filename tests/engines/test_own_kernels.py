@@ -57,6 +57,20 @@ def test_kernels_give_what_they_replaced_gave(built):
     assert proof.codes_apart < 5e-3
 
 
+def test_outliers_are_given_and_added_by_the_products_themselves(toy, tmp_path):
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    path = quantize(canonical.path, tmp_path / "model", canonical.cache, "w8a8", outliers=5)
+    plain = build_ort(path, tmp_path / "plain", MAX_LENGTH)
+    own = build_kernels(plain.path, tmp_path / "kernels")
+    found = Counter((node.op_type, len(node.inputs), len(node.outputs)) for node in ir.load(own.path).graph)
+    assert found["GatedLinearCodes", 6, 2] == 2
+    assert found["IntegerLinear", 7, 1] == 2
+    proof = prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    assert proof.max_relative < 2e-5
+    assert proof.codes_apart < 5e-3
+
+
 def test_the_proof_leaves_nothing_behind(built):
     plain, own, cache = built
     prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)

@@ -11,6 +11,7 @@ import onnxruntime
 
 from piston.calibration.integer import round_kept
 from piston.calibration.linears import by_input, find_linears
+from piston.calibration.outliers import add_outliers, round_others
 from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
 from piston.calibration.rounding import Grid, round_to_nearest
 from piston.calibration.splitting import apply_split, split_largest
@@ -37,11 +38,12 @@ def quantize(
     rows=None,
     wide: Iterable[str] = (),
     split: int = 0,
+    outliers: int = 0,
 ) -> Path:
     """Write out/model.onnx, `source` with its linears quantized but for lm_head and those whose name holds a `keep`.
 
     Those whose name holds a `wide` have 8 bits, whatever the scheme says. What norms give to them is split into `split`
-    copies more.
+    copies more. The first `outliers` inputs of each down_proj stay in float.
     """
     model = ir.load(source)
     for value, group in by_input(find_linears(model)).items() if split else ():
@@ -60,6 +62,11 @@ def quantize(
         for node in linears
         if any(part in node.name for part in alone)
     }
+    for linear in find_linears(model) if outliers else ():
+        if linear.name.endswith("down_proj"):
+            floats = linear.weight.const_value.numpy().astype(np.float32)
+            weights[linear.weight.name] = round_others(floats, GRIDS[scheme], np.arange(outliers))
+            add_outliers(linear, weights[linear.weight.name].outliers)
     readers: dict[str, list[str]] = {}
     for node in linears:
         if not any(part in node.name for part in alone):
