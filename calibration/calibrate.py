@@ -162,7 +162,9 @@ class _Calibration:
             harm = self._harm(prepared, scales, scratch)
             spared = self._spared(prepared, spent, harm)
             saturated = self._saturated(prepared, scales, scratch)
+            read = {linear.name: linear.input_name for linear in self.graph.linears}
             names = prepared.insert(self.graph, set(prepared.weights) - set(spared))
+            remainders = {name: prepared.ratios[read[name]] for name in names if read[name] in prepared.ratios}
             weight_only = [name for name in prepared.kept if name not in names]
             names += self._round_tables()
             if scales:
@@ -183,6 +185,7 @@ class _Calibration:
             "sensitivity": errors,
             "harm": harm,
             "weight_only": weight_only,
+            "remainders": remainders,
             "budget": None if spent is None else spent.to_json(),
         }
         with self.progress.phase("writing"):
@@ -261,7 +264,8 @@ class _Calibration:
     def _saturated(self, prepared: Prepared, scales: Scales, scratch: Path) -> dict[str, Saturated]:
         if not self.count_saturations:
             return {}
-        wanted = {name: np.array(scale, np.float32) for name, scale in prepared.scales.items()}
+        reach = {name: 1 + prepared.ratios.get(name, 0) for name in prepared.scales}
+        wanted = {name: np.array(scale * reach[name], np.float32) for name, scale in prepared.scales.items()}
         for name, channels in prepared.outliers(self.graph.linears).items():
             size = next(linear.shape[0] for linear in self.graph.linears if linear.input_name == name)
             wanted[name] = np.full(size, wanted[name])

@@ -21,8 +21,8 @@ from piston.runtime.errors import MisuseError
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
 CHANGES = (
-    *("scheme", "block", "rounding", "method", "no_smooth", "outliers", "keep", "kept", "keep_worst", "int8", "split"),
-    *("embedding", "head", "kv", "kv_granularity", "budget"),
+    *("scheme", "block", "rounding", "method", "no_smooth", "no_remainder", "outliers", "keep", "kept", "keep_worst"),
+    *("int8", "split", "embedding", "head", "kv", "kv_granularity", "budget"),
 )
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--rounding", choices=ROUNDINGS, help="of weights (w4: gptq, else nearest)")
     recipe.add_argument("--method", choices=get_args(Method), help="activation range (default minmax)")
     recipe.add_argument("--no-smooth", action="store_true", help="leave activation outliers where they are")
+    recipe.add_argument(
+        "--no-remainder",
+        action="store_true",
+        help="w8a8: do not round what a scale leaves over once more, by a coarser one",
+    )
     recipe.add_argument(
         "--outliers",
         type=int,
@@ -193,6 +198,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         method=arguments.method or "minmax",
         smooth=not arguments.no_smooth,
         outliers=arguments.outliers or 0,
+        remainder=not arguments.no_remainder,
         keep=tuple(arguments.keep),
         kept=arguments.kept,
         int8=_int8(arguments.int8),

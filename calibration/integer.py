@@ -1,4 +1,4 @@
-"""w8a8: smooth, set outliers apart, choose one static scale for each activation, round weights by output channel."""
+"""w8a8: smooth, set outliers apart, choose static scales for each activation, round weights by output channel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from piston.calibration.collect import collect
 from piston.calibration.consumers import Consumer, Several, Without
-from piston.calibration.folding import apply_fold, find_fold
+from piston.calibration.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph import ModelGraph
 from piston.calibration.linears import Linear
 from piston.calibration.observers import MinMax, make_observer
@@ -17,9 +17,10 @@ from piston.calibration.outliers import Channels, has_outliers, largest_channels
 from piston.calibration.packing import Ids
 from piston.calibration.prepared import Prepared
 from piston.calibration.recipe import Recipe
+from piston.calibration.remainder import fine_scale, round_steps
 from piston.calibration.rounding import Floats, Grid, Quantized, round_to_nearest
 from piston.calibration.sample import Lengths, Sample
-from piston.calibration.smoothing import Groups, Smoothed, relative_error, search
+from piston.calibration.smoothing import Smoothed, relative_error, search
 from piston.runtime.console import Progress
 from piston.runtime.errors import MisuseError
 
@@ -40,6 +41,7 @@ class Activation:
     outliers: Channels = field(default_factory=lambda: np.zeros(0, np.int64))  # channels that stay in float
     scale: float = 0.0
     alpha: float | None = None
+    ratio: int = 0  # of the scale of what this one leaves over; 0 where that is lost
 
 
 def observe(graph: ModelGraph, rows: Ids, work: Path, progress: Progress) -> dict[str, Activation]:
@@ -85,7 +87,8 @@ def residual_sum(group: list[Linear]) -> str | None:
 def smooth(activations: dict[str, Activation], recipe: Recipe, progress: Progress) -> None:
     """Fold the best factors of every value that something can absorb; samples and extremes follow.
 
-    Outliers are the channels that are largest when all are smoothed. Then the others are smoothed without them.
+    Outliers are the channels that are largest when all are smoothed. Then the others are smoothed without them. Where
+    single values stand out it is also decided whether what a fine scale leaves over is rounded once more.
 
     Raises:
         MisuseError: the recipe asks for outliers, and no linear can have them, or not so many.
@@ -94,29 +97,49 @@ def smooth(activations: dict[str, Activation], recipe: Recipe, progress: Progres
         raise MisuseError(f"--outliers {recipe.outliers}: no linear of this model reads behind an activation function.")
     for done, activation in enumerate(activations.values()):
         progress.step("smoothing", done, len(activations))
-        inputs = len(activation.largest)
-        count = num_outliers(recipe.outliers, inputs) if has_outliers(activation.group) else 0
+        inputs, is_behind = len(activation.largest), has_outliers(activation.group)
+        count = num_outliers(recipe.outliers, inputs) if is_behind else 0
         fold = find_fold(activation.group) if recipe.smooth else None
-        if fold is None:
+        if fold is None and not (recipe.remainder and is_behind):
             activation.outliers = largest_channels(activation.largest, count)
             continue
-        found, chosen = _searched(activation, slice(None), fold.shared), np.ones(inputs, np.bool_)
+        terms = _Terms(fold, remainder=recipe.remainder and is_behind)
+        found, chosen = _searched(activation, np.ones(inputs, np.bool_), terms), np.ones(inputs, np.bool_)
         factors = found.factors
         if count:
             activation.outliers = largest_channels(activation.largest / factors, count)
             chosen[activation.outliers] = False
-            found = _searched(activation, chosen, None if fold.shared is None else fold.shared[chosen])
+            found = _searched(activation, chosen, terms)
             factors = np.ones(inputs, np.float32)
             factors[chosen] = found.factors
-        apply_fold(fold, activation.group, factors)
-        activation.alpha = found.alpha
-        activation.largest = activation.largest / factors
-        activation.sample = activation.sample / factors
+        activation.ratio = found.ratio
+        if fold is not None:
+            apply_fold(fold, activation.group, factors)
+            activation.alpha = found.alpha
+            activation.largest = activation.largest / factors
+            activation.sample = activation.sample / factors
 
 
-def _searched(activation: Activation, chosen: slice | NDArray[np.bool_], shared: Groups | None) -> Smoothed:
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What may be done to an activation."""
+
+    fold: Fold | None
+    remainder: bool
+
+
+def _searched(activation: Activation, chosen: NDArray[np.bool_], terms: _Terms) -> Smoothed:
     weights = [weight_of(linear)[chosen] for linear in activation.group]
-    return search(activation.sample[:, chosen], activation.largest[chosen], weights, shared, activation.lengths)
+    shared = None if terms.fold is None else terms.fold.shared
+    return search(
+        activation.sample[:, chosen],
+        activation.largest[chosen],
+        weights,
+        None if shared is None else shared[chosen],
+        activation.lengths,
+        can_fold=terms.fold is not None,
+        remainder=terms.remainder,
+    )
 
 
 def choose_scales(
@@ -132,7 +155,7 @@ def choose_scales(
         collect(work / "smoothed", rows, consumers, work_dir=work / "ranges", progress=progress, name="ranging")
         amax = {name: float(observer.range().amax) for name, observer in observers.items()}
     for name, activation in activations.items():
-        activation.scale = (amax[name] or 1.0) / 127
+        activation.scale = fine_scale(amax[name], activation.ratio)
 
 
 def sensitivity(activations: dict[str, Activation], weights: Mapping[str, Quantized]) -> dict[str, float]:
@@ -162,6 +185,7 @@ def round_all(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress
         weights={linear.name: weights[linear.name] for linear in recipe.chosen(graph.linears)},
         kept={linear.name: round_kept(weight_of(linear)) for linear in linears if recipe.stores_kept == "int8"},
         scales={name: activation.scale for name, activation in activations.items()},
+        ratios={name: activation.ratio for name, activation in activations.items() if activation.ratio},
         errors=sensitivity(activations, weights),
     )
 
@@ -172,9 +196,9 @@ def round_kept(weight: Floats) -> Quantized:
 
 
 def quantize_sample(activation: Activation) -> Floats:
-    """The sample as INT8 with the chosen scale gives it, outliers as they are."""
-    codes = np.clip(np.rint(activation.sample / activation.scale), -128, 127)
-    rounded = np.asarray(codes * np.float32(activation.scale), np.float32)
+    """The sample as INT8 with the chosen scales gives it, outliers as they are."""
+    rounded = round_steps(activation.sample / np.float32(activation.scale), activation.ratio)
+    rounded *= np.float32(activation.scale)
     rounded[:, activation.outliers] = activation.sample[:, activation.outliers]
     return rounded
 

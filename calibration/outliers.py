@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from piston.calibration.folding import NORMS
 from piston.calibration.linears import Linear
-from piston.calibration.qdq import initializer
+from piston.calibration.qdq import initializer, sum_beside
 from piston.calibration.rounding import Floats, Grid, Outliers, Quantized, round_to_nearest
 from piston.runtime.errors import MisuseError
 
@@ -62,28 +62,12 @@ def add_outliers(linear: Linear, outliers: Outliers) -> None:
     name = f"{value.name}.outliers"
     readers = [user for user, _ in value.uses()]
     picked = next((user.outputs[0] for user in readers if user.outputs[0].name == name), None)
-    last = linear.matmul
-    users = [user for user, _ in last.outputs[0].uses()]
-    if len(users) == 1 and users[0].op_type == "Add" and any(_is_constant(item) for item in users[0].inputs):
-        last = users[0]
-    nodes = []
     if picked is None:
         channels = initializer(graph, f"{value.name}.channels", outliers.channels)
-        nodes.append(ir.node("Gather", [value, channels], {"axis": -1}, name=f"{linear.name}/outliers/Gather"))
-        picked = nodes[0].outputs[0]
+        node = ir.node("Gather", [value, channels], {"axis": -1}, name=f"{linear.name}/outliers/Gather")
+        picked = node.outputs[0]
         picked.name, picked.type = name, value.type
         picked.shape = None if value.shape is None else ir.Shape([*value.shape[:-1], len(outliers.channels)])
+        graph.insert_before(linear.matmul, node)
     weight = initializer(graph, f"{linear.name}.outliers.weight", outliers.weight)
-    product = ir.node("MatMul", [picked, weight], name=f"{linear.name}/outliers/MatMul")
-    total = ir.node("Add", [last.outputs[0], product.outputs[0]], name=f"{linear.name}/outliers/Add")
-    for node, suffix in ((product, "product"), (total, "sum")):
-        output = node.outputs[0]
-        output.name, output.type = f"{linear.name}.outliers.{suffix}", last.outputs[0].type
-        output.shape = last.outputs[0].shape
-    last.outputs[0].replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
-    total.replace_input_with(0, last.outputs[0])
-    graph.insert_after(last, [*nodes, product, total])
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
+    sum_beside(linear, "outliers", picked, weight)

@@ -7,6 +7,7 @@ from piston.calibration.graph import ModelGraph
 from piston.calibration.linears import Linear
 from piston.calibration.outliers import Channels, add_outliers
 from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
+from piston.calibration.remainder import add_remainder
 from piston.calibration.rounding import Quantized
 
 
@@ -21,6 +22,7 @@ class Prepared:
     weights: Mapping[str, Quantized]  # by the linear's name
     kept: Mapping[str, Quantized] = field(default_factory=dict)  # what a linear has that is not chosen; else its floats
     scales: Mapping[str, float] = field(default_factory=dict)  # of activations, by the name of what linears read
+    ratios: Mapping[str, int] = field(default_factory=dict)  # of the scales of their remainders, where those have any
     errors: Mapping[str, float] = field(default_factory=dict)  # of each linear's output, see `sensitivity`; worst first
 
     def outliers(self, linears: Iterable[Linear]) -> dict[str, Channels]:
@@ -46,5 +48,10 @@ class Prepared:
             if (outliers := self.weights[linear.name].outliers) is not None:
                 add_outliers(linear, outliers)
         QuantizeWeightsPass(weights)(graph.model)
+        read = {linear.name: linear.input for linear in linears}
         QuantizeActivationsPass({name: self.scales[name] for name in readers}, readers)(graph.model)
+        for linear in linears:
+            name = read[linear.name].name or ""
+            if name in self.ratios:
+                add_remainder(linear, read[linear.name], self.scales[name] * self.ratios[name])
         return [linear.name for linear in linears]

@@ -35,6 +35,8 @@ class Recipe:
         method: how the range of an activation is found (w8a8).
         smooth: move activation outliers into the weights (w8a8).
         outliers: input channels of each linear behind an activation function that stay in float (w8a8).
+        remainder: where it pays, what an activation's scale leaves over is rounded once more, in linears behind an
+            activation function (w8a8); see `piston.calibration.remainder`.
         keep: linears that stay in float, by module path or pattern; nothing else reckons with their rounding.
         spared: linears that stay in float too, by module path, where all others are rounded as if they did not: what a
             budget or a ranking found once everything was rounded.
@@ -57,6 +59,7 @@ class Recipe:
     method: Method = "minmax"
     smooth: bool = True
     outliers: int = 0
+    remainder: bool = True
     keep: tuple[str, ...] = ()
     spared: tuple[str, ...] = ()
     kept: Storage | None = None
@@ -77,12 +80,6 @@ class Recipe:
             raise MisuseError(f"w8a8 has one scale for each output channel; --block {self.block} is for w8 and w4.")
         if self.scheme == "w8a8" and self.rounding != "nearest":
             raise MisuseError(f"w8a8 rounds weights to nearest; --rounding {self.rounding} is for w8 and w4.")
-        if self.scheme != "w8a8" and not self.smooth:
-            raise MisuseError(f"--no-smooth is about activations, which {self.scheme} leaves in float.")
-        if self.outliers < 0 or (self.outliers and self.scheme != "w8a8"):
-            raise MisuseError(f"--outliers {self.outliers}: w8a8 leaves so many activations in float, or 0 for none.")
-        if self.scheme != "w8a8" and self.method != "minmax":
-            raise MisuseError(f"--method {self.method} is about activations, which {self.scheme} leaves in float.")
         if self.scheme == "w4" and not self.block:
             raise MisuseError("w4 needs --block 32, 64 or 128: four bits are too few for one scale a channel.")
         if self.int8 and self.scheme != "w4":
@@ -91,9 +88,20 @@ class Recipe:
             raise MisuseError(
                 f"--split {self.split}: gptq splits inputs, into multiples of {COPIES} copies, or 0 for none."
             )
+        self._check_activations()
         self._check_storage()
         self._check_cache()
         _ = self.grid
+
+    def _check_activations(self) -> None:
+        if self.scheme != "w8a8" and not self.smooth:
+            raise MisuseError(f"--no-smooth is about activations, which {self.scheme} leaves in float.")
+        if self.outliers < 0 or (self.outliers and self.scheme != "w8a8"):
+            raise MisuseError(f"--outliers {self.outliers}: w8a8 leaves so many activations in float, or 0 for none.")
+        if self.scheme != "w8a8" and not self.remainder:
+            raise MisuseError(f"--no-remainder is about activations, which {self.scheme} leaves in float.")
+        if self.scheme != "w8a8" and self.method != "minmax":
+            raise MisuseError(f"--method {self.method} is about activations, which {self.scheme} leaves in float.")
 
     def _check_storage(self) -> None:
         if self.kept == "int8" and self.scheme != "w8a8":

@@ -6,11 +6,13 @@ division is folded into what produces the channel: a norm's scale, the columns o
 where one factor serves all query heads that share a key-value head.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.calibration.remainder import RATIOS, fine_scale, round_steps
 from piston.calibration.rounding import Floats, Grid
 
 Groups = NDArray[np.int64]
@@ -18,17 +20,25 @@ Groups = NDArray[np.int64]
 # spans the whole range, and what calibration did not see saturates (SmolLM2-135M, held-out text: +2.0 % perplexity at
 # 0.8, +2.8 % when up to 0.9 was allowed, +4.0 % up to 1.0, +3.2 % at 0.65).
 ALPHAS = (0.5, 0.6, 0.7, 0.75, 0.8)
+# With a remainder activations need less: the weights' own scales suffer for what moves into them.
+GENTLE = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+START = RATIOS[1]  # most layers end at this ratio or the one below
+WORTH = 0.75  # of the error without one: a remainder that leaves more is not worth its product
 LOWEST, HIGHEST = 1e-3, 1e4  # of a factor: beyond them float32 products lose the small channels
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothed:
-    """The chosen alpha, the factors [K], and the output error (see `output_error`) without and with them."""
+    """The chosen alpha, the factors [K], the ratio of the coarse scale to the fine one, 0 where there is one scale.
+
+    And the output error (see `output_error`) without and with them.
+    """
 
     alpha: float
     factors: Floats
     error_before: float
     error_after: float
+    ratio: int = 0
 
 
 def smoothing_factors(act: Floats, weight: Floats, alpha: float, shared: Groups | None = None) -> Floats:
@@ -47,10 +57,17 @@ def smoothing_factors(act: Floats, weight: Floats, alpha: float, shared: Groups 
     return np.where(alive, factors / center, 1).astype(np.float32)
 
 
-def search(
-    sample: Floats, act: Floats, weights: list[Floats], shared: Groups | None = None, lengths: Floats | None = None
+def search(  # noqa: PLR0913
+    sample: Floats,
+    act: Floats,
+    weights: list[Floats],
+    shared: Groups | None = None,
+    lengths: Floats | None = None,
+    *,
+    can_fold: bool = True,
+    remainder: bool = False,
 ) -> Smoothed:
-    """Choose alpha by the error it leaves in the readers' outputs.
+    """Choose alpha, and the ratio of a remainder, by the error they leave in the readers' outputs.
 
     Args:
         sample: activations, float32 [tokens, K].
@@ -58,21 +75,33 @@ def search(
         weights: the readers, each float32 [K, N].
         shared: groups of channels that need one factor, int [K].
         lengths: what each token's error is measured against, see `relative_error`; the outputs' own if None.
+        can_fold: whether something can absorb factors; else they stay 1.
+        remainder: whether what a fine scale leaves over may be rounded once more, see `piston.calibration.remainder`.
     """
     joined = np.concatenate(weights, axis=1)
     largest = np.maximum(joined.max(axis=1), -joined.min(axis=1))
     exact = sample @ joined
 
-    def error(factors: Floats) -> float:
-        return relative_error(_product(sample, act, joined, factors), exact, lengths)
+    def tried(alpha: float, ratio: int = 0) -> Smoothed:
+        factors = smoothing_factors(act, largest, alpha, shared) if alpha else np.ones_like(act)
+        error = relative_error(_product(sample, act, joined, factors, ratio), exact, lengths)
+        return Smoothed(alpha, factors, before, error, ratio)
 
-    before = error(np.ones_like(act))
-    best = Smoothed(0.0, np.ones_like(act), before, before)
-    for alpha in ALPHAS:
-        factors = smoothing_factors(act, largest, alpha, shared)
-        if (after := error(factors)) < best.error_after:
-            best = Smoothed(alpha, factors, before, after)
-    return best
+    before = 0.0
+    before = tried(0.0).error_after
+    best = _least(tried(alpha) for alpha in (0.0, *(ALPHAS if can_fold else ())))
+    if not remainder:
+        return best
+    gentle = GENTLE if can_fold else (0.0,)
+    first = _least(tried(alpha, START) for alpha in gentle)
+    second = _least([first, *(tried(first.alpha, ratio) for ratio in RATIOS if ratio != START)])
+    third = _least([second, *(tried(alpha, second.ratio) for alpha in gentle if second.ratio != START)])
+    return third if third.error_after < WORTH * best.error_after else best
+
+
+def _least(candidates: Iterable[Smoothed]) -> Smoothed:
+    """The one with the least error, of equal ones the first."""
+    return min(candidates, key=lambda found: found.error_after)
 
 
 def output_error(sample: Floats, act: Floats, weight: Floats, factors: Floats, lengths: Floats | None = None) -> float:
@@ -80,11 +109,10 @@ def output_error(sample: Floats, act: Floats, weight: Floats, factors: Floats, l
     return relative_error(_product(sample, act, weight, factors), sample @ weight, lengths)
 
 
-def _product(sample: Floats, act: Floats, weight: Floats, factors: Floats) -> Floats:
+def _product(sample: Floats, act: Floats, weight: Floats, factors: Floats, ratio: int = 0) -> Floats:
     """Codes by codes, then both scales; arrays are as large as a model's layers, so they are worked on in place."""
-    scale = np.float32((act / factors).max() / 127 or 1.0)
-    codes = sample / (factors * scale)
-    np.clip(np.rint(codes, out=codes), -128, 127, out=codes)
+    scale = np.float32(fine_scale(float((act / factors).max()), ratio))
+    codes = round_steps(sample / (factors * scale), ratio)
     levels = weight * factors[:, None]
     steps = np.maximum(levels.max(axis=0), -levels.min(axis=0)) / np.float32(Grid(8).high)
     steps = np.where(steps == 0, np.float32(1), steps)

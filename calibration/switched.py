@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from piston.calibration.graph import MODEL
 from piston.calibration.kv import RoundCachePass, Scales
 from piston.calibration.linears import Linear, find_linears
-from piston.calibration.outliers import Channels
 from piston.calibration.prepared import Prepared
-from piston.calibration.qdq import QuantizeActivationsPass, initializer
+from piston.calibration.qdq import initializer, quantize_activation
+from piston.calibration.remainder import round_remainder
 from piston.calibration.rounding import Quantized
 from piston.runtime.manifest import CacheSpec
 from piston.runtime.ort_engine import OrtEngine
@@ -76,28 +76,41 @@ def write_switched(directory: Path, prepared: Prepared, kv_scales: Scales, cache
         if linear.name in prepared.weights or linear.name in prepared.kept:
             model.graph.inputs.append(linear.weight)
             if linear.name in prepared.weights and linear.input_name in prepared.scales:
-                outliers = prepared.weights[linear.name].outliers
-                channels = None if outliers is None else outliers.channels
-                _add_switch(model, linear, prepared.scales[linear.input_name], channels)
+                _add_switch(model, linear, prepared)
     ir.save(model, directory / NAME)
 
 
-def _add_switch(model: ir.Model, linear: Linear, scale: float, channels: Channels | None) -> None:
-    """The linear reads its input, but for the channels, through a pair where its flag is set."""
+def _add_switch(model: ir.Model, linear: Linear, prepared: Prepared) -> None:
+    """The linear reads its input, but for outliers, through its pairs where its flag is set."""
     graph, value, matmul = model.graph, linear.input, linear.matmul
-    name = f"{value.name}.dequantized"
-    rounded = next((output for node in graph for output in node.outputs if output.name == name), None)
-    if rounded is None:
-        QuantizeActivationsPass({value.name or "": scale}, {value.name or "": []})(model)
-        rounded = next(output for node in graph for output in node.outputs if output.name == name)
-    if channels is not None:
+    rounded = _rounded(model, value, prepared)
+    if (outliers := prepared.weights[linear.name].outliers) is not None:
         mask = np.zeros(linear.shape[0], np.bool_)
-        mask[channels] = True
+        mask[outliers.channels] = True
         through = [initializer(graph, f"{linear.name}.is_outlier", mask), value, rounded]
         rounded = _where(linear, "outliers", through)
     flag = initializer(graph, _flag(linear), np.array(False))
     graph.inputs.append(flag)
     matmul.replace_input_with(0, _where(linear, "input", [flag, rounded, value]))
+
+
+def _rounded(model: ir.Model, value: ir.Value, prepared: Prepared) -> ir.Value:
+    """What the codes of the value stand for, its remainder's among them; made once."""
+    graph, name = model.graph, value.name or ""
+    whole = f"{name}.rounded" if name in prepared.ratios else f"{name}.dequantized"
+    made = {output.name: output for node in graph for output in node.outputs}
+    if whole in made:
+        return made[whole]
+    rounded = quantize_activation(graph, value, prepared.scales[name])
+    if name not in prepared.ratios:
+        return rounded
+    rest = round_remainder(value, rounded, prepared.scales[name] * prepared.ratios[name])
+    node = ir.node("Add", [rounded, rest], name=f"{name}/Add")
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = whole, value.type, value.shape
+    producer = rest.producer()
+    assert producer is not None
+    graph.insert_after(producer, node)
+    return node.outputs[0]
 
 
 def _where(linear: Linear, name: str, inputs: list[ir.Value]) -> ir.Value:

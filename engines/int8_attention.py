@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.engines.lowering.kernel_linear import ZERO_POINT, codes_reader
+from piston.engines.lowering.kernel_beside import ZERO_POINT, codes_reader
 from piston.engines.lowering.pattern import float_attribute, int_attribute
 from piston.engines.prove import CODES, NEAREST
 from piston.runtime.errors import ParityError

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from piston.engines.lowering.pattern import int_attribute, producer, static_dims
 from piston.engines.lowering.quantize_head import head_of
-from piston.engines.lowering.quantized import quantized_weight
+from piston.engines.lowering.quantized import is_remainder, quantized_weight
 
 # Operator -> which of its inputs is the matrix. All multiply INT8 by INT8 and add up in INT32.
 INTEGER = {"MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
@@ -31,16 +31,17 @@ class LinearWork:
 
 
 def linear_work(graph: ir.Graph) -> LinearWork:
-    """Count the products by constant matrices."""
+    """Count the products by constant matrices, each matrix once: a remainder's product is of the same layer."""
     layers: dict[str, int] = {}
     head: dict[str, int] = {}
     in_float = []
-    logits = head_of(graph)
+    logits, seen = head_of(graph), set[ir.Value]()
     for node in graph:
         found = _product(node)
-        if found is None:
+        if found is None or found.matrix in seen:
             continue
-        arithmetic, amount = found
+        seen.add(found.matrix)
+        arithmetic, amount = found.arithmetic, found.amount
         counted = head if node is logits else layers
         counted[arithmetic] = counted.get(arithmetic, 0) + amount
         if arithmetic == "float" and node is not logits:
@@ -48,17 +49,26 @@ def linear_work(graph: ir.Graph) -> LinearWork:
     return LinearWork(layers, head, in_float, dict(_unfused(graph)))
 
 
-def _product(node: ir.Node) -> tuple[str, int] | None:
-    """Arithmetic and multiply-adds of one token, if `node` is a product by a constant matrix."""
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """A product by a constant matrix: its arithmetic, and multiply-adds of one token."""
+
+    matrix: ir.Value
+    arithmetic: str
+    amount: int
+
+
+def _product(node: ir.Node) -> _Product | None:
     if node.op_type == "MatMulNBits":
-        bits = int_attribute(node, "bits", 4)
-        return f"weights{bits}", int_attribute(node, "K") * int_attribute(node, "N")
+        packed, bits = node.inputs[1], int_attribute(node, "bits", 4)
+        assert packed is not None
+        return _Product(packed, f"weights{bits}", int_attribute(node, "K") * int_attribute(node, "N"))
     index = INTEGER.get(node.op_type, FLOAT.get(node.op_type))
     matrix = None if index is None else _constant_behind(node.inputs[index])
     if matrix is None or len(static_dims(matrix)) != RANK:
         return None
     rows, columns = static_dims(matrix)
-    return "int8" if node.op_type in INTEGER else "float", rows * columns
+    return _Product(matrix, "int8" if node.op_type in INTEGER else "float", rows * columns)
 
 
 def _constant_behind(value: ir.Value | None) -> ir.Value | None:
@@ -75,7 +85,9 @@ def _unfused(graph: ir.Graph) -> Iterator[tuple[str, str]]:
         if node.op_type != "DequantizeLinear" or node.domain:
             continue
         result = node.outputs[0]
-        readers = [use.node for use in result.uses()]
+        readers = [use.node for use in result.uses() if not is_remainder(use.node)]
+        if not readers and result.uses():
+            continue
         if (codes := node.inputs[0]) is not None and codes.is_initializer():
             yield result.name or "", f"a weight that is dequantized at every step: {_why_weight(result)}"
         else:

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.kernel_linear import codes_reader
+from piston.engines.lowering.kernel_beside import codes_reader
 from piston.engines.lowering.kernel_pass import KERNELS, KernelPass
 from piston.engines.lowering.pattern import (
     MICROSOFT,

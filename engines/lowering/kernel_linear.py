@@ -8,50 +8,42 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.engines.lowering.gated import gated_products
+from piston.engines.lowering.kernel_beside import ZERO_POINT, beside, codes_of, is_beside, ratio_of
 from piston.engines.lowering.kernel_pass import KERNELS, KernelPass
-from piston.engines.lowering.pattern import (
-    MICROSOFT,
-    constants,
-    dims_of,
-    emit,
-    graph_of,
-    int_attribute,
-    is_weight,
-    producer,
-    replace,
-    same_shape,
-    sole_consumer,
-    static_dims,
-)
+from piston.engines.lowering.pattern import MICROSOFT, constants, dims_of, emit, graph_of, replace, static_dims
 from piston.engines.lowering.weight import derived_weight
 
 OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
-ZERO_POINT = 128
 BIAS = 6  # where MatMulIntegerToFloat has it
-MOST_OUTLIERS = 256  # more inputs in float are a linear layer of their own, for a kernel that multiplies by blocks
 
 
 class KernelLinearPass(KernelPass):
     """MatMulIntegerToFloat becomes IntegerLinear.
 
-    Sums in INT32 are the same; they are scaled in float as before, and what inputs left in float give is added.
+    Sums in INT32 are the same; they are scaled in float as before. What inputs left in float give is added, and what
+    the codes of a remainder give, of which the kernel looks for those that are not zero.
     Products of a depth or width that is no whole number of tiles stay.
     """
 
     def fits(self, node: ir.Node) -> bool:
         """See KernelPass."""
-        return _fits(node)
+        return _fits(node) and not is_beside(node)
 
     def rewrite(self, node: ir.Node) -> None:
         """See KernelPass."""
         inputs: list[ir.Value | None] = [node.inputs[0], tiled(node), offsets(node), scales(node)]
         bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
-        total, outliers = outliers_of(node)
-        if bias is not None or outliers:
-            inputs.append(bias)
-        made = emit(total, "IntegerLinear", [*inputs, *outliers], domain=KERNELS, like=node.outputs[0])
+        added = beside(node)
+        inputs += [bias, *(added.outliers or (None, None))]
+        if added.remainder is not None:
+            inputs += [added.remainder.inputs[0], ratio_of(added.remainder, node)]
+        while inputs[-1] is None:
+            inputs.pop()
+        made = emit(added.total, "IntegerLinear", inputs, domain=KERNELS, like=node.outputs[0])
         made.name = (node.name or "").replace(node.op_type, made.op_type)
-        replace(total.outputs[0], made.outputs[0])
+        replace(added.total.outputs[0], made.outputs[0])
+        if added.remainder is not None:  # or it would be rewritten, too
+            graph_of(node).remove([added.total, node, added.remainder], safe=True)
 
 
 class KernelGatedPass(KernelPass):
@@ -69,56 +61,6 @@ class KernelGatedPass(KernelPass):
         pair = gated_products(node, _fits)
         assert pair is not None
         _rewrite_gated(node, *pair)
-
-
-def outliers_of(product: ir.Node) -> tuple[ir.Node, list[ir.Value]]:
-    """The node whose output is the whole linear: the sum of `product` and of outliers by their weights, and these two.
-
-    The product itself and nothing where it has no outliers.
-    """
-    total = sole_consumer(product.outputs[0])
-    if total is None or total.op_type != "Add" or total.domain:
-        return product, []
-    other = total.inputs[1] if total.inputs[0] is product.outputs[0] else total.inputs[0]
-    matmul = producer(other, "MatMul")
-    if matmul is None or other is None or sole_consumer(other) is None or not is_weight(matmul.inputs[1], 2):
-        return product, []
-    values, weight = matmul.inputs
-    assert values is not None
-    assert weight is not None
-    is_float = weight.dtype == ir.DataType.FLOAT and same_shape(other, product.outputs[0])
-    is_small = static_dims(weight)[0] <= MOST_OUTLIERS
-    return (total, [values, weight]) if is_float and is_small else (product, [])
-
-
-def picked_channels(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
-    """The QuantizeLinear of `value` and the Gather of channels in ascending order, if nothing else reads it."""
-    nodes = [use.node for use in value.uses()]
-    gather = next((node for node in nodes if node.op_type == "Gather" and not node.domain), None)
-    quantize = next((node for node in nodes if is_middle(node)), None)
-    if len(nodes) != 2 or gather is None or quantize is None or gather.inputs[0] is not value:  # noqa: PLR2004
-        return None
-    channels, rank = gather.inputs[1], len(static_dims(value))
-    is_last = int_attribute(gather, "axis") in (-1, rank - 1)
-    if not is_last or not is_weight(channels, 1) or channels is None or channels.dtype != ir.DataType.INT64:
-        return None
-    places = constants(channels) or []
-    return (quantize, gather) if places == sorted(set(places)) and min(places, default=-1) >= 0 else None
-
-
-def is_middle(node: ir.Node) -> bool:
-    """Whether it is a QuantizeLinear to UINT8 about 128, by one scale."""
-    if node.op_type != "QuantizeLinear" or node.domain or len(node.inputs) != 3:  # noqa: PLR2004
-        return False
-    zero_point = node.inputs[2]
-    is_uint8 = zero_point is not None and zero_point.dtype == ir.DataType.UINT8
-    return is_uint8 and constants(zero_point) == [ZERO_POINT] and static_dims(node.inputs[1]) == []
-
-
-def codes_reader(value: ir.Value) -> ir.Node | None:
-    """The QuantizeLinear to UINT8 about 128, by one scale, that is all that reads `value`."""
-    node = sole_consumer(value)
-    return node if node is not None and is_middle(node) else None
 
 
 def _fits(node: ir.Node | None) -> bool:
@@ -153,23 +95,29 @@ def _rewrite_gated(mul: ir.Node, gate: ir.Node, up: ir.Node) -> None:
         for kind, values in zip(("offset", "scale"), columns, strict=True)
     )
     inputs: list[ir.Value | None] = [gate.inputs[0], weight, offset, scale]
-    quantize, gather = picked_channels(mul.outputs[0]) or (codes_reader(mul.outputs[0]), None)
-    if quantize is None:
+    codes = codes_of(mul.outputs[0])
+    if codes is None:
         node = emit(mul, "GatedLinear", inputs, domain=KERNELS, like=mul.outputs[0])
         replace(mul.outputs[0], node.outputs[0])
-    else:
-        node = emit(
-            mul,
-            "GatedLinearCodes",
-            [*inputs, quantize.inputs[1], *([] if gather is None else [gather.inputs[1]])],
-            domain=KERNELS,
-            num_outputs=1 if gather is None else 2,
-            like=quantize.outputs[0],
-            dims=dims_of(mul.outputs[0]),
-        )
-        replace(quantize.outputs[0], node.outputs[0])
-        if gather is not None:
-            replace(gather.outputs[0], node.outputs[1])
+        return
+    given = [codes.quantize, codes.gather, codes.coarse]
+    asked = [None if node is None else node.inputs[1] for node in given]  # scale, channels, coarse scale
+    while given[-1] is None:
+        given.pop()
+    node = emit(
+        mul,
+        "GatedLinearCodes",
+        [*inputs, *asked[: len(given)]],
+        domain=KERNELS,
+        num_outputs=len(given),
+        like=codes.quantize.outputs[0],
+        dims=dims_of(mul.outputs[0]),
+    )
+    for replaced, output in zip(given, node.outputs, strict=True):
+        if replaced is None:
+            output.name = ""
+        else:
+            replace(replaced.outputs[0], output)
 
 
 def tiled(product: ir.Node) -> ir.Value:

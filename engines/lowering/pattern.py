@@ -126,6 +126,9 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Drop what a rewrite left unread, and make the names of new nodes unique."""
+    """Drop what a rewrite left unread, and make the names of new nodes unique; outputs that are left out have none."""
     common.RemoveUnusedNodesPass()(model)
+    left_out = [output for node in model.graph for output in node.outputs if output.name == ""]
     common.NameFixPass()(model)
+    for output in left_out:
+        output.name = ""

@@ -110,6 +110,15 @@ def activation_pair(value: ir.Value | None) -> ActivationPair | None:
     return ActivationPair(quantize, dequantize) if constants(zero_point) == [middle] and _is_scalar(scale) else None
 
 
+def is_remainder(node: ir.Node) -> bool:
+    """Whether it subtracts from a value what its codes stand for, to give codes to what is left."""
+    if node.op_type != "Sub" or node.domain:
+        return False
+    pair, readers = activation_pair(node.inputs[1]), [use.node for use in node.outputs[0].uses()]
+    is_rest = pair is not None and pair.source is node.inputs[0]
+    return is_rest and [reader.op_type for reader in readers] == ["QuantizeLinear"]
+
+
 def cache_rounding(value: ir.Value | None) -> CacheRounding | None:
     """How `value` [batch, kv_heads, seq, head_dim] was rounded to INT8, if it was.
 

@@ -18,15 +18,16 @@ def precision_mix(graph: ir.Graph) -> LinearWork:
     layers: dict[str, int] = {}
     head: dict[str, int] = {}
     in_float = []
-    logits = head_of(graph)
+    logits, seen = head_of(graph), set[ir.Value]()
     for node in graph:
         weight = _behind(node.inputs[1], "Cast", "Transpose") if node.op_type == "MatMul" else None
         if weight is None:
             continue
         dequantize = producer(weight, "DequantizeLinear")
         matrix = weight if dequantize is None else dequantize.inputs[0]
-        if matrix is None or not matrix.is_initializer() or len(static_dims(matrix)) != RANK:
+        if matrix is None or not matrix.is_initializer() or len(static_dims(matrix)) != RANK or matrix in seen:
             continue
+        seen.add(matrix)
         arithmetic = "float"
         if dequantize is not None and matrix.dtype is not None:
             activation = producer(_behind(node.inputs[0], "Cast"), "DequantizeLinear")

@@ -5,10 +5,38 @@
 
 namespace piston {
 
-inline __m512 scaled(const Epilogue& epilogue, __m512i sums, int64_t column) {
+struct Sums {
+  __m512i first, second;
+};
+
+// Of a remainder's codes, in both tiles of a strip: the few groups that are not all zero.
+inline Sums remainder_sums(const Remainder& remainder, int64_t row, int64_t strip, bool has_second) {
+  const int64_t tile = remainder.depth * kLanes;
+  const int8_t* left = remainder.weights + strip * 2 * tile;
+  const int8_t* right = has_second ? left + tile : left;
+  const __m512i middle = _mm512_set1_epi8(static_cast<char>(128));
+  Sums sums{_mm512_setzero_si512(), _mm512_setzero_si512()}, offset = sums;
+  for (int64_t i = remainder.first[row]; i < remainder.first[row + 1]; ++i) {
+    const int64_t group = remainder.groups[i];
+    int32_t word;
+    __builtin_memcpy(&word, remainder.codes + row * remainder.depth + 4 * group, sizeof word);
+    const __m512i codes = _mm512_set1_epi32(word);
+    const __m512i first = _mm512_loadu_si512(left + group * 4 * kLanes), second = _mm512_loadu_si512(right + group * 4 * kLanes);
+    sums.first = _mm512_dpbusd_epi32(sums.first, codes, first);
+    sums.second = _mm512_dpbusd_epi32(sums.second, codes, second);
+    offset.first = _mm512_dpbusd_epi32(offset.first, middle, first);
+    offset.second = _mm512_dpbusd_epi32(offset.second, middle, second);
+  }
+  return {_mm512_sub_epi32(sums.first, offset.first), _mm512_sub_epi32(sums.second, offset.second)};
+}
+
+inline __m512 scaled(const Epilogue& epilogue, __m512i sums, __m512i rest, int64_t column) {
   const __m512i centred = _mm512_sub_epi32(sums, _mm512_loadu_si512(epilogue.offset + column));
   const __m512 scale = _mm512_loadu_ps(epilogue.scale + column);
-  const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(centred), scale);
+  __m512 whole = _mm512_cvtepi32_ps(centred);
+  if (epilogue.remainder.codes != nullptr)
+    whole = _mm512_fmadd_ps(_mm512_cvtepi32_ps(rest), _mm512_set1_ps(epilogue.remainder.ratio), whole);
+  const __m512 value = _mm512_mul_ps(whole, scale);
   return epilogue.bias == nullptr ? value : _mm512_add_ps(value, _mm512_loadu_ps(epilogue.bias + column));
 }
 
@@ -16,9 +44,14 @@ inline void store(const Epilogue& epilogue, __m512 value, int64_t row, int64_t c
   const int64_t at = row * epilogue.width + column;
   if (epilogue.values != nullptr) {
     _mm512_storeu_ps(epilogue.values + at, value);
-  } else {
-    store_codes(epilogue.codes + at, value, _mm512_set1_ps(epilogue.inverse_scale));
+    return;
   }
+  const __m128i codes = codes_of(value, _mm512_set1_ps(epilogue.inverse_scale));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(epilogue.codes + at), codes);
+  if (epilogue.left_over == nullptr) return;
+  const __m512i steps = _mm512_sub_epi32(_mm512_cvtepu8_epi32(codes), _mm512_set1_epi32(128));
+  const __m512 held = _mm512_mul_ps(_mm512_cvtepi32_ps(steps), _mm512_set1_ps(epilogue.code_scale));
+  store_codes(epilogue.left_over + at, _mm512_sub_ps(value, held), _mm512_set1_ps(epilogue.inverse_coarse_scale));
 }
 
 inline __m512 with_outliers(const Epilogue& epilogue, __m512 value, int64_t row, int64_t column) {
@@ -41,13 +74,15 @@ inline void pick(const Epilogue& epilogue, __m512 value, int64_t row, int64_t ti
 // One row of a strip: the sums of its two tiles; the second is absent where the columns end.
 inline void finish(const Epilogue& epilogue, __m512i first, __m512i second, int64_t row, int64_t strip, bool has_second) {
   const int64_t column = strip * 2 * kLanes;
-  __m512 left = scaled(epilogue, first, column);
+  Sums rest{};
+  if (epilogue.remainder.codes != nullptr) rest = remainder_sums(epilogue.remainder, row, strip, has_second);
+  __m512 left = scaled(epilogue, first, rest.first, column);
   if (epilogue.outliers != nullptr) left = with_outliers(epilogue, left, row, column);
   if (!has_second) {
     store(epilogue, left, row, column);
     return;
   }
-  __m512 right = scaled(epilogue, second, column + kLanes);
+  __m512 right = scaled(epilogue, second, rest.second, column + kLanes);
   if (epilogue.outliers != nullptr) right = with_outliers(epilogue, right, row, column + kLanes);
   if (epilogue.is_gated) {
     const __m512 product = _mm512_mul_ps(silu_ps(left), right);

@@ -4,6 +4,16 @@
 
 namespace piston {
 
+// Codes of what other codes of the same activations leave over, by a coarser scale: nearly all of them are none.
+struct Remainder {
+  const uint8_t* codes;   // [rows, depth]; null where there is no remainder
+  const int32_t* groups;  // of each row: which fours of the depth hold any
+  const int64_t* first;   // [rows + 1] where those of each row begin
+  const int8_t* weights;  // as in Product
+  int64_t depth;
+  float ratio;  // of the scales
+};
+
 // What becomes of the sums of 16 columns, or of 32 where gate and up lie side by side.
 struct Epilogue {
   const int32_t* offset;  // [columns] 128 times the sum of each column's weights
@@ -23,6 +33,10 @@ struct Epilogue {
   const int64_t* first;     // [width / 16 + 1] the first of them that is in each tile
   int64_t num_channels;
   float* picked;  // [rows, num_channels]
+  Remainder remainder;
+  // Of a gated layer: codes of what `codes` leave over, [rows, width]; null where they are not asked for.
+  uint8_t* left_over;
+  float code_scale, inverse_coarse_scale;
 };
 
 struct Product {
@@ -35,5 +49,8 @@ struct Product {
 // Compute the strips begin .. end, each two tiles of 16 columns, for all rows. Both give the same numbers.
 void multiply_vnni(const Product& product, int64_t begin, int64_t end);
 void multiply_amx(const Product& product, int64_t begin, int64_t end);
+
+// Find the groups of a remainder; `groups` has room for all, `first` for one more than the rows.
+void find_groups(const uint8_t* codes, int64_t rows, int64_t depth, int32_t* groups, int64_t* first);
 
 }  // namespace piston

@@ -6,6 +6,7 @@
 #include "kernel.h"
 #include "linear.h"
 #include "norm.h"
+#include "scratch.h"
 
 namespace piston {
 
@@ -27,7 +28,8 @@ std::vector<int64_t> first_of_tiles(const int64_t* channels, int64_t count, int6
 
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated) {
   // codes, weights [columns / 16, depth / 4, 64], offset, scale, then
-  // of a plain layer [bias], [outliers [.., k]], [outlier_weights [k, columns]]; of codes code_scale, [channels [k]]
+  // of a plain layer [bias], [outliers [.., k]], [outlier_weights [k, columns]], [remainder], [ratio];
+  // of codes code_scale, [channels [k]], [coarse_scale], which asks for the remainder as output 2
   const Tensor codes = context.input(0), weights = context.input(1);
   if (codes.rank < 1 || weights.rank != 3) return context.failure("piston: codes or weights of a linear layer have no such rank");
   Product product{};
@@ -64,9 +66,25 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated)
     epilogue.outlier_weights = weight.as<float>();
     epilogue.num_outliers = extra.last();
   }
+  const Tensor remainder = !gives_codes && context.num_inputs() > 7 ? context.input(7) : Tensor{};
+  if (remainder.is_given()) {
+    const float* ratio = context.num_inputs() > 8 ? context.data<float>(8) : nullptr;
+    if (ratio == nullptr || remainder.last() != product.depth || remainder.rows() != product.rows)
+      return context.failure("piston: the remainder of a linear layer does not fit its codes, or has no ratio");
+    static thread_local Scratch groups, first_of_rows;
+    auto* found = groups.at_least<int32_t>(static_cast<size_t>(product.rows * product.depth / 4));
+    auto* begins = first_of_rows.at_least<int64_t>(static_cast<size_t>(product.rows + 1));
+    find_groups(remainder.as<uint8_t>(), product.rows, product.depth, found, begins);
+    epilogue.remainder = {remainder.as<uint8_t>(), found, begins, product.weights, product.depth, *ratio};
+  }
   dims[codes.rank - 1] = epilogue.width;
   if (gives_codes) {
-    epilogue.inverse_scale = 1.0f / *context.data<float>(4);
+    epilogue.code_scale = *context.data<float>(4);
+    epilogue.inverse_scale = 1.0f / epilogue.code_scale;
+    if (const float* coarse = context.num_inputs() > 6 ? context.data<float>(6) : nullptr) {
+      epilogue.inverse_coarse_scale = 1.0f / *coarse;
+      epilogue.left_over = context.output<uint8_t>(2, dims, codes.rank);
+    }
     epilogue.codes = context.output<uint8_t>(0, dims, codes.rank);
   } else {
     epilogue.values = context.output<float>(0, dims, codes.rank);

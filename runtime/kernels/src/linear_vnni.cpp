@@ -62,6 +62,21 @@ void rows_of(const Product& product, int64_t row, int64_t count, int64_t strip) 
 
 }  // namespace
 
+void find_groups(const uint8_t* codes, int64_t rows, int64_t depth, int32_t* groups, int64_t* first) {
+  constexpr uint64_t kFourths = 0x1111111111111111;
+  const __m512i none = _mm512_set1_epi8(static_cast<char>(128));
+  int64_t count = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    first[row] = count;
+    for (int64_t k = 0; k < depth; k += 64) {
+      const uint64_t some = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(codes + row * depth + k), none);
+      uint64_t found = (some | some >> 1 | some >> 2 | some >> 3) & kFourths;
+      for (; found != 0; found &= found - 1) groups[count++] = static_cast<int32_t>((k + __builtin_ctzll(found)) / 4);
+    }
+  }
+  first[rows] = count;
+}
+
 void multiply_vnni(const Product& product, int64_t begin, int64_t end) {
   for (int64_t strip = begin; strip < end; ++strip) {
     for (int64_t row = 0; row < product.rows; row += kMaxRows) {

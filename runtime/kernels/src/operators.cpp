@@ -88,9 +88,9 @@ constexpr uint32_t kHeads = from(9), kCode = 1u << 8, kScales = 1u << 6 | 1u << 
 
 const Operator* operators(size_t* count) {
   static const Operator all[] = {
-      filled({{}, "IntegerLinear", linear<false, false>, 7, 1, {U, S, I, F, F, F, F}, {F}, from(4), 0, nullptr, nullptr}),
+      filled({{}, "IntegerLinear", linear<false, false>, 9, 1, {U, S, I, F, F, F, F, U, F}, {F}, from(4), 0, nullptr, nullptr}),
       filled({{}, "GatedLinear", linear<false, true>, 4, 1, {U, S, I, F}, {F}, 0, 0, nullptr, nullptr}),
-      filled({{}, "GatedLinearCodes", linear<true, true>, 6, 2, {U, S, I, F, F, L}, {U, F}, from(5), from(1), nullptr, nullptr}),
+      filled({{}, "GatedLinearCodes", linear<true, true>, 7, 3, {U, S, I, F, F, L, F}, {U, F, U}, from(5), from(1), nullptr, nullptr}),
       filled({{}, "BlockLinear", block_linear<false, false>, 7, 3, {F, U, F, U, F, U, F}, {F, F, F}, from(3), from(1), "block_size", nullptr}),
       filled({{}, "GatedBlockLinear", block_linear<true, false>, 5, 1, {F, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "SplitBlockLinear", block_linear<false, true>, 8, 3, {F, L, U, F, U, F, U, F}, {F, F, F}, from(4), from(1), "block_size", nullptr}),
