@@ -15,6 +15,7 @@ from piston.calibration.calibrate import calibrate
 from piston.calibration.data import RowOptions
 from piston.calibration.graph import ModelGraph
 from piston.calibration.recipe import Recipe
+from piston.calibration.remainder import RATIOS
 from piston.export import export_model
 from piston.runtime.cli import main
 from piston.runtime.errors import MisuseError, OutputExistsError
@@ -73,18 +74,28 @@ def test_the_quantized_model_answers_nearly_as_the_float_one(model_dir, text, tm
 
 
 def test_one_pair_stands_on_each_shared_activation(model_dir, text, tmp_path):
-    calibrate(model_dir, tmp_path / "out", RECIPES["w8a8"], [text], rows=ROWS)
+    calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8a8", remainder=False), [text], rows=ROWS)
     graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph
     operators = [node.op_type for node in graph.node]
     assert operators.count("QuantizeLinear") == 8  # q/k/v, o, gate/up and down of two layers
     assert operators.count("DequantizeLinear") == 8 + LINEARS
 
 
+def test_a_remainder_stands_beside_the_linears_whose_record_says_so(model_dir, text, tmp_path):
+    found = calibrate(model_dir, tmp_path / "out", RECIPES["w8a8"], [text], rows=ROWS)
+    graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph
+    products = [node.name for node in graph.node if node.name.endswith("/remainder/MatMul")]
+    recorded = found.manifest.made_by["calibration"]["remainders"]
+    assert [name.removesuffix("/remainder/MatMul") for name in products] == list(recorded)
+    assert recorded
+    assert all("down_proj" in name and ratio in RATIOS for name, ratio in recorded.items())
+
+
 @pytest.mark.parametrize("method", ["minmax", "percentile"])
 def test_outliers_have_no_part_in_the_scale_of_the_others(model_dir, text, tmp_path, method):
     scales = []
     for outliers in (0, 8):
-        recipe = Recipe(scheme="w8a8", method=method, smooth=False, outliers=outliers)
+        recipe = Recipe(scheme="w8a8", method=method, smooth=False, remainder=False, outliers=outliers)
         calibrate(model_dir, tmp_path / str(outliers), recipe, [text], rows=ROWS)
         graph = onnx.load(tmp_path / str(outliers) / "model.onnx").graph
         constants = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}

@@ -119,7 +119,7 @@ def test_a_saved_recipe_gives_the_same_bytes_without_reading_text(model_dir, tex
 
 
 def test_an_int8_cache_goes_with_integer_linears(model_dir, text, tmp_path):
-    recipe = Recipe(scheme="w8a8", kv="int8")
+    recipe = Recipe(scheme="w8a8", kv="int8", remainder=False)
     result = calibrate(model_dir, tmp_path / "out", recipe, [text], rows=ROWS)
     operators = [
         node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph.node

@@ -37,6 +37,31 @@ def test_multiply_adds_are_counted_by_arithmetic_and_the_head_apart():
     assert work.share("weights8") == 0
 
 
+REMAINDER = """
+g (float[batch, 32] x) => (float[batch, 16] y)
+{
+    q = QuantizeLinear (x, scale, zero)
+    a = com.microsoft.MatMulIntegerToFloat (q, codes, scale, scales, zero)
+    p = DequantizeLinear (q, scale, zero)
+    rest = Sub (OTHER, p)
+    r = QuantizeLinear (rest, coarse, zero)
+    b = com.microsoft.MatMulIntegerToFloat (r, codes, coarse, scales, zero)
+    y = Add (a, b)
+}
+"""
+
+
+def test_a_matrix_that_multiplies_a_remainder_too_is_counted_once():
+    work = linear_work(parse(REMAINDER.replace("OTHER", "x"), coarse=np.float32(0.7), **VALUES).graph)
+    assert work.layers == {"int8": 32 * 16}
+    assert work.unfused == {}
+
+
+def test_what_is_subtracted_from_another_value_is_no_remainder():
+    text = REMAINDER.replace("OTHER", "z").replace("rest =", "z = Neg (x)\n    rest =")
+    assert list(linear_work(parse(text, coarse=np.float32(0.7), **VALUES).graph).unfused) == ["p"]
+
+
 def test_a_product_of_two_activations_is_no_linear_layer():
     text = "g (float[a, 4] x, float[4, 4] y) => (float[a, 4] z) { z = MatMul (x, y) }"
     assert linear_work(parse(text).graph).layers == {}

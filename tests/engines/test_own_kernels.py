@@ -71,6 +71,35 @@ def test_outliers_are_given_and_added_by_the_products_themselves(toy, tmp_path):
     assert proof.codes_apart < 5e-3
 
 
+def test_remainders_are_given_and_added_by_the_products_themselves(toy, tmp_path):
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    path = quantize(canonical.path, tmp_path / "model", canonical.cache, "w8a8 remainder", outliers=5)
+    plain = build_ort(path, tmp_path / "plain", MAX_LENGTH)
+    assert plain.work.unfused == {}
+    own = build_kernels(plain.path, tmp_path / "kernels")
+    assert (own.linears, own.gated) == (6, 2)
+    found = Counter((node.op_type, len(node.inputs), len(node.outputs)) for node in ir.load(own.path).graph)
+    assert found["GatedLinearCodes", 7, 3] == 2
+    assert found["IntegerLinear", 9, 1] == 2
+    assert not any(op_type in {"Sub", "MatMulIntegerToFloat"} for op_type, *_ in found)
+    proof = prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    assert proof.max_relative < 2e-5
+    assert proof.codes_apart < 5e-3
+
+
+def test_remainders_without_outliers_leave_no_output_that_nobody_asked_for(toy, tmp_path):
+    need_kernels()
+    canonical = toy("llama", **FITTING)
+    path = quantize(canonical.path, tmp_path / "model", canonical.cache, "w8a8 remainder")
+    plain = build_ort(path, tmp_path / "plain", MAX_LENGTH)
+    assert plain.work.share("int8") == 1
+    own = build_kernels(plain.path, tmp_path / "kernels")
+    gated = [node for node in ir.load(own.path).graph if node.op_type == "GatedLinearCodes"]
+    assert [[bool(output.name) for output in node.outputs] for node in gated] == [[True, False, True]] * 2
+    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+
+
 def test_the_proof_leaves_nothing_behind(built):
     plain, own, cache = built
     prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)

@@ -13,6 +13,7 @@ from piston.calibration.integer import round_kept
 from piston.calibration.linears import by_input, find_linears
 from piston.calibration.outliers import add_outliers, round_others
 from piston.calibration.qdq import QuantizeActivationsPass, QuantizeWeightsPass
+from piston.calibration.remainder import add_remainder, fine_scale
 from piston.calibration.rounding import Grid, round_to_nearest
 from piston.calibration.splitting import apply_split, split_largest
 from piston.runtime.manifest import FILE_NAME, CacheSpec, Manifest, record_files
@@ -20,11 +21,13 @@ from piston.runtime.manifest import FILE_NAME, CacheSpec, Manifest, record_files
 GRIDS = {
     "w8a8": Grid(8),
     "w8a8 mixed": Grid(8),
+    "w8a8 remainder": Grid(8),
     "w8": Grid(8),
     "w8 block 32": Grid(8, 32),
     "w4": Grid(4, 32),
     "w4 block 128": Grid(4, 128),
 }
+RATIO = 7  # of w8a8 remainder: of the scales of what every down_proj reads
 ALONE = ("layers.1.mlp.down_proj", "layers.0.self_attn.v_proj")  # of w8a8 mixed: with float activations
 
 
@@ -67,13 +70,20 @@ def quantize(
             floats = linear.weight.const_value.numpy().astype(np.float32)
             weights[linear.weight.name] = round_others(floats, GRIDS[scheme], np.arange(outliers))
             add_outliers(linear, weights[linear.weight.name].outliers)
+    has_remainder = scheme == "w8a8 remainder"
+    known = find_linears(model) if has_remainder else []
+    remainders = [(linear, linear.input) for linear in known if linear.name.endswith("down_proj")]
     readers: dict[str, list[str]] = {}
     for node in linears:
         if not any(part in node.name for part in alone):
             readers.setdefault(node.inputs[0].name, []).append(node.name)
     QuantizeWeightsPass(weights)(model)
     read = {name: largest / 127 for name, largest in scales.items() if name in readers}
+    for _, value in remainders:
+        read[value.name] = fine_scale(scales[value.name], RATIO)
     QuantizeActivationsPass(read, readers)(model)
+    for linear, value in remainders:
+        add_remainder(linear, value, RATIO * read[value.name])
     out.mkdir(parents=True)
     ir.save(model, out / "model.onnx", external_data="model.onnx.data")
     return out / "model.onnx"

@@ -22,7 +22,7 @@ MOST_LOST = {"float32": 2e-5, "float16": 1e-2}  # of the largest logit, seen ove
 # Weight-only schemes differ in weights alone, and one architecture stands for all.
 CASES = [
     *((model_type, scheme) for model_type in sorted(set(ZOO) - SOFT_CAPPED) for scheme in ("fp", "w8a8")),
-    *(("llama", scheme) for scheme in ("w8", "w8 block 32", "w4", "w4 block 128")),
+    *(("llama", scheme) for scheme in ("w8", "w8 block 32", "w4", "w4 block 128", "w8a8 remainder")),
 ]
 ARITHMETIC = {"fp": "float", "w8a8": "int8", "w8": "weights8", "w4": "weights4"}
 

@@ -86,6 +86,52 @@ def test_outliers_that_do_not_fit_their_weights_are_refused():
         run_alone("IntegerLinear", [codes, tiled(weight), offset, scale, None, outliers, np.zeros((4, 32), np.float32)])
 
 
+def sparse_codes(rng, rows, depth, share):
+    codes = np.full((1, rows, depth), 128, np.uint8)
+    chosen = rng.random(codes.shape) < share
+    codes[chosen] = rng.integers(0, 256, int(chosen.sum()), np.uint8)
+    return codes
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 1])
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (2, 48), (9, 80), (40, 64)])
+def test_a_remainder_is_added_by_its_ratio(level, rows, width, share):
+    rng = np.random.default_rng(rows)
+    codes, weight, offset, scale, exact = linear(rng, rows, 128, width)
+    rest = sparse_codes(rng, rows, 128, share)
+    expected = exact + 15 * ((rest.astype(np.int64) - 128) @ weight.astype(np.int64)) * scale.astype(np.float64)
+    bias = rng.standard_normal(width).astype(np.float32)
+    inputs = [codes, tiled(weight), offset, scale, bias, None, None, rest, np.float32(15)]
+    (found,) = run_alone("IntegerLinear", inputs)
+    np.testing.assert_allclose(found, expected + bias, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("rows", "depth"), [(3, 64), (2, 128)])
+def test_a_remainder_that_does_not_fit_the_codes_is_refused(rows, depth):
+    need_kernels()
+    rng = np.random.default_rng(0)
+    codes, weight, offset, scale, _ = linear(rng, 2, 64, 32)
+    inputs = [codes, tiled(weight), offset, scale, None, None, None, sparse_codes(rng, rows, depth, 1), np.float32(7)]
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="the remainder"):
+        run_alone("IntegerLinear", inputs)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_a_gated_layer_gives_codes_of_what_its_codes_leave_over(level, rows):
+    rng = np.random.default_rng(rows)
+    codes, weight, offset, scale, _ = linear(rng, rows, 64, 96)
+    inputs, ratio = [codes, tiled(weight), offset, scale], np.float32(15)
+    (values,) = run_alone("GatedLinear", inputs)
+    fine = np.abs(values).max() / 127 / (1 + ratio)
+    found, rest = run_alone("GatedLinearCodes", [*inputs, fine, None, fine * ratio], [True, False, True])
+    assert_codes(found, values, fine)
+    assert (rest != 128).any()
+    left = values - (found.astype(np.float32) - 128) * fine
+    assert_codes(rest, left, fine * ratio)
+    both = (found.astype(np.float64) - 128) + ratio * (rest.astype(np.float64) - 128)
+    assert np.abs(both * fine - values).max() <= fine * ratio * 0.51
+
+
 @pytest.mark.parametrize("channels", [[0], [47], [3, 15, 16, 31], list(range(48))])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_a_gated_layer_gives_chosen_channels_in_float_too(level, rows, channels):
