@@ -42,8 +42,6 @@ class KernelLinearPass(KernelPass):
         made = emit(added.total, "IntegerLinear", inputs, domain=KERNELS, like=node.outputs[0])
         made.name = (node.name or "").replace(node.op_type, made.op_type)
         replace(added.total.outputs[0], made.outputs[0])
-        if added.remainder is not None:  # or it would be rewritten, too
-            graph_of(node).remove([added.total, node, added.remainder], safe=True)
 
 
 class KernelGatedPass(KernelPass):
