@@ -12,7 +12,7 @@ from piston.runtime.errors import MisuseError
 
 Floats = NDArray[np.float32]
 # Clips tried for a scale, as shares of the largest weight: below 1 a few weights saturate and all others round finer.
-CLIPS = np.linspace(1.0, 0.6, 17, dtype=np.float32)
+CLIPS = np.linspace(1.0, 0.6, 9, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounding import Grid
-from piston.calibration.sequential import InputSums, corrected, round_in_turn, split_inputs
+from piston.calibration.sequential import InputSums, corrected, every_of, round_in_turn, split_inputs
 from piston.calibration.splitting import num_copies
 from piston.runtime.console import Progress
 from piston.runtime.errors import CalibrationError
@@ -61,6 +61,19 @@ def test_sums_are_those_of_all_tokens_brought_to_length_one(width, monkeypatch):
     x, y = ((part / lengths).reshape(-1, 6) for part in (given, exact))
     assert np.allclose(gram, x.T @ x, atol=1e-5)
     assert np.allclose(drift, x.T @ (y - x) @ weight, atol=1e-5)
+
+
+def test_of_many_tokens_every_second_of_a_row_is_summed_and_of_the_next_row_the_others():
+    assert [every_of(tokens, 6) for tokens in (119, 120, 10_000)] == [1, 2, 2]
+    rng = np.random.default_rng(0)
+    exact, given = rng.normal(size=(2, 5, 9, 6)).astype(np.float32)
+    weight = rng.normal(size=(6, 4)).astype(np.float32)
+    half = InputSums("x", weight, every=2)
+    for row in range(5):
+        half.update(exact[row][None], given[row][None])
+    chosen = [(exact[row, row % 2 :: 2], given[row, row % 2 :: 2]) for row in range(5)]
+    for found, expected in zip(half.finish(), sums_of(*zip(*chosen, strict=True), weight), strict=True):
+        assert np.allclose(found, expected, atol=1e-5)
 
 
 def test_a_row_longer_than_what_is_kept_is_taken_in_pieces(monkeypatch):
