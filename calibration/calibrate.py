@@ -234,7 +234,8 @@ class _Calibration:
         head = next((linear for linear in self.graph.linears if linear.name == HEAD), None) if is_quantized else None
         if is_quantized and head is None:
             raise MisuseError("The graph has no lm_head that --head int8 could quantize.")
-        QuantizeTablesPass(embedding=self.recipe.embedding == "int8", head=head)(self.graph.model)
+        with_embedding, block = self.recipe.embedding == "int8", self.recipe.table_block
+        QuantizeTablesPass(embedding=with_embedding, head=head, block=block)(self.graph.model)
         return [HEAD] if is_quantized else []
 
     def _cache_scales(self, scratch: Path) -> dict[str, tuple[float, ...]]:

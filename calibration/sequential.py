@@ -198,5 +198,6 @@ def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
             "share": SHARE,
             "enough": ENOUGH,
             "recipe": {name: getattr(recipe, name) for name in shaping},
+            "copies": [recipe.copies_beside(linear.shape[0]) for linear in graph.linears],
         }
     )

@@ -1,6 +1,6 @@
 """The two large tables at the ends of a model in INT8: the embedding and the lm_head, one and the same where tied.
 
-Blocks of 32 values share a scale. The embedding gathers codes and scales of its tokens and multiplies only those; a
+Blocks of values share a scale. The embedding gathers codes and scales of its tokens and multiplies only those; a
 DequantizeLinear of the whole table would run over all of it at every step. The head is a weight like any other.
 """
 
@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from piston.calibration.linears import Linear
 from piston.calibration.rounding import Floats, Grid, round_to_nearest
 
-# For a 135M Llama 32, 64 and 128 cost 0.15, 0.37 and 0.73 % of perplexity, activations rounded by the kernel included.
-BLOCK = 32
 MATRIX = 2  # dimensions
 GATHER = "Gather"
 
@@ -34,25 +32,65 @@ class QuantizeTablesPass(ir.passes.InPlacePass):
     Args:
         embedding: what Gather reads by token ids.
         head: the linear that makes the logits, or None to leave it as it is.
+        block: values that share a scale.
     """
 
-    def __init__(self, *, embedding: bool, head: Linear | None) -> None:
+    def __init__(self, *, embedding: bool, head: Linear | None, block: int) -> None:
         super().__init__()
         self.embedding = embedding
         self.head = head
+        self.block = block
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite what was asked for."""
         done: dict[str, Table] = {}
         gather = embedding_of(model.graph) if self.embedding else None
         if gather is not None:
-            _gather_codes(model.graph, gather, _table(model.graph, gather.inputs[0], done))
+            _gather_codes(model.graph, gather, self._table(model.graph, gather.inputs[0], done))
         if self.head is not None:
-            _dequantize_head(model.graph, self.head, done)
+            self._dequantize_head(model.graph, self.head, done)
         for name in list(model.graph.initializers):
             if name in done and not model.graph.initializers[name].uses():
                 del model.graph.initializers[name]
         return ir.passes.PassResult(model, modified=bool(done))
+
+    def _table(self, graph: ir.Graph, value: ir.Value | None, done: dict[str, Table]) -> Table:
+        """Codes of a float table [rows, width]; the same for all who ask for the same."""
+        assert value is not None
+        assert value.const_value is not None
+        name = value.name or ""
+        if name not in done:
+            array = np.asarray(value.const_value.numpy(), np.float32)
+            codes, scales, block = round_rows(array, self.block)
+            made = (_initializer(graph, f"{name}.codes", codes), _initializer(graph, f"{name}.scales", scales))
+            done[name] = Table(*made, block)
+        return done[name]
+
+    def _dequantize_head(self, graph: ir.Graph, head: Linear, done: dict[str, Table]) -> None:
+        """A transposed head reads rows of the table, in blocks along each; any other one columns."""
+        weight, name = head.weight, head.weight.name or ""
+        first = head.matmul
+        if head.is_transposed:
+            transpose = head.matmul.inputs[1]
+            assert transpose is not None
+            node = transpose.producer()
+            assert node is not None
+            table = self._table(graph, weight, done)
+            dims, codes, scales, block, axis = weight.shape, table.codes, table.scales, table.block, 1
+            first = node
+        else:
+            array = np.asarray(weight.const_value.numpy(), np.float32) if weight.const_value is not None else None
+            assert array is not None
+            rounded = round_to_nearest(array, Grid(8, self.block))
+            codes = _initializer(graph, f"{name}.codes", rounded.codes)
+            scales = _initializer(graph, f"{name}.scales", rounded.scales)
+            dims, block, axis = weight.shape, self.block, 0
+            done[name] = Table(codes, scales, block)
+        assert dims is not None
+        value = _emit(first, "DequantizeLinear", [codes, scales], tuple(dims), axis=axis, block_size=block)
+        value.name = f"{name}.dequantized"
+        place = next(index for index, item in enumerate(first.inputs) if item is weight)
+        first.replace_input_with(place, value)
 
 
 def embedding_of(graph: ir.Graph) -> ir.Node | None:
@@ -69,23 +107,10 @@ def _is_table(value: ir.Value | None) -> bool:
     return is_constant and value is not None and value.dtype == ir.DataType.FLOAT and len(value.shape or ()) == MATRIX
 
 
-def _table(graph: ir.Graph, value: ir.Value | None, done: dict[str, Table]) -> Table:
-    """Codes of a float table [rows, width]; the same for all who ask for the same."""
-    assert value is not None
-    assert value.const_value is not None
-    name = value.name or ""
-    if name not in done:
-        array = np.asarray(value.const_value.numpy(), np.float32)
-        codes, scales, block = round_rows(array)
-        made = (_initializer(graph, f"{name}.codes", codes), _initializer(graph, f"{name}.scales", scales))
-        done[name] = Table(*made, block)
-    return done[name]
-
-
-def round_rows(array: Floats) -> tuple[NDArray[np.int8], Floats, int]:
-    """Codes [rows, width], scales [rows, blocks] and the block: BLOCK, or the whole width if it leaves a rest."""
-    block = BLOCK if array.shape[1] % BLOCK == 0 else array.shape[1]
-    rounded = round_to_nearest(np.ascontiguousarray(array.T), Grid(8, BLOCK if block == BLOCK else 0))
+def round_rows(array: Floats, wanted: int) -> tuple[NDArray[np.int8], Floats, int]:
+    """Codes [rows, width], scales [rows, blocks] and the block: as wanted, or the whole width if that leaves a rest."""
+    block = wanted if array.shape[1] % wanted == 0 else array.shape[1]
+    rounded = round_to_nearest(np.ascontiguousarray(array.T), Grid(8, block if block == wanted else 0))
     return np.ascontiguousarray(rounded.codes.T), np.ascontiguousarray(rounded.scales.T), block
 
 
@@ -110,33 +135,6 @@ def _gather_codes(graph: ir.Graph, gather: ir.Node, table: Table) -> None:
     output.replace_all_uses_with(rows, replace_graph_outputs=True)
     graph.remove(gather, safe=True)
     rows.name = name
-
-
-def _dequantize_head(graph: ir.Graph, head: Linear, done: dict[str, Table]) -> None:
-    """A transposed head reads rows of the table, in blocks along each; any other one columns."""
-    weight, name = head.weight, head.weight.name or ""
-    first = head.matmul
-    if head.is_transposed:
-        transpose = head.matmul.inputs[1]
-        assert transpose is not None
-        node = transpose.producer()
-        assert node is not None
-        table = _table(graph, weight, done)
-        dims, codes, scales, block, axis = weight.shape, table.codes, table.scales, table.block, 1
-        first = node
-    else:
-        array = np.asarray(weight.const_value.numpy(), np.float32) if weight.const_value is not None else None
-        assert array is not None
-        rounded = round_to_nearest(array, Grid(8, BLOCK))
-        codes = _initializer(graph, f"{name}.codes", rounded.codes)
-        scales = _initializer(graph, f"{name}.scales", rounded.scales)
-        dims, block, axis = weight.shape, BLOCK, 0
-        done[name] = Table(codes, scales, block)
-    assert dims is not None
-    value = _emit(first, "DequantizeLinear", [codes, scales], tuple(dims), axis=axis, block_size=block)
-    value.name = f"{name}.dequantized"
-    place = next(index for index, item in enumerate(first.inputs) if item is weight)
-    first.replace_input_with(place, value)
 
 
 def _emit(

@@ -42,24 +42,27 @@ class Row:
         return "".join(letter if letter.isalnum() else "_" for letter in self.name)
 
 
-W8A8 = ("--scheme", "w8a8", *BUILTIN, "--keep-worst", "6")
+W8A8 = ("--scheme", "w8a8", *BUILTIN)
 W8 = ("--scheme", "w8")
+W8_GPTQ = (*W8, "--block", "32", *BUILTIN, "--rounding", "gptq", "--samples", "16")
 W4 = ("--scheme", "w4", "--block", "128", *BUILTIN)
 KV8 = ("--kv", "int8")
 HALF = ("--samples", "32")  # rows, where weights do not depend on them
 ROWS = (
     Row("float32"),
-    Row("w8a8, naive min-max", ("--scheme", "w8a8", *BUILTIN, "--no-smooth", *ANYTHING)),
+    Row("w8a8, naive min-max", (*W8A8, "--no-smooth", "--no-remainder", *ANYTHING)),
     Row("w8a8", W8A8),
-    Row("w8a8, --budget ppl=2%", ("--scheme", "w8a8", *BUILTIN, "--budget", "ppl=2%")),
+    Row("w8a8, no remainder, six kept", (*W8A8, "--no-remainder", "--keep-worst", "6"), is_optional=True),
+    Row("w8a8, --budget kl=0.009", (*W8A8, "--budget", "kl=0.009")),
     Row("w8", W8),
-    Row("w8 GPTQ, block 32", (*W8, "--block", "32", *BUILTIN, "--rounding", "gptq", "--samples", "16")),
+    Row("w8 GPTQ, block 32", W8_GPTQ),
     Row("w4 nearest, block 128", (*W4[:4], "--rounding", "nearest", "--int8", "none", *ANYTHING)),
     Row("w4, block 128", W4),
     Row("w4 AWQ, block 128", (*W4, "--rounding", "awq"), is_optional=True),
     Row("kv8", ("--scheme", "fp", *BUILTIN, *HALF, *KV8), "float32"),
     Row("w8a8+kv8", (*W8A8, *KV8), "w8a8"),
     Row("w8+kv8", (*W8, *BUILTIN, *HALF, *KV8), "w8"),
+    Row("w8 GPTQ+kv8", (*W8_GPTQ, *KV8), "w8 GPTQ, block 32"),
     Row("w4+kv8", (*W4, *KV8), "w4, block 128"),
 )
 QUICK = ("--samples", "8", "--seq-len", "64", *ANYTHING)

@@ -9,8 +9,9 @@ from canonical import CanonicalSession, export_toy
 from zoo import make
 
 from piston.calibration.linears import find_linears
-from piston.calibration.tables import BLOCK, QuantizeTablesPass, embedding_of, round_rows
+from piston.calibration.tables import QuantizeTablesPass, embedding_of, round_rows
 
+BLOCK = 32
 PROMPT = np.random.default_rng(2).integers(3, 131, 17).tolist()
 
 
@@ -41,7 +42,7 @@ def set_array(value, array):
 def test_it_is_the_model_with_rounded_tables(name, embedding, head, tmp_path):
     spec = export_toy(make(name), tmp_path)
     expected, model = ir.load(tmp_path / "model.onnx"), ir.load(tmp_path / "model.onnx")
-    QuantizeTablesPass(embedding=embedding, head=head_of(model) if head else None)(model)
+    QuantizeTablesPass(embedding=embedding, head=head_of(model) if head else None, block=BLOCK)(model)
     table, matrix = embedding_of(expected.graph).inputs[0], head_of(expected).weight
     if table is matrix and embedding != head:
         copy = ir.Value(name="copy", shape=table.shape, type=table.type, const_value=table.const_value)
@@ -67,7 +68,7 @@ def test_an_untied_head_has_the_codes_of_its_columns(tmp_path):
     export_toy(make("llama"), tmp_path)
     model = ir.load(tmp_path / "model.onnx")
     array = head_of(model).weight.const_value.numpy()
-    QuantizeTablesPass(embedding=False, head=head_of(model))(model)
+    QuantizeTablesPass(embedding=False, head=head_of(model), block=BLOCK)(model)
     codes, scales = (
         model.graph.initializers[f"lm_head.weight.{part}"].const_value.numpy() for part in ("codes", "scales")
     )
@@ -77,7 +78,7 @@ def test_an_untied_head_has_the_codes_of_its_columns(tmp_path):
 def test_a_tied_table_is_stored_once_and_not_in_float(tmp_path):
     export_toy(make("qwen2"), tmp_path)
     model = ir.load(tmp_path / "model.onnx")
-    QuantizeTablesPass(embedding=True, head=head_of(model))(model)
+    QuantizeTablesPass(embedding=True, head=head_of(model), block=BLOCK)(model)
     large = [value for value in model.graph.initializers.values() if value.const_value.size >= 131 * 64]
     assert sum(value.dtype == ir.DataType.INT8 for value in large) == 1
     assert not any(value.dtype == ir.DataType.FLOAT and value.shape[0] == 131 for value in large)
@@ -86,12 +87,12 @@ def test_a_tied_table_is_stored_once_and_not_in_float(tmp_path):
 def test_no_whole_table_is_dequantized_for_the_embedding(tmp_path):
     export_toy(make("llama"), tmp_path)
     model = ir.load(tmp_path / "model.onnx")
-    QuantizeTablesPass(embedding=True, head=None)(model)
+    QuantizeTablesPass(embedding=True, head=None, block=BLOCK)(model)
     assert not any(node.op_type == "DequantizeLinear" for node in model.graph)
 
 
 def test_a_width_that_blocks_do_not_divide_has_one_scale_a_row():
     table = np.random.default_rng(0).normal(size=(10, 40)).astype(np.float32)
-    codes, scales, block = round_rows(table)
+    codes, scales, block = round_rows(table, BLOCK)
     assert (scales.shape, block) == ((10, 1), 40)
     assert np.abs(codes * scales - table).max() <= scales.max() / 2 * (1 + 1e-5)
