@@ -7,7 +7,7 @@ have made them of is compared instead: every piece of the graph is then held to 
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from piston.engines.lowering.quantized import Remainder
 from piston.runtime.errors import ParityError
 from piston.runtime.ort_engine import OrtEngine
 
@@ -78,15 +79,25 @@ class Tape:
     """What the canonical engine computed in each run, until the lowered engine has made the same run."""
 
     names: list[str]
+    remainders: Mapping[str, Remainder] = field(default_factory=dict)  # by the names of their codes
     runs: deque[dict[str, Array]] = field(default_factory=deque)
     apart: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> largest difference, largest value
 
     def compare(self, given: dict[str, Array], own: dict[str, Array]) -> None:
         """Remember how far each of the lowered engine's activations was at most from the canonical one's."""
         for name in self.names:
-            found = np.abs(given[name] - own[name]).max(initial=0), np.abs(given[name]).max(initial=0)
+            found = np.abs(given[name] - own[name]).max(initial=0), largest_of(name, given, self.remainders)
             difference, largest = np.maximum(found, self.apart.get(name, (0.0, 0.0)))  # NaN stays
             self.apart[name] = float(difference), float(largest)
+
+
+def largest_of(name: str, given: Mapping[str, Array], remainders: Mapping[str, Remainder]) -> float:
+    """The largest magnitude of what becomes the named codes, or, where that is a remainder, of what left it over.
+
+    A remainder is the difference of two values of that size, and no more exact than they are.
+    """
+    names = {name, remainders[name].codes if name in remainders else name}
+    return float(max(np.abs(given[each]).max(initial=0) for each in names))
 
 
 class RecordingEngine(OrtEngine):

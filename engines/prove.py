@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.engines.cache_lockstep import ATTENTION, CacheTape, LeadingEngine, SteeredEngine, recordable, steerable
 from piston.engines.forced import ForcedEngine, RecordingEngine, Tape, check_known, expose_activations, forcible
+from piston.engines.lowering.quantized import remainders
 from piston.runtime.errors import ParityError
 from piston.runtime.manifest import CacheSpec, Manifest
 from piston.runtime.ort_engine import OrtEngine, OrtOptions
@@ -102,8 +104,6 @@ def reference_of(canonical: Path, model: Manifest, work: Path, *, int8_head: boo
     if model.model.dtype == "float32" and model.model.scheme == "fp" and not int8_head:
         yield canonical
         return
-    import onnx_ir as ir
-
     from piston.engines.lowering.float32 import Float32Pass
     from piston.engines.lowering.quantize_head import QuantizeHeadPass
 
@@ -123,7 +123,7 @@ def reference_of(canonical: Path, model: Manifest, work: Path, *, int8_head: boo
 
 @contextmanager
 def _opened(canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, capacity: int) -> Iterator["_Pair"]:
-    wide = replace(cache, dtype="float32")
+    wide, twice = replace(cache, dtype="float32"), remainders(ir.load(canonical).graph)
     with ExitStack() as stack:
 
         def opened(kind: type[E], path: Path, cache: CacheSpec, options: OrtOptions) -> E:
@@ -136,14 +136,14 @@ def _opened(canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, ca
             given, scales = stack.enter_context(steerable(canonical, names))
             steered = opened(SteeredEngine, given, wide, PLAIN)
             leading = opened(LeadingEngine, path, cache, PLAIN if has_nbits else OrtOptions())
-            steered.tape = leading.tape = CacheTape(names, scales=scales)
+            steered.tape = leading.tape = CacheTape(names, twice, scales=scales)
             yield _Pair(steered, leading, steered.tape, scales)
             return
         path, names, has_nbits = stack.enter_context(forcible(lowered))
         reference = opened(RecordingEngine, canonical, wide, PLAIN)
         check_known(names, reference.exposed())
         engine = opened(ForcedEngine, path, cache, PLAIN if has_nbits else OrtOptions())
-        reference.tape = engine.tape = Tape(names)
+        reference.tape = engine.tape = Tape(names, twice)
         yield _Pair(reference, engine, engine.tape, [])
 
 

@@ -63,6 +63,14 @@ class ActivationPair:
 
 
 @dataclass(frozen=True, slots=True)
+class Remainder:
+    """Of a value that is rounded twice: the name of its first codes, and what one of them is worth."""
+
+    codes: str
+    step: float
+
+
+@dataclass(frozen=True, slots=True)
 class CacheRounding:
     """New keys or values pass through INT8 codes: by one scale, or by [1, kv_heads, 1, head_dim] of them."""
 
@@ -114,9 +122,20 @@ def is_remainder(node: ir.Node) -> bool:
     """Whether it subtracts from a value what its codes stand for, to give codes to what is left."""
     if node.op_type != "Sub" or node.domain:
         return False
-    pair, readers = activation_pair(node.inputs[1]), [use.node for use in node.outputs[0].uses()]
-    is_rest = pair is not None and pair.source is node.inputs[0]
-    return is_rest and [reader.op_type for reader in readers] == ["QuantizeLinear"]
+    pair = activation_pair(node.inputs[1])
+    readers = [use.node.op_type for use in node.outputs[0].uses() if use.node.op_type != "Identity"]  # a proof's copies
+    return pair is not None and pair.source is node.inputs[0] and readers == ["QuantizeLinear"]
+
+
+def remainders(graph: ir.Graph) -> dict[str, Remainder]:
+    """What is rounded twice, by the names of the second codes."""
+    found = {}
+    for node in [node for node in graph if is_remainder(node)]:
+        pair = activation_pair(node.inputs[1])
+        coarse = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "QuantizeLinear")
+        assert pair is not None
+        found[str(coarse.outputs[0].name)] = Remainder(str(pair.codes.name), (constants(pair.scale) or [0.0])[0])
+    return found
 
 
 def cache_rounding(value: ir.Value | None) -> CacheRounding | None:

@@ -6,16 +6,18 @@ from it in casts alone is checked node by node; and the file itself, executed wi
 to what its type allows, layer by layer. Activations that become codes are shared, as in `piston.engines.forced`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.engines.forced import GIVEN, OWN, forcible
+from piston.engines.forced import GIVEN, OWN, forcible, largest_of
+from piston.engines.lowering.quantized import Remainder, remainders
 from piston.engines.tensorrt.attention_function import write_executable
 from piston.engines.tensorrt.locate import first_to_differ
 from piston.engines.tensorrt.lockstep import in_lockstep, stream_names
@@ -94,9 +96,9 @@ def _opened(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtyp
         engine = StepSession(path, cache, ROWS, sizes.capacity)
         if lost := sorted(name for name in names if f"{name}{GIVEN}" not in reference.outputs):
             raise ParityError(f"The lowered graph rounds {lost[0]}, which the canonical one does not.")
-        yield _Pair(
-            canonical, path, reference, engine, sizes, names, Proof(dtype, activations=len(codes), layers=len(streams))
-        )
+        twice, proof = remainders(ir.load(canonical).graph), Proof(dtype)
+        proof.activations, proof.layers = len(codes), len(streams)
+        yield _Pair(canonical, path, reference, engine, sizes, names, twice, proof)
 
 
 @dataclass(slots=True)
@@ -109,6 +111,7 @@ class _Pair:
     engine: StepSession
     sizes: Sizes
     names: list[str]  # of codes and of layers' results
+    remainders: Mapping[str, Remainder]  # by the names of their codes
     proof: Proof
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ROWS, np.int64))
     tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ROWS, np.int64))
@@ -175,15 +178,16 @@ class _Pair:
         self.proof.steps += 1
 
     def _compare_activations(self, expected: dict[str, Array], actual: dict[str, Array], blame: "_Blame") -> None:
+        given = {name: expected[f"{name}{GIVEN}"] for name in self.names}
         for name in self.names:
-            given, own = expected[f"{name}{GIVEN}"], actual[f"{name}{OWN}"].astype(np.float32)
-            difference, bound = float(np.abs(given - own).max()), self._bound(given)
+            difference = float(np.abs(given[name] - actual[f"{name}{OWN}"].astype(np.float32)).max())
+            bound = self._bound(largest_of(name, given, self.remainders)) + self._step_of(name)
             if not difference <= bound:
                 blame.fail(f"what becomes {name} differs by {difference:.3g}", bound)
 
     def _compare_logits(self, expected: Array, actual: Array, blame: "_Blame") -> None:
         proof = self.proof
-        bound = self._bound(expected)
+        bound = self._bound(float(np.abs(expected).max(initial=0)))
         difference = float(np.abs(expected - actual).max())
         if not difference <= bound:
             blame.fail(f"logits differ by {difference:.3g}", bound)
@@ -211,8 +215,13 @@ class _Pair:
                 blame.fail(f"next.input_ids holds {token}, which its logits and options do not give")
             self.proof.tokens += 1
 
-    def _bound(self, expected: Array) -> float:
-        return max(ABSOLUTE, RELATIVE[self.proof.dtype] * float(np.abs(expected).max(initial=0)))
+    def _step_of(self, name: str) -> float:
+        """Where a value of fewer bits falls to the other side of an edge, its remainder has what the code lost."""
+        is_narrow = name in self.remainders and self.proof.dtype != "float32"
+        return self.remainders[name].step if is_narrow else 0.0
+
+    def _bound(self, largest: float) -> float:
+        return max(ABSOLUTE, RELATIVE[self.proof.dtype] * largest)
 
 
 @dataclass(frozen=True, slots=True)
