@@ -20,7 +20,7 @@ SCHEMES: tuple[Scheme, ...] = ("w8a8", "w8", "w4", "fp")
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "awq")
 GRANULARITIES: tuple[Granularity, ...] = ("channel", "tensor")
 NARROW = 3  # times as many inputs as outputs
-COPIES, WHOLE, FEWEST, TWELFTH = 16, 64, 32, 12
+COPIES, WHOLE, FEWEST = 16, 64, 32
 # Of the tables. For a 135M Llama 32, 64 and 128 cost 0.15, 0.37 and 0.73 % of perplexity, activations rounded by the
 # kernel included, and their scales 12, 6 and 3 % of the tables' size: w4 has the less for it and the more to lose.
 TABLE_BLOCK, W4_TABLE_BLOCK = 32, 64
@@ -163,14 +163,10 @@ class Recipe:
 
         Unless told: what fills the last block, or the last `WHOLE` inputs that tile registers take, with another of
         them where that would be fewer than a `FEWEST`-th of the inputs. ONNX Runtime stores and multiplies whole blocks
-        in any case. Where the tables are in INT8, too, and size is what counts, whole sixteens that make a `TWELFTH` of
-        the inputs: of SmolLM2-135M 48 instead of 64, which takes w4 from 11 to 10 % above the bits promised, and its KL
-        from 0.077 nats to 0.080.
+        in any case.
         """
         if self.split is not None:
             return self.split
-        if self.embedding == self.head == "int8":
-            return -(-inputs // (TWELFTH * COPIES)) * COPIES
         unit = max(self.block, WHOLE)
         return -(-(inputs + -(-inputs // FEWEST)) // unit) * unit - inputs
 
@@ -204,9 +200,9 @@ class Recipe:
         if unknown := sorted(set(data) - known):
             raise MisuseError(f"A recipe has no {unknown[0]!r}; it has {', '.join(sorted(known))}.")
         try:
-            values = dict(data) | {
-                name: tuple(data[name]) for name in ("keep", "spared", "int8") if data.get(name) is not None
-            }
+            # What was settled before there were remainders was settled without.
+            values = ({"remainder": False} if data.get("model") else {}) | dict(data)
+            values |= {name: tuple(data[name]) for name in ("keep", "spared", "int8") if data.get(name) is not None}
             if "kv_scales" in data:
                 values["kv_scales"] = {name: tuple(map(float, scales)) for name, scales in data["kv_scales"].items()}
             return cls(**values)

@@ -6,7 +6,8 @@ division is folded into what produces the channel: a norm's scale, the columns o
 where one factor serves all query heads that share a key-value head.
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,18 +86,21 @@ def search(  # noqa: PLR0913
     def tried(alpha: float, ratio: int = 0) -> Smoothed:
         factors = smoothing_factors(act, largest, alpha, shared) if alpha else np.ones_like(act)
         error = relative_error(_product(sample, act, joined, factors, ratio), exact, lengths)
-        return Smoothed(alpha, factors, before, error, ratio)
+        return Smoothed(alpha, factors, error, error, ratio)
 
-    before = 0.0
-    before = tried(0.0).error_after
-    best = _least(tried(alpha) for alpha in (0.0, *(ALPHAS if can_fold else ())))
-    if not remainder:
-        return best
+    plain = tried(0.0)
+    best = _least([plain, *(tried(alpha) for alpha in (ALPHAS if can_fold else ()))])
+    if remainder and (twice := _with_remainder(tried, can_fold=can_fold)).error_after < WORTH * best.error_after:
+        best = twice
+    return dataclasses.replace(best, error_before=plain.error_after)
+
+
+def _with_remainder(tried: Callable[[float, int], Smoothed], *, can_fold: bool) -> Smoothed:
+    """Alpha and ratio by turns: each with the best of the other so far."""
     gentle = GENTLE if can_fold else (0.0,)
     first = _least(tried(alpha, START) for alpha in gentle)
     second = _least([first, *(tried(first.alpha, ratio) for ratio in RATIOS if ratio != START)])
-    third = _least([second, *(tried(alpha, second.ratio) for alpha in gentle if second.ratio != START)])
-    return third if third.error_after < WORTH * best.error_after else best
+    return _least([second, *(tried(alpha, second.ratio) for alpha in gentle if second.ratio != START)])
 
 
 def _least(candidates: Iterable[Smoothed]) -> Smoothed:

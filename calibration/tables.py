@@ -108,9 +108,13 @@ def _is_table(value: ir.Value | None) -> bool:
 
 
 def round_rows(array: Floats, wanted: int) -> tuple[NDArray[np.int8], Floats, int]:
-    """Codes [rows, width], scales [rows, blocks] and the block: as wanted, or the whole width if that leaves a rest."""
-    block = wanted if array.shape[1] % wanted == 0 else array.shape[1]
-    rounded = round_to_nearest(np.ascontiguousarray(array.T), Grid(8, block if block == wanted else 0))
+    """Codes [rows, width], scales [rows, blocks] and the block: as wanted, half of that, or the whole width.
+
+    The largest of these that leaves no rest.
+    """
+    width = array.shape[1]
+    block = next((size for size in (wanted, wanted // 2) if width % size == 0), width)
+    rounded = round_to_nearest(np.ascontiguousarray(array.T), Grid(8, 0 if block == width else block))
     return np.ascontiguousarray(rounded.codes.T), np.ascontiguousarray(rounded.scales.T), block
 
 

@@ -1,6 +1,6 @@
 """In which arithmetic an engine's linear layers really run: counted in the graph that ONNX Runtime saved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -31,44 +31,54 @@ class LinearWork:
 
 
 def linear_work(graph: ir.Graph) -> LinearWork:
-    """Count the products by constant matrices, each matrix once: a remainder's product is of the same layer."""
-    layers: dict[str, int] = {}
-    head: dict[str, int] = {}
-    in_float = []
-    logits, seen = head_of(graph), set[ir.Value]()
-    for node in graph:
-        found = _product(node)
-        if found is None or found.matrix in seen:
-            continue
-        seen.add(found.matrix)
-        arithmetic, amount = found.arithmetic, found.amount
-        counted = head if node is logits else layers
-        counted[arithmetic] = counted.get(arithmetic, 0) + amount
-        if arithmetic == "float" and node is not logits:
-            in_float.append((node.name or "").rpartition("/")[0] or node.outputs[0].name or "")
-    return LinearWork(layers, head, in_float, dict(_unfused(graph)))
+    """Count the products by constant matrices."""
+    found = [product for node in graph if (product := _product(node)) is not None]
+    return counted(found, head_of(graph), dict(_unfused(graph)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Product:
+class Product:
     """A product by a constant matrix: its arithmetic, and multiply-adds of one token."""
 
+    node: ir.Node
     matrix: ir.Value
     arithmetic: str
     amount: int
 
 
-def _product(node: ir.Node) -> _Product | None:
+def counted(products: Iterable[Product], logits: ir.Node | None, unfused: dict[str, str] | None = None) -> LinearWork:
+    """Multiply-adds by arithmetic, each matrix once, in the widest that it is multiplied in.
+
+    A remainder's product is of the same layer, and if it is not in integers, neither is the layer.
+    """
+    widest: dict[ir.Value, Product] = {}
+    for product in products:
+        known = widest.get(product.matrix)
+        if known is None or ARITHMETIC.index(product.arithmetic) > ARITHMETIC.index(known.arithmetic):
+            widest[product.matrix] = product
+    layers: dict[str, int] = {}
+    head: dict[str, int] = {}
+    in_float = []
+    for product in widest.values():
+        node, is_head = product.node, product.node is logits
+        amounts = head if is_head else layers
+        amounts[product.arithmetic] = amounts.get(product.arithmetic, 0) + product.amount
+        if product.arithmetic == "float" and not is_head:
+            in_float.append((node.name or "").rpartition("/")[0] or node.outputs[0].name or "")
+    return LinearWork(layers, head, in_float, unfused or {})
+
+
+def _product(node: ir.Node) -> Product | None:
     if node.op_type == "MatMulNBits":
         packed, bits = node.inputs[1], int_attribute(node, "bits", 4)
         assert packed is not None
-        return _Product(packed, f"weights{bits}", int_attribute(node, "K") * int_attribute(node, "N"))
+        return Product(node, packed, f"weights{bits}", int_attribute(node, "K") * int_attribute(node, "N"))
     index = INTEGER.get(node.op_type, FLOAT.get(node.op_type))
     matrix = None if index is None else _constant_behind(node.inputs[index])
     if matrix is None or len(static_dims(matrix)) != RANK:
         return None
     rows, columns = static_dims(matrix)
-    return _Product(matrix, "int8" if node.op_type in INTEGER else "float", rows * columns)
+    return Product(node, matrix, "int8" if node.op_type in INTEGER else "float", rows * columns)
 
 
 def _constant_behind(value: ir.Value | None) -> ir.Value | None:

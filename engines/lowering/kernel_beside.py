@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.engines.lowering.pattern import (
+    constant,
     constants,
     graph_of,
     int_attribute,
@@ -19,7 +20,7 @@ from piston.engines.lowering.quantized import activation_pair, is_remainder
 
 ZERO_POINT = 128
 MOST_OUTLIERS = 256  # more inputs in float are a linear layer of their own, for a kernel that multiplies by blocks
-CODES, WEIGHT, SCALE, WEIGHT_SCALES = 0, 1, 2, 3  # inputs of MatMulIntegerToFloat
+WEIGHT, SCALE, WEIGHT_SCALES, ZERO_POINTS = 1, 2, 3, 4  # inputs of MatMulIntegerToFloat
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +67,10 @@ def is_beside(product: ir.Node) -> bool:
 
 def ratio_of(remainder: ir.Node, product: ir.Node) -> ir.Value:
     """The coarse scale by the fine one, as a constant."""
-    graph, coarse = graph_of(product), remainder.inputs[SCALE]
+    coarse = remainder.inputs[SCALE]
     assert coarse is not None
-    name = f"{coarse.name}.ratio"
-    if name not in graph.initializers:
-        array = np.array(_scale(remainder) / _scale(product), np.float32)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([]), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    array = np.array(_scale(remainder) / _scale(product), np.float32)
+    return constant(graph_of(product), f"{coarse.name}.ratio", array)
 
 
 def codes_of(value: ir.Value) -> Codes | None:
@@ -120,7 +116,7 @@ def _remainder(other: ir.Value, product: ir.Node) -> ir.Node | None:
     node = other.producer()
     if node is None or (node.domain, node.op_type) != (product.domain, product.op_type):
         return None
-    same = all(node.inputs[index] is product.inputs[index] for index in (WEIGHT, WEIGHT_SCALES, 4))
+    same = all(node.inputs[index] is product.inputs[index] for index in (WEIGHT, WEIGHT_SCALES, ZERO_POINTS))
     is_plain = all(value is None for value in node.inputs[5:])
     return node if same and is_plain and _scale(node) > _scale(product) else None
 

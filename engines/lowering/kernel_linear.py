@@ -10,7 +10,16 @@ import onnx_ir as ir
 from piston.engines.lowering.gated import gated_products
 from piston.engines.lowering.kernel_beside import ZERO_POINT, beside, codes_of, is_beside, ratio_of
 from piston.engines.lowering.kernel_pass import KERNELS, KernelPass
-from piston.engines.lowering.pattern import MICROSOFT, constants, dims_of, emit, graph_of, replace, static_dims
+from piston.engines.lowering.pattern import (
+    MICROSOFT,
+    constant,
+    constants,
+    dims_of,
+    emit,
+    graph_of,
+    replace,
+    static_dims,
+)
 from piston.engines.lowering.weight import derived_weight
 
 OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
@@ -132,24 +141,16 @@ def offsets(product: ir.Node) -> ir.Value:
     weight = product.inputs[1]
     assert weight is not None
     array = ZERO_POINT * _array(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
-    return _constant(product, f"{weight.name}.offset", array)
+    return constant(graph_of(product), f"{weight.name}.offset", array)
 
 
 def scales(product: ir.Node) -> ir.Value:
     """Activation scale times weight scale of each output."""
     weight, activation, columns = product.inputs[1], product.inputs[2], product.inputs[3]
     assert weight is not None
+    assert activation is not None
     array = _array(activation).reshape(-1) * np.broadcast_to(_array(columns), (static_dims(weight)[1],))
-    return _constant(product, f"{weight.name}.scale", array.astype(np.float32))
-
-
-def _constant(product: ir.Node, name: str, array: np.ndarray) -> ir.Value:
-    graph = graph_of(product)
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    return constant(graph_of(product), f"{weight.name}.{activation.name}.scale", array.astype(np.float32))
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

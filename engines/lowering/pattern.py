@@ -114,6 +114,15 @@ def constant_ints(graph: ir.Graph, *elements: int) -> ir.Value:
     return graph.initializers[name]
 
 
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer, shared by all who ask for the name."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
 def replace(old: ir.Value, new: ir.Value) -> None:
     """Let every reader of `old`, the graph's outputs included, read `new`, which takes over its name."""
     name, old.name = old.name, None

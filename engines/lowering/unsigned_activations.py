@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import tidy
+from piston.engines.lowering.pattern import constant, tidy
 from piston.engines.lowering.quantized import activation_pair
 
 ZERO_POINT = "uint8.128"
@@ -22,7 +22,7 @@ class UnsignedActivationsPass(ir.passes.InPlacePass):
             codes = quantize.outputs[0]
             readers = dict.fromkeys(use.node for use in codes.uses())
             if dequantizers.issuperset(readers) and not codes.is_graph_output():
-                _shift([quantize, *readers], _zero_point(model.graph))
+                _shift([quantize, *readers], constant(model.graph, ZERO_POINT, np.array(128, np.uint8)))
                 modified = True
         if modified:
             tidy(model)
@@ -33,11 +33,3 @@ def _shift(nodes: list[ir.Node], zero_point: ir.Value) -> None:
     for node in nodes:
         node.replace_input_with(2, zero_point)
     nodes[0].outputs[0].dtype = ir.DataType.UINT8
-
-
-def _zero_point(graph: ir.Graph) -> ir.Value:
-    if ZERO_POINT not in graph.initializers:
-        tensor = ir.tensor(np.array(128, np.uint8), name=ZERO_POINT)
-        value = ir.Value(name=ZERO_POINT, type=ir.TensorType(tensor.dtype), shape=ir.Shape([]), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[ZERO_POINT]

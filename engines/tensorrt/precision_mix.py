@@ -5,7 +5,7 @@ Networks are strongly typed, so the compiler multiplies in these types; which ke
 
 import onnx_ir as ir
 
-from piston.engines.linear_work import LinearWork
+from piston.engines.linear_work import LinearWork, Product, counted
 from piston.engines.lowering.pattern import producer, static_dims
 from piston.engines.lowering.quantize_head import head_of
 from piston.engines.lowering.quantized import BITS
@@ -15,29 +15,22 @@ RANK = 2
 
 def precision_mix(graph: ir.Graph) -> LinearWork:
     """Multiply-adds of one token by arithmetic: int8, weights8, weights4, float."""
-    layers: dict[str, int] = {}
-    head: dict[str, int] = {}
-    in_float = []
-    logits, seen = head_of(graph), set[ir.Value]()
-    for node in graph:
-        weight = _behind(node.inputs[1], "Cast", "Transpose") if node.op_type == "MatMul" else None
-        if weight is None:
-            continue
-        dequantize = producer(weight, "DequantizeLinear")
-        matrix = weight if dequantize is None else dequantize.inputs[0]
-        if matrix is None or not matrix.is_initializer() or len(static_dims(matrix)) != RANK or matrix in seen:
-            continue
-        seen.add(matrix)
-        arithmetic = "float"
-        if dequantize is not None and matrix.dtype is not None:
-            activation = producer(_behind(node.inputs[0], "Cast"), "DequantizeLinear")
-            arithmetic = "int8" if activation is not None else f"weights{BITS[matrix.dtype]}"
-        counted = head if node is logits else layers
-        rows, columns = static_dims(matrix)
-        counted[arithmetic] = counted.get(arithmetic, 0) + rows * columns
-        if arithmetic == "float" and node is not logits:
-            in_float.append((node.name or "").rpartition("/")[0])
-    return LinearWork(layers, head, in_float)
+    found = [product for node in graph if (product := _product(node)) is not None]
+    return counted(found, head_of(graph))
+
+
+def _product(node: ir.Node) -> Product | None:
+    weight = _behind(node.inputs[1], "Cast", "Transpose") if node.op_type == "MatMul" else None
+    dequantize = producer(weight, "DequantizeLinear")
+    matrix = weight if dequantize is None else dequantize.inputs[0]
+    if matrix is None or not matrix.is_initializer() or len(static_dims(matrix)) != RANK:
+        return None
+    arithmetic = "float"
+    if dequantize is not None and matrix.dtype is not None:
+        activation = producer(_behind(node.inputs[0], "Cast"), "DequantizeLinear")
+        arithmetic = "int8" if activation is not None else f"weights{BITS[matrix.dtype]}"
+    rows, columns = static_dims(matrix)
+    return Product(node, matrix, arithmetic, rows * columns)
 
 
 def _behind(value: ir.Value | None, *op_types: str) -> ir.Value | None:

@@ -8,16 +8,21 @@ W4 = {"scheme": "w4", "block": 128, "rounding": "gptq"}
 TABLES = {"embedding": "int8", "head": "int8"}
 
 
-@pytest.mark.parametrize(
-    ("inputs", "filling", "twelfth"),
-    [(576, 64, 48), (1024, 128, 96), (64, 64, 16), (2048, 128, 176)],
-)
-def test_copies_fill_blocks_or_are_a_twelfth_where_tables_are_small_too(inputs, filling, twelfth):
-    assert Recipe(**W4).copies_beside(inputs) == filling
+@pytest.mark.parametrize(("inputs", "filling"), [(576, 64), (1024, 128), (64, 64), (2048, 128)])
+def test_copies_fill_blocks_and_tile_registers(inputs, filling):
+    assert Recipe(**W4).copies_beside(inputs) == Recipe(**W4, **TABLES).copies_beside(inputs) == filling
     assert (inputs + filling) % 128 == 0
-    assert Recipe(**W4, **TABLES).copies_beside(inputs) == twelfth
-    assert 0 <= twelfth - inputs / 12 < 16
-    assert Recipe(**W4, embedding="int8").copies_beside(inputs) == filling
+    narrow = Recipe(scheme="w8", block=32, rounding="gptq").copies_beside(inputs)
+    assert (inputs + narrow) % 64 == 0
+    assert narrow * 32 >= inputs
+
+
+def test_a_recipe_settled_before_there_were_remainders_has_none():
+    settled = Recipe(scheme="w8a8", model="0" * 64).to_json()
+    assert Recipe.from_json(settled).remainder
+    del settled["remainder"]
+    assert not Recipe.from_json(settled).remainder
+    assert Recipe.from_json({"scheme": "w8a8"}).remainder
 
 
 @pytest.mark.parametrize("wanted", [0, 16, 80])

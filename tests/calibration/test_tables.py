@@ -96,3 +96,9 @@ def test_a_width_that_blocks_do_not_divide_has_one_scale_a_row():
     codes, scales, block = round_rows(table, BLOCK)
     assert (scales.shape, block) == ((10, 1), 40)
     assert np.abs(codes * scales - table).max() <= scales.max() / 2 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("width", "wanted", "block"), [(128, 64, 64), (96, 64, 32), (96, 32, 32), (48, 64, 48)])
+def test_a_table_gets_the_largest_block_that_leaves_no_rest(width, wanted, block):
+    codes, scales, found = round_rows(np.random.default_rng(0).standard_normal((5, width)).astype(np.float32), wanted)
+    assert (codes.shape, scales.shape, found) == ((5, width), (5, width // block), block)

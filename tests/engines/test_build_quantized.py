@@ -56,7 +56,7 @@ def test_every_linear_runs_in_the_arithmetic_of_its_scheme(model_dirs, scheme, t
     assert got["kernels"]["max_relative"] <= 1e-2
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8 remainder", "w4"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_other_architectures_are_lowered_as_well(name, scheme, toy, tmp_path):
     overrides, packed = ARCHITECTURES[name]
@@ -64,7 +64,7 @@ def test_other_architectures_are_lowered_as_well(name, scheme, toy, tmp_path):
     path = quantize(canonical.path, tmp_path / "model", canonical.cache, scheme)
     built = build_ort(path, tmp_path / "engine", 64)
     assert built.lowered.packed_qkv == packed
-    assert built.work.share(ARITHMETIC[scheme]) == 1
+    assert built.work.share(ARITHMETIC[scheme.partition(" ")[0]]) == 1
     assert built.work.unfused == {}
     exposed = exposed_copy(path, tmp_path)
     assert prove(exposed, built.path, canonical.cache, max_length=64).max_abs <= 2e-5

@@ -51,7 +51,7 @@ def test_the_kernel_rounds_as_the_canonical_graph_does(toy, tmp_path, name, per_
     assert 0.3 < proof.code_distance < 0.51
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w8", "w4"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8 remainder", "w8", "w4"])
 def test_linears_may_be_in_integers_too(toy, tmp_path, scheme):
     canonical = toy("llama")
     path = quantize(canonical.path, tmp_path / "linears", canonical.cache, scheme)

@@ -57,6 +57,14 @@ def test_a_matrix_that_multiplies_a_remainder_too_is_counted_once():
     assert work.unfused == {}
 
 
+def test_a_layer_whose_remainder_is_multiplied_in_float_is_in_float():
+    text = REMAINDER.replace("OTHER", "x").replace(
+        "b = com.microsoft.MatMulIntegerToFloat (r, codes, coarse, scales, zero)",
+        "w = DequantizeLinear <axis = 1> (codes, scales)\n    b = MatMul (rest, w)",
+    )
+    assert linear_work(parse(text, coarse=np.float32(0.7), **VALUES).graph).layers == {"float": 32 * 16}
+
+
 def test_what_is_subtracted_from_another_value_is_no_remainder():
     text = REMAINDER.replace("OTHER", "z").replace("rest =", "z = Neg (x)\n    rest =")
     assert list(linear_work(parse(text, coarse=np.float32(0.7), **VALUES).graph).unfused) == ["p"]

@@ -23,8 +23,8 @@ def engines(toy, tmp_path_factory):
     """scheme -> cache, the canonical graph as the proof reads it, the engine."""
     canonical = toy("llama")
     made = {}
-    for scheme in ("w8a8", "w8", "w4"):
-        root = tmp_path_factory.mktemp(scheme)
+    for scheme in ("w8a8", "w8a8 remainder", "w8", "w4"):
+        root = tmp_path_factory.mktemp(scheme.replace(" ", "-"))
         path = quantize(canonical.path, root / "model", canonical.cache, scheme)
         graph = ir.load(path)
         expose_activations(graph)
@@ -113,6 +113,40 @@ def test_activations_rounded_otherwise_are_found(engines, tmp_path, index, chang
 
     with pytest.raises(ParityError, match="parts from the canonical one"):
         prove_broken(engines, "w8a8", tmp_path, break_one)
+
+
+def of_remainder(model, op_type):
+    return [node for node in products(model, op_type) if "remainder" in node.name]
+
+
+def swapped_difference(model):
+    node = of_remainder(model, "Sub")[0]
+    for index, value in enumerate(reversed(node.inputs)):
+        node.replace_input_with(index, value)
+
+
+REMAINDERS = {
+    "a remainder of the other sign": swapped_difference,
+    "codes by another scale": lambda model: edit(
+        model, of_remainder(model, "QuantizeLinear")[0], 1, lambda array: array * np.float32(1.1)
+    ),
+    "another scale of the product": lambda model: edit(
+        model, of_remainder(model, "MatMulIntegerToFloat")[0], 2, lambda array: array * np.float32(1.1)
+    ),
+    "a sum without it": lambda model: edit(
+        model, of_remainder(model, "MatMulIntegerToFloat")[0], 2, lambda array: array * np.float32(0)
+    ),
+}
+
+
+def test_a_remainder_that_is_whole_is_proved(engines, tmp_path):
+    assert prove_broken(engines, "w8a8 remainder", tmp_path, lambda model: None).max_abs < 2e-5
+
+
+@pytest.mark.parametrize("name", REMAINDERS)
+def test_a_broken_remainder_is_found(engines, tmp_path, name):
+    with pytest.raises(ParityError, match="parts from the canonical one"):
+        prove_broken(engines, "w8a8 remainder", tmp_path, REMAINDERS[name])
 
 
 def test_the_activation_is_named_that_is_the_first_to_differ(engines, tmp_path):

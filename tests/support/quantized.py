@@ -27,7 +27,8 @@ GRIDS = {
     "w4": Grid(4, 32),
     "w4 block 128": Grid(4, 128),
 }
-RATIO = 7  # of w8a8 remainder: of the scales of what every down_proj reads
+RATIO = 7  # of w8a8 remainder: of the scales of what every linear behind an activation function reads
+DOWN = ("down_proj", "mlp.c_proj", "dense_4h_to_h")
 ALONE = ("layers.1.mlp.down_proj", "layers.0.self_attn.v_proj")  # of w8a8 mixed: with float activations
 
 
@@ -72,7 +73,7 @@ def quantize(
             add_outliers(linear, weights[linear.weight.name].outliers)
     has_remainder = scheme == "w8a8 remainder"
     known = find_linears(model) if has_remainder else []
-    remainders = [(linear, linear.input) for linear in known if linear.name.endswith("down_proj")]
+    remainders = [(linear, linear.input) for linear in known if linear.name.endswith(DOWN)]
     readers: dict[str, list[str]] = {}
     for node in linears:
         if not any(part in node.name for part in alone):

@@ -24,6 +24,58 @@ std::vector<int64_t> first_of_tiles(const int64_t* channels, int64_t count, int6
   return first;
 }
 
+// Inputs 5 and 6 of a plain layer: values in float and their weights.
+const char* take_outliers(const Context& context, Product& product) {
+  const Tensor values = context.num_inputs() > 5 ? context.input(5) : Tensor{};
+  if (!values.is_given()) return nullptr;
+  Epilogue& epilogue = product.epilogue;
+  const Tensor weight = context.num_inputs() > 6 ? context.input(6) : Tensor{};
+  if (weight.rank != 2 || weight.dims[0] != values.last() || weight.last() != epilogue.width || values.rows() != product.rows)
+    return "piston: outliers of a linear layer and their weights do not fit";
+  epilogue.outliers = values.as<float>();
+  epilogue.outlier_weights = weight.as<float>();
+  epilogue.num_outliers = values.last();
+  return nullptr;
+}
+
+// Inputs 7 and 8 of a plain layer: codes of what its own codes leave over, and the ratio of their scales.
+const char* take_remainder(const Context& context, Product& product) {
+  const Tensor codes = context.num_inputs() > 7 ? context.input(7) : Tensor{};
+  if (!codes.is_given()) return nullptr;
+  const float* ratio = context.num_inputs() > 8 ? context.data<float>(8) : nullptr;
+  if (ratio == nullptr || codes.last() != product.depth || codes.rows() != product.rows)
+    return "piston: the remainder of a linear layer does not fit its codes, or has no ratio";
+  static thread_local Scratch groups, first_of_rows;  // other threads read them while this one waits
+  auto* found = groups.at_least<int32_t>(static_cast<size_t>(product.rows * product.depth / 4));
+  auto* first = first_of_rows.at_least<int64_t>(static_cast<size_t>(product.rows + 1));
+  find_groups(codes.as<uint8_t>(), product.rows, product.depth, found, first);
+  product.epilogue.remainder = {codes.as<uint8_t>(), found, first, product.weights, product.depth, *ratio};
+  return nullptr;
+}
+
+// Inputs 4 to 6 of a gated layer that gives codes: their scale, channels given in float too, the scale of a remainder.
+const char* take_codes(const Context& context, Product& product, int64_t* dims, size_t rank, std::vector<int64_t>& first) {
+  Epilogue& epilogue = product.epilogue;
+  const Tensor channels = context.num_inputs() > 5 ? context.input(5) : Tensor{};
+  if (channels.is_given()) {
+    first = first_of_tiles(channels.as<int64_t>(), channels.last(), epilogue.width);
+    if (first.empty()) return "piston: the channels of a gated layer are not ascending, or not its own";
+    epilogue.channels = channels.as<int64_t>();
+    epilogue.num_channels = dims[rank - 1] = channels.last();
+    epilogue.first = first.data();
+    epilogue.picked = context.output<float>(1, dims, rank);
+  }
+  dims[rank - 1] = epilogue.width;
+  epilogue.code_scale = *context.data<float>(4);
+  epilogue.inverse_scale = 1.0f / epilogue.code_scale;
+  epilogue.codes = context.output<uint8_t>(0, dims, rank);
+  if (const float* coarse = context.num_inputs() > 6 ? context.data<float>(6) : nullptr) {
+    epilogue.inverse_coarse_scale = 1.0f / *coarse;
+    epilogue.left_over = context.output<uint8_t>(2, dims, rank);
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated) {
@@ -49,46 +101,12 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated)
   epilogue.width = is_gated ? product.columns / 2 : product.columns;
   int64_t dims[kMaxRank];
   std::memcpy(dims, codes.dims, sizeof dims);
-  const Tensor extra = context.num_inputs() > 5 ? context.input(5) : Tensor{};
   std::vector<int64_t> first;
-  if (extra.is_given() && gives_codes) {
-    first = first_of_tiles(extra.as<int64_t>(), extra.last(), epilogue.width);
-    if (first.empty()) return context.failure("piston: the channels of a gated layer are not ascending, or not its own");
-    epilogue.channels = extra.as<int64_t>();
-    epilogue.num_channels = dims[codes.rank - 1] = extra.last();
-    epilogue.first = first.data();
-    epilogue.picked = context.output<float>(1, dims, codes.rank);
-  } else if (extra.is_given()) {
-    const Tensor weight = context.num_inputs() > 6 ? context.input(6) : Tensor{};
-    if (weight.rank != 2 || weight.dims[0] != extra.last() || weight.last() != epilogue.width || extra.rows() != product.rows)
-      return context.failure("piston: outliers of a linear layer and their weights do not fit");
-    epilogue.outliers = extra.as<float>();
-    epilogue.outlier_weights = weight.as<float>();
-    epilogue.num_outliers = extra.last();
-  }
-  const Tensor remainder = !gives_codes && context.num_inputs() > 7 ? context.input(7) : Tensor{};
-  if (remainder.is_given()) {
-    const float* ratio = context.num_inputs() > 8 ? context.data<float>(8) : nullptr;
-    if (ratio == nullptr || remainder.last() != product.depth || remainder.rows() != product.rows)
-      return context.failure("piston: the remainder of a linear layer does not fit its codes, or has no ratio");
-    static thread_local Scratch groups, first_of_rows;
-    auto* found = groups.at_least<int32_t>(static_cast<size_t>(product.rows * product.depth / 4));
-    auto* begins = first_of_rows.at_least<int64_t>(static_cast<size_t>(product.rows + 1));
-    find_groups(remainder.as<uint8_t>(), product.rows, product.depth, found, begins);
-    epilogue.remainder = {remainder.as<uint8_t>(), found, begins, product.weights, product.depth, *ratio};
-  }
+  const char* problem = gives_codes ? take_codes(context, product, dims, codes.rank, first) : take_outliers(context, product);
+  if (problem == nullptr && !gives_codes) problem = take_remainder(context, product);
+  if (problem != nullptr) return context.failure(problem);
   dims[codes.rank - 1] = epilogue.width;
-  if (gives_codes) {
-    epilogue.code_scale = *context.data<float>(4);
-    epilogue.inverse_scale = 1.0f / epilogue.code_scale;
-    if (const float* coarse = context.num_inputs() > 6 ? context.data<float>(6) : nullptr) {
-      epilogue.inverse_coarse_scale = 1.0f / *coarse;
-      epilogue.left_over = context.output<uint8_t>(2, dims, codes.rank);
-    }
-    epilogue.codes = context.output<uint8_t>(0, dims, codes.rank);
-  } else {
-    epilogue.values = context.output<float>(0, dims, codes.rank);
-  }
+  if (!gives_codes) epilogue.values = context.output<float>(0, dims, codes.rank);
   if (product.rows == 0) return nullptr;
   const int64_t strips = (weights.dims[0] + 1) / 2;
   const bool on_tiles = level() == kAmx && product.rows > 8;

@@ -126,6 +126,28 @@ def test_an_activation_rounded_by_another_scale_is_found(prove_broken):
         prove_broken(change, "w8a8", twin=True)
 
 
+@pytest.mark.parametrize("twin", [True, False])
+def test_a_remainder_of_the_other_sign_is_found(prove_broken, twin):
+    def change(model):
+        node = next(node for node in model.graph if node.op_type == "Sub" and "remainder" in node.name)
+        for index, value in enumerate(reversed(node.inputs)):
+            node.replace_input_with(index, value)
+
+    with pytest.raises(ParityError, match=r"what becomes .*remainder\.codes differs"):
+        prove_broken(change, "w8a8 remainder", twin=twin)
+
+
+@pytest.mark.parametrize("twin", [True, False])
+def test_a_remainder_by_another_scale_is_found(prove_broken, twin):
+    def change(model):
+        quantize = next(node for node in model.graph if node.op_type == "QuantizeLinear" and "remainder" in node.name)
+        for use in list(quantize.outputs[0].uses()):
+            edit(model, use.node, 1, lambda array: array * np.float32(1.3))
+
+    with pytest.raises(ParityError, match="parts from the canonical one"):
+        prove_broken(change, "w8a8 remainder", twin=twin)
+
+
 def test_a_window_off_by_one_is_found(prove_broken):
     def change(model):
         more = next(node for node in model.graph if node.op_type == "Greater" and not node.name.startswith("next/"))
