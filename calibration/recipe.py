@@ -201,7 +201,8 @@ class Recipe:
             raise MisuseError(f"A recipe has no {unknown[0]!r}; it has {', '.join(sorted(known))}.")
         try:
             # What was settled before there were remainders was settled without.
-            values = ({"remainder": False} if data.get("model") else {}) | dict(data)
+            is_settled = data.get("scheme") == "w8a8" and bool(data.get("model"))
+            values = ({"remainder": False} if is_settled else {}) | dict(data)
             values |= {name: tuple(data[name]) for name in ("keep", "spared", "int8") if data.get(name) is not None}
             if "kv_scales" in data:
                 values["kv_scales"] = {name: tuple(map(float, scales)) for name, scales in data["kv_scales"].items()}

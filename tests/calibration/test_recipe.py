@@ -25,6 +25,14 @@ def test_a_recipe_settled_before_there_were_remainders_has_none():
     assert Recipe.from_json({"scheme": "w8a8"}).remainder
 
 
+@pytest.mark.parametrize("scheme", ["w8", "w4"])
+def test_a_recipe_of_weights_alone_settled_before_there_were_remainders_is_read(scheme):
+    recipe = Recipe(scheme=scheme, block=128, model="0" * 64)
+    settled = recipe.to_json()
+    del settled["remainder"]
+    assert Recipe.from_json(settled) == recipe
+
+
 @pytest.mark.parametrize("wanted", [0, 16, 80])
 def test_copies_that_were_asked_for_are_those(wanted):
     assert Recipe(**W4, **TABLES, split=wanted).copies_beside(576) == wanted
