@@ -1,4 +1,4 @@
-"""The linear layers of a canonical graph: every MatMul of a computed value by a constant matrix."""
+"""The linear layers of a canonical graph: every MatMul of a computed value by a constant matrix, and sums beside them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,6 +54,28 @@ def by_input(linears: Iterable[Linear]) -> dict[str, list[Linear]]:
     for linear in linears:
         groups.setdefault(linear.input_name, []).append(linear)
     return groups
+
+
+def sum_beside(linear: Linear, kind: str, read: ir.Value, weight: ir.Value | None) -> None:
+    """Add the product of another value by another weight to what the linear gives, behind its bias."""
+    last, graph = linear.matmul, linear.matmul.graph
+    assert isinstance(graph, ir.Graph)
+    users = [user for user, _ in last.outputs[0].uses()]
+    if len(users) == 1 and users[0].op_type == "Add" and any(_is_constant(item) for item in users[0].inputs):
+        last = users[0]
+    product = ir.node("MatMul", [read, weight], name=f"{linear.name}/{kind}/MatMul")
+    total = ir.node("Add", [last.outputs[0], product.outputs[0]], name=f"{linear.name}/{kind}/Add")
+    for node, suffix in ((product, "product"), (total, "sum")):
+        output = node.outputs[0]
+        output.name, output.type = f"{linear.name}.{kind}.{suffix}", last.outputs[0].type
+        output.shape = last.outputs[0].shape
+    last.outputs[0].replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
+    total.replace_input_with(0, last.outputs[0])
+    graph.insert_after(last, [product, total])
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()
 
 
 def _linear(node: ir.Node) -> Linear | None:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.folding import NORMS
-from piston.calibration.linears import Linear
-from piston.calibration.qdq import initializer, sum_beside
+from piston.calibration.linears import Linear, sum_beside
+from piston.calibration.qdq import initializer
 from piston.calibration.rounding import Floats, Grid, Outliers, Quantized, round_to_nearest
 from piston.runtime.errors import MisuseError
 

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from piston.calibration.linears import Linear
 from piston.calibration.rounding import Quantized
 
 CODE_TYPES = {8: np.dtype(np.int8), 4: np.dtype(ml_dtypes.int4)}
@@ -92,28 +91,6 @@ def quantize_activation(
     for user, index in uses:
         user.replace_input_with(index, dequantize.outputs[0])
     return dequantize.outputs[0]
-
-
-def sum_beside(linear: Linear, kind: str, read: ir.Value, weight: ir.Value | None) -> None:
-    """Add the product of another value by another weight to what the linear gives, behind its bias."""
-    last, graph = linear.matmul, linear.matmul.graph
-    assert isinstance(graph, ir.Graph)
-    users = [user for user, _ in last.outputs[0].uses()]
-    if len(users) == 1 and users[0].op_type == "Add" and any(_is_constant(item) for item in users[0].inputs):
-        last = users[0]
-    product = ir.node("MatMul", [read, weight], name=f"{linear.name}/{kind}/MatMul")
-    total = ir.node("Add", [last.outputs[0], product.outputs[0]], name=f"{linear.name}/{kind}/Add")
-    for node, suffix in ((product, "product"), (total, "sum")):
-        output = node.outputs[0]
-        output.name, output.type = f"{linear.name}.{kind}.{suffix}", last.outputs[0].type
-        output.shape = last.outputs[0].shape
-    last.outputs[0].replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
-    total.replace_input_with(0, last.outputs[0])
-    graph.insert_after(last, [product, total])
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

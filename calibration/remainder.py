@@ -13,8 +13,8 @@ who expand weights). The second has codes only where the first saturates, a perc
 import numpy as np
 import onnx_ir as ir
 
-from piston.calibration.linears import Linear
-from piston.calibration.qdq import quantize_activation, sum_beside
+from piston.calibration.linears import Linear, sum_beside
+from piston.calibration.qdq import quantize_activation
 from piston.calibration.rounding import Floats
 
 RATIOS = (7, 15, 31, 63)  # coarse scales, in fine ones
