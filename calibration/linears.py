@@ -1,4 +1,4 @@
-"""The linear layers of a canonical graph: every MatMul of a computed value by a constant matrix, and sums beside them."""
+"""The linear layers of a canonical graph: every MatMul of a computed value by a constant matrix; sums beside them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
