@@ -60,7 +60,7 @@ def build(
         "cache": DTYPE,
         "max_positions": length,
         "capacity": length,
-        **{f"{name}_fused": count for name, count in counts.items()},
+        **counts,
         "linears": {name: mix.share(name) for name in ARITHMETIC},
         "lm_head": next(iter(mix.head), "unknown"),
         "weights_bytes": (engine_dir / DATA).stat().st_size,

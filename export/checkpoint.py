@@ -99,11 +99,14 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: a file is damaged, or the model needs a tensor that no file holds.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
+    # Where the package `kernels` is installed, blocks would stay packed in modules that cannot be exported.
+    unpacked = {"quantization_config": GgufConfig(dequantize=True)} if checkpoint.gguf else {}
     with quiet(), _translated(checkpoint, "weights"):
         model, loading = AutoModelForCausalLM.from_pretrained(
             **checkpoint.arguments,
+            **unpacked,
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,

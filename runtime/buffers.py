@@ -1,6 +1,9 @@
 """The small inputs and the logits of a step: host memory allocated once and refilled, never moved."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Buffers:
@@ -14,15 +17,17 @@ class Buffers:
         self.position_ids = np.zeros(tokens, np.int64)
         self.write_indices = np.zeros(rows, np.int64)
         self.kv_lengths = np.zeros(rows, np.int64)
+        self.total_sequence_length = np.zeros(1, np.int32)  # the largest of kv_lengths
         self.logits_positions = np.zeros(kept, np.int64)
         self.logits = np.zeros((kept, vocab_size), np.float32)
 
-    def inputs(self, rows: int, seq: int, kept: int, offset: int = 0) -> dict[str, tuple[int, list[int]]]:
-        """Address and shape of each input of a step [rows, seq] with [rows, kept] logits, `offset` rows in."""
+    def inputs(self, rows: int, seq: int, kept: int, offset: int = 0) -> dict[str, tuple[NDArray[Any], list[int]]]:
+        """Array and shape of each input of a step [rows, seq] with [rows, kept] logits, `offset` rows in."""
         return {
-            "input_ids": (self.input_ids[offset:].ctypes.data, [rows, seq]),
-            "position_ids": (self.position_ids[offset:].ctypes.data, [rows, seq]),
-            "write_indices": (self.write_indices[offset:].ctypes.data, [rows]),
-            "kv_lengths": (self.kv_lengths[offset:].ctypes.data, [rows]),
-            "logits_positions": (self.logits_positions[offset:].ctypes.data, [rows, kept]),
+            "input_ids": (self.input_ids[offset:], [rows, seq]),
+            "position_ids": (self.position_ids[offset:], [rows, seq]),
+            "write_indices": (self.write_indices[offset:], [rows]),
+            "kv_lengths": (self.kv_lengths[offset:], [rows]),
+            "total_sequence_length": (self.total_sequence_length, []),
+            "logits_positions": (self.logits_positions[offset:], [rows, kept]),
         }

@@ -1,19 +1,24 @@
-"""The engine over ONNX Runtime's CUDA provider: OrtEngine with its cache on the device.
+"""The engine over ONNX Runtime's CUDA provider: prefill as OrtEngine does it, decode steps as CUDA graphs.
 
-The cache is bound by device address, as on the CPU by host address; ONNX Runtime copies the small inputs and the logits
-itself. No step is captured into a CUDA graph: lengths pass through the host.
+The cache is bound by device address, as on the CPU by host address. In a prefill ONNX Runtime copies the small inputs
+and the logits itself; those of a decode step have buffers of their own on the device, see CapturedSteps.
 """
 
+import contextlib
+import io
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from piston.runtime.cuda import Cuda, DeviceBuffer
+from piston.runtime.cuda import Cuda, Stream
 from piston.runtime.engine import Logits
 from piston.runtime.errors import EngineError
 from piston.runtime.kv_cache import KVCache
 from piston.runtime.manifest import CacheSpec
+from piston.runtime.ort_cuda_steps import NO_GRAPH, CapturedSteps, run_options
 from piston.runtime.ort_engine import OrtEngine, OrtOptions, check_interface, open_session
 
 PROVIDER = "CUDAExecutionProvider"
@@ -23,34 +28,84 @@ PREFILL_CHUNK = 512  # tokens of one prefill step: a device is idle with fewer
 class OrtCudaEngine:
     """See Engine: an OrtEngine over zeroed device memory, which `close` or the end of the process frees.
 
+    Args:
+        session: on the device, with `stream` as its own where steps are to be captured.
+        spec: the cache's layout and type.
+        cuda: the device.
+        stream: owned by the engine from here on.
+        num_slots: rows decoded together.
+        capacity: positions of each.
+        capture_problem: why steps cannot be captured, if that is known beforehand.
+
     Raises:
-        DeviceMemoryError: the cache does not fit the device.
+        DeviceMemoryError: cache and buffers do not fit the device.
     """
 
-    def __init__(self, session: Any, spec: CacheSpec, *, cuda: Cuda, num_slots: int, capacity: int) -> None:
-        array_bytes = num_slots * capacity * spec.bytes_per_token // (2 * spec.num_layers)
-        nbytes = 2 * spec.num_layers * array_bytes
-        buffer = cuda.allocate(nbytes, f"The {spec.dtype} cache of {num_slots} rows of {capacity:,} positions")
-        self._release = weakref.finalize(self, buffer.close)
-        _zero(cuda, buffer)
-        bases = [buffer.address + index * array_bytes for index in range(2 * spec.num_layers)]
-        self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=bases)
-        self._engine = OrtEngine(session, spec, num_slots, capacity, PREFILL_CHUNK, self.cache)
-        self.vocab_size = self._engine.vocab_size
+    def __init__(  # noqa: PLR0913
+        self,
+        session: Any,
+        spec: CacheSpec,
+        *,
+        cuda: Cuda,
+        stream: Stream,
+        num_slots: int,
+        capacity: int,
+        capture_problem: str | None = None,
+    ) -> None:
+        self.capture_problem = capture_problem  # why decode steps are no CUDA graphs, if they are not
+        with ExitStack() as stack:
+            stack.callback(stream.close)
+            array_bytes = num_slots * capacity * spec.bytes_per_token // (2 * spec.num_layers)
+            nbytes = 2 * spec.num_layers * array_bytes
+            buffer = cuda.allocate(nbytes, f"The {spec.dtype} cache of {num_slots} rows of {capacity:,} positions")
+            stack.callback(buffer.close)
+            # NaN behind a row's last position would survive being weighted by zero.
+            stream.zero(buffer.address, buffer.nbytes)
+            stream.synchronize()
+            bases = [buffer.address + index * array_bytes for index in range(2 * spec.num_layers)]
+            self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=bases)
+            options = None if capture_problem else run_options(NO_GRAPH)
+            self._engine = OrtEngine(session, self.cache, PREFILL_CHUNK, options)
+            self.vocab_size = self._engine.vocab_size
+            self._steps: CapturedSteps | None = None
+            if not capture_problem:
+                self._steps = CapturedSteps(session, cuda, stream, self.cache, self.vocab_size)
+                stack.callback(self._steps.close)
+            stack.callback(self._engine.close)
+            # First thing when all ends: nothing may be freed under work that is still going on.
+            stack.callback(stream.synchronize)
+            self._release = weakref.finalize(self, _release, stack.pop_all())
 
     @classmethod
     def open(cls, path: Path, spec: CacheSpec, *, cuda: Cuda, num_slots: int, capacity: int) -> Self:
-        """Load an ONNX file.
+        """Load an ONNX file, with decode steps as CUDA graphs where ONNX Runtime can capture them.
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
             EngineError: it refuses the file or cannot use the device, or the file is no decoder with such a cache.
             DeviceMemoryError: see the class.
         """
-        session = open_session(path, OrtOptions(optimize=True, provider=PROVIDER))
-        check_provider(session)
-        check_interface(session, spec, path)
-        return cls(session, spec, cuda=cuda, num_slots=num_slots, capacity=capacity)
+        stream, problem = cuda.stream(), None
+        options = {"user_compute_stream": str(int(stream)), "enable_cuda_graph": "1"}
+        try:
+            try:
+                session = _session(path, spec, options)
+            except EngineError as failure:
+                session = _session(path, spec, {})
+                problem = str(failure)
+                _warn(problem)
+        except BaseException:
+            stream.close()
+            raise
+        return cls(
+            session,
+            spec,
+            cuda=cuda,
+            stream=stream,
+            num_slots=num_slots,
+            capacity=capacity,
+            capture_problem=problem,
+        )
 
     def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
         """See Engine."""
@@ -58,28 +113,64 @@ class OrtCudaEngine:
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
         """See Engine."""
-        return self._engine.step(tokens)
+        if self._steps is None or self.capture_problem is not None:
+            return self._engine.step(tokens)
+        self._engine.check_step(tokens)
+        found: dict[int, Logits] = {}
+        try:
+            for low, high in self.cache.spans(tokens):
+                ids = [tokens.get(slot, 0) for slot in range(low, high)]
+                logits = self._steps.step(low, ids, self.cache.lengths[low:high])
+                found |= {slot: logits[slot - low] for slot in range(low, high) if slot in tokens}
+        except EngineError as problem:
+            self.capture_problem = str(problem)
+            _warn(problem)
+            return self._engine.step(tokens)
+        for slot in tokens:
+            self.cache.advance(slot, 1)
+        return found
 
     def close(self) -> None:
-        """Drop the session, then free the cache."""
+        """Drop the session, then free the device's memory."""
         self._engine.close()
         self._release()
 
 
-def _zero(cuda: Cuda, buffer: DeviceBuffer) -> None:
-    """Clear memory: NaN behind a row's last position would survive being weighted by zero."""
-    stream = cuda.stream()
-    try:
-        stream.zero(buffer.address, buffer.nbytes)
-        stream.synchronize()
-    finally:
-        stream.close()
+def _session(path: Path, spec: CacheSpec, provider_options: Mapping[str, str]) -> Any:
+    missing = _load_libraries()
+    session = open_session(path, OrtOptions(optimize=True, provider=PROVIDER, provider_options=provider_options))
+    check_provider(session, missing)
+    check_interface(session, spec, path)
+    return session
 
 
-def check_provider(session: Any) -> None:
+def _load_libraries() -> str:
+    """Load CUDA's libraries from the wheels that hold them, where they are installed; returns what is said to lack.
+
+    cuDNN is left out: no operator of these graphs needs it.
+    """
+    with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()) as said:
+        import onnxruntime
+
+        onnxruntime.preload_dlls(cudnn=False)
+    return said.getvalue().partition("\n")[0]
+
+
+def _warn(problem: object) -> None:
+    warnings.warn(f"Decoding goes on without a CUDA graph, which is slower: {problem}", RuntimeWarning, 3)
+
+
+def _release(stack: ExitStack) -> None:
+    """Free everything, whatever fails: after a fault every call does, and the fault has been reported."""
+    with contextlib.suppress(EngineError):
+        stack.close()
+
+
+def check_provider(session: Any, missing: str = "") -> None:
     """Raise EngineError where ONNX Runtime put the CPU in place of the device, which it does without an error."""
     if PROVIDER not in (found := session.get_providers()):
         raise EngineError(
-            f"ONNX Runtime runs this on {', '.join(found)}: its CUDA libraries cannot be loaded. Install CUDA and "
-            "cuDNN in the versions of onnxruntime-gpu, or choose an engine for ort-cpu."
+            f"ONNX Runtime runs this on {', '.join(found)}: its CUDA libraries cannot be loaded"
+            f"{f' ({missing})' if missing else ''}. Install CUDA in the version of onnxruntime-gpu, such as the wheels "
+            "nvidia-cublas, nvidia-cuda-runtime, nvidia-cuda-nvrtc and nvidia-curand, or choose an engine for ort-cpu."
         )

@@ -6,7 +6,7 @@ ONNX Runtime's exceptions become EngineError here and nowhere else.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,23 +37,18 @@ class OrtOptions:
     profile: str | None = None  # where ONNX Runtime's profile goes, written when the session is freed
     kernels: bool = False  # the graph has operators of piston.runtime.kernels
     provider: str = "CPUExecutionProvider"
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
 
 class OrtEngine:
     """Prefill runs on one slot's part of the cache, by address; a decode step on all rows it needs at once."""
 
-    def __init__(
-        self,
-        session: Any,
-        spec: CacheSpec,
-        num_slots: int,
-        capacity: int,
-        chunk: int = PREFILL_CHUNK,
-        cache: KVCache | None = None,
-    ) -> None:
+    def __init__(self, session: Any, cache: KVCache, chunk: int = PREFILL_CHUNK, run_options: Any = None) -> None:
+        num_slots, capacity = cache.num_slots, cache.capacity
         self.vocab_size = int(session.get_outputs()[0].shape[-1])
-        self.cache = cache or KVCache(spec, num_slots, capacity)
+        self.cache = cache
         self._session = session
+        self._run_options = run_options
         self._chunk = min(chunk, capacity)
         self._inputs = {item.name for item in session.get_inputs()}
         self._decode = Buffers(num_slots, num_slots, num_slots, self.vocab_size)
@@ -73,7 +68,7 @@ class OrtEngine:
         options = options or OrtOptions()
         session = open_session(path, options)
         check_interface(session, spec, path)
-        return cls(session, spec, num_slots, capacity, KERNELS_CHUNK if options.kernels else PREFILL_CHUNK)
+        return cls(session, KVCache(spec, num_slots, capacity), KERNELS_CHUNK if options.kernels else PREFILL_CHUNK)
 
     def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
         """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the vocabulary."""
@@ -93,9 +88,7 @@ class OrtEngine:
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
         """See Engine."""
-        self._checked(list(tokens.values()))
-        for slot in tokens:
-            self.cache.reserve(slot, 1)
+        self.check_step(tokens)
         buffers = self._decode
         for low, high in self.cache.spans(tokens):
             rows, lengths = slice(low, high), self.cache.lengths[low:high]
@@ -103,12 +96,19 @@ class OrtEngine:
             buffers.position_ids[rows] = lengths
             buffers.write_indices[rows] = lengths
             buffers.kv_lengths[rows] = lengths + 1
+            buffers.total_sequence_length[0] = lengths.max() + 1
             if (low, high) not in self._decode_bindings:
                 self._decode_bindings[low, high] = self._bind(buffers, low, high, seq=1, logits=buffers.logits[rows])
             self._run(self._decode_bindings[low, high])
         for slot in tokens:
             self.cache.advance(slot, 1)
         return {slot: buffers.logits[slot] for slot in tokens}
+
+    def check_step(self, tokens: Mapping[int, int]) -> None:
+        """Raise as `step` does, before anything is changed."""
+        self._checked(list(tokens.values()))
+        for slot in tokens:
+            self.cache.reserve(slot, 1)
 
     def close(self) -> None:
         """Drop the session and what is bound to it."""
@@ -130,7 +130,7 @@ class OrtEngine:
         buffers.input_ids[: len(chunk)] = chunk
         buffers.position_ids[: len(chunk)] = np.arange(length, length + len(chunk))
         buffers.write_indices[0] = length
-        buffers.kv_lengths[0] = length + len(chunk)
+        buffers.kv_lengths[0] = buffers.total_sequence_length[0] = length + len(chunk)
         buffers.logits_positions[: len(kept)] = kept
         logits = buffers.logits[done : done + len(kept)]
         self._run(self._bind(buffers, slot, slot + 1, seq=len(chunk), logits=logits))
@@ -141,23 +141,26 @@ class OrtEngine:
         binding, rows = self._session.io_binding(), high - low
         kept = len(logits) // rows
         offset = low if buffers is self._decode else 0
-        for name, (address, shape) in buffers.inputs(rows, seq, kept, offset).items():
+        for name, (array, shape) in buffers.inputs(rows, seq, kept, offset).items():
             if name in self._inputs:
-                binding.bind_input(name, "cpu", 0, np.int64, shape, address)
+                binding.bind_input(name, "cpu", 0, array.dtype, shape, array.ctypes.data)
         shape = [rows, kept, self.vocab_size]
         binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
-        cache_shape, item = list(self.cache.row_shape(rows)), CACHE_ITEMS[self.cache.spec.dtype]
-        for index in range(2 * self.cache.spec.num_layers):
-            name = f"{index // 2}.{'value' if index % 2 else 'key'}"
-            address = self.cache.address(index, low)
-            device = self.cache.device
-            binding.bind_input(f"past.{name}", device, 0, item, cache_shape, address)
-            binding.bind_output(f"present.{name}", device, 0, item, cache_shape, address)
+        bind_cache(binding, self.cache, low, rows)
         return binding
 
     def _run(self, binding: Any) -> None:
         with translated("running a step"):
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
+
+
+def bind_cache(binding: Any, cache: KVCache, low: int, rows: int) -> None:
+    """Bind rows low .. low + rows of the cache as past and as present: one memory, written in place."""
+    shape, item = list(cache.row_shape(rows)), CACHE_ITEMS[cache.spec.dtype]
+    for index in range(2 * cache.spec.num_layers):
+        name, address = f"{index // 2}.{'value' if index % 2 else 'key'}", cache.address(index, low)
+        binding.bind_input(f"past.{name}", cache.device, 0, item, shape, address)
+        binding.bind_output(f"present.{name}", cache.device, 0, item, shape, address)
 
 
 def open_session(path: Path, options: OrtOptions) -> Any:
@@ -178,7 +181,8 @@ def open_session(path: Path, options: OrtOptions) -> Any:
     with translated(f"loading {path}"):
         if options.kernels:
             settings.register_custom_ops_library(str(kernels.require()))
-        return onnxruntime.InferenceSession(str(path), settings, providers=[options.provider])
+        providers = [(options.provider, dict(options.provider_options))]
+        return onnxruntime.InferenceSession(str(path), settings, providers=providers)
 
 
 def check_interface(session: Any, spec: CacheSpec, path: Path) -> None:

@@ -27,6 +27,7 @@ from piston.engines.lowering.quantized import CacheRounding
 from piston.engines.lowering.weight import derived_weight
 
 SCALES_AT = 12  # the kernel's inputs k_scale and v_scale
+TOTAL = "total_sequence_length"
 SUPERFLUOUS = ("position_ids", "write_indices")
 
 
@@ -36,10 +37,15 @@ class GroupQueryAttentionPass(ir.passes.InPlacePass):
     A layer that does not fit is left as it is, and `refused` says why: Attention's name -> reason. Where every layer
     rounds its new keys and values to INT8, the cache becomes INT8 and the kernel does the rounding; the cache is of
     one type, so one layer that cannot leaves all in float, rounded as they were.
+
+    Args:
+        fed_total: the most entries of any row come as an input of their own, `total_sequence_length` (int32 scalar),
+            instead of being computed. The kernels read it on the host, and a CUDA graph cannot bring it there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fed_total: bool = False) -> None:
         super().__init__()
+        self._fed_total = fed_total
         self.refused: dict[str, str] = {}
         self.int8_cache = False
 
@@ -59,7 +65,7 @@ class GroupQueryAttentionPass(ir.passes.InPlacePass):
             except UnfitError as problem:
                 self.refused[attention.name or ""] = str(problem)
                 continue
-            lengths = lengths or _lengths(model.graph)
+            lengths = lengths or _lengths(model.graph, fed_total=self._fed_total)
             _rewrite(layer, lengths)
         if lengths is not None:
             model.opset_imports[MICROSOFT] = 1
@@ -82,18 +88,24 @@ class _Lengths:
     total: ir.Value  # int32 scalar, the most entries of any row
 
 
-def _lengths(graph: ir.Graph) -> _Lengths:
+def _lengths(graph: ir.Graph, *, fed_total: bool) -> _Lengths:
     """Compute what GroupQueryAttention calls the lengths, once for all layers."""
     kv_lengths = next(value for value in graph.inputs if value.name == "kv_lengths")
     first = graph[0]
-    to_int32 = {"to": int(ir.DataType.INT32)}
     less = emit(first, "Sub", [kv_lengths, constant_ints(graph, 1)], like=kv_lengths)
+    seqlens_k = _int32(first, less.outputs[0], "seqlens_k")
+    if fed_total:
+        total = ir.Value(name=TOTAL, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(()))
+        graph.inputs.append(total)
+        return _Lengths(seqlens_k, total)
     most = emit(first, "ReduceMax", [kv_lengths], {"keepdims": 0}, like=kv_lengths, dims=())
-    seqlens_k = emit(first, "Cast", less.outputs, to_int32, like=less.outputs[0]).outputs[0]
-    total = emit(first, "Cast", most.outputs, to_int32, like=most.outputs[0]).outputs[0]
-    for value, name in ((seqlens_k, "seqlens_k"), (total, "total_sequence_length")):
-        value.name, value.type = name, ir.TensorType(ir.DataType.INT32)
-    return _Lengths(seqlens_k, total)
+    return _Lengths(seqlens_k, _int32(first, most.outputs[0], TOTAL))
+
+
+def _int32(before: ir.Node, value: ir.Value, name: str) -> ir.Value:
+    cast = emit(before, "Cast", [value], {"to": int(ir.DataType.INT32)}, like=value).outputs[0]
+    cast.name, cast.type = name, ir.TensorType(ir.DataType.INT32)
+    return cast
 
 
 def _rewrite(layer: AttentionLayer, lengths: _Lengths) -> None:

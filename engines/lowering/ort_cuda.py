@@ -25,7 +25,7 @@ DTYPE: CacheType = "float16"
 
 
 def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: CacheType = DTYPE) -> dict[str, int]:
-    """Rewrite a canonical graph, in place; returns how many attentions, fused norms and packed products it has now.
+    """Rewrite a canonical graph, in place; returns what was fused, as the manifest states it.
 
     In float32 it is the twin that is proved tightly: the same passes but the last, which only casts.
 
@@ -34,7 +34,8 @@ def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: CacheType = DTYP
     """
     Float32Pass()(model)
     _refuse_integers(model.graph)
-    attention, packed, products, norms = GroupQueryAttentionPass(), PackedQkvPass(), MatMulNBitsPass(), SkipNormPass()
+    attention, packed = GroupQueryAttentionPass(fed_total=True), PackedQkvPass()
+    products, norms = MatMulNBitsPass(), SkipNormPass()
     ir.passes.Sequential(
         Int8TablesPass(),
         UngroupHeadsPass(),
@@ -51,8 +52,15 @@ def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: CacheType = DTYP
         raise EngineError(f"{name} does not become GroupQueryAttention: {reason}. Build this model for ort-cpu.")
     if dtype != "float32":
         NarrowPass(dtype)(model)
-    count = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
-    return {"attention": count, "qkv_packed": packed.packed, "norms": norms.fused, "weight_only": products.fused}
+    fused = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+    return {
+        "attention_layers": len(fused),  # else it would have been refused
+        "attention_fused": len(fused),
+        "rotary_fused": sum("do_rotary" in node.attributes for node in fused),
+        "qkv_packed": packed.packed,
+        "norms_fused": norms.fused,
+        "weight_only_fused": products.fused,
+    }
 
 
 def _refuse_integers(graph: ir.Graph) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.runtime.cuda import Cuda, Graph, Stream
+from piston.runtime.device_block import Block
 from piston.runtime.errors import EngineError
-from piston.runtime.tensorrt.blocks import Block, input_fields, moving_bytes, output_fields
 from piston.runtime.tensorrt.context import Context
 from piston.runtime.tensorrt.device_cache import DeviceCache
+from piston.runtime.tensorrt.fields import input_fields, moving_bytes, output_fields
 from piston.runtime.tensorrt.interface import INPUTS, MOVING, Interface
 
 PURPOSE = "The decode step"

@@ -4,6 +4,7 @@ from quantized import quantize_model_dir
 
 from piston.engines import build, build_ort_cuda, prove_narrow
 from piston.engines.lowering import ort_cuda as lowering
+from piston.runtime.cli import main
 from piston.runtime.errors import EngineError, MisuseError, ParityError
 from piston.runtime.manifest import Manifest
 
@@ -53,6 +54,23 @@ def test_nothing_but_logits_and_statistics_leaves_the_narrow_type(bundle_of, sch
     assert {str(dtype) for name, dtype in types.items() if name.startswith(("past.", "present."))} == {"FLOAT16"}
     wide = {node.op_type for node in graph for value in node.outputs if value.dtype == ir.DataType.FLOAT}
     assert wide <= {"Cast", "RMSNormalization", "Range"}
+
+
+def test_the_command_line_says_what_was_built(model_dir, tmp_path, capsys):
+    arguments = ["build", str(model_dir), "-o", str(tmp_path / "out"), "--target", "ort-cuda", "--max-length", "50"]
+    assert main([*arguments, "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "ort-cuda: float16, cache float16, batch up to 8, length up to 50; " in said
+    assert "attention fused in 2 of 2 (rotary in 2, packed in 2), 4 residual norms" in said
+    assert "linears: 100.0% in float; lm_head in float\nproof: logits within" in said
+
+
+def test_lengths_that_kernels_read_on_the_host_come_as_an_input(bundle_of):
+    """A CUDA graph cannot bring them there."""
+    graph = ir.load(bundle_of("fp") / "ort-cuda/model.onnx").graph
+    total = next(value for value in graph.inputs if value.name == "total_sequence_length")
+    assert (total.dtype, list(total.shape)) == (ir.DataType.INT32, [])
+    assert {node.op_type for node, _ in total.uses()} == {"GroupQueryAttention"}
 
 
 def test_int8_activations_are_refused_by_name(model_of, tmp_path):

@@ -1,5 +1,8 @@
+import contextlib
 import gc
 import inspect
+import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +11,14 @@ from fake_cuda import FakeCudaRuntime
 from machines import gpu, machine_with
 from toy_model import CACHE, write_bundle
 
+from piston.runtime import ort_cuda_engine
 from piston.runtime.backends import Sizes, choose, open_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.cuda import Cuda
 from piston.runtime.decode import Request, decode
 from piston.runtime.engine import Engine
 from piston.runtime.errors import DeviceMemoryError, EngineError, MissingExtraError, MisuseError
+from piston.runtime.kv_cache import KVCache
 from piston.runtime.manifest import EngineSpec
 from piston.runtime.ort_cuda_engine import OrtCudaEngine, check_provider
 from piston.runtime.ort_engine import OrtEngine, OrtOptions, open_session
@@ -25,17 +30,46 @@ pytest.importorskip("onnxruntime")
 IDS = [17, 3, 90, 44, 5, 5, 128, 61, 22, 9, 77]
 
 
+@pytest.fixture(scope="module")
+def lowered(toy, tmp_path_factory):
+    """The toy as the builder lowers it, but in float32, so that answers can be held against the CPU's."""
+    import onnx_ir as ir
+
+    from piston.engines.lowering.ort_cuda import lower_for_ort_cuda
+
+    model = ir.load(toy.path)
+    lower_for_ort_cuda(model, 64, "float32")
+    path = tmp_path_factory.mktemp("lowered") / "model.onnx"
+    ir.save(model, path, external_data="model.onnx.data")
+    return path
+
+
+@pytest.fixture(params=["captured", "one by one"])
+def rig(request, toy, lowered):
+    return make_rig(toy, lowered, captured=request.param == "captured")
+
+
 @pytest.fixture
-def rig(toy):
+def captured(toy, lowered):
+    return make_rig(toy, lowered, captured=True)
+
+
+def make_rig(toy, lowered, *, captured):
     from fake_cuda_session import FakeCudaSession
 
     runtime = FakeCudaRuntime()
-    session = FakeCudaSession(toy.path, runtime)
+    found = SimpleNamespace(runtime=runtime, session=None)
 
     def engine(num_slots=3, capacity=40):
-        return OrtCudaEngine(session, toy.spec, cuda=Cuda.of(runtime), num_slots=num_slots, capacity=capacity)
+        cuda = Cuda.of(runtime)
+        stream = cuda.stream()
+        found.session = FakeCudaSession(lowered, runtime, stream if captured else None)
+        problem = None if captured else "a test's"
+        sizes = {"num_slots": num_slots, "capacity": capacity, "capture_problem": problem}
+        return OrtCudaEngine(found.session, toy.spec, cuda=cuda, stream=stream, **sizes)
 
-    return SimpleNamespace(runtime=runtime, engine=engine)
+    found.engine = engine
+    return found
 
 
 def test_it_is_an_engine(rig):
@@ -43,7 +77,7 @@ def test_it_is_an_engine(rig):
 
 
 def test_texts_are_those_of_the_cpu(rig, toy):
-    other = OrtEngine(open_session(toy.path, OrtOptions(threads=1)), toy.spec, 3, 40)
+    other = OrtEngine(open_session(toy.path, OrtOptions(threads=1)), KVCache(toy.spec, 3, 40))
     found = []
     for engine in (rig.engine(), other):
         requests = [Request(IDS[:count], RowSampler(Sampling(max_tokens=9), IDS[:count])) for count in (3, 11, 1, 6, 2)]
@@ -56,8 +90,7 @@ def test_texts_are_those_of_the_cpu(rig, toy):
 def test_the_cache_is_on_the_device_and_begins_as_zeros(rig):
     engine = rig.engine()
     assert engine.cache.arrays == []
-    (memory,) = rig.runtime.device.values()
-    assert memory.nbytes == 3 * 40 * CACHE.bytes_per_token
+    (memory,) = [part for part in rig.runtime.device.values() if part.nbytes == 3 * 40 * CACHE.bytes_per_token]
     assert not memory.any()
     engine.prefill(engine.cache.admit(), IDS)
     written = memory.view(np.float32).reshape(4, 3, 2, 40, 16)
@@ -70,6 +103,95 @@ def test_a_device_that_is_too_small_is_told_with_both_numbers(rig):
     with pytest.raises(DeviceMemoryError, match=r"The float32 cache of 3 rows of 40 positions needs 0\.1 MB"):
         rig.engine()
     assert rig.runtime.leaks() == 0
+
+
+def test_each_range_of_rows_is_captured_once_and_repeated(captured):
+    engine = captured.engine()
+    for length in (3, 7, 2):
+        engine.prefill(engine.cache.admit(), IDS[:length])
+    assert not captured.session.captured
+    for tokens in ({0: 5, 1: 6, 2: 7}, {0: 8, 1: 9, 2: 10}, {1: 5}, {0: 5, 1: 6, 2: 7}, {1: 11}):
+        engine.step(tokens)
+    assert list(captured.session.captured) == ["1", "2"]
+    assert engine.capture_problem is None
+
+
+def test_what_a_graph_read_on_the_host_is_the_capacity_at_every_length(captured):
+    engine = captured.engine(capacity=23)
+    engine.prefill(engine.cache.admit(), IDS[:3])
+    engine.step({0: 5})
+    ((frozen,),) = [kind["cpu"].items() for kind in captured.session.captured.values()]
+    assert frozen == ("total_sequence_length", 23)
+
+
+def test_ranges_on_both_sides_of_a_full_row_keep_their_logits_apart(captured, toy, lowered):
+    engine = captured.engine(capacity=4)
+    other = OrtEngine(open_session(lowered, OrtOptions(threads=1)), KVCache(toy.spec, 3, 4))
+    found = []
+    for each in (engine, other):
+        for length in (2, 4, 3):
+            each.prefill(each.cache.admit(), IDS[:length])
+        found.append(each.step({0: 5, 2: 6}))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
+    np.testing.assert_allclose(found[0][2], found[1][2], atol=1e-5)
+
+
+def test_a_capture_that_fails_is_told_once_and_the_text_is_the_same(captured, toy):
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+    engine, other = captured.engine(), captured.engine()
+    failing = engine._steps._session
+    failing.fail["1"] = Fail("operation not permitted when stream is capturing")
+    texts = []
+    for each in (engine, other):
+        request = Request(IDS, RowSampler(Sampling(max_tokens=9), IDS))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            list(decode(each, [request]))
+        texts.append(request.output_ids)
+        assert [str(item.message) for item in told] == [
+            f"Decoding goes on without a CUDA graph, which is slower: {problem}"
+            for problem in [each.capture_problem]
+            if problem
+        ]
+    assert "not permitted" in engine.capture_problem
+    assert other.capture_problem is None
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_session_that_cannot_capture_is_opened_without(toy, lowered, monkeypatch, refuses):
+    from fake_cuda_session import FakeCudaSession
+
+    runtime, asked = FakeCudaRuntime(), []
+
+    def opened(path, options):
+        asked.append(dict(options.provider_options))
+        if options.provider_options and refuses:
+            raise EngineError("not all nodes are on the device")
+        stream = int(options.provider_options.get("user_compute_stream", 0))
+        return FakeCudaSession(path, runtime, stream or None)
+
+    monkeypatch.setattr(ort_cuda_engine, "open_session", opened)
+    expected = pytest.warns(RuntimeWarning, match="slower: not all nodes") if refuses else contextlib.nullcontext()
+    with expected:
+        engine = OrtCudaEngine.open(lowered, toy.spec, cuda=Cuda.of(runtime), num_slots=2, capacity=20)
+    engine.prefill(engine.cache.admit(), IDS)
+    engine.step({0: 5})
+    (stream,) = runtime.streams
+    capturing = {"user_compute_stream": str(stream), "enable_cuda_graph": "1"}
+    assert asked == ([capturing, {}] if refuses else [capturing])
+    assert engine.capture_problem == ("not all nodes are on the device" if refuses else None)
+    engine.close()
+    assert runtime.leaks() == 0
+
+
+def test_a_file_that_cannot_be_opened_at_all_leaves_nothing_behind(toy, lowered, monkeypatch):
+    runtime = FakeCudaRuntime()
+    monkeypatch.setattr(ort_cuda_engine, "open_session", lambda path, options: (_ for _ in ()).throw(EngineError("no")))
+    with pytest.raises(EngineError, match="no"):
+        OrtCudaEngine.open(lowered, toy.spec, cuda=Cuda.of(runtime), num_slots=2, capacity=20)
+    assert runtime.leaks() == 0
 
 
 @pytest.mark.parametrize("end", [lambda engine: engine.close() or engine.close(), lambda engine: None])
@@ -91,6 +213,18 @@ def test_a_cpu_that_onnx_runtime_puts_in_place_of_the_gpu_is_noticed():
     session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match="runs this on CPUExecutionProvider: its CUDA libraries cannot be loaded"):
         check_provider(session)
+
+
+def test_a_library_that_is_missing_is_named_and_not_printed(toy, lowered, monkeypatch, capsys):
+    line = "Failed to load libcublas.so.13: cannot open shared object file"
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda cudnn: sys.stdout.write(f"{line}\nPlease follow a link.\n"))
+    cpu = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(ort_cuda_engine, "open_session", lambda path, options: cpu)
+    runtime = FakeCudaRuntime()
+    with pytest.raises(EngineError, match=r"cannot be loaded \(Failed to load libcublas.so.13: .*\)\. Install CUDA"):
+        OrtCudaEngine.open(lowered, toy.spec, cuda=Cuda.of(runtime), num_slots=2, capacity=20)
+    assert capsys.readouterr().out == ""
+    assert runtime.leaks() == 0
 
 
 def test_a_plain_onnxruntime_beside_the_other_is_named_as_the_trap_it_is(toy, monkeypatch):

@@ -11,6 +11,7 @@ from piston.runtime.chat_template import ChatTemplate
 from piston.runtime.decode import Request, decode
 from piston.runtime.engine import Engine
 from piston.runtime.errors import EngineError, MisuseError, PromptTooLongError
+from piston.runtime.kv_cache import KVCache
 from piston.runtime.manifest import CacheSpec
 from piston.runtime.model import LanguageModel
 from piston.runtime.ort_engine import OrtEngine, OrtOptions, open_session
@@ -33,7 +34,7 @@ def session(toy):
 @pytest.fixture
 def make(session, toy):
     def make(num_slots=1, capacity=48, chunk=512):
-        return OrtEngine(session, toy.spec, num_slots, capacity, chunk)
+        return OrtEngine(session, KVCache(toy.spec, num_slots, capacity), chunk)
 
     return make
 

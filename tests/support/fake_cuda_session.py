@@ -1,4 +1,8 @@
-"""onnxruntime-gpu without a GPU: a session on the CPU whose bindings may name memory of a FakeCudaRuntime."""
+"""onnxruntime-gpu without a GPU: a session on the CPU whose bindings may name memory of a FakeCudaRuntime.
+
+With a stream it captures as ONNX Runtime does: a run under a number of its own is repeated later as it was, with what
+it read on the host then; only what lies on the device is read anew. A run happens behind what waits in the stream.
+"""
 
 import ctypes
 
@@ -9,12 +13,13 @@ import onnxruntime
 class FakeCudaSession:
     """An InferenceSession as far as OrtEngine uses one."""
 
-    def __init__(self, path, cuda):
+    def __init__(self, path, cuda, stream=None):
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        self.cuda = cuda
+        self.cuda, self.stream = cuda, stream
+        self.captured, self.fail = {}, {}
         self.get_inputs, self.get_outputs = self.session.get_inputs, self.session.get_outputs
 
     def get_providers(self):
@@ -23,8 +28,28 @@ class FakeCudaSession:
     def io_binding(self):
         return FakeBinding(self)
 
-    def run_with_iobinding(self, binding):
-        feeds = {name: bound.copy() for name, bound in binding.inputs.items()}
+    def run_with_iobinding(self, binding, run_options=None):
+        number = "-1" if run_options is None else run_options.get_run_config_entry("gpu_graph_id")
+        if number in self.fail:
+            raise self.fail[number]
+        if self.stream is not None:
+            self.cuda.streams[int(self.stream)].drain()
+        if number == "-1":
+            self._run(binding, {})
+            return
+        assert self.stream is not None
+        kind = {"cuda": {**binding.inputs, **binding.outputs}, "cpu": {}}
+        for name in binding.on_host:
+            assert name not in binding.outputs
+            kind["cpu"][name] = kind["cuda"].pop(name).copy()
+        kept = self.captured.setdefault(number, kind)
+        for name, array in kept["cuda"].items():
+            assert kind["cuda"][name].ctypes.data == array.ctypes.data
+            assert kind["cuda"][name].shape == array.shape
+        self._run(binding, kept["cpu"])
+
+    def _run(self, binding, frozen):
+        feeds = {name: bound.copy() for name, bound in binding.inputs.items()} | frozen
         names = list(binding.outputs)
         for name, value in zip(names, self.session.run(names, feeds), strict=True):
             binding.outputs[name][...] = value
@@ -34,10 +59,12 @@ class FakeBinding:
     """Arrays over the addresses that were bound, by name."""
 
     def __init__(self, session):
-        self.session, self.inputs, self.outputs = session, {}, {}
+        self.session, self.inputs, self.outputs, self.on_host = session, {}, {}, set()
 
     def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
         assert name not in self.outputs
+        if device_type == "cpu":
+            self.on_host.add(name)
         self.inputs[name] = self.over(device_type, element_type, shape, buffer_ptr)
 
     def bind_output(self, name, device_type="cpu", device_id=0, element_type=None, shape=None, buffer_ptr=None):

@@ -8,6 +8,7 @@ from piston.runtime.decode import Request, decode
 from piston.runtime.device_decoding import DeviceDecoding, DeviceRow
 from piston.runtime.engine import Engine
 from piston.runtime.errors import DeviceMemoryError, EngineError, MisuseError, PromptTooLongError
+from piston.runtime.kv_cache import KVCache
 from piston.runtime.ort_engine import OrtEngine, OrtOptions, open_session
 from piston.runtime.row_sampler import RowSampler
 from piston.runtime.sampling import Sampling
@@ -25,7 +26,7 @@ WARM = Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=3)
 def reference(toy):
     """The same graph through the engine of ONNX Runtime."""
     session = open_session(toy.path, OrtOptions(threads=1))
-    return lambda num_slots=4: OrtEngine(session, toy.spec, num_slots, 48)
+    return lambda num_slots=4: OrtEngine(session, KVCache(toy.spec, num_slots, 48))
 
 
 def prefilled(engine, *lengths):

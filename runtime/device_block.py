@@ -1,13 +1,11 @@
 """The small tensors of a step in one block of device memory, mirrored on the host: one copy moves them all."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from piston.runtime.cuda import Cuda, DeviceBuffer, PinnedArray, Stream
-from piston.runtime.tensorrt.interface import MOVING
 
 ALIGNMENT = 256  # bytes: TensorRT reads tensors from addresses that are multiples of it
 
@@ -60,35 +58,6 @@ class Block:
         if self._host is not None:
             self._host.close()
         self._device.close()
-
-
-def input_fields(rows: int, seq: int, kept: int, capacity: int) -> Fields:
-    """The inputs of a step of at most rows x seq tokens with rows x kept logits; the moving ones come first."""
-    integers = zip(MOVING, (rows * seq, rows * seq, rows, rows), strict=True)
-    return {
-        **{name: (count, np.int64) for name, count in integers},
-        "logits_positions": (rows * kept, np.int64),
-        "temperature": (rows, np.float32),
-        "top_k": (rows, np.int64),
-        "top_p": (rows, np.float32),
-        "uniforms": (rows * capacity, np.float32),
-    }
-
-
-def output_fields(rows: int, kept: int) -> Fields:
-    """The outputs that the next step takes; for kept = 1 they lie as its inputs do, so that one copy moves them."""
-    counts = (rows * kept, rows * kept, rows, rows)
-    return {f"next.{name}": (count, np.int64) for name, count in zip(MOVING, counts, strict=True)}
-
-
-def moving_bytes(block: Block) -> int:
-    """How much of a block of inputs a step hands to the next."""
-    return block.offsets["logits_positions"]
-
-
-def cache_bytes(rows: int, heads: int, capacity: int, head_dim: int, item_size: int) -> int:
-    """Bytes of one key or value cache."""
-    return math.prod((rows, heads, capacity, head_dim, item_size))
 
 
 def _aligned(nbytes: int) -> int:

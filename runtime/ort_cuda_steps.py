@@ -1,0 +1,104 @@
+"""Decode steps of ONNX Runtime as CUDA graphs: their inputs and logits are on the device, at addresses that stay.
+
+ONNX Runtime captures a run under a number that it is given (`gpu_graph_id`) and launches the graph whenever that
+number comes again. What it read on the host while it captured is fixed from then on; here that is
+`total_sequence_length`, which is therefore the capacity: kernels take from it how to share out the work, and from
+`kv_lengths` where each row ends.
+"""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.runtime.cuda import Cuda, Stream
+from piston.runtime.device_block import Block
+from piston.runtime.engine import Logits
+from piston.runtime.kv_cache import KVCache
+from piston.runtime.ort_engine import bind_cache, translated
+
+NO_GRAPH = "-1"  # the number of runs that are not captured
+INTEGERS = ("input_ids", "position_ids", "write_indices", "kv_lengths", "logits_positions")
+
+
+class CapturedSteps:
+    """The buffers of a step and one captured run for each range of rows; `close` frees the buffers.
+
+    Args:
+        session: made with `enable_cuda_graph` and `user_compute_stream`.
+        cuda: the device.
+        stream: the one the session was made with, so that copies and runs need not wait for one another.
+        cache: where the session finds keys and values.
+        vocab_size: logits of a row.
+
+    Raises:
+        DeviceMemoryError: the buffers do not fit.
+    """
+
+    def __init__(self, session: Any, cuda: Cuda, stream: Stream, cache: KVCache, vocab_size: int) -> None:
+        self._session, self._stream, self._cache, self._vocab_size = session, stream, cache, vocab_size
+        self._inputs = {item.name for item in session.get_inputs()}
+        self._total = np.array([cache.capacity], np.int32)
+        self._bound: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._numbers = itertools.count(1)
+        purpose = f"A step of {cache.num_slots} rows"
+        with ExitStack() as stack:
+            fields = dict.fromkeys(INTEGERS, (cache.num_slots, np.int64))
+            self._block = Block(cuda, fields, purpose)
+            stack.callback(self._block.close)
+            self._host = cuda.pinned((cache.num_slots, vocab_size), np.float32, purpose)
+            stack.callback(self._host.close)
+            self._logits = cuda.allocate(self._host.array.nbytes, purpose)
+            stack.callback(self._logits.close)
+            self._stack = stack.pop_all()
+
+    def step(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64]) -> Logits:
+        """Append a token to each of the rows from `low` on; logits [rows, vocab], valid until these rows' next step.
+
+        Raises:
+            EngineError: the run failed, or could not be captured.
+        """
+        arrays, rows = self._block.arrays, len(ids)
+        arrays["input_ids"][:rows] = ids
+        arrays["position_ids"][:rows] = lengths
+        arrays["write_indices"][:rows] = lengths
+        arrays["kv_lengths"][:rows] = lengths + 1
+        if (low, rows) not in self._bound:
+            self._bound[low, rows] = self._bind(low, rows), run_options(str(next(self._numbers)))
+        self._block.upload(self._stream, INTEGERS[0])
+        with translated("running a step"):
+            self._session.run_with_iobinding(*self._bound[low, rows])
+        host = self._host.array[low : low + rows]
+        self._stream.download(self._host.address_of(low), self._logits.address, host.nbytes)
+        self._stream.synchronize()
+        return host
+
+    def close(self) -> None:
+        """Forget what was captured and free the buffers; the stream must have come to rest."""
+        self._bound.clear()
+        self._session = None
+        self._stack.close()
+
+    def _bind(self, low: int, rows: int) -> Any:
+        binding = self._session.io_binding()
+        shapes = {"input_ids": [rows, 1], "position_ids": [rows, 1], "logits_positions": [rows, 1]}
+        for name in INTEGERS:
+            if name in self._inputs:
+                shape = shapes.get(name, [rows])
+                binding.bind_input(name, "cuda", 0, np.int64, shape, self._block.address(name))
+        binding.bind_input("total_sequence_length", "cpu", 0, np.int32, [], self._total.ctypes.data)
+        binding.bind_output("logits", "cuda", 0, np.float32, [rows, 1, self._vocab_size], self._logits.address)
+        bind_cache(binding, self._cache, low, rows)
+        return binding
+
+
+def run_options(number: str) -> Any:
+    """Options of a run that is captured under a number of its own, or of one that is not: NO_GRAPH."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", number)
+    return options
