@@ -1,7 +1,7 @@
 """The engine over ONNX Runtime's CUDA provider: prefill as OrtEngine does it, decode steps as CUDA graphs.
 
 The cache is bound by device address, as on the CPU by host address. In a prefill ONNX Runtime copies the small inputs
-and the logits itself; those of a decode step have buffers of their own on the device, see CapturedSteps.
+and the logits itself; those of a decode step have buffers of their own on the device, see DeviceStep.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from piston.runtime.engine import Logits
 from piston.runtime.errors import EngineError
 from piston.runtime.kv_cache import KVCache
 from piston.runtime.manifest import CacheSpec
-from piston.runtime.ort_cuda_steps import NO_GRAPH, CapturedSteps, run_options
+from piston.runtime.ort_cuda_step import NO_GRAPH, DeviceStep, run_options
 from piston.runtime.ort_engine import OrtEngine, OrtOptions, check_interface, open_session
 
 PROVIDER = "CUDAExecutionProvider"
@@ -29,7 +29,7 @@ class OrtCudaEngine:
     """See Engine: an OrtEngine over zeroed device memory, which `close` or the end of the process frees.
 
     Args:
-        session: on the device, with `stream` as its own where steps are to be captured.
+        session: on the device, with `stream` as its own.
         spec: the cache's layout and type.
         cuda: the device.
         stream: owned by the engine from here on.
@@ -64,13 +64,11 @@ class OrtCudaEngine:
             stream.synchronize()
             bases = [buffer.address + index * array_bytes for index in range(2 * spec.num_layers)]
             self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=bases)
-            options = None if capture_problem else run_options(NO_GRAPH)
-            self._engine = OrtEngine(session, self.cache, PREFILL_CHUNK, options)
+            self._engine = OrtEngine(session, self.cache, PREFILL_CHUNK, run_options(NO_GRAPH))
             self.vocab_size = self._engine.vocab_size
-            self._steps: CapturedSteps | None = None
-            if not capture_problem:
-                self._steps = CapturedSteps(session, cuda, stream, self.cache, self.vocab_size)
-                stack.callback(self._steps.close)
+            sizes = {"vocab_size": self.vocab_size, "is_captured": capture_problem is None}
+            self._step = DeviceStep(session, cuda, stream, self.cache, **sizes)  # type: ignore[arg-type]
+            stack.callback(self._step.close)
             stack.callback(self._engine.close)
             # First thing when all ends: nothing may be freed under work that is still going on.
             stack.callback(stream.synchronize)
@@ -86,12 +84,12 @@ class OrtCudaEngine:
             DeviceMemoryError: see the class.
         """
         stream, problem = cuda.stream(), None
-        options = {"user_compute_stream": str(int(stream)), "enable_cuda_graph": "1"}
+        options = {"user_compute_stream": str(int(stream))}
         try:
             try:
-                session = _session(path, spec, options)
+                session = _session(path, spec, options | {"enable_cuda_graph": "1"})
             except EngineError as failure:
-                session = _session(path, spec, {})
+                session = _session(path, spec, options)
                 problem = str(failure)
                 _warn(problem)
         except BaseException:
@@ -113,21 +111,26 @@ class OrtCudaEngine:
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
         """See Engine."""
-        if self._steps is None or self.capture_problem is not None:
-            return self._engine.step(tokens)
         self._engine.check_step(tokens)
-        found: dict[int, Logits] = {}
         try:
-            for low, high in self.cache.spans(tokens):
-                ids = [tokens.get(slot, 0) for slot in range(low, high)]
-                logits = self._steps.step(low, ids, self.cache.lengths[low:high])
-                found |= {slot: logits[slot - low] for slot in range(low, high) if slot in tokens}
+            found = self._logits_of(tokens)
         except EngineError as problem:
+            if self.capture_problem is not None:
+                raise
             self.capture_problem = str(problem)
             _warn(problem)
-            return self._engine.step(tokens)
+            self._step.stop_capturing()
+            found = self._logits_of(tokens)
         for slot in tokens:
             self.cache.advance(slot, 1)
+        return found
+
+    def _logits_of(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
+        found: dict[int, Logits] = {}
+        for low, high in self.cache.spans(tokens):
+            ids = [tokens.get(slot, 0) for slot in range(low, high)]
+            logits = self._step.run(low, ids, self.cache.lengths[low:high])
+            found |= {slot: logits[slot - low] for slot in range(low, high) if slot in tokens}
         return found
 
     def close(self) -> None:

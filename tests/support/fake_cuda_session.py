@@ -1,7 +1,8 @@
 """onnxruntime-gpu without a GPU: a session on the CPU whose bindings may name memory of a FakeCudaRuntime.
 
-With a stream it captures as ONNX Runtime does: a run under a number of its own is repeated later as it was, with what
-it read on the host then; only what lies on the device is read anew. A run happens behind what waits in the stream.
+It does as ONNX Runtime 1.31 did on an H200. Inputs on the host are copied to the device when they are bound, not when
+they are read, but for the one that kernels read on the host. A run under a number of its own is captured: repeated
+later as it was, with what it read on the host then. A run happens behind what waits in the session's stream.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import onnxruntime
 class FakeCudaSession:
     """An InferenceSession as far as OrtEngine uses one."""
 
-    def __init__(self, path, cuda, stream=None):
+    def __init__(self, path, cuda, stream):
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = 1
@@ -32,12 +33,10 @@ class FakeCudaSession:
         number = "-1" if run_options is None else run_options.get_run_config_entry("gpu_graph_id")
         if number in self.fail:
             raise self.fail[number]
-        if self.stream is not None:
-            self.cuda.streams[int(self.stream)].drain()
+        self.cuda.streams[int(self.stream)].drain()
         if number == "-1":
             self._run(binding, {})
             return
-        assert self.stream is not None
         kind = {"cuda": {**binding.inputs, **binding.outputs}, "cpu": {}}
         for name in binding.on_host:
             assert name not in binding.outputs
@@ -63,9 +62,11 @@ class FakeBinding:
 
     def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
         assert name not in self.outputs
+        self.inputs[name] = self.over(device_type, element_type, shape, buffer_ptr)
         if device_type == "cpu":
             self.on_host.add(name)
-        self.inputs[name] = self.over(device_type, element_type, shape, buffer_ptr)
+            if name != "total_sequence_length":
+                self.inputs[name] = self.inputs[name].copy()
 
     def bind_output(self, name, device_type="cpu", device_id=0, element_type=None, shape=None, buffer_ptr=None):
         self.outputs[name] = self.over(device_type, element_type, shape, buffer_ptr)

@@ -1,9 +1,10 @@
-"""Decode steps of ONNX Runtime as CUDA graphs: their inputs and logits are on the device, at addresses that stay.
+"""Decode steps of ONNX Runtime on a device: their inputs and logits are there too, at addresses that stay.
 
-ONNX Runtime captures a run under a number that it is given (`gpu_graph_id`) and launches the graph whenever that
-number comes again. What it read on the host while it captured is fixed from then on; here that is
-`total_sequence_length`, which is therefore the capacity: kernels take from it how to share out the work, and from
-`kv_lengths` where each row ends.
+They must be: what is bound on the host is copied to the device when it is bound, and a binding that is run again runs
+on the old copy (1.31, seen). It also lets ONNX Runtime capture a run into a CUDA graph, under a number that it is given
+(`gpu_graph_id`), and launch the graph whenever that number comes again. What it read on the host while it captured is
+fixed from then on; here that is `total_sequence_length`, which is therefore the capacity: kernels take from it how to
+share out the work, and from `kv_lengths` where each row ends.
 """
 
 import itertools
@@ -22,32 +23,35 @@ from piston.runtime.ort_engine import bind_cache, translated
 
 NO_GRAPH = "-1"  # the number of runs that are not captured
 INTEGERS = ("input_ids", "position_ids", "write_indices", "kv_lengths", "logits_positions")
+TOTAL = "total_sequence_length"
 
 
-class CapturedSteps:
-    """The buffers of a step and one captured run for each range of rows; `close` frees the buffers.
+class DeviceStep:
+    """The buffers of a step, and one binding for each range of rows; `close` frees the buffers.
 
     Args:
-        session: made with `enable_cuda_graph` and `user_compute_stream`.
+        session: made with `user_compute_stream`, and with `enable_cuda_graph` where runs are to be captured.
         cuda: the device.
         stream: the one the session was made with, so that copies and runs need not wait for one another.
         cache: where the session finds keys and values.
         vocab_size: logits of a row.
+        is_captured: whether each range of rows becomes a CUDA graph at its first step.
 
     Raises:
         DeviceMemoryError: the buffers do not fit.
     """
 
-    def __init__(self, session: Any, cuda: Cuda, stream: Stream, cache: KVCache, vocab_size: int) -> None:
+    def __init__(
+        self, session: Any, cuda: Cuda, stream: Stream, cache: KVCache, *, vocab_size: int, is_captured: bool
+    ) -> None:
         self._session, self._stream, self._cache, self._vocab_size = session, stream, cache, vocab_size
         self._inputs = {item.name for item in session.get_inputs()}
         self._total = np.array([cache.capacity], np.int32)
         self._bound: dict[tuple[int, int], tuple[Any, Any]] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1) if is_captured else itertools.repeat(int(NO_GRAPH))
         purpose = f"A step of {cache.num_slots} rows"
         with ExitStack() as stack:
-            fields = dict.fromkeys(INTEGERS, (cache.num_slots, np.int64))
-            self._block = Block(cuda, fields, purpose)
+            self._block = Block(cuda, dict.fromkeys(INTEGERS, (cache.num_slots, np.int64)), purpose)
             stack.callback(self._block.close)
             self._host = cuda.pinned((cache.num_slots, vocab_size), np.float32, purpose)
             stack.callback(self._host.close)
@@ -55,7 +59,7 @@ class CapturedSteps:
             stack.callback(self._logits.close)
             self._stack = stack.pop_all()
 
-    def step(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64]) -> Logits:
+    def run(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64]) -> Logits:
         """Append a token to each of the rows from `low` on; logits [rows, vocab], valid until these rows' next step.
 
         Raises:
@@ -76,6 +80,11 @@ class CapturedSteps:
         self._stream.synchronize()
         return host
 
+    def stop_capturing(self) -> None:
+        """Let runs be what they are from here on."""
+        self._bound.clear()
+        self._numbers = itertools.repeat(int(NO_GRAPH))
+
     def close(self) -> None:
         """Forget what was captured and free the buffers; the stream must have come to rest."""
         self._bound.clear()
@@ -84,12 +93,13 @@ class CapturedSteps:
 
     def _bind(self, low: int, rows: int) -> Any:
         binding = self._session.io_binding()
-        shapes = {"input_ids": [rows, 1], "position_ids": [rows, 1], "logits_positions": [rows, 1]}
+        shapes = {name: [rows, 1] for name in ("input_ids", "position_ids", "logits_positions")}
         for name in INTEGERS:
             if name in self._inputs:
-                shape = shapes.get(name, [rows])
-                binding.bind_input(name, "cuda", 0, np.int64, shape, self._block.address(name))
-        binding.bind_input("total_sequence_length", "cpu", 0, np.int32, [], self._total.ctypes.data)
+                address, shape = self._block.address(name), shapes.get(name, [rows])
+                binding.bind_input(name, "cuda", 0, np.int64, shape, address)
+        if TOTAL in self._inputs:  # not in what was built before steps were captured
+            binding.bind_input(TOTAL, "cpu", 0, np.int32, [], self._total.ctypes.data)
         binding.bind_output("logits", "cuda", 0, np.float32, [rows, 1, self._vocab_size], self._logits.address)
         bind_cache(binding, self._cache, low, rows)
         return binding
