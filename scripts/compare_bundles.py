@@ -20,10 +20,12 @@ def main() -> None:
     parser.add_argument("--past", type=int, default=64, help="tokens of context before those that are timed")
     parser.add_argument("--batch", type=int, default=1, help="rows decoded together; decode counts all their tokens")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="default: one for each physical core")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        models = {path.name: stack.enter_context(load(path, max_batch=arguments.batch)) for path in arguments.bundles}
+        sizes = {"max_batch": arguments.batch, "threads": arguments.threads}
+        models = {path.name: stack.enter_context(load(path, **sizes)) for path in arguments.bundles}
         rounds = [
             {name: measure(model, arguments) for name, model in models.items()} for _ in range(arguments.rounds + 1)
         ]
