@@ -57,6 +57,11 @@ class Calibrated:
     spent: Spent | None  # on a budget
     saturated: dict[str, Saturated]  # by what reads the value, or its cache; empty unless asked for
 
+    @property
+    def remainders(self) -> dict[str, int]:
+        """w8a8: of each linear whose input has a remainder, how many times its scale the remainder's is."""
+        return dict(self.manifest.made_by["calibration"]["remainders"])
+
 
 def calibrate(  # noqa: PLR0913
     model_dir: str | Path,

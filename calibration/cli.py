@@ -14,7 +14,7 @@ from piston.calibration.check import summary
 from piston.calibration.data import RowOptions
 from piston.calibration.observers import Method
 from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe, Storage
-from piston.calibration.report import page_of
+from piston.calibration.report import page_of, remainders_text
 from piston.runtime.console import Progress, note, print_json, print_text
 from piston.runtime.errors import MisuseError
 
@@ -139,6 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"  weights: {result.size.got / 1e6:,.1f} MB, {result.size.asked / 1e6:,.1f} MB promised by the scheme's bits "
         f"({result.size.excess:+.1%})"
     )
+    if result.remainders:
+        print_text(f"  remainders: {remainders_text(result.remainders)}")
     print_text(f"  checked: {summary(result.check.near)}")
     if result.check.far is not None:
         print_text(f"  checked: {summary(result.check.far)}")

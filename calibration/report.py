@@ -29,6 +29,7 @@ def page_of(result: Calibrated) -> str:
         *_sensitivity(result),
         *([] if result.spent is None else _search(result.spent)),
         *_kept(result),
+        *_remainders(result.remainders),
         *_saturations(result.saturated),
         *_settings(result),
         f'<p class="soft">Written by piston calibrate, Piston {escape(version("piston"))}.</p>',
@@ -191,6 +192,26 @@ def _kept(result: Calibrated) -> list[str]:
     if result.weight_only:
         heading = "Whose activations stay in float, and why"
     return [f"<h2>{heading}</h2>", *table(["linear", "why"], rows)]
+
+
+def _remainders(ratios: Mapping[str, int]) -> list[str]:
+    if not ratios:
+        return []
+    rows = [(f"<code>{escape(name)}</code>", [str(ratio)]) for name, ratio in ratios.items()]
+    return [
+        "<h2>Remainders</h2>",
+        f"<p>{escape(remainders_text(ratios))}.</p>",
+        *details(["linear", "times as coarse"], rows),
+    ]
+
+
+def remainders_text(ratios: Mapping[str, int]) -> str:
+    """One line on the linears whose input is rounded twice, given the ratio of the two scales of each."""
+    low, high = min(ratios.values()), max(ratios.values())
+    span = f"{low}" if low == high else f"{low} to {high}"
+    return (
+        f"what one scale leaves over is rounded once more for {len(ratios)} linears, by a scale {span} times as coarse"
+    )
 
 
 def _saturations(saturated: Mapping[str, Saturated]) -> list[str]:

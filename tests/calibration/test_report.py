@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from piston.calibration.heat_map import Cell, heat_map
+from piston.calibration.report import remainders_text
 from piston.calibration.saturation import Saturation
 from piston.runtime.cli import main
 from piston.runtime.evaluation.chart import Chart, Dot, scatter
@@ -86,6 +87,35 @@ def test_it_says_what_was_measured_and_what_stays_in_float(page, written):
     assert "a scale for each channel" in page
     assert record["data"]["sha256"] in page
     assert f"rows of {4 * 24}" in page
+
+
+def test_it_says_which_linears_have_remainders(page, written):
+    ratios = Manifest.read(written / "out").made_by["calibration"]["remainders"]
+    assert ratios
+    assert all(name.endswith("mlp.down_proj") for name in ratios)
+    assert f"rounded once more for {len(ratios)} linears, by a scale " in page
+    for name, ratio in ratios.items():
+        assert re.search(rf"<code>{re.escape(name)}</code></th>\s*<td[^>]*>{ratio}</td>", page)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ({"a": 7, "b": 31}, "for 2 linears, by a scale 7 to 31 times as coarse"),
+        ({"a": 15}, "a scale 15 times as coarse"),
+    ],
+)
+def test_one_line_says_how_far_apart_the_scales_are(ratios, said):
+    assert remainders_text(ratios).endswith(said)
+
+
+def test_the_command_line_says_it_too(model_dir, written, tmp_path, capsys):
+    words = ["calibrate", str(model_dir), "-o", str(tmp_path / "out"), "--scheme", "w8a8", "--quiet"]
+    words += ["--data", str(written / "text.txt"), "--samples", "4", "--seq-len", "24", "--check", "kl=9"]
+    assert main(words) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  remainders: "))
+    ratios = Manifest.read(tmp_path / "out").made_by["calibration"]["remainders"]
+    assert line == f"  remainders: {remainders_text(ratios)}"
 
 
 def test_a_heat_map_has_a_cell_for_each_group_and_frames_what_is_kept():
