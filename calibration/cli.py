@@ -130,9 +130,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(to_json(arguments.output, result))
         return 0
+    _print(arguments.output, result)
+    return 0
+
+
+def _print(output: Path, result: Calibrated) -> None:
     size = sum(record.size for record in result.manifest.files.values())
     print_text(
-        f"{arguments.output}: {result.manifest.model.scheme}, {len(result.quantized)} linears quantized, "
+        f"{output}: {result.manifest.model.scheme}, {len(result.quantized)} linears quantized, "
         f"{_kept_text(result)}, {size / 1e6:,.0f} MB"
     )
     print_text(
@@ -155,7 +160,6 @@ def run(arguments: argparse.Namespace) -> int:
         state = "quantized" if name in result.quantized else state
         harm = f", the model by {result.harm[name]:.2g} nats" if name in result.harm else ""
         print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}{harm}; {state}")
-    return 0
 
 
 def _kept_text(result: Calibrated) -> str:
