@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from piston.engines.tensorrt import prove as proving
 from piston.engines.tensorrt.prove import prove
 from piston.engines.tensorrt.same_graph import check_same
 from piston.runtime.errors import EngineError, ParityError
@@ -204,3 +205,19 @@ def test_nothing_is_left_beside_the_file(lowered_toy, prove_broken):
     with pytest.raises(ParityError):
         prove_broken(BROKEN["the scale"])
     assert sorted(path.name for path in made.file.path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+def test_a_twin_is_given_what_rounding_alone_does_to_the_canonical_graph(prove_broken, monkeypatch):
+    slightly = scale_of_attention(1.003)
+    with pytest.raises(ParityError):
+        prove_broken(slightly, twin=True)
+    monkeypatch.setattr(proving, "slack_of", lambda *_, **__: 20.0)
+    proof = prove_broken(slightly, twin=True)
+    assert proof.slack == 20
+    assert proof.bound / 20 < proof.max_abs < proof.bound
+
+
+def test_the_file_in_float16_is_not_asked_for_its_noise(prove_broken, monkeypatch):
+    monkeypatch.setattr(proving, "slack_of", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(ParityError):
+        prove_broken(scale_of_attention(1.5))
