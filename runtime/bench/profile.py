@@ -151,8 +151,9 @@ def _node(event: Mapping[str, Any], bits_of: BitsOf) -> Node:
     num_ops = 0.0
     if op in _FLOAT_PRODUCTS + _INTEGER_PRODUCTS and inputs and outputs and inputs[0] and outputs[0]:
         inner, columns = inputs[0][-1], sum(shape[-1] for shape in outputs)
-        products = 2 if op.startswith("Gated") else 1  # gate and up in one
-        num_ops = 2.0 * math.prod(outputs[0][:-1]) * columns * inner * products
+        if "Gated" in op:
+            columns = 2 * outputs[0][-1]  # gate and up in one; other outputs say the same in another way
+        num_ops = 2.0 * math.prod(outputs[0][:-1]) * columns * inner
         bits = _FLOAT_BITS if op in _FLOAT_PRODUCTS else bits_of(op, name)
         weights = inner * columns * bits // 8 if num_ops else 0  # of no rows, no weights are read
         # Weights that ONNX Runtime packed are in no figure of the profile: such a product has no second matrix.

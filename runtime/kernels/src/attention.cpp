@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "simd.h"
+#include "attention_cache.h"
 
 namespace piston {
 namespace {
@@ -18,12 +18,6 @@ void fetch(const Cache& cache, int64_t at, int64_t dim) {
   const char* base = cache.values != nullptr ? reinterpret_cast<const char*>(cache.values)
                                              : reinterpret_cast<const char*>(cache.codes);
   for (int64_t i = 0; i < dim * item; i += 64) _mm_prefetch(base + at * item + i, _MM_HINT_T0);
-}
-
-__m512 load_cached(const Cache& cache, int64_t at) {
-  if (cache.values != nullptr) return _mm512_loadu_ps(cache.values + at);
-  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(cache.codes + at));
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
 }
 
 void store_cached(const Cache& cache, int64_t at, int64_t channel, __m512 value) {
@@ -173,14 +167,7 @@ void merge_parts(const Attention& attention, int64_t row, int64_t token, int64_t
         const float* part = parts + p * stride + g * width;
         sum = _mm512_fmadd_ps(_mm512_set1_ps(std::exp(part[0] - most)), _mm512_loadu_ps(part + 2 + i), sum);
       }
-      sum = _mm512_mul_ps(sum, _mm512_set1_ps(1.0f / total));
-      if (attention.values.values == nullptr)
-        sum = _mm512_mul_ps(sum, _mm512_loadu_ps(attention.values.scales + kv_head * dim + i));
-      if (attention.out != nullptr) {
-        _mm512_storeu_ps(attention.out + at + i, sum);
-      } else {
-        store_codes(attention.codes + at + i, sum, _mm512_set1_ps(attention.inverse_scale));
-      }
+      give_out(attention, at + i, kv_head * dim + i, _mm512_mul_ps(sum, _mm512_set1_ps(1.0f / total)));
     }
   }
 }

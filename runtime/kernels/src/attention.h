@@ -41,10 +41,14 @@ void attend_part(const Attention& attention, int64_t row, int64_t token, int64_t
 void merge_parts(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, const float* parts,
                  int64_t count, int64_t stride);
 
-// On the tile registers, for many tokens: keys and values of one kv_head as tiles, then blocks of 16 tokens of a head.
-constexpr int64_t kBlockTokens = 16, kBlockKeys = 32;
-int64_t tiles_size(const Attention& attention, int64_t length);  // bytes for one kv_head
-void make_tiles(const Attention& attention, int64_t row, int64_t kv_head, int64_t key_block, uint8_t* tiles);
-void attend_block(const Attention& attention, int64_t row, int64_t head, int64_t block, const uint8_t* tiles);
+// For many tokens: keys and values of each kv_head in another order, then blocks of tokens of a head.
+struct Blocks {
+  int64_t tokens, keys;                                         // of a block
+  int64_t (*size)(const Attention& attention, int64_t length);  // bytes for one kv_head
+  void (*make)(const Attention& attention, int64_t row, int64_t kv_head, int64_t key_block, uint8_t* room);
+  void (*attend)(const Attention& attention, int64_t row, int64_t head, int64_t block, const uint8_t* room);
+};
+extern const Blocks kOnVectors, kOnTiles;
+constexpr int64_t kAlone = 16;  // so many tokens are computed as each would be alone
 
 }  // namespace piston

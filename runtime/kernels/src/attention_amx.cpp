@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "attention.h"
-#include "simd.h"
+#include "attention_cache.h"
 #include "tiles.h"
 
 namespace piston {
@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kStep = 32;        // bfloat16 in a row of a tile
 constexpr int64_t kTileItems = 512;  // bfloat16 in a tile
 constexpr int64_t kRowBytes = 64;
+constexpr int64_t kBlockTokens = 16, kBlockKeys = 32;
 
 int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -25,11 +26,6 @@ Split split(__m512 x) {
   const __m256i high = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
   const __m512 back = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
   return {high, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_sub_ps(x, back)))};
-}
-
-__m512 cached(const Cache& cache, int64_t at) {
-  if (cache.values != nullptr) return _mm512_loadu_ps(cache.values + at);
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(cache.codes + at))));
 }
 
 void store_split(uint16_t* high, uint16_t* low, __m512 x) {
@@ -55,7 +51,7 @@ void key_tiles(const Cache& cache, int64_t at, int64_t count, int64_t dim, uint1
     for (int64_t key = 0; key < count; ++key)
       for (int64_t i = 0; i < kStep; i += kLanes)
         store_split(reinterpret_cast<uint16_t*>(words[0][key]) + i, reinterpret_cast<uint16_t*>(words[1][key]) + i,
-                    cached(cache, at + key * dim + step * kStep + i));
+                    load_cached(cache, at + key * dim + step * kStep + i));
     const __m512i stride = _mm512_mullo_epi32(_mm512_set1_epi32(16), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
     for (int64_t part = 0; part < 2; ++part)
       for (int64_t pair = 0; pair < 16; ++pair)
@@ -74,8 +70,8 @@ void value_tiles(const Cache& cache, int64_t at, int64_t count, int64_t dim, uin
     uint16_t* to = tiles + column * 2 * kTileItems;
     for (int64_t pair = 0; pair < kBlockKeys / 2; ++pair) {
       const int64_t from = at + 2 * pair * dim + column * kLanes;
-      const Split even = split(2 * pair < count ? cached(cache, from) : _mm512_setzero_ps());
-      const Split odd = split(2 * pair + 1 < count ? cached(cache, from + dim) : _mm512_setzero_ps());
+      const Split even = split(2 * pair < count ? load_cached(cache, from) : _mm512_setzero_ps());
+      const Split odd = split(2 * pair + 1 < count ? load_cached(cache, from + dim) : _mm512_setzero_ps());
       _mm512_storeu_si512(to + pair * kStep, joined(even.high, odd.high));
       _mm512_storeu_si512(to + kTileItems + pair * kStep, joined(even.low, odd.low));
     }
@@ -163,13 +159,11 @@ void weighted(const Layout& layout, const uint16_t* high, const uint16_t* low, c
   _tile_stored(3, out + 3 * kLanes, 4 * kRowBytes);
 }
 
-}  // namespace
-
-int64_t tiles_size(const Attention& attention, int64_t length) {
+int64_t size(const Attention& attention, int64_t length) {
   return rounded(length, kBlockKeys) / kBlockKeys * Layout{attention.head_dim}.block() * 2;
 }
 
-void make_tiles(const Attention& attention, int64_t row, int64_t kv_head, int64_t key_block, uint8_t* tiles) {
+void make(const Attention& attention, int64_t row, int64_t kv_head, int64_t key_block, uint8_t* tiles) {
   const Layout layout{attention.head_dim};
   uint16_t* to = reinterpret_cast<uint16_t*>(tiles) + key_block * layout.block();
   const int64_t first = key_block * kBlockKeys, dim = attention.head_dim;
@@ -183,7 +177,7 @@ void make_tiles(const Attention& attention, int64_t row, int64_t kv_head, int64_
   value_tiles(attention.values, at, count, dim, to + layout.value(0));
 }
 
-void attend_block(const Attention& attention, int64_t row, int64_t head, int64_t block, const uint8_t* tiles) {
+void attend(const Attention& attention, int64_t row, int64_t head, int64_t block, const uint8_t* tiles) {
   static thread_local Scratch scores_room, high_room, low_room, query_room;
   const Layout layout{attention.head_dim};
   const int64_t dim = attention.head_dim, first = block * kBlockTokens;
@@ -211,7 +205,6 @@ void attend_block(const Attention& attention, int64_t row, int64_t head, int64_t
   }
   written_for_tiles();
   const int64_t kv_head = head / (attention.heads / attention.kv_heads);
-  const __m512 inverse_scale = _mm512_set1_ps(attention.inverse_scale);
   alignas(64) float sums[kBlockTokens * 4 * kLanes];
   for (int64_t column = 0; column < dim / kLanes; column += 4) {
     const int64_t more = dim / kLanes - column, columns = more < 4 ? more : 4;
@@ -220,16 +213,14 @@ void attend_block(const Attention& attention, int64_t row, int64_t head, int64_t
       const int64_t at = ((row * attention.seq + first + t) * attention.heads + head) * dim + column * kLanes;
       for (int64_t i = 0; i < columns * kLanes; i += kLanes) {
         __m512 sum = _mm512_mul_ps(_mm512_load_ps(sums + t * 4 * kLanes + i), _mm512_set1_ps(inverse[t]));
-        if (attention.values.values == nullptr)
-          sum = _mm512_mul_ps(sum, _mm512_loadu_ps(attention.values.scales + kv_head * dim + column * kLanes + i));
-        if (attention.out != nullptr) {
-          _mm512_storeu_ps(attention.out + at + i, sum);
-        } else {
-          store_codes(attention.codes + at + i, sum, inverse_scale);
-        }
+        give_out(attention, at + i, kv_head * dim + column * kLanes + i, sum);
       }
     }
   }
 }
+
+}  // namespace
+
+const Blocks kOnTiles{kBlockTokens, kBlockKeys, size, make, attend};
 
 }  // namespace piston

@@ -33,21 +33,21 @@ void attend_tokens(const Context& context, const Attention& attention) {
                   parts_of(at), stride);
 }
 
-void attend_blocks(const Context& context, const Attention& attention) {
+void attend_blocks(const Context& context, const Attention& attention, const Blocks& way) {
   static thread_local Scratch room;
   for (int64_t row = 0; row < attention.rows; ++row) {
-    const int64_t key_blocks = (attention.length(row) + kBlockKeys - 1) / kBlockKeys;
-    const int64_t size = tiles_size(attention, attention.length(row));
-    uint8_t* tiles = room.at_least<uint8_t>(static_cast<size_t>(attention.kv_heads * size));
+    const int64_t key_blocks = (attention.length(row) + way.keys - 1) / way.keys;
+    const int64_t size = way.size(attention, attention.length(row));
+    uint8_t* made = room.at_least<uint8_t>(static_cast<size_t>(attention.kv_heads * size));
     context.parallel(static_cast<size_t>(attention.kv_heads * key_blocks), [&](size_t index) {
       const int64_t head = static_cast<int64_t>(index) / key_blocks;
-      make_tiles(attention, row, head, static_cast<int64_t>(index) % key_blocks, tiles + head * size);
+      way.make(attention, row, head, static_cast<int64_t>(index) % key_blocks, made + head * size);
     });
-    const int64_t blocks = (attention.seq + kBlockTokens - 1) / kBlockTokens;
+    const int64_t blocks = (attention.seq + way.tokens - 1) / way.tokens;
     context.parallel(static_cast<size_t>(attention.heads * blocks), [&](size_t index) {
       const int64_t head = static_cast<int64_t>(index) % attention.heads;
       const int64_t block = blocks - 1 - static_cast<int64_t>(index) / attention.heads;  // the longest first
-      attend_block(attention, row, head, block, tiles + head / (attention.heads / attention.kv_heads) * size);
+      way.attend(attention, row, head, block, made + head / (attention.heads / attention.kv_heads) * size);
     });
   }
 }
@@ -123,8 +123,8 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gi
   const int64_t tokens = call.rows * call.seq;
   call.queries = queries.at_least<float>(static_cast<size_t>(tokens * dims[2]));
   share(context, tokens, pieces(tokens, 16), [&](int64_t begin, int64_t end) { write_tokens(call, begin, end); });
-  if (level() == kAmx && call.seq > kBlockTokens) {
-    attend_blocks(context, call);
+  if (call.seq > kAlone) {
+    attend_blocks(context, call, level() == kAmx ? kOnTiles : kOnVectors);
   } else {
     attend_tokens(context, call);
   }

@@ -71,6 +71,14 @@ inline void pick(const Epilogue& epilogue, __m512 value, int64_t row, int64_t ti
     epilogue.picked[row * epilogue.num_channels + i] = lanes[epilogue.channels[i] - tile * kLanes];
 }
 
+// Ask for where the sums of some rows of a strip will go, a product ahead: a store waits for its line, and those after it.
+inline void fetch_goal(const Epilogue& epilogue, int64_t row, int64_t count, int64_t strip) {
+  if (epilogue.values == nullptr) return;
+  const int64_t lanes = epilogue.is_gated ? kLanes : 2 * kLanes;
+  for (int64_t r = row; r < row + count; ++r)
+    for (int64_t i = 0; i < lanes; i += kLanes) __builtin_prefetch(epilogue.values + r * epilogue.width + strip * lanes + i, 1);
+}
+
 // One row of a strip: the sums of its two tiles; the second is absent where the columns end.
 inline void finish(const Epilogue& epilogue, __m512i first, __m512i second, int64_t row, int64_t strip, bool has_second) {
   const int64_t column = strip * 2 * kLanes;

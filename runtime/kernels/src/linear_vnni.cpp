@@ -16,6 +16,7 @@ inline __m512i four_codes(const uint8_t* codes) {
 
 template <int Rows>
 void strip_of(const Product& product, int64_t row, int64_t strip) {
+  fetch_goal(product.epilogue, row, Rows, strip);
   const int64_t depth = product.depth, tile = depth * kLanes;
   const bool has_second = (strip * 2 + 1) * kLanes < product.columns;
   const int8_t* left = product.weights + strip * 2 * tile;

@@ -66,6 +66,13 @@ def test_weights_the_profile_does_show_are_not_counted_again_and_a_gated_product
     assert (found.num_bytes, found.num_ops) == (4096, 2 * 2 * 64 * 32)
 
 
+@pytest.mark.parametrize("op", ["GatedLinearCodes", "SplitGatedBlockLinear"])
+def test_what_a_gated_product_gives_beside_its_result_is_no_product(op):
+    shapes = [{"uint8": [1, 64]}, {"int8": [4096]}], [{"uint8": [1, 32]}, {"float": [1, 3]}, {"uint8": [1, 32]}]
+    (found,) = runs_of([node(op, 1, 0, *shapes, parameter=4096), model_run(0, 2)], EIGHT)[0].nodes
+    assert found.num_ops == 2 * 2 * 64 * 32
+
+
 @pytest.mark.parametrize(
     ("scheme", "lm_head", "name", "bits"),
     [
