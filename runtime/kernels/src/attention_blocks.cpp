@@ -100,10 +100,10 @@ void attend_few(const Attention& attention, int64_t row, int64_t head, int64_t f
   for (int64_t t = 0; t < count; ++t)
     std::memcpy(queries + t * dim, attention.queries + place(t), static_cast<size_t>(dim) * sizeof(float));
   Running running[kTokens];
-  alignas(64) float scores[kTokens * kKeys];
+  alignas(64) float scores[kTokens * kKeys] = {};
   const int64_t position = attention.start(row) + first, length = position + count;
   for (int64_t key = 0; key < length; key += kKeys, blocks += block_size(attention)) {
-    for (int64_t column = 0; column < kKeys; column += kWidth)
+    for (int64_t column = 0; column < kKeys && key + column < length; column += kWidth)
       multiply<false>(queries, dim, blocks + column, kKeys, dim, scores + column, kKeys);
     for (int64_t t = 0; t < count; ++t) weigh(scores + t * kKeys, position + t + 1 - key, running + t, sums + t * dim, dim);
     const int64_t left = length - key, depth = left < kKeys ? left : kKeys;
