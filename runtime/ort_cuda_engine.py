@@ -174,6 +174,6 @@ def check_provider(session: Any, missing: str = "") -> None:
     if PROVIDER not in (found := session.get_providers()):
         raise EngineError(
             f"ONNX Runtime runs this on {', '.join(found)}: its CUDA libraries cannot be loaded"
-            f"{f' ({missing})' if missing else ''}. Install CUDA in the version of onnxruntime-gpu, such as the wheels "
-            "nvidia-cublas, nvidia-cuda-runtime, nvidia-cuda-nvrtc and nvidia-curand, or choose an engine for ort-cpu."
+            f"{f' ({missing})' if missing else ''}. Install CUDA in the version of onnxruntime-gpu, or pip install "
+            "'piston[cuda-libs]'; or choose an engine for ort-cpu."
         )
