@@ -1,11 +1,14 @@
 """Arrays that are written and read once, on disk, a file for each; files of what is dead are written over.
 
+Threads may save and load side by side, each under keys of its own.
+
 Making new pages for a file costs as much as filling them.
 """
 
 import functools
 import json
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,13 +29,16 @@ class RowFiles:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._dead: dict[Path, None] = {}
+        self._lock = Lock()  # of the dead
 
     def save(self, key: str, array: NDArray[Any]) -> None:
         """Keep a copy, instead of what the key had."""
         path, array = self._path(key), np.asarray(array, order="C")
-        self._dead.pop(path, None)  # alive again
-        if self._dead:
-            self._dead.popitem()[0].replace(path)
+        with self._lock:
+            self._dead.pop(path, None)  # alive again
+            spare = self._dead.popitem()[0] if self._dead else None
+        if spare is not None:
+            spare.replace(path)
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             path.touch()

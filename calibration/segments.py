@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from piston.calibration.ahead import in_order
 from piston.calibration.graph import ModelGraph
 from piston.calibration.linears import Linear, by_input, find_linears
 from piston.calibration.packing import Ids
@@ -23,11 +24,13 @@ from piston.calibration.rounded_files import RoundedGroup
 from piston.calibration.rounding import Floats
 from piston.calibration.row_files import RowFiles
 from piston.calibration.splitting import num_copies, read_copies
+from piston.runtime.bench.fingerprint import num_cores
 from piston.runtime.ort_engine import translated
 
 Stream = Literal["float", "quantized"]
 STREAMS: tuple[Stream, Stream] = ("float", "quantized")
 Values = dict[str, NDArray[Any]]
+AT_ONCE = min(8, num_cores())  # rows: cores wait for each other less than if all work on one
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +85,11 @@ class Relay:
     def run(self, segment: Segment) -> Iterator[dict[Stream, Floats]]:
         """Bring every row to the segment's cut; yields what the group reads there, in both streams."""
         opened = {stream: self._open(segment, stream) for stream in STREAMS}
-        for index, row in enumerate(self.rows):
-            found: dict[Stream, Floats] = {}
-            for stream, (inputs, session) in opened.items():
-                kept = [name for name in inputs if name in segment.inputs]
-                alive = {name: self._files.load(self._key(stream, index, name)) for name in kept}
-                feed = alive | self._token_inputs(row, [name for name in inputs if name not in alive])
-                values = self._outputs(session, segment, feed)
-                for name, value in values.items():
-                    self._files.save(self._key(stream, index, name), value)
-                found[stream] = values[segment.reads]
-            yield found
+
+        def run_row(index: int) -> dict[Stream, Floats]:
+            return {stream: self._run_row(segment, stream, index, *opened[stream]) for stream in STREAMS}
+
+        return in_order(run_row, len(self.rows), threads=AT_ONCE)
 
     def leave(self, segment: Segment) -> None:
         """Forget what is not alive behind the segment's cut; until then it can be run again."""
@@ -104,6 +101,17 @@ class Relay:
     def close(self) -> None:
         """Remove what was on disk."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def _run_row(self, segment: Segment, stream: Stream, index: int, inputs: list[str], session: Any) -> Floats:
+        """Bring one row to the cut, and keep there what is alive; returns what the group reads, [1, tokens, K]."""
+        kept = [name for name in inputs if name in segment.inputs]
+        alive = {name: self._files.load(self._key(stream, index, name)) for name in kept}
+        feed = alive | self._token_inputs(self.rows[index], [name for name in inputs if name not in alive])
+        with translated("running a calibration row"):
+            values: Values = dict(zip(segment.outputs, session.run(segment.outputs, feed), strict=True))
+        for name, value in values.items():
+            self._files.save(self._key(stream, index, name), value)
+        return values[segment.reads]
 
     def _open(self, segment: Segment, stream: Stream) -> tuple[list[str], Any]:
         """Names of the inputs that are used, and the session."""
@@ -132,11 +140,6 @@ class Relay:
         }
         past = np.zeros((1, cache.num_kv_heads, size, cache.head_dim), np.float32)
         return {name: ready.get(name, past) for name in names}
-
-    @staticmethod
-    def _outputs(session: Any, segment: Segment, feed: Values) -> Values:
-        with translated("running a calibration row"):
-            return dict(zip(segment.outputs, session.run(segment.outputs, feed), strict=True))
 
     def _key(self, stream: Stream, index: int, name: str) -> str:
         return f"{stream}-{index}-{self._places[name]}"
@@ -174,6 +177,7 @@ def _session(model: ir.Model, folder: Path) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.enable_cpu_mem_arena = False
+    settings.intra_op_num_threads = num_cores() // AT_ONCE
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works in between
     # The level at which DequantizeLinear and MatMul become one MatMulNBits, here with activations in eight bits.
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
