@@ -20,21 +20,36 @@ TURNS = 2  # of solving for scales and moving codes; a third gains less than a t
 RIDGE = 1e-6  # keeps the least squares of scales solvable where all codes of a block are zero
 
 
-def gptq(weight: Floats, gram: NDArray[np.floating], grid: Grid, *, turns: int = TURNS) -> Quantized:
-    """Quantize weight [K, N] given the gram matrix X^T X [K, K] of its inputs.
+class Hessian:
+    """A gram matrix X^T X [K, K], damped and factorized, for all weights that read its inputs.
 
     Inputs that calibration never excited count as the mean of `DAMPING` does: they are all but rounded to nearest.
     """
-    hessian = damped(gram)
-    importance = np.diagonal(hessian).astype(np.float32)
+
+    def __init__(self, gram: NDArray[np.floating]) -> None:
+        hessian = damped(gram)
+        self.matrix: Floats = hessian.astype(np.float32)
+        self.order = np.argsort(-np.diagonal(self.matrix), kind="stable")  # what matters most first
+        self.factor = _inverse_factor(hessian[self.order][:, self.order])  # in that order
+
+    def solve(self, right: NDArray[np.floating]) -> Floats:
+        """H^-1 times `right` [K, N], float32."""
+        solution = np.empty(right.shape, np.float32)
+        solution[self.order] = self.factor.T @ (self.factor @ right[self.order].astype(np.float32))
+        return solution
+
+
+def gptq(weight: Floats, hessian: Hessian, grid: Grid, *, turns: int = TURNS) -> Quantized:
+    """Quantize weight [K, N] given the hessian of its inputs."""
+    matrix, order = hessian.matrix, hessian.order
+    importance = np.diagonal(matrix)
     scales = np.stack([searched_scale(weight[part], grid, importance[part]) for part in grid.block_slices(len(weight))])
-    order = np.argsort(-importance, kind="stable")
     codes = np.empty(weight.shape, np.int8)
     spread = spread_scales(scales, grid, len(weight))
-    codes[order] = _round(weight[order], _inverse_factor(hessian[order][:, order]), spread[order], grid)
+    codes[order] = _round(weight[order], hessian.factor, spread[order], grid)
     quantized = Quantized(codes, scales, grid)
     for _ in range(turns):
-        quantized = move_codes(weight, hessian, solve_scales(weight, hessian, quantized))
+        quantized = move_codes(weight, matrix, solve_scales(weight, matrix, quantized))
     return quantized
 
 
@@ -52,16 +67,16 @@ def output_loss(weight: Floats, hessian: NDArray[np.floating], quantized: Quanti
     return float(np.einsum("kn,kn->", change, hessian @ change))
 
 
-def solve_scales(weight: Floats, hessian: NDArray[np.float64], quantized: Quantized) -> Quantized:
+def solve_scales(weight: Floats, hessian: Floats, quantized: Quantized) -> Quantized:
     """The scales of all blocks of each channel, together, that make the output's error least for these codes."""
-    grid, codes, factor = quantized.grid, quantized.codes.astype(np.float32), hessian.astype(np.float32)
+    grid, codes = quantized.grid, quantized.codes.astype(np.float32)
     parts = grid.block_slices(len(weight))
     system = np.empty((weight.shape[1], len(parts), len(parts)))
     right = np.empty((weight.shape[1], len(parts)))
     for i, part in enumerate(parts):
-        right[:, i] = np.einsum("kn,kn->n", codes[part], factor[part] @ weight)
+        right[:, i] = np.einsum("kn,kn->n", codes[part], hessian[part] @ weight)
         for j, other in enumerate(parts[: i + 1]):
-            product = factor[part, other] @ codes[other]
+            product = hessian[part, other] @ codes[other]
             system[:, i, j] = system[:, j, i] = np.einsum("kn,kn->n", codes[part], product)
     diagonal = np.einsum("nii->ni", system)
     ridge = RIDGE * diagonal.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
@@ -72,15 +87,16 @@ def solve_scales(weight: Floats, hessian: NDArray[np.float64], quantized: Quanti
     return Quantized(quantized.codes, np.where(usable, solved, quantized.scales), grid)
 
 
-def move_codes(weight: Floats, hessian: NDArray[np.float64], quantized: Quantized) -> Quantized:
+def move_codes(weight: Floats, hessian: Floats, quantized: Quantized) -> Quantized:
     """Move each code in turn to where the output's error is least with all others as they are."""
-    grid, factor = quantized.grid, hessian.astype(np.float32)
+    grid = quantized.grid
     scales = spread_scales(quantized.scales, grid, len(weight))
     codes = quantized.codes.astype(np.float32)
     error = weight - codes * scales
     for start in range(0, len(weight), LAZY):
         part = slice(start, min(start + LAZY, len(weight)))
-        inner, pull = factor[part, part], factor[part] @ error  # half the negative gradient, but for moves in this part
+        inner = hessian[part, part]
+        pull = hessian[part] @ error  # half the negative gradient, but for moves in this part
         moves = np.empty_like(pull)
         for row, steps in enumerate(inner.diagonal()[:, None] * scales[part]):
             k = start + row

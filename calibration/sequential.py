@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from piston.calibration.data import hash_rows
 from piston.calibration.extremes import extremes
 from piston.calibration.folding import Fold, apply_fold, find_fold
-from piston.calibration.gptq import damped, gptq
+from piston.calibration.gptq import Hessian, gptq
 from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
 from piston.calibration.linears import Linear, by_input
@@ -46,7 +46,7 @@ SHARE = 0.5
 
 
 class InputSums:
-    """X^T X of the quantized stream and X^T (Y - X) W, Y of the float one, over tokens of length one in X.
+    """X^T X of the quantized stream and X^T (Y - X), Y of the float one, over tokens of length one in X.
 
     Tokens are kept until there are `AT_ONCE`: the products are then summed in float64 a few times instead of often.
 
@@ -78,10 +78,17 @@ class InputSums:
         for start in range(0, len(given), AT_ONCE):
             self._take(exact[start : start + AT_ONCE], given[start : start + AT_ONCE])
 
-    def finish(self) -> tuple[Matrix, Matrix]:
-        """X^T X [K, K] and X^T (Y - X) W [K, N] of all that was taken."""
+    @property
+    def gram(self) -> Matrix:
+        """X^T X [K, K] of all that was taken."""
         self._add_up()
-        return self._gram, self._drift if self._narrow else self._drift @ self.weight
+        return self._gram
+
+    def missing(self, hessian: Hessian) -> Floats:
+        """What W [K, N] would have to be moved by to give the float output from drifted inputs."""
+        self._add_up()
+        change = hessian.solve(self._drift)
+        return change if self._narrow else change @ self.weight
 
     def _take(self, exact: Floats, given: Floats) -> None:
         if self._kept + len(given) > AT_ONCE:
@@ -104,14 +111,6 @@ class InputSums:
 def every_of(tokens: int, inputs: int) -> int:
     """Of how many tokens one is summed."""
     return 2 if tokens >= 2 * ENOUGH * inputs else 1
-
-
-def corrected(weight: Floats, hessian: Matrix, drift: Matrix, share: float = SHARE) -> Floats:
-    """W [K, N] moved towards the weights that come nearest to the float output from drifted inputs, by `share`.
-
-    `drift` is X^T (Y - X) W.
-    """
-    return (weight + share * np.linalg.solve(hessian, drift)).astype(np.float32)
 
 
 def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress: Progress) -> Prepared:
@@ -150,14 +149,16 @@ def _round_group(segment: Segment, relay: Relay, recipe: Recipe) -> RoundedGroup
     sums = InputSums(segment.reads, joined, every_of(relay.rows.size, len(joined)))
     for values in relay.run(segment):
         sums.update(values["float"], values["quantized"])
-    gram, drift = sums.finish()
+    hessian = Hessian(sums.gram)
     ends = np.cumsum([weight.shape[1] for weight in weights])[:-1]
-    source = split_inputs(segment.group, gram, recipe)
+    goals = joined + np.float32(SHARE) * sums.missing(hessian)
+    source = split_inputs(segment.group, sums.gram, recipe)
     factors = num_copies(source)
-    goals = shared_out(corrected(joined, damped(gram), drift) * factors[:, None], source)
-    given = (gram / np.outer(factors, factors))[np.ix_(source, source)]
+    if len(source) > len(factors):
+        goals = shared_out(goals * factors[:, None], source)
+        hessian = Hessian((sums.gram / np.outer(factors, factors))[np.ix_(source, source)])
     parts = dict(zip(segment.group, np.split(goals, ends, axis=1), strict=True))
-    return RoundedGroup(_round_together(parts, given, recipe), source)
+    return RoundedGroup(_round_together(parts, hessian, recipe), source)
 
 
 def split_inputs(group: Sequence[Linear], gram: Matrix, recipe: Recipe) -> Source:
@@ -171,12 +172,12 @@ def _fold_into_norm(group: Sequence[Linear]) -> Fold | None:
     return fold if fold is not None and fold.into_norm else None
 
 
-def _round_together(goals: Mapping[Linear, Floats], gram: Matrix, recipe: Recipe) -> Rounded:
+def _round_together(goals: Mapping[Linear, Floats], hessian: Hessian, recipe: Recipe) -> Rounded:
     """Linears of one grid as one that is as wide as all: no output has a say in another's codes."""
     rounded: Rounded = {}
     for grid in dict.fromkeys(recipe.grid_of(linear) for linear in goals):
         alike = [linear for linear in goals if recipe.grid_of(linear) == grid]
-        joined = gptq(np.concatenate([goals[linear] for linear in alike], axis=1), gram, grid)
+        joined = gptq(np.concatenate([goals[linear] for linear in alike], axis=1), hessian, grid)
         start = 0
         for linear in alike:
             end = start + goals[linear].shape[1]

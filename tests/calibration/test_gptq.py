@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from piston.calibration.gptq import LAZY, damped, gptq, move_codes, output_loss, solve_scales, spread_scales
+from piston.calibration.gptq import LAZY, Hessian, damped, gptq, move_codes, output_loss, solve_scales, spread_scales
 from piston.calibration.rounding import Grid, encode, round_to_nearest, searched_scale
 
 
@@ -24,13 +24,13 @@ def test_the_layers_output_is_nearer_than_by_rounding_to_nearest(grid):
     x, weight = problem()
     gram = x.astype(np.float64).T @ x
     nearest = round_to_nearest(weight, grid, search=True)
-    assert output_error(x, weight, gptq(weight, gram, grid)) < 0.6 * output_error(x, weight, nearest)
+    assert output_error(x, weight, gptq(weight, Hessian(gram), grid)) < 0.6 * output_error(x, weight, nearest)
 
 
 def test_uncorrelated_inputs_leave_rounding_to_nearest():
     _, weight = problem()
     grid = Grid(4, 32)
-    result = gptq(weight, np.eye(len(weight)), grid, turns=0)
+    result = gptq(weight, Hessian(np.eye(len(weight))), grid, turns=0)
     assert np.array_equal(result.codes, round_to_nearest(weight, grid, search=True).codes)
 
 
@@ -51,22 +51,22 @@ def test_it_is_the_papers_algorithm_step_by_step(inputs):
         error = (remaining[row] - expected[row] * scale) / inverse[0, 0]
         remaining[left] -= np.outer(inverse[:, 0], error)
         left = left[1:]
-    codes = gptq(weight, gram, grid, turns=0).codes
+    codes = gptq(weight, Hessian(gram), grid, turns=0).codes
     assert (codes != expected).mean() < 0.01  # float32 against float64 may turn a tie
 
 
 def test_inputs_that_were_never_seen_are_rounded_to_nearest():
     x, weight = problem()
     x[:, 10:20] = 0
-    result = gptq(weight, x.astype(np.float64).T @ x, Grid(8), turns=0)
+    result = gptq(weight, Hessian(x.astype(np.float64).T @ x), Grid(8), turns=0)
     assert np.array_equal(result.codes[10:20], encode(weight[10:20], result.scales[0], Grid(8)))
 
 
 @pytest.mark.parametrize("grid", [Grid(4, 32), Grid(8)])
 def test_neither_solving_for_scales_nor_moving_codes_does_harm(grid):
     x, weight = problem(80, 12)
-    hessian = damped(x.astype(np.float64).T @ x)
-    quantized = gptq(weight, hessian, grid, turns=0)
+    whole = Hessian(x.astype(np.float64).T @ x)
+    hessian, quantized = whole.matrix, gptq(weight, whole, grid, turns=0)
     losses = [output_loss(weight, hessian, quantized)]
     for step in (solve_scales, move_codes, solve_scales, move_codes):
         quantized = step(weight, hessian, quantized)
@@ -77,7 +77,7 @@ def test_neither_solving_for_scales_nor_moving_codes_does_harm(grid):
 
 def test_scales_are_those_of_least_squares():
     x, weight = problem(64, 5)
-    quantized = solve_scales(weight, damped(x.T @ x), round_to_nearest(weight, Grid(4, 32)))
+    quantized = solve_scales(weight, Hessian(x.T @ x).matrix, round_to_nearest(weight, Grid(4, 32)))
     gram = damped(x.T @ x)
     root = np.linalg.cholesky(gram).T  # |root v|^2 = v^T gram v
     for column in range(5):
@@ -110,8 +110,8 @@ def test_moved_codes_come_near_the_best_of_all():
 def test_an_output_is_rounded_alike_whichever_stand_beside_it():
     """So linears that read the same may be rounded as one."""
     x, weight = problem(2 * LAZY + 9)
-    gram = x.astype(np.float64).T @ x
-    whole, part = gptq(weight, gram, Grid(4, 32)), gptq(weight[:, 10:25], gram, Grid(4, 32))
+    hessian = Hessian(x.astype(np.float64).T @ x)
+    whole, part = (gptq(columns, hessian, Grid(4, 32)) for columns in (weight, weight[:, 10:25]))
     assert (whole.codes[:, 10:25] != part.codes).mean() < 0.01
     assert np.isclose(whole.scales[:, 10:25], part.scales, rtol=1e-3).mean() > 0.99
 

@@ -11,12 +11,12 @@ pytest.importorskip("torch")
 from piston.calibration import sequential
 from piston.calibration.collect import collect
 from piston.calibration.consumers import Gram
-from piston.calibration.gptq import damped, gptq
+from piston.calibration.gptq import Hessian, damped, gptq
 from piston.calibration.graph import ModelGraph
 from piston.calibration.integer import weight_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.rounding import Grid
-from piston.calibration.sequential import InputSums, corrected, every_of, round_in_turn, split_inputs
+from piston.calibration.sequential import InputSums, every_of, round_in_turn, split_inputs
 from piston.calibration.splitting import num_copies
 from piston.runtime.console import Progress
 from piston.runtime.errors import CalibrationError
@@ -25,28 +25,31 @@ ROWS = np.random.default_rng(0).integers(3, 131, (12, 40))
 RECIPE = Recipe(scheme="w4", block=32, rounding="gptq")
 
 
-def test_corrected_weights_are_those_of_ridge_regression():
-    """The least squares of [X; sqrt(ridge)] W = [Y W; sqrt(ridge) W], solved by numpy."""
+@pytest.mark.parametrize("width", [3, 40])  # narrow, and wide
+def test_corrected_weights_are_those_of_ridge_regression(width):
+    """The least squares of [X; sqrt(ridge)] W = [Y W; sqrt(ridge) W], solved by numpy; X of length one, Y as X."""
     rng = np.random.default_rng(0)
-    exact = rng.normal(size=(200, 8)).astype(np.float32)
-    given, weight = exact + 0.3 * rng.normal(size=(200, 8)).astype(np.float32), rng.normal(size=(8, 3))
-    gram = given.astype(np.float64).T @ given
-    hessian = damped(gram)
-    ridge = np.sqrt(hessian[0, 0] - gram[0, 0]) * np.eye(8)
+    given, weight = rng.normal(size=(200, 8)), rng.normal(size=(8, width))
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    exact = given + 0.1 * rng.normal(size=(200, 8))
+    sums = sums_of(exact[None].astype(np.float32), given[None].astype(np.float32), weight.astype(np.float32))
+    ridge = np.sqrt(damped(sums.gram)[0, 0] - sums.gram[0, 0]) * np.eye(8)
     expected = np.linalg.lstsq(
         np.concatenate([given, ridge]), np.concatenate([exact @ weight, ridge @ weight]), rcond=None
     )[0]
-    drift = given.T @ (exact - given) @ weight
-    found, half = (corrected(weight.astype(np.float32), hessian, drift, share) for share in (1.0, 0.5))
-    assert np.abs(found - expected).max() < 1e-4
-    assert np.abs(half - (weight + expected) / 2).max() < 1e-4
+    assert np.abs(expected - weight).max() > 0.05
+    assert np.abs(weight + sums.missing(Hessian(sums.gram)) - expected).max() < 1e-4
 
 
 def sums_of(exact, given, weight):
     sums = InputSums("x", weight)
     for parts in zip(exact, given, strict=True):
         sums.update(*(part[None] for part in parts))
-    return sums.finish()
+    return sums
+
+
+def parts_of(sums):
+    return sums.gram, sums.missing(Hessian(sums.gram))
 
 
 # Twice as narrow as its inputs are many, W is multiplied with each token; else with the sum.
@@ -56,11 +59,12 @@ def test_sums_are_those_of_all_tokens_brought_to_length_one(width, monkeypatch):
     rng = np.random.default_rng(0)
     exact, given = rng.normal(size=(2, 5, 9, 6)).astype(np.float32)
     weight = rng.normal(size=(6, width)).astype(np.float32)
-    gram, drift = sums_of(exact, given, weight)
+    sums = sums_of(exact, given, weight)
     lengths = np.linalg.norm(given.astype(np.float64), axis=-1, keepdims=True)
     x, y = ((part / lengths).reshape(-1, 6) for part in (given, exact))
-    assert np.allclose(gram, x.T @ x, atol=1e-5)
-    assert np.allclose(drift, x.T @ (y - x) @ weight, atol=1e-5)
+    assert np.allclose(sums.gram, x.T @ x, atol=1e-5)
+    missing = np.linalg.solve(damped(x.T @ x), x.T @ (y - x) @ weight)
+    assert np.allclose(sums.missing(Hessian(sums.gram)), missing, atol=1e-4)
 
 
 def test_of_many_tokens_every_second_of_a_row_is_summed_and_of_the_next_row_the_others():
@@ -72,7 +76,7 @@ def test_of_many_tokens_every_second_of_a_row_is_summed_and_of_the_next_row_the_
     for row in range(5):
         half.update(exact[row][None], given[row][None])
     chosen = [(exact[row, row % 2 :: 2], given[row, row % 2 :: 2]) for row in range(5)]
-    for found, expected in zip(half.finish(), sums_of(*zip(*chosen, strict=True), weight), strict=True):
+    for found, expected in zip(parts_of(half), parts_of(sums_of(*zip(*chosen, strict=True), weight)), strict=True):
         assert np.allclose(found, expected, atol=1e-5)
 
 
@@ -80,9 +84,9 @@ def test_a_row_longer_than_what_is_kept_is_taken_in_pieces(monkeypatch):
     rng = np.random.default_rng(0)
     exact, given = rng.normal(size=(2, 3, 50, 4)).astype(np.float32)
     weight = rng.normal(size=(4, 4)).astype(np.float32)
-    whole = sums_of(exact, given, weight)
+    whole = parts_of(sums_of(exact, given, weight))
     monkeypatch.setattr(sequential, "AT_ONCE", 16)
-    for one, other in zip(whole, sums_of(exact, given, weight), strict=True):
+    for one, other in zip(whole, parts_of(sums_of(exact, given, weight)), strict=True):
         assert np.allclose(one, other, atol=1e-5)
 
 
@@ -91,7 +95,7 @@ def test_sums_count_every_token_alike_and_refuse_what_is_not_finite():
     exact, given = rng.normal(size=(2, 1, 9, 5)).astype(np.float32)
     weight = rng.normal(size=(5, 3)).astype(np.float32)
     stretch = np.linspace(1, 1000, 9, dtype=np.float32)[None, :, None]
-    found, longer = sums_of(exact, given, weight), sums_of(exact * stretch, given * stretch, weight)
+    found, longer = (parts_of(sums_of(exact * by, given * by, weight)) for by in (1, stretch))
     assert all(np.allclose(one, other, atol=1e-5) for one, other in zip(found, longer, strict=True))
     with pytest.raises(CalibrationError, match="x has 1 of 45"):
         sums_of(exact, np.where(given == given.max(), np.nan, given), weight)
@@ -105,7 +109,9 @@ def test_the_first_layer_has_nothing_to_make_up_for(model_dir, tmp_path):
     source = split_inputs(group, gram.matrix, RECIPE)
     factors = num_copies(source)[source]
     alone = gptq(
-        weight_of(group[0])[source], gram.matrix[np.ix_(source, source)] / np.outer(factors, factors), Grid(4, 32)
+        weight_of(group[0])[source],
+        Hessian(gram.matrix[np.ix_(source, source)] / np.outer(factors, factors)),
+        Grid(4, 32),
     )
     assert (alone.codes != prepared.weights[group[0].name].codes).mean() < 0.01
 
@@ -153,7 +159,7 @@ def test_the_last_layer_is_nearer_than_if_each_had_been_rounded_alone(model_dir,
     grams = {name: Gram(name, unit_tokens=True) for name in graph.groups()}
     collect(model_dir, calibrated, grams)
     alone = {
-        linear.name: gptq(weight_of(linear), grams[linear.input_name].matrix, RECIPE.grid)
+        linear.name: gptq(weight_of(linear), Hessian(grams[linear.input_name].matrix), RECIPE.grid)
         for group in graph.groups().values()
         for linear in group
     }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from piston.calibration.gptq import gptq
+from piston.calibration.gptq import Hessian, gptq
 from piston.calibration.rounding import Grid
 from piston.calibration.splitting import num_copies, shared_out, split_largest
 
@@ -56,8 +56,8 @@ def test_rounded_copies_of_large_inputs_lose_less_than_the_inputs_themselves():
     source = split_largest(np.sqrt(np.diagonal(gram)), 16)
     factors = num_copies(source)
     split_gram = (gram / np.outer(factors, factors))[np.ix_(source, source)]
-    plain = gptq(weight, gram, grid).dequantized()
-    split = gptq(shared_out(weight * factors[:, None], source), split_gram, grid).dequantized()
+    plain = gptq(weight, Hessian(gram), grid).dequantized()
+    split = gptq(shared_out(weight * factors[:, None], source), Hessian(split_gram), grid).dequantized()
     effective = added_up(split, source) / factors[:, None]
     lost = [np.linalg.norm(tokens @ (found - weight)) for found in (plain, effective)]
     assert lost[1] < 0.7 * lost[0]
