@@ -1,5 +1,9 @@
 """Arrays on disk come back as they were, in files of those that nobody reads any more."""
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -59,3 +63,24 @@ def test_an_array_of_which_a_part_is_missing_is_refused(tmp_path, left):
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(CalibrationError, match="cut short"):
         files.load("a")
+
+
+def test_the_file_of_a_dropped_array_serves_one_of_the_threads_that_save_at_once(tmp_path):
+    files, meeting, interval = RowFiles(tmp_path), threading.Barrier(8), sys.getswitchinterval()
+
+    def save(key):
+        meeting.wait(timeout=10)
+        files.save(str(key), np.full(3, key))
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for turn in range(100):
+                files.save("dead", np.zeros(3))
+                files.drop("dead")
+                keys = range(8 * turn, 8 * turn + 8)
+                list(pool.map(save, keys))
+                assert [files.load(str(key))[0] for key in keys] == list(keys)
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(list(tmp_path.iterdir())) == 800
