@@ -158,17 +158,25 @@ class Recipe:
         is_int8 = is_narrow(linear) if self.int8 is None else _is_named(linear, self.int8)
         return Grid(8, self.block) if is_int8 else self.grid
 
-    def copies_beside(self, inputs: int) -> int:
-        """Copies of large inputs beside the inputs themselves.
+    def copies_beside(self, inputs: int, group: Iterable[Linear] = ()) -> int:
+        """Copies of large inputs that the linears of a group read beside the inputs themselves.
 
         Unless told: what fills the last block, or the last `WHOLE` inputs that tile registers take, with another of
         them where that would be fewer than a `FEWEST`-th of the inputs. ONNX Runtime stores and multiplies whole blocks
-        in any case.
+        in any case. None for linears of w4 that have eight bits, and what reads the same, where the tables are in INT8:
+        their weights take the most bytes for a copy, and scales and copies are more than a tenth of such a model.
         """
         if self.split is not None:
             return self.split
+        if self.has_small_tables and any(self.grid_of(linear) != self.grid for linear in group):
+            return 0
         unit = max(self.block, WHOLE)
         return -(-(inputs + -(-inputs // FEWEST)) // unit) * unit - inputs
+
+    @property
+    def has_small_tables(self) -> bool:
+        """Whether embedding and lm_head are both in INT8."""
+        return self.embedding == self.head == "int8"
 
     @property
     def table_block(self) -> int:

@@ -163,7 +163,7 @@ def _round_group(segment: Segment, relay: Relay, recipe: Recipe) -> RoundedGroup
 
 def split_inputs(group: Sequence[Linear], gram: Matrix, recipe: Recipe) -> Source:
     """Where each input of what the group is to read comes from, int64 [inputs]; copies where a norm can be divided."""
-    extra = recipe.copies_beside(len(gram)) if _fold_into_norm(group) is not None else 0
+    extra = recipe.copies_beside(len(gram), group) if _fold_into_norm(group) is not None else 0
     return split_largest(np.sqrt(np.diagonal(gram)), extra)
 
 
@@ -189,7 +189,7 @@ def _round_together(goals: Mapping[Linear, Floats], hessian: Hessian, recipe: Re
 
 
 def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
-    """Of what shapes codes: what is spared once all is rounded, or how tables and caches are stored, does not."""
+    """Of what shapes codes: what is spared once all is rounded, or how caches are stored, does not."""
     shaping = ("scheme", "block", "rounding", "keep", "int8", "split")
     return key_of(
         {
@@ -199,6 +199,7 @@ def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
             "share": SHARE,
             "enough": ENOUGH,
             "clips": CLIPS.tolist(),
+            "has_small_tables": recipe.has_small_tables,
             "recipe": {name: getattr(recipe, name) for name in shaping},
         }
     )

@@ -190,6 +190,21 @@ def test_large_inputs_are_split_behind_norms_and_the_float_model_stays_as_it_was
     assert inputs == {**behind_norms, "o_proj": 64, "down_proj": 112}
 
 
+@pytest.mark.parametrize(("tables", "copies"), [((), 128), (("head",), 128), (("embedding", "head"), 64)])
+def test_linears_beside_eight_bit_ones_get_no_copies_where_both_tables_are_int8(model_dir, tables, copies):
+    """Unless copies are asked for; w8, all of whose linears have eight bits, keeps its copies."""
+    groups = list(ModelGraph.open(model_dir).groups().values())
+    small = dict.fromkeys(tables, "int8")
+    recipe = dataclasses.replace(RECIPE, int8=("*.v_proj",), **small)
+
+    def inputs(recipe):
+        return [len(split_inputs(group, np.eye(64), recipe)) for group in groups if len(group) > 1]
+
+    assert inputs(recipe) == [copies, 128, copies, 128]
+    assert inputs(dataclasses.replace(recipe, split=16)) == [80] * 4
+    assert inputs(Recipe(scheme="w8", block=32, rounding="gptq", **small)) == [128] * 4
+
+
 def test_nothing_is_split_where_nobody_wants_it_or_something_else_reads_the_norm(model_dir, tmp_path):
     unsplit, partly, before = (ModelGraph.open(model_dir) for _ in range(3))
     recipe = dataclasses.replace(RECIPE, split=0)
@@ -241,13 +256,14 @@ def test_an_interrupted_rounding_goes_on_with_the_group_it_was_stopped_in(model_
     assert not (tmp_path / "work" / "relay").exists()
 
 
-@pytest.mark.parametrize("change", ["rows", "recipe", "damage", "a file is gone"])
+@pytest.mark.parametrize("change", ["rows", "recipe", "tables", "damage", "a file is gone"])
 def test_what_was_kept_of_other_work_or_is_damaged_is_not_used(model_dir, tmp_path, stopped, change):
     stopped.at = 6
     with pytest.raises(KeyboardInterrupt):
         round_in_turn(ModelGraph.open(model_dir), RECIPE, ROWS, tmp_path, Progress(quiet=True))
     rows = ROWS[:-1] if change == "rows" else ROWS
-    recipe = dataclasses.replace(RECIPE, block=64) if change == "recipe" else RECIPE
+    changed = {"recipe": {"block": 64}, "tables": {"embedding": "int8", "head": "int8"}}
+    recipe = dataclasses.replace(RECIPE, **changed.get(change, {}))
     first = tmp_path / "relay" / "rounded-0.npz"
     if change == "damage":
         first.write_bytes(first.read_bytes()[:100])
