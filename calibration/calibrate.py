@@ -11,6 +11,7 @@ from piston.calibration.bound import bounds_of
 from piston.calibration.budget import Budget, Ground, Spent, spend
 from piston.calibration.check import ROW_LEN, Check, check
 from piston.calibration.data import RowOptions, Rows, chat_rows
+from piston.calibration.eight_bits import usual_int8
 from piston.calibration.graph import ModelGraph
 from piston.calibration.held_out import HeldOut, load_data
 from piston.calibration.integer import round_all
@@ -112,6 +113,8 @@ def calibrate(  # noqa: PLR0913
             f"The recipe was made for another model: SHA-256 {recipe.model[:12]}, and {model_dir} has "
             f"{graph.sha256[:12]}. Give that model, or calibrate this one anew."
         )
+    if recipe.scheme == "w4" and recipe.int8 is None and not recipe.model:  # what is settled says so itself
+        recipe = dataclasses.replace(recipe, int8=usual_int8(graph.linears))
     bundle = Bundle(model_dir, graph.manifest)
     packed, held_out = load_data(data, bundle, rows or RowOptions(), checked.data)
     job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, count_saturations, progress)

@@ -65,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="w4: linears to give eight bits, or none (default: those with a third as many outputs as inputs or fewer)",
+        help="w4: linears to give eight bits, or none (default: those with a third as many outputs as inputs or fewer, "
+        "and those behind an activation function in the first and last tenth of the layers)",
     )
     recipe.add_argument(
         "--split",

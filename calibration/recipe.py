@@ -44,8 +44,9 @@ class Recipe:
         spared: linears that stay in float too, by module path, where all others are rounded as if they did not: what a
             budget or a ranking found once everything was rounded.
         kept: how the weights of both are stored: float, or int8 in blocks (what None is for w8a8, and for it alone).
-        int8: linears that get eight bits where the others get four, by module path or pattern (w4); None for the
-            narrow ones, see `is_narrow`.
+        int8: linears that get eight bits where the others get four, by module path or pattern (w4); None for those that
+            `usual_int8` names once there is a model, and in a settled recipe, which is from before that, for the narrow
+            ones alone, see `is_narrow`.
         split: copies of large inputs that linears behind a norm read beside the inputs (gptq); None for as many as make
             whole blocks, see `copies_beside`.
         embedding: how the table of embeddings is stored.
