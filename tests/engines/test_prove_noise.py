@@ -1,3 +1,5 @@
+import dataclasses
+
 import onnx_ir as ir
 import pytest
 from quantized import quantize_model_dir
@@ -67,6 +69,11 @@ def test_the_widest_slack_has_an_end(canonical, monkeypatch):
     monkeypatch.setattr(prove_noise, "ROUNDING", 0.5)
     options = {"max_length": MAX_LENGTH, "windows": ()}
     assert prove_noise.slack_of(canonical.path, canonical.cache, **options) == prove_noise.MOST
+
+
+def test_beside_an_int8_cache_nothing_is_widened(canonical):
+    cache = dataclasses.replace(canonical.cache, dtype="int8")
+    assert prove_noise.slack_of(canonical.path, cache, max_length=MAX_LENGTH, windows=()) == 1
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4"])
