@@ -7,6 +7,7 @@ CUDA's status codes become EngineError, NoDeviceError or DeviceMemoryError here 
 import contextlib
 import ctypes
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -278,6 +279,11 @@ class Event:
         if self.handle is not None:
             handle, self.handle = self.handle, None
             self._cuda.call("cudaEventDestroy", handle)
+
+
+def warn_not_captured(problem: object) -> None:
+    """Say that steps run as they are from here on, and why."""
+    warnings.warn(f"Decoding goes on without a CUDA graph, which is slower: {problem}", RuntimeWarning, 3)
 
 
 def has_driver() -> bool:

@@ -1,6 +1,6 @@
 """The small tensors of a step in one block of device memory, mirrored on the host: one copy moves them all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from piston.runtime.cuda import Cuda, DeviceBuffer, PinnedArray, Stream
 
 ALIGNMENT = 256  # bytes: TensorRT reads tensors from addresses that are multiples of it
+
+MOVING = ("input_ids", "position_ids", "write_indices", "kv_lengths")  # what differs from one decode step to the next
 
 Fields = Mapping[str, tuple[int, type[np.generic]]]
 
@@ -41,6 +43,12 @@ class Block:
         for name, (count, dtype) in fields.items() if self._host else ():
             part = self._host.array[self.offsets[name] :][: count * np.dtype(dtype).itemsize]  # type: ignore[union-attr]
             self.arrays[name] = part.view(dtype)
+
+    def fill(self, ids: Sequence[int], lengths: NDArray[np.int64]) -> None:
+        """The moving arrays of a decode step on the host side: a token behind each of rows of these lengths."""
+        values = (np.asarray(ids, np.int64), lengths, lengths, lengths + 1)
+        for name, value in zip(MOVING, values, strict=True):
+            self.arrays[name][: len(ids)] = value
 
     def address(self, name: str) -> int:
         """Device address of an array."""

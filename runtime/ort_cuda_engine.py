@@ -6,14 +6,13 @@ and the logits itself; those of a decode step have buffers of their own on the d
 
 import contextlib
 import io
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from piston.runtime.cuda import Cuda, Stream
+from piston.runtime.cuda import Cuda, Stream, warn_not_captured
 from piston.runtime.engine import Logits
 from piston.runtime.errors import EngineError
 from piston.runtime.kv_cache import KVCache
@@ -52,7 +51,6 @@ class OrtCudaEngine:
         capacity: int,
         capture_problem: str | None = None,
     ) -> None:
-        self.capture_problem = capture_problem  # why decode steps are no CUDA graphs, if they are not
         with ExitStack() as stack:
             stack.callback(stream.close)
             array_bytes = num_slots * capacity * spec.bytes_per_token // (2 * spec.num_layers)
@@ -66,8 +64,7 @@ class OrtCudaEngine:
             self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=bases)
             self._engine = OrtEngine(session, self.cache, PREFILL_CHUNK, run_options(NO_GRAPH))
             self.vocab_size = self._engine.vocab_size
-            sizes = {"vocab_size": self.vocab_size, "is_captured": capture_problem is None}
-            self._step = DeviceStep(session, cuda, stream, self.cache, **sizes)  # type: ignore[arg-type]
+            self._step = DeviceStep(session, cuda, stream, self.cache, self.vocab_size, capture_problem)
             stack.callback(self._step.close)
             stack.callback(self._engine.close)
             # First thing when all ends: nothing may be freed under work that is still going on.
@@ -91,7 +88,7 @@ class OrtCudaEngine:
             except EngineError as failure:
                 session = _session(path, spec, options)
                 problem = str(failure)
-                _warn(problem)
+                warn_not_captured(problem)
         except BaseException:
             stream.close()
             raise
@@ -112,26 +109,19 @@ class OrtCudaEngine:
     def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
         """See Engine."""
         self._engine.check_step(tokens)
-        try:
-            found = self._logits_of(tokens)
-        except EngineError as problem:
-            if self.capture_problem is not None:
-                raise
-            self.capture_problem = str(problem)
-            _warn(problem)
-            self._step.stop_capturing()
-            found = self._logits_of(tokens)
-        for slot in tokens:
-            self.cache.advance(slot, 1)
-        return found
-
-    def _logits_of(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
         found: dict[int, Logits] = {}
         for low, high in self.cache.spans(tokens):
             ids = [tokens.get(slot, 0) for slot in range(low, high)]
             logits = self._step.run(low, ids, self.cache.lengths[low:high])
             found |= {slot: logits[slot - low] for slot in range(low, high) if slot in tokens}
+        for slot in tokens:
+            self.cache.advance(slot, 1)
         return found
+
+    @property
+    def capture_problem(self) -> str | None:
+        """Why decode steps are not captured into a CUDA graph; None if they are, or have not run yet."""
+        return self._step.capture_problem
 
     def close(self) -> None:
         """Drop the session, then free the device's memory."""
@@ -157,10 +147,6 @@ def _load_libraries() -> str:
 
         onnxruntime.preload_dlls(cudnn=False)
     return said.getvalue().partition("\n")[0]
-
-
-def _warn(problem: object) -> None:
-    warnings.warn(f"Decoding goes on without a CUDA graph, which is slower: {problem}", RuntimeWarning, 3)
 
 
 def _release(stack: ExitStack) -> None:

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.runtime.cuda import Cuda, Stream
-from piston.runtime.device_block import Block
+from piston.runtime.cuda import Cuda, Stream, warn_not_captured
+from piston.runtime.device_block import MOVING, Block
 from piston.runtime.engine import Logits
+from piston.runtime.errors import EngineError
 from piston.runtime.kv_cache import KVCache
 from piston.runtime.ort_engine import bind_cache, translated
 
 NO_GRAPH = "-1"  # the number of runs that are not captured
-INTEGERS = ("input_ids", "position_ids", "write_indices", "kv_lengths", "logits_positions")
+INTEGERS = (*MOVING, "logits_positions")
 TOTAL = "total_sequence_length"
 
 
@@ -35,20 +36,21 @@ class DeviceStep:
         stream: the one the session was made with, so that copies and runs need not wait for one another.
         cache: where the session finds keys and values.
         vocab_size: logits of a row.
-        is_captured: whether each range of rows becomes a CUDA graph at its first step.
+        capture_problem: why no range of rows becomes a CUDA graph at its first step; None if each does.
 
     Raises:
         DeviceMemoryError: the buffers do not fit.
     """
 
     def __init__(
-        self, session: Any, cuda: Cuda, stream: Stream, cache: KVCache, *, vocab_size: int, is_captured: bool
+        self, session: Any, cuda: Cuda, stream: Stream, cache: KVCache, vocab_size: int, capture_problem: str | None
     ) -> None:
+        self.capture_problem = capture_problem  # why steps are not captured, if they are not
         self._session, self._stream, self._cache, self._vocab_size = session, stream, cache, vocab_size
         self._inputs = {item.name for item in session.get_inputs()}
         self._total = np.array([cache.capacity], np.int32)
         self._bound: dict[tuple[int, int], tuple[Any, Any]] = {}
-        self._numbers = itertools.count(1) if is_captured else itertools.repeat(int(NO_GRAPH))
+        self._numbers = itertools.count(1)
         purpose = f"A step of {cache.num_slots} rows"
         with ExitStack() as stack:
             self._block = Block(cuda, dict.fromkeys(INTEGERS, (cache.num_slots, np.int64)), purpose)
@@ -63,33 +65,38 @@ class DeviceStep:
         """Append a token to each of the rows from `low` on; logits [rows, vocab], valid until these rows' next step.
 
         Raises:
-            EngineError: the run failed, or could not be captured.
+            EngineError: the run failed, and not in being captured: that is told, and runs are as they are from then on.
         """
-        arrays, rows = self._block.arrays, len(ids)
-        arrays["input_ids"][:rows] = ids
-        arrays["position_ids"][:rows] = lengths
-        arrays["write_indices"][:rows] = lengths
-        arrays["kv_lengths"][:rows] = lengths + 1
-        if (low, rows) not in self._bound:
-            self._bound[low, rows] = self._bind(low, rows), run_options(str(next(self._numbers)))
+        rows = len(ids)
+        self._block.fill(ids, lengths)
         self._block.upload(self._stream, INTEGERS[0])
-        with translated("running a step"):
-            self._session.run_with_iobinding(*self._bound[low, rows])
+        self._launch(low, rows)
         host = self._host.array[low : low + rows]
         self._stream.download(self._host.address_of(low), self._logits.address, host.nbytes)
         self._stream.synchronize()
         return host
-
-    def stop_capturing(self) -> None:
-        """Let runs be what they are from here on."""
-        self._bound.clear()
-        self._numbers = itertools.repeat(int(NO_GRAPH))
 
     def close(self) -> None:
         """Forget what was captured and free the buffers; the stream must have come to rest."""
         self._bound.clear()
         self._session = None
         self._stack.close()
+
+    def _launch(self, low: int, rows: int) -> None:
+        is_new = (low, rows) not in self._bound
+        if is_new:
+            number = NO_GRAPH if self.capture_problem else str(next(self._numbers))
+            self._bound[low, rows] = self._bind(low, rows), run_options(number)
+        try:
+            with translated("running a step"):
+                self._session.run_with_iobinding(*self._bound[low, rows])
+        except EngineError as problem:
+            if not is_new or self.capture_problem:
+                raise
+            self.capture_problem = str(problem)
+            warn_not_captured(problem)
+            self._bound.clear()
+            self._launch(low, rows)
 
     def _bind(self, low: int, rows: int) -> Any:
         binding = self._session.io_binding()

@@ -41,7 +41,10 @@ class OrtOptions:
 
 
 class OrtEngine:
-    """Prefill runs on one slot's part of the cache, by address; a decode step on all rows it needs at once."""
+    """Prefill runs on one slot's part of the cache, by address; a decode step on all rows it needs at once.
+
+    A step's binding is kept, which needs a cache in host memory: to a device inputs are copied when they are bound.
+    """
 
     def __init__(self, session: Any, cache: KVCache, chunk: int = PREFILL_CHUNK, run_options: Any = None) -> None:
         num_slots, capacity = cache.num_slots, cache.capacity

@@ -3,20 +3,19 @@
 After a step has run once on the same rows it is captured, and from then on launched as one graph.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.runtime.cuda import Cuda, Graph, Stream
-from piston.runtime.device_block import Block
+from piston.runtime.cuda import Cuda, Graph, Stream, warn_not_captured
+from piston.runtime.device_block import MOVING, Block
 from piston.runtime.errors import EngineError
 from piston.runtime.tensorrt.context import Context
 from piston.runtime.tensorrt.device_cache import DeviceCache
 from piston.runtime.tensorrt.fields import input_fields, moving_bytes, output_fields
-from piston.runtime.tensorrt.interface import INPUTS, MOVING, Interface
+from piston.runtime.tensorrt.interface import INPUTS, Interface
 
 PURPOSE = "The decode step"
 RING = 8  # steps whose tokens the host has room for: how far the device may work ahead
@@ -68,7 +67,7 @@ class DecodeStep:
     def step(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append a token to each row from `low` on; logits float32 [rows, vocab], valid until a step on these rows."""
         self._enter(low, len(ids))
-        self._fill(ids, lengths)
+        self._inputs.fill(ids, lengths)
         rows = len(ids)
 
         def enqueue() -> None:
@@ -84,7 +83,7 @@ class DecodeStep:
     def start(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64], choice: "Choice") -> None:
         """Make ready for steps that feed themselves."""
         self._enter(low, len(ids))
-        self._fill(ids, lengths)
+        self._inputs.fill(ids, lengths)
         arrays, rows = self._inputs.arrays, len(ids)
         for name, values in (("temperature", choice.temperature), ("top_k", choice.top_k), ("top_p", choice.top_p)):
             arrays[name][:rows] = values
@@ -120,13 +119,6 @@ class DecodeStep:
         """Drop graphs and context, then free the buffers."""
         self._stack.close()
 
-    def _fill(self, ids: Sequence[int], lengths: NDArray[np.int64]) -> None:
-        arrays, rows = self._inputs.arrays, len(ids)
-        arrays["input_ids"][:rows] = ids
-        arrays["position_ids"][:rows] = lengths
-        arrays["write_indices"][:rows] = lengths
-        arrays["kv_lengths"][:rows] = lengths + 1
-
     def _enter(self, low: int, rows: int) -> None:
         """Bind rows low .. low + rows of the cache; graphs of other rows hold other addresses and are dropped."""
         if self._span == (low, rows):
@@ -158,7 +150,7 @@ class DecodeStep:
             self._graphs[kind] = capture.graph
         except EngineError as problem:
             self.capture_problem = str(problem)
-            warnings.warn(f"Decoding goes on without a CUDA graph, which is slower: {problem}", RuntimeWarning, 2)
+            warn_not_captured(problem)
 
     def _drop_graphs(self) -> None:
         for graph in self._graphs.values():

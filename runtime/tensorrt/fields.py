@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from piston.runtime.device_block import Block, Fields
-from piston.runtime.tensorrt.interface import MOVING
+from piston.runtime.device_block import MOVING, Block, Fields
 
 
 def input_fields(rows: int, seq: int, kept: int, capacity: int) -> Fields:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from piston.runtime.device_block import MOVING
 from piston.runtime.errors import EngineError, MisuseError
 from piston.runtime.manifest import CacheSpec
 
 PREFILL, DECODE = 0, 1  # profiles
-MOVING = ("input_ids", "position_ids", "write_indices", "kv_lengths")  # what a step hands to the next
 INPUTS: Mapping[str, str] = {
     **dict.fromkeys((*MOVING, "logits_positions", "top_k"), "INT64"),
     **dict.fromkeys(("temperature", "top_p", "uniforms"), "FLOAT"),

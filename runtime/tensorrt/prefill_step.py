@@ -5,12 +5,12 @@ from contextlib import ExitStack
 import numpy as np
 
 from piston.runtime.cuda import Cuda, DeviceBuffer, PinnedArray, Stream
-from piston.runtime.device_block import Block
+from piston.runtime.device_block import MOVING, Block
 from piston.runtime.engine import Logits
 from piston.runtime.tensorrt.context import Context
 from piston.runtime.tensorrt.device_cache import DeviceCache
 from piston.runtime.tensorrt.fields import input_fields, output_fields
-from piston.runtime.tensorrt.interface import INPUTS, MOVING, Interface
+from piston.runtime.tensorrt.interface import INPUTS, Interface
 
 PURPOSE = "The prefill step"
 

@@ -159,6 +159,19 @@ def test_a_capture_that_fails_is_told_once_and_the_text_is_the_same(captured, to
     assert texts[0] == texts[1]
 
 
+def test_a_graph_that_fails_when_it_is_launched_again_is_an_error(captured):
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+    engine = captured.engine()
+    engine.prefill(engine.cache.admit(), IDS)
+    engine.step({0: 5})
+    captured.session.fail["1"] = Fail("an illegal memory access")
+    with pytest.raises(EngineError, match="illegal memory access"):
+        engine.step({0: 6})
+    assert engine.capture_problem is None
+    assert engine.cache.lengths[0] == len(IDS) + 1
+
+
 @pytest.mark.parametrize("refuses", [True, False])
 def test_a_session_that_cannot_capture_is_opened_without(toy, lowered, monkeypatch, refuses):
     from fake_cuda_session import FakeCudaSession
