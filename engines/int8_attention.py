@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from piston.engines.lowering.kernel_beside import ZERO_POINT, codes_reader
 from piston.engines.lowering.pattern import float_attribute, int_attribute
-from piston.engines.prove import CODES, NEAREST
+from piston.engines.side_by_side import CODES, NEAREST
 from piston.runtime.errors import ParityError
 
 Array = NDArray[Any]

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines import prove
 from piston.engines.forced import GIVEN
 from piston.engines.lowering.pattern import constant, emit, tidy
+from piston.engines.side_by_side import compare
 from piston.runtime.manifest import CacheSpec
 
 ROUNDING = 2.0**-23  # relative, of float32: every node behind the first activations rounds, here they alone are moved
@@ -40,7 +40,7 @@ def slack_of(canonical: Path, cache: CacheSpec, *, max_length: int, windows: Seq
         with tempfile.TemporaryDirectory(dir=canonical.parent) as scratch:
             nudged = Path(scratch) / canonical.name
             _nudge(canonical, nudged, seed)
-            found = prove.compare(canonical, nudged, wide, max_length=max_length, windows=windows, slack=np.inf)
+            found = compare(canonical, nudged, wide, max_length=max_length, windows=windows, slack=np.inf)
         worst = max(worst, found.worst)
     return min(max(FACTOR * worst, 1.0), MOST)
 

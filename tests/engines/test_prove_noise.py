@@ -6,6 +6,7 @@ from quantized import quantize_model_dir
 
 from piston.engines import build, prove, prove_noise
 from piston.engines.build_ort import build_ort
+from piston.engines.side_by_side import compare
 from piston.runtime.errors import ParityError
 from piston.runtime.manifest import Manifest
 
@@ -21,7 +22,7 @@ def canonical(toy):
 def off_by(canonical, tmp_path):
     """off_by(times): a lowered graph whose logits are that many times their bound away, all else equal."""
     built = build_ort(canonical.path, tmp_path, MAX_LENGTH)
-    exact = prove.compare(canonical.path, built.path, canonical.cache, max_length=MAX_LENGTH)
+    exact = compare(canonical.path, built.path, canonical.cache, max_length=MAX_LENGTH)
 
     def off_by(times):
         model = ir.load(built.path)
@@ -51,7 +52,7 @@ def test_a_sound_model_hardly_moves_when_its_first_activations_are_rounded_other
 
 def test_the_nudge_is_one_rounding_and_moves_something(canonical, tmp_path):
     prove_noise._nudge(canonical.path, tmp_path / "model.onnx", 0)
-    found = prove.compare(canonical.path, tmp_path / "model.onnx", canonical.cache, max_length=MAX_LENGTH)
+    found = compare(canonical.path, tmp_path / "model.onnx", canonical.cache, max_length=MAX_LENGTH)
     assert 0 < found.worst < 0.1
 
 
@@ -86,12 +87,12 @@ def test_rounded_activations_are_shared_there_too(model_dir, tmp_path, scheme):
 
 
 def test_what_is_within_the_bound_is_not_asked_for_its_noise(canonical, off_by, monkeypatch):
-    monkeypatch.setattr(prove_noise, "slack_of", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(prove, "slack_of", lambda *_, **__: pytest.fail("asked"))
     assert proved(canonical, off_by(0.9)).slack == 1
 
 
 def test_a_difference_that_rounding_explains_is_allowed_and_recorded(canonical, off_by, monkeypatch):
-    monkeypatch.setattr(prove_noise, "slack_of", lambda *_, **__: 3.0)
+    monkeypatch.setattr(prove, "slack_of", lambda *_, **__: 3.0)
     proof = proved(canonical, off_by(2.0))
     assert proof.slack == 3
     assert proof.bound / 3 < proof.max_abs < proof.bound
@@ -99,7 +100,7 @@ def test_a_difference_that_rounding_explains_is_allowed_and_recorded(canonical, 
 
 @pytest.mark.parametrize("slack", [1.0, 3.0])
 def test_a_larger_one_is_not(canonical, off_by, monkeypatch, slack):
-    monkeypatch.setattr(prove_noise, "slack_of", lambda *_, **__: slack)
+    monkeypatch.setattr(prove, "slack_of", lambda *_, **__: slack)
     with pytest.raises(ParityError, match="logits differ by"):
         proved(canonical, off_by(4.0))
 
