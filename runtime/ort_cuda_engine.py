@@ -140,7 +140,7 @@ def _session(path: Path, spec: CacheSpec, provider_options: Mapping[str, str]) -
 def _load_libraries() -> str:
     """Load CUDA's libraries from the wheels that hold them, where they are installed; returns what is said to lack.
 
-    cuDNN is left out: no operator of these graphs needs it.
+    cuDNN is left out: these graphs have no convolution, and the provider is not linked to it.
     """
     with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()) as said:
         import onnxruntime
