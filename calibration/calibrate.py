@@ -8,28 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from piston.calibration.bound import bounds_of
-from piston.calibration.budget import Budget, Ground, Spent, spend
 from piston.calibration.check import ROW_LEN, Check, check
-from piston.calibration.data import RowOptions, Rows, chat_rows
-from piston.calibration.eight_bits import usual_int8
-from piston.calibration.graph import ModelGraph
-from piston.calibration.held_out import HeldOut, load_data
-from piston.calibration.integer import round_all
-from piston.calibration.kv import RoundCachePass, Scales, cache_steps, observe_cache, written
-from piston.calibration.meter import Meter
-from piston.calibration.prepared import Prepared
-from piston.calibration.ranking import few, most_harmful
+from piston.calibration.data.held_out import HeldOut, load_data
+from piston.calibration.data.rows import RowOptions, Rows, chat_rows
+from piston.calibration.float_graph import ModelGraph
+from piston.calibration.observe.saturation import Saturated, saturations
 from piston.calibration.recipe import HEAD, Recipe
-from piston.calibration.saturation import Saturated, saturations
+from piston.calibration.schemes.embeddings import QuantizeTablesPass
+from piston.calibration.schemes.kv_cache import RoundCachePass, Scales, cache_steps, observe_cache, written
+from piston.calibration.schemes.mixed_precision import usual_int8
+from piston.calibration.schemes.prepared import Prepared
+from piston.calibration.schemes.w8a8 import round_all
+from piston.calibration.schemes.weight_only import round_weights
+from piston.calibration.search.budget import Budget, Ground, Spent, spend
+from piston.calibration.search.meter import Meter
+from piston.calibration.search.sensitivity import few, most_harmful
 from piston.calibration.size import Size, asked_bytes, got_bytes
-from piston.calibration.tables import QuantizeTablesPass
-from piston.calibration.weight_only import round_weights
+from piston.core.atomic_dir import check_free, resumable_dir, staged_dir
+from piston.core.bundle.manifest import Manifest
+from piston.core.console import Progress
+from piston.core.errors import MisuseError
+from piston.core.gates import Gate
 from piston.runtime.bundle import Bundle
-from piston.runtime.console import Progress
-from piston.runtime.errors import MisuseError
-from piston.runtime.evaluation.gate import Gate
-from piston.runtime.manifest import Manifest
-from piston.runtime.staging import check_free, resumable_dir, staged_dir
 
 PREPARED = "prepared"  # the float model directory that is measured
 

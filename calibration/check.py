@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.calibration.data import hash_rows
-from piston.calibration.held_out import HeldOut
-from piston.calibration.packing import Ids
-from piston.runtime.console import Progress
-from piston.runtime.errors import ShortfallError
-from piston.runtime.estimate import Estimate
-from piston.runtime.evaluation.corpus import Corpus, Document
-from piston.runtime.evaluation.evaluate import EvalOptions, evaluate
-from piston.runtime.evaluation.gate import Gate, measured
-from piston.runtime.evaluation.report import GateResult, Report
-from piston.runtime.evaluation.subject import Opened, Subject
-from piston.runtime.evaluation.table import change, number, share
-from piston.runtime.evaluation.windows import Windowing
-from piston.runtime.generation import run
-from piston.runtime.sampling import Sampling
+from piston.calibration.data.held_out import HeldOut
+from piston.calibration.data.packing import Ids
+from piston.calibration.data.rows import hash_rows
+from piston.core.console import Progress
+from piston.core.errors import ShortfallError
+from piston.core.gates import Gate, measured
+from piston.core.statistics import Estimate
+from piston.evaluation.corpus import Corpus, Document
+from piston.evaluation.evaluate import EvalOptions, evaluate
+from piston.evaluation.report import GateResult, Report
+from piston.evaluation.subject import Opened, Subject
+from piston.evaluation.table import change, number, share
+from piston.evaluation.windows import Windowing
+from piston.runtime.generate.generation import run
+from piston.runtime.sampling.params import Sampling
 
 ROW_LEN = 256  # tokens of a row that are scored: 2,048 in all take half a minute on two cores (135M, w8a8)
 FAR = 4  # times the calibration length

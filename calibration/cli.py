@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import get_args
 
 from piston.calibration.bound import DEFAULTS, parse_bound
-from piston.calibration.budget import Budget
 from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
 from piston.calibration.check import summary
-from piston.calibration.data import RowOptions
-from piston.calibration.observers import Method
+from piston.calibration.data.rows import RowOptions
+from piston.calibration.observe.observers import Method
 from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe, Storage
 from piston.calibration.report import page_of, remainders_text
-from piston.runtime.console import Progress, note, print_json, print_text
-from piston.runtime.errors import MisuseError
+from piston.calibration.search.budget import Budget
+from piston.core.console import Progress, note, print_json, print_text
+from piston.core.errors import MisuseError
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
-from piston.calibration.linears import Linear
-from piston.calibration.observers import Method
-from piston.calibration.rounding import Grid
-from piston.runtime.errors import MisuseError
+from piston.calibration.graph.linears import Linear
+from piston.calibration.numeric.rounding import Grid
+from piston.calibration.observe.observers import Method
+from piston.core.errors import MisuseError
 
 Scheme = Literal["w8a8", "w8", "w4", "fp"]
 Rounding = Literal["nearest", "gptq", "awq"]
@@ -39,7 +39,7 @@ class Recipe:
         smooth: move activation outliers into the weights (w8a8).
         outliers: input channels of each linear behind an activation function that stay in float (w8a8).
         remainder: where it pays, what an activation's scale leaves over is rounded once more, in linears behind an
-            activation function (w8a8); see `piston.calibration.remainder`.
+            activation function (w8a8); see `piston.calibration.schemes.residual`.
         keep: linears that stay in float, by module path or pattern; nothing else reckons with their rounding.
         spared: linears that stay in float too, by module path, where all others are rounded as if they did not: what a
             budget or a ranking found once everything was rounded.

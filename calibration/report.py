@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
 
-from piston.calibration.budget import Point, Spent
 from piston.calibration.calibrate import Calibrated
-from piston.calibration.heat_map import STYLE, Cell, heat_map
+from piston.calibration.observe.saturation import Saturated
 from piston.calibration.recipe import HEAD
-from piston.calibration.saturation import Saturated
-from piston.runtime.evaluation.chart import Chart, Dot, scatter
-from piston.runtime.evaluation.page import details, document, figure, table
-from piston.runtime.evaluation.report import Agreement, Report
-from piston.runtime.evaluation.table import change, number, share
+from piston.calibration.search.budget import Point, Spent
+from piston.core.report.chart import Chart, Dot, scatter
+from piston.core.report.heat_map import STYLE, Cell, heat_map
+from piston.core.report.page import details, document, figure, table
+from piston.evaluation.report import Agreement, Report
+from piston.evaluation.table import change, number, share
 
 MOST = 20  # rows of a table that is open
 METRICS = {"ppl_change": "perplexity change, %", "kl": "KL divergence, nats", "top1": "top-1 agreement, %"}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from piston.calibration.graph import DATA, MODEL
-from piston.calibration.linears import Linear
+from piston.calibration.float_graph import DATA, MODEL
+from piston.calibration.graph.linears import Linear
 from piston.calibration.recipe import HEAD, Recipe
-from piston.calibration.tables import embedding_of
-from piston.runtime.manifest import Manifest
+from piston.calibration.schemes.embeddings import embedding_of
+from piston.core.bundle.manifest import Manifest
 
 BYTE = 8  # bits
 

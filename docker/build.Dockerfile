@@ -40,5 +40,5 @@ USER 10001:10001
 WORKDIR /work
 STOPSIGNAL SIGTERM
 HEALTHCHECK NONE
-ENTRYPOINT ["python3", "-m", "piston.runtime.cli"]
+ENTRYPOINT ["python3", "-m", "piston.cli.main"]
 CMD ["--help"]

@@ -21,7 +21,7 @@ STRIPPED = (
     "onnxruntime/transformers",
     "onnxruntime/quantization",
 )
-IMPORTS = "import piston.runtime.cli, piston.runtime.model, piston.runtime.ort_engine, onnxruntime"
+IMPORTS = "import piston.cli.main, piston.runtime.model, piston.runtime.backends.ort_cpu, onnxruntime"
 
 
 def main(arguments: list[str] | None = None) -> int:

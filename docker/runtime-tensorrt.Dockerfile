@@ -48,6 +48,6 @@ ENV PYTHONPATH=/opt/piston PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISA
 USER 10001:10001
 WORKDIR /
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5m --timeout=30s CMD ["python3", "-m", "piston.runtime.cli", "inspect", "/bundle", "--json"]
-ENTRYPOINT ["python3", "-m", "piston.runtime.cli"]
+HEALTHCHECK --interval=5m --timeout=30s CMD ["python3", "-m", "piston.cli.main", "inspect", "/bundle", "--json"]
+ENTRYPOINT ["python3", "-m", "piston.cli.main"]
 CMD ["--help"]

@@ -38,6 +38,6 @@ USER 10001:10001
 WORKDIR /
 STOPSIGNAL SIGTERM
 # Is the mounted bundle whole? It reads every byte once and runs nothing.
-HEALTHCHECK --interval=5m --timeout=30s CMD ["python3", "-m", "piston.runtime.cli", "inspect", "/bundle", "--json"]
-ENTRYPOINT ["python3", "-m", "piston.runtime.cli"]
+HEALTHCHECK --interval=5m --timeout=30s CMD ["python3", "-m", "piston.cli.main", "inspect", "/bundle", "--json"]
+ENTRYPOINT ["python3", "-m", "piston.cli.main"]
 CMD ["--help"]

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from piston.engines.families import AVAILABLE, family_of
+from piston.core.atomic_dir import check_free, staged_dir
+from piston.core.bundle.external_data import check_external_data
+from piston.core.bundle.manifest import Manifest
+from piston.core.console import Progress
+from piston.core.errors import BundleError, MisuseError
 from piston.engines.options import CANONICAL, LM_HEADS, PRECISIONS, BuildOptions, LmHead, Precision
+from piston.engines.registry import AVAILABLE, family_of
 from piston.engines.tensorrt.compiler_options import CompilerOptions
-from piston.runtime.console import Progress
-from piston.runtime.errors import BundleError, MisuseError
-from piston.runtime.external_data import check_external_data
-from piston.runtime.manifest import Manifest
-from piston.runtime.staging import check_free, staged_dir
 
 Choice = TypeVar("Choice")
 DEFAULT_TARGETS = ("ort-cpu",)
@@ -69,7 +69,7 @@ def build(  # noqa: PLR0913 - the options of one command
         model.verify(source)
         check_external_data(source, model)
     from piston.engines.bundle import write_bundle
-    from piston.engines.expected import record_answers
+    from piston.engines.equivalence.golden import record_answers
 
     with staged_dir(goal, overwrite=overwrite) as work:
         engines = [

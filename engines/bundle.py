@@ -4,7 +4,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from piston.runtime.manifest import FILE_NAME, EngineSpec, Manifest, record_files, sha256_of
+from piston.core.bundle.manifest import FILE_NAME, EngineSpec, Manifest, record_files, sha256_of
 
 COPIED = ("tokenizer.json", "chat_template.jinja")  # as far as the model directory has them
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime")

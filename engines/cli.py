@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.console import Progress, note, print_json, print_text
 from piston.engines import AVAILABLE, DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_TARGETS, LM_HEADS, build
 from piston.engines.compiler_cli import add_compiler_arguments, cache_dir, compiler_options
-from piston.runtime.console import Progress, note, print_json, print_text
-from piston.runtime.manifest import EngineSpec, Manifest
 
 ARITHMETIC = {
     "int8": "in INT8",

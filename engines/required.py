@@ -3,8 +3,8 @@
 import math
 import re
 
+from piston.core.errors import MisuseError, ShortfallError
 from piston.engines.linear_work import LinearWork
-from piston.runtime.errors import MisuseError, ShortfallError
 
 _SHARE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%?)")
 NAMED = 3  # layers in float that a message names

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from piston.runtime.console import Progress
-from piston.runtime.manifest import CacheSpec, FloatType, Manifest, ModelSpec, record_files
-from piston.runtime.staging import check_free, staged_dir
+from piston.core.atomic_dir import check_free, staged_dir
+from piston.core.bundle.manifest import CacheSpec, FloatType, Manifest, ModelSpec, record_files
+from piston.core.console import Progress
 
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 DTYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -5,7 +5,7 @@ and matched transformers in float32 (tests/export/test_zoo.py runs exactly this 
 its size overrides in tests/support/zoo.py; docs/architectures.md shows the steps.
 """
 
-from piston.runtime.errors import UnsupportedModelError
+from piston.core.errors import UnsupportedModelError
 
 # class in config.json -> model type in transformers
 ARCHITECTURES = {

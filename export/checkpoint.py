@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from piston.core.bundle.manifest import CacheSpec, FloatType, sha256_of
+from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.export.architectures import check_supported
 from piston.export.quiet import quiet
-from piston.runtime.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
-from piston.runtime.manifest import CacheSpec, FloatType, sha256_of
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 CONFIG_FILES = ("*.json", "*.model", "*.jinja", "*.txt")

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from piston.core.console import Progress, note, print_json, print_text
+from piston.core.errors import MisuseError
 from piston.export import ExportOptions, export_model, peak_rss_bytes
-from piston.runtime.console import Progress, note, print_json, print_text
-from piston.runtime.errors import MisuseError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

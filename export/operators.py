@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.onnx import ops
 
+from piston.core.errors import UnsupportedModelError
 from piston.export.signature import OPSET
 from piston.export.step import Step
-from piston.runtime.errors import UnsupportedModelError
 
 # What modules tell attention that changes nothing here: the window comes with the mask, causality with its absence.
 IGNORED_OPTIONS = {"dropout", "sliding_window", "position_ids", "use_cache", "output_attentions", "is_causal"}

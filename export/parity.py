@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from piston.runtime.errors import ParityError
-from piston.runtime.manifest import CacheSpec
-from piston.runtime.ort_engine import OrtEngine, OrtOptions, open_session
+from piston.core.bundle.manifest import CacheSpec
+from piston.core.errors import ParityError
+from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
 
 PROMPT_LENGTHS = (3, 8, 21)  # a ragged batch of three rows
 NUM_STEPS = 8

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from piston.runtime.errors import MisuseError, UnsupportedModelError
+from piston.core.errors import MisuseError, UnsupportedModelError
 
 STATIC_TYPES = ("default", "linear", "llama3", "yarn")
 SUPPORTED_TYPES = (*STATIC_TYPES, "longrope", "dynamic")

@@ -18,7 +18,7 @@ seen by padding alone, and the row's next step overwrites it.
 
 from dataclasses import dataclass
 
-from piston.runtime.manifest import CacheSpec
+from piston.core.bundle.manifest import CacheSpec
 
 OPSET = 24  # TensorScatter and Attention's nonpad_kv_seqlen arrived here
 STEP_INPUTS = ("input_ids", "position_ids", "write_indices", "kv_lengths", "logits_positions")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.onnx import ops
 
+from piston.core.errors import UnsupportedModelError
 from piston.export.signature import OPSET
-from piston.runtime.errors import UnsupportedModelError
 
 
 @dataclass(slots=True)

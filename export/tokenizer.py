@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from piston.core.bundle.manifest import TokenizerSpec
+from piston.core.errors import CheckpointError
 from piston.export.checkpoint import Checkpoint
 from piston.export.quiet import quiet
-from piston.runtime.errors import CheckpointError
-from piston.runtime.manifest import TokenizerSpec
 
 FILE_NAME, TEMPLATE_NAME = "tokenizer.json", "chat_template.jinja"
 SAMPLES = (

@@ -4,14 +4,13 @@ Names are imported when first used: `piston --help` need not wait for numpy.
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
+import piston.core  # noqa: F401 - switches ONNX Runtime's telemetry off
+
 if TYPE_CHECKING:
-    from piston.runtime.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
-    from piston.runtime.conversation import Conversation
-    from piston.runtime.engine import Engine
-    from piston.runtime.errors import (
+    from piston.core.bundle.manifest import Manifest
+    from piston.core.errors import (
         BundleCorruptError,
         BundleError,
         BundleNotFoundError,
@@ -35,14 +34,12 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedModelError,
     )
-    from piston.runtime.manifest import Manifest
+    from piston.runtime.backends.engine import Engine
+    from piston.runtime.backends.scripted import ScriptedEngine
+    from piston.runtime.conversation import Conversation
+    from piston.runtime.generate.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
     from piston.runtime.model import LanguageModel, Stream, load
-    from piston.runtime.sampling import Sampling
-    from piston.runtime.scripted_engine import ScriptedEngine
-
-# ONNX Runtime's own packages (1.29 and later) send model and graph names, hashes and a machine's id to Microsoft unless
-# this is set when they start. The runtime opens no connection: every package of Piston's imports this one first.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    from piston.runtime.sampling.params import Sampling
 
 __all__ = [
     "BundleCorruptError",
@@ -83,10 +80,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "completion": ("Completion", "Drafts", "PositionLogprobs", "Timings", "TokenLogprob"),
-    "conversation": ("Conversation",),
-    "engine": ("Engine",),
-    "errors": (
+    "piston.runtime.generate.completion": ("Completion", "Drafts", "PositionLogprobs", "Timings", "TokenLogprob"),
+    "piston.runtime.conversation": ("Conversation",),
+    "piston.runtime.backends.engine": ("Engine",),
+    "piston.core.errors": (
         "BundleCorruptError",
         "BundleError",
         "BundleNotFoundError",
@@ -110,10 +107,10 @@ _HOMES = {
         "TemplateError",
         "UnsupportedModelError",
     ),
-    "manifest": ("Manifest",),
-    "model": ("LanguageModel", "Stream", "load"),
-    "sampling": ("Sampling",),
-    "scripted_engine": ("ScriptedEngine",),
+    "piston.core.bundle.manifest": ("Manifest",),
+    "piston.runtime.model": ("LanguageModel", "Stream", "load"),
+    "piston.runtime.sampling.params": ("Sampling",),
+    "piston.runtime.backends.scripted": ("ScriptedEngine",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -122,7 +119,7 @@ def __getattr__(name: str) -> Any:
     """Import the module that defines a public name (PEP 562)."""
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

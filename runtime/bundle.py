@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from piston.runtime.chat_template import ChatTemplate
-from piston.runtime.errors import BundleCorruptError, BundleError
-from piston.runtime.manifest import EngineSpec, Manifest
-from piston.runtime.text import Tokenizer
+from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.errors import BundleCorruptError, BundleError
+from piston.runtime.text.chat_template import ChatTemplate
+from piston.runtime.text.tokenizer import Tokenizer
 
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 

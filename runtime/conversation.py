@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self
 
-from piston.runtime.completion import Completion
-from piston.runtime.decode import check_fits
-from piston.runtime.errors import MisuseError
-from piston.runtime.generation import run
-from piston.runtime.sampling import Sampling
+from piston.core.errors import MisuseError
+from piston.runtime.generate.completion import Completion
+from piston.runtime.generate.decode import check_fits
+from piston.runtime.generate.generation import run
+from piston.runtime.sampling.params import Sampling
 
 if TYPE_CHECKING:
     from piston.runtime.model import LanguageModel

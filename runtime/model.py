@@ -11,20 +11,20 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from piston.core.bundle.hashing import Hashing
+from piston.core.errors import MisuseError, TemplateError
 from piston.runtime.bundle import Bundle
-from piston.runtime.errors import MisuseError, TemplateError
-from piston.runtime.hashing import Hashing
-from piston.runtime.memory import container_memory
-from piston.runtime.sampling import Sampling
+from piston.runtime.process_memory import container_memory
+from piston.runtime.sampling.params import Sampling
 
 if TYPE_CHECKING:
-    from piston.runtime.chat_template import ChatTemplate
-    from piston.runtime.completion import Completion
+    from piston.core.bundle.manifest import Manifest
+    from piston.runtime.backends.engine import Engine
     from piston.runtime.conversation import Conversation
-    from piston.runtime.engine import Engine
-    from piston.runtime.generation import Generation
-    from piston.runtime.manifest import Manifest
-    from piston.runtime.text import Tokenizer
+    from piston.runtime.generate.completion import Completion
+    from piston.runtime.generate.generation import Generation
+    from piston.runtime.text.chat_template import ChatTemplate
+    from piston.runtime.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -34,7 +34,7 @@ class Stream(Iterator[str]):
     """Pieces of text as they become certain; `completion` holds what there is so far."""
 
     def __init__(self, engine: "Engine", generation: "Generation") -> None:
-        from piston.runtime.generation import run
+        from piston.runtime.generate.generation import run
 
         self._generation = generation
         self._steps = run(engine, [generation])
@@ -65,7 +65,7 @@ class LanguageModel:
     def __init__(
         self, manifest: "Manifest", engine: "Engine", tokenizer: "Tokenizer", template: "ChatTemplate | None" = None
     ) -> None:
-        from piston.runtime.speculation import Verification
+        from piston.runtime.generate.speculation import Verification
 
         self.manifest = manifest
         self.engine = engine
@@ -91,7 +91,7 @@ class LanguageModel:
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Stream:
         """Complete one prompt piece by piece; raises as `generate` does, before the first piece."""
-        from piston.runtime.decode import check_fits
+        from piston.runtime.generate.decode import check_fits
 
         began, sampling = time.perf_counter(), sampling or Sampling()
         if sampling.n != 1:
@@ -151,7 +151,7 @@ class LanguageModel:
     def _complete(
         self, prompts: list[list[int]], sampling: Sampling, began: float, *, is_single: bool
     ) -> "Completion | list[Completion]":
-        from piston.runtime.generation import run
+        from piston.runtime.generate.generation import run
 
         generations = self._prepare(prompts, sampling, began)
         for _ in run(self.engine, generations):
@@ -160,7 +160,7 @@ class LanguageModel:
         return completions[0] if is_single and sampling.n == 1 else completions
 
     def _prepare(self, prompts: list[list[int]], sampling: Sampling, began: float) -> "list[Generation]":
-        from piston.runtime.generation import prepare
+        from piston.runtime.generate.generation import prepare
 
         ends = self.manifest.tokenizer.eos_token_ids
         generations = prepare(prompts, sampling, self.tokenizer, ends, self.verification)
@@ -181,7 +181,7 @@ def load(
 
     Args:
         bundle: the directory `piston build` wrote.
-        target: which engine, or family of engines; by default the best one that runs here (runtime/backends.py).
+        target: which engine, or family of engines; by default the best one that runs here (runtime/backends/registry.py).
         max_batch: slots, that is rows decoded together; by default what the bundle was built for, or on the
             CPU as many of them as a container's memory limit allows.
         max_length: positions of each slot; by default likewise.
@@ -195,10 +195,10 @@ def load(
     """
     opened = Bundle.open(Path(bundle), verify=False)
     hashing = Hashing.begin(opened.manifest, opened.directory)
-    from piston.runtime.backends import choose, family_of
-    from piston.runtime.opening import open_verified
-    from piston.runtime.sizing import sizes_for
-    from piston.runtime.speculation import Verification, exact_tokens
+    from piston.runtime.backends.registry import choose, family_of
+    from piston.runtime.generate.speculation import Verification, exact_tokens
+    from piston.runtime.loading import open_verified
+    from piston.runtime.memory_budget import sizes_for
 
     manifest, (spec, _) = opened.manifest, choose(opened, target)
     sizes, remarks = sizes_for(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from piston.runtime.engine import Engine, Logits
-from piston.runtime.errors import BundleError
-from piston.runtime.expected import Expected, ExpectedAnswer
-from piston.runtime.text import Tokenizer
+from piston.core.bundle.golden import Expected, ExpectedAnswer
+from piston.core.errors import BundleError
+from piston.runtime.backends.engine import Engine, Logits
+from piston.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,20 +31,20 @@ from typing import Any, NamedTuple
 
 from rivals_table import table_of
 
-from piston.runtime.bench.child import Contender
-from piston.runtime.bench.contenders import bundle_contender, read_against
-from piston.runtime.bench.fingerprint import num_cores, take_fingerprint
-from piston.runtime.bench.measure import measure, open_child
-from piston.runtime.bench.page import page_of
-from piston.runtime.bench.ratios import ratios_of
-from piston.runtime.bench.reading import report_from
-from piston.runtime.bench.recipes import jobs_of
-from piston.runtime.bench.report import Options, Report
-from piston.runtime.bench.stage_cli import measured
-from piston.runtime.bench.workload import Setting, Work
+from piston.bench.child import Contender
+from piston.bench.fingerprint import num_cores, take_fingerprint
+from piston.bench.measure import measure, open_child
+from piston.bench.page import page_of
+from piston.bench.ratios import ratios_of
+from piston.bench.reading import report_from
+from piston.bench.report import Options, Report
+from piston.bench.systems import bundle_contender, read_against
+from piston.bench.workload import Setting, Work
+from piston.core.console import Progress
+from piston.core.errors import Error, MisuseError
+from piston.pipeline.stage_cli import measured
+from piston.pipeline.stage_recipes import jobs_of
 from piston.runtime.bundle import Bundle
-from piston.runtime.console import Progress
-from piston.runtime.errors import Error, MisuseError
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "docs/examples/stages"

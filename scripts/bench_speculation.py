@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from piston.core.quantiles import median_estimate
 from piston.runtime import Completion, LanguageModel, Sampling, load
-from piston.runtime.bench.quantiles import median_estimate
 
 PROMPTS = Path(__file__).with_name("speculation_prompts.json")
 GOAL = 1.7

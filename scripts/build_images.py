@@ -195,9 +195,7 @@ def answer(container: Container, checks: dict[str, tuple[bool, object]]) -> None
     checks["new process to first token and exit, warm disk, s"] = (True, round(sorted(warm)[1], 2))
     Path("/proc/sys/vm/drop_caches").write_text("3")
     checks["the same, cold disk, s"] = (True, round(container.run(*words[:5], "--max-tokens", "1")[3], 2))
-    code = (
-        "import resource as r, subprocess as s, sys; s.run([sys.executable, '-m', 'piston.runtime.cli', *sys.argv[1:]])"
-    )
+    code = "import resource as r, subprocess as s, sys; s.run([sys.executable, '-m', 'piston.cli.main', *sys.argv[1:]])"
     peak = "; print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
     err = container.run("-c", code + peak, *words, entrypoint=["python3"])[2]
     checks["peak memory, MB"] = (True, round(int(err.split()[-1]) * 1024 / 1e6))
@@ -208,7 +206,7 @@ def terminate(container: Container, checks: dict[str, tuple[bool, object]]) -> N
     process = container.start("run", "/bundle", "--prompt", "Once upon a time", "--max-tokens", "500", "--ignore-eos")
     assert process.stdout is not None
     said = process.stdout.read(8)
-    search = ["pgrep", "-f", "piston.runtime.cli run /bundle"]
+    search = ["pgrep", "-f", "piston.cli.main run /bundle"]
     child = subprocess.run(search, stdout=subprocess.PIPE, text=True, check=False)
     pids = [int(pid) for pid in child.stdout.split() if Path(f"/proc/{pid}/root").resolve() == container.root]
     began = time.perf_counter()

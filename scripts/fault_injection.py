@@ -28,13 +28,13 @@ sys.path.insert(0, str(ROOT / "tests/support"))
 
 from making import Commands, write_recipe, write_toy_recipe  # noqa: E402 - found by the line above
 
-from piston.runtime.errors import Error  # noqa: E402
-from piston.runtime.making.cache import read_entry  # noqa: E402
-from piston.runtime.making.child import Outcome  # noqa: E402
-from piston.runtime.making.make import MakeOptions, make  # noqa: E402
-from piston.runtime.making.recipe import read_recipe  # noqa: E402
-from piston.runtime.manifest import Manifest  # noqa: E402
-from piston.runtime.staging import sweep  # noqa: E402
+from piston.core.atomic_dir import sweep  # noqa: E402
+from piston.core.bundle.manifest import Manifest  # noqa: E402
+from piston.core.errors import Error  # noqa: E402
+from piston.pipeline.cache import read_entry  # noqa: E402
+from piston.pipeline.child import Outcome  # noqa: E402
+from piston.pipeline.make import MakeOptions, make  # noqa: E402
+from piston.pipeline.recipe import read_recipe  # noqa: E402
 
 JUDGED = """
 [gates]
@@ -189,7 +189,7 @@ def real_faults(directory: Path) -> list[Fault]:
     from checkpoints import write_checkpoint
 
     from piston.calibration.calibrate import calibrate  # noqa: F401 - imported before the forks
-    from piston.runtime.cli import main
+    from piston.cli.main import main
 
     checkpoint, exported, quantized = (directory / name for name in ("checkpoint", "exported", "quantized"))
     if (pid := os.fork()) == 0:  # no thread of torch may live in the process that forks
@@ -230,8 +230,8 @@ def real_faults(directory: Path) -> list[Fault]:
 
 def run_forked(words: list[str], where: Path) -> Outcome:
     """A Runner that forks instead of starting Python anew; the command dies with its parent, as `run_verb`'s does."""
-    from piston.runtime.cli import main
-    from piston.runtime.making.child import _die_with_parent
+    from piston.cli.main import main
+    from piston.pipeline.child import _die_with_parent
 
     parent = os.getpid()
     with tempfile.TemporaryFile() as printed:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from piston.cli.plan_memory import TOLERANCE, planned
 from piston.runtime import Manifest
-from piston.runtime.footprint import TOLERANCE, planned
 
 CHILD = """
 import sys

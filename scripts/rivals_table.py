@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.runtime.bench.growth import growth_rows, growth_verdicts
-from piston.runtime.bench.metrics import METRICS, STAGE_METRICS
-from piston.runtime.bench.ratios import ratios_of
-from piston.runtime.bench.reading import report_from
-from piston.runtime.bench.report import Ratio, Report, System
-from piston.runtime.bench.table import figure, machine_lines, ratio_text, stage_rows
-from piston.runtime.estimate import Estimate
+from piston.bench.metrics import METRICS, STAGE_METRICS
+from piston.bench.ratios import ratios_of
+from piston.bench.reading import report_from
+from piston.bench.report import Ratio, Report, System
+from piston.bench.scaling import growth_rows, growth_verdicts
+from piston.bench.table import figure, machine_lines, ratio_text, stage_rows
+from piston.core.statistics import Estimate
 
 LIMITS = Path(__file__).parents[1] / "docs/bench.md"
 ALL, INT8, INT4 = ("w8a8", "w8", "w4"), ("w8a8", "w8"), ("w4",)  # schemes of bundles

@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from polygraphy.json import save_json
 
-from piston.engines.tensorrt.attention_function import write_executable
+from piston.core.bundle.manifest import Manifest
 from piston.engines.tensorrt.build import write_lowered
+from piston.engines.tensorrt.equivalence.attention_function import write_executable
 from piston.engines.tensorrt.profiles import profiles_of
-from piston.runtime.manifest import Manifest
 
 POSITION = 5
 

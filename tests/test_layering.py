@@ -20,7 +20,7 @@ for name in piston.runtime.__all__:
 """
 HELP = """
 import sys
-from piston.runtime.cli import main
+from piston.cli.main import main
 try:
     main(sys.argv[1:])
 except SystemExit as leaving:
@@ -61,7 +61,7 @@ def test_the_help_of_a_runtime_verb_needs_no_backend(verb):
 
 def test_files_are_hashed_before_what_computes_is_imported():
     result = python(
-        "import sys, piston.runtime.model, piston.runtime.bench.local\n"
+        "import sys, piston.runtime.model, piston.bench.local\n"
         "print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     assert result.stderr == ""

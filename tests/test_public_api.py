@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import piston.runtime
-from piston.runtime import errors
+from piston.core import errors
 
 SOURCE = Path(piston.runtime.__file__)
 

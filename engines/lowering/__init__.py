@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from piston.engines.lowering.float32 import Float32Pass
 from piston.engines.lowering.group_query_attention import GroupQueryAttentionPass
 from piston.engines.lowering.int8_tables import Int8TablesPass
 from piston.engines.lowering.integer_matmul import IntegerMatMulPass
@@ -18,6 +17,7 @@ from piston.engines.lowering.tied_head import TiedHeadPass
 from piston.engines.lowering.trim_rotary import TrimRotaryPass
 from piston.engines.lowering.ungroup_heads import UngroupHeadsPass
 from piston.engines.lowering.unsigned_activations import UnsignedActivationsPass
+from piston.engines.lowering.upcast import Float32Pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,9 @@ ONNX Runtime, nor is its INT8 cache proved here: models with either are refused 
 
 import onnx_ir as ir
 
-from piston.engines.lowering.float32 import Float32Pass
+from piston.core.bundle.manifest import CacheType
+from piston.core.errors import EngineError
+from piston.engines.lowering.downcast import NarrowPass
 from piston.engines.lowering.group_query_attention import GroupQueryAttentionPass
 from piston.engines.lowering.int8_tables import Int8TablesPass
 from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
@@ -17,9 +19,7 @@ from piston.engines.lowering.skip_norm import SkipNormPass
 from piston.engines.lowering.tied_head import TiedHeadPass
 from piston.engines.lowering.trim_rotary import TrimRotaryPass
 from piston.engines.lowering.ungroup_heads import UngroupHeadsPass
-from piston.engines.tensorrt.lowering.narrow import NarrowPass
-from piston.runtime.errors import EngineError
-from piston.runtime.manifest import CacheType
+from piston.engines.lowering.upcast import Float32Pass
 
 DTYPE: CacheType = "float16"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from piston.core.errors import EngineError
 from piston.engines.tensorrt.lowering.trt_attention import ATTENTION, DOMAIN
-from piston.runtime.errors import EngineError
 
 NO_ATTRIBUTES = (
     "Abs Add And Clip Cos Div Equal Erf Exp Expand Floor Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul "

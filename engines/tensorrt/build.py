@@ -10,22 +10,22 @@ from typing import Any
 
 import onnx_ir as ir
 
+from piston.core.bundle.manifest import CacheSpec, CacheType, EngineSpec, Manifest, sha256_of
+from piston.core.bundle.plan_header import PlanHeader
+from piston.core.console import Progress
+from piston.engines.equivalence.answers import reference_of
+from piston.engines.equivalence.same_graph import check_same
 from piston.engines.linear_work import ARITHMETIC, LinearWork
 from piston.engines.lowering.window_mask import window_of
-from piston.engines.prove import reference_of
 from piston.engines.required import check_int8
 from piston.engines.tensorrt.allowed import check_file
 from piston.engines.tensorrt.compile import Compiled, compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
-from piston.engines.tensorrt.lockstep import write_exposed
+from piston.engines.tensorrt.equivalence.answers import Proof, prove
+from piston.engines.tensorrt.equivalence.lockstep import write_exposed
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes, lower_for_tensorrt, vocab_size
 from piston.engines.tensorrt.profiles import profiles_of
-from piston.engines.tensorrt.prove import Proof, prove
-from piston.engines.tensorrt.same_graph import check_same
 from piston.engines.tensorrt.target import Target
-from piston.runtime.console import Progress
-from piston.runtime.manifest import CacheSpec, CacheType, EngineSpec, Manifest, sha256_of
-from piston.runtime.plan_header import PlanHeader
 
 CANONICAL, LOWERED, PLAN = "model.onnx", "model.onnx", "engine.plan"
 
@@ -120,7 +120,7 @@ def prove_file(reference: Path, model: Manifest, lowered: LoweredFile) -> list[d
     executable = lowered.path
     dtype = lowered.cache.dtype
     if dtype == "bfloat16":
-        from piston.engines.tensorrt.simulate import write_simulated
+        from piston.engines.tensorrt.equivalence.simulate import write_simulated
 
         executable = write_simulated(lowered.path, lowered.path.parent.with_name("simulated"))
     proofs.append(prove(reference, executable, wide, lowered.sizes, dtype, lowered.window))

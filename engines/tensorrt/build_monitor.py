@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from piston.runtime.console import Progress
+from piston.core.console import Progress
 
 
 class Monitor(Protocol):

@@ -10,14 +10,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from piston.core.console import Progress
+from piston.core.errors import EngineError
 from piston.engines.tensorrt.allowed import check_network
 from piston.engines.tensorrt.build_monitor import build_monitor
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.engines.tensorrt.profiles import Shapes
 from piston.engines.tensorrt.target import Target
-from piston.runtime.console import Progress
-from piston.runtime.errors import EngineError
-from piston.runtime.tensorrt.log import accepted, log_of, open_module, reported
+from piston.runtime.backends.tensorrt.log import accepted, log_of, open_module, reported
 
 POLL = 0.1  # seconds between looks for Ctrl-C
 

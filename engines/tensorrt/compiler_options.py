@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from piston.core.errors import MisuseError
 from piston.engines.tensorrt.target import Target
-from piston.runtime.errors import MisuseError
 
 HardwareCompatible = Literal["ampere+", "same"]
 HARDWARE_COMPATIBLE: tuple[HardwareCompatible, ...] = get_args(HardwareCompatible)

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from piston.core.bundle.manifest import CacheSpec, EngineSpec, Manifest, record_files
 from piston.engines.tensorrt.target import Target
-from piston.runtime.manifest import CacheSpec, EngineSpec, Manifest, record_files
-from piston.runtime.tensorrt.log import open_module
+from piston.runtime.backends.tensorrt.log import open_module
 
 DEFAULT_LIMIT = 20 * 2**30  # bytes of all entries
 SPEC = "engine.json"
@@ -123,8 +123,8 @@ def _code_hash() -> str:
 
 
 def _present_gpu() -> str | None:
-    from piston.runtime.errors import Error
-    from piston.runtime.machine import Machine
+    from piston.core.errors import Error
+    from piston.runtime.backends.environment import Machine
 
     try:
         device = Machine().require_device()

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.console import Progress
+from piston.core.errors import EngineError, MisuseError
 from piston.engines.tensorrt.target import Target
-from piston.runtime.console import Progress
-from piston.runtime.errors import EngineError, MisuseError
-from piston.runtime.manifest import EngineSpec, Manifest
 
 if TYPE_CHECKING:
     from piston.engines.options import BuildOptions

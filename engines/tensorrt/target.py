@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from piston.runtime.errors import MisuseError
+from piston.core.errors import MisuseError
 
 Module = Literal["tensorrt", "tensorrt_rtx"]
 FAMILIES: dict[str, Module] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}

@@ -9,7 +9,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from piston.runtime.errors import EngineError, MissingExtraError
+from piston.core.errors import EngineError, MissingExtraError
 
 TARGET = "ort-cpu:avx512"  # of the engines that need them
 SOURCES = Path(__file__).parent / "src"

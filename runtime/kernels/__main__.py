@@ -2,7 +2,7 @@
 
 import sys
 
-from piston.runtime.errors import Error
+from piston.core.errors import Error
 from piston.runtime.kernels import level
 from piston.runtime.kernels.compiling import compile_library
 

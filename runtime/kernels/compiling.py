@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from piston.runtime.errors import EngineError, MissingExtraError
+from piston.core.errors import EngineError, MissingExtraError
 from piston.runtime.kernels import SOURCES, library_path
 
 # Every file names the instructions it uses; the rest must run on any x86-64, for it decides whether they may be.

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from piston.calibration.graph import ModelGraph
-from piston.calibration.integer import observe
-from piston.runtime.cli import main
-from piston.runtime.console import Progress
-from piston.runtime.manifest import Manifest, record_files
+from piston.calibration.float_graph import ModelGraph
+from piston.calibration.schemes.w8a8 import observe
+from piston.cli.main import main
+from piston.core.bundle.manifest import Manifest, record_files
+from piston.core.console import Progress
 
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions by night"
 
@@ -121,7 +121,7 @@ def test_a_pattern_that_names_nothing_is_misuse(model_dir, text, tmp_path, capsy
 
 
 def test_memory_does_not_grow_with_the_number_of_rows(model_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("piston.calibration.sample.MOST", 64)
+    monkeypatch.setattr("piston.calibration.observe.sample.MOST", 64)
     rows = np.random.default_rng(0).integers(6, 250, (96, 32))
     graph = ModelGraph.open(model_dir)
     peaks = []

@@ -12,14 +12,14 @@ from checkpoints import write_checkpoint
 from tokenizers import Tokenizer
 
 from piston.calibration.calibrate import calibrate
-from piston.calibration.data import RowOptions
-from piston.calibration.graph import ModelGraph
+from piston.calibration.data.rows import RowOptions
+from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
-from piston.calibration.remainder import RATIOS
+from piston.calibration.schemes.residual import RATIOS
+from piston.cli.main import main
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import MisuseError, OutputExistsError
 from piston.export import export_model
-from piston.runtime.cli import main
-from piston.runtime.errors import MisuseError, OutputExistsError
-from piston.runtime.manifest import Manifest
 
 ROWS = RowOptions(num_rows=6, seq_len=24)
 SENTENCE = "the quick brown fox jumps over the lazy dog while seven wizards brew strange potions by night"

@@ -8,14 +8,14 @@ import pytest
 from piston.calibration import calibrate as module
 from piston.calibration.bound import DEFAULTS, bounds_of, parse_bound
 from piston.calibration.calibrate import CheckOptions, calibrate
-from piston.calibration.data import RowOptions
-from piston.calibration.held_out import HeldOut
-from piston.calibration.integer import round_all
-from piston.calibration.overlap import Overlap
+from piston.calibration.data.held_out import HeldOut
+from piston.calibration.data.overlap import Overlap
+from piston.calibration.data.rows import RowOptions
 from piston.calibration.recipe import SCHEMES, Recipe
-from piston.runtime.cli import main
-from piston.runtime.errors import EngineError, MisuseError, ShortfallError
-from piston.runtime.manifest import Manifest
+from piston.calibration.schemes.w8a8 import round_all
+from piston.cli.main import main
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import EngineError, MisuseError, ShortfallError
 
 ROWS = RowOptions(num_rows=4, seq_len=24)
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions by night"

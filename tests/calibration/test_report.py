@@ -7,12 +7,12 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from piston.calibration.heat_map import Cell, heat_map
+from piston.calibration.observe.saturation import Saturation
 from piston.calibration.report import remainders_text
-from piston.calibration.saturation import Saturation
-from piston.runtime.cli import main
-from piston.runtime.evaluation.chart import Chart, Dot, scatter
-from piston.runtime.manifest import Manifest
+from piston.cli.main import main
+from piston.core.bundle.manifest import Manifest
+from piston.core.report.chart import Chart, Dot, scatter
+from piston.core.report.heat_map import Cell, heat_map
 
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions by night"
 VOID = {"meta", "br"}

@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 from checkpoints import write_checkpoint
 
 from piston.calibration.calibrate import CheckOptions, calibrate
-from piston.calibration.data import RowOptions
+from piston.calibration.data.rows import RowOptions
 from piston.calibration.recipe import Recipe
 from piston.export import ExportOptions, export_model
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from piston.cli.main import main
 from piston.runtime import load
-from piston.runtime.cli import main
 
 
 @pytest.fixture(scope="session")

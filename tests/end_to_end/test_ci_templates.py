@@ -62,7 +62,7 @@ def shims(directory):
     directory.mkdir()
     bodies = {
         "pip": PIP.format(python=sys.executable),
-        "piston": f'#!/bin/sh\nexec "{sys.executable}" -m piston.runtime.cli "$@"\n',
+        "piston": f'#!/bin/sh\nexec "{sys.executable}" -m piston.cli.main "$@"\n',
         "python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n',
     }
     for name, body in bodies.items():

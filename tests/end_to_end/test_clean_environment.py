@@ -54,7 +54,7 @@ def test_it_stays_below_its_installed_size(environment, tmp_path):
 
 @pytest.mark.model
 def test_it_runs_a_bundle(environment, demo_bundle, tmp_path):
-    words = ("-m", "piston.runtime.cli", "run", demo_bundle, "--chat", "--prompt", "What is the capital of France?")
+    words = ("-m", "piston.cli.main", "run", demo_bundle, "--chat", "--prompt", "What is the capital of France?")
     result = run(environment, *words, "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["completions"][0]["text"] == "The capital of France is Paris."
@@ -62,5 +62,5 @@ def test_it_runs_a_bundle(environment, demo_bundle, tmp_path):
 
 def test_verbs_that_need_more_say_what_to_install(environment, tmp_path):
     for verb, extra in (("export", "piston[export]"), ("build", "piston[build]")):
-        result = run(environment, "-m", "piston.runtime.cli", verb, "x", "-o", "y", cwd=tmp_path)
+        result = run(environment, "-m", "piston.cli.main", verb, "x", "-o", "y", cwd=tmp_path)
         assert (result.returncode, extra in result.stderr, result.stderr.count("\n")) == (1, True, 1)

@@ -4,8 +4,10 @@ import sys
 
 import pytest
 
-from piston.runtime import Sampling, backends, cuda, load
-from piston.runtime.cli import main
+from piston.cli.main import main
+from piston.runtime import Sampling, load
+from piston.runtime.backends import cuda_driver as cuda
+from piston.runtime.backends import registry as backends
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 TARGET = "tensorrt-rtx:sm89"

@@ -3,7 +3,7 @@
 import onnx
 import pytest
 
-from piston.runtime.cli import main
+from piston.cli.main import main
 
 pytestmark = pytest.mark.model
 

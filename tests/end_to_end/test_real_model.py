@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from piston.cli.main import main
 from piston.runtime import Sampling
-from piston.runtime.cli import main
 
 pytestmark = pytest.mark.model
 QUESTION = "What is the capital of France?"

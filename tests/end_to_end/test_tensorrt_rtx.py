@@ -3,10 +3,10 @@
 import pytest
 from quantized import quantize_model_dir
 
+from piston.core.bundle.manifest import Manifest
+from piston.core.bundle.plan_header import PlanHeader
+from piston.core.console import Progress
 from piston.engines import build
-from piston.runtime.console import Progress
-from piston.runtime.manifest import Manifest
-from piston.runtime.plan_header import PlanHeader
 
 pytestmark = pytest.mark.model
 RTX = "tensorrt-rtx:sm89"

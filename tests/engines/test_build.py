@@ -3,10 +3,8 @@ import shutil
 
 import pytest
 
-from piston.engines import build
-from piston.engines.lowering import skip_norm
-from piston.runtime import Sampling, load
-from piston.runtime.errors import (
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import (
     BundleCorruptError,
     BundleError,
     BundleNotFoundError,
@@ -14,7 +12,9 @@ from piston.runtime.errors import (
     OutputExistsError,
     ParityError,
 )
-from piston.runtime.manifest import Manifest
+from piston.engines import build
+from piston.engines.lowering import skip_norm
+from piston.runtime import Sampling, load
 
 
 @pytest.fixture(scope="module")

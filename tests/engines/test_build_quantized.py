@@ -7,14 +7,14 @@ import onnx_ir as ir
 import pytest
 from quantized import quantize, quantize_model_dir
 
+from piston.cli.main import main
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import MisuseError, ShortfallError
 from piston.engines import build
-from piston.engines.build_ort import build_ort
-from piston.engines.forced import expose_activations
-from piston.engines.prove import prove
+from piston.engines.equivalence.activation_injection import expose_activations
+from piston.engines.equivalence.answers import prove
+from piston.engines.ort.cpu_graph import build_ort
 from piston.runtime import Sampling, load
-from piston.runtime.cli import main
-from piston.runtime.errors import MisuseError, ShortfallError
-from piston.runtime.manifest import Manifest
 
 SCHEMES = ("w8a8", "w8", "w8 block 32", "w4", "w4 block 128")
 ARITHMETIC = {"w8a8": "int8", "w8": "weights8", "w4": "weights4"}

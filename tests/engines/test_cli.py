@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from piston.cli.main import main
 from piston.engines.lowering import attention_layer
-from piston.runtime.cli import main
 
 
 def test_build_prints_what_came_of_it_and_progress_apart(model_dir, tmp_path, capsys):

@@ -7,14 +7,14 @@ import pytest
 from onnx_text import operators
 from quantized import quantize, round_cache
 
+from piston.core.bundle.manifest import Manifest, record_files
+from piston.core.errors import EngineError, ParityError
 from piston.engines import build
-from piston.engines.build_ort import build_ort
-from piston.engines.cache_lockstep import LeadingEngine
-from piston.engines.prove import prove
+from piston.engines.equivalence.answers import prove
+from piston.engines.equivalence.int8_cache_lockstep import LeadingEngine
+from piston.engines.ort.cpu_graph import build_ort
 from piston.runtime import Sampling, load
-from piston.runtime.errors import EngineError, ParityError
-from piston.runtime.manifest import Manifest, record_files
-from piston.runtime.ort_engine import OrtEngine
+from piston.runtime.backends.ort_cpu import OrtEngine
 
 MAX_LENGTH = 64
 

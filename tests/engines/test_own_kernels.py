@@ -10,15 +10,15 @@ import pytest
 from own_kernels import need_kernels
 from quantized import quantize, round_cache
 
+from piston.core.errors import EngineError, MissingExtraError, ParityError
 from piston.engines import build
-from piston.engines import prove_replaced as prove_replaced_module
-from piston.engines.build_kernels import build_kernels
-from piston.engines.build_ort import build_ort
-from piston.engines.prove_replaced import prove_replaced
+from piston.engines.equivalence import replaced_nodes as prove_replaced_module
+from piston.engines.equivalence.replaced_nodes import prove_replaced
+from piston.engines.ort.cpu_graph import build_ort
+from piston.engines.ort.cpu_kernels import build_kernels
 from piston.runtime import Sampling, kernels, load
-from piston.runtime.backends import choose
+from piston.runtime.backends.registry import choose
 from piston.runtime.bundle import Bundle
-from piston.runtime.errors import EngineError, MissingExtraError, ParityError
 
 MAX_LENGTH = 128
 FITTING = {

@@ -8,9 +8,9 @@ import torch
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
+from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.export import ExportOptions, export_model
 from piston.export.checkpoint import load_config, load_model, locate, weights_dtype
-from piston.runtime.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")

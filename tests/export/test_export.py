@@ -11,11 +11,11 @@ from canonical import CanonicalSession
 from checkpoints import TEMPLATE, VOCAB_SIZE, write_checkpoint
 from tokenizers import Tokenizer
 
+from piston.cli.main import main
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import CheckpointError, OutputExistsError
 from piston.export import ExportOptions, export_model
 from piston.export.signature import Signature
-from piston.runtime.cli import main
-from piston.runtime.errors import CheckpointError, OutputExistsError
-from piston.runtime.manifest import Manifest
 
 STANDARD_OPERATORS_ONLY = {""}
 

@@ -13,7 +13,7 @@ LARGE = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 
 
 def piston(*words):
     """Run the command in a process of its own, whose memory is its alone; what it printed as JSON."""
-    command = [sys.executable, "-m", "piston.runtime.cli", *words, *([] if "--json" in words else ["--json"])]
+    command = [sys.executable, "-m", "piston.cli.main", *words, *([] if "--json" in words else ["--json"])]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -5,8 +5,8 @@ import pytest
 from checkpoints import write_checkpoint
 
 import piston.export
+from piston.core.errors import ParityError
 from piston.export import ExportOptions, export_model
-from piston.runtime.errors import ParityError
 
 
 @pytest.fixture(scope="module")

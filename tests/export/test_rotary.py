@@ -6,8 +6,8 @@ import torch
 from canonical import CanonicalSession, export_toy
 from zoo import make
 
+from piston.core.errors import MisuseError, UnsupportedModelError
 from piston.export.rotary import positions_of, rotate, tables_of
-from piston.runtime.errors import MisuseError, UnsupportedModelError
 
 ORIGINAL, EXTENDED = 24, 96
 HALF_DIM = 8

@@ -9,8 +9,8 @@ import importlib
 
 import pytest
 
-from piston.runtime.cuda import Cuda
-from piston.runtime.errors import Error
+from piston.core.errors import Error
+from piston.runtime.backends.cuda_driver import Cuda
 
 FINDINGS = pytest.StashKey[list]()
 DATA_CENTRE = {"sm90", "sm100", "sm103"}  # TensorRT-RTX does not build for these

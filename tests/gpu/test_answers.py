@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from piston.runtime import Sampling, load
-from piston.runtime.backends import BACKENDS
+from piston.runtime.backends.registry import BACKENDS
 
 BOUND = {"fp16": 0.02, "bf16": 0.15}  # of the largest logit
 POSITIONS = (1, 7, 40, 95)

@@ -1,11 +1,11 @@
-"""Buffers, streams, events and captured graphs of piston.runtime.cuda on a real device."""
+"""Buffers, streams, events and captured graphs of piston.runtime.backends.cuda_driver on a real device."""
 
 import time
 
 import numpy as np
 import pytest
 
-from piston.runtime.errors import DeviceMemoryError
+from piston.core.errors import DeviceMemoryError
 
 
 def test_bytes_go_to_the_device_and_back(cuda, device):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from piston.core.errors import Error
 from piston.runtime import load
-from piston.runtime.errors import Error
-from piston.runtime.machine import Machine
-from piston.runtime.ort_cuda_engine import PROVIDER
+from piston.runtime.backends.environment import Machine
+from piston.runtime.backends.ort_cuda import PROVIDER
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from making import Commands, write_recipe
 
-from piston.runtime.errors import Error
-from piston.runtime.making.make import MakeOptions, make
-from piston.runtime.making.recipe import read_recipe
-from piston.runtime.manifest import Manifest
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import Error
+from piston.pipeline.make import MakeOptions, make
+from piston.pipeline.recipe import read_recipe
 
 NOBODY = 65534
 SCRIPT = Path(__file__).parents[2] / "scripts/fault_injection.py"

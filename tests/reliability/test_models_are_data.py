@@ -63,8 +63,8 @@ class Malicious:
 def test_a_pickled_checkpoint_runs_no_code(tmp_path):
     from checkpoints import write_checkpoint
 
+    from piston.core.errors import CheckpointError
     from piston.export import export_model
-    from piston.runtime.errors import CheckpointError
 
     checkpoint, mark = tmp_path / "checkpoint", tmp_path / "code-was-run"
     write_checkpoint(checkpoint)
@@ -80,8 +80,8 @@ def test_a_pickled_checkpoint_runs_no_code(tmp_path):
 def test_code_of_a_checkpoint_is_not_run_unless_asked(tmp_path):
     from checkpoints import write_checkpoint
 
+    from piston.core.errors import CheckpointError
     from piston.export import export_model
-    from piston.runtime.errors import CheckpointError
 
     checkpoint, mark = tmp_path / "checkpoint", tmp_path / "code-was-run"
     write_checkpoint(checkpoint)
@@ -99,14 +99,14 @@ import socket, sys
 def refused(*_, **__):
     raise AssertionError("the network was asked")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
-from piston.runtime.cli import main
+from piston.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
 NATIVE = """
 import sys
-from piston.runtime.cli import main
+from piston.cli.main import main
 status = main(sys.argv[1:])
 assert "onnxruntime" in sys.modules
 sys.exit(status)

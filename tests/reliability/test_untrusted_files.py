@@ -10,19 +10,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from piston.calibration.graph import ModelGraph
+from piston.calibration.float_graph import ModelGraph
+from piston.core.bundle.external_data import check_external_data
+from piston.core.bundle.golden import ExpectedByTarget
+from piston.core.bundle.manifest import Manifest, record_files
+from piston.core.errors import BundleCorruptError, BundleError, Error
+from piston.core.schema import ShapeError
 from piston.engines import build
+from piston.pipeline.cache import read_entry, write_record
+from piston.pipeline.lock import Lock
+from piston.pipeline.parameters import Parameters, count_parameters
 from piston.runtime import load
 from piston.runtime.bundle import Bundle
-from piston.runtime.errors import BundleCorruptError, BundleError, Error
-from piston.runtime.expected import ExpectedByTarget
-from piston.runtime.external_data import check_external_data
-from piston.runtime.making.cache import read_entry, write_record
-from piston.runtime.making.lock import Lock
-from piston.runtime.making.parameters import Parameters, count_parameters
-from piston.runtime.manifest import Manifest, record_files
-from piston.runtime.shape import ShapeError
-from piston.runtime.text import Tokenizer
+from piston.runtime.text.tokenizer import Tokenizer
 
 soon = settings(deadline=5000, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 from toy_model import CACHE, edit_manifest, ids_of, manifest_of, write_bundle
 
+from piston.core.bundle.manifest import EngineSpec
+from piston.core.errors import BundleCorruptError, BundleError, BundleNotFoundError, BundleTooNewError, TemplateError
 from piston.runtime.bundle import Bundle
-from piston.runtime.errors import BundleCorruptError, BundleError, BundleNotFoundError, BundleTooNewError, TemplateError
-from piston.runtime.manifest import EngineSpec
 
 ENGINES = tuple(
     EngineSpec(target=target, path="ort-cpu/model.onnx", cache=CACHE, asked={}, got={}) for target in ("a", "b")

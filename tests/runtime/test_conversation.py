@@ -3,8 +3,8 @@ import itertools
 import pytest
 from toy_model import CHAT, END, history_script, ids_of, replying, toy_model
 
-from piston.runtime.errors import EngineError, MisuseError, PromptTooLongError, TemplateError
-from piston.runtime.sampling import Sampling
+from piston.core.errors import EngineError, MisuseError, PromptTooLongError, TemplateError
+from piston.runtime.sampling.params import Sampling
 
 FORGETFUL = (  # shows only the last answer's first letter, as templates drop earlier reasoning
     "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}>"
@@ -213,7 +213,7 @@ def test_the_scripts_answers_are_spelt_anew_when_they_are_rendered():
 
 @pytest.mark.parametrize("script", [HISTORY, replying("no no no no hello hello")])
 def test_a_conversation_with_guesses_says_the_same_turn_by_turn(script, monkeypatch):
-    monkeypatch.setattr("piston.runtime.speculation.StepCost.observe", lambda *_: None)  # no clock in a test
+    monkeypatch.setattr("piston.runtime.generate.speculation.StepCost.observe", lambda *_: None)  # no clock in a test
     answers = {}
     for limit in (0, 12):
         model = toy_model(script)

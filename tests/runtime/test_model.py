@@ -20,8 +20,7 @@ from toy_model import (
     write_bundle,
 )
 
-from piston.runtime.completion import Completion
-from piston.runtime.errors import (
+from piston.core.errors import (
     BundleCorruptError,
     BundleError,
     BundleNotFoundError,
@@ -31,9 +30,10 @@ from piston.runtime.errors import (
     PromptTooLongError,
     TemplateError,
 )
+from piston.runtime.generate.completion import Completion
+from piston.runtime.memory_budget import LEAST_LENGTH, WORKING
 from piston.runtime.model import load
-from piston.runtime.sampling import Sampling
-from piston.runtime.sizing import LEAST_LENGTH, WORKING
+from piston.runtime.sampling.params import Sampling
 
 SCRIPT = history_script(end=END, every=12)
 SHORT = Sampling(max_tokens=24)

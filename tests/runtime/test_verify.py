@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from toy_model import END, VOCAB_SIZE, byte_tokenizer, history_script, ids_of, said, write_bundle
 
-from piston.runtime.errors import BundleCorruptError, BundleError, BundleNotFoundError
-from piston.runtime.expected import FILE_NAME, Expected, ExpectedAnswer, ExpectedByTarget
-from piston.runtime.scripted_engine import ScriptedEngine
+from piston.core.bundle.golden import FILE_NAME, Expected, ExpectedAnswer, ExpectedByTarget
+from piston.core.errors import BundleCorruptError, BundleError, BundleNotFoundError
+from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.verify import margin_of, verify
 
 SCRIPT = history_script()

@@ -5,11 +5,11 @@ import zlib
 
 import numpy as np
 
-from piston.runtime.bench.child import Contender, Ran
-from piston.runtime.bench.metrics import of_run
-from piston.runtime.bench.report import Measured, Options, Run, System
-from piston.runtime.bench.workload import Setting
-from piston.runtime.estimate import Estimate
+from piston.bench.child import Contender, Ran
+from piston.bench.metrics import of_run
+from piston.bench.report import Measured, Options, Run, System
+from piston.bench.workload import Setting
+from piston.core.statistics import Estimate
 
 OPTIONS = Options(repeats=10, warmup=1, starts=0, threads=2)
 

@@ -8,11 +8,11 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
+from piston.core.bundle.manifest import CacheSpec
 from piston.export.checkpoint import cache_spec_of
 from piston.export.passes import canonicalize
 from piston.export.rotary import positions_of
 from piston.export.trace import trace
-from piston.runtime.manifest import CacheSpec
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from toy_model import VOCAB_SIZE, history_script, manifest_of, toy_model
 
-from piston.runtime.evaluation.corpus import Corpus, Document
-from piston.runtime.evaluation.subject import Opened
+from piston.evaluation.corpus import Corpus, Document
+from piston.evaluation.subject import Opened
 
 TEXT = "Grüße! Hello, no world; no hello. 1 + 1 = 2, they say, and 2 + 2 = 4.\n" * 3
 

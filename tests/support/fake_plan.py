@@ -3,7 +3,7 @@
 import onnx_ir as ir
 from fake_tensorrt import make_plan
 
-from piston.engines.tensorrt.attention_function import attach
+from piston.engines.tensorrt.equivalence.attention_function import attach
 from piston.engines.tensorrt.lowering import Sizes, lower_for_tensorrt
 
 

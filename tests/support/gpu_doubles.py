@@ -11,9 +11,10 @@ from fake_tensorrt import FakeTensorRT, make_plan
 from machines import gpu, machine_with
 
 from piston.engines.tensorrt import build
-from piston.engines.tensorrt.attention_function import attach
 from piston.engines.tensorrt.compile import Compiled
-from piston.runtime import backends, cuda
+from piston.engines.tensorrt.equivalence.attention_function import attach
+from piston.runtime.backends import cuda_driver as cuda
+from piston.runtime.backends import registry as backends
 
 RUNTIME = FakeCudaRuntime()
 MODULE = FakeTensorRT(RUNTIME)

@@ -1,8 +1,8 @@
 """Machines that are not at hand: what they have installed, and which GPU is in them."""
 
-from piston.runtime.cuda import Device
-from piston.runtime.errors import Error, MissingExtraError, NoDeviceError
-from piston.runtime.machine import Machine
+from piston.core.errors import Error, MissingExtraError, NoDeviceError
+from piston.runtime.backends.cuda_driver import Device
+from piston.runtime.backends.environment import Machine
 
 EVERYTHING = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings")
 NO_DRIVER = NoDeviceError("There is no CUDA driver on this machine; use a bundle with an ort-cpu engine.")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from toy_model import manifest_of, write_bundle
 
-from piston.runtime.estimate import Estimate
-from piston.runtime.evaluation.report import Agreement, Data, Divergences, Model, Report, WindowScore
-from piston.runtime.expected import Expected, ExpectedAnswer, ExpectedByTarget
-from piston.runtime.making.child import Outcome
-from piston.runtime.making.digest import digest_of_files, files_of_checkpoint
+from piston.core.bundle.golden import Expected, ExpectedAnswer, ExpectedByTarget
+from piston.core.statistics import Estimate
+from piston.evaluation.report import Agreement, Data, Divergences, Model, Report, WindowScore
+from piston.pipeline.cache_key import digest_of_files, files_of_checkpoint
+from piston.pipeline.child import Outcome
 
 RECIPE = """
 [checkpoint]

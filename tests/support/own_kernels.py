@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from piston.core.errors import Error
 from piston.runtime import kernels
-from piston.runtime.errors import Error
 from piston.runtime.kernels.compiling import COMPILERS, compile_library
 
 TYPES = {

@@ -5,9 +5,9 @@ import time
 
 from toy_model import VOCAB_SIZE, replying
 
-from piston.runtime.cli import main
-from piston.runtime.ort_engine import OrtEngine
-from piston.runtime.scripted_engine import ScriptedEngine
+from piston.cli.main import main
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.scripted import ScriptedEngine
 
 
 def script_engines(script, patch=setattr):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from making import RECIPE
 
-from piston.runtime.making.child import Outcome
-from piston.runtime.making.digest import digest_of_files, files_of_checkpoint
+from piston.pipeline.cache_key import digest_of_files, files_of_checkpoint
+from piston.pipeline.child import Outcome
 
 
 class FakeStages:

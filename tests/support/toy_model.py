@@ -8,12 +8,12 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from piston.core.bundle.manifest import CacheSpec, EngineSpec, Manifest, ModelSpec, TokenizerSpec, record_files
+from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.bundle import TEMPLATE, TOKENIZER
-from piston.runtime.chat_template import ChatTemplate
-from piston.runtime.manifest import CacheSpec, EngineSpec, Manifest, ModelSpec, TokenizerSpec, record_files
 from piston.runtime.model import LanguageModel
-from piston.runtime.scripted_engine import ScriptedEngine
-from piston.runtime.text import Tokenizer
+from piston.runtime.text.chat_template import ChatTemplate
+from piston.runtime.text.tokenizer import Tokenizer
 
 SPECIAL = ["<pad>", "<s>", "<end>", "<user>", "<bot>", "<system>"]
 PAD, BEGIN, END, USER, BOT, SYSTEM = range(len(SPECIAL))

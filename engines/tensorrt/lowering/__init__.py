@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from piston.engines.lowering.float32 import Float32Pass
+from piston.core.bundle.manifest import ITEM_SIZES, CacheSpec, CacheType
+from piston.core.errors import EngineError
+from piston.engines.lowering.downcast import NarrowPass
 from piston.engines.lowering.quantized import activation_pair, cache_rounding, quantized_weight
 from piston.engines.lowering.trim_rotary import TrimRotaryPass
-from piston.engines.tensorrt.lowering.narrow import NarrowPass
+from piston.engines.lowering.upcast import Float32Pass
 from piston.engines.tensorrt.lowering.next_step import NextStepPass
 from piston.engines.tensorrt.lowering.sampling_head import MAX_TOP_K, SamplingHeadPass, vocab_size
 from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
 from piston.engines.tensorrt.lowering.trt_attention import TrtAttentionPass
 from piston.engines.tensorrt.lowering.whole_blocks import WholeBlocksPass
-from piston.runtime.errors import EngineError
-from piston.runtime.manifest import ITEM_SIZES, CacheSpec, CacheType
 
 ROW_UNIT = 256  # bytes: TensorRT's kernels read tensors from addresses that are multiples of it
 

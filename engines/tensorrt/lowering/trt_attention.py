@@ -7,8 +7,8 @@ lengths. TRT_Attention multiplies by no scale, so the query brings it along.
 import numpy as np
 import onnx_ir as ir
 
+from piston.core.errors import EngineError
 from piston.engines.lowering.pattern import emit, float_attribute, int_attribute, replace, static_dims, tidy
-from piston.runtime.errors import EngineError
 
 DOMAIN, ATTENTION = "trt", "TRT_Attention"
 FORMS = {"query_form": "padded_bhnd", "kv_form": "padded_bhnd"}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from piston.engines.prove import reference_of
+from piston.core.bundle.manifest import Manifest, ModelSpec, TokenizerSpec
+from piston.engines.equivalence.answers import reference_of
 from piston.engines.tensorrt.build import LoweredFile, write_lowered
-from piston.engines.tensorrt.lockstep import write_exposed
-from piston.runtime.manifest import Manifest, ModelSpec, TokenizerSpec
+from piston.engines.tensorrt.equivalence.lockstep import write_exposed
 
 MAX_LENGTH, MAX_BATCH = 50, 3
 

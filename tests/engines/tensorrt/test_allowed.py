@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from onnx_text import parse
 
+from piston.core.errors import EngineError
 from piston.engines.tensorrt.allowed import check_file
-from piston.runtime.errors import EngineError
 
 QUANTIZED = """g (float[a, 4] x) => (float[a, 4] y) {
     q = QuantizeLinear (x, scale, zero)

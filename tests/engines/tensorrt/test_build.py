@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
+from piston.cli.main import main
+from piston.core.bundle.manifest import Manifest, sha256_of
+from piston.core.errors import EngineError, MissingExtraError, MisuseError, ShortfallError
 from piston.engines import build
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.runtime import Sampling, load
-from piston.runtime.cli import main
-from piston.runtime.errors import EngineError, MissingExtraError, MisuseError, ShortfallError
-from piston.runtime.manifest import Manifest, sha256_of
 
 RTX = "tensorrt-rtx:sm89"
 

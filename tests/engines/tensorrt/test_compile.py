@@ -7,12 +7,12 @@ import onnx_ir as ir
 import pytest
 from onnx_text import parse
 
+from piston.core.console import Progress
+from piston.core.errors import EngineError, MissingExtraError, MisuseError
 from piston.engines.tensorrt.compile import compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.engines.tensorrt.profiles import profiles_of
 from piston.engines.tensorrt.target import Target
-from piston.runtime.console import Progress
-from piston.runtime.errors import EngineError, MissingExtraError, MisuseError
 
 TARGET = Target.parse("tensorrt-rtx:sm89")
 QUIET = Progress(quiet=True)
@@ -51,7 +51,7 @@ def test_an_input_that_decides_shapes_is_refused(compile_graph):
 
 
 def test_workspace_and_several_gpus_are_taken(compile_graph, tmp_path):
-    from piston.runtime.plan_header import PlanHeader
+    from piston.core.bundle.plan_header import PlanHeader
 
     target = Target.parse("tensorrt-rtx:sm86,sm120")
     compile_graph("g (float[2] x) => (float[2] y) { y = Relu (x) }", CompilerOptions(workspace=2**30), target=target)

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
+from piston.core.bundle.manifest import CacheSpec, EngineSpec, FileRecord, Manifest, ModelSpec, TokenizerSpec
 from piston.engines.tensorrt.engine_cache import SPEC, EngineCache, key_of
 from piston.engines.tensorrt.target import Target
-from piston.runtime.manifest import CacheSpec, EngineSpec, FileRecord, Manifest, ModelSpec, TokenizerSpec
 
 CACHE = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float16")
 MODEL = ModelSpec(

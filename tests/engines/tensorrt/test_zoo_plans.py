@@ -4,15 +4,15 @@ import onnx_ir as ir
 import pytest
 from zoo import ZOO
 
+from piston.core.bundle.plan_header import PlanHeader
+from piston.core.console import Progress
+from piston.core.errors import EngineError
 from piston.engines.tensorrt.build import prove_file
 from piston.engines.tensorrt.compile import compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.engines.tensorrt.precision_mix import precision_mix
 from piston.engines.tensorrt.profiles import profiles_of
 from piston.engines.tensorrt.target import Target
-from piston.runtime.console import Progress
-from piston.runtime.errors import EngineError
-from piston.runtime.plan_header import PlanHeader
 
 SOFT_CAPPED = {"gemma2", "vaultgemma"}
 TARGET = Target.parse("tensorrt-rtx:sm89")

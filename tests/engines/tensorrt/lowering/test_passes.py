@@ -5,13 +5,13 @@ import onnx_ir as ir
 import pytest
 from onnx_text import only, parse, run
 
+from piston.core.bundle.manifest import CacheSpec
+from piston.core.errors import EngineError
+from piston.engines.lowering.downcast import NarrowPass
 from piston.engines.tensorrt.lowering import Sizes
-from piston.engines.tensorrt.lowering.narrow import NarrowPass
 from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
 from piston.engines.tensorrt.lowering.trt_attention import TrtAttentionPass
 from piston.engines.tensorrt.lowering.whole_blocks import WholeBlocksPass
-from piston.runtime.errors import EngineError
-from piston.runtime.manifest import CacheSpec
 
 ATTENTION = """
 g (float[b, 4, s, 16] q, float[b, 2, 64, 16] k, float[b, 2, 64, 16] v, int64[b] kv_lengths, bool[b, 1, s, 64] mask)

@@ -6,11 +6,11 @@ import onnxruntime
 import pytest
 from onnx_text import parse
 
+from piston.engines.tensorrt.equivalence.sampling import Draw
 from piston.engines.tensorrt.lowering.next_step import NextStepPass
 from piston.engines.tensorrt.lowering.sampling_head import SamplingHeadPass
-from piston.engines.tensorrt.sampling_proof import Draw
-from piston.runtime import logits as row
-from piston.runtime.sampling import Sampling
+from piston.runtime.sampling import processors as row
+from piston.runtime.sampling.params import Sampling
 
 VOCAB, CAPACITY = 200, 16
 TEXT = f"""

@@ -1,0 +1,25 @@
+"""Piston itself, through `load` and the library's own decode loop."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+LIBRARY = "piston.bench.local"
+PACKAGES = ("piston", "onnxruntime", "numpy", "tokenizers")
+
+
+class Adapter:
+    """A bundle in this process."""
+
+    def __init__(self, library: Any, path: str, options: dict[str, Any]) -> None:
+        self._run = library.LocalRun.open(path, options)
+
+    def run(self, prompts: Sequence[Sequence[int]], gen_len: int, step: Callable[[], None]) -> list[list[int]]:
+        """Generate greedily, every row to the same length."""
+        token_ids: list[list[int]] = self._run.run(prompts, gen_len, step)
+        return token_ids
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of the last run that went into tokenizing and sampling."""
+        parts: dict[str, float] = self._run.parts
+        return parts

@@ -1,0 +1,152 @@
+"""A system under test in a process of its own, spoken to in lines of JSON (see adapters/serve.py)."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from piston.core.errors import EngineError
+
+SERVE = Path(__file__).parent / "adapters" / "serve.py"
+_SHOWN = 400  # characters of a rival's last words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A system that can be measured: its kind, what it opens, and the Python it lives in."""
+
+    name: str
+    kind: str
+    path: str
+    python: str
+    target: str | None = None  # of a bundle's engines
+    digest: str | None = None  # of a bundle's manifest: says whether two runs measured the same bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """One call: seconds after its start at which every row had 1, 2, ... tokens, and what else the adapter told."""
+
+    times: tuple[float, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    parts: dict[str, float]
+    peak_bytes: int
+
+
+class Child:
+    """A loaded system. Leaving the context ends its process.
+
+    Raises:
+        EngineError: it cannot be started, fails, says nothing for `timeout` seconds or answers out of turn.
+    """
+
+    def __init__(self, contender: Contender, options: dict[str, Any], *, timeout: float) -> None:
+        self.contender = contender
+        self._timeout = timeout
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        # A rival's Python must not see our paths; ours must: Piston may lie on one (containers, `pip install --user`).
+        shield = "-P" if contender.python == sys.executable else "-I"
+        words = [contender.python, shield, str(SERVE), contender.kind, contender.path]
+        self.started = time.perf_counter()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - the rival the caller named
+                [*words, json.dumps(options | {"target": contender.target})],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                encoding="utf-8",
+            )
+        except OSError as problem:
+            self._errors.close()
+            raise EngineError(f"Cannot start {contender.name} with {contender.python}: {problem.strerror}.") from None
+        ready = self._receive("ready")
+        self.import_s = float(ready["import_s"])
+        self.load_s = float(ready["load_s"])
+        self.versions: dict[str, str] = dict(ready["versions"])
+
+    def run(self, prompts: Sequence[Sequence[int]], gen_len: int) -> Ran:
+        """Generate; every row must come back with `gen_len` tokens."""
+        self._send({"prompts": [list(prompt) for prompt in prompts], "gen_len": gen_len})
+        answer = self._receive("ran")
+        token_ids = tuple(tuple(row) for row in answer["token_ids"])
+        lengths = {len(row) for row in token_ids}
+        if lengths != {gen_len} or len(token_ids) != len(prompts) or len(answer["times"]) != gen_len:
+            raise EngineError(
+                f"{self.contender.name} gave {len(token_ids)} rows of {sorted(lengths)} tokens at "
+                f"{len(answer['times'])} times, not {len(prompts)} rows of {gen_len}; its figures would not compare."
+            )
+        return Ran(
+            times=tuple(answer["times"]), token_ids=token_ids, parts=answer["parts"], peak_bytes=answer["peak_bytes"]
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._quietly_close_stdin()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _quietly_close_stdin(self) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except OSError:
+            self._process.kill()  # it left already, with our last line unread
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._failure("ended before it was asked") from None
+
+    def _receive(self, event: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        alarm = threading.Timer(self._timeout, self._process.kill)
+        alarm.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            in_time = alarm.is_alive()
+            alarm.cancel()
+        if not line:
+            raise self._failure("ended without an answer" if in_time else f"gave no answer in {self._timeout:g} s")
+        try:
+            message: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise self._failure(f"answered {line[:80]!r}") from None
+        if message.get("event") == "error":
+            raise self._failure(f"failed: {message.get('message')}")
+        if message.get("event") != event:
+            raise self._failure(f"answered {message.get('event')!r} where {event!r} was due")
+        return message
+
+    def _failure(self, what: str) -> EngineError:
+        last = self._last_words()
+        said = f"; it said: {last}" if last else ""
+        self.close()
+        return EngineError(f"{self.contender.name} ({self.contender.path}) {what}{said}")
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        text = self._errors.read().decode("utf-8", "replace")
+        return " ".join(text.split())[-_SHOWN:]

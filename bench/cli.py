@@ -1,0 +1,215 @@
+"""The `bench` verb: latency, speed and memory of a bundle, beside rivals, against a baseline; or stages of recipes."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from piston.bench.baseline import Reference, read_reference
+from piston.bench.child import Contender
+from piston.bench.fingerprint import num_cores, take_fingerprint
+from piston.bench.gate import Gate, judge, parse_gate, strictest
+from piston.bench.measure import measure
+from piston.bench.profile import profile
+from piston.bench.publish import add_output_arguments, check_outputs, publish
+from piston.bench.ratios import ratios_of
+from piston.bench.report import Options, Report
+from piston.bench.systems import KINDS, bundle_contender, read_against
+from piston.bench.workload import Work, settings_of, work_of_file
+from piston.core.console import Progress
+from piston.core.errors import MisuseError
+from piston.pipeline.stage_cli import is_of_recipes, run_recipes
+from piston.runtime.bundle import Bundle
+
+REPEATS, WARMUP = 10, 2
+_EPILOG = f"""rivals: --against KIND:PATH, where KIND is {", ".join(KINDS)};
+--env KIND=DIR names the virtual environment (or Python) that has the rival. --rivals FILE takes all that
+scripts/prepare_rivals.py made.
+
+recipes: in place of a bundle, RECIPE.toml of `piston make`, one or several: export, calibrate and each target's build
+are run in new processes, 6 times after 1, and their time and memory are told.
+
+gates: --fail-on 'tpot.p50>5%' (more than 5 % above the baseline, and not by chance), 'ttft.p95>200ms', 'peak>400MB';
+the figures are ttft, tpot, itl, total, first_token, load, peak, with .p50, .p90, .p95 or .p99. A baseline is a file of
+--json, or a bundle: that is measured in turns with this one, so that a drifting machine does not matter.
+Of recipes: 'export.seconds>10%', 'calibrate.peak>5%', 'build.cpu>10%', 'build.written>1%'; in place of a bundle the
+baseline is a virtual environment with another Piston, which runs them in turns.
+A gate that is not met exits with 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that was decided from the options, before anything is loaded."""
+
+    contenders: tuple[Contender, ...]
+    works: tuple[Work, ...]
+    options: Options
+    gates: tuple[Gate, ...]
+    reference: Reference | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston bench`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", nargs="+", type=Path, help="the directory `piston build` wrote, or recipes (*.toml)"
+    )
+    parser.add_argument("--checkpoint", metavar="PATH", help="of recipes: where the checkpoint lies here")
+    parser.add_argument("--target", help="which engine of the bundle")
+    for name, default, text in (
+        ("--batch", "1", "rows generated together"),
+        ("--prompt-len", None, "tokens of each prompt"),
+        ("--gen-len", "64", "tokens to generate"),
+    ):
+        parser.add_argument(
+            name, type=_numbers, default=default, metavar="N,N...", help=f"{text} (default: {default or '128,512'})"
+        )
+    parser.add_argument("--prompts", metavar="FILE", type=Path, help="real prompts, one a line or .jsonl")
+    parser.add_argument("--repeats", type=int, metavar="N", help="runs that count (default: 10; of recipes 6)")
+    parser.add_argument("--warmup", type=int, metavar="N", help="runs before them (default: 2; of recipes 1)")
+    parser.add_argument("--starts", type=int, default=3, metavar="N", help="new processes to time (default: 3)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of every system (default: the physical cores)")
+    parser.add_argument("--against", action="append", default=[], metavar="KIND:PATH", help="a rival; repeatable")
+    parser.add_argument("--env", action="append", default=[], metavar="KIND=DIR", help="where a kind of rival lives")
+    parser.add_argument("--rivals", metavar="FILE", type=Path, help="rivals.json of scripts/prepare_rivals.py")
+    parser.add_argument("--baseline", metavar="PATH", type=Path, help="an earlier --json file, or a bundle")
+    parser.add_argument("--fail-on", action="append", default=[], metavar="EXPR", help="a gate, see below; repeatable")
+    parser.add_argument(
+        "--alpha", type=float, default=0.05, metavar="P", help="chance of a false alarm, all gates together"
+    )
+    parser.add_argument("--profile", action="store_true", help="where a step's time goes, and the machine's limits")
+    add_output_arguments(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, judge. Everything that can be refused is refused before a system is started."""
+    if is_of_recipes(arguments.bundle):
+        return run_recipes(arguments, _defaults())
+    plan = _plan(arguments)
+    machine = take_fingerprint(plan.options.threads)
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    systems = tuple(measure(plan.contenders, plan.works, plan.options, Progress(quiet=arguments.quiet)))
+    report = Report(
+        machine=machine,
+        options=plan.options,
+        systems=systems,
+        ratios=ratios_of(systems),
+        piston=version("piston"),
+        date=date,
+    )
+    if plan.reference is not None:
+        report = replace(report, baseline=plan.reference.baseline(report))
+    if arguments.profile:
+        bundle = Bundle.open(arguments.bundle[0])
+        found = profile(bundle, arguments.target, plan.works[0], plan.options.threads, Progress(quiet=arguments.quiet))
+        report = replace(report, profile=found)
+    gates = judge(plan.gates, report, plan.reference, arguments.alpha)
+    return publish(replace(report, gates=gates), arguments)
+
+
+def _defaults() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["any"])
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    options = Options(
+        repeats=REPEATS if arguments.repeats is None else arguments.repeats,
+        warmup=WARMUP if arguments.warmup is None else arguments.warmup,
+        starts=arguments.starts,
+        threads=num_cores() if arguments.threads is None else arguments.threads,
+    )
+    _check_options(options, arguments)
+    gates = tuple(parse_gate(text) for text in arguments.fail_on)
+    (path,) = arguments.bundle
+    bundle = Bundle.open(path)
+    works = _works(arguments, bundle)
+    contenders = [
+        bundle_contender(path, arguments.target),
+        *read_against(arguments.against, arguments.env, arguments.rivals),
+    ]
+    reference = None
+    if arguments.baseline is not None:
+        if not any(gate.is_relative for gate in gates):
+            raise MisuseError("--baseline is what gates compare with; give --fail-on 'tpot>5%', or use --against.")
+        reference = read_reference(arguments.baseline)
+        if reference.side is not None:
+            raise MisuseError(f"--baseline {arguments.baseline} is an environment; that is for recipes, give a bundle.")
+        if reference.contender is not None:
+            contenders.append(reference.contender)
+        reference.check(options, [work.setting for work in works])
+    _check_gates(gates, options, works, reference, arguments.alpha)
+    return Plan(tuple(_named_apart(contenders)), tuple(works), options, gates, reference)
+
+
+def _check_options(options: Options, arguments: argparse.Namespace) -> None:
+    for name, value, least in (
+        ("--repeats", options.repeats, 1),
+        ("--warmup", options.warmup, 0),
+        ("--starts", options.starts, 0),
+        ("--threads", options.threads, 1),
+    ):
+        if value < least:
+            raise MisuseError(f"{name} is {value}; it must be at least {least}.")
+    if arguments.checkpoint is not None:
+        raise MisuseError("--checkpoint is of recipes; a bundle needs none.")
+    if not 0 < arguments.alpha < 1:
+        raise MisuseError(f"--alpha is {arguments.alpha}; it is a chance, between 0 and 1.")
+    if arguments.prompts is not None and arguments.prompt_len is not None:
+        raise MisuseError("--prompts have lengths of their own; drop --prompt-len.")
+    check_outputs(arguments)
+
+
+def _check_gates(
+    gates: Sequence[Gate], options: Options, works: Sequence[Work], reference: Reference | None, alpha: float
+) -> None:
+    settings = [work.setting for work in works]
+    level = strictest(gates, lambda gate: 1 if gate.known.is_of_start else len(settings), alpha)
+    for gate in gates:
+        if gate.is_relative and reference is None:
+            raise MisuseError(f"--fail-on {gate.text!r} bounds a change; give --baseline, a file or a bundle.")
+        gate.check_measured(options, settings, level)
+        if gate.is_relative and reference is not None and (there := reference.samples(options)) is not None:
+            try:
+                gate.check_measured(there, settings, level)
+            except MisuseError as problem:
+                raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None
+
+
+def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
+    model = bundle.manifest.model
+    if arguments.prompts is not None:
+        tokenizer = bundle.tokenizer()
+        works = work_of_file(arguments.prompts, tokenizer, model.vocab_size, arguments.batch, arguments.gen_len)
+    else:
+        lengths = [128, 512] if arguments.prompt_len is None else arguments.prompt_len
+        settings = settings_of(arguments.batch, lengths, arguments.gen_len)
+        works = [Work(setting, model.vocab_size) for setting in settings]
+    for work in works:
+        if work.setting.num_positions > model.max_positions:
+            raise MisuseError(
+                f"{work.setting.name} needs {work.setting.num_positions:,} positions; the model has "
+                f"{model.max_positions:,}. Lower --prompt-len or --gen-len."
+            )
+    return works
+
+
+def _named_apart(contenders: Sequence[Contender]) -> list[Contender]:
+    """Names told apart by a number where two are equal."""
+    names: list[str] = []
+    for contender in contenders:
+        same = [name for name in names if name.partition(" #")[0] == contender.name]
+        names.append(contender.name if not same else f"{contender.name} #{len(same) + 1}")
+    return [replace(contender, name=name) for contender, name in zip(contenders, names, strict=True)]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part.replace("_", "")) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 128,512") from None

@@ -1,0 +1,175 @@
+"""The plots of a report: how latency scatters, speed against length and rows, ratios to rivals, the roofline."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+import numpy as np
+
+from piston.bench.metrics import METRICS, STAGE_METRICS, of_run
+from piston.bench.report import Report, System
+from piston.bench.roofline import roofline_figures
+from piston.bench.scaling_figures import growth_figures
+from piston.bench.table import ranged, ratio_text
+from piston.bench.workload import Setting
+from piston.core.report.chart import Chart
+from piston.core.report.plot import Bar, Curve, bars, curves
+from piston.core.statistics import Estimate
+
+_STYLES = ("own", *(f"c{number}" for number in range(1, 14)))  # the seven colours dashed, then six of them not
+_RATIOS = ("decode", "prefill", "first_token", "peak")
+_STAGE_FIGURES = ("seconds", "peak")
+_POINTS = 101  # of a distribution's curve
+
+
+def figures_of(report: Report) -> Iterator[str]:
+    """Every plot the report has data for, as markup with headings and captions."""
+    yield from _ratios(report)
+    yield from _latency(report)
+    yield from _against_length(report, "decode", "prompt_len")
+    yield from _against_length(report, "prefill", "prompt_len")
+    yield from _against_length(report, "decode", "batch")
+    for heading, svg, caption in growth_figures(report, [style_of(index) for index in range(len(report.systems))]):
+        yield from figure(heading, svg, f"{legend(report.systems)}<br>{escape(caption)}")
+    for name in _STAGE_FIGURES:
+        yield from _stages(report, name)
+    if report.profile is not None:
+        yield from roofline_figures(report.profile)
+
+
+def style_of(index: int) -> str:
+    """The class of the index-th system: the bundle's own colour, then others; beyond them grey."""
+    return _STYLES[index] if index < len(_STYLES) else "other"
+
+
+def legend(systems: Sequence[System]) -> str:
+    """A line of colour before each name."""
+    keys = (
+        '<span class="entry"><svg class="key" viewBox="0 0 28 4" aria-hidden="true">'
+        f'<path class="line {style_of(index)}" d="M0 2H28"/></svg>{escape(system.name)}</span>'
+        for index, system in enumerate(systems)
+    )
+    return " ".join(keys)
+
+
+def figure(heading: str, svg: str, caption: str) -> list[str]:
+    """A plot below its heading; the caption is markup."""
+    return [
+        f"<h2>{escape(heading)}</h2>",
+        f'<figure><div class="scroll">{svg}</div><figcaption>{caption}</figcaption></figure>',
+    ]
+
+
+def _ratios(report: Report) -> Iterator[str]:
+    places: list[Setting | None] = [measured.setting for measured in report.systems[0].settings]
+    for index, place in enumerate([*places, None]):
+        found = [ratio for ratio in report.ratios if ratio.setting == place and ratio.metric in _RATIOS]
+        if not found:
+            continue
+        name = "new processes" if place is None else place.name
+        rows = [
+            Bar(
+                f"{METRICS[item.metric].described}: {item.rival}",
+                _verdict(item.ratio),
+                item.ratio.value,
+                item.ratio.low,
+                item.ratio.high,
+                ratio_text(item.ratio),
+            )
+            for item in sorted(found, key=lambda item: (_RATIOS.index(item.metric), -item.ratio.value))
+        ]
+        chart = Chart(
+            f"ratios-{index}",
+            f"Ratios to rivals, {name}",
+            "; ".join(f"{row.name} {row.text}" for row in rows),
+            "how many times better the bundle is",
+            "",
+        )
+        caption = (
+            "Medians over neighbouring runs, with intervals of 95 %. Right of the dashed line the bundle is better; "
+            "grey: the interval holds both."
+        )
+        yield from figure(f"Against rivals: {name}", bars(chart, rows, reference=1.0), caption)
+
+
+def _verdict(ratio: Estimate) -> str:
+    """The style of a ratio's bar: whether the whole interval lies on one side of 1."""
+    low = ratio.value if ratio.low is None else ratio.low
+    high = ratio.value if ratio.high is None else ratio.high
+    return "won" if low > 1 else "lost" if high < 1 else "even"
+
+
+def _latency(report: Report) -> Iterator[str]:
+    shares = np.linspace(0, 100, _POINTS)
+    for index, own in enumerate(report.systems[0].settings):
+        if "itl" not in own.metrics:
+            continue
+        lines = []
+        for which, system in enumerate(report.systems):
+            runs = [of_run(run, own.setting)["itl"] for run in system.settings[index].runs]
+            values = np.percentile(np.concatenate(runs), shares) * 1e3
+            lines.append(Curve(system.name, style_of(which), values.tolist(), shares.tolist(), marks=False))
+        median = own.metrics["itl"]["p50"].value * 1e3
+        last = own.metrics["itl"]["p99"].value * 1e3
+        chart = Chart(
+            f"latency-{index}",
+            f"Inter-token latency, {own.setting.name}",
+            f"The bundle's median is {median:.3g} ms, its 99th percentile {last:.3g} ms.",
+            "milliseconds between tokens, logarithmic",
+            "share of tokens, %",
+        )
+        heading = f"Inter-token latency: {own.setting.name}"
+        yield from figure(heading, curves(chart, lines, log_x=True), f"Share of tokens within.{legend(report.systems)}")
+
+
+def _against_length(report: Report, metric: str, over: str) -> Iterator[str]:
+    """Speed over prompt lengths or rows, one plot for each of the other numbers of a setting."""
+    settings = [measured.setting for measured in report.systems[0].settings if metric in measured.metrics]
+    others = ("batch", "gen_len") if over == "prompt_len" else ("prompt_len", "gen_len")
+    groups = dict.fromkeys(tuple(getattr(setting, name) for name in others) for setting in settings)
+    for index, group in enumerate(groups):
+        same = [s for s in settings if tuple(getattr(s, name) for name in others) == group]
+        if len(same) < 2:  # noqa: PLR2004 - a line has two ends
+            continue
+        xs = [float(getattr(setting, over)) for setting in sorted(same)]
+        lines = []
+        for which, system in enumerate(report.systems):
+            medians = {m.setting: m.metrics[metric]["p50"].value for m in system.settings}
+            lines.append(Curve(system.name, style_of(which), xs, [medians[setting] for setting in sorted(same)]))
+        label = "prompt length" if over == "prompt_len" else "rows together"
+        fixed = ", ".join(f"{name.replace('_len', '')} {value}" for name, value in zip(others, group, strict=True))
+        chart = Chart(
+            f"{metric}-{over}-{index}",
+            f"{METRICS[metric].described} against {label}",
+            f"The bundle: {', '.join(f'{y:,.0f} at {x:,.0f}' for x, y in zip(xs, lines[0].ys, strict=True))} tokens/s.",
+            f"{label}",
+            "tokens per second",
+        )
+        heading = f"{METRICS[metric].described.capitalize()} against {label}: {fixed}"
+        yield from figure(heading, curves(chart, lines), f"Medians, all rows together.{legend(report.systems)}")
+
+
+def _stages(report: Report, name: str) -> Iterator[str]:
+    """A figure of the stages of recipes, a bar for each; those of a baseline below this Piston's."""
+    metric = STAGE_METRICS[name]
+    scale = 1.0 if metric.unit == "s" else 1e-6
+    rows = []
+    for index in range(len(report.systems[0].stages)):
+        for which, system in enumerate(report.systems):
+            for stage in system.stages[index : index + 1]:
+                found = stage.metrics[name]["p50"]
+                low, high = (None if end is None else scale * end for end in (found.low, found.high))
+                label = stage.name if which == 0 else f"{stage.name} ({system.name})"
+                text = ranged(found, metric.unit)
+                rows.append(Bar(label, style_of(which), scale * found.value, low, high, text))
+    if not rows:
+        return
+    chart = Chart(
+        f"stages-{name}",
+        f"Stages: {metric.described}",
+        "; ".join(f"{row.name} {row.text}" for row in rows),
+        "seconds" if metric.unit == "s" else "MB",
+        "",
+    )
+    yield from figure(
+        f"Stages: {metric.described}", bars(chart, rows), "Medians of new processes, with intervals of 95 %."
+    )

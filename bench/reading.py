@@ -1,0 +1,102 @@
+"""A report back from its JSON. The bytes are foreign: whatever does not fit is refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from piston.bench.fingerprint import Fingerprint
+from piston.bench.report import Measured, MeasuredStage, Options, Report, Run, StageRun, Start, System
+from piston.bench.workload import Setting
+from piston.core.errors import MisuseError
+from piston.core.statistics import Estimate
+
+
+def report_from(data: Any, path: Path) -> Report:
+    """What a comparison needs: machine, options and every system; ratios, gates and profile are left out.
+
+    Raises:
+        MisuseError: it is no report, one of another schema, or one whose runs cannot be.
+    """
+    try:
+        if data["schema"] != 1:
+            raise MisuseError(f"--baseline {path} has schema {data['schema']!r}, this Piston reads 1; measure it anew.")
+        report = Report(
+            machine=_machine(data["machine"]),
+            options=Options(**{name: int(data["options"][name]) for name in Options.__slots__}),
+            systems=tuple(_system(item) for item in data["systems"]),
+            piston=str(data["piston"]),
+            date=str(data["date"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
+        if isinstance(problem, MisuseError):
+            raise
+        raise MisuseError(f"--baseline {path} is no report of `piston bench --json`; measure it anew.") from None
+    if not report.systems or not (report.systems[0].settings or report.systems[0].stages):
+        raise MisuseError(f"--baseline {path} holds no measurement; measure it anew.")
+    return report
+
+
+def _machine(data: dict[str, Any]) -> Fingerprint:
+    named = {name: data[name] for name in Fingerprint.__slots__}
+    versions = {str(name): str(value) for name, value in named.pop("versions").items()}
+    return Fingerprint(**named | {"versions": versions, "instructions": tuple(map(str, named["instructions"]))})
+
+
+def _system(data: dict[str, Any]) -> System:
+    return System(
+        name=str(data["name"]),
+        kind=str(data["kind"]),
+        path=str(data["path"]),
+        digest=data["digest"],
+        versions={str(name): str(value) for name, value in data["versions"].items()},
+        starts=tuple(Start(**{name: _positive(item[name]) for name in Start.__slots__}) for item in data["starts"]),
+        metrics=_metrics(data["metrics"]),
+        settings=tuple(_measured(item) for item in data["settings"]),
+        stages=tuple(_stage(item) for item in data.get("stages", ())),  # reports of before there were any
+        size_bytes=None if data.get("size_bytes") is None else int(_positive(data["size_bytes"])),
+    )
+
+
+def _stage(data: dict[str, Any]) -> MeasuredStage:
+    runs = tuple(StageRun(**{name: _positive(item[name]) for name in StageRun.__slots__}) for item in data["runs"])
+    if not runs:
+        raise ValueError("a stage without runs")
+    return MeasuredStage(
+        name=str(data["name"]),
+        verb=str(data["verb"]),
+        options=tuple(map(str, data["options"])),
+        runs=runs,
+        metrics=_metrics(data["metrics"]),
+    )
+
+
+def _measured(data: dict[str, Any]) -> Measured:
+    setting = data["setting"]
+    numbers = {name: int(setting[name]) for name in ("batch", "prompt_len", "gen_len")}
+    named = Setting(**numbers, prompts=setting["prompts"])
+    runs = tuple(_run(item, named.gen_len) for item in data["runs"])
+    if not runs:
+        raise ValueError("a setting without runs")
+    return Measured(setting=named, runs=runs, metrics=_metrics(data["metrics"]))
+
+
+def _run(data: dict[str, Any], gen_len: int) -> Run:
+    times = tuple(_positive(value) for value in data["times"])
+    if len(times) != gen_len or bool((np.diff(times) < 0).any()) or (gen_len > 1 and times[-1] == times[0]):
+        raise ValueError("times that cannot be")
+    parts = {str(name): float(value) for name, value in data["parts"].items()}
+    return Run(prompt_len=int(data["prompt_len"]), times=times, parts=parts)
+
+
+def _metrics(data: dict[str, Any]) -> dict[str, dict[str, Estimate]]:
+    return {
+        str(name): {str(quantile): Estimate(**values) for quantile, values in quantiles.items()}
+        for name, quantiles in data.items()
+    }
+
+
+def _positive(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{value!r} is no positive number")
+    return value

@@ -1,0 +1,150 @@
+"""What a benchmark found, as frozen dataclasses: `to_json` of them is docs/schemas/bench.json."""
+
+import dataclasses
+from typing import Any, Literal
+
+from piston.bench.fingerprint import Fingerprint
+from piston.bench.profile import Profile
+from piston.bench.workload import Setting
+from piston.core.statistics import Estimate
+
+Unit = Literal["s", "tokens/s", "bytes"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How it was measured; two reports compare where these and the settings agree."""
+
+    repeats: int
+    warmup: int
+    starts: int  # new processes measured
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """One new process: seconds from its start to the first token of a prompt, its parts, and the most memory."""
+
+    first_token: float
+    imports: float
+    load: float
+    peak_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One call: `times[i]` is the second at which every row had i + 1 tokens."""
+
+    prompt_len: int  # tokens of each row
+    times: tuple[float, ...]
+    parts: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A system at one setting: every run, and the quantiles of each metric."""
+
+    setting: Setting
+    runs: tuple[Run, ...]
+    metrics: dict[str, dict[str, Estimate]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StageRun:
+    """One command in a new process: seconds on the clock and of all cores, the most memory resident, bytes written."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    written_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStage:
+    """A command that makes a bundle: every run of it, and the quantiles of each metric."""
+
+    name: str  # the verb, the recipe, the target: `build w8a8 ort-cpu`
+    verb: str
+    options: tuple[str, ...]
+    runs: tuple[StageRun, ...]
+    metrics: dict[str, dict[str, Estimate]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """One contender: what it is, what its starts cost, what it did at each setting and in each stage."""
+
+    name: str
+    kind: str
+    path: str
+    digest: str | None  # of a bundle's manifest
+    versions: dict[str, str]
+    starts: tuple[Start, ...]
+    metrics: dict[str, dict[str, Estimate]]  # of the starts
+    settings: tuple[Measured, ...] = ()
+    stages: tuple[MeasuredStage, ...] = ()  # of recipes
+    size_bytes: int | None = None  # of the files of a bundle or a rival's model
+
+    def stage(self, name: str) -> MeasuredStage:
+        """The stage of this name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """How many times better the bundle is than a rival, over pairs of neighbouring runs; above 1 it wins."""
+
+    rival: str
+    metric: str
+    setting: Setting | None  # None: of the starts
+    ratio: Estimate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """One --fail-on at one setting, or of one stage; of new processes where it has neither."""
+
+    expression: str
+    setting: Setting | None
+    value: float  # the change where the bound is relative, else the figure
+    p_value: float | None  # chance of so large a change between equal runs; None where the bound is absolute
+    false_alarm: float | None  # chance that this gate fails two equal runs that scatter like these
+    is_met: bool
+    message: str
+    stage: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What was compared with: a file of an earlier run, or a bundle or another Piston measured in this one."""
+
+    path: str
+    kind: Literal["file", "bundle", "environment"]
+    notes: tuple[str, ...]  # what differs besides the code
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All of it; the first system is the bundle the command named, or the Piston it ran recipes with."""
+
+    machine: Fingerprint
+    options: Options
+    systems: tuple[System, ...]
+    ratios: tuple[Ratio, ...] = ()
+    baseline: Baseline | None = None
+    gates: tuple[GateResult, ...] = ()
+    profile: Profile | None = None
+    piston: str = ""  # version
+    date: str = ""  # of the start, UTC
+    schema: Literal[1] = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, as --json prints them."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

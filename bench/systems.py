@@ -1,0 +1,102 @@
+"""The systems a command names: KIND:PATH, the Python each lives in, or a list prepared beforehand."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from piston.bench.child import Contender
+from piston.core.errors import MisuseError
+from piston.runtime.bundle import Bundle
+
+KINDS = ("piston", "genai", "ct2", "openvino", "llama.cpp", "transformers")
+
+
+def bundle_contender(path: Path, target: str | None = None, python: str | None = None) -> Contender:
+    """A bundle, in this Python or another; raises BundleError where it cannot be opened."""
+    opened = Bundle.open(path)
+    opened.engine(target)
+    digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    return Contender(
+        name=path.resolve().name,
+        kind="piston",
+        path=str(path),
+        python=python or sys.executable,
+        target=target,
+        digest=digest,
+    )
+
+
+def read_against(against: Sequence[str], environments: Sequence[str], rivals: Path | None) -> list[Contender]:
+    """The rivals of --against, --env and --rivals, in that order.
+
+    Raises:
+        MisuseError: a kind nobody knows, a path that is not there, or a rival whose environment is not named.
+    """
+    pythons = dict(_environment(text) for text in environments)
+    found = [_against(text, pythons) for text in against]
+    if rivals is not None:
+        found += _listed(rivals, pythons)
+    return found
+
+
+def _against(text: str, pythons: Mapping[str, str]) -> Contender:
+    kind, colon, place = text.partition(":")
+    if not colon or kind not in KINDS or not place:
+        raise MisuseError(f"Cannot read --against {text!r}: write KIND:PATH, where KIND is {', '.join(KINDS)}.")
+    path = Path(place)
+    if not path.exists():
+        raise MisuseError(f"--against {text!r}: there is nothing at {place}.")
+    if kind == "piston":
+        return bundle_contender(path, python=pythons.get(kind))
+    # A bare `--against transformers:DIR` is meant for this Python; a wrong guess fails at once, with the reason.
+    python = pythons.get(kind, sys.executable)
+    return Contender(name=f"{kind} {path.resolve().name}", kind=kind, path=place, python=python)
+
+
+def _environment(text: str) -> tuple[str, str]:
+    kind, equals, place = text.partition("=")
+    if not equals or kind not in KINDS:
+        raise MisuseError(f"Cannot read --env {text!r}: write KIND=DIR, where KIND is {', '.join(KINDS)}.")
+    return kind, _python(Path(place), f"--env {text!r}")
+
+
+def _python(place: Path, said: str) -> str:
+    found = python_of(place) if place.is_dir() else place if place.is_file() else None
+    if found is None:
+        raise MisuseError(f"{said}: there is no Python at {place}.")
+    return str(found)
+
+
+def python_of(directory: Path) -> Path | None:
+    """The interpreter of a virtual environment; None where the directory is none."""
+    candidates = (directory / "bin" / "python", directory / "Scripts" / "python.exe")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _listed(path: Path, pythons: Mapping[str, str]) -> list[Contender]:
+    """What scripts/prepare_rivals.py wrote."""
+    try:
+        rivals = json.loads(path.read_text(encoding="utf-8"))["rivals"]
+        return [
+            Contender(
+                name=str(rival["name"]),
+                kind=_known(rival["kind"]),
+                path=str(rival["path"]),
+                python=pythons.get(rival["kind"]) or _python(Path(rival["python"]), f"--rivals {path}"),
+            )
+            for rival in rivals
+        ]
+    except OSError as problem:
+        raise MisuseError(f"Cannot read --rivals {path}: {problem.strerror}.") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        if isinstance(problem, MisuseError):
+            raise
+        raise MisuseError(f"--rivals {path} is no list of rivals; make it with scripts/prepare_rivals.py.") from None
+
+
+def _known(kind: str) -> str:
+    if kind not in KINDS:
+        raise KeyError(kind)
+    return kind

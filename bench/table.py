@@ -1,0 +1,159 @@
+"""The report as lines of text for people."""
+
+from collections.abc import Iterator, Sequence
+
+from piston.bench.metrics import METRICS, STAGE_METRICS
+from piston.bench.report import GateResult, Measured, Ratio, Report, System
+from piston.core.statistics import Estimate
+
+_QUANTILES = ("p50", "p90", "p95", "p99")
+_SECOND = 0.9995  # what three digits round to a second
+_RIVAL_METRICS = ("ttft", "tpot", "prefill", "decode")
+_START_METRICS = ("first_token", "load", "peak")
+
+
+def lines_of(report: Report) -> Iterator[str]:
+    """The whole table: the machine, the bundle in detail, every system beside it, and the gates."""
+    yield from machine_lines(report)
+    own = report.systems[0]
+    for measured in own.settings:
+        yield ""
+        yield f"{own.name}: {measured.setting.name}"
+        yield from grid(["", *_QUANTILES], [_quantiles(name, measured.metrics[name]) for name in measured.metrics])
+    if own.metrics:
+        yield ""
+        yield f"{own.name}: new processes"
+        yield from grid(["", *_QUANTILES], [_quantiles(name, own.metrics[name]) for name in own.metrics])
+    if len(report.systems) > 1:
+        yield from _beside(report)
+    yield from stage_lines(report)
+    if report.gates:
+        yield ""
+        yield from gate_lines(report)
+
+
+def machine_lines(report: Report) -> Iterator[str]:
+    """What the figures belong to."""
+    machine, options = report.machine, report.options
+    load = "" if machine.load_average is None else f", load {machine.load_average:.2f} before"
+    yield f"{machine.cpu}: {' '.join(machine.instructions)}; {machine.num_cores} cores, {machine.threads} threads{load}"
+    if machine.gpu is not None:
+        yield f"{machine.gpu}, driver {machine.driver}"
+    starts = "" if report.systems[0].stages else f", {options.starts} new processes"
+    runs = f"{options.repeats} run{'s' if options.repeats > 1 else ''}"
+    yield f"{runs} after {options.warmup} to warm up{starts}; intervals of 95 % (bootstrap over runs)"
+
+
+def gate_lines(report: Report) -> Iterator[str]:
+    """The baseline and each gate's verdict."""
+    if report.baseline is not None:
+        yield f"against {report.baseline.kind} {report.baseline.path}"
+        yield from (f"  differs: {note}" for note in report.baseline.notes)
+    for gate in report.gates:
+        yield f"{'ok  ' if gate.is_met else 'FAIL'} {where(gate)}{gate.message}"
+
+
+def where(gate: GateResult) -> str:
+    """The setting or stage of a gate's result, if it has one."""
+    if gate.stage is not None:
+        return f"{gate.stage}: "
+    return "" if gate.setting is None else f"{gate.setting.name}: "
+
+
+def stage_lines(report: Report) -> Iterator[str]:
+    """Stages of recipes: medians with intervals; a Piston that is the baseline in rows of its own."""
+    if report.systems[0].stages:
+        yield ""
+        yield from grid(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
+
+
+def stage_rows(report: Report) -> list[list[str]]:
+    """A row of text for each stage of each Piston."""
+    return [
+        [
+            stage.name if system is report.systems[0] else f"{stage.name} ({system.name})",
+            *(ranged(stage.metrics[name]["p50"], metric.unit) for name, metric in STAGE_METRICS.items()),
+        ]
+        for index in range(len(report.systems[0].stages))
+        for system in report.systems
+        for stage in system.stages[index : index + 1]
+    ]
+
+
+def shown(name: str, estimate: Estimate) -> str:
+    """A figure of a run or start in its unit, with its interval."""
+    return ranged(estimate, METRICS[name].unit)
+
+
+def ranged(estimate: Estimate, unit: str) -> str:
+    """A value in its unit, with its interval."""
+    value = figure(estimate.value, unit)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{figure(estimate.low, unit)}, {figure(estimate.high, unit)}]"
+
+
+def figure(value: float, unit: str) -> str:
+    """Three or four digits that count, in ms, tokens a second or MB."""
+    if unit == "s":
+        return f"{value:,.2f} s" if value >= _SECOND else f"{f'{value * 1e3:#.3g}'.rstrip('.')} ms"
+    if unit == "bytes":
+        return f"{value / 1e6:,.0f} MB"
+    return f"{value:,.1f}/s" if value < 1e3 else f"{value:,.0f}/s"  # noqa: PLR2004 - digits that count
+
+
+def ratio_text(estimate: Estimate) -> str:
+    """A ratio with its interval."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.2f}x"
+    return f"{estimate.value:.2f}x [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns as wide as their longest cell."""
+    table = [list(heads), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+    for row in table:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def ratio_of(ratios: Sequence[Ratio], system: System, metric: str, measured: Measured | None) -> str:
+    """The cell of a rival: how many times better the bundle is."""
+    setting = None if measured is None else measured.setting
+    found = [r for r in ratios if r.rival == system.name and r.metric == metric and r.setting == setting]
+    return f" ({ratio_text(found[0].ratio)})" if found else ""
+
+
+def _beside(report: Report) -> Iterator[str]:
+    """Every system in a row, medians; in brackets how many times better the bundle is."""
+    for index, measured in enumerate(report.systems[0].settings):
+        yield ""
+        yield f"{measured.setting.name}: medians (the bundle is so many times better)"
+        names = [name for name in _RIVAL_METRICS if name in measured.metrics]
+        rows = [
+            _row(report, system, names, system.settings[index].metrics, system.settings[index])
+            for system in report.systems
+        ]
+        yield from grid(["", *(METRICS[name].described for name in names)], rows)
+    if report.systems[0].metrics:
+        yield ""
+        rows = [_row(report, system, _START_METRICS, system.metrics, None) for system in report.systems]
+        yield from grid(["new processes", *(METRICS[name].described for name in _START_METRICS)], rows)
+
+
+def _row(
+    report: Report,
+    system: System,
+    names: Sequence[str],
+    metrics: dict[str, dict[str, Estimate]],
+    measured: Measured | None,
+) -> list[str]:
+    cells = [
+        figure(metrics[name]["p50"].value, METRICS[name].unit) + ratio_of(report.ratios, system, name, measured)
+        for name in names
+    ]
+    return [system.name, *cells]
+
+
+def _quantiles(name: str, quantiles: dict[str, Estimate]) -> list[str]:
+    return [METRICS[name].described, *(shown(name, quantiles[quantile]) for quantile in _QUANTILES)]

@@ -1,0 +1,1 @@
+"""Rows of tokens to calibrate with and to check against."""

@@ -1,0 +1,195 @@
+"""Calibration rows: from files of text, conversations or token ids to one array, and its hash for the manifest."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.calibration.data.documents import Document, parse_documents, read_bytes
+from piston.calibration.data.noise import code_points, is_noise
+from piston.calibration.data.packing import pack
+from piston.core.errors import MisuseError
+from piston.runtime.bundle import Bundle
+from piston.runtime.text.tokenizer import Tokenizer
+
+BUILTIN = "builtin"  # the texts beside this file
+TEXTS = Path(__file__).parents[1] / "texts"
+CHATS = "chat.jsonl"  # of them, the one that needs a chat template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOptions:
+    """How many rows, how long, in which order; `field` of a JSONL object holds its document.
+
+    Beyond `num_rows` there are `num_apart` more, which the result is checked on.
+    """
+
+    num_rows: int = 64
+    num_apart: int = 0
+    seq_len: int = 512
+    seed: int = 0
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One file that rows came from."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Token ids int64 [rows, seq_len], no row twice, and where they came from."""
+
+    ids: NDArray[np.int64]
+    files: tuple[DataFile, ...]
+    seed: int
+
+    @property
+    def sha256(self) -> str:
+        """Of shape and ids, the same for any integer type and byte order."""
+        return hash_rows(self.ids)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest says of them."""
+        num_rows, seq_len = self.ids.shape
+        files = [{"name": file.name, "sha256": file.sha256} for file in self.files]
+        return {"rows": num_rows, "seq_len": seq_len, "seed": self.seed, "sha256": self.sha256, "files": files}
+
+
+def hash_rows(ids: NDArray[np.integer]) -> str:
+    """SHA-256 of the shape in text and the ids as 64-bit little-endian integers."""
+    shape = "x".join(map(str, ids.shape))
+    return hashlib.sha256(shape.encode() + b"\n" + np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest()
+
+
+def load_rows(sources: Sequence[str | Path], model: Bundle, options: RowOptions | None = None) -> Rows:
+    """Read data files, or BUILTIN for the texts that come with Piston, and pack them for a model directory.
+
+    Raises:
+        MisuseError: a file is missing, empty, not what its name says, or noise; ids outside the vocabulary; rows longer
+            than the model's positions; too few tokens for the rows.
+        TemplateError: the chat template refuses a conversation.
+    """
+    options = options or RowOptions()
+    _check_options(options, model)
+    tokenizer, template = model.tokenizer(), model.chat_template()
+    documents, files = list[Document](), list[DataFile]()
+    for path in _paths(sources, has_template=template is not None):
+        data = read_bytes(path)
+        found = parse_documents(data, path, field=options.field, template=template)
+        _check_documents(found, path, model.manifest.model.vocab_size)
+        documents += found
+        files.append(DataFile(path.name, hashlib.sha256(data).hexdigest()))
+    ids = _packed(documents, tokenizer, options)
+    _check_ids(ids, "The tokenizer's output", model.manifest.model.vocab_size)
+    return Rows(ids=ids, files=tuple(files), seed=options.seed)
+
+
+def chat_rows(model: Bundle, seq_len: int, num_rows: int = 4) -> NDArray[np.int64] | None:
+    """Rows [num_rows, seq_len] that each begin with a conversation, or None where the model has no chat template.
+
+    The token that opens a conversation has activations of its own when it comes first, and rows cut from text hardly
+    ever begin with it.
+    """
+    tokenizer, template = model.tokenizer(), model.chat_template()
+    if template is None:
+        return None
+    path = TEXTS / CHATS
+    documents = parse_documents(read_bytes(path), path, template=template)
+    texts = [document.content for document in documents if isinstance(document.content, str)]
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    rows = []
+    for first in range(num_rows):
+        row = list[int]()
+        for number in itertools.count(first):
+            row += encoded[number % len(encoded)]
+            if len(row) >= seq_len:
+                break
+        rows.append(row[:seq_len])
+    return np.array(rows, np.int64)
+
+
+def _paths(sources: Sequence[str | Path], *, has_template: bool) -> list[Path]:
+    if not sources:
+        raise MisuseError(f"No data was given; name a file, or {BUILTIN!r} for the texts that come with Piston.")
+    paths = list[Path]()
+    for source in sources:
+        if str(source) == BUILTIN:
+            paths += [*sorted(TEXTS.glob("*.txt")), *([TEXTS / CHATS] if has_template else [])]
+        else:
+            paths.append(Path(source))
+    return paths
+
+
+def _packed(documents: list[Document], tokenizer: Tokenizer, options: RowOptions) -> NDArray[np.int64]:
+    is_text = any(isinstance(document.content, str) for document in documents)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    wanted = options.num_rows + options.num_apart
+    packed = pack(
+        documents,
+        encode,
+        num_rows=wanted,
+        seq_len=options.seq_len,
+        seed=options.seed,
+        prefix=prefix_of(tokenizer) if is_text else (),
+    )
+    if len(packed.ids) < wanted:
+        apart = f" and {options.num_apart} to check the result on" if options.num_apart else ""
+        other = ", or give --check-data" if options.num_apart else ""
+        raise MisuseError(
+            f"The data has {packed.num_tokens:,} tokens, enough for {len(packed.ids):,} different rows of "
+            f"{options.seq_len:,}; {options.num_rows:,} rows{apart} ({wanted * options.seq_len:,} tokens) were "
+            f"asked for. Add data, or ask for fewer or shorter rows{other}."
+        )
+    return packed.ids
+
+
+def prefix_of(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts in front of every text, such as BOS."""
+    plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    starts = range(len(whole) - len(plain) + 1)
+    return whole[: next((start for start in starts if whole[start : start + len(plain)] == plain), 0)]
+
+
+def _check_options(options: RowOptions, model: Bundle) -> None:
+    positions = model.manifest.model.max_positions
+    if options.num_rows < 1:
+        raise MisuseError(f"{options.num_rows} calibration rows were asked for; at least 1 is needed.")
+    if not 2 <= options.seq_len <= positions:  # noqa: PLR2004
+        raise MisuseError(
+            f"Calibration rows of {options.seq_len:,} tokens were asked for; {model.manifest.model.name} takes 2 to "
+            f"{positions:,} positions."
+        )
+
+
+def _check_documents(documents: list[Document], path: Path, vocab_size: int) -> None:
+    """Refuse noise and ids that the model does not know."""
+    text = "".join(item.content for item in documents if isinstance(item.content, str))
+    arrays = [item.content for item in documents if not isinstance(item.content, str)]
+    ids = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+    _check_ids(ids, str(path), vocab_size)
+    for symbols, kind in ((code_points(text), "characters"), (ids, "token ids")):
+        if is_noise(symbols):
+            raise MisuseError(
+                f"{path} looks like noise: its {kind} pack no better than in random order. Ranges measured on it would "
+                "fit nothing that the model is used for; give text of that kind."
+            )
+
+
+def _check_ids(ids: NDArray[np.int64], what: str, vocab_size: int) -> None:
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise MisuseError(
+            f"{what} has token ids from {ids.min():,} to {ids.max():,}; the model knows 0 to {vocab_size - 1:,}. "
+            "Encode it with this model's tokenizer."
+        )

@@ -1,0 +1,103 @@
+"""A model directory's graph while it is quantized, and the writing of what came out."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import onnx_ir as ir
+
+from piston.calibration.graph.linears import Linear, by_input, find_linears
+from piston.calibration.recipe import HEAD
+from piston.core.bundle.external_data import check_external_data
+from piston.core.bundle.manifest import Manifest, record_files, sha256_of
+from piston.core.errors import MisuseError
+from piston.runtime.bundle import Bundle
+
+MODEL, DATA = "model.onnx", "model.onnx.data"
+BESIDE = ("tokenizer.json", "chat_template.jinja")
+
+
+@dataclass(slots=True)
+class ModelGraph:
+    """An open float model directory: its graph and its linears."""
+
+    directory: Path
+    manifest: Manifest
+    model: ir.Model
+    linears: list[Linear]
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Verify and load; weights stay on disk until they are read.
+
+        Raises:
+            BundleError: no verified model directory.
+            MisuseError: a bundle, a narrow type, or quantized already.
+        """
+        manifest = Bundle.open(directory).manifest
+        if manifest.kind != "model":
+            raise MisuseError(f"{directory} is a bundle; calibrate the model directory it was built from.")
+        if manifest.model.scheme != "fp":
+            raise MisuseError(f"{directory} is quantized already ({manifest.model.scheme}); calibrate the float one.")
+        if manifest.model.dtype != "float32":
+            raise MisuseError(
+                f"{directory} is {manifest.model.dtype}, and ONNX Runtime measures in float32 on the CPU; "
+                "export it with --dtype fp32."
+            )
+        check_external_data(directory, manifest)
+        model = ir.load(directory / MODEL)
+        return cls(directory, manifest, model, find_linears(model))
+
+    @property
+    def sha256(self) -> str:
+        """Of the model's own files, as the manifest records them: what a recipe is made for."""
+        hashes = [self.manifest.files[name].sha256 for name in (MODEL, DATA) if name in self.manifest.files]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+    def groups(self) -> dict[str, list[Linear]]:
+        """Input name -> the linears of the layers that read it."""
+        return by_input(linear for linear in self.linears if linear.name != HEAD and not linear.is_transposed)
+
+    def save_float(self, directory: Path) -> None:
+        """Write the graph as it is now as a model directory of its own, for another pass over it."""
+        directory.mkdir(parents=True, exist_ok=True)
+        ir.save(self.model, directory / MODEL, external_data=DATA)
+        dataclasses.replace(self.manifest, files=record_files(directory)).write(directory)
+
+    def release(self) -> None:
+        """Give the weights' memory back; only what lies on disk is left."""
+        self.model.graph.initializers.clear()
+        self.linears.clear()
+
+    def publish(self, work: Path, scheme: str, calibration: Mapping[str, Any]) -> Manifest:
+        """Write the quantized model directory into `work`."""
+        for name in BESIDE:
+            if (self.directory / name).is_file():
+                shutil.copyfile(self.directory / name, work / name)
+        ir.save(self.model, work / MODEL, external_data=DATA)
+        tools = {name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")}
+        made_by = {
+            "stage": "calibrate",
+            "piston": version("piston"),
+            "source": {"manifest_sha256": sha256_of(self.directory / "manifest.json"), **_origin(self.manifest)},
+            "tools": tools,
+            "calibration": dict(calibration),
+        }
+        manifest = dataclasses.replace(
+            self.manifest,
+            model=dataclasses.replace(self.manifest.model, scheme=scheme),
+            files=record_files(work),
+            made_by=made_by,
+        )
+        manifest.write(work)
+        return manifest
+
+
+def _origin(manifest: Manifest) -> dict[str, Any]:
+    names = ("stage", "piston", "source", "tools", "parity")
+    return {name: manifest.made_by[name] for name in names if name in manifest.made_by}

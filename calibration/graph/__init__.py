@@ -1,0 +1,1 @@
+"""The float graph read, and Q/DQ written into it."""

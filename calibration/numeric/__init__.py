@@ -1,0 +1,1 @@
+"""Ranges, clipping, and rounding of arrays."""

@@ -1,0 +1,1 @@
+"""Activations observed in bounded memory."""

@@ -1,0 +1,151 @@
+"""A canonical graph that also returns chosen inner values, in ONNX Runtime, with its cache in place.
+
+What no chosen value depends on is cut off: asking for early layers runs early layers, and the vocabulary is never
+reached. Weights stay in the file beside the graph; nothing is written.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from piston.calibration.observe.widen import WidenPass
+from piston.core.bundle.manifest import CacheSpec
+from piston.core.errors import MisuseError
+from piston.runtime.backends.ort_cpu import translated
+
+Array = NDArray[np.float32]
+LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32  # tokens; 256 is fastest on two cores (135M Llama, ONNX Runtime 1.32)
+EXPOSED_BYTES = 256 << 20  # of chosen values alive at once
+
+
+def expose(model: ir.Model, names: Sequence[str]) -> None:
+    """Make `names` the outputs of the graph, with what is left of its cache, and drop what they do not need.
+
+    Raises:
+        MisuseError: a name is no computed float value of the graph.
+    """
+    graph = model.graph
+    values = {value.name: value for node in graph for value in node.outputs}
+    for name in names:
+        if name not in values or name.startswith(("present.", "logits")) or values[name].dtype != ir.DataType.FLOAT:
+            raise MisuseError(
+                f"The graph computes no inner float value {name!r}; see `piston.calibration.graph.linears`."
+            )
+    graph.outputs.clear()
+    graph.outputs.extend(values[name] for name in names)
+    common.RemoveUnusedNodesPass()(model)
+    left = [value for node in graph for value in node.outputs if (value.name or "").startswith("present.")]
+    graph.outputs.extend(left)
+    for value in [value for value in graph.inputs if not value.uses()]:
+        graph.inputs.remove(value)
+
+
+class ExposedGraph:
+    """Runs rows of tokens from position 0, one at a time, and hands out the chosen values chunk by chunk.
+
+    Args:
+        session: of a graph that went through `expose`.
+        cache: of the model; ONNX Runtime computes it in float32.
+        names: the chosen values.
+        capacity: positions of the longest row.
+    """
+
+    def __init__(self, session: Any, cache: CacheSpec, names: Sequence[str], capacity: int) -> None:
+        self.names = tuple(names)
+        self.chunk = _chunk(session, names, capacity)
+        self._session = session
+        self._inputs = {item.name for item in session.get_inputs()}
+        shape = (1, cache.num_kv_heads, capacity, cache.head_dim)
+        parts = [f"{layer}.{part}" for layer in range(cache.num_layers) for part in ("key", "value")]
+        # What a row leaves behind its end is never read by the next one: kv_lengths ends before it.
+        self._cache = {part: np.zeros(shape, np.float32) for part in parts if f"past.{part}" in self._inputs}
+
+    @classmethod
+    def open(cls, path: Path, cache: CacheSpec, names: Sequence[str], capacity: int, *, threads: int = 0) -> Self:
+        """Load the canonical graph at `path`.
+
+        Raises:
+            MisuseError: a name is no inner value.
+            EngineError: ONNX Runtime refuses the graph.
+        """
+        model = ir.load(path)
+        WidenPass()(model)
+        expose(model, names)
+        return cls(_session(model, path.parent, threads), cache, names, capacity)
+
+    def run(self, token_ids: NDArray[np.int64]) -> Iterator[dict[str, Array]]:
+        """Run one row [tokens] and yield the chosen values of each chunk, [1, at most `chunk` tokens, ...].
+
+        The dictionaries are the caller's: whoever empties them frees the arrays before the next chunk is computed.
+        """
+        for start in range(0, len(token_ids), self.chunk):
+            yield self._step(token_ids[start : start + self.chunk], start)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._session = None
+        self._cache.clear()
+
+    def _step(self, ids: NDArray[np.int64], start: int) -> dict[str, Array]:
+        binding, size = self._session.io_binding(), len(ids)
+        feed = {
+            "input_ids": ids[None],
+            "position_ids": np.arange(start, start + size)[None],
+            "write_indices": np.array([start]),
+            "kv_lengths": np.array([start + size]),
+            "logits_positions": np.arange(size)[None],  # whoever asks for lm_head's input wants that of every token
+        }
+        for name, array in feed.items():
+            if name in self._inputs:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array, np.int64))
+        for name in self.names:
+            binding.bind_output(name)
+        for part, array in self._cache.items():
+            bound = ("cpu", 0, np.float32, list(array.shape), array.ctypes.data)
+            binding.bind_input(f"past.{part}", *bound)
+            binding.bind_output(f"present.{part}", *bound)
+        with translated("running a calibration row"):
+            self._session.run_with_iobinding(binding)
+        found = binding.get_outputs()[: len(self.names)]
+        return {name: value.numpy() for name, value in zip(self.names, found, strict=True)}
+
+
+@contextmanager
+def opened(path: Path, cache: CacheSpec, names: Sequence[str], capacity: int) -> Iterator[ExposedGraph]:
+    """An ExposedGraph that is closed at the end of the block."""
+    graph = ExposedGraph.open(path, cache, names, capacity)
+    try:
+        yield graph
+    finally:
+        graph.close()
+
+
+def _chunk(session: Any, names: Sequence[str], capacity: int) -> int:
+    """Tokens to run at once: fewer where the chosen values together are wide."""
+    shapes = {item.name: item.shape for item in session.get_outputs()}
+    per_token = 4 * sum(math.prod(dim for dim in shapes[name] if isinstance(dim, int)) for name in names)
+    return min(capacity, max(SHORTEST_CHUNK, min(LONGEST_CHUNK, EXPOSED_BYTES // max(per_token, 1))))
+
+
+def _session(model: ir.Model, data_dir: Path, threads: int) -> Any:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3
+    # As it is written: folding constants would keep the casts of narrow weights, and nothing else gains (1.32).
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.enable_cpu_mem_arena = False  # an arena keeps its peak; without it a row costs the same
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # consumers work in between
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_dir.resolve()))
+    with translated(f"loading the graph in {data_dir}"):
+        return onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )

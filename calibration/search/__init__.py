@@ -1,0 +1,1 @@
+"""The search for what stays in float within a budget."""

@@ -1,0 +1,63 @@
+"""Measures a prepared model with some of its linears in integers against the float model, on rows of tokens."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from piston.calibration.check import corpus_of, whole_rows
+from piston.calibration.data.packing import Ids
+from piston.calibration.float_graph import MODEL, ModelGraph
+from piston.calibration.schemes.kv_cache import Scales
+from piston.calibration.schemes.prepared import Prepared
+from piston.calibration.search.cached_logits import RememberedEngine
+from piston.calibration.search.switched import NAME, SwitchedEngine, write_switched
+from piston.evaluation.scoring import score
+from piston.evaluation.summary import agreement_of, perplexity_of
+from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+
+SEED = 0
+
+
+class Meter:
+    """The prepared model, open. The float model has read each text once and is gone before the other is opened.
+
+    Args:
+        graph: of the float model.
+        prepared: what each linear would become.
+        kv_scales: of an INT8 cache; if there are any, every measured model has it.
+        directory: the prepared float model directory; a graph and logits are written into it.
+        texts: all rows [rows, tokens] that will be measured on.
+    """
+
+    def __init__(
+        self, graph: ModelGraph, prepared: Prepared, kv_scales: Scales, directory: Path, texts: Sequence[Ids]
+    ) -> None:
+        cache, capacity = graph.manifest.cache, max(rows.shape[1] for rows in texts)
+        options = OrtOptions(optimize=True, prepack=False)  # weights are read from where they lie: half the memory
+        plain = OrtEngine.open(graph.directory / MODEL, cache, num_slots=1, capacity=capacity, options=options)
+        self._reference = RememberedEngine(plain, directory / "logits")
+        for rows in texts:
+            score(self._reference, None, corpus_of(rows, "rows"), whole_rows(rows))
+        self._reference.let_go()
+        write_switched(directory, prepared, kv_scales, cache)
+        self._candidate = SwitchedEngine.open(directory / NAME, cache, num_slots=1, capacity=capacity, options=options)
+        self._candidate.take(prepared, graph.linears)
+
+    def figures(self, quantized: Iterable[str], rows: Ids) -> dict[str, float]:
+        """Perplexity, its change, KL and top-1 agreement on one of the texts with these linears in integers."""
+        self._candidate.quantize(quantized)
+        scores = score(self._candidate, self._reference, corpus_of(rows, "rows"), whole_rows(rows))
+        found = agreement_of(scores, SEED)
+        nats = float(np.concatenate(scores.nll).mean())
+        return {
+            "ppl": perplexity_of(nats),
+            "ppl_change": found.perplexity_ratio.value - 1,
+            "kl": found.kl.mean.value,
+            "top1": found.top1.value,
+        }
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._candidate.close()
+        self._reference.close()

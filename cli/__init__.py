@@ -1,0 +1,1 @@
+"""The `piston` command, a file for each verb that no stage owns."""

@@ -1,0 +1,81 @@
+"""The `chat` verb: a conversation on the terminal, whose cache is kept between turns."""
+
+import argparse
+import sys
+
+from piston.cli.run import add_load_arguments, check_sampling, load_from, report_speed, sampling_for
+from piston.cli.sampling_options import add_sampling_arguments
+from piston.core.console import note, print_text
+from piston.core.errors import Error, MisuseError
+from piston.core.signals import Terminated
+from piston.runtime.conversation import Conversation
+
+HELP = "/reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston chat`."""
+    add_load_arguments(parser)
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    add_sampling_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Talk until the user leaves."""
+    check_sampling(arguments)
+    if getattr(arguments, "logprobs", False):
+        raise MisuseError("A chat has nowhere to print --logprobs; use `piston run --chat --json`.")
+    if arguments.max_batch is None:
+        arguments.max_batch = 1
+    with load_from(arguments) as model:
+        sampling = sampling_for(arguments, model)
+        is_person = sys.stdin.isatty()
+        if is_person and not arguments.quiet:
+            note(f"{model.manifest.model.name}; {HELP}")
+        while True:
+            with model.conversation(arguments.system, sampling) as conversation:
+                if not _converse(conversation, prompt="> " if is_person else "", quiet=arguments.quiet):
+                    return 0
+
+
+def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
+    """Answer lines until the end; True asks for a new conversation."""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return False
+        except UnicodeDecodeError as problem:
+            raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            print_text("")
+            return False
+        if line == "/exit":
+            return False
+        if line == "/reset":
+            return True
+        if line == "/help":
+            note(HELP)
+        elif line:
+            _answer(conversation, line, quiet=quiet)
+
+
+def _answer(conversation: Conversation, line: str, *, quiet: bool) -> None:
+    pieces = conversation.say(line)
+    try:
+        for piece in pieces:
+            print_text(piece, end="")
+        print_text("")
+    except KeyboardInterrupt as interrupt:
+        pieces.close()  # type: ignore[attr-defined]
+        print_text("")
+        note("[stopped]")
+        if isinstance(interrupt, Terminated):
+            raise
+    except Error as problem:
+        note(f"error: {problem}")
+        return
+    if not quiet and conversation.completion is not None:
+        report_speed(conversation.completion)

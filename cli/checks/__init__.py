@@ -1,0 +1,1 @@
+"""What `piston doctor` checks."""

@@ -1,0 +1,149 @@
+"""What a path is, and the way from there to tokens: bundles, model directories, plans, ONNX files, foreign things.
+
+Recognised by names and first bytes alone; nothing is loaded, and no byte of a plan reaches TensorRT.
+"""
+
+import json
+from pathlib import Path
+
+from piston.cli.checks.bundle import examine_bundle
+from piston.cli.checks.finding import Finding
+from piston.cli.checks.machine import Installed, installed_version
+from piston.core.bundle.manifest import FILE_NAME
+from piston.core.bundle.onnx_header import OnnxHeader
+from piston.core.bundle.plan_header import PlanHeader
+from piston.core.errors import BundleCorruptError
+
+PLAN_TAGS, GGUF_TAG = (b"ftrt", b"vtrt"), b"GGUF"
+DECODER_INPUTS = {"input_ids", "kv_lengths"}  # a lowering may make the others superfluous
+PACKAGES = {
+    "tensorrt": (("tensorrt-cu13", "tensorrt"), "piston[trt]"),
+    "tensorrt_rtx": (("tensorrt-rtx-cu13", "tensorrt_rtx"), "piston[rtx]"),
+}
+# A file that gives a foreign directory away, whose it is, and what to bring instead.
+FOREIGN = {
+    "genai_config.json": "a model of onnxruntime-genai",
+    "rank0.engine": "an engine of TensorRT-LLM",
+    "openvino_model.xml": "a model of OpenVINO",
+    "params.json": "a checkpoint in its authors' own layout",
+}
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def examine_path(path: Path, installed: Installed = installed_version) -> list[Finding]:
+    """Findings about a file or directory; at least one."""
+    if path.is_dir():
+        return _examine_directory(path)
+    if not path.is_file():
+        return [Finding(str(path), "wrong", "there is nothing", "check the path")]
+    try:
+        with path.open("rb") as file:
+            tag = file.read(4)
+    except OSError as problem:
+        return [Finding(str(path), "wrong", f"it cannot be read ({problem.strerror})", f"chmod +r {path}")]
+    if tag in PLAN_TAGS:
+        return _examine_plan(path, installed)
+    if tag == GGUF_TAG:
+        return [Finding(str(path), "ok", "a GGUF checkpoint, not built yet", _export(path))]
+    if path.name == FILE_NAME:
+        return _examine_directory(path.parent)
+    if path.suffix in WEIGHTS:
+        return [Finding(str(path), "wrong", "weights without their config", _export(path.parent))]
+    return _examine_onnx(path)
+
+
+def _examine_directory(path: Path) -> list[Finding]:
+    names = {item.name for item in path.iterdir()}
+    if FILE_NAME in names:
+        return examine_bundle(path)
+    for name, what in FOREIGN.items():
+        if name in names:
+            mend = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
+            return [Finding(str(path), "wrong", f"{what} ({name}), which Piston cannot run", mend)]
+    if "config.json" in names:
+        return [_examine_checkpoint(path, names)]
+    if quantized := sorted(name for name in names if name.endswith(".gguf")):
+        return [
+            Finding(
+                str(path), "ok", f"a directory with a GGUF checkpoint, {quantized[0]}", _export(path / quantized[0])
+            )
+        ]
+    graphs = sorted(item.relative_to(path).as_posix() for item in path.glob("*/model.onnx"))
+    if "tokenizer.json" in names or graphs or "model.onnx" in names:
+        says = f"{FILE_NAME} is missing: nothing says what these files are, nor whether they are whole"
+        return [Finding(str(path), "wrong", says, "copy the directory whole, or make it again with piston build")]
+    return [Finding(str(path), "wrong", "nothing here is a model", "piston export CHECKPOINT -o DIR")]
+
+
+def _examine_checkpoint(path: Path, names: set[str]) -> Finding:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        return Finding(str(path / "config.json"), "wrong", f"it cannot be read ({problem})", "download it again")
+    if isinstance(config, dict) and {"build_config", "pretrained_config"} <= set(config):
+        mend = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
+        return Finding(str(path), "wrong", "an engine of TensorRT-LLM, which Piston cannot run", mend)
+    if not any(name.endswith(WEIGHTS) for name in names):
+        says = "a checkpoint's config without weights (*.safetensors)"
+        return Finding(str(path), "wrong", says, "download the checkpoint whole")
+    if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"}:
+        return Finding(str(path), "wrong", "a checkpoint without a tokenizer", "download tokenizer.json beside it")
+    return Finding(str(path), "ok", "a Hugging Face checkpoint, not exported yet", _export(path))
+
+
+def _examine_plan(path: Path, installed: Installed) -> list[Finding]:
+    try:
+        header = PlanHeader.read(path)
+    except BundleCorruptError as problem:
+        return [Finding(str(path), "wrong", str(problem), _build(str(path)))]
+    names, extra = PACKAGES[header.compiler]
+    there = next((version for name in names if (version := installed(name))), None)
+    built = ".".join(str(number) for number in header.version)
+    target = header.compiler.replace("_", "-")
+    if (path.parent.parent / FILE_NAME).is_file():
+        mend = f"what runs is the bundle: piston doctor {path.parent.parent}"
+        findings = [Finding(str(path), "ok", f"a plan of {header.compiler} {built} in its bundle", mend)]
+    else:
+        says = f"a plan of {header.compiler} {built} without its bundle: it is not loaded on its word alone"
+        findings = [Finding(str(path), "wrong", says, _build("BUNDLE", target))]
+    if header.size is not None and header.size != path.stat().st_size:
+        says = f"its header says {header.size:,} bytes, it has {path.stat().st_size:,}: it was cut short"
+        findings.append(Finding(str(path), "wrong", says, "copy it again"))
+    if there is None:
+        findings.append(Finding(header.compiler, "missing", "it is not installed", f"pip install '{extra}'"))
+    elif there != built:
+        says = f"{there} is installed, and it takes plans of no other version than its own"
+        findings.append(Finding(header.compiler, "wrong", says, f"pip install '{names[0]}=={built}'"))
+    return findings
+
+
+def _examine_onnx(path: Path) -> list[Finding]:
+    try:
+        header = OnnxHeader.read(path)
+    except BundleCorruptError:
+        says = "it is no ONNX file, no plan and no GGUF checkpoint, or it was cut short"
+        return [Finding(str(path), "wrong", says, "copy it again, or give what piston export or piston build wrote")]
+    findings = [
+        Finding(str(path.parent / name), "wrong", f"{path.name} keeps weights there, and it is missing", "copy both")
+        for name in header.external_files
+        if Path(name).is_absolute() or ".." in Path(name).parts or not (path.parent / name).is_file()
+    ]
+    if not {info.name for info in header.inputs} >= DECODER_INPUTS:
+        inputs = ", ".join(info.name for info in header.inputs[:6])
+        says = f"an ONNX graph that is no decoder of Piston's (its inputs: {inputs or 'none'})"
+        mend = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
+        return [*findings, Finding(str(path), "wrong", says, mend)]
+    for directory in (path.parent, path.parent.parent):
+        if (directory / FILE_NAME).is_file():
+            mend = f"what runs is the directory: piston doctor {directory}"
+            return [*findings, Finding(str(path), "ok", "a graph of Piston's in its directory", mend)]
+    says = f"a graph of Piston's without its directory: {FILE_NAME} is missing"
+    return [*findings, Finding(str(path), "wrong", says, "copy the directory whole")]
+
+
+def _export(source: Path) -> str:
+    return f"piston export {source} -o DIR"
+
+
+def _build(goal: str, target: str = "TARGET") -> str:
+    return f"piston build MODEL_DIR -o {goal} --target {target}"

@@ -1,0 +1,101 @@
+"""The `inspect` verb: what a bundle, a model directory, an ONNX file or a plan says of itself; loads nothing."""
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from piston.cli.inspected_file import inspect_file, plan_line, weights_line
+from piston.core.bundle.manifest import FILE_NAME, Manifest
+from piston.core.bundle.onnx_header import OnnxHeader
+from piston.core.bundle.plan_header import PlanHeader
+from piston.core.console import print_json, print_text
+from piston.core.errors import BundleCorruptError
+from piston.runtime.backends.registry import judge
+from piston.runtime.bundle import Bundle
+
+MODEL = "model.onnx"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston inspect`."""
+    parser.add_argument("path", metavar="PATH", type=Path, help="a bundle, model directory, ONNX file or plan")
+    parser.add_argument("--no-verify", action="store_true", help="skip the files' hashes")
+    parser.add_argument(
+        "--json", action="store_true", help="print the manifest, or the file's facts, as one JSON object"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the manifest, after checking the files against it; or what a single file says."""
+    path: Path = arguments.path
+    if not path.is_dir() and path.name != FILE_NAME:
+        facts, lines = inspect_file(path)
+        if arguments.json:
+            print_json(facts)
+        for line in [] if arguments.json else lines:
+            print_text(line)
+        return 0
+    directory = path if path.is_dir() else path.parent
+    bundle = Bundle.open(directory, verify=not arguments.no_verify)
+    manifest = bundle.manifest
+    if arguments.json:
+        print_json(dataclasses.asdict(manifest))
+    else:
+        here = {verdict.spec.target: verdict.reason for verdict in judge(bundle)} if manifest.engines else {}
+        for line in describe(manifest, verified=not arguments.no_verify, here=here, files=_files(bundle)):
+            print_text(line)
+    return 0
+
+
+def describe(
+    manifest: Manifest,
+    *,
+    verified: bool,
+    here: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> list[str]:
+    """The manifest in a few lines for people.
+
+    `here` says of each target whether this machine would use it, `files` what the file of a path says of itself.
+    """
+    model, cache = manifest.model, manifest.cache
+    size = sum(record.size for record in manifest.files.values())
+    shape = f"{model.num_layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size:,}"
+    held = f"{cache.num_kv_heads} x {cache.head_dim} {cache.dtype}, {cache.bytes_per_token / 1e3:.1f} kB a token"
+    lines = [
+        f"{manifest.kind} {model.name}: {model.architecture}, {shape}",
+        f"precision  {model.dtype} weights, scheme {model.scheme}",
+        f"positions  {model.max_positions:,}; cache {held}",
+        f"files      {len(manifest.files)}, {size / 1e6:,.1f} MB, {'hashes match' if verified else 'not verified'}",
+        f"chat       {'template of the checkpoint' if manifest.tokenizer.has_chat_template else 'no template'}",
+    ]
+    lines += [(files or {})[name] for name in [MODEL] if manifest.kind == "model" and name in (files or {})]
+    for engine in manifest.engines:
+        held = f"cache {engine.cache.dtype}, {engine.cache.bytes_per_token / 1e3:.1f} kB a token"
+        lines += [f"engine     {engine.target} ({engine.path}), {held}", f"  asked    {_flat(engine.asked)}"]
+        lines += [f"  got      {key}: {_flat(value)}" for key, value in engine.got.items()]
+        lines += [f"  {files[engine.path]}"] if files and engine.path in files else []
+        lines += [f"  here     {here[engine.target]}"] if here and engine.target in here else []
+    return lines
+
+
+def _files(bundle: Bundle) -> dict[str, str]:
+    """A line about each graph or plan that can be read, by its path."""
+    found: dict[str, str] = {}
+    for name in [spec.path for spec in bundle.manifest.engines] or [MODEL]:
+        with contextlib.suppress(BundleCorruptError):  # hashes tell what is damaged; what is neither has no line
+            path = bundle.directory / name
+            is_graph = path.suffix == ".onnx"
+            found[name] = weights_line(OnnxHeader.read(path)) if is_graph else plan_line(PlanHeader.read(path), path)
+    return found
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_flat(item) for item in value) or "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

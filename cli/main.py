@@ -1,0 +1,137 @@
+"""The `piston` command: a table of verbs, each imported when it is used, and one way to report errors.
+
+A verb's module has `add_arguments(parser)` and `run(arguments) -> int`.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+from piston.core.console import LOG_FORMAT, LOG_FORMATS, is_coloured, logs_json, note
+from piston.core.errors import Error, MissingExtraError, MisuseError
+from piston.core.signals import TERMINATED, Terminated, terminating
+
+# verb: (module, what --help says)
+VERBS = {
+    "export": ("piston.export.cli", "a checkpoint becomes a model directory (ONNX)"),
+    "calibrate": ("piston.calibration.cli", "a float model directory becomes a quantized one"),
+    "build": ("piston.engines.cli", "a model directory becomes a bundle of engines"),
+    "make": ("piston.pipeline.cli", "a recipe becomes a bundle that met its gates, cached by content"),
+    "run": ("piston.cli.run", "complete a prompt with a bundle"),
+    "chat": ("piston.cli.chat", "talk with a bundle"),
+    "eval": ("piston.evaluation.cli", "how good a model is on a text, and how near to a reference"),
+    "bench": ("piston.bench.cli", "how fast a bundle is, beside rivals and against a baseline"),
+    "verify": ("piston.cli.verify", "does a bundle answer here as it did when it was built"),
+    "sign": ("piston.cli.sign", "sign a bundle, for `piston verify --public-key`"),
+    "sbom": ("piston.cli.sbom", "a bundle's bill of materials (CycloneDX)"),
+    "plan": ("piston.cli.plan", "the largest batch and length that fit into a memory, and what takes it"),
+    "doctor": ("piston.cli.doctor", "what is missing or wrong here, and the command that mends it"),
+    "inspect": ("piston.cli.inspect", "what a model directory or bundle is made of"),
+}
+# verb: what it imports beyond the runtime's own dependencies, all in the extra of the same name
+NEEDS = {
+    "export": ("torch", "transformers", "accelerate", "gguf", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    "build": ("onnx", "onnx_ir", "onnxruntime"),
+    "calibrate": ("ml_dtypes", "onnx", "onnx_ir", "onnxruntime"),
+}
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports as everything else does: one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `main` reports."""
+        raise MisuseError(f"{message}; see `{self.prog} --help`.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit status is 0 done, 1 failed, 2 misused."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in words if not word.startswith("-")), None)
+    debug = "--debug" in words
+    try:
+        with terminating():
+            return _dispatch(verb, words)
+    except MisuseError as problem:
+        return _report(problem, MISUSED, debug=debug)
+    except Error as problem:
+        return _report(problem, FAILED, debug=debug)
+    except Terminated:
+        note("terminated")
+        return TERMINATED
+    except KeyboardInterrupt:
+        note("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left; nothing to say and nobody to say it to
+        return FAILED
+    except OSError as problem:
+        return _report(problem, FAILED, debug=debug)
+
+
+def _dispatch(verb: str | None, words: list[str]) -> int:
+    parser = Parser(
+        prog="piston",
+        description="PyTorch language models to ONNX and INT8 engines, run without PyTorch.",
+        epilog="`piston VERB --help` explains a verb.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"piston {version('piston')}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (_, summary) in VERBS.items():
+        sub = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name == verb:
+            module = importlib.import_module(VERBS[name][0])
+            module.add_arguments(sub)
+            sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+            sub.add_argument(
+                "--log-format",
+                choices=LOG_FORMATS,
+                help=f"of progress and errors on stderr (default: ${LOG_FORMAT}, or text)",
+            )
+            sub.set_defaults(run=module.run)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise MisuseError(f"unrecognized arguments: {' '.join(unknown)}; see `piston {arguments.verb} --help`.")
+    if arguments.log_format is not None:
+        os.environ[LOG_FORMAT] = arguments.log_format  # the processes that a verb starts speak likewise
+    logs_json()  # a format that there is not is told before any work
+    _check_extra(arguments.verb)
+    return int(arguments.run(arguments))
+
+
+def _check_extra(verb: str) -> None:
+    for package in NEEDS.get(verb, ()):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"`piston {verb}` needs {package}; pip install 'piston[{verb}]'.")
+
+
+def _report(problem: BaseException, status: int, *, debug: bool) -> int:
+    if debug:
+        raise problem
+    message = " ".join(str(problem).split())
+    if _wants_json():
+        note(message, "error")
+    else:
+        label = "\x1b[31merror:\x1b[0m" if is_coloured(sys.stderr) else "error:"
+        note(f"{label} {message}")
+    return status
+
+
+def _wants_json() -> bool:
+    """As `logs_json`, where the format itself may be what is wrong: that is told in text."""
+    try:
+        return logs_json()
+    except MisuseError:
+        os.environ.pop(LOG_FORMAT)
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

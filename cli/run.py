@@ -1,0 +1,165 @@
+"""The `run` verb: one prompt, streamed."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from piston.cli.sampling_options import add_sampling_arguments, sampling_from
+from piston.core.console import note, print_json, print_text
+from piston.core.errors import MisuseError
+from piston.runtime.model import LanguageModel, load
+from piston.runtime.sampling.params import Sampling
+
+if TYPE_CHECKING:
+    from piston.runtime.generate.completion import Completion, PositionLogprobs, TokenLogprob
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston run`."""
+    add_load_arguments(parser)
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="what to complete; - reads standard input")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the prompt from a file")
+    parser.add_argument("--chat", action="store_true", help="put the prompt as a user's message into the chat template")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a stream")
+    add_sampling_arguments(parser)
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `load` takes."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
+    parser.add_argument("--target", help="which engine of the bundle")
+    parser.add_argument("--max-length", type=int, metavar="N", help="positions to hold (default: as built)")
+    parser.add_argument("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
+    parser.add_argument("--quiet", action="store_true", help="no speed report on stderr")
+
+
+def load_from(arguments: argparse.Namespace) -> LanguageModel:
+    """Load as the options say."""
+    model = load(
+        arguments.bundle,
+        target=arguments.target,
+        max_batch=arguments.max_batch,
+        max_length=arguments.max_length,
+        threads=arguments.threads,
+    )
+    for remark in () if arguments.quiet else model.remarks:
+        note(remark)
+    return model
+
+
+def check_sampling(arguments: argparse.Namespace) -> None:
+    """Tell a wrong option before seconds of loading, unless it depends on what is loaded."""
+    if not arguments.checkpoint_sampling:
+        sampling_from(arguments, Sampling())
+
+
+def sampling_for(arguments: argparse.Namespace, model: LanguageModel) -> Sampling:
+    """The options given, over the checkpoint's recommendation where that was asked for."""
+    return sampling_from(arguments, model.default_sampling if arguments.checkpoint_sampling else Sampling())
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Complete the prompt."""
+    text = _prompt_text(arguments)
+    if arguments.system is not None and not arguments.chat:
+        raise MisuseError("--system needs --chat; a plain prompt has no roles.")
+    check_sampling(arguments)
+    if hasattr(arguments, "logprobs") and not arguments.json:
+        raise MisuseError("--logprobs are printed with --json only.")
+    with load_from(arguments) as model:
+        sampling = sampling_for(arguments, model)
+        prompt: Any = model.render(_messages(text, arguments.system)) if arguments.chat else text
+        if arguments.json:
+            completions = model.generate([prompt], sampling)
+            assert isinstance(completions, list)
+            print_json({"completions": [completion_to_json(completion) for completion in completions]})
+        elif sampling.n > 1:
+            completions = model.generate([prompt], sampling)
+            assert isinstance(completions, list)
+            for index, completion in enumerate(completions):
+                print_text(f"[{index}] {completion.text}")
+        else:
+            _stream(model, prompt, sampling, quiet=arguments.quiet)
+    return 0
+
+
+def completion_to_json(completion: "Completion") -> dict[str, Any]:
+    """A completion as JSON, for --json."""
+    result: dict[str, Any] = {
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "prompt_tokens": completion.num_prompt_tokens,
+        "prefilled_tokens": completion.num_prefilled_tokens,
+        "seed": completion.seed,
+        "timings": completion.timings.to_json(),
+    }
+    if completion.drafts is not None:
+        result["drafts"] = completion.drafts.to_json()
+    if completion.logprobs is not None:
+        result["logprobs"] = [_position(position) for position in completion.logprobs]
+    return result
+
+
+def report_speed(completion: "Completion") -> None:
+    """One line on stderr."""
+    timings, drafts = completion.timings, completion.drafts
+    guessed = "" if drafts is None else f"{drafts.num_accepted} of {drafts.num_drafted} guessed tokens right, "
+    if drafts is not None and drafts.problem is not None:
+        guessed = f"none guessed ({drafts.problem}), "
+    note(
+        f"[{completion.num_prefilled_tokens} tokens in, first answered after "
+        f"{timings.time_to_first_token * 1e3:.0f} ms; {timings.num_tokens} out, "
+        f"{guessed}{timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason or 'an interrupt'}]"
+    )
+
+
+def _stream(model: LanguageModel, prompt: Any, sampling: Sampling, *, quiet: bool) -> None:
+    stream = model.stream(prompt, sampling)
+    try:
+        for piece in stream:
+            print_text(piece, end="")
+    finally:
+        stream.close()
+        print_text("")
+        if not quiet and stream.completion.token_ids:
+            report_speed(stream.completion)
+
+
+def _prompt_text(arguments: argparse.Namespace) -> str:
+    if arguments.prompt_file is not None:
+        try:
+            return str(arguments.prompt_file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as problem:
+            raise MisuseError(f"{arguments.prompt_file} is not UTF-8 ({problem.reason}).") from None
+        except OSError as problem:
+            raise MisuseError(f"Cannot read {arguments.prompt_file}: {problem.strerror}.") from None
+    if arguments.prompt != "-":
+        return str(arguments.prompt)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as problem:
+        raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
+
+
+def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": text}]
+
+
+def _position(position: "PositionLogprobs") -> dict[str, Any]:
+    return _token(position.chosen) | {"top": [_token(token) for token in position.top]}
+
+
+def _token(token: "TokenLogprob") -> dict[str, Any]:
+    return {
+        "token_id": token.token_id,
+        "token": token.token,
+        "bytes": list(token.bytes_),
+        "logprob": token.logprob,
+    }

@@ -1,0 +1,88 @@
+"""The `verify` verb: does the bundle answer on this machine as it did when it was built?"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from piston.core.bundle.golden import Expected, ExpectedByTarget
+from piston.core.bundle.manifest import FILE_NAME
+from piston.core.bundle.signing import SUFFIX, PublicKey, check_signature, read_text
+from piston.core.console import Progress, note, print_json, print_text
+from piston.core.errors import MisuseError, SignatureError
+from piston.runtime.backends.registry import choose
+from piston.runtime.bundle import Bundle
+from piston.runtime.model import load
+from piston.runtime.verify import Verdict, verify
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston verify`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
+    parser.add_argument("--target", help="which engine of the bundle (default: the one that is chosen here)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help="check the signature with this key first")
+    parser.add_argument("--signature", type=Path, metavar="FILE", help="(default: BUNDLE/manifest.json.minisig)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the hashes, run the prompts that travel in the bundle, and say where the answers part if they do."""
+    progress = Progress(quiet=arguments.quiet)
+    signed = _check_signature(arguments)
+    spec, _ = choose(Bundle.open(arguments.bundle, verify=False), arguments.target)
+    expected = ExpectedByTarget.read(arguments.bundle).of(spec.target)
+    threshold = expected.threshold(str(spec.got.get("dtype", "float32")))
+    with progress.phase("verifying the hashes and loading"):
+        model = load(arguments.bundle, target=spec.target, threads=arguments.threads)
+    with model, progress.phase("answering the prompts"):
+        verdict = verify(model.engine, model.tokenizer, expected, threshold)
+    if arguments.json:
+        print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": signed})
+    else:
+        if signed is not None:
+            print_text(f"{arguments.bundle}: the signature is right; {signed}")
+        print_text(f"{arguments.bundle}: {describe(spec.target, verdict)}")
+    for parting in verdict.partings:
+        note(str(parting))
+    return 0 if verdict.is_passed else 1
+
+
+def _check_signature(arguments: argparse.Namespace) -> str | None:
+    """The trusted comment of the signature; None where nobody asked."""
+    if arguments.public_key is None:
+        if arguments.signature is not None:
+            raise MisuseError("--signature needs --public-key, the key that it must be of.")
+        return None
+    key = PublicKey.parse(read_text(arguments.public_key, "the public key"), str(arguments.public_key))
+    manifest = arguments.bundle / FILE_NAME
+    path = arguments.signature or manifest.with_name(manifest.name + SUFFIX)
+    if not path.exists():
+        raise SignatureError(f"There is no signature {path}; sign with `piston sign`, or name it by --signature.")
+    return check_signature(manifest.read_bytes(), read_text(path, "the signature"), key, str(path))
+
+
+def describe(target: str, verdict: Verdict) -> str:
+    """The verdict in one line."""
+    counts = f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} prompts were decided"
+    if verdict.is_passed:
+        return f"{target} answers as built; {counts}"
+    if not verdict.partings:
+        return f"{target} could not be judged: no token was decided; build the bundle again"
+    return f"{target} does NOT answer as built: {len(verdict.partings)} prompts part; {counts}"
+
+
+def to_json(bundle: Path, target: str, expected: Expected, threshold: float, verdict: Verdict) -> dict[str, Any]:
+    """For --json."""
+    return {
+        "bundle": str(bundle),
+        "target": target,
+        "passed": verdict.is_passed,
+        "recorded_by": expected.by,
+        "threshold": threshold,
+        "num_prompts": verdict.num_prompts,
+        "num_tokens": verdict.num_tokens,
+        "num_decided": verdict.num_decided,
+        "partings": [dataclasses.asdict(parting) for parting in verdict.partings],
+    }

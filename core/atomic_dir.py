@@ -1,0 +1,212 @@
+"""A stage's output directory: filled beside its goal, renamed into place when whole, removed when not.
+
+What a killed process left behind is found by the lock that died with it, and cleared away by the next one.
+"""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from piston.core.console import note
+from piston.core.errors import Error, OutputExistsError
+
+_LEFTOVER = re.compile(r"\.(?P<goal>.+)\.[a-z0-9_]{8}\.part")
+
+
+@contextmanager
+def staged_dir(goal: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory that becomes `goal` if the block succeeds and vanishes if it does not.
+
+    Both lie on one file system, so the rename is atomic: nobody ever sees a half-written goal. Leftovers of killed
+    processes that wrote the same goal are swept first; where one died between moving the old goal aside and moving the
+    new one in, the old one is put back.
+
+    Raises:
+        OutputExistsError: the goal is there and overwrite is False; checked before the work and again after it.
+        Error: no space was left, or the place cannot be written.
+    """
+    goal = Path(os.path.abspath(goal))  # noqa: PTH100 - "." has no name, and a link is replaced, not followed
+    sweep(goal.parent, goal.name)
+    check_free(goal, overwrite=overwrite)
+    try:
+        with scratch_dir(goal.parent, goal.name) as stage:
+            work = stage / "new"  # mkdtemp's own directory is private
+            work.mkdir()
+            yield work
+            check_free(goal, overwrite=overwrite)
+            _publish(work, goal, aside=stage / "old")
+    except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Error(
+                f"The disk of {goal.parent} is full; nothing was written. Free space and try again."
+            ) from problem
+        raise
+
+
+@contextmanager
+def scratch_dir(parent: Path, name: str) -> Iterator[Path]:
+    """Yield an empty, private directory in `parent`, gone after the block; `sweep` clears it if the process is killed.
+
+    Raises:
+        Error: the place cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        stage, lock = _claim(parent, name)
+    except OSError as problem:
+        raise Error(f"Cannot write beside {parent / name}: {problem.strerror}; choose another place.") from problem
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def resumable_dir(goal: Path, stage: str) -> Iterator[Path]:
+    """Yield a directory beside `goal` for what an interrupted `stage` goes on from; gone after a success or an error.
+
+    One process at a time works in it: two that write the same goal would take each other's files.
+
+    Raises:
+        Error: another process works in it, or the place cannot be written.
+    """
+    place = Path(os.path.abspath(goal.parent)) / f".{goal.name}.{stage}"  # noqa: PTH100 - as in staged_dir
+    lock = _claim_alone(place, goal)
+    try:
+        yield place
+    except Exception:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        with suppress(OSError):
+            place.rmdir()  # an interrupt before there was anything to go on from
+        os.close(lock)
+
+
+def check_free(goal: Path, *, overwrite: bool = False) -> None:
+    """Raise OutputExistsError if `goal` is there and may not be replaced. An empty directory counts as free."""
+    if not os.path.lexists(goal):
+        return
+    if goal.is_dir() and goal.samefile(Path.cwd()):
+        raise OutputExistsError(f"{goal} is the current directory; name one to create inside it.")
+    if os.path.ismount(goal):
+        raise OutputExistsError(f"{goal} is a mount point, which cannot be replaced; name a directory inside it.")
+    if overwrite or (goal.is_dir() and not any(goal.iterdir())):
+        return
+    raise OutputExistsError(f"{goal} exists already; remove it, choose another -o, or pass --overwrite.")
+
+
+def sweep(parent: Path, name: str | None = None) -> list[Path]:
+    """Clear what killed processes left in `parent` while they wrote the goal `name`, or any goal; the leftovers found.
+
+    One whose process lives is left alone. A goal that had been moved aside and is missing now is put back.
+    """
+    swept: list[Path] = []
+    for path in sorted(_leftovers(parent, name)):
+        lock = try_lock(path)
+        if lock is None:
+            continue
+        try:
+            _restore(path)
+            shutil.rmtree(path, ignore_errors=True)
+            swept.append(path)
+        finally:
+            os.close(lock)
+    return swept
+
+
+def try_lock(path: Path) -> int | None:
+    """Take the lock of a directory or file that is there, without waiting; its descriptor, which holds it.
+
+    None where another process holds it, it has gone, or the file system knows no locks.
+    """
+    import fcntl
+
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _claim(parent: Path, name: str) -> tuple[Path, int]:
+    """A new directory, and the descriptor that keeps others from sweeping it."""
+    while True:
+        stage = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=parent))
+        lock = try_lock(stage)
+        if lock is not None and stage.exists():  # a sweeper may have been faster
+            return stage, lock
+        if lock is not None:
+            os.close(lock)
+        elif stage.exists():  # no locks here: nobody can sweep it either
+            return stage, os.open(stage, os.O_RDONLY)
+
+
+def _claim_alone(place: Path, goal: Path) -> int:
+    """The descriptor of a directory, made if missing, that no other process holds."""
+    import fcntl
+
+    while True:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            lock = os.open(place, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # removed in between, by the process that worked in it
+        except OSError as problem:
+            raise Error(f"Cannot write beside {goal}: {problem.strerror}; choose another place.") from problem
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise Error(f"{goal} is being written by another process; wait for it, or choose another -o.") from None
+        except OSError:
+            return lock  # no locks here
+        with suppress(FileNotFoundError):  # as above
+            if os.path.samestat(place.stat(), os.fstat(lock)):
+                return lock
+        os.close(lock)
+
+
+def _leftovers(parent: Path, name: str | None) -> Iterator[Path]:
+    try:
+        entries = list(os.scandir(parent))
+    except OSError:
+        return
+    for entry in entries:
+        match = _LEFTOVER.fullmatch(entry.name)
+        if match is not None and name in (None, match["goal"]) and entry.is_dir(follow_symlinks=False):
+            yield Path(entry.path)
+
+
+def _restore(leftover: Path) -> None:
+    match = _LEFTOVER.fullmatch(leftover.name)
+    assert match is not None
+    goal, aside = leftover.parent / match["goal"], leftover / "old"
+    if os.path.lexists(aside) and not os.path.lexists(goal):
+        aside.rename(goal)
+        note(f"{goal} was put back as it was before a run that was killed while replacing it")
+
+
+def _publish(work: Path, goal: Path, aside: Path) -> None:
+    """Rename work to goal; what stood there is moved aside first, and back if that fails or is interrupted."""
+    try:
+        if os.path.lexists(goal):
+            goal.rename(aside)
+        work.rename(goal)
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(goal):
+            aside.rename(goal)
+        raise

@@ -1,0 +1,89 @@
+"""What a bundle's engines must answer anywhere: verify.json, recorded when the bundle was built.
+
+Answers are greedy, and each engine has its own: quantized activations turn the last bits of a sum into whole codes, so
+two right engines of one model may differ by more than its tokens do. Where the two best tokens are closer than an
+engine may be off, either is right: such a position is undecided, and nobody is judged by it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from piston.core.errors import BundleCorruptError, BundleNotFoundError
+from piston.core.schema import ShapeError, shaped
+
+FILE_NAME = "verify.json"
+# Logits that an engine may be off however well the build's own agreed: kernels of other machines add in another order.
+FLOORS = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedAnswer:
+    """One prompt and its greedy continuation; `margins` are logits by which each token leads the second best."""
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    margins: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """The answers of one engine.
+
+    `noise` is how far its margins are off, in logits, when the same positions are computed in another order. They were
+    recorded `by` the engine itself, or by the canonical graph where the engine could not run on the building machine.
+    """
+
+    answers: tuple[ExpectedAnswer, ...]
+    noise: float
+    by: Literal["engine", "canonical graph"]
+
+    def threshold(self, dtype: str) -> float:
+        """Margin from which on an engine of that type is judged: twice the noise, or what its type loses."""
+        return max(2 * self.noise, FLOORS.get(dtype, max(FLOORS.values())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedByTarget:
+    """The file: what each engine of the bundle must answer."""
+
+    engines: Mapping[str, Expected]
+    schema: Literal[1] = 1
+
+    def of(self, target: str) -> Expected:
+        """The answers of a target; raises BundleCorruptError if there are none."""
+        if target not in self.engines:
+            raise BundleCorruptError(f"{FILE_NAME} has no answers of {target}; build the bundle again.")
+        return self.engines[target]
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read directory/verify.json.
+
+        Raises:
+            BundleNotFoundError: the bundle was built without it.
+            BundleCorruptError: it is not what a build writes.
+        """
+        path = directory / FILE_NAME
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            found: Self = shaped(cls, value, whole=FILE_NAME)
+        except FileNotFoundError:
+            raise BundleNotFoundError(
+                f"{directory} has no {FILE_NAME}; it was built before answers travelled with bundles: build it again."
+            ) from None
+        except (ShapeError, ValueError, OSError, RecursionError) as problem:
+            raise BundleCorruptError(f"{path} cannot be read ({problem}); build the bundle again.") from None
+        for answer in (answer for engine in found.engines.values() for answer in engine.answers):
+            if not answer.prompt_ids or not len(answer.token_ids) == len(answer.margins) > 0:
+                raise BundleCorruptError(f"{path} has an answer without tokens or margins; build the bundle again.")
+        return found
+
+    def write(self, directory: Path) -> None:
+        """Write directory/verify.json."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")

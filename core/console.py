@@ -1,0 +1,128 @@
+"""What a command shows: results on stdout, progress on stderr, colour only where a person looks.
+
+With PISTON_LOG_FORMAT=json (or --log-format json) stderr carries one JSON object a line, for those who collect logs.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from piston.core.errors import MisuseError
+
+LOG_FORMAT = "PISTON_LOG_FORMAT"
+LOG_FORMATS = ("text", "json")
+Level = Literal["info", "error"]
+
+
+def print_json(value: Any) -> None:
+    """Print one object on stdout, escaped where stdout cannot show it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print(text if _as_shown(text) == text else json.dumps(value, indent=1))  # noqa: T201
+
+
+def print_text(text: str, end: str = "\n") -> None:
+    """Print a result on stdout, at once; what stdout cannot show becomes a question mark."""
+    print(_as_shown(text), end=end, flush=True)  # noqa: T201
+
+
+def note(text: str, level: Level = "info") -> None:
+    """Print a remark on stderr."""
+    if logs_json():
+        text = log_line(level, message=text)
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def tell_gates(failed: Iterable[str]) -> int:
+    """Name on stderr every gate that is not met, with what was measured; the exit status of a command with gates."""
+    lines = [f"gate not met: {text}" for text in failed]
+    for line in lines:
+        note(line)
+    return 1 if lines else 0
+
+
+def logs_json() -> bool:
+    """Whether stderr carries JSON lines; raises MisuseError where the environment asks for a format there is not."""
+    chosen = os.environ.get(LOG_FORMAT) or "text"
+    if chosen not in LOG_FORMATS:
+        raise MisuseError(f"{LOG_FORMAT} is {chosen!r}; there are {' and '.join(LOG_FORMATS)}.")
+    return chosen == "json"
+
+
+def log_line(level: Level, **fields: Any) -> str:
+    """One JSON object without a line break: the time in UTC (ISO 8601), the level, and what there is to say."""
+    return json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level} | fields)
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """NO_COLOR forbids, FORCE_COLOR demands, else a terminal decides (no-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
+
+
+class Progress:
+    """The phases of a long command, a line each on stderr with the seconds it took; a bar where steps are known."""
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._quiet = quiet
+        self._stream = stream or sys.stderr
+        self._json = logs_json()
+        self._live = not quiet and not self._json and self._stream.isatty()
+        self._first: tuple[float, int] | None = None  # when the bar of the current phase began, and at what
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase, and say how long it took when it is over."""
+        start, self._first = time.perf_counter(), None
+        self._write(f"  {name} ...", live=True)
+        try:
+            yield
+        except BaseException:
+            self._end(name, time.perf_counter() - start, stopped=True)
+            raise
+        self._end(name, time.perf_counter() - start, stopped=False)
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Redraw the bar of the current phase, with the time that is left at the pace so far."""
+        width = 24
+        filled = width * done // max(total, 1)
+        self._write(
+            f"  {name} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}{self._left(done, total)}", live=True
+        )
+
+    def _end(self, name: str, seconds: float, *, stopped: bool) -> None:
+        if self._json:
+            self._write(log_line("info", phase=name, seconds=round(seconds, 3), stopped=stopped), live=False)
+        elif stopped:
+            self._write(self._painted(f"  {name}: stopped", "31"), live=False)
+        else:
+            self._write(f"  {name}: {seconds:.1f} s", live=False)
+
+    def _left(self, done: int, total: int) -> str:
+        if self._first is None:
+            self._first = (time.perf_counter(), done)
+        start, before = self._first
+        if not before < done < total:
+            return ""
+        seconds = round((time.perf_counter() - start) / (done - before) * (total - done))
+        return f", {seconds // 60}:{seconds % 60:02d} left"
+
+    def _write(self, text: str, *, live: bool) -> None:
+        if self._quiet or (live and not self._live):
+            return
+        start, end = ("\r\x1b[K", "" if live else "\n") if self._live else ("", "\n")
+        self._stream.write(f"{start}{text}{end}")
+        self._stream.flush()
+
+    def _painted(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(self._stream) else text
+
+
+def _as_shown(text: str) -> str:
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

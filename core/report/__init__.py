@@ -1,0 +1,1 @@
+"""Pages, charts, Markdown and JUnit, one of each for every command."""

@@ -1,0 +1,1 @@
+"""Checks that a lowered graph is equivalent to the canonical graph."""

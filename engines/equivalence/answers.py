@@ -1,0 +1,95 @@
+"""The proof after every lowering: canonical and lowered graph answer the same prompts, or nothing is written.
+
+They run side by side (side_by_side.py). Where a model makes much of little, the bounds follow what float rounding alone
+does to the canonical graph (prove_noise.py). Quantized weights are multiplied in float here; that ONNX Runtime's
+integer products of the very same weights agree with that is proved apart, node by node.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from piston.core.bundle.manifest import CacheSpec, Manifest
+from piston.core.errors import ParityError
+from piston.engines.equivalence.activation_injection import expose_activations
+from piston.engines.equivalence.lockstep import compare
+from piston.engines.equivalence.rounding_noise import slack_of
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How far the two are apart: recorded in the manifest."""
+
+    max_abs: float
+    bound: float
+    steps: int
+    prompt_lengths: list[int]
+    compared: int  # rows of logits, each with the same greedy token
+    activations: int  # compared in every run, and then shared: rounded to codes, or beside an INT8 cache attended
+    code_distance: float = 0.0  # of an INT8 cache: the most steps that a code is from what it stands for
+    slack: float = 1.0  # by how much the bound was widened for the canonical graph's own noise
+
+
+def prove(
+    canonical: Path,
+    lowered: Path,
+    cache: CacheSpec,
+    *,
+    max_length: int,
+    windows: Sequence[int] = (),
+) -> Proof:
+    """Compare the float32 graph at `canonical` with `lowered`, which has `cache`.
+
+    Raises:
+        ParityError: logits beyond the bound or another greedy token; the message names where, and the layer.
+    """
+    slack = 1.0
+    try:
+        pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows)
+    except ParityError:
+        slack = slack_of(canonical, cache, max_length=max_length, windows=windows)
+        if slack <= 1:
+            raise
+        pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows, slack=slack)
+    return Proof(
+        max_abs=pair.max_abs,
+        bound=pair.bound * slack,
+        steps=pair.steps,
+        prompt_lengths=pair.prompt_lengths,
+        compared=pair.compared,
+        activations=len(pair.tape.names),
+        code_distance=pair.code_distance,
+        slack=slack,
+    )
+
+
+@contextmanager
+def reference_of(canonical: Path, model: Manifest, work: Path, *, int8_head: bool = False) -> Iterator[Path]:
+    """The canonical graph as the proof reads it: itself, or a copy below `work` for as long as the block lasts.
+
+    A copy is in float32: the CPU has no bfloat16 kernels, and float16 rounding would drown what the proof looks for;
+    widening is exact. It gives out the activations that it rounds to codes, and its head is in INT8 where the engine's
+    is.
+    """
+    if model.model.dtype == "float32" and model.model.scheme == "fp" and not int8_head:
+        yield canonical
+        return
+    from piston.engines.lowering.quantize_head import QuantizeHeadPass
+    from piston.engines.lowering.upcast import Float32Pass
+
+    copy = work / "reference"
+    copy.mkdir()
+    graph = ir.load(canonical)
+    Float32Pass()(graph)
+    if int8_head:
+        QuantizeHeadPass()(graph)
+    expose_activations(graph)
+    ir.save(graph, copy / canonical.name, external_data=f"{canonical.name}.data")
+    try:
+        yield copy / canonical.name
+    finally:
+        shutil.rmtree(copy)

@@ -1,0 +1,92 @@
+"""The answers that travel in a bundle, each engine's own; the canonical graph's for those that cannot run here."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from piston.core.bundle.golden import Expected, ExpectedAnswer, ExpectedByTarget
+from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.engines.equivalence.answers import reference_of
+from piston.runtime import kernels
+from piston.runtime.backends.engine import Engine
+from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+from piston.runtime.bundle import Bundle
+from piston.runtime.verify import margin_of
+
+NUM_TOKENS = 16
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea, there lived an old fisherman who",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "Q: Wie heißt die Hauptstadt von Italien?\nA:",
+)
+DIGITS = 4  # of a margin: what it is compared with is never that small
+
+
+def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequence[EngineSpec]) -> None:
+    """Write work/verify.json; `work` holds the engines, the tokenizer lies beside the graph at `canonical`."""
+    tokenizer = Bundle(canonical.parent, model).tokenizer()
+    limit = min(int(spec.got.get("max_positions", model.model.max_positions)) for spec in engines)
+    num_tokens = min(NUM_TOKENS, limit - 1)
+    prompts = {text: tokenizer.encode(text)[: limit - num_tokens] for text in PROMPTS}
+    prompts = {text: ids for text, ids in prompts.items() if ids and max(ids) < model.model.vocab_size}
+    slots = max(len(prompts), 1)
+    capacity = num_tokens + max((len(ids) for ids in prompts.values()), default=1)
+    found: dict[str, Expected] = {}
+    for spec in engines:
+        if spec.target in ("ort-cpu", kernels.TARGET):
+            path, options = work / spec.path, OrtOptions(kernels=spec.target == kernels.TARGET)
+            opened = OrtEngine.open(path, spec.cache, num_slots=slots, capacity=capacity, options=options)
+            with closing(opened) as engine:
+                found[spec.target] = _expected(engine, prompts, num_tokens)
+    absent = [spec.target for spec in engines if spec.target not in found]
+    if absent:
+        with reference_of(canonical, model, work, int8_head=False) as path:
+            cache = replace(model.cache, dtype="float32")
+            options = OrtOptions(prepack=False)
+            with closing(OrtEngine.open(path, cache, num_slots=slots, capacity=capacity, options=options)) as engine:
+                answers = replace(_expected(engine, prompts, num_tokens), by="canonical graph")
+        found |= dict.fromkeys(absent, answers)
+    ExpectedByTarget(engines={spec.target: found[spec.target] for spec in engines}).write(work)
+
+
+def _expected(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int) -> Expected:
+    answers = _answered(engine, prompts, num_tokens)
+    noise = max((_noise(engine, answer) for answer in answers), default=0.0)
+    return Expected(answers=tuple(answers), noise=round(noise, DIGITS), by="engine")
+
+
+def _answered(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int) -> list[ExpectedAnswer]:
+    """Greedy answers of all prompts, stepped together."""
+    slots = {engine.cache.admit(): item for item in prompts.items()}
+    logits = {slot: engine.prefill(slot, ids)[-1].copy() for slot, (_, ids) in slots.items()}
+    tokens: dict[int, list[int]] = {slot: [] for slot in slots}
+    margins: dict[int, list[float]] = {slot: [] for slot in slots}
+    for step in range(num_tokens):
+        for slot, row in logits.items():
+            tokens[slot].append(int(np.argmax(row)))
+            margins[slot].append(round(margin_of(row, tokens[slot][-1]), DIGITS))
+        if step + 1 < num_tokens:
+            logits = engine.step({slot: ids[-1] for slot, ids in tokens.items()})
+    for slot in slots:
+        engine.cache.release(slot)
+    return [
+        ExpectedAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=tuple(tokens[slot]), margins=tuple(margins[slot]))
+        for slot, (text, ids) in slots.items()
+    ]
+
+
+def _noise(engine: Engine, answer: ExpectedAnswer) -> float:
+    """The largest change of a margin when prompt and answer are read at once: other sizes, another order of sums."""
+    slot = engine.cache.admit()
+    count = len(answer.token_ids)
+    logits = engine.prefill(slot, [*answer.prompt_ids, *answer.token_ids[:-1]], num_logits=count)
+    off = [
+        abs(margin_of(row, token) - margin)
+        for row, token, margin in zip(logits, answer.token_ids, answer.margins, strict=True)
+    ]
+    engine.cache.release(slot)
+    return max(off)

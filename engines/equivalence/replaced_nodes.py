@@ -1,0 +1,246 @@
+"""The proof of Piston's own kernels: each gives what the nodes it replaced give, on the activations of real steps.
+
+Both engines run the same prefill and decode steps. Every kernel reads what the engine it was made from computed, so
+that one difference does not become another, and all that it gives is compared: floats to the bound of float
+arithmetic, codes to one step where a value lies on the edge between two, and the cache that it writes. Where the cache
+is INT8, an attention is compared over the codes that its kernel wrote (see int8_attention.py).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from piston.core.bundle.manifest import CacheSpec
+from piston.core.errors import ParityError
+from piston.engines.equivalence.int8_attention import Int8Attention, int8_attentions
+from piston.engines.lowering.kernels.blocks import ROUNDING
+from piston.engines.lowering.kernels.kernel_pass import KERNELS
+from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+
+# Of a value's size: sums of thousands of terms in another order, and what two bfloat16 leave of a float: 2^-16 of a
+# score, which the exponent turns into as much of a weight times the score. 6e-5 was found where scores reach 30.
+RELATIVE = 2e-4
+# Of products that round activations by blocks, logits among them, by relative L2: each kernel rounds on its own, and a
+# value on an edge may fall to either side. Rounding itself is 6e-3 (see prove_kernels.py); a wrong code is far more.
+ROUNDED_RELATIVE = 2e-3
+# Codes that fall to the other side of an edge between two. What parts by 2^-16 of the largest parts by 2e-3 of a step
+# at 127 steps, and crosses an edge as often where values lie anywhere between two; in a small tensor one or two may
+# cross by chance. Single codes were seen, 1 of 1,728 and 1 of 4,608; a wrong scale moves nearly all.
+LARGEST_SHARE_APART, FEW_APART = 2e-3, 2
+PROMPTS = (3, 45, 70)  # tokens of each slot: less than a tile, some tiles, and more
+CUT = 37  # of a longer prompt, where its second chunk begins
+NUM_STEPS = 3
+GIVEN, OWN = ".given", ".own"
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacedProof:
+    """How far kernels and what they replaced are apart: recorded in the manifest."""
+
+    kernels: int
+    values: int  # compared, over all steps
+    max_relative: float  # of floats
+    codes_apart: float  # the largest share of one tensor's codes
+
+
+def prove_replaced(before: Path, after: Path, cache: CacheSpec, *, max_length: int) -> ReplacedProof:
+    """Compare the engine `after` with `before`, which it was made from, kernel by kernel.
+
+    Raises:
+        ParityError: one is beyond its bound; the message names it.
+    """
+    lengths = [max(1, min(length, max_length - NUM_STEPS)) for length in PROMPTS]
+    with _opened(before, after, cache, len(lengths), max(lengths) + NUM_STEPS) as (reference, kernels, tape):
+        rng = np.random.default_rng(0)
+        for length in lengths:
+            slot = reference.cache.admit()
+            assert slot == kernels.cache.admit()
+            ids = rng.integers(0, reference.vocab_size, length).tolist()
+            for chunk in (ids[:CUT], ids[CUT:]):
+                if chunk:
+                    _lockstep(reference, kernels, partial(_prefill, slot, chunk))
+        for _ in range(NUM_STEPS):
+            tokens = {slot: int(rng.integers(0, reference.vocab_size)) for slot in range(len(lengths))}
+            _lockstep(reference, kernels, partial(_step, tokens))
+        return ReplacedProof(len(tape.kernels), tape.compared, tape.max_relative, tape.codes_apart)
+
+
+def _prefill(slot: int, ids: list[int], engine: OrtEngine) -> Array:
+    return engine.prefill(slot, ids)
+
+
+def _step(tokens: dict[int, int], engine: OrtEngine) -> Array:
+    return np.stack(list(engine.step(tokens).values()))
+
+
+def _lockstep(reference: OrtEngine, kernels: "_Kernels", work: Callable[[OrtEngine], Array]) -> None:
+    logits, found = work(reference), work(kernels)
+    _check_rounded(logits, found, "the logits")
+    for index, (expected, mine) in enumerate(zip(reference.cache.arrays, kernels.cache.arrays, strict=True)):
+        for slot, length in enumerate(reference.cache.lengths):
+            wanted, written = expected[slot, :, : int(length)], mine[slot, :, : int(length)]
+            _, share = _check(wanted, written, f"the {'values' if index % 2 else 'keys'} of layer {index // 2}")
+            kernels.tape.codes_apart = max(kernels.tape.codes_apart, share)
+            written[:] = wanted
+
+
+def _check_rounded(expected: Array, found: Array, what: str) -> None:
+    relative = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-30))
+    if not relative <= ROUNDED_RELATIVE:
+        raise ParityError(
+            f"Piston's kernel parts from what it replaced at {what}: by {relative:.2g} of its size; allowed are "
+            f"{ROUNDED_RELATIVE:.0g}. Nothing was written."
+        )
+
+
+def _check(expected: Array, found: Array, what: str) -> tuple[float, float]:
+    """Relative difference of floats, or share of codes apart; raises ParityError."""
+    if not expected.size:
+        return 0.0, 0.0
+    apart = np.abs(expected.astype(np.float32) - found.astype(np.float32))
+    if np.issubdtype(expected.dtype, np.integer):
+        share = float((apart > 0).mean())
+        allowed = FEW_APART + int(LARGEST_SHARE_APART * apart.size)
+        if not (apart.max() <= 1 and (apart > 0).sum() <= allowed):
+            raise ParityError(
+                f"Piston's kernel parts from what it replaced at {what}: {(apart > 0).sum()} of its {apart.size} codes "
+                f"differ, by up to {apart.max():.0f}; allowed are {allowed}, by 1. Nothing was written."
+            )
+        return 0.0, share
+    relative = float(apart.max() / max(float(np.abs(expected).max()), 1e-30))
+    if not relative <= RELATIVE:
+        raise ParityError(
+            f"Piston's kernel parts from what it replaced at {what}: by {relative:.2g} of the largest value; allowed "
+            f"are {RELATIVE:.0g}. Nothing was written."
+        )
+    return relative, 0.0
+
+
+@dataclass
+class _Tape:
+    """What each run of the reference gave, until the kernels have made the same run."""
+
+    kernels: list[str]
+    given: list[str]  # values that kernels read
+    compared_names: list[str]  # values that they give
+    rounded: set[str]  # those of them that are made of activations rounded by blocks
+    attentions: dict[str, Int8Attention] = field(default_factory=dict)  # over an INT8 cache, by what they give
+    runs: list[dict[str, Array]] = field(default_factory=list)
+    compared: int = 0
+    max_relative: float = 0.0
+    codes_apart: float = 0.0
+
+    def recorded(self) -> list[str]:
+        """What the reference gives out."""
+        beside = [name for each in self.attentions.values() for name in (*each.heads, each.lengths, each.result)]
+        return list(dict.fromkeys([*self.given, *self.compared_names, *beside]))
+
+
+class _Reference(OrtEngine):
+    tape: _Tape
+
+    def _run(self, binding: Any) -> None:
+        names = self.tape.recorded()
+        for name in names:
+            binding.bind_output(f"{name}{GIVEN}", "cpu")
+        super()._run(binding)
+        found = binding.get_outputs()[-len(names) :]
+        run = {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+        self.tape.runs.append(run | _caches(self, binding))
+
+
+class _Kernels(OrtEngine):
+    tape: _Tape
+
+    def _run(self, binding: Any) -> None:
+        tape, expected = self.tape, self.tape.runs.pop(0)
+        for name in tape.given:
+            binding.bind_cpu_input(f"{name}{GIVEN}", expected[name])
+        for name in tape.compared_names:
+            binding.bind_output(f"{name}{OWN}", "cpu")
+        super()._run(binding)
+        found, caches = binding.get_outputs()[-len(tape.compared_names) :], _caches(self, binding)
+        for name, attention in tape.attentions.items():
+            wanted = attention.given_over(expected, caches)
+            if wanted is not None:
+                expected[name] = wanted
+        for name, value in zip(tape.compared_names, found, strict=True):
+            tape.compared += expected[name].size
+            if name in tape.rounded:
+                _check_rounded(expected[name], value.numpy(), name)
+                continue
+            relative, share = _check(expected[name], value.numpy(), name)
+            tape.max_relative, tape.codes_apart = max(tape.max_relative, relative), max(tape.codes_apart, share)
+
+
+def _caches(engine: OrtEngine, binding: Any) -> dict[str, Array]:
+    """The rows of an INT8 cache that a run was bound to, after it, by the names of the outputs."""
+    spec = engine.cache.spec
+    if spec.dtype != "int8":
+        return {}
+    names = [f"present.{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
+    arrays = binding.get_outputs()[1 : 1 + len(names)]  # bound after the logits
+    return {name: array.numpy().copy() for name, array in zip(names, arrays, strict=True)}
+
+
+@contextmanager
+def _opened(
+    before: Path, after: Path, cache: CacheSpec, num_slots: int, capacity: int
+) -> Iterator[tuple[OrtEngine, _Kernels, _Tape]]:
+    model, forced = ir.load(before), ir.load(after)
+    tape = _isolate(forced)
+    attentions = int8_attentions(model)
+    tape.attentions = {name: attentions[name] for name in tape.compared_names if name in attentions}
+    _expose(model, tape.recorded(), GIVEN)
+    with ExitStack() as stack:
+        paths = before.with_name("exposed.onnx"), after.with_name("isolated.onnx")
+        for graph, path in zip((model, forced), paths, strict=True):
+            ir.save(graph, path)
+            stack.callback(path.unlink)
+        options = OrtOptions(), OrtOptions(kernels=True)
+        reference = _Reference.open(paths[0], cache, num_slots=num_slots, capacity=capacity, options=options[0])
+        stack.callback(reference.close)
+        kernels = _Kernels.open(paths[1], cache, num_slots=num_slots, capacity=capacity, options=options[1])
+        stack.callback(kernels.close)
+        reference.tape = kernels.tape = tape
+        yield reference, kernels, tape
+
+
+def _isolate(model: ir.Model) -> _Tape:
+    """Let every kernel read inputs of the graph, and give all that it makes out."""
+    kernels = [node for node in model.graph if node.domain == KERNELS]
+    inputs = set(model.graph.inputs)
+    made = {value: node for node in kernels for value in node.outputs}
+    given: dict[str, ir.Value] = {}
+    for node in kernels:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.is_initializer() or value in inputs or value.name == "seqlens_k":
+                continue
+            name = str(value.name)
+            if name not in given:
+                given[name] = ir.Value(name=f"{name}{GIVEN}", type=value.type, shape=value.shape)
+            node.replace_input_with(index, given[name])
+    model.graph.inputs.extend(given.values())
+    compared = [str(value.name) for value in made if value.name and not value.is_graph_output()]
+    _expose(model, compared, OWN)
+    rounded = {str(value.name) for value, node in made.items() if node.op_type in ROUNDING}
+    return _Tape([str(node.name) for node in kernels], list(given), compared, rounded)
+
+
+def _expose(model: ir.Model, names: list[str], suffix: str) -> None:
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    for name in names:
+        source = values[name]
+        copy = ir.node("Identity", [source])
+        copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = f"{name}{suffix}", source.type, source.shape
+        model.graph.insert_after(source.producer(), copy)  # type: ignore[arg-type]
+        model.graph.outputs.append(copy.outputs[0])

@@ -1,0 +1,142 @@
+"""A float32 graph becomes float16 or bfloat16, strongly typed: every conversion is a Cast that can be seen.
+
+What loses most by rounding stays in float32: norms, softmax, powers and the statistics made of them. Codes are made of
+the widest activation there is and scales stay float32, as the compilers want them: QuantizeLinear reads either type,
+and DequantizeLinear -> Cast -> MatMul is the pattern they turn into an integer product.
+"""
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from piston.core.errors import EngineError
+from piston.engines.lowering.pattern import static_dims, tidy
+
+TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+NUMPY = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+WIDE = ir.DataType.FLOAT
+STATISTICS = {"Exp", "Log", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "ReduceL2", "Softmax", "Sqrt"}
+NORMS = {"LayerNormalization", "RMSNormalization"}
+KEPT = {"ConstantOfShape", "DequantizeLinear", "QuantizeLinear", "Range"}
+POINTWISE = {"Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub"}
+
+
+class NarrowPass(ir.passes.InPlacePass):
+    """Computes everything else in `dtype`; graph inputs become narrow, the logits leave as float32.
+
+    Weights are converted one at a time, while the model is saved.
+
+    Raises:
+        EngineError: a weight is beyond the range of float16.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.type = TYPES[dtype]
+
+    def requires(self, model: ir.Model) -> None:
+        """The graph is in float32."""
+        if narrow := [value.name for value in model.graph.inputs if value.dtype in TYPES.values()]:
+            raise ir.passes.PreconditionError(f"{narrow[0]} is narrow already.")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Type every value, then cast where a node reads another type than it computes in."""
+        graph = model.graph
+        wide = _wide_nodes(graph)
+        for value in graph.inputs:
+            if value.dtype == WIDE:
+                value.type = ir.TensorType(self.type)  # a new one: values may share theirs
+        for node in list(graph):
+            self._type_outputs(node, is_wide=node in wide)
+        for node in list(graph):
+            self._cast_inputs(graph, node, is_wide=node in wide)
+        for output in list(graph.outputs):
+            if output.name == "logits" and output.dtype != WIDE:
+                _widen_output(graph, output)
+        tidy(model)
+        return ir.passes.PassResult(model, modified=True)
+
+    def _type_outputs(self, node: ir.Node, *, is_wide: bool) -> None:
+        for output in node.outputs:
+            if output.dtype == WIDE and not is_wide:
+                output.type = ir.TensorType(self.type)
+        to = node.attributes.get("to") if node.op_type == "Cast" else None
+        if to is not None and to.as_int() == WIDE and not is_wide:
+            node.attributes["to"] = ir.AttrInt64("to", int(self.type))
+
+    def _cast_inputs(self, graph: ir.Graph, node: ir.Node, *, is_wide: bool) -> None:
+        wanted = WIDE if is_wide else self.type
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype not in {WIDE, self.type} or value.dtype == wanted:
+                continue
+            if node.op_type == "QuantizeLinear" or (node.op_type == "Cast" and not is_wide):
+                continue  # reads either
+            node.replace_input_with(index, self._converted(graph, node, value, wanted))
+
+    def _converted(self, graph: ir.Graph, before: ir.Node, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        name = f"{value.name}.{'float32' if wanted == WIDE else self.dtype}"
+        if value.is_initializer():
+            if name not in graph.initializers:
+                self._check_range(value)
+                _weight(graph, name, value, wanted, self._convert)
+            return graph.initializers[name]
+        known = next((use.node for use in value.uses() if use.node.name == name), None)
+        if known is None:
+            known = ir.node("Cast", [value], {"to": int(wanted)}, name=name)
+            known.outputs[0].name, known.outputs[0].shape = name, value.shape
+            known.outputs[0].type = ir.TensorType(wanted)
+            producer = value.producer()
+            graph.insert_before(before, known) if producer is None else graph.insert_after(producer, known)
+        return known.outputs[0]
+
+    def _convert(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(NUMPY[self.dtype])
+
+    def _check_range(self, value: ir.Value) -> None:
+        tensor = value.const_value
+        array = None if tensor is None or self.dtype != "float16" else tensor.numpy()
+        largest = 0.0 if array is None or not array.size else float(np.abs(array).max())
+        if largest > float(np.finfo(np.float16).max):
+            raise EngineError(f"{value.name} reaches {largest:.3g}, beyond float16; build with --dtype bf16.")
+
+
+def _wide_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that compute in float32: statistics, what is computed of them element by element, norms, codes."""
+    statistics: set[ir.Node] = set()
+    for node in graph:
+        sources = {value.producer() for value in node.inputs if value is not None}
+        if node.op_type in STATISTICS or (node.op_type in POINTWISE and sources & statistics):
+            statistics.add(node)
+    return statistics | {node for node in graph if node.op_type in NORMS | KEPT}
+
+
+def _weight(
+    graph: ir.Graph,
+    name: str,
+    source: ir.Value,
+    dtype: ir.DataType,
+    convert: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    tensor, dims = source.const_value, ir.Shape(static_dims(source))
+    assert tensor is not None
+
+    def evaluate() -> ir.TensorProtocol:
+        return ir.tensor(convert(tensor.numpy()), dtype=dtype, name=name)
+
+    lazy = ir.LazyTensor(evaluate, dtype=dtype, shape=dims, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=dims, const_value=lazy)
+    graph.register_initializer(value)
+
+
+def _widen_output(graph: ir.Graph, output: ir.Value) -> None:
+    """Let a Cast to float32 take over the name and place of an output."""
+    name, index = output.name, list(graph.outputs).index(output)
+    cast = ir.node("Cast", [output], {"to": int(WIDE)}, name=f"{name}/Cast")
+    output.name = f"{name}.narrow"
+    graph.append(cast)
+    wide = cast.outputs[0]
+    wide.name, wide.shape, wide.type = name, output.shape, ir.TensorType(WIDE)
+    graph.outputs[index] = wide

@@ -1,0 +1,1 @@
+"""Lowering onto Piston's own CPU kernels."""

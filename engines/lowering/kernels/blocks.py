@@ -1,0 +1,127 @@
+"""Products of weights of 8 or 4 bits in blocks become those of Piston's own kernels.
+
+Like ONNX Runtime's with accuracy level 4 they round each block of activations to INT8; unlike those, they read the
+weights where they lie: nothing is packed, and so nothing copied, at load.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from piston.engines.lowering.gated import gated_products
+from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
+from piston.engines.lowering.kernels.linear import INPUTS, OUTPUTS
+from piston.engines.lowering.matmul_nbits import ACCURACY_LEVEL
+from piston.engines.lowering.pattern import MICROSOFT, emit, graph_of, int_attribute, replace
+from piston.engines.lowering.weight import derived_weight
+
+ROUNDING = (
+    "BlockLinear",
+    "GatedBlockLinear",
+    "SplitBlockLinear",
+    "SplitGatedBlockLinear",
+)  # operators that round activations by blocks
+NIBBLE, BYTE = 4, 8
+MOST_PARTS = 3
+
+
+class KernelBlocksPass(KernelPass):
+    """MatMulNBits of accuracy level 4, without zero points or bias, becomes BlockLinear, up to three on one input one.
+
+    Weights keep their codes and scales, and those that are multiplied together may differ in width: the input is
+    rounded once for all of one block size. Depths, blocks and widths must be multiples of 16.
+    """
+
+    def fits(self, node: ir.Node) -> bool:
+        """See KernelPass."""
+        return fits(node)
+
+    def rewrite(self, node: ir.Node) -> None:
+        """See KernelPass."""
+        assert node.inputs[0] is not None
+        readers = [use.node for use in node.inputs[0].uses() if use.idx == 0]
+        beside = [reader for reader in readers if reader is not node and reader.outputs[0].uses() and fits(reader)]
+        alike = [reader for reader in beside if block_size(reader) == block_size(node)]
+        parts = [node, *alike] if len(alike) < MOST_PARTS else [node]
+        graph = graph_of(node)
+        first = min(parts, key=list(graph).index) if len(parts) > 1 else node
+        inputs = [node.inputs[0], *(value for part in parts for value in tiles(part))]
+        size = {"block_size": block_size(node)}
+        made = emit(first, "BlockLinear", inputs, size, domain=KERNELS, num_outputs=len(parts), like=node.outputs[0])
+        for part, output in zip(parts, made.outputs, strict=True):
+            replace(part.outputs[0], output)
+
+
+class KernelGatedBlocksPass(KernelPass):
+    """Two products by blocks as silu(gate) * up become one GatedBlockLinear, whatever the width of each."""
+
+    def fits(self, node: ir.Node) -> bool:
+        """See KernelPass."""
+        pair = gated_products(node, fits)
+        return pair is not None and len({(block_size(one), int_attribute(one, "N")) for one in pair}) == 1
+
+    def rewrite(self, node: ir.Node) -> None:
+        """See KernelPass."""
+        pair = gated_products(node, fits)
+        assert pair is not None
+        inputs = [pair[0].inputs[0], *(value for part in pair for value in tiles(part))]
+        size = {"block_size": block_size(pair[0])}
+        made = emit(node, "GatedBlockLinear", inputs, size, domain=KERNELS, like=node.outputs[0])
+        replace(node.outputs[0], made.outputs[0])
+
+
+def fits(node: ir.Node) -> bool:
+    """Whether a node is a product by blocks of a form that the kernels take."""
+    if (node.domain, node.op_type) != (MICROSOFT, "MatMulNBits") or any(value is not None for value in node.inputs[3:]):
+        return False
+    depth, width = (int_attribute(node, name) for name in ("K", "N"))
+    if int_attribute(node, "bits") not in (NIBBLE, BYTE) or int_attribute(node, "accuracy_level") != ACCURACY_LEVEL:
+        return False
+    constant = all(value is not None and value.is_initializer() for value in node.inputs[1:3])
+    return constant and all(size % OUTPUTS == 0 for size in (depth, width, block_size(node)))
+
+
+def block_size(node: ir.Node) -> int:
+    """Inputs that share a scale."""
+    return int_attribute(node, "block_size")
+
+
+def tiles(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """Codes and scales of a product as the kernels read them."""
+    depth, width, bits = (int_attribute(node, name) for name in ("K", "N", "bits"))
+    codes, scales = node.inputs[1:3]
+    assert codes is not None
+    assert scales is not None
+    return tiled_weights(graph_of(node), codes, scales, (width, depth, block_size(node), bits))
+
+
+def tiled_weights(
+    graph: ir.Graph, codes: ir.Value, scales: ir.Value, form: tuple[int, int, int, int]
+) -> tuple[ir.Value, ir.Value]:
+    """Codes as [width / 16, depth / 4 or 8, 64] and scales as [width / 16, blocks, 16], each once for all readers.
+
+    `form` is width, depth, block and bits.
+    """
+    width, depth, block, bits = form
+    count, blocks = width // OUTPUTS, -(-depth // block)
+
+    def tiled(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        whole = array.reshape(width, -1)
+        if bits == NIBBLE:
+            whole = np.stack([whole & 0xF, whole >> NIBBLE], axis=-1).reshape(width, -1)
+        parts: NDArray[np.uint8] = (
+            whole[:, :depth].reshape(count, OUTPUTS, depth // INPUTS, INPUTS).transpose(0, 2, 1, 3)
+        )
+        if bits == NIBBLE:
+            parts = (parts[:, 0::2] | (parts[:, 1::2] << NIBBLE)).astype(np.uint8)
+        return parts.reshape(count, -1, OUTPUTS * INPUTS)
+
+    def by_tile(array: NDArray[np.float32]) -> NDArray[np.float32]:
+        return array.reshape(count, OUTPUTS, blocks).transpose(0, 2, 1)
+
+    names = f"{codes.name}.tiles", f"{scales.name}.tiles"
+    if names[0] not in graph.initializers:
+        derived_weight(graph, names[0], [codes], [count, depth * bits // 32, OUTPUTS * INPUTS], tiled)
+    if names[1] not in graph.initializers:
+        derived_weight(graph, names[1], [scales], [count, blocks, OUTPUTS], by_tile)
+    return graph.initializers[names[0]], graph.initializers[names[1]]

@@ -1,0 +1,116 @@
+"""A canonical graph becomes the file an ONNX Runtime CPU session loads and runs without further work."""
+
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from piston.core.bundle.manifest import CacheType
+from piston.engines.linear_work import ARITHMETIC, LinearWork, linear_work
+from piston.engines.lowering import Lowered, lower_for_ort_cpu
+from piston.runtime.backends.ort_cpu import translated
+
+MODEL_NAME, DATA_NAME = "model.onnx", "model.onnx.data"
+EXTERNAL_FROM = 1024  # bytes: what is smaller stays in the graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrtBuild:
+    """A written engine and what it is made of."""
+
+    path: Path
+    lowered: Lowered
+    operators: dict[str, int]
+    work: LinearWork
+    weights_bytes: int
+    onnxruntime: str
+
+    @property
+    def cache_type(self) -> CacheType:
+        """The type of every layer's keys and values."""
+        return "int8" if self.lowered.int8_cache else "float32"
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some linear layer is in integers: then those in float are worth a list."""
+        return self.work.share("float") < 1
+
+
+def build_ort(canonical: Path, engine_dir: Path, max_length: int, *, int8_head: bool = False) -> OrtBuild:
+    """Lower the graph at `canonical` and write engine_dir/model.onnx with its weights beside it.
+
+    Weights pass through memory one at a time; the lowered graph takes its size on disk until ONNX Runtime has read it.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the lowered graph.
+    """
+    model = ir.load(canonical)
+    lowered = lower_for_ort_cpu(model, max_length, int8_head=int8_head)
+    lowered_dir = engine_dir / "lowered"
+    lowered_dir.mkdir(parents=True)
+    ir.save(model, lowered_dir / MODEL_NAME, external_data=DATA_NAME)
+    path = engine_dir / MODEL_NAME
+    version = save_optimized(lowered_dir / MODEL_NAME, path)
+    shutil.rmtree(lowered_dir)
+    return OrtBuild(
+        path=path,
+        lowered=lowered,
+        operators=count_operators(path),
+        work=linear_work(ir.load(path).graph),
+        weights_bytes=(engine_dir / DATA_NAME).stat().st_size,
+        onnxruntime=version,
+    )
+
+
+def save_optimized(source: Path, goal: Path) -> str:
+    """Let ONNX Runtime write its own optimized form of a graph, and return its version.
+
+    The level is EXTENDED: fusions that hold on every CPU (activations, biases into norms, constants). What ALL adds is
+    the layout of this machine's vector units, which would tie the file to it; a decoder has nothing of that kind, and
+    the two files were the same bytes (1.32).
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(goal)
+    prefix = "session.optimized_model_external_initializers"
+    settings.add_session_config_entry(f"{prefix}_file_name", DATA_NAME)
+    settings.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(EXTERNAL_FROM))
+    settings.add_session_config_entry("session.disable_prepacking", "1")  # it would copy every weight, for nothing
+    with translated(f"optimizing {source}"):
+        onnxruntime.InferenceSession(str(source), settings, providers=["CPUExecutionProvider"])
+    return str(onnxruntime.__version__)
+
+
+def count_operators(path: Path) -> dict[str, int]:
+    """How often each operator occurs, the most frequent first."""
+    counts = Counter(node.op_type for node in ir.load(path).graph)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def describe(build: OrtBuild) -> dict[str, Any]:
+    """The build as the manifest records it."""
+    lowered, work = build.lowered, build.work
+    return {
+        "dtype": "float32",
+        "cache": build.cache_type,
+        "attention_layers": lowered.attention,
+        "attention_fused": lowered.fused_attention,
+        "rotary_fused": lowered.fused_rotary,
+        "qkv_packed": lowered.packed_qkv,
+        "norms_fused": lowered.fused_norms,
+        "not_lowered": lowered.refused,
+        "linears": {name: work.share(name) for name in ARITHMETIC},
+        "lm_head": next(iter(work.head), "unknown"),
+        "linears_in_float": work.in_float if build.is_quantized else [],
+        "not_fused": work.unfused,
+        "operators": build.operators,
+        "weights_bytes": build.weights_bytes,
+        "optimization": "extended",
+        "onnxruntime": build.onnxruntime,
+    }

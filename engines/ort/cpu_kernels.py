@@ -1,0 +1,57 @@
+"""An engine for ONNX Runtime's CPU becomes one of Piston's own kernels: its nodes are replaced, group by group."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from piston.core.errors import EngineError
+from piston.engines.lowering.kernels.attention import KernelAttentionPass
+from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGatedBlocksPass
+from piston.engines.lowering.kernels.copies import KernelCopiesPass
+from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelLinearPass
+from piston.engines.lowering.kernels.norm import KernelNormPass
+from piston.engines.lowering.kernels.table import KernelTablePass
+from piston.engines.ort.cpu_graph import DATA_NAME, EXTERNAL_FROM, MODEL_NAME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelBuild:
+    """A written engine, and what of it runs in piston's kernels."""
+
+    path: Path
+    attention: int
+    linears: int
+    gated: int
+    norms: int
+    blocks: int
+    tables: int
+    weights_bytes: int
+
+
+def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
+    """Rewrite the engine at `lowered` and write engine_dir/model.onnx with its weights beside it, in tiles.
+
+    Raises:
+        EngineError: nothing in it is of a form that the kernels take.
+    """
+    model = ir.load(lowered)
+    attention, gated, linears, norms = KernelAttentionPass(), KernelGatedPass(), KernelLinearPass(), KernelNormPass()
+    tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
+    passes = attention, gated, linears, norms, tables, gated_blocks, blocks, KernelCopiesPass()
+    ir.passes.Sequential(*passes)(model)
+    if not any(each.fused for each in passes):
+        raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")
+    engine_dir.mkdir(parents=True)
+    path = engine_dir / MODEL_NAME
+    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=EXTERNAL_FROM)
+    return KernelBuild(
+        path=path,
+        attention=attention.fused,
+        linears=linears.fused,
+        gated=gated.fused + gated_blocks.fused,
+        norms=norms.fused,
+        blocks=blocks.fused,
+        tables=tables.fused,
+        weights_bytes=(engine_dir / DATA_NAME).stat().st_size,
+    )

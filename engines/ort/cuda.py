@@ -1,0 +1,83 @@
+"""The builder of `ort-cuda`: lowered for ONNX Runtime's CUDA kernels, proved on the CPU kernels of the same names."""
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from piston.core.bundle.manifest import CacheType, EngineSpec, Manifest
+from piston.core.console import Progress
+from piston.engines.equivalence.answers import prove, reference_of
+from piston.engines.equivalence.half_precision import prove_narrow
+from piston.engines.equivalence.same_graph import check_same
+from piston.engines.linear_work import ARITHMETIC, linear_work
+from piston.engines.lowering.ort_cuda import lower_for_ort_cuda
+from piston.engines.options import CANONICAL
+from piston.engines.ort.cuda_target import DTYPE
+from piston.engines.required import check_int8
+
+DATA = "model.onnx.data"
+
+
+def build(
+    target: str,
+    source: Path,
+    model: Manifest,
+    work: Path,
+    asked: Mapping[str, Any],
+    progress: Progress,
+) -> EngineSpec:
+    """Write work/ort-cuda/model.onnx; raises as `piston.engines.build` does.
+
+    Proved are three things: its float32 twin against the canonical graph, that it is its twin but for casts, and its
+    own answers in float16, on the CPU, against the twin's.
+    """
+    length, engine_dir = asked["max_length"], work / target
+    engine_dir.mkdir(parents=True)
+    wide = dataclasses.replace(model.cache, dtype="float32")
+    cache = dataclasses.replace(model.cache, dtype=DTYPE)
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        with progress.phase(f"lowering for {target}"):
+            counts = _write(source / CANONICAL, engine_dir, length, DTYPE)
+            _write(source / CANONICAL, Path(scratch), length, "float32")
+        path, twin = engine_dir / CANONICAL, Path(scratch) / CANONICAL
+        graph = ir.load(path).graph
+        mix = linear_work(graph)
+        if asked["require_int8"] is not None:
+            check_int8(mix, asked["require_int8"])
+        with (
+            progress.phase("proving it equal to the canonical graph"),
+            reference_of(source / CANONICAL, model, Path(scratch)) as reference,
+        ):
+            proof = prove(reference, twin, wide, max_length=length, windows=_windows(graph))
+            check_same(twin, path)
+            narrow = prove_narrow(twin, wide, path, cache, max_length=length)
+    got = {
+        "dtype": DTYPE,
+        "cache": DTYPE,
+        "max_positions": length,
+        "capacity": length,
+        **counts,
+        "linears": {name: mix.share(name) for name in ARITHMETIC},
+        "lm_head": next(iter(mix.head), "unknown"),
+        "weights_bytes": (engine_dir / DATA).stat().st_size,
+        "proof": dataclasses.asdict(proof),
+        "proof_narrow": dataclasses.asdict(narrow),
+        "run_on_gpu": False,
+    }
+    return EngineSpec(target=target, path=path.relative_to(work).as_posix(), cache=cache, asked=dict(asked), got=got)
+
+
+def _write(canonical: Path, out: Path, max_length: int, dtype: CacheType) -> dict[str, int]:
+    model = ir.load(canonical)
+    counts = lower_for_ort_cuda(model, max_length, dtype)
+    ir.save(model, out / CANONICAL, external_data=DATA)
+    return counts
+
+
+def _windows(graph: ir.Graph) -> tuple[int, ...]:
+    found = (node.attributes.get("local_window_size") for node in graph)
+    return tuple(sorted({item.as_int() for item in found if item is not None}))

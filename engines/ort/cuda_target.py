@@ -1,0 +1,43 @@
+"""The target `ort-cuda`: what it can be asked for. build_ort_cuda.py builds it, and alone needs onnx."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from piston.core.bundle.manifest import CacheType, EngineSpec, Manifest
+from piston.core.console import Progress
+from piston.core.errors import MisuseError
+from piston.engines.options import BuildOptions
+
+TARGET = "ort-cuda"
+DTYPE: CacheType = "float16"
+
+
+def check_ort_cuda(target: str) -> None:
+    """Raise MisuseError for a target that names a GPU: ONNX Runtime chooses its kernels where it runs."""
+    if target != TARGET:
+        raise MisuseError(f"There is no target {target!r}; {TARGET} runs on every GPU that onnxruntime-gpu knows.")
+
+
+def ask_ort_cuda(target: str, model: Manifest, options: BuildOptions) -> dict[str, Any]:
+    """What the engine is built with; raises MisuseError for what it has not got."""
+    del model
+    if options.lm_head == "int8":
+        raise MisuseError(f"--lm-head int8 is not for {target}: its head is in {DTYPE}, or as it was calibrated.")
+    return {"max_batch": options.max_batch, "max_length": options.max_length, "require_int8": options.require_int8}
+
+
+def build_ort_cuda(  # noqa: PLR0913, PLR0917 - what every builder gets
+    target: str,
+    source: Path,
+    model: Manifest,
+    work: Path,
+    asked: Mapping[str, Any],
+    options: BuildOptions,
+    progress: Progress,
+) -> EngineSpec:
+    """Build it; raises as `piston.engines.build` does."""
+    from piston.engines.ort.cuda import build
+
+    del options
+    return build(target, source, model, work, asked, progress)

@@ -1,0 +1,1 @@
+"""Checks of TensorRT graphs, executed on ONNX Runtime."""

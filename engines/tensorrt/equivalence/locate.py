@@ -1,0 +1,74 @@
+"""Where two graphs part: both give out every value that they name alike, and the first to differ is found."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from piston.engines.tensorrt.equivalence.step_session import StepSession
+
+Array = NDArray[Any]
+FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
+LEAST = 1e-3  # of a value's largest: inside, float32 may be off by more than in the results that its bound is for
+
+
+def first_to_differ(  # noqa: PLR0913, PLR0917
+    canonical: Path,
+    lowered: Path,
+    reference: StepSession,
+    engine: StepSession,
+    feed: Mapping[str, Array],
+    rows: tuple[int, int],
+    relative: float,
+) -> str:
+    """A sentence that names the first node of `lowered` whose result is not the canonical graph's.
+
+    The step is run once more on the caches as they are: what it writes there it writes again.
+    """
+    names = [name for name in _named(lowered) if name in set(_named(canonical))]
+    expected, actual = (
+        _values(path, names, session, feed, rows) for path, session in ((canonical, reference), (lowered, engine))
+    )
+    producers = {str(output.name): node for node in ir.load(lowered).graph for output in node.outputs}
+    for name in names:
+        want, got = expected[name].astype(np.float64), actual[name].astype(np.float64)
+        if want.shape != got.shape:
+            return f"{_described(producers[name])} has the shape {got.shape}, not {want.shape}."
+        off = float(np.abs(want - got).max(initial=0)) / max(float(np.abs(want).max(initial=0)), 1e-6)
+        if not off <= max(LEAST, relative):
+            return f"The first to differ is {_described(producers[name])}, by {off:.2g} of its largest value."
+    return "Every value that both name is the same: look at the nodes below next/."
+
+
+def _described(node: ir.Node) -> str:
+    return f"{node.name} ({node.op_type})"
+
+
+def _named(path: Path) -> list[str]:
+    """Floats that nodes make, in the order of the graph; caches are compared where they are read."""
+    return [
+        str(output.name)
+        for node in ir.load(path).graph
+        for output in node.outputs
+        if output.name
+        and output.dtype in FLOATS
+        and node.op_type not in {"TensorScatter", "DequantizeLinear", "Transpose"}
+    ]
+
+
+def _values(
+    path: Path, names: list[str], session: StepSession, feed: Mapping[str, Array], rows: tuple[int, int]
+) -> dict[str, Array]:
+    model = ir.load(path)
+    made = {str(output.name): output for node in model.graph for output in node.outputs}
+    given = {value.name for value in model.graph.outputs}
+    model.graph.outputs.extend(made[name] for name in names if name not in given)
+    wide = path.with_name(f"located.{path.name}")
+    ir.save(model, wide)
+    try:
+        return session.reopened(wide).run(feed, *rows)
+    finally:
+        wide.unlink()

@@ -1,0 +1,81 @@
+"""Greedy answers of two models to the same prompts, and the first token at which they part."""
+
+from collections.abc import Callable, Sequence
+
+from piston.core.errors import EmptyPromptError, PromptTooLongError
+from piston.core.interval import wilson
+from piston.core.statistics import Estimate
+from piston.evaluation.prompts import Prompt
+from piston.evaluation.report import Answer, Answers, Divergence, DivergingToken
+from piston.runtime.generate.completion import Completion, PositionLogprobs
+from piston.runtime.generate.generation import run
+from piston.runtime.model import LanguageModel
+from piston.runtime.sampling.params import Sampling
+from piston.runtime.text.tokenizer import Tokenizer
+
+
+def compare_answers(
+    candidate: LanguageModel,
+    reference: LanguageModel,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    on_token: Callable[[int, int], None],
+) -> Answers:
+    """Let both answer every prompt greedily. The candidate's tokenizer and template make the ids that both get."""
+    ids = [prompt.token_ids(candidate.tokenizer, candidate.template) for prompt in prompts]
+    total = 2 * len(ids) * max_tokens
+    expected = _answers(reference, ids, max_tokens, lambda done: on_token(done, total))
+    found = _answers(candidate, ids, max_tokens, lambda done: on_token(total // 2 + done, total))
+    answers = tuple(
+        _answer(prompt, left, right, candidate.tokenizer)
+        for prompt, left, right in zip(prompts, expected, found, strict=True)
+    )
+    num_same = sum(answer.is_same for answer in answers)
+    same = Estimate(num_same / len(answers), *wilson(num_same, len(answers)))
+    return Answers(num_prompts=len(answers), max_tokens=max_tokens, same=same, prompts=answers)
+
+
+def check_prompts_fit(ids: Sequence[Sequence[int]], max_tokens: int, capacity: int) -> None:
+    """Refuse, before anything is loaded, the first prompt that is empty or leaves no room for its answer."""
+    for number, prompt_ids in enumerate(ids, 1):
+        if not prompt_ids:
+            raise EmptyPromptError(f"Prompt {number} has no tokens; give at least one character.")
+        if len(prompt_ids) + max_tokens > capacity:
+            raise PromptTooLongError(
+                f"Prompt {number} has {len(prompt_ids):,} tokens and its answer {max_tokens:,}, but the engine holds "
+                f"{capacity:,}; shorten it, lower --answer-tokens or raise --max-length."
+            )
+
+
+def _answers(
+    model: LanguageModel, ids: Sequence[list[int]], max_tokens: int, on_token: Callable[[int], None]
+) -> list[Completion]:
+    sampling = Sampling(max_tokens=max_tokens, logprobs=True, top_logprobs=2)
+    generations = [model.prepare(prompt_ids, sampling) for prompt_ids in ids]
+    for done, _ in enumerate(run(model.engine, generations), 1):
+        on_token(done)
+    return [generation.completion() for generation in generations]
+
+
+def _answer(prompt: Prompt, reference: Completion, candidate: Completion, tokenizer: Tokenizer) -> Answer:
+    pairs = zip(reference.token_ids, candidate.token_ids, strict=False)
+    # No answer is the beginning of the other: the end token is one of its tokens, and the limit is common.
+    position = next((at for at, (left, right) in enumerate(pairs) if left != right), None)
+    divergence = None
+    if position is not None:
+        assert reference.logprobs is not None
+        assert candidate.logprobs is not None
+        divergence = Divergence(
+            position=position,
+            reference=_token(reference.logprobs[position], tokenizer),
+            candidate=_token(candidate.logprobs[position], tokenizer),
+        )
+    return Answer(
+        prompt=prompt.shown, divergence=divergence, reference_text=reference.text, candidate_text=candidate.text
+    )
+
+
+def _token(position: PositionLogprobs, tokenizer: Tokenizer) -> DivergingToken:
+    chosen, (best, second) = position.chosen, position.top
+    text = tokenizer.decode([chosen.token_id], skip_special_tokens=False)
+    return DivergingToken(token_id=chosen.token_id, text=text, margin=best.logprob - second.logprob)

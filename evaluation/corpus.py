@@ -1,0 +1,117 @@
+"""The text to score, as token ids: read once, encoded once, cut by nobody but the windows."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from piston.core.errors import MisuseError
+from piston.evaluation.windows import Window, Windowing
+from piston.runtime.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text. `prefix` is what the tokenizer puts in front of it, such as BOS; what it appends is left out."""
+
+    prefix: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+    def fed(self, window: Window) -> list[int]:
+        """What an engine must read to score the window; the last token is only ever scored."""
+        return [*self.prefix, *self.token_ids[window.start : window.end - 1]]
+
+    def targets(self, window: Window) -> list[int]:
+        """The tokens that the window scores."""
+        return list(self.token_ids[window.first : window.end])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The documents of a file and its hash. No window crosses from one document into the next."""
+
+    path: str
+    sha256: str
+    documents: tuple[Document, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents, prefixes aside."""
+        return sum(len(document.token_ids) for document in self.documents)
+
+    def windows(self, windowing: Windowing) -> Iterator[tuple[int, Window]]:
+        """Every window of every document, with the document's number."""
+        for number, document in enumerate(self.documents):
+            for window in windowing.windows(len(document.token_ids), len(document.prefix)):
+                yield number, window
+
+
+def read_corpus(path: Path, tokenizer: Tokenizer, max_tokens: int | None = None) -> Corpus:
+    """Read a text, or a .jsonl file with a document ({"text": ...} or a string) on each line.
+
+    Args:
+        path: a UTF-8 file.
+        tokenizer: whose ids; it decides by itself whether a text begins with BOS.
+        max_tokens: keep only so many tokens, from the beginning.
+
+    Raises:
+        MisuseError: the file is missing, empty, not UTF-8, or not such JSON.
+    """
+    data = read_bytes(path)
+    text = as_text(data, path)
+    texts = list(_lines(text, path)) if path.suffix == ".jsonl" else [text]
+    if not any(item.strip() for item in texts):
+        raise MisuseError(f"{path} holds no text; give a file with some.")
+    documents, left = [], max_tokens
+    for item in texts:
+        document = encode(item, tokenizer)
+        kept = document.token_ids[:left]
+        documents.append(Document(document.prefix, kept))
+        left = None if left is None else left - len(kept)
+        if left == 0:
+            break
+    return Corpus(path=str(path), sha256=hashlib.sha256(data).hexdigest(), documents=tuple(documents))
+
+
+def encode(text: str, tokenizer: Tokenizer) -> Document:
+    """Token ids of a text and, apart, what the tokenizer puts in front of it."""
+    plain = tokenizer.encode(text, add_special_tokens=False)
+    whole = tokenizer.encode(text)
+    starts = range(len(whole) - len(plain) + 1)
+    at = next((start for start in starts if whole[start : start + len(plain)] == plain), 0)
+    return Document(tuple(whole[:at]), tuple(plain))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file the user named; raises MisuseError."""
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise MisuseError(f"Cannot read {path}: {problem.strerror}.") from None
+
+
+def as_text(data: bytes, path: Path) -> str:
+    """UTF-8, with or without a byte order mark; raises MisuseError."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise MisuseError(f"{path} is not UTF-8 ({problem.reason} at byte {problem.start}).") from None
+
+
+def json_lines(text: str, path: Path) -> Iterator[tuple[int, object]]:
+    """Number and value of every line that is not blank; raises MisuseError."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as problem:
+                raise MisuseError(f"{path}, line {number}, is not JSON ({problem}).") from None
+
+
+def _lines(text: str, path: Path) -> Iterator[str]:
+    for number, value in json_lines(text, path):
+        found = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(found, str):
+            raise MisuseError(f'{path}, line {number}, has no text; each line must be {{"text": ...}} or a string.')
+        yield found

@@ -1,0 +1,165 @@
+"""What an evaluation found, as frozen dataclasses: `to_json` of them is docs/schemas/eval.json."""
+
+import dataclasses
+from typing import Any, Literal
+
+from piston.core.bundle.manifest import Kind
+from piston.core.statistics import Estimate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What was scored, and how."""
+
+    path: str
+    sha256: str
+    num_documents: int
+    num_tokens: int  # of the text
+    num_scored: int
+    num_bytes: int  # of the scored tokens
+    window: int
+    stride: int
+    num_windows: int
+    prefix_ids: tuple[int, ...]  # in front of every window
+    rule: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One of the two models on the text."""
+
+    path: str
+    kind: Kind
+    name: str
+    scheme: str
+    target: str  # of the engine; a model directory runs as it is
+    nll: Estimate  # nats a token
+    perplexity: Estimate
+    bits_per_byte: Estimate | None  # None where the scored tokens are no text
+    tokens_per_s: float  # read by the engine, context included
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Divergences:
+    """KL(reference || candidate) over the scored tokens, in nats."""
+
+    mean: Estimate
+    p50: float
+    p99: float
+    max: float
+    num_zero: int  # at or below the first edge
+    edges: tuple[float, ...]  # of the histogram; below the first and above the last count as inside
+    counts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContextBin:
+    """Agreement of tokens with first_context .. last_context positions before them."""
+
+    first_context: int
+    last_context: int
+    num_tokens: int
+    top1: Estimate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """The candidate against the reference, token by token."""
+
+    kl: Divergences
+    top1: Estimate
+    logit_distance: float
+    perplexity_ratio: Estimate
+    by_context: tuple[ContextBin, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WindowScore:
+    """One window."""
+
+    document: int
+    start: int
+    num_scored: int
+    perplexity: float
+    reference_perplexity: float | None
+    kl: float | None
+    top1: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DivergingToken:
+    """What one model said where the two part; the margin is in nats over its own second choice."""
+
+    token_id: int
+    text: str
+    margin: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """The first token of an answer that differs, counted from 0."""
+
+    position: int
+    reference: DivergingToken
+    candidate: DivergingToken
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Both answers to one prompt; `divergence` is None where they are equal to the last token."""
+
+    prompt: str
+    divergence: Divergence | None
+    reference_text: str
+    candidate_text: str
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the whole answers agree."""
+        return self.divergence is None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Greedy answers to the prompts; `same` is the share of those that agree whole."""
+
+    num_prompts: int
+    max_tokens: int
+    same: Estimate
+    prompts: tuple[Answer, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """One --fail-on: what was measured, and whether it passed."""
+
+    expression: str
+    value: float
+    is_met: bool
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All of it; the fields after `candidate` that need a reference are None without one."""
+
+    data: Data
+    candidate: Model
+    windows: tuple[WindowScore, ...]
+    reference: Model | None = None
+    agreement: Agreement | None = None
+    answers: Answers | None = None
+    gates: tuple[GateResult, ...] = ()
+    piston: str = ""  # version
+    schema: Literal[1] = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, as --json prints them."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,76 @@
+"""What is evaluated: a bundle, or a model directory that ONNX Runtime runs as it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from piston.core.errors import BundleError, MisuseError
+from piston.runtime.backends.registry import choose
+from piston.runtime.bundle import Bundle
+from piston.runtime.model import LanguageModel, load
+from piston.runtime.text.chat_template import ChatTemplate
+from piston.runtime.text.tokenizer import Tokenizer
+
+_GRAPH = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A loaded subject."""
+
+    path: str
+    target: str
+    model: LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A path whose manifest and tokenizer are read, and whose engine is not."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    target: str | None
+
+    @classmethod
+    def read(cls, path: Path, target: str | None = None) -> Self:
+        """Read the manifest and the tokenizer; the files' hashes are checked by `open`.
+
+        Raises:
+            BundleError: it is neither a bundle nor a model directory, or not one that can be run here.
+            MisuseError: a target was asked of a model directory.
+        """
+        bundle = Bundle.open(path, verify=False)
+        if bundle.manifest.kind == "bundle":
+            bundle.engines(target)
+        elif target is not None:
+            raise MisuseError(f"{path} is a model directory and runs as it is; --target is for bundles.")
+        elif bundle.manifest.cache.dtype != "float32":
+            raise BundleError(
+                f"{path} is in {bundle.manifest.cache.dtype}, which ONNX Runtime does not run on a CPU; "
+                f"evaluate a bundle: `piston build {path} -o BUNDLE --target ort-cpu`."
+            )
+        return cls(bundle, bundle.tokenizer(), bundle.chat_template(), target)
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the model, or the engine that was built, is right for."""
+        manifest = self.bundle.manifest
+        if manifest.kind != "bundle":
+            return manifest.model.max_positions
+        built = choose(self.bundle, self.target)[0].got.get("max_positions")
+        return built if isinstance(built, int) else manifest.model.max_positions
+
+    def open(self, *, num_slots: int, capacity: int, threads: int = 0) -> Opened:
+        """Check the files' hashes and load; raises as `load` does."""
+        path, manifest = self.bundle.directory, self.bundle.manifest
+        if manifest.kind == "bundle":
+            model = load(path, target=self.target, max_batch=num_slots, max_length=capacity, threads=threads)
+            return Opened(str(path), choose(self.bundle, self.target)[0].target, model)
+        manifest.verify(path)
+
+        from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+
+        options = OrtOptions(threads=threads, optimize=True)
+        engine = OrtEngine.open(path / _GRAPH, manifest.cache, num_slots=num_slots, capacity=capacity, options=options)
+        return Opened(str(path), "none", LanguageModel(manifest, engine, self.tokenizer, self.template))

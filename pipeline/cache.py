@@ -1,0 +1,195 @@
+"""Results of stages by the hash of all they depend on; safe under interruption and under several runs at once.
+
+ROOT/locks/STAGE-KEY     held while an entry is looked at, made or removed
+ROOT/STAGE/KEY/          an entry, renamed into place when whole
+    entry.json           what it is made of, with its own hash; touched at each use
+    output/              files
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from piston.core.atomic_dir import staged_dir, sweep, try_lock
+from piston.core.bundle.manifest import sha256_of
+from piston.core.console import note
+from piston.core.errors import Error
+from piston.pipeline.cache_key import digest_of
+
+RECORD, OUTPUT, LOCKS = "entry.json", "output", "locks"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry whose record is whole; its files may still have been damaged."""
+
+    directory: Path
+    record: dict[str, Any]
+
+    @property
+    def output(self) -> Path:
+        """The directory of its files."""
+        return self.directory / OUTPUT
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its files."""
+        return sum(file["size"] for file in self.record["files"].values())
+
+    def damage(self) -> str | None:
+        """What is wrong with its files; None where each has the recorded bytes and none is missing or new."""
+        recorded = self.record["files"]
+        try:
+            present = _files(self.output)
+            for name in sorted({*recorded, *present}):
+                if name not in present or name not in recorded:
+                    return f"{name} is {'missing' if name in recorded else 'no file of it'}"
+                path = self.output / name
+                if path.stat().st_size != recorded[name]["size"] or sha256_of(path) != recorded[name]["sha256"]:
+                    return f"{name} is not the file that was recorded"
+        except OSError as problem:
+            return str(problem)
+        return None
+
+
+class Cache:
+    """A directory of entries, kept below `max_bytes` by removing what was not used for longest."""
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+        self.used: set[Path] = set()  # by this run; never evicted by it
+        try:
+            (root / LOCKS).mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise Error(f"Cannot write the cache {root}: {problem.strerror}; choose another --cache-dir.") from problem
+        for place in (root, *self._stages()):
+            sweep(place)
+
+    @contextmanager
+    def locked(self, stage: str, key: str) -> Iterator[None]:
+        """Hold the lock of an entry; waits for whoever has it, saying so."""
+        import fcntl
+
+        lock = os.open(self.root / LOCKS / f"{stage}-{key}", os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note(f"  {stage}: another run makes the same; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def find(self, stage: str, key: str) -> Entry | None:
+        """The entry if its record is whole; one that is not is removed. The caller holds its lock."""
+        directory = self.root / stage / key
+        entry = read_entry(directory)
+        if entry is None:
+            if os.path.lexists(directory):
+                self.remove(directory, "its record cannot be read")
+            return None
+        self._use(directory)
+        return entry
+
+    def remove(self, directory: Path, reason: str) -> None:
+        """Remove a damaged entry and say so."""
+        note(f"  the cache entry {directory} is damaged ({reason}); it is made again")
+        if directory.is_dir() and not directory.is_symlink():
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            directory.unlink()
+        if os.path.lexists(directory):
+            raise Error(
+                f"The damaged cache entry {directory} cannot be removed; remove it, or choose another --cache-dir."
+            )
+
+    @contextmanager
+    def making(self, stage: str, key: str) -> Iterator["Making"]:
+        """A place for the files of a new entry, which is there after the block. The caller holds its lock."""
+        directory = self.root / stage / key
+        with staged_dir(directory, overwrite=True) as work:
+            making = Making(work / OUTPUT)
+            making.output.mkdir()
+            yield making
+            write_record(work, making.record)
+        self._use(directory)
+
+    def evict(self) -> list[Path]:
+        """Remove the entries unused for longest until the rest fits; those of this run and those in use are kept."""
+        entries = [entry for stage in self._stages() for entry in map(read_entry, sorted(stage.iterdir())) if entry]
+        total = sum(entry.num_bytes for entry in entries)
+        removed = []
+        for entry in sorted(entries, key=lambda item: (item.directory / RECORD).stat().st_mtime_ns):
+            if total <= self.max_bytes:
+                break
+            if entry.directory in self.used or not self._remove_unused(entry.directory):
+                continue
+            total -= entry.num_bytes
+            removed.append(entry.directory)
+        return removed
+
+    def _remove_unused(self, directory: Path) -> bool:
+        path = self.root / LOCKS / f"{directory.parent.name}-{directory.name}"
+        path.touch()
+        if (lock := try_lock(path)) is None:
+            return False
+        try:
+            shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(lock)
+        return not directory.exists()
+
+    def _use(self, directory: Path) -> None:
+        self.used.add(directory)
+        try:
+            os.utime(directory / RECORD)
+        except OSError:  # a cache that is mounted read-only serves as well
+            return
+
+    def _stages(self) -> list[Path]:
+        return sorted(
+            path
+            for path in self.root.iterdir()
+            if path.is_dir() and path.name != LOCKS and not path.name.startswith(".")
+        )
+
+
+class Making:
+    """An entry that is being filled: files go to `output`, `record` is what will be known of it."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.record: dict[str, Any] = {}
+
+
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    """Write entry.json: the record, the files that are there, and a hash of both."""
+    output = directory / OUTPUT
+    files = {
+        name: {"sha256": sha256_of(output / name), "size": (output / name).stat().st_size} for name in _files(output)
+    }
+    whole = {**record, "files": files}
+    text = json.dumps({"record": whole, "sha256": digest_of(whole)}, indent=1)
+    (directory / RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def read_entry(directory: Path) -> Entry | None:
+    """The entry in a directory, or None where there is no whole record."""
+    try:
+        data = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        if digest_of(data["record"]) != data["sha256"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return Entry(directory, data["record"])
+
+
+def _files(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())

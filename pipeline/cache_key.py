@@ -1,0 +1,126 @@
+"""What a cached result depends on: bytes of files, code of Piston, versions of tools, and this machine."""
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from piston.core.bundle.manifest import sha256_of
+from piston.core.errors import MisuseError
+
+TOOLS = {  # verb: the distributions whose version may change its result
+    "export": (
+        "accelerate",
+        "gguf",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "onnxscript",
+        "tokenizers",
+        "torch",
+        "transformers",
+    ),
+    "calibrate": ("jinja2", "ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers"),
+    "build": ("numpy", "onnx", "onnx-ir", "onnxruntime", "tensorrt-cu13", "tensorrt-rtx-cu13", "tokenizers"),
+}
+COMPILED = (".pyc", ".so")  # from the sources beside them
+RUN_TOOLS = (
+    "jinja2",
+    "numpy",
+    "onnxruntime",
+    "tensorrt-cu13",
+    "tensorrt-lean-cu13",
+    "tensorrt-rtx-cu13",
+    "tokenizers",
+)
+PACKAGES = {"export": "piston.export", "calibrate": "piston.calibration", "build": "piston.engines"}
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value, however its objects were ordered."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def files_of_checkpoint(path: Path) -> dict[str, str]:
+    """SHA-256 by name: of a file, or of every file directly in a directory, hidden ones aside."""
+    if path.is_file():
+        return {path.name: sha256_of(path)}
+    if not path.is_dir():
+        raise MisuseError(f"There is no checkpoint {path}; correct checkpoint.source, or give --checkpoint PATH.")
+    files = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
+    return {item.name: sha256_of(item) for item in files}
+
+
+def digest_of_files(files: dict[str, str]) -> str:
+    """Of one file its own SHA-256; of several that of the lines `sha256  name`, as sha256sum prints them."""
+    if len(files) == 1:
+        return next(iter(files.values()))
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def tools_of(verb: str) -> dict[str, str]:
+    """The versions of what a verb uses, as far as it is installed."""
+    found = {"piston": importlib.metadata.version("piston"), "python": platform.python_version()}
+    for name in TOOLS.get(verb, RUN_TOOLS):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def code_of(verb: str) -> str:
+    """SHA-256 of the source of a verb's package and of the runtime: a checkout's version does not tell its commits."""
+    names = [name for name in (PACKAGES.get(verb), "piston.runtime") if name is not None]
+    return digest_of({name: _sources(name) for name in names})
+
+
+def machine() -> dict[str, str]:
+    """What a measured time, and the last bits of a result, depend on."""
+    return {"system": platform.system(), "machine": platform.machine(), "cpu": _cpu(), "cpus": str(os.cpu_count())}
+
+
+def hashed_files(values: Iterable[Any], base: Path) -> dict[str, str]:
+    """SHA-256 of each string that names a file, relative to `base`; of a directory with a manifest, the manifest's."""
+    found = {}
+    for value in values:
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                continue
+            path = base / text
+            for candidate in (path, path / "manifest.json"):
+                if _is_file(candidate):
+                    found[text] = sha256_of(candidate)
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises on a name that is too long (3.11)
+
+
+def _sources(package: str) -> dict[str, str]:
+    spec = importlib.util.find_spec(package)
+    roots = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    return {
+        path.relative_to(root).as_posix(): sha256_of(path)
+        for root in roots
+        for path in sorted(root.rglob("*"))  # data too: calibration texts, sources of kernels
+        if path.is_file() and path.suffix not in COMPILED and "making" not in path.relative_to(root).parts
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,94 @@
+"""The `make` verb: from a recipe to a bundle that met its gates."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from piston.core.console import note, print_json, print_text, tell_gates
+from piston.core.errors import MisuseError
+
+_SIZE = re.compile(r"(\d+(?:\.\d*)?) *(MB|GB|TB|MiB|GiB|TiB)")
+_FACTORS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston make`."""
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file (docs/schemas/recipe.json)")
+    parser.add_argument("--checkpoint", metavar="PATH", help="where the checkpoint lies here; its hash is the recipe's")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="finished stages (default: $PISTON_CACHE_DIR/make)",
+    )
+    parser.add_argument("--cache-size", default="20GiB", metavar="SIZE", help="the most it may hold (default: 20GiB)")
+    parser.add_argument("--dry-run", action="store_true", help="show the stages, what is cached, size and memory")
+    parser.add_argument("--locked", action="store_true", help="make everything anew and compare it with piston.lock")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write report.json, junit.xml, summary.md, index.html"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print one JSON object (docs/schemas/make.json)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make, report, and fail where a gate is not met."""
+    from piston.pipeline.make import MakeOptions, make
+    from piston.pipeline.recipe import read_recipe
+    from piston.pipeline.render import lines_of, write_reports, write_sbom
+
+    recipe = read_recipe(arguments.recipe)
+    directory = arguments.report
+    if directory is None and recipe.output.report is not None:
+        directory = arguments.recipe.absolute().parent / recipe.output.report
+    options = MakeOptions(
+        cache_dir=arguments.cache_dir or default_cache(),
+        cache_bytes=parse_size(arguments.cache_size),
+        checkpoint=arguments.checkpoint,
+        locked=arguments.locked,
+        pages=directory,
+        quiet=arguments.quiet,
+    )
+    if arguments.dry_run:
+        return _dry_run(arguments, recipe, options)
+    report = make(recipe, arguments.recipe, options)
+    if directory is not None:
+        write_reports(directory, report)
+        if report.is_published:
+            write_sbom(directory, report, recipe.checkpoint.license)
+    if arguments.json:
+        print_json(report.to_json())
+    else:
+        for line in lines_of(report):
+            print_text(line)
+    status = tell_gates(f"{gate.expression}: {gate.message}" for gate in report.gates if not gate.is_met)
+    if report.lock is not None and report.lock.equality == "none":
+        note(f"the rebuild equals {report.lock.path} neither in bits nor in its graph nor in its answers")
+    return status if report.is_met else 1
+
+
+def default_cache() -> Path:
+    """Below PISTON_CACHE_DIR, or the user's cache directory."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PISTON_CACHE_DIR") or home / "piston") / "make"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `20GiB`; raises MisuseError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise MisuseError(f"Cannot read --cache-size {text!r}; write a number with {', '.join(_FACTORS)}.")
+    return int(float(match[1]) * _FACTORS[match[2]])
+
+
+def _dry_run(arguments: argparse.Namespace, recipe: object, options: object) -> int:
+    from piston.pipeline.forecast import forecast, lines_of
+
+    found = forecast(recipe, arguments.recipe, options)  # type: ignore[arg-type]
+    if arguments.json:
+        print_json(found.to_json())
+    else:
+        for line in lines_of(found):
+            print_text(line)
+    return 0

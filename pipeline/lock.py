@@ -1,0 +1,156 @@
+"""piston.lock: the hashes of everything that went into a bundle and came out, and how equal a rebuild is to them.
+
+bit-equal           every engine file has the recorded bytes
+graph-equal         the ONNX graph and weights that the engines were built from have; a compiler chose otherwise
+numerically-equal   the engines give the recorded answers, wherever the two best tokens are not too close to tell
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from piston.core.bundle.golden import FILE_NAME as ANSWERS
+from piston.core.bundle.golden import Expected, ExpectedByTarget
+from piston.core.bundle.manifest import Manifest
+from piston.core.bundle.provenance import checkpoint_hashes
+from piston.core.errors import Error, MisuseError
+from piston.core.schema import ShapeError, shaped
+from piston.pipeline.cache_key import machine
+from piston.pipeline.plan import Checkpoint, Stage
+from piston.pipeline.report import Equality, LockReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """The file."""
+
+    checkpoint: Mapping[str, str]  # SHA-256 of its files
+    options: Mapping[str, tuple[str, ...]]  # of each stage that writes
+    data: Mapping[str, str]  # SHA-256 of the files that the options name
+    tokenizer: str
+    rows: str | None  # of the calibration rows, as token ids
+    graph: Mapping[str, str]  # of the model directory that was built
+    bundle: Mapping[str, str]
+    answers: Mapping[str, Expected]
+    tools: Mapping[str, str]
+    machine: Mapping[str, str]
+    schema: Literal[1] = 1
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Raises ShapeError."""
+        found: Self = shaped(cls, data, whole="the lock file")
+        return found
+
+
+def lock_of(
+    bundle: Manifest, model: Manifest, directory: Path, checkpoint: Checkpoint, stages: Sequence[Stage]
+) -> Lock:
+    """What a finished run locks; `model` is the model directory that the bundle in `directory` was built from."""
+    writers = [stage for stage in stages if stage.writes]
+    calibration = model.made_by.get("calibration") or {}
+    return Lock(
+        checkpoint=dict(checkpoint.files) or checkpoint_hashes(bundle.made_by),
+        options={stage.name: stage.options for stage in writers},
+        data={name: sha256 for stage in writers for name, sha256 in stage.files.items()},
+        tokenizer=bundle.files["tokenizer.json"].sha256,
+        rows=(calibration.get("data") or {}).get("sha256"),
+        graph={name: record.sha256 for name, record in model.files.items() if name.startswith("model.onnx")},
+        bundle={name: record.sha256 for name, record in bundle.files.items() if name != ANSWERS},
+        answers=dict(ExpectedByTarget.read(directory).engines),
+        tools={name: version for stage in writers for name, version in stage.tools.items()},
+        machine=machine(),
+    )
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock file; raises MisuseError if there is none or it is none."""
+    try:
+        return Lock.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise MisuseError(f"There is no {path}; run `piston make` once without --locked, which writes it.") from None
+    except (OSError, ValueError, RecursionError, ShapeError) as problem:
+        raise MisuseError(f"{path} is no lock file ({problem}); run `piston make` without --locked.") from None
+
+
+def write_lock(path: Path, lock: Lock) -> None:
+    """Write a lock file in one step, if it says something new."""
+    values = sorted(dataclasses.asdict(lock).items())
+    # Answers are long and for programs: a line; the rest is for people, who review what changes in it.
+    lines = [f' "{key}": {json.dumps(value, indent=None if key == "answers" else 2)}' for key, value in values]
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, UnicodeDecodeError):
+        pass
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def check_inputs(lock: Lock, path: Path, checkpoint: Checkpoint, stages: Sequence[Stage]) -> None:
+    """Raise Error where what would be built is something else than what was locked."""
+    writers = [stage for stage in stages if stage.writes]
+    wanted: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "the checkpoint": (dict(lock.checkpoint), dict(checkpoint.files) or dict(lock.checkpoint)),
+        "the options": (dict(lock.options), {stage.name: stage.options for stage in writers}),
+        "the data": (dict(lock.data), {name: sha256 for stage in writers for name, sha256 in stage.files.items()}),
+    }
+    for what, (old, new) in wanted.items():
+        if old != new:
+            name = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+            raise Error(
+                f"{what.capitalize()} of this run ({name}) are not those in {path}; restore them, or run "
+                "without --locked to lock what there is now."
+            )
+
+
+def compare(lock: Lock, rebuilt: Lock, path: Path) -> LockReport:
+    """How equal a rebuild is, and what changed."""
+    names = ("tokenizer", "rows", "graph", "bundle", "tools", "machine")
+    changed = [item for name in names for item in _changes(name, getattr(lock, name), getattr(rebuilt, name))]
+    equality: Equality = "none"
+    if lock.bundle == rebuilt.bundle:
+        equality = "bit-equal"
+    elif lock.graph == rebuilt.graph:
+        equality = "graph-equal"
+    elif set(lock.answers) == set(rebuilt.answers) and all(
+        _agree(lock.answers[target], rebuilt.answers[target]) for target in lock.answers
+    ):
+        equality = "numerically-equal"
+    return LockReport(path=str(path), equality=equality, changed=tuple(changed))
+
+
+def _changes(name: str, old: Any, new: Any) -> list[str]:
+    if not isinstance(old, Mapping):
+        return [] if old == new else [f"{name}: {old} became {new}"]
+    keys = sorted({*old, *new})
+    return [
+        f"{name}.{key}: {_short(old.get(key))} became {_short(new.get(key))}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _short(value: str | None) -> str:
+    return "nothing" if value is None else value[:16]
+
+
+def _agree(old: Expected, new: Expected) -> bool:
+    """The same prompts, and the same tokens up to the first that either could not tell from its second best."""
+    if [answer.prompt_ids for answer in old.answers] != [answer.prompt_ids for answer in new.answers]:
+        return False
+    threshold = max(old.threshold("float32"), new.threshold("float32"))
+    for before, after in zip(old.answers, new.answers, strict=True):
+        rows = zip(before.token_ids, after.token_ids, before.margins, after.margins, strict=False)
+        for token, other, margin, other_margin in rows:
+            if token != other:
+                if min(margin, other_margin) > threshold:
+                    return False
+                break  # they go on from different tokens
+    return True

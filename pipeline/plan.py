@@ -1,0 +1,150 @@
+"""The stages of a recipe in order, with the hash of everything that each depends on. Runs nothing."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from piston.core.errors import Error, MisuseError
+from piston.pipeline.cache_key import (
+    code_of,
+    digest_of,
+    digest_of_files,
+    files_of_checkpoint,
+    hashed_files,
+    machine,
+    tools_of,
+)
+from piston.pipeline.options import words_of
+from piston.pipeline.recipe import FLOAT, Recipe
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+KEY_LENGTH = 32  # hex digits of the SHA-256 that name an entry
+EVAL_PAGE = "eval.html"
+WRITERS = ("export", "calibrate", "build")  # verbs that write a directory; the others print
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The checkpoint of a recipe: a path on this machine with its files' hashes, or a hub id at a commit."""
+
+    source: str
+    files: Mapping[str, str]  # empty for a hub id
+    revision: str | None = None
+
+    @property
+    def sha256(self) -> str | None:
+        """As a recipe states it; None for a hub id."""
+        return digest_of_files(dict(self.files)) if self.files else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One command: `reads` are the stages whose output it is given, the first one as its argument."""
+
+    name: str
+    key: str
+    reads: tuple[str, ...]
+    options: tuple[str, ...]
+    tools: Mapping[str, str]
+    files: Mapping[str, str]  # SHA-256 of the files that its options name
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes a directory."""
+        return self.name in WRITERS
+
+
+def locate(recipe: Recipe, base: Path, override: str | None = None) -> Checkpoint:
+    """Find the checkpoint and check it against the recipe; a hub id is left to the export.
+
+    Raises:
+        MisuseError: it is not there, or a revision is no commit.
+        Error: its hash is not the recipe's.
+    """
+    stated = recipe.checkpoint
+    path = Path(override) if override is not None else base / Path(stated.source).expanduser()
+    if stated.revision is not None and override is None:
+        if _COMMIT.fullmatch(stated.revision) is None:
+            raise MisuseError(
+                f"checkpoint.revision {stated.revision!r} may move; name the commit, forty hexadecimal digits."
+            )
+        return Checkpoint(source=stated.source, files={}, revision=stated.revision)
+    if stated.sha256 is None:
+        raise MisuseError(
+            "--checkpoint is checked by checkpoint.sha256, which the recipe of a hub id has not; leave it out."
+        )
+    found = Checkpoint(source=str(path.resolve()), files=files_of_checkpoint(path))
+    if found.sha256 != stated.sha256:
+        raise Error(
+            f"The checkpoint {path} has SHA-256 {found.sha256}, the recipe states {stated.sha256}; it is another one, "
+            "or it was changed."
+        )
+    return found
+
+
+def plan(recipe: Recipe, base: Path, checkpoint: Checkpoint) -> tuple[Stage, ...]:
+    """The stages that the recipe asks for, in the order in which they run."""
+    origin: Mapping[str, Any] = checkpoint.files or {"hub": checkpoint.source, "commit": checkpoint.revision}
+    name = Path(checkpoint.source).name
+    stages = [_stage(recipe, base, "export", [], {"checkpoint": origin, "name": name})]
+    if recipe.calibrate is not None:
+        stages.append(_stage(recipe, base, "calibrate", stages[-1:]))
+    stages.append(_stage(recipe, base, "build", stages[-1:]))
+    build = stages[-1:]
+    stages.append(_stage(recipe, base, "verify", build, machine()))
+    if recipe.eval is not None:
+        uses_float = recipe.eval.get("reference") == FLOAT
+        stages.append(_stage(recipe, base, "eval", [*build, *(stages[:1] if uses_float else [])], machine()))
+    if recipe.bench is not None:
+        stages.append(_stage(recipe, base, "bench", build, machine()))
+    return tuple(stages)
+
+
+def words_for(stage: Stage, recipe: Recipe, checkpoint: Checkpoint, outputs: Sequence[Path], work: Path) -> list[str]:
+    """The command line of a stage, given the outputs of the stages that it reads; it writes to `work`."""
+    if stage.name == "export":
+        revision = [f"--revision={checkpoint.revision}"] if checkpoint.revision is not None else []
+        return ["export", *stage.options, *revision, f"--output={work / 'model'}", "--", checkpoint.source]
+    words = [stage.name, *stage.options]
+    if any(option.startswith("--target=tensorrt") for option in stage.options) and stage.name == "build":
+        words.append("--no-cache")  # the whole bundle is in ours
+    if stage.writes:
+        words.append(f"--output={work / ('bundle' if stage.name == 'build' else 'model')}")
+    if stage.name == "eval":
+        words.append(f"--html={work / EVAL_PAGE}")
+        if recipe.eval is not None and recipe.eval.get("reference") == FLOAT:
+            words.append(f"--reference={outputs[1]}")
+    return [*words, "--", str(outputs[0])]
+
+
+def _stage(
+    recipe: Recipe, base: Path, name: str, reads: Sequence[Stage], more: Mapping[str, Any] | None = None
+) -> Stage:
+    table = dict(recipe.table(name) or {})
+    if name == "eval" and table.get("reference") == FLOAT:
+        del table["reference"]
+    if name == "bench" and (baseline := table.pop("baseline", None)) is not None and (base / baseline).is_dir():
+        # A bundle is measured in turns with the new one; the figures of a file are only compared.
+        table["against"] = [*table.get("against", ()), f"piston:{baseline}"]
+        more = {**(more or {}), "baseline": hashed_files([baseline], base)}
+    options = words_of(name, table)
+    tools, files = tools_of(name), hashed_files(table.values(), base)
+    inputs = {
+        "stage": name,
+        "options": options,
+        "reads": [stage.key for stage in reads],
+        "files": files,
+        "tools": tools,
+        "code": code_of(name),
+        "more": dict(more or {}),
+    }
+    return Stage(
+        name=name,
+        key=digest_of(inputs)[:KEY_LENGTH],
+        reads=tuple(stage.name for stage in reads),
+        options=tuple(options),
+        tools=tools,
+        files=files,
+    )

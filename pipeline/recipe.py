@@ -1,0 +1,129 @@
+"""The recipe of a bundle: a TOML file that says everything, read whole or refused with the line that is wrong."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from piston.core.errors import MisuseError
+from piston.core.schema import ShapeError, shaped
+from piston.pipeline.gates import Gate, parse_gate
+from piston.pipeline.options import check_table
+from piston.pipeline.toml_lines import MAX_LINES, line_of
+
+FLOAT = "float"  # as eval.reference: the model directory that this recipe exports
+TABLES = ("export", "calibrate", "build", "verify", "eval", "bench")
+MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The checkpoint: a local path with its hash, or a hub id with a commit."""
+
+    source: str
+    sha256: str | None = None  # of a file, or of a directory's listing: see digest.py
+    revision: str | None = None
+    license: str | None = None  # SPDX, for the bill of materials
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What is written, relative to the recipe."""
+
+    bundle: str
+    report: str | None = None  # a directory
+    lock: str = "piston.lock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """What must hold; see gates.py."""
+
+    require: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Every table but three holds options of the verb of its name; a table that is absent is a stage that is not run.
+
+    `export`, `build` and `verify` are always run.
+    """
+
+    checkpoint: Source
+    output: Output
+    export: Mapping[str, Any] = field(default_factory=dict)
+    calibrate: Mapping[str, Any] | None = None
+    build: Mapping[str, Any] = field(default_factory=dict)
+    verify: Mapping[str, Any] = field(default_factory=dict)
+    eval: Mapping[str, Any] | None = None
+    bench: Mapping[str, Any] | None = None
+    gates: Gates = field(default_factory=Gates)
+    schema: Literal[1] = 1
+
+    @property
+    def parsed_gates(self) -> tuple[Gate, ...]:
+        """The gates in order; they were checked when the recipe was read."""
+        return tuple(parse_gate(text) for text in self.gates.require)
+
+    def table(self, verb: str) -> Mapping[str, Any] | None:
+        """The options of a verb; None where it is not run."""
+        table: Mapping[str, Any] | None = getattr(self, verb)
+        return table
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        MisuseError: it cannot be read, or says something that cannot be done; the message begins with file and line.
+        MissingExtraError: it has a table of a verb whose packages are not installed.
+    """
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except OSError as problem:
+        raise MisuseError(f"Cannot read the recipe {path}: {problem.strerror}.") from None
+    except UnicodeDecodeError as problem:
+        raise MisuseError(f"{path} is not UTF-8 (byte {problem.start:,}).") from None
+    if len(data) > MAX_BYTES or text.count("\n") > MAX_LINES:
+        raise MisuseError(f"{path} has {len(data):,} bytes; a recipe has at most {MAX_BYTES:,}, and {MAX_LINES} lines.")
+    try:
+        value = tomllib.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise MisuseError(f"{path} is not TOML: {problem}.") from None
+    try:
+        recipe: Recipe = shaped(Recipe, value, whole="the recipe")
+        _check(recipe)
+    except ShapeError as problem:
+        raise MisuseError(f"{path}, line {line_of(text, problem.path)}: {problem}.") from None
+    return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    for verb in TABLES:
+        if (table := recipe.table(verb)) is not None:
+            check_table(verb, table)
+    if recipe.checkpoint.sha256 is None and recipe.checkpoint.revision is None:
+        raise ShapeError(
+            "the checkpoint has neither sha256 (of something local; `piston make --dry-run` prints it) nor revision "
+            "(the commit of a hub id)",
+            ("checkpoint",),
+        )
+    if recipe.checkpoint.sha256 is not None and recipe.checkpoint.revision is not None:
+        raise ShapeError(
+            "checkpoint.revision is of a hub id, checkpoint.sha256 of something local; give one",
+            ("checkpoint", "revision"),
+        )
+    for index, gate in enumerate(recipe.gates.require):
+        path = ("gates", "require", index)
+        try:
+            needed = parse_gate(gate).stage
+        except MisuseError as problem:
+            raise ShapeError(str(problem).rstrip("."), path) from None
+        if recipe.table(needed) is None:
+            raise ShapeError(f"{gate!r} needs a table [{needed}]", path)
+        if "baseline" in gate and "baseline" not in (recipe.bench or {}):
+            raise ShapeError(f"{gate!r} needs bench.baseline, the file of an earlier run", path)
+    if len(set(recipe.gates.require)) != len(recipe.gates.require):
+        raise ShapeError("a gate is named twice", ("gates", "require"))

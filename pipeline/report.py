@@ -1,0 +1,81 @@
+"""What a run of `piston make` found, as frozen dataclasses: `to_json` of them is docs/schemas/make.json."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from piston.pipeline.gates import GateResult
+
+Equality = Literal["bit-equal", "graph-equal", "numerically-equal", "none"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StageReport:
+    """One stage: what it took when it was made, and whether that was in this run."""
+
+    name: str
+    key: str
+    is_cached: bool
+    seconds: float
+    peak_bytes: int
+    num_bytes: int  # of what it wrote
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """One engine: what it computes in."""
+
+    target: str
+    dtype: str
+    cache: str
+    linears: Mapping[str, float]  # shares of the multiply-adds; empty where nobody counted them
+    kept: tuple[str, ...]  # linears that stayed in float though the model is quantized
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LockReport:
+    """The run against the lock file."""
+
+    path: str
+    equality: Equality | None  # None where nothing was rebuilt to compare
+    changed: tuple[str, ...]  # what differs from the lock
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All of it."""
+
+    recipe: str
+    recipe_sha256: str
+    checkpoint: str
+    checkpoint_sha256: str | None
+    model: str
+    scheme: str
+    bundle: str
+    is_published: bool  # whether the bundle lies there now
+    stages: tuple[StageReport, ...]
+    engines: tuple[EngineReport, ...]
+    values: Mapping[str, float]  # every figure that a gate can name
+    partings: tuple[str, ...]  # of verify
+    gates: tuple[GateResult, ...]
+    machine: Mapping[str, str]
+    tools: Mapping[str, str]
+    lock: LockReport | None = None
+    piston: str = ""  # version
+    schema: Literal[1] = 1
+
+    @property
+    def is_met(self) -> bool:
+        """Whether every gate was met and a locked rebuild was equal in some way."""
+        return all(gate.is_met for gate in self.gates) and (self.lock is None or self.lock.equality != "none")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, as --json prints them."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return {**plain, "is_met": self.is_met}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

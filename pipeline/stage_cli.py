@@ -1,0 +1,106 @@
+"""`piston bench RECIPE...`: how long the stages that make a bundle take, and how much memory."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from piston.bench.baseline import Reference, read_reference
+from piston.bench.fingerprint import num_cores, take_fingerprint
+from piston.bench.gate import Gate, judge, parse_gate, strictest
+from piston.bench.publish import check_outputs, publish
+from piston.bench.report import Options, Report
+from piston.core.console import Progress
+from piston.core.errors import MisuseError
+from piston.pipeline.stage_recipes import jobs_of
+from piston.pipeline.stages import Job, Side, measure_stages
+
+SUFFIX = ".toml"
+REPEATS, WARMUP = 6, 1  # stages take minutes
+# Options that speak of a bundle; a recipe says the rest itself.
+_OF_BUNDLES = ("target", "batch", "prompt_len", "gen_len", "prompts", "starts", "threads", "against", "env", "rivals")
+
+
+def is_of_recipes(paths: Sequence[Path]) -> bool:
+    """Whether the command names recipes instead of a bundle; raises MisuseError for a mixture or several bundles."""
+    recipes = [path.suffix == SUFFIX for path in paths]
+    if not all(recipes) and len(paths) > 1:
+        raise MisuseError("Name one bundle, or recipes (*.toml); a bundle is compared by --against piston:OTHER.")
+    return all(recipes)
+
+
+def run_recipes(arguments: argparse.Namespace, defaults: argparse.Namespace) -> int:
+    """Measure, print, judge. Everything that can be refused is refused before a stage is run."""
+    _check(arguments, defaults)
+    gates = tuple(parse_gate(text) for text in arguments.fail_on)
+    options = Options(
+        repeats=REPEATS if arguments.repeats is None else arguments.repeats,
+        warmup=WARMUP if arguments.warmup is None else arguments.warmup,
+        starts=0,
+        threads=num_cores(),
+    )
+    jobs = jobs_of(arguments.bundle, arguments.checkpoint)
+    reference = _reference(arguments, gates)
+    _check_gates(gates, options, jobs, reference, arguments.alpha)
+    report = measured(jobs, options, Progress(quiet=arguments.quiet), reference)
+    return publish(replace(report, gates=judge(gates, report, reference, arguments.alpha)), arguments)
+
+
+def measured(jobs: Sequence[Job], options: Options, progress: Progress, reference: Reference | None = None) -> Report:
+    """The stages of this Piston, and in turns with them those of a reference that is an environment."""
+    machine, date = take_fingerprint(options.threads), datetime.now(UTC).isoformat(timespec="seconds")
+    sides = [Side(name="piston", python=sys.executable)]
+    if reference is not None and reference.side is not None:
+        sides.append(reference.side)
+    with tempfile.TemporaryDirectory(prefix="piston-bench-") as scratch:
+        systems = tuple(measure_stages(sides, jobs, options, progress, Path(scratch)))
+    report = Report(machine=machine, options=options, systems=systems, piston=version("piston"), date=date)
+    return report if reference is None else replace(report, baseline=reference.baseline(report))
+
+
+def _check(arguments: argparse.Namespace, defaults: argparse.Namespace) -> None:
+    for name in (*_OF_BUNDLES, "profile"):
+        if getattr(arguments, name) != getattr(defaults, name):
+            raise MisuseError(f"--{name.replace('_', '-')} is of a bundle; a recipe says itself how it is made.")
+    for name, value, least in (("--repeats", arguments.repeats, 1), ("--warmup", arguments.warmup, 0)):
+        if value is not None and value < least:
+            raise MisuseError(f"{name} is {value}; it must be at least {least}.")
+    if not 0 < arguments.alpha < 1:
+        raise MisuseError(f"--alpha is {arguments.alpha}; it is a chance, between 0 and 1.")
+    check_outputs(arguments)
+
+
+def _reference(arguments: argparse.Namespace, gates: Sequence[Gate]) -> Reference | None:
+    if arguments.baseline is None:
+        return None
+    if not any(gate.is_relative for gate in gates):
+        raise MisuseError("--baseline is what gates compare with; give --fail-on 'calibrate.seconds>10%'.")
+    reference = read_reference(arguments.baseline)
+    if reference.contender is not None:
+        raise MisuseError(
+            f"--baseline {arguments.baseline} is a bundle; stages compare with a --json file, or with a virtual "
+            "environment that has another Piston."
+        )
+    return reference
+
+
+def _check_gates(
+    gates: Sequence[Gate], options: Options, jobs: Sequence[Job], reference: Reference | None, alpha: float
+) -> None:
+    verbs = list(dict.fromkeys(job.verb for job in jobs))
+    level = strictest(gates, lambda gate: sum(job.verb == gate.verb for job in jobs), alpha)
+    if reference is not None:
+        reference.check_stages(jobs)
+    for gate in gates:
+        if gate.is_relative and reference is None:
+            raise MisuseError(f"--fail-on {gate.text!r} bounds a change; give --baseline, a file or an environment.")
+        gate.check_stages(options.repeats, verbs, level)
+        if gate.is_relative and reference is not None and (there := reference.samples(options)) is not None:
+            try:
+                gate.check_stages(there.repeats, verbs, level)
+            except MisuseError as problem:
+                raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None

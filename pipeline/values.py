@@ -1,0 +1,48 @@
+"""The figures of a run by the names that gates give them: from the bundle's manifest and what stages printed."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import Error
+from piston.core.gates import measured
+from piston.core.schema import ShapeError, shaped
+from piston.evaluation.report import Report as EvalReport
+
+
+def values_of(manifest: Manifest, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Every figure that was measured; `results` are the stages' JSON objects."""
+    values = {"verify": float(bool(results["verify"].get("passed")))}
+    values["bundle.size"] = float(sum(record.size for record in manifest.files.values()))
+    shares = [spec.got["linears"]["int8"] for spec in manifest.engines if "int8" in spec.got.get("linears", {})]
+    if shares:
+        values["int8"] = float(min(shares))
+    if "eval" in results:
+        values |= {f"eval.{name}": value for name, value in measured(_eval_report(results["eval"])).items()}
+    if "bench" in results:
+        values |= _bench_values(results["bench"])
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _eval_report(result: Mapping[str, Any]) -> EvalReport:
+    try:
+        report: EvalReport = shaped(EvalReport, dict(result), whole="the report of piston eval")
+    except ShapeError as problem:
+        raise Error(f"`piston eval` printed what this version does not read: {problem}.") from None
+    return report
+
+
+def _bench_values(result: Mapping[str, Any]) -> dict[str, float]:
+    """The worst over the settings of the bundle, which is the first system."""
+    from piston.bench.metrics import METRICS
+
+    system = result["systems"][0]
+    found: dict[str, list[float]] = {}
+    for metrics in (system["metrics"], *(item["metrics"] for item in system["settings"])):
+        for metric, quantiles in metrics.items():
+            for quantile, estimate in quantiles.items():
+                found.setdefault(f"bench.{metric}.{quantile}", []).append(float(estimate["value"]))
+    return {
+        name: (min if METRICS[name.split(".")[1]].is_better_high else max)(values) for name, values in found.items()
+    }

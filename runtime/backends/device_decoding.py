@@ -1,0 +1,41 @@
+"""Decoding without the host between tokens: what an engine that chooses tokens on its device offers beside Engine."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.runtime.sampling.params import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRow:
+    """A row that goes on by itself.
+
+    Attributes:
+        token_id: the last token chosen for it, which is not in the cache yet.
+        sampling: how the next ones are chosen.
+        uniforms: the random numbers of its next tokens, float32 in [0, 1), one for each; not looked at when greedy.
+    """
+
+    token_id: int
+    sampling: Sampling
+    uniforms: NDArray[np.float32]
+
+
+@runtime_checkable
+class DeviceDecoding(Protocol):
+    """An engine whose decode steps feed one another."""
+
+    def can_choose(self, sampling: Sampling) -> bool:
+        """Whether the device can choose tokens by these options, whatever depends on a row's history aside."""
+
+    def run(self, rows: Mapping[int, DeviceRow], num_steps: int) -> Iterator[dict[int, int]]:
+        """Decode the given slots together for up to `num_steps` steps; yields the tokens chosen, by slot.
+
+        Each step appends to a slot the token before the one that it yields, as `Engine.step` does. The device works
+        ahead of what has been yielded; what it did too much is forgotten when the iterator is closed. It ends early
+        when the engine is used otherwise between two tokens, and at once when the rows cannot be run together.
+        """

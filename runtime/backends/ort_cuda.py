@@ -1,0 +1,165 @@
+"""The engine over ONNX Runtime's CUDA provider: prefill as OrtEngine does it, decode steps as CUDA graphs.
+
+The cache is bound by device address, as on the CPU by host address. In a prefill ONNX Runtime copies the small inputs
+and the logits itself; those of a decode step have buffers of their own on the device, see DeviceStep.
+"""
+
+import contextlib
+import io
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from piston.core.bundle.manifest import CacheSpec
+from piston.core.errors import EngineError
+from piston.runtime.backends.cuda_driver import Cuda, Stream, warn_not_captured
+from piston.runtime.backends.engine import Logits
+from piston.runtime.backends.kv_cache import KVCache
+from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, check_interface, open_session
+from piston.runtime.backends.ort_cuda_step import NO_GRAPH, DeviceStep, run_options
+
+PROVIDER = "CUDAExecutionProvider"
+PREFILL_CHUNK = 512  # tokens of one prefill step: a device is idle with fewer
+
+
+class OrtCudaEngine:
+    """See Engine: an OrtEngine over zeroed device memory, which `close` or the end of the process frees.
+
+    Args:
+        session: on the device, with `stream` as its own.
+        spec: the cache's layout and type.
+        cuda: the device.
+        stream: owned by the engine from here on.
+        num_slots: rows decoded together.
+        capacity: positions of each.
+        capture_problem: why steps cannot be captured, if that is known beforehand.
+
+    Raises:
+        DeviceMemoryError: cache and buffers do not fit the device.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        session: Any,
+        spec: CacheSpec,
+        *,
+        cuda: Cuda,
+        stream: Stream,
+        num_slots: int,
+        capacity: int,
+        capture_problem: str | None = None,
+    ) -> None:
+        with ExitStack() as stack:
+            stack.callback(stream.close)
+            array_bytes = num_slots * capacity * spec.bytes_per_token // (2 * spec.num_layers)
+            nbytes = 2 * spec.num_layers * array_bytes
+            buffer = cuda.allocate(nbytes, f"The {spec.dtype} cache of {num_slots} rows of {capacity:,} positions")
+            stack.callback(buffer.close)
+            # NaN behind a row's last position would survive being weighted by zero.
+            stream.zero(buffer.address, buffer.nbytes)
+            stream.synchronize()
+            bases = [buffer.address + index * array_bytes for index in range(2 * spec.num_layers)]
+            self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=bases)
+            self._engine = OrtEngine(session, self.cache, PREFILL_CHUNK, run_options(NO_GRAPH))
+            self.vocab_size = self._engine.vocab_size
+            self._step = DeviceStep(session, cuda, stream, self.cache, self.vocab_size, capture_problem)
+            stack.callback(self._step.close)
+            stack.callback(self._engine.close)
+            # First thing when all ends: nothing may be freed under work that is still going on.
+            stack.callback(stream.synchronize)
+            self._release = weakref.finalize(self, _release, stack.pop_all())
+
+    @classmethod
+    def open(cls, path: Path, spec: CacheSpec, *, cuda: Cuda, num_slots: int, capacity: int) -> Self:
+        """Load an ONNX file, with decode steps as CUDA graphs where ONNX Runtime can capture them.
+
+        Raises:
+            MissingExtraError: ONNX Runtime is not installed.
+            EngineError: it refuses the file or cannot use the device, or the file is no decoder with such a cache.
+            DeviceMemoryError: see the class.
+        """
+        stream, problem = cuda.stream(), None
+        options = {"user_compute_stream": str(int(stream))}
+        try:
+            try:
+                session = _session(path, spec, options | {"enable_cuda_graph": "1"})
+            except EngineError as failure:
+                session = _session(path, spec, options)
+                problem = str(failure)
+                warn_not_captured(problem)
+        except BaseException:
+            stream.close()
+            raise
+        return cls(
+            session,
+            spec,
+            cuda=cuda,
+            stream=stream,
+            num_slots=num_slots,
+            capacity=capacity,
+            capture_problem=problem,
+        )
+
+    def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
+        """See Engine."""
+        return self._engine.prefill(slot, token_ids, num_logits)
+
+    def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
+        """See Engine."""
+        self._engine.check_step(tokens)
+        found: dict[int, Logits] = {}
+        for low, high in self.cache.spans(tokens):
+            ids = [tokens.get(slot, 0) for slot in range(low, high)]
+            logits = self._step.run(low, ids, self.cache.lengths[low:high])
+            found |= {slot: logits[slot - low] for slot in range(low, high) if slot in tokens}
+        for slot in tokens:
+            self.cache.advance(slot, 1)
+        return found
+
+    @property
+    def capture_problem(self) -> str | None:
+        """Why decode steps are not captured into a CUDA graph; None if they are, or have not run yet."""
+        return self._step.capture_problem
+
+    def close(self) -> None:
+        """Drop the session, then free the device's memory."""
+        self._engine.close()
+        self._release()
+
+
+def _session(path: Path, spec: CacheSpec, provider_options: Mapping[str, str]) -> Any:
+    missing = _load_libraries()
+    session = open_session(path, OrtOptions(optimize=True, provider=PROVIDER, provider_options=provider_options))
+    check_provider(session, missing)
+    check_interface(session, spec, path)
+    return session
+
+
+def _load_libraries() -> str:
+    """Load CUDA's libraries from the wheels that hold them, where they are installed; returns what is said to lack.
+
+    cuDNN is left out: these graphs have no convolution, and the provider is not linked to it.
+    """
+    with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()) as said:
+        import onnxruntime
+
+        onnxruntime.preload_dlls(cudnn=False)
+    return said.getvalue().partition("\n")[0]
+
+
+def _release(stack: ExitStack) -> None:
+    """Free everything, whatever fails: after a fault every call does, and the fault has been reported."""
+    with contextlib.suppress(EngineError):
+        stack.close()
+
+
+def check_provider(session: Any, missing: str = "") -> None:
+    """Raise EngineError where ONNX Runtime put the CPU in place of the device, which it does without an error."""
+    if PROVIDER not in (found := session.get_providers()):
+        raise EngineError(
+            f"ONNX Runtime runs this on {', '.join(found)}: its CUDA libraries cannot be loaded"
+            f"{f' ({missing})' if missing else ''}. Install CUDA in the version of onnxruntime-gpu, or pip install "
+            "'piston[cuda-libs]'; or choose an engine for ort-cpu."
+        )

@@ -1,0 +1,121 @@
+"""Decode steps of ONNX Runtime on a device: their inputs and logits are there too, at addresses that stay.
+
+They must be: what is bound on the host is copied to the device when it is bound, and a binding that is run again runs
+on the old copy (1.31, seen). It also lets ONNX Runtime capture a run into a CUDA graph, under a number that it is given
+(`gpu_graph_id`), and launch the graph whenever that number comes again. What it read on the host while it captured is
+fixed from then on; here that is `total_sequence_length`, which is therefore the capacity: kernels take from it how to
+share out the work, and from `kv_lengths` where each row ends.
+"""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.errors import EngineError
+from piston.runtime.backends.cuda_driver import Cuda, Stream, warn_not_captured
+from piston.runtime.backends.device_block import MOVING, Block
+from piston.runtime.backends.engine import Logits
+from piston.runtime.backends.kv_cache import KVCache
+from piston.runtime.backends.ort_cpu import bind_cache, translated
+
+NO_GRAPH = "-1"  # the number of runs that are not captured
+INTEGERS = (*MOVING, "logits_positions")
+TOTAL = "total_sequence_length"
+
+
+class DeviceStep:
+    """The buffers of a step, and one binding for each range of rows; `close` frees the buffers.
+
+    Args:
+        session: made with `user_compute_stream`, and with `enable_cuda_graph` where runs are to be captured.
+        cuda: the device.
+        stream: the one the session was made with, so that copies and runs need not wait for one another.
+        cache: where the session finds keys and values.
+        vocab_size: logits of a row.
+        capture_problem: why no range of rows becomes a CUDA graph at its first step; None if each does.
+
+    Raises:
+        DeviceMemoryError: the buffers do not fit.
+    """
+
+    def __init__(
+        self, session: Any, cuda: Cuda, stream: Stream, cache: KVCache, vocab_size: int, capture_problem: str | None
+    ) -> None:
+        self.capture_problem = capture_problem  # why steps are not captured, if they are not
+        self._session, self._stream, self._cache, self._vocab_size = session, stream, cache, vocab_size
+        self._inputs = {item.name for item in session.get_inputs()}
+        self._total = np.array([cache.capacity], np.int32)
+        self._bound: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._numbers = itertools.count(1)
+        purpose = f"A step of {cache.num_slots} rows"
+        with ExitStack() as stack:
+            self._block = Block(cuda, dict.fromkeys(INTEGERS, (cache.num_slots, np.int64)), purpose)
+            stack.callback(self._block.close)
+            self._host = cuda.pinned((cache.num_slots, vocab_size), np.float32, purpose)
+            stack.callback(self._host.close)
+            self._logits = cuda.allocate(self._host.array.nbytes, purpose)
+            stack.callback(self._logits.close)
+            self._stack = stack.pop_all()
+
+    def run(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64]) -> Logits:
+        """Append a token to each of the rows from `low` on; logits [rows, vocab], valid until these rows' next step.
+
+        Raises:
+            EngineError: the run failed, and not in being captured: that is told, and runs are as they are from then on.
+        """
+        rows = len(ids)
+        self._block.fill(ids, lengths)
+        self._block.upload(self._stream, INTEGERS[0])
+        self._launch(low, rows)
+        host = self._host.array[low : low + rows]
+        self._stream.download(self._host.address_of(low), self._logits.address, host.nbytes)
+        self._stream.synchronize()
+        return host
+
+    def close(self) -> None:
+        """Forget what was captured and free the buffers; the stream must have come to rest."""
+        self._bound.clear()
+        self._session = None
+        self._stack.close()
+
+    def _launch(self, low: int, rows: int) -> None:
+        is_new = (low, rows) not in self._bound
+        if is_new:
+            number = NO_GRAPH if self.capture_problem else str(next(self._numbers))
+            self._bound[low, rows] = self._bind(low, rows), run_options(number)
+        try:
+            with translated("running a step"):
+                self._session.run_with_iobinding(*self._bound[low, rows])
+        except EngineError as problem:
+            if not is_new or self.capture_problem:
+                raise
+            self.capture_problem = str(problem)
+            warn_not_captured(problem)
+            self._bound.clear()
+            self._launch(low, rows)
+
+    def _bind(self, low: int, rows: int) -> Any:
+        binding = self._session.io_binding()
+        shapes = {name: [rows, 1] for name in ("input_ids", "position_ids", "logits_positions")}
+        for name in INTEGERS:
+            if name in self._inputs:
+                address, shape = self._block.address(name), shapes.get(name, [rows])
+                binding.bind_input(name, "cuda", 0, np.int64, shape, address)
+        if TOTAL in self._inputs:  # not in what was built before steps were captured
+            binding.bind_input(TOTAL, "cpu", 0, np.int32, [], self._total.ctypes.data)
+        binding.bind_output("logits", "cuda", 0, np.float32, [rows, 1, self._vocab_size], self._logits.address)
+        bind_cache(binding, self._cache, low, rows)
+        return binding
+
+
+def run_options(number: str) -> Any:
+    """Options of a run that is captured under a number of its own, or of one that is not: NO_GRAPH."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", number)
+    return options

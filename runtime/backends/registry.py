@@ -1,0 +1,230 @@
+"""Which engine of a bundle this machine runs best, why not the others, and how each kind is opened."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from piston.core.bundle.manifest import EngineSpec
+from piston.core.bundle.plan_header import PlanHeader
+from piston.core.errors import BundleCorruptError, BundleError, DeviceMemoryError, Error, MisuseError
+from piston.runtime import kernels
+from piston.runtime.backends.cuda_driver import Device
+from piston.runtime.backends.engine import Engine
+from piston.runtime.backends.environment import Machine
+from piston.runtime.bundle import Bundle
+
+KERNEL_CACHE = ".cache/piston/kernels"  # in the user's home: for bundles in directories that cannot be written
+TENSORRT_EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How an engine is to be loaded."""
+
+    num_slots: int
+    capacity: int
+    threads: int = 0
+    profile: str | None = None  # where ONNX Runtime's profile goes; other backends write none
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What runs a target family: `check` raises what stands in the way on a machine, `open` loads."""
+
+    check: Callable[[Bundle, EngineSpec, Machine], None]
+    open: Callable[[Bundle, EngineSpec, Sizes], Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One engine of a bundle on one machine; `problem` is what stands in its way."""
+
+    spec: EngineSpec
+    reason: str
+    problem: Error | None = None
+
+
+def choose(
+    bundle: Bundle, target: str | None = None, machine: Machine | None = None
+) -> tuple[EngineSpec, dict[str, str]]:
+    """The best engine that runs here, and a sentence about each of the others by target.
+
+    A `target` that is named limits the choice to that engine, or to the engines of that family: nothing else is ever
+    taken in its place.
+
+    Raises:
+        BundleError: this is no bundle, or it has no such engine.
+        Error: none runs here. With one candidate it is that engine's own error, else a BundleError with every reason.
+    """
+    verdicts = judge(bundle, target, machine)
+    chosen = next((verdict for verdict in verdicts if verdict.problem is None), None)
+    if chosen is not None:
+        return chosen.spec, {verdict.spec.target: verdict.reason for verdict in verdicts if verdict is not chosen}
+    if len(verdicts) == 1 and (problem := verdicts[0].problem) is not None:
+        raise problem
+    reasons = "; ".join(f"{verdict.spec.target}: {verdict.reason.rstrip('.')}" for verdict in verdicts)
+    raise BundleError(f"No engine of {bundle.directory} runs here. {reasons}.")
+
+
+def judge(bundle: Bundle, target: str | None = None, machine: Machine | None = None) -> list[Verdict]:
+    """A verdict about each engine that `target` admits, the best family first; raises BundleError as `choose` does."""
+    machine = machine or Machine()
+    verdicts: list[Verdict] = []
+    best: EngineSpec | None = None
+    for spec in sorted(bundle.engines(target), key=_rank):
+        try:
+            backend_of(spec).check(bundle, spec, machine)
+        except Error as problem:
+            verdicts.append(Verdict(spec, str(problem), problem))
+            continue
+        verdicts.append(Verdict(spec, f"It runs here too, {best.target} is preferred." if best else "It is the best."))
+        best = best or spec
+    return verdicts
+
+
+def open_engine(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
+    """Load an engine that `choose` gave; raises EngineError and MissingExtraError as the backend does."""
+    return backend_of(spec).open(bundle, spec, sizes)
+
+
+def backend_of(spec: EngineSpec) -> Backend:
+    """The table's entry for an engine's family; raises BundleError for one that this version does not know."""
+    if (backend := BACKENDS.get(family_of(spec.target))) is None:
+        raise BundleError(f"This runtime has no backend for {spec.target}; build the bundle for ort-cpu.")
+    return backend
+
+
+def family_of(target: str) -> str:
+    """The target without the GPUs it is for: tensorrt-rtx of tensorrt-rtx:sm89."""
+    return target.partition(":")[0]
+
+
+def _rank(spec: EngineSpec) -> tuple[int, bool]:
+    """Families in the order of the table; of the CPU's two engines the one on Piston's own kernels."""
+    families = list(BACKENDS)
+    family = family_of(spec.target)
+    return families.index(family) if family in families else len(families), spec.target != kernels.TARGET
+
+
+def _check_ort_cpu(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
+    del bundle
+    machine.require_module("onnxruntime", "ort")
+    if spec.target == kernels.TARGET:
+        kernels.require()
+
+
+def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
+    from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+
+    return OrtEngine.open(
+        bundle.directory / spec.path,
+        spec.cache,
+        num_slots=sizes.num_slots,
+        capacity=sizes.capacity,
+        options=OrtOptions(threads=sizes.threads, profile=sizes.profile, kernels=spec.target == kernels.TARGET),
+    )
+
+
+def _check_tensorrt(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
+    from piston.runtime.backends.tensorrt.plan import LEAN, check_gpu, check_version
+
+    device = machine.require_device()
+    header = PlanHeader.read(path := bundle.directory / spec.path)
+    check_gpu(header.compute_capabilities or _built_for(spec), device, str(path))
+    if is_lean := _is_lean(header, spec, machine):
+        check_version(header, machine.tensorrt_version(LEAN), str(path), is_lean=is_lean)
+    else:
+        machine.require_module(header.compiler, TENSORRT_EXTRAS[header.compiler])
+        check_version(header, machine.tensorrt_version(header.compiler), str(path))
+    _check_device_memory(bundle, spec, device)
+
+
+def _is_lean(header: PlanHeader, spec: EngineSpec, machine: Machine) -> bool:
+    """Whether the lean runtime loads the plan: it is version-compatible, and there is no TensorRT but the lean one."""
+    from piston.runtime.backends.tensorrt.plan import LEAN
+
+    compiler = spec.asked.get("compiler")
+    is_compatible = isinstance(compiler, Mapping) and compiler.get("version_compatible") is True
+    if header.compiler != "tensorrt" or not is_compatible or machine.has_module("tensorrt"):
+        return False
+    return machine.has_module(LEAN)
+
+
+def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
+    from piston.runtime.backends.cuda_driver import Cuda
+    from piston.runtime.backends.tensorrt.engine import TensorRTEngine
+    from piston.runtime.backends.tensorrt.plan import Plan
+
+    _refuse_cpu_options(spec, sizes)
+    cuda = Cuda.open()
+    record, path = bundle.manifest.files[spec.path], bundle.directory / spec.path
+    is_lean = _is_lean(PlanHeader.read(path), spec, Machine())
+    plan = Plan.load(path, record, cuda.device(), Path.home() / KERNEL_CACHE, is_lean=is_lean)
+    return TensorRTEngine.open(
+        plan,
+        spec.cache,
+        cuda=cuda,
+        num_slots=sizes.num_slots,
+        capacity=sizes.capacity,
+        max_top_k=_stated(spec, "max_top_k"),
+    )
+
+
+def _check_ort_cuda(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
+    device = machine.require_device()
+    machine.require_provider("CUDAExecutionProvider")
+    _check_device_memory(bundle, spec, device)
+
+
+def _open_ort_cuda(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
+    from piston.runtime.backends.cuda_driver import Cuda
+    from piston.runtime.backends.ort_cuda import OrtCudaEngine
+
+    _refuse_cpu_options(spec, sizes)
+    return OrtCudaEngine.open(
+        bundle.directory / spec.path,
+        spec.cache,
+        cuda=Cuda.open(),
+        num_slots=sizes.num_slots,
+        capacity=sizes.capacity,
+    )
+
+
+def _refuse_cpu_options(spec: EngineSpec, sizes: Sizes) -> None:
+    for name, value in (("threads", sizes.threads), ("profile", sizes.profile)):
+        if value:
+            raise MisuseError(f"{name} is {value}, but {spec.target} runs on the GPU; leave it out.")
+
+
+def _check_device_memory(bundle: Bundle, spec: EngineSpec, device: Device) -> None:
+    """Weights and the cache of one row are the least that an engine takes."""
+    directory = spec.path.rpartition("/")[0] + "/"
+    files = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(directory))
+    needed = files + spec.cache.bytes_per_token * _stated(spec, "capacity")
+    if needed > device.free_bytes:
+        raise DeviceMemoryError(
+            f"{spec.target} needs at least {needed / 1e6:,.1f} MB on the GPU; of the "
+            f"{device.total_bytes / 1e6:,.1f} MB of {device.name} {device.free_bytes / 1e6:,.1f} MB are free."
+        )
+
+
+def _built_for(spec: EngineSpec) -> tuple[str, ...]:
+    found = spec.got.get("compute_capabilities", ())
+    return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
+
+
+def _stated(spec: EngineSpec, name: str) -> int:
+    if not isinstance(value := spec.got.get(name), int):
+        raise BundleCorruptError(
+            f"The manifest states {name} of {spec.target} as {value!r}, not a number; build it again."
+        )
+    return value
+
+
+# The best first: what was compiled for this very GPU, then what was compiled for its kind, then what runs anywhere.
+BACKENDS: Mapping[str, Backend] = {
+    "tensorrt": Backend(_check_tensorrt, _open_tensorrt),
+    "tensorrt-rtx": Backend(_check_tensorrt, _open_tensorrt),
+    "ort-cuda": Backend(_check_ort_cuda, _open_ort_cuda),
+    "ort-cpu": Backend(_check_ort_cpu, _open_ort_cpu),
+}

@@ -1,0 +1,168 @@
+"""A decode step: one token for each of some neighbouring rows, fed by the host or by the step before it.
+
+After a step has run once on the same rows it is captured, and from then on launched as one graph.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.errors import EngineError
+from piston.runtime.backends.cuda_driver import Cuda, Graph, Stream, warn_not_captured
+from piston.runtime.backends.device_block import MOVING, Block
+from piston.runtime.backends.tensorrt.context import Context
+from piston.runtime.backends.tensorrt.device_cache import DeviceCache
+from piston.runtime.backends.tensorrt.fields import input_fields, moving_bytes, output_fields
+from piston.runtime.backends.tensorrt.interface import INPUTS, Interface
+
+PURPOSE = "The decode step"
+RING = 8  # steps whose tokens the host has room for: how far the device may work ahead
+
+
+class DecodeStep:
+    """The context of the decode profile, its buffers and its graphs.
+
+    Rows low .. high of the cache are rows 0 .. high - low of the small tensors: TensorRT wants these at aligned
+    addresses, so that only the cache is entered in the middle.
+    """
+
+    def __init__(
+        self, cuda: Cuda, stream: Stream, context: Context, cache: DeviceCache, interface: Interface, num_slots: int
+    ) -> None:
+        self._stream, self._context, self._cache = stream, context, cache
+        self._capacity, self._vocab_size = interface.capacity, interface.vocab_size
+        self._span: tuple[int, int] | None = None
+        self._graphs: dict[str, Graph] = {}
+        self._has_run: set[str] = set()
+        self.capture_problem: str | None = None  # why steps are not captured, if they are not
+        self._stack = ExitStack()
+        with self._stack:
+            self._inputs = Block(cuda, input_fields(num_slots, 1, 1, interface.capacity), PURPOSE)
+            self._stack.callback(self._inputs.close)
+            self._outputs = Block(cuda, output_fields(num_slots, 1), PURPOSE, on_host=False)
+            self._stack.callback(self._outputs.close)
+            nbytes = num_slots * interface.vocab_size * 4
+            self._device_logits = cuda.allocate(nbytes, PURPOSE)
+            self._stack.callback(self._device_logits.close)
+            self._host_logits = cuda.pinned((num_slots, interface.vocab_size), np.float32, PURPOSE)
+            self._stack.callback(self._host_logits.close)
+            self._ring = cuda.pinned((RING, num_slots), np.int64, PURPOSE)
+            self._stack.callback(self._ring.close)
+            self._events = [cuda.event() for _ in range(RING)]
+            for event in self._events:
+                self._stack.callback(event.close)
+            self._stack.callback(context.close)
+            self._stack.callback(self._drop_graphs)
+            context.bind({name: self._inputs.address(name) for name in INPUTS})
+            context.bind({f"next.{name}": self._outputs.address(f"next.{name}") for name in MOVING})
+            context.bind({"logits": self._device_logits.address})
+            self._inputs.arrays["top_k"][:] = 1
+            self._inputs.arrays["top_p"][:] = 1
+            self._inputs.upload(stream, "input_ids")
+            stream.synchronize()
+            self._stack = self._stack.pop_all()
+
+    def step(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append a token to each row from `low` on; logits float32 [rows, vocab], valid until a step on these rows."""
+        self._enter(low, len(ids))
+        self._inputs.fill(ids, lengths)
+        rows = len(ids)
+
+        def enqueue() -> None:
+            self._inputs.upload(self._stream, MOVING[0], "logits_positions")
+            self._context.run()
+            nbytes = rows * self._vocab_size * 4
+            self._stream.download(self._host_logits.address_of(low), self._device_logits.address, nbytes)
+
+        self._perform("step", enqueue)
+        self._stream.synchronize()
+        return self._host_logits.array[low : low + rows]
+
+    def start(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64], choice: "Choice") -> None:
+        """Make ready for steps that feed themselves."""
+        self._enter(low, len(ids))
+        self._inputs.fill(ids, lengths)
+        arrays, rows = self._inputs.arrays, len(ids)
+        for name, values in (("temperature", choice.temperature), ("top_k", choice.top_k), ("top_p", choice.top_p)):
+            arrays[name][:rows] = values
+        drawn = [row for row in range(rows) if choice.temperature[row] > 0]
+        table = arrays["uniforms"].reshape(-1, self._capacity)
+        for row in drawn:  # the token after position p is drawn with number p
+            numbers = choice.uniforms[row][: self._capacity - int(lengths[row])]
+            table[row, int(lengths[row]) : int(lengths[row]) + len(numbers)] = numbers
+        self._inputs.upload(self._stream, MOVING[0], None if drawn else "uniforms")
+
+    def advance(self, index: int) -> None:
+        """Put step `index` since `start` into the stream, and the copy of its tokens to the host."""
+        assert self._span is not None
+        rows, place = self._span[1], index % RING
+
+        def enqueue() -> None:
+            self._context.run()
+            goal, source = self._inputs.address(MOVING[0]), self._outputs.address(f"next.{MOVING[0]}")
+            self._stream.copy(goal, source, moving_bytes(self._inputs))
+
+        self._perform("run", enqueue)
+        source = self._outputs.address(f"next.{MOVING[0]}")
+        self._stream.download(self._ring.address_of(place), source, rows * self._ring.array.itemsize)
+        self._stream.record(self._events[place])
+
+    def tokens(self, index: int) -> list[int]:
+        """Wait for step `index` and return the token chosen for each row."""
+        assert self._span is not None
+        self._events[index % RING].wait()
+        return [int(token) for token in self._ring.array[index % RING, : self._span[1]]]
+
+    def close(self) -> None:
+        """Drop graphs and context, then free the buffers."""
+        self._stack.close()
+
+    def _enter(self, low: int, rows: int) -> None:
+        """Bind rows low .. low + rows of the cache; graphs of other rows hold other addresses and are dropped."""
+        if self._span == (low, rows):
+            return
+        self._stream.synchronize()
+        self._drop_graphs()
+        self._has_run.clear()
+        self._span = low, rows
+        self._context.bind(self._cache.addresses(low))
+        self._context.shape(dict.fromkeys(("input_ids", "position_ids", "logits_positions"), (rows, 1)))
+        self._context.shape(dict.fromkeys(("write_indices", "kv_lengths", "temperature", "top_k", "top_p"), (rows,)))
+        self._context.shape({"uniforms": (rows, self._capacity), **self._cache.shapes(rows)})
+
+    def _perform(self, kind: str, enqueue: Callable[[], None]) -> None:
+        """Run a step of one kind: as it is the first time, since backends allocate lazily; as a graph afterwards."""
+        if kind not in self._graphs and kind in self._has_run and self.capture_problem is None:
+            self._capture(kind, enqueue)
+        if kind in self._graphs:
+            self._graphs[kind].launch(self._stream)
+        else:
+            enqueue()
+        self._has_run.add(kind)
+
+    def _capture(self, kind: str, enqueue: Callable[[], None]) -> None:
+        try:
+            self._context.check_capturable()
+            with self._stream.capturing() as capture:
+                enqueue()
+            self._graphs[kind] = capture.graph
+        except EngineError as problem:
+            self.capture_problem = str(problem)
+            warn_not_captured(problem)
+
+    def _drop_graphs(self) -> None:
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+
+
+class Choice:
+    """How the tokens of some rows are chosen on the device: greedily, until said otherwise."""
+
+    def __init__(self, rows: int) -> None:
+        self.temperature = np.zeros(rows, np.float32)
+        self.top_k = np.ones(rows, np.int64)
+        self.top_p = np.ones(rows, np.float32)
+        self.uniforms: list[NDArray[np.float32]] = [np.zeros(0, np.float32) for _ in range(rows)]

@@ -1,0 +1,209 @@
+"""The engine over TensorRT or TensorRT-RTX: two contexts of one plan, one cache, and buffers that never move."""
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+
+import numpy as np
+
+from piston.core.bundle.manifest import CacheSpec
+from piston.core.errors import EngineError, MisuseError
+from piston.runtime.backends.cuda_driver import Cuda
+from piston.runtime.backends.device_decoding import DeviceRow
+from piston.runtime.backends.engine import Logits
+from piston.runtime.backends.kv_cache import KVCache
+from piston.runtime.backends.tensorrt.context import Context
+from piston.runtime.backends.tensorrt.decode_step import RING, Choice, DecodeStep
+from piston.runtime.backends.tensorrt.device_cache import DeviceCache
+from piston.runtime.backends.tensorrt.interface import DECODE, PREFILL, Interface
+from piston.runtime.backends.tensorrt.plan import Plan
+from piston.runtime.backends.tensorrt.prefill_step import PrefillStep
+from piston.runtime.sampling.params import Sampling
+
+AHEAD = RING // 2  # steps in the stream beyond the one the host waits for: enough to hide its work
+
+
+class TensorRTEngine:
+    """See Engine and DeviceDecoding. Memory on the device is taken once, here; `close` or the process's end frees it.
+
+    Args:
+        cuda: the device.
+        plan: the deserialized engine.
+        spec: the cache's layout and type.
+        num_slots: rows decoded together, at most as many as the plan was built for.
+        capacity: positions of each, likewise.
+        max_top_k: how many candidates the plan's sampling looks at.
+
+    Raises:
+        MisuseError: more slots or positions than the plan has.
+        DeviceMemoryError: they do not fit the device.
+        EngineError: TensorRT refuses something.
+    """
+
+    def __init__(
+        self, cuda: Cuda, plan: Plan, spec: CacheSpec, *, num_slots: int, capacity: int, max_top_k: int
+    ) -> None:
+        self.plan = plan
+        self._interface = Interface.read(plan.engine, spec, plan.source)
+        self._interface.check_sizes(num_slots, capacity)
+        self.vocab_size = self._interface.vocab_size
+        self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=())
+        self._max_top_k = max_top_k
+        self._turn = 0  # counts uses of the engine, so that a run notices that another came between
+        self._is_running = False
+        self._is_closed = False
+        with ExitStack() as stack:
+            stack.callback(plan.close)
+            self._stream = cuda.stream()
+            stack.callback(self._stream.close)
+            self._make_steps(cuda, plan, spec, num_slots, stack)
+            stack.callback(plan.save_kernels)
+            # First thing when all ends: nothing may be freed under work that is still going on.
+            stack.callback(self._stream.synchronize)
+            self._release = weakref.finalize(self, _release, stack.pop_all())
+
+    @classmethod
+    def open(cls, plan: Plan, spec: CacheSpec, *, cuda: Cuda, num_slots: int, capacity: int, max_top_k: int) -> Self:
+        """Make an engine of a plan, which it owns from here on, also when it fails; raises as the class does."""
+        try:
+            return cls(cuda, plan, spec, num_slots=num_slots, capacity=capacity, max_top_k=max_top_k)
+        except BaseException:
+            plan.close()
+            raise
+
+    def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
+        """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the host."""
+        ids = self._checked(token_ids)
+        if not 0 <= num_logits <= len(ids):
+            raise MisuseError(f"Logits of {num_logits} positions were asked of a prefill of {len(ids)} tokens.")
+        self.cache.reserve(slot, len(ids))
+        self._settle()
+        found, start = np.empty((num_logits, self.vocab_size), np.float32), 0
+        while start < len(ids):
+            stop = self._chunk_end(start, len(ids), len(ids) - num_logits)
+            kept = range(max(len(ids) - num_logits - start, 0), stop - start)
+            logits = self._prefill.run(slot, ids[start:stop], int(self.cache.lengths[slot]), kept)
+            if num_logits == len(kept):
+                found = logits  # all of them in one chunk: no copy
+            else:
+                done = start + kept.start - (len(ids) - num_logits)
+                found[done : done + len(kept)] = logits
+            self.cache.advance(slot, stop - start)
+            start = stop
+        return found
+
+    def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
+        """See Engine."""
+        self._checked(list(tokens.values()))
+        for slot in tokens:
+            self.cache.reserve(slot, 1)
+        self._settle()
+        found: dict[int, Logits] = {}
+        for low, high in self.cache.spans(tokens):
+            ids = [tokens.get(slot, 0) for slot in range(low, high)]
+            logits = self._decode.step(low, ids, self.cache.lengths[low:high])
+            found |= {slot: logits[slot - low] for slot in range(low, high) if slot in tokens}
+        for slot in tokens:
+            self.cache.advance(slot, 1)
+        return found
+
+    def can_choose(self, sampling: Sampling) -> bool:
+        """See DeviceDecoding: greedy, or temperature and top_p over a top_k that the plan's sampling covers."""
+        plain = sampling.min_p == 0 and sampling.typical_p == 1
+        return plain and (sampling.is_greedy or 1 <= sampling.top_k <= self._max_top_k)
+
+    def run(self, rows: Mapping[int, DeviceRow], num_steps: int) -> Iterator[dict[int, int]]:
+        """See DeviceDecoding."""
+        self._checked([row.token_id for row in rows.values()])
+        for slot in rows:
+            self.cache.reserve(slot, num_steps)
+        spans = self.cache.spans(rows)
+        if len(spans) != 1:
+            return  # a full row lies between them
+        self._settle()
+        (low, high), turn = spans[0], self._turn
+        ids = [rows[slot].token_id if slot in rows else 0 for slot in range(low, high)]
+        self._decode.start(low, ids, self.cache.lengths[low:high], _choice(rows, low, high))
+        self._is_running = True
+        launched = 0
+        for index in range(num_steps):
+            while launched < min(index + 1 + AHEAD, num_steps):
+                self._decode.advance(launched)
+                launched += 1
+            chosen = self._decode.tokens(index)
+            for slot in rows:
+                self.cache.advance(slot, 1)
+            yield {slot: chosen[slot - low] for slot in rows}
+            if self._turn != turn:
+                return
+
+    @property
+    def capture_problem(self) -> str | None:
+        """Why decode steps are not captured into a CUDA graph; None if they are, or have not run twice yet."""
+        return self._decode.capture_problem
+
+    def close(self) -> None:
+        """Free the device; the engine is of no use afterwards."""
+        self._is_closed = True
+        self._turn += 1
+        self._release()
+
+    def _make_steps(self, cuda: Cuda, plan: Plan, spec: CacheSpec, num_slots: int, stack: ExitStack) -> None:
+        interface = self._interface
+        memory = DeviceCache(cuda, self._stream, spec, num_slots, interface.capacity)
+        stack.callback(memory.close)
+        # The two contexts never run at once, so that one piece of scratch memory serves both.
+        scratch = cuda.allocate(max(plan.scratch_bytes, 1), "The scratch memory of TensorRT")
+        stack.callback(scratch.close)
+        contexts = []
+        for profile in (PREFILL, DECODE):
+            context = Context(plan.create_context(is_captured=profile == DECODE), plan.log, profile, self._stream)
+            stack.callback(context.close)
+            context.use_memory(scratch.address, scratch.nbytes)
+            contexts.append(context)
+        self._prefill = PrefillStep(cuda, self._stream, contexts[PREFILL], memory, interface)
+        stack.callback(self._prefill.close)
+        self._decode = DecodeStep(cuda, self._stream, contexts[DECODE], memory, interface, num_slots)
+        stack.callback(self._decode.close)
+
+    def _settle(self) -> None:
+        """A new use of the engine: steps that a run put ahead are finished before buffers are filled again."""
+        self._turn += 1
+        if self._is_running:
+            self._stream.synchronize()
+            self._is_running = False
+
+    def _chunk_end(self, start: int, end: int, first_kept: int) -> int:
+        """Where the chunk that begins at `start` ends: at most a chunk of tokens, and no more logits than fit."""
+        stop = min(start + self._interface.chunk, end)
+        return min(stop, max(start, first_kept) + self._interface.max_logits)
+
+    def _checked(self, token_ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if self._is_closed:
+            raise MisuseError("The engine is closed; load the bundle again.")
+        ids = np.asarray(token_ids, np.int64)
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise MisuseError(
+                f"Token ids run from {ids.min()} to {ids.max()}; the model knows 0 to {self.vocab_size - 1}."
+            )
+        return ids
+
+
+def _release(stack: ExitStack) -> None:
+    """Free everything, whatever fails: after a fault every call does, and the fault has been reported."""
+    with contextlib.suppress(EngineError):
+        stack.close()
+
+
+def _choice(rows: Mapping[int, DeviceRow], low: int, high: int) -> Choice:
+    choice = Choice(high - low)
+    for slot, row in rows.items():
+        if not row.sampling.is_greedy:
+            index = slot - low
+            choice.temperature[index] = row.sampling.temperature
+            choice.top_k[index] = row.sampling.top_k
+            choice.top_p[index] = row.sampling.top_p
+            choice.uniforms[index] = row.uniforms
+    return choice

@@ -1,0 +1,29 @@
+"""What the blocks of a step hold, prefill and decode alike."""
+
+import numpy as np
+
+from piston.runtime.backends.device_block import MOVING, Block, Fields
+
+
+def input_fields(rows: int, seq: int, kept: int, capacity: int) -> Fields:
+    """The inputs of a step of at most rows x seq tokens with rows x kept logits; the moving ones come first."""
+    integers = zip(MOVING, (rows * seq, rows * seq, rows, rows), strict=True)
+    return {
+        **{name: (count, np.int64) for name, count in integers},
+        "logits_positions": (rows * kept, np.int64),
+        "temperature": (rows, np.float32),
+        "top_k": (rows, np.int64),
+        "top_p": (rows, np.float32),
+        "uniforms": (rows * capacity, np.float32),
+    }
+
+
+def output_fields(rows: int, kept: int) -> Fields:
+    """The outputs that the next step takes; for kept = 1 they lie as its inputs do, so that one copy moves them."""
+    counts = (rows * kept, rows * kept, rows, rows)
+    return {f"next.{name}": (count, np.int64) for name, count in zip(MOVING, counts, strict=True)}
+
+
+def moving_bytes(block: Block) -> int:
+    """How much of a block of inputs a step hands to the next."""
+    return block.offsets["logits_positions"]

@@ -1,0 +1,91 @@
+"""What a deserialized engine takes and gives, read from the engine itself and held against docs/tensorrt.md."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from piston.core.bundle.manifest import CacheSpec
+from piston.core.errors import EngineError, MisuseError
+from piston.runtime.backends.device_block import MOVING
+
+PREFILL, DECODE = 0, 1  # profiles
+INPUTS: Mapping[str, str] = {
+    **dict.fromkeys((*MOVING, "logits_positions", "top_k"), "INT64"),
+    **dict.fromkeys(("temperature", "top_p", "uniforms"), "FLOAT"),
+}
+OUTPUTS: Mapping[str, str] = {"logits": "FLOAT", **{f"next.{name}": "INT64" for name in MOVING}}
+CACHE_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """The sizes that were fixed when the engine was built."""
+
+    vocab_size: int
+    capacity: int  # of a row in memory, at least the positions a row may hold
+    max_batch: int
+    chunk: int  # tokens of one prefill step
+    max_logits: int  # of one prefill step
+
+    @classmethod
+    def read(cls, engine: Any, spec: CacheSpec, source: str) -> Self:
+        """Check names, types, profiles and aliasing.
+
+        Raises:
+            EngineError: it is no engine of Piston's, or its cache is not the one `spec` states.
+        """
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        found = {name: engine.get_tensor_dtype(name).name for name in names}
+        if found != (wanted := _tensors(spec)):
+            odd = min(set(found.items()) ^ set(wanted.items()))
+            raise EngineError(f"{source} is not the engine its manifest states: it differs in {odd}; build it again.")
+        if engine.num_optimization_profiles != 2:  # noqa: PLR2004
+            raise EngineError(f"{source} has {engine.num_optimization_profiles} profiles, not 2; build it again.")
+        _check_caches(engine, spec, source)
+        prefill, decode = (_largest(engine, "input_ids", profile) for profile in (PREFILL, DECODE))
+        return cls(
+            vocab_size=int(tuple(engine.get_tensor_shape("logits"))[-1]),
+            capacity=int(tuple(engine.get_tensor_shape("past.0.key"))[2]),
+            max_batch=decode[0],
+            chunk=prefill[1],
+            max_logits=_largest(engine, "logits_positions", PREFILL)[1],
+        )
+
+    def check_sizes(self, num_slots: int, capacity: int) -> None:
+        """Raise MisuseError for more slots or positions than the engine has."""
+        if num_slots > self.max_batch or capacity > self.capacity:
+            raise MisuseError(
+                f"max_batch is {num_slots} and max_length {capacity:,}, but the engine was built for {self.max_batch} "
+                f"and {self.capacity:,}; build it anew."
+            )
+
+
+def cache_names(spec: CacheSpec) -> list[str]:
+    """`0.key`, `0.value`, `1.key`, ...: with past. and present. before them, the cache's tensors."""
+    return [f"{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
+
+
+def _tensors(spec: CacheSpec) -> dict[str, str]:
+    item = CACHE_TYPES.get(spec.dtype, spec.dtype)
+    caches = {f"{side}.{name}": item for side in ("past", "present") for name in cache_names(spec)}
+    return {**INPUTS, **OUTPUTS, **caches}
+
+
+def _check_caches(engine: Any, spec: CacheSpec, source: str) -> None:
+    for name in cache_names(spec):
+        aliased = engine.get_aliased_input_tensor(f"present.{name}")
+        if aliased != f"past.{name}":
+            raise EngineError(
+                f"{source} does not write present.{name} in place of past.{name} but of {aliased or 'nothing'}; "
+                "build it again."
+            )
+        shape = tuple(engine.get_tensor_shape(f"past.{name}"))
+        if len(shape) != 4 or (shape[1], shape[3]) != (spec.num_kv_heads, spec.head_dim) or shape[2] < 1:  # noqa: PLR2004
+            raise EngineError(
+                f"past.{name} of {source} is {list(shape)}, not the {spec.num_kv_heads} heads of {spec.head_dim} that "
+                "its manifest states; build it again."
+            )
+
+
+def _largest(engine: Any, name: str, profile: int) -> tuple[int, ...]:
+    return tuple(int(size) for size in engine.get_tensor_profile_shape(name, profile)[2])

@@ -1,0 +1,1 @@
+"""Decoding: requests, speculation, and completions."""

@@ -1,0 +1,178 @@
+"""Speculation: how many guessed tokens to verify at once, so that it pays, and whether verifying is exact here.
+
+A guess is verified by one engine call over its tokens and changes no token: each is picked, in order and from the same
+logits, as if it had been decoded alone, and the first that differs from the guess ends it. That holds where the backend
+computes a position bit for bit the same alone and among others. Engines must be made for it, and each that is loaded
+is measured once; where it does not hold, nothing is guessed (docs/speculation.md).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from piston.core.bundle.manifest import EngineSpec
+from piston.runtime.backends.engine import Engine, Logits
+from piston.runtime.generate.prompt_lookup import LONGEST_MATCH, Draft, PromptLookup
+
+PROBE_STEPS = 8  # tokens decoded one by one to compare with
+PROBE_SIZES = (4, 8, 16)  # tokens of the engine calls they are compared with: kernels change with the size
+LONGEST_DRAFT = max(PROBE_SIZES) - 1
+INEXACT = "this engine rounds a token among others differently from one alone; an ort-cpu:avx512 engine does not"
+# Of a step of one token, until both have been seen: what each further token of a step adds.
+ASSUMED_SLOPE = 0.1
+FORGETTING = 0.95  # weight that older observations keep at each new one
+
+
+class StepCost:
+    """Seconds of an engine call by its number of tokens, a straight line through what was observed of late."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)  # of 1, x, x^2, y, x y
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Take one call into account; old ones fade."""
+        x, y = num_tokens, seconds
+        self._sums = FORGETTING * self._sums + np.array([1, x, x * x, y, x * y])
+
+    def seconds(self, num_tokens: int) -> float:
+        """Predicted cost of a call; without observations in units of a step of one token."""
+        if num_tokens == 0:
+            return 0.0
+        count, sum_x, sum_xx, sum_y, sum_xy = (float(value) for value in self._sums)
+        if count == 0:
+            return 1 + ASSUMED_SLOPE * (num_tokens - 1)
+        spread = sum_xx - sum_x * sum_x / count
+        slope = (sum_xy - sum_x * sum_y / count) / spread if spread > 1e-3 * count else ASSUMED_SLOPE * sum_y / count
+        slope = max(slope, 0.0)
+        return max((sum_y - slope * sum_x) / count, 1e-9) + slope * num_tokens
+
+
+class Verification:
+    """What is known of one engine: how many tokens it verifies exactly, and what that costs. Shared by all its rows.
+
+    `limit` is the number for which the engine was made (`exact_tokens`): integers hide a difference in most positions,
+    so that measuring alone would miss it. 0: nothing is ever guessed.
+    """
+
+    def __init__(self, limit: int = max(PROBE_SIZES)) -> None:
+        self.cost = StepCost()
+        self.limit = limit
+        self.most_tokens: int | None = None if limit else 0  # of a call whose every token is exact; None until probed
+
+    @property
+    def longest_draft(self) -> int:
+        """Tokens that may be guessed at once: one less than a call may have. 0 until probed."""
+        return max((self.most_tokens or 0) - 1, 0)
+
+    def probe(self, engine: Engine, slot: int, token_ids: Sequence[int]) -> None:
+        """Decode the last of `token_ids` one by one and again together, behind what the slot holds.
+
+        The slot is left as it was. Without room or tokens for it nothing is learned.
+        """
+        tokens, start = list(token_ids[-max(PROBE_SIZES) :]), int(engine.cache.lengths[slot])
+        if len(tokens) < max(PROBE_SIZES) or start + max(PROBE_SIZES) > engine.cache.capacity:
+            return
+        most = 0
+        try:
+            alone = np.array([self._timed_step(engine, slot, token_id) for token_id in tokens[:PROBE_STEPS]])
+            for size in [size for size in PROBE_SIZES if size <= self.limit]:
+                engine.cache.rewind(slot, start)
+                began = time.perf_counter()
+                together = engine.prefill(slot, tokens[:size], num_logits=size)
+                self.cost.observe(size, time.perf_counter() - began)
+                if not np.array_equal(alone[:size], together[:PROBE_STEPS]):
+                    break
+                most = size
+        finally:
+            engine.cache.rewind(slot, start)
+        self.most_tokens = most
+
+    def _timed_step(self, engine: Engine, slot: int, token_id: int) -> Logits:
+        began = time.perf_counter()
+        logits = engine.step({slot: token_id})[slot].copy()  # the next call overwrites them
+        self.cost.observe(1, time.perf_counter() - began)
+        return logits
+
+
+def exact_tokens(spec: EngineSpec) -> int:
+    """Up to how many tokens of one call an engine is made to compute each as if it were alone; 0 for none.
+
+    Piston's own kernels are, where every attention runs on them. ONNX Runtime's GroupQueryAttention is not (1.32).
+    """
+    own = spec.got.get("own_kernels")
+    layers = own.get("attention") if isinstance(own, Mapping) else None
+    return max(PROBE_SIZES) if layers and layers == spec.got.get("attention_layers") else 0
+
+
+class Speculator:
+    """The guesses of one row: looked up, cut to the length that pays, and judged by what came.
+
+    A guess that is not worth verifying is remembered and judged all the same, so that a row that starts to repeat is
+    noticed at no cost, and one that stops repeating costs nothing any more.
+
+    Args:
+        verification: of the engine the row runs on.
+        prompt_ids: the tokens of the prompt.
+        limit: most tokens to guess at once.
+    """
+
+    def __init__(self, verification: Verification, prompt_ids: Sequence[int], limit: int) -> None:
+        self.verification = verification
+        self.num_drafted = self.num_accepted = self.num_verified = 0
+        self._limit = limit
+        self._lookup = PromptLookup(prompt_ids)
+        self._pending: Draft | None = None
+        self._num_right = 0  # tokens of the pending guess that came true
+        self._is_verified = False
+        # Right and wrong guesses by length of the match, which grows with each right guess: what a longer one is worth
+        # is learned row by row.
+        self._right = np.array([0.0, *(0.5 * n for n in range(1, LONGEST_MATCH + 1))])
+        self._wrong = np.ones(LONGEST_MATCH + 1)
+
+    def draft(self, num_left: int, num_others: int) -> list[int]:
+        """Tokens worth verifying now, often none.
+
+        Args:
+            num_left: tokens the row may still get; a guess is one shorter.
+            num_others: rows that step in the meantime.
+        """
+        longest = min(self._limit, num_left - 1, self.verification.longest_draft)
+        found = self._lookup.propose(longest) if longest > 0 else None
+        length = 0 if found is None else self._paying_len(found.match_len, longest, num_others)
+        if found is not None and (length or self._pending is None):
+            kept = found.token_ids[: length or longest]
+            self._pending, self._num_right, self._is_verified = Draft(kept, found.match_len), 0, length > 0
+        if found is None or not length:
+            return []
+        self.num_drafted += length
+        self.num_verified += 1
+        return list(found.token_ids[:length])
+
+    def observe(self, token_id: int) -> None:
+        """Take a token that was picked for the row."""
+        self._lookup.append(token_id)
+        if (draft := self._pending) is None:
+            return
+        is_right = token_id == draft.token_ids[self._num_right]
+        match_len = min(draft.match_len + self._num_right, LONGEST_MATCH)
+        self._right[match_len] = FORGETTING * self._right[match_len] + is_right
+        self._wrong[match_len] = FORGETTING * self._wrong[match_len] + (not is_right)
+        self._num_right += is_right
+        self.num_accepted += is_right and self._is_verified
+        if not is_right or self._num_right == len(draft.token_ids):
+            self._pending = None
+
+    def _paying_len(self, match_len: int, longest: int, num_others: int) -> int:
+        """The length of a guess that gives the most tokens a second, 0 if none gives more than a plain step."""
+        cost = self.verification.cost
+        chances = self._right / (self._right + self._wrong)
+        best, best_rate = 0, (num_others + 1) / cost.seconds(num_others + 1)
+        expected, all_right = float(num_others + 1), 1.0
+        for length in range(1, longest + 1):
+            all_right *= float(chances[min(match_len + length - 1, LONGEST_MATCH)])
+            expected += all_right
+            rate = expected / (cost.seconds(num_others) + cost.seconds(length + 1))
+            if rate > best_rate:
+                best, best_rate = length, rate
+        return best

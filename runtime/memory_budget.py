@@ -1,0 +1,76 @@
+"""How many slots of how many positions an engine is loaded with: as asked, as built, or as a container allows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.errors import BundleCorruptError, HostMemoryError, MisuseError
+from piston.runtime.backends.registry import Sizes
+
+WORKING = 64_000_000  # bytes for activations, logits and the interpreter's growth while decoding
+LEAST_LENGTH = 64  # positions below which a cache is of no use
+
+
+def sizes_for(
+    manifest: Manifest,
+    spec: EngineSpec,
+    *,
+    max_batch: int | None,
+    max_length: int | None,
+    threads: int = 0,
+    memory: int | None = None,
+) -> tuple[Sizes, tuple[str, ...]]:
+    """Slots and positions of an engine, and a sentence about each that is less than the bundle was built for.
+
+    What is None is as the bundle was built. Where the cache does not fit into `memory` bytes beside the weights, that
+    is made smaller: first the slots, then the positions. What the caller named is never changed.
+
+    Raises:
+        MisuseError: less than one, or more positions than the engine has.
+        HostMemoryError: it does not fit however small what may be changed is made.
+        BundleCorruptError: the manifest states sizes that are no numbers.
+    """
+    positions = manifest.model.max_positions
+    slots = max_batch if max_batch is not None else _stated(spec.asked, "max_batch", 1)
+    length = max_length if max_length is not None else _stated(spec.asked, "max_length", positions)
+    limit = _stated(spec.got, "max_positions", positions)
+    if slots < 1 or length < 1:
+        raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
+    if length > limit:
+        raise MisuseError(f"max_length is {length:,}, but the engine was built for {limit:,} positions; build it anew.")
+    if memory is None:
+        return Sizes(num_slots=slots, capacity=length, threads=threads), ()
+    weights = weights_bytes(manifest, spec)
+    room = (memory - weights - WORKING) // spec.cache.bytes_per_token  # positions, over all slots
+    fitted_slots = slots if max_batch is not None else max(min(slots, room // length), 1)
+    fitted_length = length if max_length is not None else min(length, room // fitted_slots)
+    if fitted_slots * fitted_length > room or (fitted_length < min(length, LEAST_LENGTH)):
+        needed = fitted_slots * max(fitted_length, min(length, LEAST_LENGTH)) * spec.cache.bytes_per_token
+        raise HostMemoryError(
+            f"{_size(weights + WORKING)} of weights and work and {_size(needed)} of cache do not fit into the "
+            f"{_size(memory)} that this container leaves; raise its memory limit, or lower max_batch or max_length."
+        )
+    changed = [("max_batch", slots, fitted_slots), ("max_length", length, fitted_length)]
+    remarks = tuple(
+        f"{name} is {fitted:,} instead of {built:,}: this container leaves {_size(memory)} of memory."
+        for name, built, fitted in changed
+        if fitted < built
+    )
+    return Sizes(num_slots=fitted_slots, capacity=fitted_length, threads=threads), remarks
+
+
+def weights_bytes(manifest: Manifest, spec: EngineSpec) -> int:
+    """Bytes of an engine's files, which is about what it takes when loaded."""
+    directory = spec.path.rpartition("/")[0]
+    return sum(record.size for name, record in manifest.files.items() if name.rpartition("/")[0] == directory)
+
+
+def _stated(sizes: Mapping[str, Any], name: str, default: int) -> int:
+    value = sizes.get(name, default)
+    if not isinstance(value, int):
+        raise BundleCorruptError(f"The manifest states {name} as {value!r}, it must be an integer; build it again.")
+    return value
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.0f} MB"

@@ -1,0 +1,1 @@
+"""Sampling parameters, logits processors, and the sampler of a row."""

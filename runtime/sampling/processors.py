@@ -1,0 +1,245 @@
+"""Arithmetic on one row of logits: arrays in, new arrays out, the random generator passed in.
+
+`logits` is always float32 of shape (vocab,), never modified, and the result is a new array like it in which a token
+ruled out is -inf. Token ids are int64 arrays. Names, formulas and order are those of transformers' `generate` (read
+in 5.23), so that the same options give the same distribution here and there:
+
+    1. logit_bias, repetition_penalty, frequency_penalty, presence_penalty     shift tokens
+    2. no_repeat_ngram, bad_words, min_tokens                                  forbid tokens
+    3. temperature, top_k, top_p, min_p, typical_p (`warp`; skipped if greedy) shape what is left
+
+transformers has no frequency and presence penalty: theirs is OpenAI's formula, at the place vLLM gives them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.errors import EngineError, MisuseError
+from piston.runtime.sampling.params import Sampling
+
+Logits = NDArray[np.float32]
+TokenIds = NDArray[np.int64]
+
+
+def pick(logits: Logits, sampling: Sampling, rng: np.random.Generator) -> int:
+    """Choose a token: the likeliest if greedy, else drawn from what `warp` leaves of `logits`.
+
+    Raises:
+        EngineError: the logits hold NaN or infinity, or rule every token out.
+    """
+    token_id = likeliest(logits)
+    return token_id if sampling.is_greedy else draw(warp(logits, sampling), rng)
+
+
+def likeliest(logits: Logits) -> int:
+    """Index of the highest logit, the lowest index among equals.
+
+    Raises:
+        EngineError: it is not finite; since NaN outranks everything in argmax, this finds any NaN.
+    """
+    assert logits.ndim == 1
+    token_id = int(logits.argmax())
+    if not np.isfinite(logits[token_id]):
+        raise EngineError(
+            f"The highest of {logits.size:,} logits is {logits[token_id]} (token {token_id}), so no token can be "
+            "picked: the engine's arithmetic failed; use a bundle of higher precision."
+        )
+    return token_id
+
+
+def warp(logits: Logits, sampling: Sampling) -> Logits:
+    """Apply the options that shape a distribution to be sampled from: temperature (above 0), then the filters."""
+    warped = temperature(logits, sampling.temperature)
+    if sampling.top_k > 0:
+        warped = top_k(warped, sampling.top_k)
+    if sampling.top_p < 1:
+        warped = top_p(warped, sampling.top_p)
+    if sampling.min_p > 0:
+        warped = min_p(warped, sampling.min_p)
+    if sampling.typical_p < 1:
+        warped = typical_p(warped, sampling.typical_p)
+    return warped
+
+
+def draw(logits: Logits, rng: np.random.Generator) -> int:
+    """Draw a token from softmax(logits) by inverting its distribution function, at the cost of one uniform number.
+
+    One number per token, whatever the options, is what makes a row's text depend on its seed and nothing else.
+    """
+    left = _left(logits)
+    cumulative = np.exp(logits[left].astype(np.float64) - float(logits.max())).cumsum()
+    # A uniform is at most 1 - 2**-53, so `point` stays below the last sum even after rounding; and side="right"
+    # steps over tokens whose probability underflowed to 0.
+    point = rng.random() * cumulative[-1]
+    return int(left[cumulative.searchsorted(point, side="right")])
+
+
+def logprobs(logits: Logits, token_id: int, num_top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Natural log of the probability of `token_id`, and of the `num_top` likeliest tokens as (id, logprob), best first.
+
+    Tokens of probability 0 are not listed; equals are listed by id.
+    """
+    left = _left(logits)
+    shifted = logits[left].astype(np.float64) - float(logits.max())
+    log_total = float(logits.max()) + float(np.log(np.exp(shifted).sum()))
+    best = left[logits[left] >= _kth_largest(logits, num_top)] if num_top else left[:0]
+    best = best[np.argsort(-logits[best], kind="stable")][:num_top]
+    return float(logits[token_id]) - log_total, tuple((int(i), float(logits[i]) - log_total) for i in best)
+
+
+def logit_bias(logits: Logits, bias: Mapping[int, float]) -> Logits:
+    """Add `bias` to the logits of the tokens it names.
+
+    Raises:
+        MisuseError: it names a token the model does not have.
+    """
+    biased = logits.copy()
+    for token_id, value in bias.items():
+        if token_id >= logits.size:
+            raise MisuseError(f"logit_bias names token {token_id}; the model's tokens are 0 to {logits.size - 1}.")
+        biased[token_id] += np.float32(value)
+    return biased
+
+
+def repetition_penalty(logits: Logits, ids: TokenIds, penalty: float) -> Logits:
+    """Divide the positive and multiply the negative logits of all tokens in `ids` by `penalty`, once each.
+
+    The rule of CTRL (Keskar et al. 2019, arXiv:1909.05858) as transformers applies it, to prompt and output alike.
+    """
+    penalized, seen = logits.copy(), _known(ids, logits.size)
+    score = logits[seen].astype(np.float64)
+    with np.errstate(over="ignore"):  # an absurd penalty ends as an infinity, which RowSampler reports
+        penalized[seen] = np.where(score < 0, score * penalty, score / penalty)
+    return penalized
+
+
+def frequency_penalty(logits: Logits, ids: TokenIds, penalty: float) -> Logits:
+    """Subtract `penalty` from a token's logit each time it occurs in `ids`, the output so far (OpenAI's formula)."""
+    penalized = logits.copy()
+    seen, count = np.unique(_known(ids, logits.size), return_counts=True)
+    penalized[seen] -= (penalty * count).astype(np.float32)
+    return penalized
+
+
+def presence_penalty(logits: Logits, ids: TokenIds, penalty: float) -> Logits:
+    """Subtract `penalty` once from the logit of every token in `ids`, the output so far (OpenAI's formula)."""
+    penalized = logits.copy()
+    penalized[np.unique(_known(ids, logits.size))] -= np.float32(penalty)
+    return penalized
+
+
+def no_repeat_ngram(logits: Logits, ids: TokenIds, size: int) -> Logits:
+    """Forbid every token that would complete, after `ids`, a run of `size` tokens already in `ids`."""
+    if ids.size < size:
+        return logits.copy()
+    ngram = np.lib.stride_tricks.sliding_window_view(ids, size)  # (num_ngrams, size)
+    begun = (ngram[:, :-1] == ids[ids.size + 1 - size :]).all(axis=1)
+    return _without(logits, ngram[begun, -1])
+
+
+def bad_words(logits: Logits, ids: TokenIds, sequences: Sequence[Sequence[int]]) -> Logits:
+    """Forbid the last token of every (non-empty) sequence whose other tokens `ids` ends with."""
+    longest = max(map(len, sequences), default=0)
+    tail = ids[max(0, ids.size - longest) :].tolist()
+    last = [word[-1] for word in sequences if tail[max(0, len(tail) + 1 - len(word)) :] == list(word[:-1])]
+    return _without(logits, np.array(last, np.int64))
+
+
+def min_tokens(logits: Logits, output_len: int, minimum: int, end_ids: Iterable[int]) -> Logits:
+    """Forbid the tokens that would end the text while fewer than `minimum` tokens have been generated."""
+    return _without(logits, np.array(list(end_ids), np.int64)) if output_len < minimum else logits.copy()
+
+
+def temperature(logits: Logits, value: float) -> Logits:
+    """Divide by `value` (above 0) after lowering all logits so that the highest is 0, which softmax does not see.
+
+    The shift is what lets `value` approach 0: the others underflow to -inf where the highest would overflow.
+    """
+    bounds = np.finfo(np.float32)
+    divisor = np.float32(min(max(value, float(bounds.tiny)), float(bounds.max)))
+    with np.errstate(over="ignore"):
+        scaled: Logits = (logits - logits.max()) / divisor
+    return scaled
+
+
+def top_k(logits: Logits, k: int) -> Logits:
+    """Keep the `k` highest logits, and any equal to the last of them."""
+    return np.where(logits < _kth_largest(logits, k), np.float32(-np.inf), logits)
+
+
+def top_p(logits: Logits, p: float) -> Logits:
+    """Keep the fewest likeliest tokens whose probabilities reach `p`, at least one; among equals the lower ids.
+
+    Nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
+    """
+    left = _left(logits)
+    probability = _softmax(logits[left])
+    # Sorting is the cost. All tokens less likely than (1 - p) / vocab together weigh less than 1 - p, hence lie
+    # outside the nucleus; half of that leaves room for rounding and always keeps the likeliest.
+    left, probability = _where(probability >= (1 - p) / (2 * left.size), left, probability)
+    order = np.argsort(-probability, kind="stable")
+    num_kept = int(probability[order].cumsum().searchsorted(p)) + 1  # the token that reaches p is in
+    return _only(logits, left[order[:num_kept]])
+
+
+def min_p(logits: Logits, p: float) -> Logits:
+    """Keep the tokens at least `p` (above 0) times as likely as the likeliest.
+
+    Nguyen et al. 2024, arXiv:2407.01082.
+    """
+    return np.where(logits < logits.max() + np.float32(np.log(p)), np.float32(-np.inf), logits)
+
+
+def typical_p(logits: Logits, mass: float) -> Logits:
+    """Keep the tokens of most nearly expected surprise, until they weigh `mass`, and any as near as the last.
+
+    Locally typical sampling (Meister et al. 2023, arXiv:2202.00666).
+    """
+    left = _left(logits)
+    probability = _softmax(logits[left])
+    left, probability = _where(probability > 0, left, probability)
+    surprise = -np.log(probability)
+    oddity = np.abs(surprise - (probability * surprise).sum())
+    order = np.argsort(oddity, kind="stable")
+    last = min(int(probability[order].cumsum().searchsorted(mass)), order.size - 1)
+    return _only(logits, left[oddity <= oddity[order[last]]])
+
+
+def _softmax(logits: Logits) -> NDArray[np.float64]:
+    weight: NDArray[np.float64] = np.exp(logits.astype(np.float64) - float(logits.max()))
+    probability: NDArray[np.float64] = weight / weight.sum()
+    return probability
+
+
+def _left(logits: Logits) -> NDArray[np.intp]:
+    return np.flatnonzero(logits > -np.inf)
+
+
+def _where(
+    kept: NDArray[np.bool_], ids: NDArray[np.intp], probability: NDArray[np.float64]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    return ids[kept], probability[kept]
+
+
+def _only(logits: Logits, ids: NDArray[np.intp]) -> Logits:
+    kept = np.full_like(logits, -np.inf)
+    kept[ids] = logits[ids]
+    return kept
+
+
+def _without(logits: Logits, ids: TokenIds) -> Logits:
+    kept = logits.copy()
+    kept[_known(ids, logits.size)] = -np.inf
+    return kept
+
+
+def _known(ids: TokenIds, vocab_size: int) -> TokenIds:
+    # A tokenizer may know more tokens than the model scores; one that has no logit cannot be picked anyway.
+    return ids[ids < vocab_size]
+
+
+def _kth_largest(logits: Logits, k: int) -> np.float32:
+    place = max(logits.size - k, 0)
+    return np.float32(np.partition(logits, place)[place])

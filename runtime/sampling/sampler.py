@@ -1,0 +1,170 @@
+"""RowSampler: the state of one generated row, that is its history, its random stream and why it ended.
+
+It sees token ids only: stop strings are for whoever decodes the text.
+"""
+
+import copy
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.errors import MisuseError
+from piston.runtime.sampling import processors as row
+from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.processors import Logits, TokenIds
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A chosen token; its logprob and the likeliest (token id, logprob) pairs, best first, where asked for.
+
+    Logprobs are of the model's own distribution, before any option touches it, as OpenAI's and vLLM's are.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class RowSampler:
+    """Picks the tokens of one row, one `pick` per step, until `finish_reason` is not None.
+
+    Args:
+        sampling: the options.
+        prompt_ids: token ids of the prompt; repetition_penalty, no_repeat_ngram_size and bad_words look at them.
+        eos_token_ids: tokens by which the model itself ends a text.
+        bad_words_ids: token ids of `sampling.bad_words`, one sequence for each spelling to forbid. A word that is an
+            end token is forbidden like any other.
+        index: which of the rows that share a seed this is; each has its own random stream.
+
+    Raises:
+        MisuseError: the sampling has bad_words but no ids came with it, or one of them is empty.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt_ids: Sequence[int] | NDArray[np.integer],
+        *,
+        eos_token_ids: Iterable[int] = (),
+        bad_words_ids: Iterable[Sequence[int]] = (),
+        index: int = 0,
+    ) -> None:
+        self.sampling = sampling
+        # 53 bits, so that a seed drawn here survives a JSON reader that keeps numbers as doubles.
+        self.seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
+        self.finish_reason: FinishReason | None = None
+        self.stopped_by: int | None = None  # the token that ended the row, when finish_reason is "stop"
+        self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(index,))))
+        self._prompt_ids: TokenIds = np.array(prompt_ids, np.int64)
+        self._output_ids: list[int] = []
+        self._end_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else {*eos_token_ids})
+        self._bad_words_ids = tuple(tuple(sequence) for sequence in bad_words_ids)
+        if not all(self._bad_words_ids) or (sampling.bad_words and not self._bad_words_ids):
+            raise MisuseError(f"bad_words is {sampling.bad_words!r}; each word must come with its token ids.")
+
+    @property
+    def output_ids(self) -> tuple[int, ...]:
+        """The tokens picked so far, the one that stopped the row included."""
+        return tuple(self._output_ids)
+
+    def pick(self, logits: Logits) -> Pick:
+        """Choose and record the next token from the model's float32 logits of shape (vocab,), left unmodified.
+
+        Raises:
+            EngineError: the logits hold NaN or infinity, or rule every token out.
+            MisuseError: the row is finished, or its options leave no token to pick.
+        """
+        self._check_unfinished()
+        token_id = row.pick(self._adjust(logits), self.sampling, self._rng)
+        self._record(token_id)
+        if not self.sampling.logprobs:
+            return Pick(token_id)
+        return Pick(token_id, *row.logprobs(logits, token_id, self.sampling.top_logprobs))
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the next token depends on the row's history, or its logits are reported: no device can pick it."""
+        options = self.sampling
+        return bool(
+            options.logprobs
+            or options.logit_bias
+            or options.repetition_penalty != 1
+            or options.frequency_penalty
+            or options.presence_penalty
+            or options.no_repeat_ngram_size
+            or self._bad_words_ids
+            or len(self._output_ids) < options.min_tokens
+        )
+
+    def uniforms(self, count: int) -> NDArray[np.float32]:
+        """The random numbers of the next `count` picks, float32 in [0, 1); `pick` and `record` still draw them."""
+        if self.sampling.is_greedy:
+            return np.zeros(count, np.float32)
+        numbers = copy.deepcopy(self._rng).random(count).astype(np.float32)
+        return np.minimum(numbers, np.nextafter(np.float32(1), np.float32(0)))  # 1 - 2**-53 rounds to 1
+
+    def record(self, token_id: int) -> Pick:
+        """Take over a token that was picked elsewhere by the next of `uniforms`; raises MisuseError as `pick` does."""
+        self._check_unfinished()
+        if not self.sampling.is_greedy:
+            self._rng.random()
+        self._record(token_id)
+        return Pick(token_id)
+
+    def _check_unfinished(self) -> None:
+        if self.finish_reason:
+            raise MisuseError(f"The row is finished ({self.finish_reason}): no further token can be picked.")
+
+    def _adjust(self, logits: Logits) -> Logits:
+        """Everything that depends on the row's history; the argument itself when no such option is set."""
+        adjusted = self._forbid(self._shift(logits))
+        if adjusted is not logits:
+            row.likeliest(logits)  # tells a broken engine from options that contradict each other
+            if not np.isfinite(highest := adjusted.max()):
+                raise MisuseError(
+                    f"After {len(self._output_ids)} tokens the options leave none to pick (the highest logit is "
+                    f"{highest}); loosen logit_bias, the penalties, no_repeat_ngram_size, bad_words or min_tokens."
+                )
+        return adjusted
+
+    def _shift(self, logits: Logits) -> Logits:
+        options = self.sampling
+        if options.logit_bias:
+            logits = row.logit_bias(logits, options.logit_bias)
+        if options.repetition_penalty != 1:
+            logits = row.repetition_penalty(logits, self._history(), options.repetition_penalty)
+        if options.frequency_penalty:
+            logits = row.frequency_penalty(logits, self._output(), options.frequency_penalty)
+        if options.presence_penalty:
+            logits = row.presence_penalty(logits, self._output(), options.presence_penalty)
+        return logits
+
+    def _forbid(self, logits: Logits) -> Logits:
+        options = self.sampling
+        if options.no_repeat_ngram_size:
+            logits = row.no_repeat_ngram(logits, self._history(), options.no_repeat_ngram_size)
+        if self._bad_words_ids:
+            logits = row.bad_words(logits, self._history(), self._bad_words_ids)
+        if len(self._output_ids) < options.min_tokens:
+            logits = row.min_tokens(logits, len(self._output_ids), options.min_tokens, self._end_ids)
+        return logits
+
+    def _record(self, token_id: int) -> None:
+        self._output_ids.append(token_id)
+        if token_id in self._end_ids:
+            self.finish_reason, self.stopped_by = "stop", token_id
+        elif len(self._output_ids) >= self.sampling.max_tokens:
+            self.finish_reason = "length"
+
+    def _output(self) -> TokenIds:
+        return np.array(self._output_ids, np.int64)
+
+    def _history(self) -> TokenIds:
+        return np.concatenate([self._prompt_ids, self._output()])

@@ -1,0 +1,238 @@
+"""Text to token ids and back, over a `tokenizer.json`; whole, or piece by piece while a model writes.
+
+Knows nothing of models or chats. Both directions of decoding go through `StreamDecoder`, so what was
+streamed and what `Tokenizer.decode` returns can never differ.
+"""
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
+
+from piston.core.errors import BundleCorruptError, MisuseError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+
+
+class Tokenizer:
+    """The vocabulary of a model: text to ids, ids to text.
+
+    Args:
+        backend: what reads `tokenizer.json`; its truncation and padding are switched off.
+        bos_token_id: the id that begins a text, if the model has one.
+        eos_token_ids: the ids that end a text.
+    """
+
+    def __init__(
+        self,
+        backend: "tokenizers.Tokenizer",
+        *,
+        bos_token_id: int | None = None,
+        eos_token_ids: Iterable[int] = (),
+    ) -> None:
+        # Files saved while training carry these, and would drop the end of a long prompt without a word.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.bos_token_id = bos_token_id
+        self.eos_token_ids = tuple(eos_token_ids)
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        steps = _decoder_steps(backend)
+        self._is_byte_level = "ByteLevel" in steps
+        self._has_byte_tokens = "ByteFallback" in steps
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        bos_token_id: int | None = None,
+        eos_token_ids: Iterable[int] = (),
+    ) -> Self:
+        """Read a `tokenizer.json`.
+
+        Raises:
+            BundleCorruptError: the file is missing, or is not a tokenizer.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            backend = Backend.from_file(os.fspath(path))
+        except Exception as error:  # the library raises bare Exception for everything
+            raise BundleCorruptError(
+                f"Cannot read the tokenizer {os.fspath(path)}: {_one_line(error)}; make the bundle again"
+            ) from error
+        return cls(backend, bos_token_id=bos_token_id, eos_token_ids=eos_token_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included; a model's logits may be padded beyond it."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as `tokenizer.json` spells it, or None."""
+        return self._backend.token_to_id(token)
+
+    def token_of(self, token_id: int) -> str | None:
+        """A token as `tokenizer.json` spells it, or None for an id without one.
+
+        Raises:
+            MisuseError: the id is no unsigned 32-bit integer.
+        """
+        try:
+            return self._backend.id_to_token(token_id)
+        except (OverflowError, TypeError) as error:
+            raise MisuseError(f"{token_id!r} is not a token id; ids are integers from 0") from error
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Turn text into ids, all of it however long.
+
+        A special token spelt out in the text becomes that token, as chat templates need.
+
+        Args:
+            text: what to encode.
+            add_special_tokens: add what the model expects around a text, such as its first token; pass
+                False for the output of a chat template, which writes its own.
+
+        Raises:
+            MisuseError: the text is not Unicode (an unpaired surrogate), or not a string.
+            BundleCorruptError: the tokenizer lacks the unknown token its own rules ask for.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            raise MisuseError(f"Cannot encode {text!r:.80}: text must be a string of Unicode characters") from error
+        except Exception as error:  # the library raises bare Exception for everything
+            raise BundleCorruptError(
+                f"The tokenizer cannot encode this text: {_one_line(error)}; make the bundle again"
+            ) from error
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Turn ids into text; ids without a token are left out.
+
+        Same text as the `tokenizers` library, except where byte tokens such as <0xE2> do not form UTF-8:
+        there the library replaces the whole run of bytes, good characters included, and this one, like
+        SentencePiece (`ProcessBytePieces`), each byte that is no part of a character. Only so can a
+        character be shown before the run of bytes has ended.
+        """
+        decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
+        return "".join([decoder.push(id_) for id_ in ids]) + decoder.flush()
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is one like <|im_end|>, which steers a model and is no text."""
+        return token_id in self._special_ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds in the middle of a text: perhaps part of a character; empty for an unknown id."""
+        return self.bytes_after(token_id, token_id)
+
+    def bytes_after(self, previous_id: int | None, token_id: int) -> bytes:
+        """What a token adds to a text that ends with another token, or (None) to an empty text."""
+        token = self.token_of(token_id)
+        if token is None:
+            return b""
+        if self._is_byte_level:
+            return _bytes_from_byte_level(token)
+        if self._has_byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
+            byte = bytes.fromhex(match[1])
+            # At the start even a byte may be dropped: <0x20> where the decoder strips the first space.
+            if previous_id is not None or not byte.isascii():
+                return byte
+        return self._text_after(previous_id, token_id).encode()
+
+    def utf8_decoder(self) -> codecs.IncrementalDecoder:
+        """A fresh decoder for what `bytes_after` gives; bytes it escapes stand for U+FFFD.
+
+        An incomplete character becomes one U+FFFD in byte-level text and one for each byte in byte tokens:
+        the habits of Rust's `from_utf8_lossy` and of SentencePiece.
+        """
+        return codecs.getincrementaldecoder("utf-8")("replace" if self._is_byte_level else "surrogateescape")
+
+    def _text_after(self, previous_id: int | None, token_id: int) -> str:
+        # No decoder looks further back than one token, apart from asking whether a token is the first.
+        before = [] if previous_id is None else [previous_id]
+        already = self._backend.decode(before, skip_special_tokens=False)
+        both = self._backend.decode([*before, token_id], skip_special_tokens=False)
+        return both[len(already) :]
+
+
+class StreamDecoder:
+    """Turns ids into text as they come, in constant time for each.
+
+    Every piece consists of whole code points: at most three bytes are held back, until the next token
+    completes or refutes them. Nothing else is held, so U+FFFD in a text is passed on like any character.
+    A piece may end inside a grapheme (an emoji before the joiner that extends it): the next piece goes on
+    with it, and a reader who appends pieces sees the same text as one who waited for the end. Holding
+    graphemes back would delay every character by a token.
+
+    Args:
+        tokenizer: whose ids they are.
+        skip_special_tokens: leave out tokens such as <|im_end|>.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._utf8 = tokenizer.utf8_decoder()
+        self._previous_id: int | None = None
+
+    def push(self, token_id: int) -> str:
+        """Take the next id; give the text that became final, often a word, sometimes nothing.
+
+        Raises:
+            MisuseError: the id is no unsigned 32-bit integer.
+        """
+        if self._skip_special_tokens and self._tokenizer.is_special(token_id):
+            return ""
+        if self._tokenizer.token_of(token_id) is None:
+            return ""
+        data = self._tokenizer.bytes_after(self._previous_id, token_id)
+        self._previous_id = token_id
+        return _ESCAPED_BYTE.sub("\ufffd", self._utf8.decode(data))
+
+    def flush(self) -> str:
+        """Give the rest, an unfinished character as U+FFFD, and begin a new text."""
+        self._previous_id = None
+        return _ESCAPED_BYTE.sub("\ufffd", self._utf8.decode(b"", final=True))
+
+
+def _decoder_steps(backend: "tokenizers.Tokenizer") -> frozenset[str]:
+    """The types of decoder the tokenizer chains, such as {"ByteFallback", "Fuse", "Replace"}."""
+    if backend.decoder is None:
+        return frozenset()
+    # Its pickle is JSON, and much smaller than the whole tokenizer's (tokenizers 0.23).
+    pending: list[dict[str, Any]] = [json.loads(backend.decoder.__getstate__())]
+    types = set()
+    while pending:
+        step = pending.pop()
+        types.add(step["type"])
+        pending += step.get("decoders", [])
+    return frozenset(types)
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The characters that stand for bytes in byte-level vocabularies (`bytes_to_unicode` of GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_of_char()
+
+
+def _bytes_from_byte_level(token: str) -> bytes:
+    try:
+        return bytes([_BYTE_OF_CHAR[char] for char in token])
+    except KeyError:  # an added token, kept as it is spelt
+        return token.encode()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,145 @@
+"""Each adapter over a double of its library; Piston's own over a real bundle, in a process of its own."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from benched import contender
+
+from piston.bench import adapters
+from piston.bench.child import SERVE, Child
+from piston.bench.systems import KINDS
+
+PROMPTS = [[5, 6, 7], [8, 9, 10]]
+OPTIONS = {"threads": 3, "max_length": 64, "max_batch": 2}
+
+
+def adapter_of(name):
+    spec = importlib.util.spec_from_file_location(f"adapter_{name}", Path(adapters.__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def counted(adapter, prompts, gen_len):
+    steps = []
+    rows = adapter.run(prompts, gen_len, lambda *at: steps.append(at))
+    return rows, steps
+
+
+def test_every_kind_has_an_adapter_and_every_adapter_says_what_it_needs():
+    serve = adapter_of("serve")
+    assert tuple(serve.FILES) == KINDS
+    for name in serve.FILES.values():
+        module = adapter_of(name)
+        assert module.LIBRARY
+        assert module.PACKAGES
+
+
+def test_genai_is_told_threads_and_lengths_and_gives_the_new_tokens_only():
+    told = {}
+
+    class Generator:
+        def __init__(self, model, params):
+            self.rows = None
+
+        def append_tokens(self, ids):
+            self.rows = [list(row) for row in (ids if isinstance(ids[0], list) else [ids])]
+
+        def generate_next_token(self):
+            for index, row in enumerate(self.rows):
+                row.append(100 + index)
+
+        def get_sequence(self, row):
+            return self.rows[row]
+
+    library = SimpleNamespace(
+        Config=lambda path: SimpleNamespace(overlay=lambda text: told.update(json.loads(text))),
+        Model=lambda config: "model",
+        GeneratorParams=lambda model: SimpleNamespace(set_search_options=lambda **options: told.update(options)),
+        Generator=Generator,
+    )
+    adapter = adapter_of("genai").Adapter(library, "path", OPTIONS)
+    rows, steps = counted(adapter, PROMPTS, 4)
+    assert rows == [[100] * 4, [101] * 4]
+    assert len(steps) == 4
+    assert (told["max_length"], told["min_length"], told["batch_size"], told["do_sample"]) == (7, 7, 2, False)
+    assert told["model"]["decoder"]["session_options"] == {"intra_op_num_threads": 3}
+    assert counted(adapter, PROMPTS[:1], 2)[0] == [[100, 100]]
+
+
+def test_ct2_looks_tokens_up_and_counts_a_step_when_every_row_has_its_token(tmp_path):
+    (tmp_path / "vocabulary.json").write_text(json.dumps([f"t{index}" for index in range(20)]), encoding="utf-8")
+
+    class Generator:
+        def __init__(self, path, **options):
+            assert options["intra_threads"] == 3
+
+        def generate_batch(self, tokens, *, max_length, min_length, callback, **options):
+            assert tokens == [["t5", "t6", "t7"], ["t8", "t9", "t10"]]
+            assert (max_length, min_length, options["sampling_topk"]) == (3, 3, 1)
+            assert options["include_prompt_in_result"] is False
+            for step in range(max_length):
+                for row in (1, 0):
+                    assert not callback(SimpleNamespace(batch_id=row, token_id=10 * row + step))
+
+    adapter = adapter_of("ct2").Adapter(SimpleNamespace(Generator=Generator), str(tmp_path), OPTIONS)
+    rows, steps = counted(adapter, PROMPTS, 3)
+    assert rows == [[0, 1, 2], [10, 11, 12]]
+    assert len(steps) == 3
+
+
+def test_openvino_takes_the_times_of_a_batch_from_its_own_clocks():
+    """The first is microseconds from the call, the others milliseconds on a clock with any zero."""
+    raw = SimpleNamespace(m_times_to_first_token=[250_000.0], m_new_token_times=[9000.0, 9100.0, 9250.0])
+    assert adapter_of("openvino")._times(raw) == pytest.approx([0.25, 0.35, 0.5])
+
+
+@pytest.fixture
+def toy_bundle(toy_llama, tmp_path):
+    """The real toy as a bundle."""
+    from toy_model import write_bundle
+
+    from piston.core.bundle.manifest import EngineSpec
+
+    for path in toy_llama.path.parent.glob("model.onnx*"):
+        (tmp_path / "bundle/ort-cpu").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bundle/ort-cpu" / path.name).write_bytes(path.read_bytes())
+    engine = EngineSpec(
+        target="ort-cpu", path="ort-cpu/model.onnx", cache=toy_llama.spec, asked={"max_batch": 2}, got={}
+    )
+    write_bundle(tmp_path / "bundle", cache=toy_llama.spec, engines=(engine,))
+    return tmp_path / "bundle"
+
+
+def test_piston_in_a_process_of_its_own_answers_as_in_this_one(toy_bundle):
+    from piston.runtime import Sampling, load
+
+    with load(toy_bundle, max_batch=1, max_length=64) as model:
+        wanted = model.generate(PROMPTS, Sampling(max_tokens=5, ignore_eos=True))
+    own = contender("toy", path=str(toy_bundle), python=sys.executable)
+    with Child(own, OPTIONS, timeout=60) as child:
+        ran = child.run(PROMPTS, 5)
+    assert ran.token_ids == tuple(item.token_ids for item in wanted)
+    assert sorted(ran.times) == list(ran.times)
+    assert np.min(ran.times) > 0
+    assert ran.peak_bytes > 10_000_000
+    assert set(ran.parts) == {"sample", "tokenize"}
+    assert child.versions["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_the_far_side_needs_no_piston_and_no_package():
+    """It runs in a rival's environment, where there is neither."""
+    source = SERVE.read_text(encoding="utf-8")
+    imported = {
+        line.split()[1].split(".")[0] for line in source.splitlines() if line.lstrip().startswith(("import ", "from "))
+    }
+    assert imported <= set(sys.stdlib_module_names)
+    for name in ("genai", "ct2", "openvino", "llama_cpp", "transformers", "piston"):
+        text = SERVE.with_name(f"{name}.py").read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+        assert {line.split()[1].split(".")[0] for line in lines} <= set(sys.stdlib_module_names)

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benched import OPTIONS, noisy_runs, system_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piston.bench.baseline import read_reference
+from piston.bench.fingerprint import take_fingerprint
+from piston.bench.reading import report_from
+from piston.bench.report import Report
+from piston.core.errors import MisuseError
+
+PATH = Path("base.json")
+REPORT = Report(
+    machine=take_fingerprint(2),
+    options=OPTIONS,
+    systems=(system_of(noisy_runs(np.random.default_rng(0), 3)),),
+    piston="1",
+    date="today",
+)
+
+
+def data():
+    return json.loads(json.dumps(REPORT.to_json()))
+
+
+def test_a_report_survives_being_written_and_read():
+    assert report_from(data(), PATH) == REPORT
+
+
+def test_another_schema_is_named():
+    with pytest.raises(MisuseError, match="has schema 2, this Piston reads 1"):
+        report_from(data() | {"schema": 2}, PATH)
+
+
+def places(value, path=()):
+    """Paths of every value in a document."""
+    yield path
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield from places(item, (*path, key))
+
+
+JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.none(), max_size=2))
+NEEDED = [path for path in places(data()) if path and path[0] not in {"ratios", "gates", "profile", "baseline"}]
+
+
+@given(place=st.sampled_from(NEEDED), junk=JUNK)
+def test_a_report_with_anything_anywhere_is_read_or_refused_in_one_line(place, junk):
+    document = data()
+    target = document
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = junk
+    told = ""
+    try:
+        report_from(document, PATH)
+    except MisuseError as problem:
+        told = str(problem)
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("place", [path for path in NEEDED if path[-1] == "times"])
+@pytest.mark.parametrize("times", [[], [1.0], [2.0] * 16, [3.0, 1.0, *range(4, 18)], [float("nan")] * 16])
+def test_times_that_cannot_be_are_refused(place, times):
+    document = data()
+    target = document
+    for key in place[:-1]:
+        target = target[key]
+    target["times"] = times
+    with pytest.raises(MisuseError, match="no report"):
+        report_from(document, PATH)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema": 1}', "[" * 100_000])
+def test_a_file_that_is_no_report_is_refused(tmp_path, text):
+    (tmp_path / "base.json").write_text(text, encoding="utf-8")
+    with pytest.raises(MisuseError, match="--baseline"):
+        read_reference(tmp_path / "base.json")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(MisuseError, match="Cannot read --baseline"):
+        read_reference(tmp_path / "none.json")

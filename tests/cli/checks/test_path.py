@@ -1,0 +1,240 @@
+"""Every kind of broken or foreign thing, each with what must be said of it and the command that must be given."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy_model import CACHE, edit_manifest, manifest_of, write_bundle
+
+from piston.cli.checks.path import examine_path
+from piston.core.bundle.manifest import EngineSpec, record_files
+
+INSTALLED = {"tensorrt-rtx-cu13": "1.7.1.116", "onnxruntime": "1.32.0"}
+
+
+@pytest.fixture(autouse=True)
+def without_gpu(monkeypatch):
+    monkeypatch.setattr("piston.runtime.backends.cuda_driver.has_driver", lambda: False)
+
+
+def plan(tag=b"vtrt", version=(1, 7, 1, 116), size=96):
+    head = bytearray(64)
+    head[:4], head[16:24], head[24:28], head[32] = tag, size.to_bytes(8, "little"), bytes(version), 8
+    return bytes(head) + bytes(32)
+
+
+def graph(*inputs, weights_in=None):
+    onnx = pytest.importorskip("onnx")
+    tensors = []
+    if weights_in:
+        tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=1)
+        tensor.external_data.add(key="location", value=weights_in)
+        tensors.append(tensor)
+    infos = [onnx.helper.make_tensor_value_info(name, 7, [1]) for name in inputs]
+    return onnx.helper.make_model(onnx.helper.make_graph([], "g", infos, [], tensors)).SerializeToString()
+
+
+def write(directory, **files):
+    for name, content in files.items():
+        path = directory / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+
+def named(directory, name, content):
+    (directory / name).write_bytes(content)
+    return directory / name
+
+
+def bundle(directory, edit=None, **changes):
+    write_bundle(directory, **changes)
+    if edit:
+        edit_manifest(directory, edit)
+
+
+def with_engine(directory, target):
+    write_bundle(
+        directory, engines=(EngineSpec(target=target, path="ort-cpu/model.onnx", cache=CACHE, asked={}, got={}),)
+    )
+
+
+def no_tokenizer(directory):
+    write_bundle(directory)
+    (directory / "tokenizer.json").unlink()
+    manifest_of(files=record_files(directory)).write(directory)
+
+
+def broken_tokenizer(directory):
+    write_bundle(directory)
+    (directory / "tokenizer.json").write_text("{}")
+    manifest_of(files=record_files(directory)).write(directory)
+
+
+def damaged(name, change):
+    def make(directory):
+        write_bundle(directory)
+        change(directory / name)
+
+    return make
+
+
+def shortened(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def changed(path):
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+# what it is: (how it is made, in tmp_path; which part is given, what is said, what mends it)
+BROKEN = {
+    "nothing": (lambda d: None, "absent", "there is nothing", "check the path"),
+    "an empty directory": (lambda d: None, "", "nothing here is a model", "piston export"),
+    "no manifest": (damaged("manifest.json", Path.unlink), "", "manifest.json is missing", "copy the directory"),
+    "manifest of nonsense": (lambda d: write(d, **{"manifest.json": b"{"}), "", "cannot be read", "piston build"),
+    "too new": (lambda d: bundle(d, lambda m: m.update(schema=99)), "", "schema 99", "pip install --upgrade piston"),
+    "an older shape": (lambda d: bundle(d, lambda m: m.pop("cache")), "", "cache is missing", "piston build"),
+    "truncated weights": (damaged("ort-cpu/model.onnx", shortened), "", "it was cut short", "--target ort-cpu"),
+    "another file": (damaged("ort-cpu/model.onnx", changed), "", "SHA-256 differs", "--target ort-cpu"),
+    "a missing file": (damaged("ort-cpu/model.onnx", Path.unlink), "", "it is missing", "copy it whole"),
+    "a file outside": (
+        lambda d: bundle(d, lambda m: m["files"].update({"../x": {"sha256": "", "size": 1}})),
+        "",
+        "outside the directory",
+        "copy it whole",
+    ),
+    "no tokenizer": (no_tokenizer, "", "no tokenizer", "tokenizer.json"),
+    "a broken tokenizer": (broken_tokenizer, "", "tokenizer", "piston build"),
+    "no engines": (lambda d: bundle(d, engines=()), "", "without engines", "piston build"),
+    "an unrecorded engine": (
+        lambda d: bundle(d, lambda m: m["engines"][0].update(path="other")),
+        "",
+        "none of the recorded",
+        "piston build",
+    ),
+    "an engine for another target": (
+        lambda d: with_engine(d, "tensorrt-rtx:sm89"),
+        "",
+        "no CUDA driver",
+        "--target ort-cpu --overwrite",
+    ),
+    "an engine for a target of the future": (
+        lambda d: with_engine(d, "npu"),
+        "",
+        "no backend for npu",
+        "--target ort-cpu",
+    ),
+    "genai": (lambda d: write(d, **{"genai_config.json": {}}), "", "onnxruntime-genai", "piston export CHECKPOINT"),
+    "TensorRT-LLM": (lambda d: write(d, **{"rank0.engine": b"x"}), "", "TensorRT-LLM", "piston export CHECKPOINT"),
+    "TensorRT-LLM's config": (
+        lambda d: write(d, **{"config.json": {"pretrained_config": {}, "build_config": {}}}),
+        "",
+        "TensorRT-LLM",
+        "piston export CHECKPOINT",
+    ),
+    "OpenVINO": (lambda d: write(d, **{"openvino_model.xml": b"<"}), "", "OpenVINO", "piston export CHECKPOINT"),
+    "a config alone": (lambda d: write(d, **{"config.json": {}}), "", "without weights", "download"),
+    "a config of nonsense": (lambda d: write(d, **{"config.json": b"{"}), "", "cannot be read", "download it again"),
+    "a checkpoint without tokenizer": (
+        lambda d: write(d, **{"config.json": {}, "model.safetensors": b""}),
+        "",
+        "without a tokenizer",
+        "tokenizer.json",
+    ),
+    "weights alone": (
+        lambda d: write(d, **{"model.safetensors": b"x" * 9}),
+        "model.safetensors",
+        "without their config",
+        "piston export",
+    ),
+    "a plan alone": (
+        lambda d: named(d, "p", plan()),
+        "p",
+        "without its bundle",
+        "piston build MODEL_DIR -o BUNDLE --target tensorrt-rtx",
+    ),
+    "a plan of another version": (
+        lambda d: named(d, "p", plan(version=(1, 6, 0, 9))),
+        "p",
+        "no other version",
+        "pip install 'tensorrt-rtx-cu13==1.6.0.9'",
+    ),
+    "a plan cut short": (lambda d: named(d, "p", plan(size=99)), "p", "cut short", "copy it again"),
+    "a plan of the other compiler": (
+        lambda d: named(d, "p", plan(tag=b"ftrt", version=(11, 4, 0, 2))),
+        "p",
+        "tensorrt 11.4.0.2",
+        "pip install 'piston[trt]'",
+    ),
+    "the beginning of a plan": (lambda d: named(d, "p", b"vtrt123"), "p", "no plan", "piston build"),
+    "a foreign graph": (lambda d: named(d, "x.onnx", graph("image")), "x.onnx", "no decoder", "piston export"),
+    "a graph without its weights": (
+        lambda d: named(d, "x.onnx", graph("image", weights_in="x.data")),
+        "x.onnx",
+        "it is missing",
+        "copy both",
+    ),
+    "a graph whose weights lie outside": (
+        lambda d: named(d, "x.onnx", graph("image", weights_in="../x.data")),
+        "x.onnx",
+        "it is missing",
+        "copy both",
+    ),
+    "a graph of ours, alone": (
+        lambda d: named(d, "m.onnx", graph("input_ids", "kv_lengths")),
+        "m.onnx",
+        "without its directory",
+        "copy the directory",
+    ),
+    "something else": (lambda d: named(d, "x", b"hello"), "x", "no ONNX file", "copy it again"),
+}
+WHOLE = {
+    "a bundle": (bundle, "", "a whole bundle of toy", ""),
+    "its manifest": (bundle, "manifest.json", "a whole bundle of toy", ""),
+    "a model directory": (lambda d: bundle(d, kind="model", engines=()), "", "cannot be run before", "piston build"),
+    "a checkpoint": (
+        lambda d: write(d, **{"config.json": {}, "model.safetensors": b"", "tokenizer.json": {}}),
+        "",
+        "Hugging Face checkpoint",
+        "piston export",
+    ),
+    "a GGUF file": (lambda d: named(d, "x.gguf", b"GGUF\3"), "x.gguf", "GGUF checkpoint", "piston export"),
+    "a directory with one": (lambda d: named(d, "x.gguf", b"GGUF\3"), "", "GGUF checkpoint", "x.gguf -o DIR"),
+}
+
+
+def findings_of(tmp_path, make, part):
+    make(tmp_path)
+    return examine_path(tmp_path / part if part else tmp_path, INSTALLED.get)
+
+
+@pytest.mark.parametrize(("make", "part", "said", "mended"), BROKEN.values(), ids=BROKEN)
+def test_what_is_wrong_is_said_with_what_mends_it(tmp_path, make, part, said, mended):
+    findings = findings_of(tmp_path, make, part)
+    bad = [finding for finding in findings if finding.level != "ok"]
+    assert any(finding.level == "wrong" for finding in bad)
+    assert all(finding.mend for finding in bad)
+    assert any(said in finding.says for finding in bad), findings
+    assert any(mended in finding.mend for finding in bad), findings
+
+
+@pytest.mark.parametrize(("make", "part", "said", "next_step"), WHOLE.values(), ids=WHOLE)
+def test_what_is_whole_is_said_with_the_next_step(tmp_path, make, part, said, next_step):
+    findings = findings_of(tmp_path, make, part)
+    assert {finding.level for finding in findings} == {"ok"}
+    assert any(said in finding.says and next_step in finding.mend for finding in findings), findings
+
+
+def test_every_damaged_file_is_named_not_only_the_first(tmp_path):
+    write_bundle(tmp_path)
+    shortened(tmp_path / "tokenizer.json")
+    changed(tmp_path / "chat_template.jinja")
+    assert len([finding for finding in examine_path(tmp_path) if finding.level == "wrong"]) == 2
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([b"", b"vtrt", b"ftrt", b"GGUF", b"\x08\x08"]), st.binary(max_size=90))
+def test_any_bytes_get_a_finding(tmp_path, tag, rest):
+    assert examine_path(named(tmp_path, "any", tag + rest), INSTALLED.get)

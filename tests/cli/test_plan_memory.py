@@ -1,0 +1,93 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_model import CACHE, manifest_of, write_bundle
+
+from piston.cli.plan_memory import Planned, planned
+from piston.core.bundle.manifest import ModelSpec
+from piston.core.errors import BundleCorruptError, MisuseError
+
+onnx = pytest.importorskip("onnx")
+MODEL = dataclasses.asdict(manifest_of().model)
+HEAD = MODEL["vocab_size"] * MODEL["hidden_size"]
+
+
+def model_dir(directory, *, scheme="fp", **types):
+    """A model directory whose graph has a weight of 100,000 values of each type."""
+    weights = [
+        onnx.helper.make_tensor(name, code, [100_000], bytes(100_000 * size), raw=True)
+        for name, (code, size) in types.items()
+    ]
+    graph = onnx.helper.make_graph([], "g", [], [], weights)
+    onnx.save(onnx.helper.make_model(graph), directory / "model.onnx")
+    manifest = manifest_of(kind="model", engines=(), model=ModelSpec(**(MODEL | {"scheme": scheme})))
+    manifest.write(directory)
+    return manifest
+
+
+F32, F16, I8 = (1, 4), (10, 2), (3, 1)
+
+
+@pytest.mark.parametrize(("target", "nbytes"), [("ort-cpu", 900_000 + 4 * HEAD), ("tensorrt", 500_000)])
+def test_floats_have_the_width_of_the_target_and_integers_their_own(tmp_path, target, nbytes):
+    manifest = model_dir(tmp_path, a=F32, b=F16, c=I8)
+    assert planned(tmp_path, manifest, target).weights == nbytes
+
+
+def test_a_quantized_models_head_is_there_a_second_time_in_int8(tmp_path):
+    weights = planned(tmp_path, model_dir(tmp_path, scheme="w8a8", a=F32), "ort-cpu").weights
+    assert weights == 400_000 + HEAD + HEAD // 8 - 4 * HEAD  # and its embedding stays in the file
+
+
+def test_a_gpu_keeps_its_cache_in_16_bits(tmp_path):
+    manifest = model_dir(tmp_path, a=F32)
+    caches = [planned(tmp_path, manifest, target).at(3, 5).cache for target in ("ort-cpu", "tensorrt-rtx")]
+    assert caches == [15 * CACHE.bytes_per_token, 15 * CACHE.bytes_per_token // 2]
+
+
+def test_a_bundles_weights_are_the_files_of_its_engine(tmp_path):
+    manifest = write_bundle(tmp_path)
+    assert planned(tmp_path, manifest, "ort-cpu").weights == len(b"not a graph") + 4 * HEAD
+
+
+def test_an_engine_that_a_bundle_lacks_is_not_planned_from_another(tmp_path):
+    manifest = write_bundle(tmp_path)
+    with pytest.raises(MisuseError, match="no engine for tensorrt"):
+        planned(tmp_path, manifest, "tensorrt")
+
+
+def test_an_unknown_target_is_refused(tmp_path):
+    with pytest.raises(MisuseError, match="there are ort-cpu"):
+        planned(tmp_path, manifest_of(), "tpu")
+
+
+def test_a_graph_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\xff")
+    with pytest.raises(BundleCorruptError):
+        planned(tmp_path, manifest_of(kind="model", engines=()), "ort-cpu")
+
+
+PLAN = Planned(target="ort-cpu", weights=10**8, cache=CACHE, hidden_size=64, vocab_size=269, max_positions=4096)
+
+
+@given(st.integers(1, 4096), st.integers(0, 10**10))
+def test_the_largest_batch_fits_and_one_more_does_not(length, memory):
+    batch = PLAN.largest_batch(length, memory)
+    assert batch == 0 or PLAN.at(batch, length).total <= memory
+    assert PLAN.at(batch + 1, length).total > memory
+
+
+@given(st.integers(1, 64), st.integers(0, 10**9))
+def test_the_largest_length_fits_and_one_more_does_not(batch, memory):
+    length = PLAN.largest_length(batch, memory)
+    assert length == 0 or PLAN.at(batch, length).total <= memory
+    assert length == PLAN.max_positions or PLAN.at(batch, length + 1).total > memory
+
+
+def test_a_footprint_is_the_sum_of_its_parts():
+    footprint = PLAN.at(2, 100)
+    assert sum(footprint.parts().values()) == footprint.total
+    assert np.all(np.array(list(footprint.parts().values())) > 0)

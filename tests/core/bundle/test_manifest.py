@@ -1,0 +1,376 @@
+import contextlib
+import dataclasses
+import hashlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_model import edit_manifest, manifest_of, write_bundle
+
+from piston.core.bundle.manifest import SCHEMA, CacheSpec, FileRecord, Manifest, record_files, sha256_of
+from piston.core.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError, Error
+from piston.runtime.bundle import Bundle
+
+FULL = manifest_of(
+    files={"a.bin": FileRecord(sha256="0" * 64, size=3), "ort-cpu/model.onnx": FileRecord(sha256="1" * 64, size=5)},
+    generation={"temperature": 0.6},
+    made_by={"piston": "0.1.0", "parity": {"max": 1e-5}},
+)
+PLAIN = json.loads(json.dumps(dataclasses.asdict(FULL)))
+REQUIRED = [
+    "kind",
+    "model",
+    "cache",
+    "tokenizer",
+    "files",
+    "model.name",
+    "model.architecture",
+    "model.num_layers",
+    "model.hidden_size",
+    "model.vocab_size",
+    "model.max_positions",
+    "model.dtype",
+    "cache.num_layers",
+    "cache.num_kv_heads",
+    "cache.head_dim",
+    "cache.dtype",
+    "files.a.bin.sha256",
+    "files.a.bin.size",
+    "engines[0].target",
+    "engines[0].path",
+    "engines[0].cache",
+    "engines[0].cache.num_layers",
+    "engines[0].cache.num_kv_heads",
+    "engines[0].cache.head_dim",
+    "engines[0].cache.dtype",
+    "engines[0].asked",
+    "engines[0].got",
+]
+OPTIONAL = [
+    "model.scheme",
+    "tokenizer.eos_token_ids",
+    "tokenizer.bos_token_id",
+    "tokenizer.pad_token_id",
+    "tokenizer.special_tokens",
+    "tokenizer.has_chat_template",
+    "engines",
+    "generation",
+    "made_by",
+]
+WRONG = {  # of each field, a value of the wrong type
+    "kind": "folder",
+    "model": [],
+    "cache": "none",
+    "tokenizer": 3,
+    "files": ["a.bin"],
+    "files.a.bin": None,
+    "engines": {},
+    "engines[0]": "ort-cpu",
+    "engines[0].target": 1,
+    "engines[0].path": None,
+    "engines[0].cache": "fp16",
+    "engines[0].cache.num_layers": "2",
+    "engines[0].cache.num_kv_heads": None,
+    "engines[0].cache.head_dim": -1,
+    "engines[0].cache.dtype": "int4",
+    "engines[0].asked": [1],
+    "engines[0].got": "much",
+    "generation": [],
+    "made_by": "hand",
+    "model.name": 5,
+    "model.architecture": None,
+    "model.num_layers": "2",
+    "model.hidden_size": 2.0,
+    "model.vocab_size": True,
+    "model.max_positions": -1,
+    "model.dtype": "float8",
+    "model.scheme": 8,
+    "cache.num_layers": None,
+    "cache.num_kv_heads": [2],
+    "cache.head_dim": {},
+    "cache.dtype": ["float32"],
+    "tokenizer.eos_token_ids": 2,
+    "tokenizer.eos_token_ids[0]": "2",
+    "tokenizer.bos_token_id": "1",
+    "tokenizer.pad_token_id": -1,
+    "tokenizer.special_tokens": ["<s>"],
+    "tokenizer.special_tokens.eos_token": None,
+    "tokenizer.has_chat_template": "yes",
+    "files.a.bin.sha256": 0,
+    "files.a.bin.size": "3",
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def tree():
+    return json.loads(json.dumps(PLAIN))
+
+
+def parent_of(data, field):
+    """The container of a field such as files.a.bin.size, and its key."""
+    field = field.replace("a.bin", "a~bin").replace("[0]", ".0")
+    *path, last = [int(part) if part.isdigit() else part.replace("~", ".") for part in field.split(".")]
+    for part in path:
+        data = data[part]
+    return data, last
+
+
+def fields_of(data, prefix=""):
+    for key, value in data.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from fields_of(value, prefix + key + ".")
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    write_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_what_was_written_is_read(tmp_path):
+    FULL.write(tmp_path)
+    assert Manifest.read(tmp_path) == FULL
+
+
+def test_names_outside_ascii_are_written_as_they_are(tmp_path):
+    manifest = manifest_of(files={"größe-模型.bin": FileRecord(sha256="", size=0)})
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    assert "größe-模型" in (tmp_path / "manifest.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("field", REQUIRED)
+def test_a_field_that_is_missing_is_named(field):
+    data = tree()
+    container, key = parent_of(data, field)
+    del container[key]
+    with pytest.raises(BundleCorruptError, match="field") as problem:
+        Manifest.from_json(data, source="here.json")
+    assert f"field {field} is missing" in str(problem.value)
+    assert "here.json" in str(problem.value)
+
+
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_a_field_with_a_default_may_be_missing(field):
+    data = tree()
+    container, key = parent_of(data, field)
+    del container[key]
+    assert isinstance(Manifest.from_json(data), Manifest)
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_field_of_the_wrong_type_is_named_with_its_value(field):
+    data = tree()
+    container, key = parent_of(data, field)
+    container[key] = WRONG[field]
+    with pytest.raises(BundleCorruptError) as problem:
+        Manifest.from_json(data)
+    assert f"{field} " in str(problem.value)
+    assert repr(WRONG[field]) in str(problem.value)
+
+
+def test_the_tables_above_have_every_field():
+    known = {*REQUIRED, *OPTIONAL, *WRONG, "schema"}
+    free = ("engines[0].asked.", "made_by.", "generation.", "files.ort-cpu", "tokenizer.special_tokens.")
+    missing = {name for name in fields_of(PLAIN) if name not in known and not name.startswith(free)}
+    missing |= {name for name in fields_of(PLAIN["engines"][0], "engines[0].") if not name.startswith(free)} - known
+    assert missing == set()
+
+
+@pytest.mark.parametrize("where", ["", "model.", "cache.", "tokenizer.", "engines[0].", "files.a.bin."])
+def test_an_unknown_field_is_named(where):
+    data = tree()
+    container, key = parent_of(data, f"{where}colour")
+    container[key] = "red"
+    with pytest.raises(BundleCorruptError) as problem:
+        Manifest.from_json(data)
+    assert f"unknown field {where}colour" in str(problem.value)
+
+
+def test_a_newer_schema_tells_both_numbers_whatever_else_it_holds():
+    with pytest.raises(BundleTooNewError, match=rf"schema {SCHEMA + 1}, this Piston reads up to {SCHEMA}"):
+        Manifest.from_json({"schema": SCHEMA + 1, "colour": "red"})
+
+
+@pytest.mark.parametrize("schema", [None, "1", 0, -1, True, 1.0, []])
+def test_what_has_no_schema_number_is_no_manifest(schema):
+    with pytest.raises(BundleCorruptError, match="no schema number"):
+        Manifest.from_json(tree() | {"schema": schema})
+
+
+@pytest.mark.parametrize("data", [None, [], 3, "manifest", {}])
+def test_json_that_is_no_object_is_no_manifest(data):
+    with pytest.raises(BundleCorruptError, match="not a manifest"):
+        Manifest.from_json(data)
+
+
+def test_a_message_shows_no_more_than_the_beginning_of_a_value():
+    with pytest.raises(BundleCorruptError) as problem:
+        Manifest.from_json(tree() | {"kind": "x" * 100_000})
+    assert len(str(problem.value)) < 500
+
+
+@pytest.mark.parametrize("depth", [50, 400, 900, 100_000])
+@pytest.mark.parametrize("opening", ['{"schema": 1, "kind": ', ""])
+def test_json_nested_deeper_than_python_reads_is_corrupt(tmp_path, depth, opening):
+    text = opening + "[" * depth + "]" * depth + "}" * bool(opening)
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BundleCorruptError):
+        Manifest.read(tmp_path)
+
+
+def test_a_directory_without_manifest_is_not_found(tmp_path):
+    with pytest.raises(BundleNotFoundError, match=r"No manifest\.json in"):
+        Manifest.read(tmp_path)
+
+
+def test_a_missing_directory_is_not_found(tmp_path):
+    with pytest.raises(BundleNotFoundError):
+        Manifest.read(tmp_path / "nowhere")
+
+
+def test_a_file_in_place_of_the_directory_is_not_found(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleNotFoundError):
+        Manifest.read(tmp_path / "file")
+
+
+def test_a_manifest_that_is_a_directory_is_corrupt(tmp_path):
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(BundleCorruptError, match="cannot be read"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"NaN", b"[1", b"9" * 5000])
+def test_a_manifest_that_is_not_json_is_corrupt(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json"):
+        Manifest.read(tmp_path)
+
+
+@given(content=st.binary(max_size=200))
+@settings(deadline=None)
+def test_no_bytes_crash_the_reader(tmp_path_factory, content):
+    directory = tmp_path_factory.getbasetemp()
+    (directory / "manifest.json").write_bytes(content)
+    with pytest.raises(Error):
+        Manifest.read(directory)
+
+
+@given(data=JSON)
+@settings(deadline=None)
+def test_no_json_crashes_the_reader(data):
+    with pytest.raises(Error):
+        Manifest.from_json(data)
+
+
+@given(field=st.sampled_from([*REQUIRED, *OPTIONAL, *WRONG]), value=JSON)
+@settings(deadline=None, max_examples=300)
+def test_no_value_of_a_field_crashes_the_reader_or_the_check_of_files(tmp_path_factory, field, value):
+    data = tree()
+    container, key = parent_of(data, field)
+    container[key] = value
+    with contextlib.suppress(Error):
+        Manifest.from_json(data).verify(tmp_path_factory.getbasetemp())
+
+
+@given(name=st.text(max_size=300), size=st.integers(0, 10))
+@settings(deadline=None, max_examples=300)
+def test_no_file_name_crashes_the_check_of_files(tmp_path_factory, name, size):
+    manifest = manifest_of(files={name: FileRecord(sha256="", size=size)}, engines=())
+    with pytest.raises(BundleCorruptError):
+        manifest.verify(tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0", "\ud800", "", "."])
+def test_a_file_name_that_no_disk_takes_is_a_file_that_is_missing(tmp_path, name):
+    with pytest.raises(BundleCorruptError, match="lacks"):
+        manifest_of(files={name: FileRecord(sha256="", size=0)}, engines=()).verify(tmp_path)
+
+
+def test_the_files_of_a_fresh_bundle_pass(bundle):
+    Manifest.read(bundle).verify(bundle)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "ort-cpu/model.onnx"])
+def test_a_changed_byte_names_its_file(bundle, name):
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(BundleCorruptError, match=rf"{name} is not the file that was recorded"):
+        Bundle.open(bundle)
+
+
+def test_a_changed_size_names_the_file_with_both_sizes(bundle):
+    path = bundle / "tokenizer.json"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(BundleCorruptError, match=rf"tokenizer\.json has {size + 1} bytes, {size} were recorded"):
+        Bundle.open(bundle)
+
+
+def test_a_missing_file_is_named(bundle):
+    (bundle / "ort-cpu/model.onnx").unlink()
+    with pytest.raises(BundleCorruptError, match=r"lacks ort-cpu/model\.onnx"):
+        Bundle.open(bundle)
+
+
+def test_a_directory_in_place_of_a_file_is_named(bundle):
+    (bundle / "tokenizer.json").unlink()
+    (bundle / "tokenizer.json").mkdir()
+    with pytest.raises(BundleCorruptError, match=r"lacks tokenizer\.json"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "ort-cpu/../../secret", "/etc/hostname"])
+def test_a_recorded_file_outside_the_directory_is_refused_by_name(bundle, name):
+    (bundle.parent / "secret").write_bytes(b"x")
+    record = {"sha256": sha256_of(bundle.parent / "secret"), "size": 1}
+    edit_manifest(bundle, lambda data: data["files"].update({name: record}))
+    with pytest.raises(BundleCorruptError, match=f"{name}.*lies outside"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("path", ["../model.onnx", "/opt/model.onnx", "other/model.onnx", ""])
+def test_an_engine_whose_file_is_not_recorded_is_refused_by_name(bundle, path):
+    edit_manifest(bundle, lambda data: data["engines"][0].update(path=path))
+    with pytest.raises(BundleCorruptError, match="is not among the recorded files") as problem:
+        Bundle.open(bundle)
+    assert repr(path) in str(problem.value)
+
+
+def test_every_file_is_recorded_by_its_relative_name(tmp_path):
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "deep/er/file").write_bytes(b"abc")
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    assert record_files(tmp_path) == {"deep/er/file": FileRecord(sha256=sha256_of(tmp_path / "deep/er/file"), size=3)}
+
+
+def test_a_manifest_of_something_else_further_down_is_recorded(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/manifest.json").write_bytes(b"{}")
+    assert list(record_files(tmp_path)) == ["deep/manifest.json"]
+
+
+def test_the_hash_is_that_of_sha256sum(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 2 * 30 * 3 * 64 * 4), ("bfloat16", 2 * 30 * 3 * 64 * 2)])
+def test_bytes_per_token_count_keys_and_values_of_all_layers(dtype, size):
+    assert CacheSpec(num_layers=30, num_kv_heads=3, head_dim=64, dtype=dtype).bytes_per_token == size
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 65, 200])
+def test_a_file_is_hashed_whole_however_it_is_cut(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("piston.core.bundle.manifest.HASHED_AT_ONCE", 64)
+    data = bytes(range(256))[:size]
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()

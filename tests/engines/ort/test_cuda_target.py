@@ -1,0 +1,118 @@
+import onnx_ir as ir
+import pytest
+from quantized import quantize_model_dir
+
+from piston.cli.main import main
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import EngineError, MisuseError, ParityError
+from piston.engines import build
+from piston.engines.equivalence import half_precision as prove_narrow
+from piston.engines.lowering import ort_cuda as lowering
+from piston.engines.ort import cuda as build_ort_cuda
+
+
+@pytest.fixture(scope="module")
+def model_of(model_dir, tmp_path_factory):
+    """The toy in a scheme."""
+    made = {"fp": model_dir}
+
+    def model_of(scheme):
+        if scheme not in made:
+            made[scheme] = quantize_model_dir(model_dir, tmp_path_factory.mktemp("schemes") / scheme, scheme)
+        return made[scheme]
+
+    return model_of
+
+
+@pytest.fixture(scope="module")
+def bundle_of(model_of, tmp_path_factory):
+    made = {}
+
+    def bundle_of(scheme):
+        if scheme not in made:
+            made[scheme] = tmp_path_factory.mktemp("bundles") / scheme
+            build(model_of(scheme), made[scheme], ["ort-cuda"], max_batch=3, max_length=50)
+        return made[scheme]
+
+    return bundle_of
+
+
+@pytest.mark.parametrize(("scheme", "share"), [("fp", "float"), ("w8", "weights8"), ("w4", "weights4")])
+def test_a_scheme_is_built_proved_and_described(bundle_of, scheme, share):
+    (engine,) = Manifest.read(bundle_of(scheme)).engines
+    assert (engine.target, engine.path, engine.cache.dtype) == ("ort-cuda", "ort-cuda/model.onnx", "float16")
+    assert engine.got["attention_fused"] == 2
+    assert engine.got["linears"][share] > 0.99
+    assert engine.got["proof"]["max_abs"] < 1e-4
+    assert 0 < engine.got["proof_narrow"]["max_relative"] < 0.01
+    assert engine.got["run_on_gpu"] is False
+
+
+@pytest.mark.parametrize("scheme", ["fp", "w8", "w4"])
+def test_nothing_but_logits_and_statistics_leaves_the_narrow_type(bundle_of, scheme):
+    graph = ir.load(bundle_of(scheme) / "ort-cuda/model.onnx").graph
+    types = {value.name: value.dtype for value in (*graph.inputs, *graph.outputs)}
+    assert types.pop("logits") == ir.DataType.FLOAT
+    assert {str(dtype) for name, dtype in types.items() if name.startswith(("past.", "present."))} == {"FLOAT16"}
+    wide = {node.op_type for node in graph for value in node.outputs if value.dtype == ir.DataType.FLOAT}
+    assert wide <= {"Cast", "RMSNormalization", "Range"}
+
+
+def test_the_command_line_says_what_was_built(model_dir, tmp_path, capsys):
+    arguments = ["build", str(model_dir), "-o", str(tmp_path / "out"), "--target", "ort-cuda", "--max-length", "50"]
+    assert main([*arguments, "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "ort-cuda: float16, cache float16, batch up to 8, length up to 50; " in said
+    assert "attention fused in 2 of 2 (rotary in 2, packed in 2), 4 residual norms" in said
+    assert "linears: 100.0% in float; lm_head in float\nproof: logits within" in said
+
+
+def test_lengths_that_kernels_read_on_the_host_come_as_an_input(bundle_of):
+    """A CUDA graph cannot bring them there."""
+    graph = ir.load(bundle_of("fp") / "ort-cuda/model.onnx").graph
+    total = next(value for value in graph.inputs if value.name == "total_sequence_length")
+    assert (total.dtype, list(total.shape)) == (ir.DataType.INT32, [])
+    assert {node.op_type for node, _ in total.uses()} == {"GroupQueryAttention"}
+
+
+def test_int8_activations_are_refused_by_name(model_of, tmp_path):
+    with pytest.raises(
+        EngineError, match=r"q_proj.* multiplies INT8 activations.*no CUDA kernel; build it for tensorrt"
+    ):
+        build(model_of("w8a8"), tmp_path / "out", ["ort-cuda"], max_length=50)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "said"),
+    [
+        ("ort-cuda:sm89", {}, "There is no target 'ort-cuda:sm89'"),
+        ("ort-cuda", {"lm_head": "int8"}, "--lm-head int8 is not for ort-cuda"),
+        ("ort-cuda", {"dtype": "bf16"}, "--dtype is for TensorRT targets"),
+    ],
+)
+def test_what_it_has_not_got_is_refused(model_dir, tmp_path, target, options, said):
+    with pytest.raises(MisuseError, match=said):
+        build(model_dir, tmp_path / "out", [target], **options)
+
+
+def test_a_float16_file_that_computes_something_else_is_not_written(model_dir, tmp_path, monkeypatch):
+    def tampered(canonical, out, max_length, dtype):
+        model = ir.load(canonical)
+        counts = lowering.lower_for_ort_cuda(model, max_length, dtype)
+        if dtype == "float16":
+            attention = next(node for node in model.graph if node.op_type == "GroupQueryAttention")
+            attention.attributes["scale"] = ir.AttrFloat32("scale", 0.5)
+        ir.save(model, out / "model.onnx", external_data="model.onnx.data")
+        return counts
+
+    monkeypatch.setattr(build_ort_cuda, "_write", tampered)
+    with pytest.raises(ParityError, match="differs from its float32 twin in its attributes"):
+        build(model_dir, tmp_path / "out", ["ort-cuda"], max_length=50)
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_are_too_far_apart_fail_the_proof_in_float16(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(prove_narrow, "BOUND", 1e-5)
+    with pytest.raises(ParityError, match=r"In float16 the logits of a prefill of 2 tokens are .* apart"):
+        build(model_dir, tmp_path / "out", ["ort-cuda"], max_length=50)

@@ -1,0 +1,33 @@
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+
+from piston.pipeline import cache_key as digest
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """The digest of a verb whose packages lie in a directory of the test's."""
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[tmp_path])
+    )
+    (tmp_path / "stage.py").write_text("x = 1")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/prose.txt").write_text("once")
+    return lambda: digest.code_of.__wrapped__("calibrate")
+
+
+@pytest.mark.parametrize("name", ["stage.py", "texts/prose.txt", "kernel.cpp"])
+def test_code_is_all_that_a_package_brings_data_and_kernels_too(code, tmp_path, name):
+    before = code()
+    (tmp_path / name).write_text("other")
+    assert code() != before
+
+
+@pytest.mark.parametrize("name", ["stage.cpython-311.pyc", "libkernels.so", "making/page.py"])
+def test_what_is_compiled_and_what_runs_the_stages_is_no_input_of_a_stage(code, tmp_path, name):
+    before = code()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("other")
+    assert code() == before

@@ -1,0 +1,59 @@
+"""TensorRT engines on fakes that execute: a toy's graph as a plan, a GPU of a gigabyte."""
+
+import dataclasses
+import gc
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def plan_bytes(toy_llama):
+    """Plans of the toy by their sizes; each is made once."""
+    pytest.importorskip("onnx_ir")
+    from fake_plan import plan_of
+
+    made = {}
+
+    def plan_bytes(dtype="float32", **sizes):
+        key = (dtype, *sorted(sizes.items()))
+        if key not in made:
+            made[key] = plan_of(toy_llama.path, dataclasses.replace(toy_llama.spec, dtype=dtype), **sizes)
+        return made[key]
+
+    gc.freeze()  # what torch holds need not be looked through each time a test asks whether all is freed
+    yield plan_bytes
+    gc.unfreeze()
+
+
+@pytest.fixture
+def rig(toy_llama, plan_bytes):
+    """A GPU, a TensorRT, and a way to open the toy on them; whatever is open at the end must have been freed."""
+    from fake_cuda import FakeCudaRuntime
+    from fake_tensorrt import FakeTensorRT
+
+    from piston.runtime.backends.cuda_driver import Cuda
+    from piston.runtime.backends.tensorrt.engine import TensorRTEngine
+    from piston.runtime.backends.tensorrt.plan import Plan
+
+    runtime = FakeCudaRuntime()
+    module = FakeTensorRT(runtime)
+    opened = []
+
+    def engine(num_slots=4, capacity=48, chunk=16, max_logits=4, **plan):
+        data, _ = plan_bytes(**({"max_batch": 4, "max_length": 48, "chunk": chunk, "max_logits": max_logits} | plan))
+        made = TensorRTEngine.open(
+            Plan(module, data, "toy.plan", None),
+            dataclasses.replace(toy_llama.spec, dtype=plan.get("dtype", "float32")),
+            cuda=Cuda.of(runtime),
+            num_slots=num_slots,
+            capacity=capacity,
+            max_top_k=64,
+        )
+        opened.append(made)
+        return made
+
+    yield SimpleNamespace(runtime=runtime, module=module, engine=engine)
+    for made in opened:
+        made.close()
+    assert runtime.leaks() == 0

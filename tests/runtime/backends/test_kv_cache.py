@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+
+from piston.core.bundle.manifest import CacheSpec
+from piston.core.errors import MisuseError, PromptTooLongError
+from piston.runtime.backends.kv_cache import KVCache
+
+SPEC = CacheSpec(num_layers=2, num_kv_heads=3, head_dim=4, dtype="float32")
+
+
+@pytest.fixture
+def cache():
+    return KVCache(SPEC, num_slots=4, capacity=8)
+
+
+def filled(cache, *lengths):
+    for length in lengths:
+        cache.advance(cache.admit(), length)
+    return cache
+
+
+def test_there_is_a_key_and_a_value_array_for_each_layer(cache):
+    assert [array.shape for array in cache.arrays] == [(4, 3, 8, 4)] * 4
+
+
+@pytest.mark.parametrize(("dtype", "item"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+def test_an_item_is_as_wide_as_the_cache_type(dtype, item):
+    spec = CacheSpec(num_layers=1, num_kv_heads=1, head_dim=1, dtype=dtype)
+    assert KVCache(spec, 1, 1).arrays[0].itemsize == item
+
+
+def test_admit_gives_the_lowest_free_slot(cache):
+    assert [cache.admit() for _ in range(3)] == [0, 1, 2]
+    cache.release(2)
+    cache.release(0)
+    assert cache.admit() == 0
+
+
+def test_admit_beyond_the_last_slot_names_their_number(cache):
+    filled(cache, 0, 0, 0, 0)
+    with pytest.raises(MisuseError, match="All 4 slots are taken"):
+        cache.admit()
+
+
+def test_num_free_counts_slots_that_admit_can_give(cache):
+    cache.admit()
+    slot = cache.admit()
+    assert cache.num_free == 2
+    cache.release(slot)
+    assert cache.num_free == 3
+
+
+def test_release_empties_its_slot_and_no_other(cache):
+    filled(cache, 3, 5)
+    cache.release(0)
+    assert cache.lengths.tolist() == [0, 5, 0, 0]
+
+
+def test_a_slot_is_not_released_twice(cache):
+    slot = cache.admit()
+    cache.release(slot)
+    with pytest.raises(MisuseError, match="Slot 0 is not in use"):
+        cache.release(slot)
+    assert cache.num_free == 4
+
+
+@pytest.mark.parametrize("slot", [-1, 4, 1])
+def test_slots_that_are_not_admitted_cannot_be_used(cache, slot):
+    cache.admit()
+    for use in (cache.release, lambda s: cache.rewind(s, 0), lambda s: cache.reserve(s, 1), lambda s: cache.spans([s])):
+        with pytest.raises(MisuseError, match=f"Slot {slot} is not in use"):
+            use(slot)
+
+
+def test_rewind_shortens_its_slot_and_no_other(cache):
+    filled(cache, 6, 5)
+    cache.rewind(0, 2)
+    assert cache.lengths.tolist() == [2, 5, 0, 0]
+
+
+@pytest.mark.parametrize("length", [-1, 7])
+def test_rewind_refuses_to_go_forward_or_below_zero(cache, length):
+    filled(cache, 6)
+    with pytest.raises(MisuseError, match=f"holds 6 positions; it cannot be rewound to {length}"):
+        cache.rewind(0, length)
+    assert cache.lengths[0] == 6
+
+
+def test_reserve_allows_exactly_the_capacity(cache):
+    filled(cache, 5)
+    cache.reserve(0, 3)
+    with pytest.raises(PromptTooLongError, match="need 9 positions but the cache was made for 8"):
+        cache.reserve(0, 4)
+
+
+def test_spans_bridge_idle_rows(cache):
+    filled(cache, 2, 3, 0, 1)
+    assert cache.spans([0, 2]) == [(0, 3)]
+
+
+def test_spans_never_include_a_full_idle_row(cache):
+    filled(cache, 2, 8, 2, 2)
+    assert cache.spans([0, 2, 3]) == [(0, 1), (2, 4)]
+
+
+def test_spans_do_not_reach_beyond_the_rows_that_were_asked_for(cache):
+    filled(cache, 1, 1, 1, 1)
+    assert cache.spans([1, 2]) == [(1, 3)]
+
+
+def test_spans_do_not_depend_on_the_order_of_slots(cache):
+    filled(cache, 1, 8, 1, 1)
+    assert cache.spans([3, 0, 2]) == cache.spans([0, 2, 3])
+
+
+@pytest.mark.parametrize("full", range(16))
+@pytest.mark.parametrize("asked", range(1, 16))
+def test_spans_cover_what_was_asked_for_once_and_nothing_full_besides(cache, full, asked):
+    filled(cache, *(8 if full >> slot & 1 and not asked >> slot & 1 else 4 for slot in range(4)))
+    rows = [
+        row for low, high in cache.spans([slot for slot in range(4) if asked >> slot & 1]) for row in range(low, high)
+    ]
+    assert len(rows) == len(set(rows))
+    assert all(slot in rows for slot in range(4) if asked >> slot & 1)
+    assert all(cache.lengths[row] < 8 for row in rows)
+
+
+def test_address_is_that_of_the_slot_in_its_array(cache):
+    cache.arrays[3][2, 0, 0, 0] = 7.0
+    offset = cache.address(3, 2) - cache.arrays[3].ctypes.data
+    assert np.ravel(cache.arrays[3])[offset // 4] == 7.0

@@ -1,0 +1,80 @@
+import dataclasses
+import json
+
+import pytest
+from toy_model import write_bundle
+
+from piston.core.bundle.manifest import record_files
+from piston.core.errors import BundleCorruptError, EngineError
+from piston.runtime import loading as opening
+from piston.runtime.backends.registry import Sizes
+from piston.runtime.bundle import Bundle
+
+SIZES = Sizes(num_slots=1, capacity=8)
+
+
+class Opens:
+    """Stands where a backend opens engines: remembers what became of them."""
+
+    def __init__(self, failure=None):
+        self.failure, self.opened, self.closed = failure, 0, 0
+
+    def __call__(self, bundle, spec, sizes):
+        self.opened += 1
+        if self.failure is not None:
+            raise self.failure
+        return self
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    write_bundle(tmp_path / "bundle")
+    manifest = tmp_path / "bundle/manifest.json"
+    data = json.loads(manifest.read_text())
+    data["files"] = {name: dataclasses.asdict(record) for name, record in record_files(manifest.parent).items()}
+    manifest.write_text(json.dumps(data))
+    return Bundle.open(tmp_path / "bundle", verify=False)
+
+
+def damage(bundle):
+    path = bundle.directory / bundle.engine().path
+    path.write_bytes(path.read_bytes()[:-1] + b"\xaa")
+
+
+def test_what_is_right_is_given_out(bundle, monkeypatch):
+    monkeypatch.setattr(opening, "open_engine", opens := Opens())
+    opened = opening.open_verified(bundle, bundle.engine(), SIZES)
+    assert (opened.engine, opens.closed) == (opens, 0)
+    assert opened.tokenizer.encode("a")
+
+
+def test_an_engine_of_other_bytes_is_closed_and_never_given_out(bundle, monkeypatch):
+    damage(bundle)
+    monkeypatch.setattr(opening, "open_engine", opens := Opens())
+    with pytest.raises(BundleCorruptError, match="SHA-256 differs"):
+        opening.open_verified(bundle, bundle.engine(), SIZES)
+    assert opens.opened == opens.closed == 1
+
+
+def test_damage_is_named_rather_than_what_came_of_it(bundle, monkeypatch):
+    damage(bundle)
+    monkeypatch.setattr(opening, "open_engine", Opens(EngineError("cannot be parsed")))
+    with pytest.raises(BundleCorruptError, match="SHA-256 differs"):
+        opening.open_verified(bundle, bundle.engine(), SIZES)
+
+
+def test_an_engine_that_fails_on_the_right_bytes_says_why(bundle, monkeypatch):
+    monkeypatch.setattr(opening, "open_engine", Opens(EngineError("too new")))
+    with pytest.raises(EngineError, match="too new"):
+        opening.open_verified(bundle, bundle.engine(), SIZES)
+
+
+def test_a_plan_is_not_even_loaded_before_its_hash_is_right(bundle, monkeypatch):
+    damage(bundle)
+    monkeypatch.setattr(opening, "open_engine", opens := Opens())
+    with pytest.raises(BundleCorruptError):
+        opening.open_verified(bundle, dataclasses.replace(bundle.engine(), target="tensorrt:sm90"), SIZES)
+    assert opens.opened == 0
