@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from piston.bench.child import Contender
+from piston.bench.job import Job, Side
 from piston.bench.reading import report_from
 from piston.bench.report import Baseline, Options, Report, System
 from piston.bench.systems import bundle_contender, python_of
 from piston.bench.workload import Setting
 from piston.core.errors import MisuseError
-from piston.pipeline.stages import Job, Side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The `bench` verb: latency, speed and memory of a bundle, beside rivals, against a baseline; or stages of recipes."""
+"""`piston bench BUNDLE`: latency, speed and memory of a bundle, beside rivals, against a baseline."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from piston.bench.baseline import Reference, read_reference
 from piston.bench.child import Contender
-from piston.bench.fingerprint import num_cores, take_fingerprint
+from piston.bench.fingerprint import take_fingerprint
 from piston.bench.gate import Gate, judge, parse_gate, strictest
 from piston.bench.measure import measure
 from piston.bench.profile import profile
@@ -20,7 +20,7 @@ from piston.bench.systems import KINDS, bundle_contender, read_against
 from piston.bench.workload import Work, settings_of, work_of_file
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.pipeline.stage_cli import is_of_recipes, run_recipes
+from piston.core.machine import num_cores
 from piston.runtime.bundle import Bundle
 
 REPEATS, WARMUP = 10, 2
@@ -87,8 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, judge. Everything that can be refused is refused before a system is started."""
-    if is_of_recipes(arguments.bundle):
-        return run_recipes(arguments, _defaults())
     plan = _plan(arguments)
     machine = take_fingerprint(plan.options.threads)
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -109,12 +107,6 @@ def run(arguments: argparse.Namespace) -> int:
         report = replace(report, profile=found)
     gates = judge(plan.gates, report, plan.reference, arguments.alpha)
     return publish(replace(report, gates=gates), arguments)
-
-
-def _defaults() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(["any"])
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

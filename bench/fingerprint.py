@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+
+from piston.core.machine import num_cores, num_cpus, read_or_empty
 
 # What decides how fast products run; a machine without one of them is another machine.
 _TELLING = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "i8mm", "sve")
@@ -43,7 +44,7 @@ class Fingerprint:
 def take_fingerprint(threads: int) -> Fingerprint:
     """Describe the machine at hand."""
     gpu, driver = _gpu()
-    text = _read("/proc/cpuinfo")
+    text = read_or_empty("/proc/cpuinfo")
     return Fingerprint(
         cpu=_cpu(text),
         architecture=platform.machine(),
@@ -60,30 +61,8 @@ def take_fingerprint(threads: int) -> Fingerprint:
     )
 
 
-def num_cpus() -> int:
-    """Logical processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def num_cores() -> int:
-    """Physical cores this process may use: threads beyond them do not speed products up."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    topology = "/sys/devices/system/cpu/cpu{}/topology/{}"
-    files = ("physical_package_id", "core_id")
-    cores = {tuple(_read(topology.format(cpu, file)) for file in files) for cpu in os.sched_getaffinity(0)}
-    return len(cores) if all(all(core) for core in cores) else num_cpus()
-
-
 def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _cpu(text: str) -> str:

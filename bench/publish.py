@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from piston.bench.junit import junit_of
 from piston.bench.markdown import markdown_of
 from piston.bench.page import page_of
 from piston.bench.report import Report
@@ -10,7 +11,6 @@ from piston.bench.roofline import profile_lines
 from piston.bench.table import lines_of, where
 from piston.core.console import print_json, print_text, tell_gates
 from piston.core.errors import MisuseError
-from piston.core.report.junit import junit_of
 
 _WRITERS = {"html": page_of, "junit": junit_of, "markdown": markdown_of}
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from piston.core.errors import MisuseError
-from piston.core.gates import METRICS, Gate, parse_gate
+from piston.evaluation.gate import METRICS, Gate, parse_gate
 
 BOUNDED = ("ppl", "kl", "top1")
 # Of a scheme by itself, on text that calibration did not see: what is beyond is no quantized model but a broken one.

@@ -28,7 +28,7 @@ from piston.core.atomic_dir import check_free, resumable_dir, staged_dir
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.core.gates import Gate
+from piston.evaluation.gate import Gate
 from piston.runtime.bundle import Bundle
 
 PREPARED = "prepared"  # the float model directory that is measured

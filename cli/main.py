@@ -25,7 +25,7 @@ VERBS = {
     "run": ("piston.cli.run", "complete a prompt with a bundle"),
     "chat": ("piston.cli.chat", "talk with a bundle"),
     "eval": ("piston.evaluation.cli", "how good a model is on a text, and how near to a reference"),
-    "bench": ("piston.bench.cli", "how fast a bundle is, beside rivals and against a baseline"),
+    "bench": ("piston.pipeline.bench_cli", "how fast a bundle is, beside rivals and against a baseline"),
     "verify": ("piston.cli.verify", "does a bundle answer here as it did when it was built"),
     "sign": ("piston.cli.sign", "sign a bundle, for `piston verify --public-key`"),
     "sbom": ("piston.cli.sbom", "a bundle's bill of materials (CycloneDX)"),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from piston.core.console import Progress, print_json, print_text, tell_gates
 from piston.core.errors import MisuseError
-from piston.core.gates import Gate, measured, parse_gate
 from piston.evaluation.answers import check_prompts_fit
 from piston.evaluation.corpus import Corpus, read_corpus
 from piston.evaluation.evaluate import EvalOptions, check_length, evaluate
+from piston.evaluation.gate import Gate, measured, parse_gate
 from piston.evaluation.html import page_of
 from piston.evaluation.prompts import DEFAULT_PROMPTS, Prompt, read_prompts
 from piston.evaluation.report import Report

@@ -39,7 +39,14 @@ RUN_TOOLS = (
     "tensorrt-rtx-cu13",
     "tokenizers",
 )
-PACKAGES = {"export": "piston.export", "calibrate": "piston.calibration", "build": "piston.engines"}
+PACKAGES = {  # verb: the packages whose code may change its result
+    "export": ("piston.core", "piston.runtime", "piston.export"),
+    "calibrate": ("piston.core", "piston.runtime", "piston.evaluation", "piston.calibration"),
+    "build": ("piston.core", "piston.runtime", "piston.engines"),
+    "verify": ("piston.core", "piston.runtime"),
+    "eval": ("piston.core", "piston.runtime", "piston.evaluation"),
+    "bench": ("piston.core", "piston.runtime", "piston.bench"),
+}
 
 
 def digest_of(value: Any) -> str:
@@ -79,9 +86,8 @@ def tools_of(verb: str) -> dict[str, str]:
 
 @functools.cache
 def code_of(verb: str) -> str:
-    """SHA-256 of the source of a verb's package and of the runtime: a checkout's version does not tell its commits."""
-    names = [name for name in (PACKAGES.get(verb), "piston.runtime") if name is not None]
-    return digest_of({name: _sources(name) for name in names})
+    """SHA-256 of the source of the packages a verb uses: a checkout's version does not tell its commits."""
+    return digest_of({name: _sources(name) for name in PACKAGES[verb]})
 
 
 def machine() -> dict[str, str]:
@@ -114,7 +120,7 @@ def _sources(package: str) -> dict[str, str]:
         path.relative_to(root).as_posix(): sha256_of(path)
         for root in roots
         for path in sorted(root.rglob("*"))  # data too: calibration texts, sources of kernels
-        if path.is_file() and path.suffix not in COMPILED and "making" not in path.relative_to(root).parts
+        if path.is_file() and path.suffix not in COMPILED
     }
 
 

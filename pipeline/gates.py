@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from piston.core.errors import MisuseError
-from piston.core.gates import METRICS as EVAL_METRICS
+from piston.evaluation.gate import METRICS as EVAL_METRICS
 
 UNITS = {
     "": 1.0,

@@ -10,14 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from piston.bench.baseline import Reference, read_reference
-from piston.bench.fingerprint import num_cores, take_fingerprint
+from piston.bench.fingerprint import take_fingerprint
 from piston.bench.gate import Gate, judge, parse_gate, strictest
+from piston.bench.job import Job, Side
 from piston.bench.publish import check_outputs, publish
 from piston.bench.report import Options, Report
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.core.machine import num_cores
 from piston.pipeline.stage_recipes import jobs_of
-from piston.pipeline.stages import Job, Side, measure_stages
+from piston.pipeline.stages import measure_stages
 
 SUFFIX = ".toml"
 REPEATS, WARMUP = 6, 1  # stages take minutes

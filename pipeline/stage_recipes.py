@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from piston.bench.job import Job
 from piston.core.errors import MisuseError
 from piston.pipeline.plan import Checkpoint, Stage, locate, plan, words_for
 from piston.pipeline.recipe import Recipe, read_recipe
-from piston.pipeline.stages import Job
 
 DEFAULT_TARGET = "ort-cpu"
 _TARGET = "--target="

@@ -3,9 +3,9 @@
 import resource
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from piston.bench.job import Job, Side
 from piston.bench.measure import SEED
 from piston.bench.metrics import of_stage, summary
 from piston.bench.report import MeasuredStage, Options, StageRun, System
@@ -15,30 +15,6 @@ from piston.pipeline.child import Outcome, run_verb
 
 # From the words, where they run and the Python: what came of it, and the seconds of all cores.
 Runner = Callable[[Sequence[str], Path, str], tuple[Outcome, float]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One command of a recipe.
-
-    `words(work, read)` is its command line: what it writes lies below `work`; `read` is where the job of the name
-    `reads` wrote, None for an export.
-    """
-
-    name: str
-    verb: str
-    options: tuple[str, ...]
-    directory: Path  # that relative paths among the options begin at
-    reads: str | None
-    words: Callable[[Path, Path | None], Sequence[str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """A Piston that runs the jobs: the Python it is installed in."""
-
-    name: str
-    python: str
 
 
 def run_stage(words: Sequence[str], directory: Path, python: str) -> tuple[Outcome, float]:

@@ -181,7 +181,8 @@ def load(
 
     Args:
         bundle: the directory `piston build` wrote.
-        target: which engine, or family of engines; by default the best one that runs here (runtime/backends/registry.py).
+        target: which engine, or family of engines; by default the best one that runs here
+            (runtime/backends/registry.py).
         max_batch: slots, that is rows decoded together; by default what the bundle was built for, or on the
             CPU as many of them as a container's memory limit allows.
         max_length: positions of each slot; by default likewise.

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
-TOPS = ("calibration", "engines", "export", "runtime")  # the folders that are packages
+TOPS = tuple(name.partition(".")[2] for name in SETUPTOOLS["package-dir"])  # the folders that are packages
 
 
 def sources():

@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.bench.fingerprint import num_cores
 from piston.calibration.data.packing import Ids
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import Linear, by_input, find_linears
@@ -25,6 +24,7 @@ from piston.calibration.observe.row_files import RowFiles
 from piston.calibration.schemes.channel_splitting import num_copies, read_copies
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.ordered_pool import in_order
+from piston.core.machine import num_cores
 from piston.runtime.backends.ort_cpu import translated
 
 Stream = Literal["float", "quantized"]

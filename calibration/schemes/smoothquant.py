@@ -77,7 +77,8 @@ def search(  # noqa: PLR0913
         shared: groups of channels that need one factor, int [K].
         lengths: what each token's error is measured against, see `relative_error`; the outputs' own if None.
         can_fold: whether something can absorb factors; else they stay 1.
-        remainder: whether what a fine scale leaves over may be rounded once more, see `piston.calibration.schemes.residual`.
+        remainder: whether what a fine scale leaves over may be rounded once more, see
+            `piston.calibration.schemes.residual`.
     """
     joined = np.concatenate(weights, axis=1)
     largest = np.maximum(joined.max(axis=1), -joined.min(axis=1))

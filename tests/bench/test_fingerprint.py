@@ -1,7 +1,8 @@
 import dataclasses
 import os
 
-from piston.bench.fingerprint import num_cores, num_cpus, take_fingerprint
+from piston.bench.fingerprint import take_fingerprint
+from piston.core.machine import num_cores, num_cpus
 
 
 def test_a_machine_does_not_differ_from_itself_whatever_its_load():

@@ -7,9 +7,9 @@ from evaluated import corpus_of, opened, other_script
 from page_outline import Outline
 from toy_model import VOCAB_SIZE, answering, history_script, ids_of
 
-from piston.core.gates import measured, parse_gate
 from piston.core.report.chart import ticks
 from piston.evaluation.evaluate import EvalOptions, evaluate
+from piston.evaluation.gate import measured, parse_gate
 from piston.evaluation.html import page_of
 from piston.evaluation.prompts import Prompt
 from piston.evaluation.windows import Windowing

@@ -7,10 +7,11 @@ from benched import OPTIONS
 from staged import FakeStages, write_staged_recipe
 from toy_model import write_bundle
 
+from piston.bench.job import Side
 from piston.core.console import Progress
 from piston.core.errors import EngineError, Error
 from piston.pipeline.stage_recipes import jobs_of
-from piston.pipeline.stages import Side, measure_stages, run_stage
+from piston.pipeline.stages import measure_stages, run_stage
 
 OURS, THEIRS = Side(name="piston", python="ours"), Side(name="baseline", python="theirs")
 ROUNDS = dataclasses.replace(OPTIONS, repeats=2, warmup=1)

@@ -60,7 +60,10 @@ class FakeStream:
 
 
 class FakeCudaRuntime:
-    """The functions that piston.runtime.backends.cuda_driver calls. `fail[name]` makes the next call of a name answer that status."""
+    """The functions that piston.runtime.backends.cuda_driver calls.
+
+    `fail[name]` makes the next call of a name answer that status.
+    """
 
     cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode = cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode
     cudaStreamNonBlocking, cudaEventDisableTiming = 1, 2

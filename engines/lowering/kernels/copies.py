@@ -1,7 +1,7 @@
 """Copies of inputs that calibration puts before linears are read by Piston's own kernels where the originals lie.
 
-Large inputs are split so (`calibration/schemes/channel_splitting.py`): Concat(x, Gather(x, source)). For what kernels round anyway,
-the two nodes would cost as much time as writing and reading their output takes.
+Large inputs are split so (`calibration/schemes/channel_splitting.py`): Concat(x, Gather(x, source)). For what
+kernels round anyway, the two nodes would cost as much time as writing and reading their output takes.
 """
 
 import onnx_ir as ir

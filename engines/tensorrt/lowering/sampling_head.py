@@ -1,7 +1,8 @@
 """The next token is chosen in the graph: greedily, or drawn from the likeliest by a number that the host supplies.
 
-The rules, and their order, are those of piston.runtime.sampling.processors: temperature, top_k with ties, top_p, and the inverse of
-the distribution function over token ids. Only plain operators: no random one would give the same token twice.
+The rules, and their order, are those of piston.runtime.sampling.processors: temperature, top_k with ties, top_p, and
+the inverse of the distribution function over token ids. Only plain operators: no random
+one would give the same token twice.
 """
 
 import numpy as np

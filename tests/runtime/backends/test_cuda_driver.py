@@ -26,7 +26,8 @@ def filled(cuda, values):
 
 
 def test_the_module_is_imported_without_cuda_bindings():
-    code = "import sys; sys.modules['cuda'] = None; import piston.runtime.backends.cuda_driver, piston.runtime.backends.tensorrt.engine"
+    names = "piston.runtime.backends.cuda_driver, piston.runtime.backends.tensorrt.engine"
+    code = f"import sys; sys.modules['cuda'] = None; import {names}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from piston.core.errors import MisuseError
-from piston.core.gates import METRICS, parse_gate
+from piston.evaluation.gate import METRICS, parse_gate
 
 
 @pytest.mark.parametrize(
