@@ -110,7 +110,7 @@ def profile(bundle: Bundle, target: str | None, work: Work, threads: int, progre
         events = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("profile*"))]
     if not events:
         raise EngineError("ONNX Runtime left no profile; is the disk of the temporary directory full?")
-    bits_of = _bits_of(bundle.manifest.model.scheme, spec.asked.get("lm_head"))
+    bits_of = _bits_of(bundle.manifest.model.scheme, spec.requested.get("lm_head"))
     runs = [run for session in events for run in runs_of(session, bits_of)]
     return _summed(runs, len(rows), len(rows[0]), limits)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.cli.inspected_file import inspect_file, plan_line, weights_line
+from piston.core.bundle.interface import CacheSpec
 from piston.core.bundle.manifest import FILE_NAME, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.bundle.plan_header import PlanHeader
@@ -64,7 +65,7 @@ def describe(
     model, cache = manifest.model, manifest.cache
     size = sum(record.size for record in manifest.files.values())
     shape = f"{model.num_layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size:,}"
-    held = f"{cache.num_kv_heads} x {cache.head_dim} {cache.dtype}, {cache.bytes_per_token / 1e3:.1f} kB a token"
+    held = f"{_heads(cache)} {cache.dtype}, {cache.bytes_per_token / 1e3:.1f} kB a token"
     lines = [
         f"{manifest.kind} {model.name}: {model.architecture}, {shape}",
         f"precision  {model.dtype} weights, scheme {model.scheme}",
@@ -75,8 +76,8 @@ def describe(
     lines += [(files or {})[name] for name in [MODEL] if manifest.kind == "model" and name in (files or {})]
     for engine in manifest.engines:
         held = f"cache {engine.cache.dtype}, {engine.cache.bytes_per_token / 1e3:.1f} kB a token"
-        lines += [f"engine     {engine.target} ({engine.path}), {held}", f"  asked    {_flat(engine.asked)}"]
-        lines += [f"  got      {key}: {_flat(value)}" for key, value in engine.got.items()]
+        lines += [f"engine     {engine.target} ({engine.path}), {held}", f"  requested {_flat(engine.requested)}"]
+        lines += [f"  actual   {key}: {_flat(value)}" for key, value in engine.actual.items()]
         lines += [f"  {files[engine.path]}"] if files and engine.path in files else []
         lines += [f"  here     {here[engine.target]}"] if here and engine.target in here else []
     return lines
@@ -99,3 +100,8 @@ def _flat(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_flat(item) for item in value) or "none"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _heads(cache: CacheSpec) -> str:
+    """`kv_heads x head_dim` of the layers, in their order."""
+    return ", ".join(dict.fromkeys(f"{state.shape[1]} x {state.shape[3]}" for state in cache.states))

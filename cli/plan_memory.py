@@ -7,10 +7,11 @@ For the GPU targets they have not been compared with anything yet.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from piston.core.bundle.manifest import CacheSpec, Manifest
+from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.manifest import Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.errors import MisuseError
 from piston.runtime.memory_budget import weights_bytes
@@ -69,7 +70,7 @@ class Planned:
     def at(self, batch: int, length: int) -> Footprint:
         """The footprint with `batch` slots of `length` positions, all filled."""
         item = 4 if self.target == "ort-cpu" else 2
-        heads = max(self.hidden_size // self.cache.head_dim, 1)
+        heads = max(self.hidden_size // int(self.cache.states[0].shape[-1]), 1)
         tokens = max(batch, CHUNK if self.target == "ort-cpu" else CHUNK * batch)
         scores = heads * min(tokens, CHUNK) * length * 4 if self.target == "ort-cpu" else 0
         activations = tokens * self.hidden_size * ALIVE * item + scores + batch * self.vocab_size * 4
@@ -122,7 +123,7 @@ def planned(directory: Path, manifest: Manifest, target: str) -> Planned:
     else:
         weights = _weights(OnnxHeader.read(directory / MODEL).weights, manifest, on_device=target != "ort-cpu")
         if target == "ort-cpu" and cache.dtype in ("float16", "bfloat16"):
-            cache = replace(cache, dtype="float32")
+            cache = cache.with_dtype("float32")
     return Planned(
         target=target,
         weights=weights,
@@ -134,7 +135,7 @@ def planned(directory: Path, manifest: Manifest, target: str) -> Planned:
 
 
 def _on_device(cache: CacheSpec) -> CacheSpec:
-    return replace(cache, dtype="float16") if cache.dtype == "float32" else cache
+    return cache.with_dtype("float16") if cache.dtype == "float32" else cache
 
 
 def _weights(by_type: Mapping[str, int], manifest: Manifest, *, on_device: bool) -> int:

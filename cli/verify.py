@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     signed = _check_signature(arguments)
     spec, _ = choose(Bundle.open(arguments.bundle, verify=False), arguments.target)
     expected = ExpectedByTarget.read(arguments.bundle).of(spec.target)
-    threshold = expected.threshold(str(spec.got.get("dtype", "float32")))
+    threshold = expected.threshold(str(spec.actual.get("dtype", "float32")))
     with progress.phase("verifying the hashes and loading"):
         model = load(arguments.bundle, target=spec.target, threads=arguments.threads)
     with model, progress.phase("answering the prompts"):

@@ -1,13 +1,13 @@
 """Parsed JSON or TOML becomes frozen dataclasses, or an error that says which value is wrong.
 
-Unknown fields are errors: what is read either means what this version understands or is refused. Types may be
-dataclasses, `tuple[X, ...]`, `Mapping[str, X]`, `Literal`, `X | None`, Any, str, bool, float and int (not negative).
+Unknown fields are errors, unless they are to be ignored. Types may be dataclasses, `tuple[X, ...]`, `Mapping[str, X]`,
+`Literal`, unions such as `X | None` and `int | str`, Any, str, bool, float and int (not negative).
 """
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Path = tuple[str | int, ...]
@@ -21,21 +21,37 @@ class ShapeError(Exception):
         self.path = path
 
 
-def shaped(expected: Any, value: object, path: Path = (), *, whole: str = "the manifest") -> Any:
-    """Turn a parsed value into `expected`; `whole` names what an empty path leads to. Raises ShapeError."""
-    origin = typing.get_origin(expected)
+def shaped(
+    expected: Any, value: object, path: Path = (), *, whole: str = "the manifest", ignore_unknown: bool = False
+) -> Any:
+    """Turn a parsed value into `expected`. Raises ShapeError.
+
+    Args:
+        expected: a type, see above.
+        value: parsed JSON or TOML.
+        path: where the value stands.
+        whole: what an empty path leads to.
+        ignore_unknown: leave fields of dataclasses out that `expected` does not have.
+    """
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+
+    def inner(kind: Any, item: object, *step: str | int) -> Any:
+        return shaped(kind, item, (*path, *step), whole=whole, ignore_unknown=ignore_unknown)
+
     if dataclasses.is_dataclass(expected):
-        return _dataclass(expected, value, path, whole)
+        return _dataclass(expected, value, path, whole, inner, ignore_unknown=ignore_unknown)
     if origin is tuple:
-        return tuple(
-            shaped(typing.get_args(expected)[0], item, (*path, index)) for index, item in _items(value, path, whole)
-        )
+        return tuple(inner(arguments[0], item, index) for index, item in enumerate(_items(value, path, whole)))
     if origin is Mapping:
-        return _mapping(typing.get_args(expected)[1], value, path, whole)
+        return {key: inner(arguments[1], item, key) for key, item in _object(value, path, whole).items()}
     if origin is Literal:
-        return _choice(typing.get_args(expected), value, path)
-    if origin is types.UnionType:
-        return None if value is None else shaped(typing.get_args(expected)[0], value, path, whole=whole)
+        return _choice(arguments, value, path)
+    if origin in {types.UnionType, typing.Union}:
+        kinds = [kind for kind in arguments if kind is not types.NoneType]
+        if value is None and len(kinds) < len(arguments):
+            return None
+        plain = [kind for kind in kinds if isinstance(kind, type) and type(value) is kind]
+        return inner((plain or kinds)[0], value)
     return value if expected is Any else _plain(expected, value, path)
 
 
@@ -45,27 +61,34 @@ def dotted(path: Path) -> str:
     return text.removeprefix(".")
 
 
-def _dataclass(expected: Any, value: object, path: Path, whole: str) -> object:
-    if not isinstance(value, dict):
-        raise ShapeError(f"{dotted(path) or whole} must be an object, it is {value!r:.80}", path)
+def _dataclass(
+    expected: Any,
+    value: object,
+    path: Path,
+    whole: str,
+    inner: Callable[[Any, object, str], Any],
+    *,
+    ignore_unknown: bool,
+) -> object:
+    found = _object(value, path, whole)
     fields = {item.name: item for item in dataclasses.fields(expected)}
     hints = typing.get_type_hints(expected)
-    if unknown := sorted(set(value) - set(fields)):
+    if not ignore_unknown and (unknown := sorted(set(found) - set(fields))):
         raise ShapeError(f"unknown field {dotted((*path, unknown[0]))}", (*path, unknown[0]))
     required = {
         name
         for name, item in fields.items()
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     }
-    if missing := sorted(required - set(value)):
+    if missing := sorted(required - set(found)):
         raise ShapeError(f"field {dotted((*path, missing[0]))} is missing", path)
-    return expected(**{name: shaped(hints[name], item, (*path, name)) for name, item in value.items()})
+    return expected(**{name: inner(hints[name], item, name) for name, item in found.items() if name in fields})
 
 
-def _mapping(item_type: Any, value: object, path: Path, whole: str) -> dict[str, Any]:
+def _object(value: object, path: Path, whole: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ShapeError(f"{dotted(path) or whole} must be an object, it is {value!r:.80}", path)
-    return {key: shaped(item_type, item, (*path, key)) for key, item in value.items()}
+    return value
 
 
 def _choice(choices: tuple[Any, ...], value: object, path: Path) -> object:
@@ -83,7 +106,7 @@ def _plain(expected: Any, value: object, path: Path) -> object:
     return value
 
 
-def _items(value: object, path: Path, whole: str) -> list[tuple[int, object]]:
-    if not isinstance(value, list):
+def _items(value: object, path: Path, whole: str) -> list[object] | tuple[object, ...]:
+    if not isinstance(value, list | tuple):
         raise ShapeError(f"{dotted(path) or whole} must be a list, it is {value!r:.80}", path)
-    return list(enumerate(value))
+    return value

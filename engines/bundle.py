@@ -20,8 +20,10 @@ def write_bundle(work: Path, model_dir: Path, model: Manifest, engines: list[Eng
             shutil.copyfile(model_dir / name, work / name)
     manifest = Manifest(
         kind="bundle",
+        task=model.task,
         model=model.model,
-        cache=model.cache,
+        graphs=model.graphs,
+        settings=model.settings,
         tokenizer=model.tokenizer,
         generation=model.generation,
         files=record_files(work),

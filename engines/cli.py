@@ -86,14 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(spec: EngineSpec) -> dict[str, Any]:
-    return {"target": spec.target, "path": spec.path, "asked": dict(spec.asked), "got": dict(spec.got)}
+    return {"target": spec.target, "path": spec.path, "asked": dict(spec.requested), "got": dict(spec.actual)}
 
 
 def _print_engine(spec: EngineSpec) -> None:
-    if "compiler" in spec.got:
+    if "compiler" in spec.actual:
         _print_compiled(spec)
         return
-    got, asked, proof = spec.got, spec.asked, spec.got["proof"]
+    got, asked, proof = spec.actual, spec.requested, spec.actual["proof"]
     print_text(
         f"{spec.target}: {got['dtype']}, cache {got['cache']}, batch up to {asked['max_batch']}, "
         f"length up to {asked['max_length']}; "
@@ -108,7 +108,7 @@ def _print_engine(spec: EngineSpec) -> None:
 
 
 def _print_compiled(spec: EngineSpec) -> None:
-    got = spec.got
+    got = spec.actual
     gpus = ", ".join(got["compute_capabilities"]) or "the GPU that is present"
     print_text(
         f"{spec.target}: {got['compiler']} {got['compiler_version']} for {gpus}; {got['dtype']}, cache {got['cache']}, "
@@ -133,7 +133,7 @@ def _shares(linears: Mapping[str, float]) -> str:
 
 def _warn(manifest: Manifest) -> None:
     for spec in manifest.engines:
-        for name, reason in spec.got.get("not_lowered", {}).items():
+        for name, reason in spec.actual.get("not_lowered", {}).items():
             note(f"warning: {name} stays canonical, which is slower: {reason}")
-        for name, reason in spec.got.get("not_fused", {}).items():
+        for name, reason in spec.actual.get("not_fused", {}).items():
             note(f"warning: {name} was not fused, which is slower: {reason}")

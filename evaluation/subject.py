@@ -58,7 +58,7 @@ class Subject:
         manifest = self.bundle.manifest
         if manifest.kind != "bundle":
             return manifest.model.max_positions
-        built = choose(self.bundle, self.target)[0].got.get("max_positions")
+        built = choose(self.bundle, self.target)[0].actual.get("max_positions")
         return built if isinstance(built, int) else manifest.model.max_positions
 
     def open(self, *, num_slots: int, capacity: int, threads: int = 0) -> Opened:

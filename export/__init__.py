@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piston.core.atomic_dir import check_free, staged_dir
-from piston.core.bundle.manifest import CacheSpec, FloatType, Manifest, ModelSpec, record_files
+from piston.core.bundle.interface import CacheSpec, FloatType
+from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
 from piston.core.console import Progress
 
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
@@ -97,10 +98,10 @@ class _Export:
                 max_positions=self.positions,
                 dtype=wanted,
             )
-            manifest = Manifest(
+            manifest = Manifest.of_decoder(
                 kind="model",
                 model=spec,
-                cache=dataclasses.replace(cache, dtype=wanted),
+                cache=cache.with_dtype(wanted),
                 tokenizer=tokenizer,
                 generation=defaults,
                 files=record_files(work),

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from piston.core.bundle.manifest import CacheSpec, FloatType, sha256_of
+from piston.core.bundle.interface import CacheSpec, FloatType
+from piston.core.bundle.manifest import sha256_of
 from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.export.architectures import check_supported
 from piston.export.quiet import quiet
@@ -133,15 +134,14 @@ def weights_dtype(checkpoint: Checkpoint, config: Any) -> FloatType:
 
 
 def cache_spec_of(model: nn.Module) -> CacheSpec:
-    """Ask the model what it caches, by running two tokens; every layer must keep the same shape."""
+    """Ask the model what it caches, by running two tokens."""
     with torch.no_grad(), quiet():
         layers = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values.layers
-    shapes = {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in layers if layer.keys is not None}
-    if len(shapes) != 1 or any(key != value for key, value in shapes):
-        raise UnsupportedModelError(f"Layers keep caches of different shapes: {sorted(shapes)}.")
-    _, num_kv_heads, _, head_dim = shapes.pop()[0]
-    count = sum(layer.keys is not None for layer in layers)
-    return CacheSpec(num_layers=count, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype="float32")
+    kept = [(layer.keys, layer.values) for layer in layers if layer.keys is not None]
+    if not kept:
+        raise UnsupportedModelError("No layer keeps keys and values; it is no decoder that Piston exports.")
+    sizes = [[(part.shape[1], part.shape[3]) for part in pair] for pair in kept]
+    return CacheSpec.of_layers(sizes, "float32")
 
 
 def _download(source: str, revision: str | None, *, with_code: bool) -> tuple[Path, str]:

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
+from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
 
 PROMPT_LENGTHS = (3, 8, 21)  # a ragged batch of three rows
@@ -154,20 +155,8 @@ def _run_layers(model_path: Path, cache: CacheSpec, prompt: list[int], count: in
     with tempfile.NamedTemporaryFile(suffix=".onnx", dir=model_path.parent) as file:  # beside the weights it refers to
         ir.save(model, file.name)
         session = open_session(Path(file.name), OrtOptions(prepack=False))
-        seq = len(prompt)
-        shape = (1, cache.num_kv_heads, seq, cache.head_dim)
-        feed: dict[str, Any] = {
-            "input_ids": np.array([prompt]),
-            "position_ids": np.arange(seq)[None],
-            "write_indices": np.zeros(1, np.int64),
-            "kv_lengths": np.array([seq]),
-            "logits_positions": np.array([[seq - 1]]),
-        }
-        feed |= {
-            f"past.{i}.{part}": np.zeros(shape, np.float32)
-            for i in range(cache.num_layers)
-            for part in ("key", "value")
-        }
+        feed: dict[str, Any] = {**step_feed(np.array(prompt, np.int64))}
+        feed |= {state.input: np.zeros(state.sizes(1, len(prompt)), np.float32) for state in cache.states}
         known = {item.name for item in session.get_inputs()}
         outputs = session.run(names, {name: value for name, value in feed.items() if name in known})
     return [output[0] for output in outputs]

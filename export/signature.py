@@ -1,5 +1,7 @@
 """The interface of the canonical decoder graph: what every stage after export relies on.
 
+`piston.core.bundle.interface.decoder_interface` says the same to programs.
+
 | name                    | type, shape                                     | meaning                                        |
 |-------------------------|-------------------------------------------------|------------------------------------------------|
 | input_ids               | int64 [batch, seq]                              | tokens of this step, right-padded if ragged    |
@@ -16,36 +18,4 @@
 seen by padding alone, and the row's next step overwrites it.
 """
 
-from dataclasses import dataclass
-
-from piston.core.bundle.manifest import CacheSpec
-
 OPSET = 24  # TensorScatter and Attention's nonpad_kv_seqlen arrived here
-STEP_INPUTS = ("input_ids", "position_ids", "write_indices", "kv_lengths", "logits_positions")
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """Names of the canonical graph's inputs and outputs, in graph order."""
-
-    cache: CacheSpec
-
-    @property
-    def past(self) -> list[str]:
-        """past.0.key, past.0.value, past.1.key, ..."""
-        return [f"past.{i}.{part}" for i in range(self.cache.num_layers) for part in ("key", "value")]
-
-    @property
-    def present(self) -> list[str]:
-        """present.0.key, present.0.value, present.1.key, ..."""
-        return [f"present.{i}.{part}" for i in range(self.cache.num_layers) for part in ("key", "value")]
-
-    @property
-    def inputs(self) -> list[str]:
-        """Every input."""
-        return [*STEP_INPUTS, *self.past]
-
-    @property
-    def outputs(self) -> list[str]:
-        """Every output."""
-        return ["logits", *self.present]

@@ -14,13 +14,13 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec, decoder_interface
 from piston.core.errors import UnsupportedModelError
 from piston.export.layers import is_tied, replace_linear, replace_norm, replace_rotary
 from piston.export.operators import attention_of, keep_rows, mask_of, rotary_of
 from piston.export.quiet import quiet
 from piston.export.rotary import RotaryTables, tables_of
-from piston.export.signature import OPSET, Signature
+from piston.export.signature import OPSET
 from piston.export.step import Step, StepCache, StepHolder
 
 ATTENTION = "piston"
@@ -65,14 +65,14 @@ def trace(model: nn.Module, cache: CacheSpec, positions: int) -> ir.Model:
     Raises:
         UnsupportedModelError: the model does something the canonical graph has no form for.
     """
-    decoder = CanonicalDecoder(model).eval()
+    decoder, interface = CanonicalDecoder(model).eval(), decoder_interface(cache, vocab_size=0)
     with quiet(), torch.no_grad(), _replaced(decoder, tables_of(model, positions)):
         program = torch.onnx.export(
             decoder,
             (),
             kwargs=_example(cache),
-            input_names=Signature(cache).inputs,
-            output_names=Signature(cache).outputs,
+            input_names=interface.input_names,
+            output_names=interface.output_names,
             opset_version=OPSET,
             dynamo=True,
             external_data=True,
@@ -87,14 +87,13 @@ def trace(model: nn.Module, cache: CacheSpec, positions: int) -> ir.Model:
 def _example(cache: CacheSpec) -> dict[str, Any]:
     # Sizes differ from one another and from 0 and 1, so that none is taken for a constant or for another.
     batch, seq, capacity, kept = 2, 5, 11, 3
-    shape = (batch, cache.num_kv_heads, capacity, cache.head_dim)
     return {
         "input_ids": torch.zeros(batch, seq, dtype=torch.int64),
         "position_ids": torch.arange(seq).expand(batch, seq).clone(),
         "write_indices": torch.zeros(batch, dtype=torch.int64),
         "kv_lengths": torch.full((batch,), seq),
         "logits_positions": torch.zeros(batch, kept, dtype=torch.int64),
-        "past": [torch.zeros(shape) for _ in range(2 * cache.num_layers)],
+        "past": [torch.zeros(state.sizes(batch, capacity)) for state in cache.states],
     }
 
 
@@ -107,7 +106,7 @@ def _dynamic_shapes(cache: CacheSpec) -> dict[str, Any]:
         "write_indices": {0: batch},
         "kv_lengths": {0: batch},
         "logits_positions": {0: batch, 1: kept},
-        "past": [{0: batch, 2: capacity}] * (2 * cache.num_layers),
+        "past": [{0: batch, 2: capacity}] * len(cache.states),
     }
 
 

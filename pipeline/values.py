@@ -15,7 +15,7 @@ def values_of(manifest: Manifest, results: Mapping[str, Mapping[str, Any]]) -> d
     """Every figure that was measured; `results` are the stages' JSON objects."""
     values = {"verify": float(bool(results["verify"].get("passed")))}
     values["bundle.size"] = float(sum(record.size for record in manifest.files.values()))
-    shares = [spec.got["linears"]["int8"] for spec in manifest.engines if "int8" in spec.got.get("linears", {})]
+    shares = [spec.actual["linears"]["int8"] for spec in manifest.engines if "int8" in spec.actual.get("linears", {})]
     if shares:
         values["int8"] = float(min(shares))
     if "eval" in results:

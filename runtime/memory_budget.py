@@ -31,9 +31,9 @@ def sizes_for(
         BundleCorruptError: the manifest states sizes that are no numbers.
     """
     positions = manifest.model.max_positions
-    slots = max_batch if max_batch is not None else _stated(spec.asked, "max_batch", 1)
-    length = max_length if max_length is not None else _stated(spec.asked, "max_length", positions)
-    limit = _stated(spec.got, "max_positions", positions)
+    slots = max_batch if max_batch is not None else _stated(spec.requested, "max_batch", 1)
+    length = max_length if max_length is not None else _stated(spec.requested, "max_length", positions)
+    limit = _stated(spec.actual, "max_positions", positions)
     if slots < 1 or length < 1:
         raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
     if length > limit:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from piston.calibration.observe.widen import WidenPass
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec, is_present
 from piston.core.errors import MisuseError
+from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.ort_cpu import translated
 
 Array = NDArray[np.float32]
@@ -34,14 +35,19 @@ def expose(model: ir.Model, names: Sequence[str]) -> None:
     graph = model.graph
     values = {value.name: value for node in graph for value in node.outputs}
     for name in names:
-        if name not in values or name.startswith(("present.", "logits")) or values[name].dtype != ir.DataType.FLOAT:
+        if (
+            name not in values
+            or is_present(name)
+            or name.startswith("logits")
+            or values[name].dtype != ir.DataType.FLOAT
+        ):
             raise MisuseError(
                 f"The graph computes no inner float value {name!r}; see `piston.calibration.graph.linears`."
             )
     graph.outputs.clear()
     graph.outputs.extend(values[name] for name in names)
     common.RemoveUnusedNodesPass()(model)
-    left = [value for node in graph for value in node.outputs if (value.name or "").startswith("present.")]
+    left = [value for node in graph for value in node.outputs if is_present(value.name)]
     graph.outputs.extend(left)
     for value in [value for value in graph.inputs if not value.uses()]:
         graph.inputs.remove(value)
@@ -62,10 +68,12 @@ class ExposedGraph:
         self.chunk = _chunk(session, names, capacity)
         self._session = session
         self._inputs = {item.name for item in session.get_inputs()}
-        shape = (1, cache.num_kv_heads, capacity, cache.head_dim)
-        parts = [f"{layer}.{part}" for layer in range(cache.num_layers) for part in ("key", "value")]
         # What a row leaves behind its end is never read by the next one: kv_lengths ends before it.
-        self._cache = {part: np.zeros(shape, np.float32) for part in parts if f"past.{part}" in self._inputs}
+        self._states = [
+            (state, np.zeros(state.sizes(1, capacity), np.float32))
+            for state in cache.states
+            if state.input in self._inputs
+        ]
 
     @classmethod
     def open(cls, path: Path, cache: CacheSpec, names: Sequence[str], capacity: int, *, threads: int = 0) -> Self:
@@ -91,26 +99,19 @@ class ExposedGraph:
     def close(self) -> None:
         """Give the memory back."""
         self._session = None
-        self._cache.clear()
+        self._states.clear()
 
     def _step(self, ids: NDArray[np.int64], start: int) -> dict[str, Array]:
-        binding, size = self._session.io_binding(), len(ids)
-        feed = {
-            "input_ids": ids[None],
-            "position_ids": np.arange(start, start + size)[None],
-            "write_indices": np.array([start]),
-            "kv_lengths": np.array([start + size]),
-            "logits_positions": np.arange(size)[None],  # whoever asks for lm_head's input wants that of every token
-        }
-        for name, array in feed.items():
+        binding = self._session.io_binding()
+        for name, array in step_feed(ids, start).items():
             if name in self._inputs:
                 binding.bind_cpu_input(name, np.ascontiguousarray(array, np.int64))
         for name in self.names:
             binding.bind_output(name)
-        for part, array in self._cache.items():
-            bound = ("cpu", 0, np.float32, list(array.shape), array.ctypes.data)
-            binding.bind_input(f"past.{part}", *bound)
-            binding.bind_output(f"present.{part}", *bound)
+        for state, memory in self._states:
+            bound = ("cpu", 0, np.float32, list(memory.shape), memory.ctypes.data)
+            binding.bind_input(state.input, *bound)
+            binding.bind_output(state.output, *bound)
         with translated("running a calibration row"):
             self._session.run_with_iobinding(binding)
         found = binding.get_outputs()[: len(self.names)]

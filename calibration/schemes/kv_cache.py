@@ -5,6 +5,7 @@ channel, which QuantizeLinear has for one axis only, the pair has scale 1 and st
 scales [1, kv_heads, 1, head_dim]. The cache of the canonical graph stays in float; a lowering stores the codes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from piston.calibration.numeric.rounding import Floats
 from piston.calibration.observe.cache_range import CacheRange, Rotation
 from piston.calibration.observe.collect import collect
 from piston.calibration.recipe import Granularity
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 
@@ -71,7 +72,7 @@ class RoundCachePass(ir.passes.InPlacePass):
 
     def __init__(self, scales: Scales, cache: CacheSpec) -> None:
         super().__init__()
-        self.shape = (1, cache.num_kv_heads, 1, cache.head_dim)
+        self.shapes = {state.output: state.sizes(1, 1) for state in cache.states}
         self.scales = {name: self._array(name, values) for name, values in scales.items()}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -89,12 +90,15 @@ class RoundCachePass(ir.passes.InPlacePass):
         array = np.array(values, np.float32)
         if not (np.isfinite(array).all() and (array > 0).all()):
             raise MisuseError(f"The recipe's scales of {name} are not all positive; calibrate again.")
-        if array.size not in (1, self.shape[1] * self.shape[3]):
+        if name not in self.shapes:
+            raise MisuseError(f"The recipe's cache scales are of another model: it has no {name}.")
+        shape = self.shapes[name]
+        if array.size not in (1, math.prod(shape)):
             raise MisuseError(
-                f"The recipe has {array.size} scales for {name}; the cache has {self.shape[1]} heads of "
-                f"{self.shape[3]}: it takes 1, or one for each channel."
+                f"The recipe has {array.size} scales for {name}; the cache has {shape[1]} heads of {shape[3]}: it "
+                "takes 1, or one for each channel."
             )
-        return array.reshape(() if array.size == 1 else self.shape)
+        return array.reshape(() if array.size == 1 else shape)
 
 
 def _round(graph: ir.Graph, scatter: ir.Node, new: ir.Value, scales: Floats) -> None:

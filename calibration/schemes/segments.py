@@ -25,6 +25,7 @@ from piston.calibration.schemes.channel_splitting import num_copies, read_copies
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.ordered_pool import in_order
 from piston.core.machine import num_cores
+from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.ort_cpu import translated
 
 Stream = Literal["float", "quantized"]
@@ -130,16 +131,12 @@ class Relay:
         return [value.name or "" for value in part.inputs], _session(model, self.graph.directory)
 
     def _token_inputs(self, row: Ids, names: list[str]) -> Values:
-        size, cache = len(row), self.graph.manifest.cache
-        ready: Values = {
-            "input_ids": row[None],
-            "position_ids": np.arange(size)[None],
-            "write_indices": np.zeros(1, np.int64),
-            "kv_lengths": np.array([size]),
-            "logits_positions": np.arange(size)[None],
+        states = {state.input: state for state in self.graph.manifest.cache.states}
+        ready: Values = {**step_feed(row)}
+        return {
+            name: np.zeros(states[name].sizes(1, len(row)), np.float32) if name in states else ready[name]
+            for name in names
         }
-        past = np.zeros((1, cache.num_kv_heads, size, cache.head_dim), np.float32)
-        return {name: ready.get(name, past) for name in names}
 
     def _key(self, stream: Stream, index: int, name: str) -> str:
         return f"{stream}-{index}-{self._places[name]}"

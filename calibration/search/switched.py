@@ -20,7 +20,7 @@ from piston.calibration.numeric.rounding import Quantized
 from piston.calibration.schemes.kv_cache import RoundCachePass, Scales
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.residual import round_remainder
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.runtime.backends.ort_cpu import OrtEngine
 
 NAME = "switched.onnx"

@@ -1,7 +1,7 @@
 """What a model directory or a bundle says of itself: manifest.json, as frozen dataclasses.
 
-The runtime owns this contract; the stages that write it import it from here. Unknown fields are an error: a manifest
-either means what this version understands or is refused.
+The stages that write it and the runtime that reads it import it from here. A reader ignores fields that it does not
+know, unless the manifest names them in `requires`. Manifests of schema 1 are read as what they mean in this one.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from piston.core.bundle.interface import DECODER, CacheSpec, FloatType, GraphInterface, StateSpec, decoder_interface
+from piston.core.bundle.schema1 import upgraded
 from piston.core.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError
 from piston.core.schema import ShapeError, shaped
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "manifest.json"
 HASHED_AT_ONCE = 1 << 24  # bytes
 
 Kind = Literal["model", "bundle"]
-FloatType = Literal["float32", "float16", "bfloat16"]
-CacheType = Literal["float32", "float16", "bfloat16", "int8"]
-ITEM_SIZES: Mapping[CacheType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+TEXT_GENERATION = "text-generation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """The decoder as the checkpoint's config describes it."""
+    """The model as the checkpoint's config describes it."""
 
     name: str
     architecture: str
@@ -39,21 +39,6 @@ class ModelSpec:
     max_positions: int  # positions the graph is right for: its rotary or learned table ends here
     dtype: FloatType
     scheme: str = "fp"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheSpec:
-    """One key and one value tensor per layer, each [batch, num_kv_heads, capacity, head_dim]."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: CacheType
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes that one position of one row takes over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +54,38 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One engine of a bundle: what was asked of the build and what came out."""
+    """One engine of a bundle: its file and states for each graph, what was requested of the build and what came out."""
 
     target: str
-    path: str
-    cache: CacheSpec  # of this engine: targets differ in the type they keep
-    asked: Mapping[str, Any]
-    got: Mapping[str, Any]
+    files: Mapping[str, str]  # graph -> file, relative to the bundle
+    states: Mapping[str, tuple[StateSpec, ...]]  # graph -> states as this target stores them: types differ by target
+    requested: Mapping[str, Any]
+    actual: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        target: str,
+        path: str,
+        cache: CacheSpec | None = None,
+        requested: Mapping[str, Any],
+        actual: Mapping[str, Any],
+        graph: str = DECODER,
+    ) -> Self:
+        """An engine of one graph; a graph without a cache has no states."""
+        states = () if cache is None else cache.states
+        return cls(target=target, files={graph: path}, states={graph: states}, requested=requested, actual=actual)
+
+    @property
+    def path(self) -> str:
+        """The file of the only graph, or of the decoder."""
+        return self.files[DECODER] if DECODER in self.files else next(iter(self.files.values()))
+
+    @property
+    def cache(self) -> CacheSpec:
+        """The states of the decoder."""
+        return CacheSpec(tuple(self.states[DECODER]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,17 +98,30 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A model directory (kind "model", one canonical graph) or a bundle (engines)."""
+    """A model directory (kind "model", canonical graphs) or a bundle (engines)."""
 
     kind: Kind
+    task: str = TEXT_GENERATION  # what it is for, named as the Hugging Face hub does
     model: ModelSpec
-    cache: CacheSpec
+    graphs: Mapping[str, GraphInterface]
     tokenizer: TokenizerSpec
     files: Mapping[str, FileRecord]
     engines: tuple[EngineSpec, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the task: labels, pooling, prompts by name
+    requires: tuple[str, ...] = ()  # fields that a reader must know
     generation: Mapping[str, Any] = field(default_factory=dict)  # the checkpoint's sampling defaults, not applied
     made_by: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def cache(self) -> CacheSpec:
+        """The states of the decoder."""
+        return CacheSpec(tuple(self.graphs[DECODER].states))
+
+    @classmethod
+    def of_decoder(cls, *, cache: CacheSpec, model: ModelSpec, **fields: Any) -> Self:
+        """The manifest of a language model: its one graph is the decoder."""
+        return cls(model=model, graphs={DECODER: decoder_interface(cache, model.vocab_size)}, **fields)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -131,9 +154,25 @@ class Manifest:
                 f"{source} has schema {schema}, this Piston reads up to {SCHEMA}; upgrade Piston or build it again."
             )
         try:
-            return typing.cast("Self", shaped(cls, data))
+            found = typing.cast("Self", shaped(cls, upgraded(data), ignore_unknown=True))
         except ShapeError as problem:
             raise BundleCorruptError(f"{source}: {problem}; make the directory again.") from None
+        known = {item.name for item in dataclasses.fields(cls)}
+        if unknown := [name for name in found.requires if name not in known]:
+            raise BundleTooNewError(
+                f"{source} requires {unknown[0]!r}, which this Piston does not know; upgrade Piston."
+            )
+        found.check_graphs(source)
+        return found
+
+    def check_graphs(self, source: str) -> None:
+        """Raise BundleCorruptError where an engine has another graph than the manifest, or a graph has no name."""
+        for engine in self.engines:
+            if set(engine.files) != set(self.graphs) or set(engine.states) != set(self.graphs):
+                raise BundleCorruptError(
+                    f"{source}: the engine {engine.target!r} has the graphs {', '.join(engine.files) or 'none'}, the "
+                    f"manifest has {', '.join(self.graphs)}; build it again."
+                )
 
     def write(self, directory: Path) -> None:
         """Write directory/manifest.json."""
@@ -148,10 +187,11 @@ class Manifest:
                 engine that is none of the recorded files.
         """
         for engine in self.engines:
-            if engine.path not in self.files:
-                raise BundleCorruptError(
-                    f"{directory} has an engine {engine.path!r}, which is not among the recorded files; build it again."
-                )
+            for name in engine.files.values():
+                if name not in self.files:
+                    raise BundleCorruptError(
+                        f"{directory} has an engine {name!r}, which is not among the recorded files; build it again."
+                    )
         for name, record in self.files.items():
             path = directory / name
             if Path(name).is_absolute() or ".." in Path(name).parts:

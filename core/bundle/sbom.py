@@ -51,7 +51,7 @@ def _model(manifest: Manifest, model_license: str | None) -> Component:
     properties = {
         "piston:scheme": spec.scheme,
         "piston:dtype": spec.dtype,
-        **{f"piston:engine:{engine.target}": str(engine.got.get("dtype", "")) for engine in manifest.engines},
+        **{f"piston:engine:{engine.target}": str(engine.actual.get("dtype", "")) for engine in manifest.engines},
     }
     hashes = checkpoint_hashes(manifest.made_by)
     component: Component = {

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from piston.core.bundle.manifest import CacheSpec, Manifest
+from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.manifest import Manifest
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import expose_activations
 from piston.engines.equivalence.lockstep import compare

@@ -29,7 +29,7 @@ DIGITS = 4  # of a margin: what it is compared with is never that small
 def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequence[EngineSpec]) -> None:
     """Write work/verify.json; `work` holds the engines, the tokenizer lies beside the graph at `canonical`."""
     tokenizer = Bundle(canonical.parent, model).tokenizer()
-    limit = min(int(spec.got.get("max_positions", model.model.max_positions)) for spec in engines)
+    limit = min(int(spec.actual.get("max_positions", model.model.max_positions)) for spec in engines)
     num_tokens = min(NUM_TOKENS, limit - 1)
     prompts = {text: tokenizer.encode(text)[: limit - num_tokens] for text in PROMPTS}
     prompts = {text: ids for text, ids in prompts.items() if ids and max(ids) < model.model.vocab_size}
@@ -45,7 +45,7 @@ def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequen
     absent = [spec.target for spec in engines if spec.target not in found]
     if absent:
         with reference_of(canonical, model, work, int8_head=False) as path:
-            cache = replace(model.cache, dtype="float32")
+            cache = model.cache.with_dtype("float32")
             options = OrtOptions(prepack=False)
             with closing(OrtEngine.open(path, cache, num_slots=slots, capacity=capacity, options=options)) as engine:
                 answers = replace(_expected(engine, prompts, num_tokens), by="canonical graph")

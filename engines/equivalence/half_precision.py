@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
 

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from piston.core.bundle.interface import PARTS, PRESENT, layer_of, state_name
 from piston.engines.equivalence.activation_injection import (
     GIVEN,
     OWN,
@@ -33,7 +34,6 @@ from piston.engines.lowering.pattern import constant_ints, dims_of, emit, static
 from piston.engines.lowering.quantized import cache_rounding
 from piston.runtime.backends.ort_cpu import OrtEngine
 
-PARTS = ("key", "value")
 ATTENTION = "attention."  # and the layer: the name of its result on the tape
 
 
@@ -57,7 +57,7 @@ def recordable(lowered: Path) -> Iterator[tuple[Path, list[str], bool]]:
     names = [str(node.outputs[0].name) for node in quantizers(graph)]
     graph.outputs.extend(copied(graph, node, OWN) for node in quantizers(graph))
     for node in [node for node in graph if node.op_type == "GroupQueryAttention"]:
-        name = f"{ATTENTION}{_layer_of(node.outputs[1])}"
+        name = f"{ATTENTION}{layer_of(str(node.outputs[1].name))}"
         names.append(name)
         _give_out(graph, node.outputs[0], f"{name}{OWN}")
     with _beside(lowered, model, "recordable.onnx") as path:
@@ -82,14 +82,14 @@ def steerable(canonical: Path, names: list[str]) -> Iterator[tuple[Path, list[Ar
     for scatter in [node for node in graph if node.op_type == "TensorScatter"]:
         present = str(scatter.outputs[0].name)
         scales[present] = _steer_cache(graph, scatter)
-        if present.endswith(".key"):
-            attentions.append(f"{ATTENTION}{_layer_of(scatter.outputs[0])}")
+        if present.endswith(PARTS[0]):
+            attentions.append(f"{ATTENTION}{layer_of(present)}")
             _steer_attention(graph, attentions[-1])
     tidy(model)
     check_known(names, {*attentions, *force(graph, names)})
     layers = range(len(attentions))
     with _beside(canonical, model, "steerable.onnx") as path:
-        yield path, [scales[f"present.{layer}.{part}"] for layer in layers for part in PARTS]
+        yield path, [scales[state_name(PRESENT, layer, part)] for layer in layers for part in PARTS]
 
 
 class LeadingEngine(OrtEngine):
@@ -111,13 +111,9 @@ class SteeredEngine(ForcedEngine):
     def _run(self, binding: Any) -> None:
         codes = self.tape.caches.pop(0)
         for index, (array, scale) in enumerate(zip(codes, self.tape.scales, strict=True)):
-            name = f"present.{index // len(PARTS)}.{PARTS[index % len(PARTS)]}{GIVEN}"
-            binding.bind_cpu_input(name, array.astype(np.float32) * scale)
+            name = state_name(PRESENT, index // len(PARTS), PARTS[index % len(PARTS)])
+            binding.bind_cpu_input(f"{name}{GIVEN}", array.astype(np.float32) * scale)
         super()._run(binding)
-
-
-def _layer_of(present: ir.Value) -> int:
-    return int(str(present.name).split(".")[1])
 
 
 def _steer_cache(graph: ir.Graph, scatter: ir.Node) -> Array:
@@ -135,7 +131,7 @@ def _steer_cache(graph: ir.Graph, scatter: ir.Node) -> Array:
 
 def _steer_attention(graph: ir.Graph, name: str) -> None:
     """Let readers of an attention's [batch, heads, seq, head_dim] read the input `<name>.given`, with heads merged."""
-    past = f"present.{name.rpartition('.')[2]}.key{GIVEN}"
+    past = f"{state_name(PRESENT, int(name.rpartition('.')[2]), PARTS[0])}{GIVEN}"
     (node,) = [node for node in graph if node.op_type == "Attention" and node.inputs[1].name == past]  # type: ignore[union-attr]
     result = node.outputs[0]
     batch, _, seq, _ = dims_of(result)

@@ -8,7 +8,7 @@ rounded to codes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import ForcedEngine, RecordingEngine, Tape, check_known, forcible
 from piston.engines.equivalence.int8_cache_lockstep import (
@@ -86,7 +86,7 @@ def _groups(slots: list[int], steps_left: int) -> list[list[int]]:
 
 @contextmanager
 def _opened(canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, capacity: int) -> Iterator["Pair"]:
-    wide, twice = replace(cache, dtype="float32"), remainders(ir.load(canonical).graph)
+    wide, twice = cache.with_dtype("float32"), remainders(ir.load(canonical).graph)
     with ExitStack() as stack:
 
         def opened(kind: type[E], path: Path, cache: CacheSpec, options: OrtOptions) -> E:
@@ -201,8 +201,8 @@ class Pair:
                 self.code_distance = max(self.code_distance, apart)
                 if not apart <= NEAREST:
                     raise ParityError(
-                        f"The lowered graph's cache parts from the canonical one at the {where}: a code of layer "
-                        f"{index // 2}'s {'values' if index % 2 else 'keys'} is {apart:.3g} steps from what it stands "
+                        f"The lowered graph's cache parts from the canonical one at the {where}: a code of "
+                        f"{self.canonical.cache.spec.states[index].output} is {apart:.3g} steps from what it stands "
                         f"for, allowed are {NEAREST}. Look at its projections, rotary and scales. Nothing was written."
                     )
 
@@ -213,16 +213,13 @@ class Pair:
 
     def _blame_layer(self) -> str:
         """Name the first layer whose cache differs: a layer's keys and values show what the layers before it did."""
-        num_layers = self.canonical.cache.spec.num_layers
-        for index in range(2 * num_layers):
-            layer, part = index // 2, "values" if index % 2 else "keys"
-            off = self._cache_difference(index)
+        states = self.canonical.cache.spec.states
+        for index, state in enumerate(states):
+            off, layer = self._cache_difference(index), state.layer
             if not off <= ABSOLUTE:
                 suspect = f"layer {layer - 1}'s attention or MLP" if layer else "layer 0's projections or rotary"
-                return (
-                    f"Layer {layer}'s {part} are the first to differ (by {off:.2g} of the largest): look at {suspect}."
-                )
-        return f"All caches agree: look at layer {num_layers - 1}'s attention or MLP, the final norm and lm_head."
+                return f"{state.output} is the first state to differ (by {off:.2g} of the largest): look at {suspect}."
+        return f"All caches agree: look at layer {states[-1].layer}'s attention or MLP, the final norm and lm_head."
 
     def _cache_difference(self, index: int) -> float:
         worst = 0.0

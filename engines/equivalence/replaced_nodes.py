@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.int8_attention import Int8Attention, int8_attentions
 from piston.engines.lowering.kernels.blocks import ROUNDING
@@ -187,7 +187,7 @@ def _caches(engine: OrtEngine, binding: Any) -> dict[str, Array]:
     spec = engine.cache.spec
     if spec.dtype != "int8":
         return {}
-    names = [f"present.{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
+    names = [state.output for state in spec.states]
     arrays = binding.get_outputs()[1 : 1 + len(names)]  # bound after the logits
     return {name: array.numpy().copy() for name, array in zip(names, arrays, strict=True)}
 

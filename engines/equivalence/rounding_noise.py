@@ -8,13 +8,12 @@ widened by what that made of it, within limits: a wrong lowering is off by the s
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.engines.equivalence.activation_injection import GIVEN
 from piston.engines.equivalence.lockstep import compare
 from piston.engines.lowering.pattern import constant, emit, tidy
@@ -34,7 +33,7 @@ def slack_of(canonical: Path, cache: CacheSpec, *, max_length: int, windows: Seq
     """
     if cache.dtype == "int8":
         return 1.0
-    wide = replace(cache, dtype="float32")
+    wide = cache.with_dtype("float32")
     worst = 0.0
     for seed in SEEDS:
         with tempfile.TemporaryDirectory(dir=canonical.parent) as scratch:

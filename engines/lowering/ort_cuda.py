@@ -6,7 +6,7 @@ ONNX Runtime, nor is its INT8 cache proved here: models with either are refused 
 
 import onnx_ir as ir
 
-from piston.core.bundle.manifest import CacheType
+from piston.core.bundle.interface import StateType
 from piston.core.errors import EngineError
 from piston.engines.lowering.downcast import NarrowPass
 from piston.engines.lowering.group_query_attention import GroupQueryAttentionPass
@@ -21,10 +21,10 @@ from piston.engines.lowering.trim_rotary import TrimRotaryPass
 from piston.engines.lowering.ungroup_heads import UngroupHeadsPass
 from piston.engines.lowering.upcast import Float32Pass
 
-DTYPE: CacheType = "float16"
+DTYPE: StateType = "float16"
 
 
-def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: CacheType = DTYPE) -> dict[str, int]:
+def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: StateType = DTYPE) -> dict[str, int]:
     """Rewrite a canonical graph, in place; returns what was fused, as the manifest states it.
 
     In float32 it is the twin that is proved tightly: the same passes but the last, which only casts.

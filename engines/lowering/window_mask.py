@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from piston.core.bundle.interface import is_past
 from piston.engines.lowering.pattern import constants, int_attribute, is_constants, producer
 
 CACHE_AXIS = 2  # of [batch, kv_heads, capacity, head_dim]
@@ -34,7 +35,7 @@ def _are_slots(keys: ir.Value | None) -> bool:
     size = producer(counted.inputs[1], "Squeeze")
     shape = None if size is None else producer(size.inputs[0], "Shape")
     past = None if shape is None else shape.inputs[0]
-    if shape is None or past is None or not past.is_graph_input() or not (past.name or "").startswith("past."):
+    if shape is None or past is None or not past.is_graph_input() or not is_past(past.name):
         return False
     return int_attribute(shape, "start") == CACHE_AXIS and int_attribute(shape, "end", -1) == CACHE_AXIS + 1
 

@@ -66,13 +66,13 @@ def _build_kernels(
         proof = prove_replaced(aside / plain.path, built.path, plain.cache, max_length=asked["max_length"])
     replaced = {name: getattr(built, name) for name in ("attention", "linears", "gated", "norms", "blocks", "tables")}
     got = {
-        **plain.got,
+        **plain.actual,
         "operators": count_operators(built.path),
         "weights_bytes": built.weights_bytes,
         "own_kernels": {**replaced, "proof": dataclasses.asdict(proof)},
     }
     path = built.path.relative_to(work).as_posix()
-    return dataclasses.replace(plain, target=TARGET, path=path, asked=dict(asked), got=got)
+    return EngineSpec.of(target=TARGET, path=path, cache=plain.cache, requested=dict(asked), actual=got)
 
 
 def _build_plain(
@@ -93,14 +93,14 @@ def _build_plain(
         reference_of(source / CANONICAL, model, work, int8_head=int8_head) as path,
     ):
         kernels = prove_kernels(built.path)
-        cache = dataclasses.replace(model.cache, dtype=built.cache_type)
+        cache = model.cache.with_dtype(built.cache_type)
         proof = prove(path, built.path, cache, max_length=asked["max_length"], windows=built.lowered.windows)
-    return EngineSpec(
+    return EngineSpec.of(
         target=target,
         path=built.path.relative_to(work).as_posix(),
         cache=cache,
-        asked=dict(asked),
-        got={
+        requested=dict(asked),
+        actual={
             **describe(built),
             "max_positions": asked["max_length"],
             "proof": dataclasses.asdict(proof),

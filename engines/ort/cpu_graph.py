@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from piston.core.bundle.manifest import CacheType
+from piston.core.bundle.interface import StateType
 from piston.engines.linear_work import ARITHMETIC, LinearWork, linear_work
 from piston.engines.lowering import Lowered, lower_for_ort_cpu
 from piston.runtime.backends.ort_cpu import translated
@@ -29,7 +29,7 @@ class OrtBuild:
     onnxruntime: str
 
     @property
-    def cache_type(self) -> CacheType:
+    def cache_type(self) -> StateType:
         """The type of every layer's keys and values."""
         return "int8" if self.lowered.int8_cache else "float32"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from piston.core.bundle.manifest import CacheType, EngineSpec, Manifest
+from piston.core.bundle.interface import StateType
+from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
 from piston.engines.equivalence.answers import prove, reference_of
 from piston.engines.equivalence.half_precision import prove_narrow
@@ -37,8 +38,8 @@ def build(
     """
     length, engine_dir = asked["max_length"], work / target
     engine_dir.mkdir(parents=True)
-    wide = dataclasses.replace(model.cache, dtype="float32")
-    cache = dataclasses.replace(model.cache, dtype=DTYPE)
+    wide = model.cache.with_dtype("float32")
+    cache = model.cache.with_dtype(DTYPE)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         with progress.phase(f"lowering for {target}"):
             counts = _write(source / CANONICAL, engine_dir, length, DTYPE)
@@ -68,10 +69,12 @@ def build(
         "proof_narrow": dataclasses.asdict(narrow),
         "run_on_gpu": False,
     }
-    return EngineSpec(target=target, path=path.relative_to(work).as_posix(), cache=cache, asked=dict(asked), got=got)
+    return EngineSpec.of(
+        target=target, path=path.relative_to(work).as_posix(), cache=cache, requested=dict(asked), actual=got
+    )
 
 
-def _write(canonical: Path, out: Path, max_length: int, dtype: CacheType) -> dict[str, int]:
+def _write(canonical: Path, out: Path, max_length: int, dtype: StateType) -> dict[str, int]:
     model = ir.load(canonical)
     counts = lower_for_ort_cuda(model, max_length, dtype)
     ir.save(model, out / CANONICAL, external_data=DATA)

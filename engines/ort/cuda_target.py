@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle.manifest import CacheType, EngineSpec, Manifest
+from piston.core.bundle.interface import StateType
+from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.engines.options import BuildOptions
 
 TARGET = "ort-cuda"
-DTYPE: CacheType = "float16"
+DTYPE: StateType = "float16"
 
 
 def check_ort_cuda(target: str) -> None:

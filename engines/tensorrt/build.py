@@ -10,7 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from piston.core.bundle.manifest import CacheSpec, CacheType, EngineSpec, Manifest, sha256_of
+from piston.core.bundle.interface import CacheSpec, StateType
+from piston.core.bundle.manifest import EngineSpec, Manifest, sha256_of
 from piston.core.bundle.plan_header import PlanHeader
 from piston.core.console import Progress
 from piston.engines.equivalence.answers import reference_of
@@ -90,15 +91,19 @@ def build_tensorrt(  # noqa: PLR0913, PLR0917 - what every builder gets
             "proof": proofs[-1],
             "proofs": proofs,
         }
-    return EngineSpec(
-        target=target.text, path=plan.relative_to(work).as_posix(), cache=lowered.cache, asked=dict(asked), got=got
+    return EngineSpec.of(
+        target=target.text,
+        path=plan.relative_to(work).as_posix(),
+        cache=lowered.cache,
+        requested=dict(asked),
+        actual=got,
     )
 
 
 def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[str, Any]) -> LoweredFile:
     """Write out/file/model.onnx in the asked type, and out/twin/model.onnx in float32."""
-    dtype: CacheType = asked["dtype"]
-    cache = dataclasses.replace(model.cache, dtype=dtype)
+    dtype: StateType = asked["dtype"]
+    cache = model.cache.with_dtype(dtype)
     sizes = Sizes.of(cache, asked["max_batch"], asked["max_length"])
     paths = []
     for name, kind in (("file", dtype), ("twin", "float32")):
@@ -114,7 +119,7 @@ def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[st
 
 def prove_file(reference: Path, model: Manifest, lowered: LoweredFile) -> list[dict[str, Any]]:
     """The twin against the reference, the file against the twin, and the file, executed, against the reference."""
-    wide = dataclasses.replace(model.cache, dtype="float32")
+    wide = model.cache.with_dtype("float32")
     proofs: list[Proof] = [prove(reference, lowered.twin, wide, lowered.sizes, "float32", lowered.window)]
     check_same(lowered.twin, lowered.path)
     executable = lowered.path

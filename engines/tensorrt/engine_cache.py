@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle.manifest import CacheSpec, EngineSpec, Manifest, record_files
+from piston.core.bundle.manifest import EngineSpec, Manifest, record_files
+from piston.core.schema import ShapeError, shaped
 from piston.engines.tensorrt.target import Target
 from piston.runtime.backends.tensorrt.log import open_module
 
@@ -57,9 +58,9 @@ class EngineCache:
         with tempfile.TemporaryDirectory(dir=work, prefix="taken.") as scratch:
             try:
                 data = json.loads((entry / SPEC).read_text(encoding="utf-8"))
-                spec = EngineSpec(**{**data["spec"], "cache": CacheSpec(**data["spec"]["cache"])})
+                spec: EngineSpec = shaped(EngineSpec, data["spec"])
                 is_whole = all(_copy_hashed(entry, name, Path(scratch)) == sha for name, sha in data["files"].items())
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, ShapeError):
                 is_whole = False
             if not is_whole:
                 self._drop(entry)

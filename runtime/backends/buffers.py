@@ -6,6 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def step_feed(ids: NDArray[np.int64], start: int = 0) -> dict[str, NDArray[np.int64]]:
+    """The inputs, states aside, of a step of one row behind `start` positions, with logits of each token; int64."""
+    size = len(ids)
+    return {
+        "input_ids": ids[None],
+        "position_ids": np.arange(start, start + size)[None],
+        "write_indices": np.array([start]),
+        "kv_lengths": np.array([start + size]),
+        "logits_positions": np.arange(size)[None],
+    }
+
+
 class Buffers:
     """Room for a step of `rows` rows and `tokens` tokens in all, with logits for `kept` of the tokens.
 

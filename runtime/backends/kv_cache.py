@@ -1,16 +1,15 @@
-"""The key-value cache: one preallocated pair of arrays per layer, its rows handed out as slots.
+"""The key-value cache: one preallocated array for each state, its rows handed out as slots.
 
 It knows lengths and capacity, not tokens and not backends.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import MisuseError, PromptTooLongError
 
 STORED = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.uint16, "int8": np.int8}
@@ -19,9 +18,10 @@ STORED = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.uint16, "i
 class KVCache:
     """Slots 0 .. num_slots-1, each holding up to `capacity` positions of every layer.
 
-    Memory is [num_slots, num_kv_heads, capacity, head_dim] per layer for keys and for values, allocated here once and
-    never moved. The operating system commits its pages when they are first written. An engine that keeps the entries on
-    a device gives `bases`, where each array begins there, and `device`; only the slots and their lengths are then here.
+    Memory is [num_slots, kv_heads, capacity, head_dim] for each layer's keys and for its values, allocated here once
+    and never moved. The operating system commits its pages when they are first written. An engine that keeps the
+    entries on a device gives `bases`, where each array begins there, and `device`; only the slots and their lengths
+    are then here.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class KVCache:
         self.num_slots = num_slots
         self.capacity = capacity
         self.device = device
-        shape = (num_slots, spec.num_kv_heads, capacity, spec.head_dim)
-        dtype = np.dtype(STORED[spec.dtype])
-        num_arrays = 2 * spec.num_layers if bases is None else 0
-        self.arrays: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(num_arrays)]
+        states = spec.states if bases is None else ()
+        self.arrays: list[NDArray[Any]] = [
+            np.zeros(state.sizes(num_slots, capacity), STORED[state.dtype]) for state in states
+        ]
         self._bases = [int(array.ctypes.data) for array in self.arrays] if bases is None else list(bases)
-        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._row_bytes = spec.array_bytes(1, capacity)
         self.lengths = np.zeros(num_slots, np.int64)
         self._free = list(range(num_slots))
 
@@ -100,13 +100,9 @@ class KVCache:
                 spans.append((slot, slot + 1))
         return spans
 
-    def row_shape(self, rows: int) -> tuple[int, int, int, int]:
-        """Shape of `rows` consecutive rows of one array."""
-        return rows, self.spec.num_kv_heads, self.capacity, self.spec.head_dim
-
     def address(self, index: int, slot: int) -> int:
-        """Address of a slot's first byte in array `index` (2 * layer for keys, 2 * layer + 1 for values)."""
-        return self._bases[index] + slot * self._row_bytes
+        """Address of a slot's first byte in the array of the state `index`."""
+        return self._bases[index] + slot * self._row_bytes[index]
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.num_slots or slot in self._free:

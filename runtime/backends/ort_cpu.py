@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec, is_past
 from piston.core.errors import EngineError, MissingExtraError, MisuseError
 from piston.runtime import kernels
 from piston.runtime.backends.buffers import Buffers
@@ -159,11 +159,11 @@ class OrtEngine:
 
 def bind_cache(binding: Any, cache: KVCache, low: int, rows: int) -> None:
     """Bind rows low .. low + rows of the cache as past and as present: one memory, written in place."""
-    shape, item = list(cache.row_shape(rows)), CACHE_ITEMS[cache.spec.dtype]
-    for index in range(2 * cache.spec.num_layers):
-        name, address = f"{index // 2}.{'value' if index % 2 else 'key'}", cache.address(index, low)
-        binding.bind_input(f"past.{name}", cache.device, 0, item, shape, address)
-        binding.bind_output(f"present.{name}", cache.device, 0, item, shape, address)
+    for index, state in enumerate(cache.spec.states):
+        shape, item = list(state.sizes(rows, cache.capacity)), CACHE_ITEMS[state.dtype]
+        address = cache.address(index, low)
+        binding.bind_input(state.input, cache.device, 0, item, shape, address)
+        binding.bind_output(state.output, cache.device, 0, item, shape, address)
 
 
 def open_session(path: Path, options: OrtOptions) -> Any:
@@ -193,23 +193,26 @@ def check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
     shapes = {item.name: list(item.shape) for item in [*session.get_inputs(), *session.get_outputs()]}
     if not isinstance(shapes.get("logits", [None])[-1], int):
         raise EngineError(f"{path} has no output named logits of known vocabulary; it is not a decoder of Piston's.")
-    found = {name: shape for name, shape in shapes.items() if name.startswith("past.")}
-    names = {f"past.{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")}
-    fits = all(_agree(shape, [None, spec.num_kv_heads, None, spec.head_dim]) for shape in found.values())
-    types = {item.name: item.type for item in session.get_inputs()}
-    if set(found) == names and any(types[name] != CACHE_TYPES.get(spec.dtype) for name in names):
-        raise EngineError(f"The cache of {path} is not {spec.dtype}, as its manifest states; build it again.")
-    if set(found) != names or not fits:
-        shape = next(iter(found.values()), "none")
+    found, wanted = {name for name in shapes if is_past(name)}, {state.input for state in spec.states}
+    if found != wanted:
         raise EngineError(
-            f"{path} has {len(found)} cache inputs (the first of shape {shape}), not the {len(names)} of "
-            f"{spec.num_kv_heads} heads of {spec.head_dim} that its manifest states; build it again."
+            f"{path} has {len(found)} states, not the {len(wanted)} that its manifest states (it differs in "
+            f"{min(found ^ wanted)}); build it again."
         )
+    types = {item.name: item.type for item in session.get_inputs()}
+    for state in spec.states:
+        if not _agree(shapes[state.input], list(state.shape)):
+            raise EngineError(
+                f"{state.input} of {path} is {shapes[state.input]}, not {list(state.shape)} as its manifest states; "
+                "build it again."
+            )
+        if types[state.input] != CACHE_TYPES.get(state.dtype):
+            raise EngineError(f"{state.input} of {path} is not {state.dtype}, as its manifest states; build it again.")
 
 
-def _agree(shape: list[Any], wanted: list[int | None]) -> bool:
+def _agree(shape: list[Any], wanted: list[int | str]) -> bool:
     pairs = zip(shape, wanted, strict=False)  # symbolic sizes are names
-    return len(shape) == len(wanted) and all(w is None or not isinstance(s, int) or s == w for s, w in pairs)
+    return len(shape) == len(wanted) and all(isinstance(w, str) or not isinstance(s, int) or s == w for s, w in pairs)
 
 
 @contextmanager

@@ -9,10 +9,11 @@ import io
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError
 from piston.runtime.backends.cuda_driver import Cuda, Stream, warn_not_captured
 from piston.runtime.backends.engine import Logits
@@ -53,14 +54,15 @@ class OrtCudaEngine:
     ) -> None:
         with ExitStack() as stack:
             stack.callback(stream.close)
-            array_bytes = num_slots * capacity * spec.bytes_per_token // (2 * spec.num_layers)
-            nbytes = 2 * spec.num_layers * array_bytes
-            buffer = cuda.allocate(nbytes, f"The {spec.dtype} cache of {num_slots} rows of {capacity:,} positions")
+            array_bytes = spec.array_bytes(num_slots, capacity)
+            buffer = cuda.allocate(
+                sum(array_bytes), f"The {spec.dtype} cache of {num_slots} rows of {capacity:,} positions"
+            )
             stack.callback(buffer.close)
             # NaN behind a row's last position would survive being weighted by zero.
             stream.zero(buffer.address, buffer.nbytes)
             stream.synchronize()
-            bases = [buffer.address + index * array_bytes for index in range(2 * spec.num_layers)]
+            bases = [buffer.address + begin for begin in accumulate([0, *array_bytes[:-1]])]
             self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=bases)
             self._engine = OrtEngine(session, self.cache, PREFILL_CHUNK, run_options(NO_GRAPH))
             self.vocab_size = self._engine.vocab_size

@@ -143,7 +143,7 @@ def _is_lean(header: PlanHeader, spec: EngineSpec, machine: Machine) -> bool:
     """Whether the lean runtime loads the plan: it is version-compatible, and there is no TensorRT but the lean one."""
     from piston.runtime.backends.tensorrt.plan import LEAN
 
-    compiler = spec.asked.get("compiler")
+    compiler = spec.requested.get("compiler")
     is_compatible = isinstance(compiler, Mapping) and compiler.get("version_compatible") is True
     if header.compiler != "tensorrt" or not is_compatible or machine.has_module("tensorrt"):
         return False
@@ -209,12 +209,12 @@ def _check_device_memory(bundle: Bundle, spec: EngineSpec, device: Device) -> No
 
 
 def _built_for(spec: EngineSpec) -> tuple[str, ...]:
-    found = spec.got.get("compute_capabilities", ())
+    found = spec.actual.get("compute_capabilities", ())
     return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
 
 
 def _stated(spec: EngineSpec, name: str) -> int:
-    if not isinstance(value := spec.got.get(name), int):
+    if not isinstance(value := spec.actual.get(name), int):
         raise BundleCorruptError(
             f"The manifest states {name} of {spec.target} as {value!r}, not a number; build it again."
         )

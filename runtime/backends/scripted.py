@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import MisuseError
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
@@ -22,7 +22,9 @@ class ScriptedEngine:
 
     def __init__(self, script: Script, *, vocab_size: int, num_slots: int = 1, capacity: int = 64) -> None:
         self.vocab_size = vocab_size
-        self.cache = KVCache(CacheSpec(num_layers=1, num_kv_heads=1, head_dim=1, dtype="float32"), num_slots, capacity)
+        self.cache = KVCache(
+            CacheSpec.of(num_layers=1, num_kv_heads=1, head_dim=1, dtype="float32"), num_slots, capacity
+        )
         self.calls: list[tuple[str, object]] = []
         self.is_closed = False
         self._script = script

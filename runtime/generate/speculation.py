@@ -100,9 +100,9 @@ def exact_tokens(spec: EngineSpec) -> int:
 
     Piston's own kernels are, where every attention runs on them. ONNX Runtime's GroupQueryAttention is not (1.32).
     """
-    own = spec.got.get("own_kernels")
+    own = spec.actual.get("own_kernels")
     layers = own.get("attention") if isinstance(own, Mapping) else None
-    return max(PROBE_SIZES) if layers and layers == spec.got.get("attention_layers") else 0
+    return max(PROBE_SIZES) if layers and layers == spec.actual.get("attention_layers") else 0
 
 
 class Speculator:

@@ -109,8 +109,8 @@ def toy_bundle(toy_llama, tmp_path):
     for path in toy_llama.path.parent.glob("model.onnx*"):
         (tmp_path / "bundle/ort-cpu").mkdir(parents=True, exist_ok=True)
         (tmp_path / "bundle/ort-cpu" / path.name).write_bytes(path.read_bytes())
-    engine = EngineSpec(
-        target="ort-cpu", path="ort-cpu/model.onnx", cache=toy_llama.spec, asked={"max_batch": 2}, got={}
+    engine = EngineSpec.of(
+        target="ort-cpu", path="ort-cpu/model.onnx", cache=toy_llama.spec, requested={"max_batch": 2}, actual={}
     )
     write_bundle(tmp_path / "bundle", cache=toy_llama.spec, engines=(engine,))
     return tmp_path / "bundle"

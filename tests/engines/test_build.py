@@ -34,11 +34,11 @@ def test_the_manifest_says_what_was_asked_and_what_came_of_it(bundle):
     manifest = Manifest.read(bundle)
     (engine,) = manifest.engines
     assert (manifest.kind, engine.target, engine.path) == ("bundle", "ort-cpu", "ort-cpu/model.onnx")
-    assert engine.asked == {"max_batch": 3, "max_length": 50, "lm_head": "float32", "require_int8": None}
-    assert (engine.got["attention_fused"], engine.got["attention_layers"]) == (2, 2)
-    assert engine.got["max_positions"] == 50
-    assert engine.got["proof"]["max_abs"] <= 2e-5
-    assert engine.got["not_lowered"] == {}
+    assert engine.requested == {"max_batch": 3, "max_length": 50, "lm_head": "float32", "require_int8": None}
+    assert (engine.actual["attention_fused"], engine.actual["attention_layers"]) == (2, 2)
+    assert engine.actual["max_positions"] == 50
+    assert engine.actual["proof"]["max_abs"] <= 2e-5
+    assert engine.actual["not_lowered"] == {}
 
 
 def test_the_manifest_records_what_was_read(bundle, model_dir):
@@ -75,7 +75,7 @@ def test_the_same_model_directory_gives_the_same_bundle_byte_for_byte(bundle, mo
 def test_a_bfloat16_model_is_built_in_float32_and_proved_against_its_own_values(bfloat16_model_dir, tmp_path):
     manifest = build(bfloat16_model_dir, tmp_path / "bundle")
     assert (manifest.model.dtype, manifest.engines[0].cache.dtype) == ("bfloat16", "float32")
-    assert manifest.engines[0].got["proof"]["max_abs"] <= 2e-5
+    assert manifest.engines[0].actual["proof"]["max_abs"] <= 2e-5
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == [
         "chat_template.jinja",
         "manifest.json",
@@ -87,7 +87,7 @@ def test_a_bfloat16_model_is_built_in_float32_and_proved_against_its_own_values(
 
 def test_length_defaults_to_the_models_positions(model_dir, tmp_path):
     manifest = build(model_dir, tmp_path / "bundle")
-    assert manifest.engines[0].asked["max_length"] == 96
+    assert manifest.engines[0].requested["max_length"] == 96
 
 
 def test_a_lowering_that_changes_the_answers_leaves_nothing(model_dir, tmp_path, monkeypatch):

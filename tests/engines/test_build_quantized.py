@@ -44,7 +44,7 @@ def bundle(model_dirs, tmp_path_factory):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_linear_runs_in_the_arithmetic_of_its_scheme(model_dirs, scheme, tmp_path):
     manifest = build(model_dirs[scheme], tmp_path / "bundle", lm_head="float32")
-    got = manifest.engines[0].got
+    got = manifest.engines[0].actual
     arithmetic = ARITHMETIC[scheme.partition(" ")[0]]
     assert got["linears"] == dict.fromkeys(("int8", "weights8", "weights4", "float"), 0.0) | {arithmetic: 1.0}
     assert got["lm_head"] == "float"
@@ -72,8 +72,8 @@ def test_other_architectures_are_lowered_as_well(name, scheme, toy, tmp_path):
 
 def test_a_quantized_bundle_generates_with_a_head_in_int8(bundle):
     engine = Manifest.read(bundle).engines[0]
-    assert (engine.asked["lm_head"], engine.got["lm_head"]) == ("int8", "weights8")
-    assert engine.got["linears"]["int8"] == 1
+    assert (engine.requested["lm_head"], engine.actual["lm_head"]) == ("int8", "weights8")
+    assert engine.actual["linears"]["int8"] == 1
     with load(bundle) as model:
         assert 1 <= len(model.generate("hello", Sampling(max_tokens=5)).token_ids) <= 5
 
@@ -83,14 +83,14 @@ def test_a_bundle_holds_nothing_of_the_proof(bundle):
 
 
 def test_the_head_of_a_float_model_can_be_int8(model_dir, tmp_path):
-    got = build(model_dir, tmp_path / "bundle", lm_head="int8").engines[0].got
+    got = build(model_dir, tmp_path / "bundle", lm_head="int8").engines[0].actual
     assert (got["lm_head"], got["linears"]["float"], got["linears_in_float"]) == ("weights8", 1.0, [])
     assert got["proof"]["max_abs"] <= 2e-5
 
 
 def test_a_bfloat16_model_is_quantized_and_built(bfloat16_model_dir, tmp_path):
     build(bfloat16_model_dir, tmp_path / "bundle", lm_head="int8")
-    assert Manifest.read(tmp_path / "bundle").engines[0].got["lm_head"] == "weights8"
+    assert Manifest.read(tmp_path / "bundle").engines[0].actual["lm_head"] == "weights8"
 
 
 def test_two_builds_are_the_same_bytes(model_dirs, bundle, tmp_path):
@@ -102,7 +102,7 @@ def test_two_builds_are_the_same_bytes(model_dirs, bundle, tmp_path):
 
 def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(model_dir, tmp_path):
     source = quantize_model_dir(model_dir, tmp_path / "model", "w8a8 mixed")
-    got = build(source, tmp_path / "bundle", lm_head="float32").engines[0].got
+    got = build(source, tmp_path / "bundle", lm_head="float32").engines[0].actual
     alone = 112 * 64 + 64 * 32  # a down_proj and a v_proj
     share = alone / (2 * (64 * 128 + 64 * 64 + 3 * 112 * 64))
     expected = {"int8": 1 - share, "weights8": share, "weights4": 0.0, "float": 0.0}
@@ -115,7 +115,7 @@ def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(model_
 
 def test_layers_left_in_float_are_named_and_counted(model_dir, tmp_path):
     source = quantize_model_dir(model_dir, tmp_path / "model", "w8a8", keep=["layers.1.mlp.down_proj"])
-    got = build(source, tmp_path / "bundle").engines[0].got
+    got = build(source, tmp_path / "bundle").engines[0].actual
     assert got["linears_in_float"] == ["model.layers.1.mlp.down_proj"]
     down = 112 * 64
     assert got["linears"]["float"] == pytest.approx(down / (2 * (64 * 128 + 64 * 64 + 3 * down)))

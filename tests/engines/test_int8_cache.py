@@ -44,7 +44,7 @@ def test_the_kernel_rounds_as_the_canonical_graph_does(toy, tmp_path, name, per_
     built = build_ort(path, tmp_path / "engine", MAX_LENGTH)
     assert built.cache_type == "int8"
     assert "QuantizeLinear" not in built.operators
-    cache = dataclasses.replace(canonical.cache, dtype="int8")
+    cache = canonical.cache.with_dtype("int8")
     proof = prove(path, built.path, cache, max_length=MAX_LENGTH, windows=built.lowered.windows)
     assert proof.max_abs < proof.bound / 2
     assert proof.activations == canonical.cache.num_layers
@@ -58,7 +58,7 @@ def test_linears_may_be_in_integers_too(toy, tmp_path, scheme):
     path = rounded(path, tmp_path / "model", canonical.cache, per_channel=True)
     built = build_ort(path, tmp_path / "engine", MAX_LENGTH)
     files = sorted(tmp_path.rglob("*"))
-    proof = prove(path, built.path, dataclasses.replace(canonical.cache, dtype="int8"), max_length=MAX_LENGTH)
+    proof = prove(path, built.path, canonical.cache.with_dtype("int8"), max_length=MAX_LENGTH)
     assert proof.activations >= canonical.cache.num_layers
     assert sorted(tmp_path.rglob("*")) == files
 
@@ -81,7 +81,7 @@ def prove_broken(engines, name, per_channel, out, change):
     change([node for node in model.graph if node.op_type == "GroupQueryAttention"][1])
     shutil.copyfile(built.path.parent / "model.onnx.data", out / "model.onnx.data")
     ir.save(model, out / "model.onnx")
-    cache = dataclasses.replace(cache, dtype="int8")
+    cache = cache.with_dtype("int8")
     prove(path, out / "model.onnx", cache, max_length=MAX_LENGTH, windows=built.lowered.windows)
 
 
@@ -164,7 +164,7 @@ def test_a_bundle_with_an_int8_cache_generates(model_dir, tmp_path):
         shutil.copyfile(model_dir / name, tmp_path / "model" / name)
     dataclasses.replace(model, files=record_files(tmp_path / "model")).write(tmp_path / "model")
     manifest = build(tmp_path / "model", tmp_path / "bundle")
-    assert (manifest.engines[0].cache.dtype, manifest.engines[0].got["cache"]) == ("int8", "int8")
+    assert (manifest.engines[0].cache.dtype, manifest.engines[0].actual["cache"]) == ("int8", "int8")
     assert manifest.engines[0].cache.bytes_per_token == 2 * 2 * 2 * 16
     with load(tmp_path / "bundle") as opened:
         assert opened.generate("hello", Sampling(max_tokens=5)).token_ids

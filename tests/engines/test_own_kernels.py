@@ -1,6 +1,5 @@
 """The target ort-cpu:avx512: made from ort-cpu's engine, proved against it, and refused where it cannot run."""
 
-import dataclasses
 import shutil
 from collections import Counter
 
@@ -150,7 +149,7 @@ def with_int8_cache(source, root, cache, *, per_channel):
     plain = build_ort(root / "rounded/model.onnx", root / "plain", MAX_LENGTH)
     own = build_kernels(plain.path, root / "kernels")
     assert (own.attention, plain.cache_type) == (2, "int8")
-    return plain, own, dataclasses.replace(cache, dtype="int8")
+    return plain, own, cache.with_dtype("int8")
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +303,7 @@ def test_a_bundle_with_both_engines_takes_its_own_kernels(fitting_model_dir, tmp
     need_kernels()
     manifest = build(fitting_model_dir, tmp_path / "bundle", ["ort-cpu", kernels.TARGET])
     assert [spec.path for spec in manifest.engines] == ["ort-cpu/model.onnx", "ort-cpu-avx512/model.onnx"]
-    assert manifest.engines[1].got["own_kernels"]["attention"] == 2
+    assert manifest.engines[1].actual["own_kernels"]["attention"] == 2
     answers = []
     for target in (kernels.TARGET, None):
         with load(tmp_path / "bundle", target=target) as model:

@@ -15,7 +15,6 @@ from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import CheckpointError, OutputExistsError
 from piston.export import ExportOptions, export_model
-from piston.export.signature import Signature
 
 STANDARD_OPERATORS_ONLY = {""}
 
@@ -37,8 +36,8 @@ def exported(checkpoint, tmp_path_factory):
 def test_the_graph_has_the_signature_and_standard_operators_only(exported):
     out, manifest = exported
     model = onnx.load(out / "model.onnx", load_external_data=False)
-    assert [value.name for value in model.graph.input] == Signature(manifest.cache).inputs
-    assert [value.name for value in model.graph.output] == Signature(manifest.cache).outputs
+    assert [value.name for value in model.graph.input] == manifest.graphs["decoder"].input_names
+    assert [value.name for value in model.graph.output] == manifest.graphs["decoder"].output_names
     assert {node.domain for node in model.graph.node} == STANDARD_OPERATORS_ONLY
     assert {(item.domain, item.version) for item in model.opset_import} == {("", 24)}
     onnx.checker.check_model(out / "model.onnx", full_check=False)

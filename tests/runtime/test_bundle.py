@@ -8,7 +8,8 @@ from piston.core.errors import BundleCorruptError, BundleError, BundleNotFoundEr
 from piston.runtime.bundle import Bundle
 
 ENGINES = tuple(
-    EngineSpec(target=target, path="ort-cpu/model.onnx", cache=CACHE, asked={}, got={}) for target in ("a", "b")
+    EngineSpec.of(target=target, path="ort-cpu/model.onnx", cache=CACHE, requested={}, actual={})
+    for target in ("a", "b")
 )
 
 

@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_model import manifest_of
 
-from piston.core.bundle.manifest import CacheSpec, FileRecord
+from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.manifest import FileRecord
 from piston.core.errors import BundleCorruptError, HostMemoryError, MisuseError
 from piston.runtime.memory_budget import WORKING, sizes_for, weights_bytes
 
-CACHE = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32")  # 512 bytes a position
+CACHE = CacheSpec.of(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32")  # 512 bytes a position
 FILES = {
     "ort-cpu/model.onnx": FileRecord(sha256="", size=1_000),
     "ort-cpu/model.onnx.data": FileRecord(sha256="", size=9_000),

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.export.checkpoint import cache_spec_of
 from piston.export.passes import canonicalize
 from piston.export.rotary import positions_of

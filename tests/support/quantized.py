@@ -16,7 +16,8 @@ from piston.calibration.schemes.channel_splitting import apply_split, split_larg
 from piston.calibration.schemes.outliers import add_outliers, round_others
 from piston.calibration.schemes.residual import add_remainder, fine_scale
 from piston.calibration.schemes.w8a8 import round_kept
-from piston.core.bundle.manifest import FILE_NAME, CacheSpec, Manifest, record_files
+from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.manifest import FILE_NAME, Manifest, record_files
 
 GRIDS = {
     "w8a8": Grid(8),

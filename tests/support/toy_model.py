@@ -8,7 +8,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from piston.core.bundle.manifest import CacheSpec, EngineSpec, Manifest, ModelSpec, TokenizerSpec, record_files
+from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.manifest import EngineSpec, Manifest, ModelSpec, TokenizerSpec, record_files
 from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.bundle import TEMPLATE, TOKENIZER
 from piston.runtime.model import LanguageModel
@@ -88,7 +89,7 @@ def replying(reply):
     return script
 
 
-CACHE = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32")
+CACHE = CacheSpec.of(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32")
 
 
 def manifest_of(**changes):
@@ -109,10 +110,12 @@ def manifest_of(**changes):
         ),
         "files": {},
         "engines": (
-            EngineSpec(target="ort-cpu", path="ort-cpu/model.onnx", cache=CACHE, asked={"max_batch": 2}, got={}),
+            EngineSpec.of(
+                target="ort-cpu", path="ort-cpu/model.onnx", cache=CACHE, requested={"max_batch": 2}, actual={}
+            ),
         ),
     }
-    return Manifest(**(fields | changes))
+    return Manifest.of_decoder(**(fields | changes))
 
 
 def toy_model(script, *, num_slots=1, capacity=400, template=CHAT, manifest=None):

@@ -2,9 +2,9 @@
 
 Two files are lowered by the same passes: the engine's own, in float16 or bfloat16, and its float32 twin, in which an
 error cannot hide behind rounding. The twin is held to the bound of float32 arithmetic, or to what that does to the
-canonical graph itself (piston.engines.equivalence.rounding_noise); that the engine's file differs from it in casts alone
+canonical graph itself (`engines/equivalence/rounding_noise.py`); that the engine's file differs from it in casts alone
 is checked node by node; and the file itself, executed with TRT_Attention as a function, is held to what its type
-allows, layer by layer. Activations that become codes are shared, as in `piston.engines.equivalence.activation_injection`.
+allows, layer by layer. Activations that become codes are shared, as `engines/equivalence/activation_injection.py` does.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import GIVEN, OWN, forcible, largest_of
 from piston.engines.equivalence.rounding_noise import slack_of
@@ -163,10 +163,10 @@ class _Pair:
         float32 a hundredfold there.
         """
         row = int(self.lengths.argmax())
-        for name, cache in self.reference.caches.items():
+        for (_, cache), (_, other) in zip(self.reference.caches, self.engine.caches, strict=True):
             chosen = rng.integers(0, int(self.lengths[row]), (len(cache), cache.shape[2]))
             filled = np.stack([cache[row][:, places] for places in chosen]).astype(np.float16)  # exact in both
-            cache[:], self.engine.caches[name][:] = filled, filled
+            cache[:], other[:] = filled, filled
         self.lengths[:] = lengths
 
     def _step(self, ids: Array, low: int, kept: Array, rng: np.random.Generator, where: str) -> None:

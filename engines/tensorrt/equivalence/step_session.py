@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec, is_present
 from piston.runtime.backends.ort_cpu import OrtOptions, open_session, translated
 
 Array = NDArray[Any]
@@ -29,13 +29,9 @@ class StepSession:
 
     def __init__(self, path: Path, spec: CacheSpec, rows: int, capacity: int) -> None:
         self.open(path)
-        self.caches = {
-            f"{layer}.{part}": np.full(
-                (rows, spec.num_kv_heads, capacity, spec.head_dim), GARBAGE, self.types[f"past.{layer}.{part}"]
-            )
-            for layer in range(spec.num_layers)
-            for part in ("key", "value")
-        }
+        self.caches = [
+            (state, np.full(state.sizes(rows, capacity), GARBAGE, self.types[state.input])) for state in spec.states
+        ]
 
     def reopened(self, path: Path) -> "StepSession":
         """Another graph on the very same caches."""
@@ -63,12 +59,12 @@ class StepSession:
         for name, array in feed.items():
             if name in self.types:
                 binding.bind_cpu_input(name, np.ascontiguousarray(array, self.types[name]))
-        for name, cache in self.caches.items():
+        for state, cache in self.caches:
             part = cache[low:high]
             bound = ("cpu", 0, cache.dtype.type, list(part.shape), part.ctypes.data)
-            binding.bind_input(f"past.{name}", *bound)
-            binding.bind_output(f"present.{name}", *bound)
-        wanted = [name for name in self.outputs if not name.startswith("present.")]
+            binding.bind_input(state.input, *bound)
+            binding.bind_output(state.output, *bound)
+        wanted = [name for name in self.outputs if not is_present(name)]
         for name in wanted:
             binding.bind_output(name, "cpu")
         with translated("proving a graph for TensorRT"):

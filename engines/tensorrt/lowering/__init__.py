@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from piston.core.bundle.manifest import ITEM_SIZES, CacheSpec, CacheType
+from piston.core.bundle.interface import CacheSpec, StateType, is_present, past_of
 from piston.core.errors import EngineError
 from piston.engines.lowering.downcast import NarrowPass
 from piston.engines.lowering.quantized import activation_pair, cache_rounding, quantized_weight
@@ -33,8 +33,7 @@ class Sizes:
     @classmethod
     def of(cls, cache: CacheSpec, max_batch: int, max_length: int) -> "Sizes":
         """Derive them from what the user says; `cache` is the engine's."""
-        position = cache.num_kv_heads * cache.head_dim * ITEM_SIZES[cache.dtype]
-        unit = ROW_UNIT // math.gcd(ROW_UNIT, position)
+        unit = math.lcm(*(ROW_UNIT // math.gcd(ROW_UNIT, state.nbytes(1, 1)) for state in cache.states))
         return cls(
             max_batch=max_batch,
             max_length=max_length,
@@ -44,7 +43,7 @@ class Sizes:
         )
 
 
-def lower_for_tensorrt(model: ir.Model, sizes: Sizes, dtype: CacheType) -> None:
+def lower_for_tensorrt(model: ir.Model, sizes: Sizes, dtype: StateType) -> None:
     """Rewrite a canonical graph, in place, into the file the compiler gets, computing in `dtype`.
 
     In float32 it is the twin that is proved tightly: the same passes but the last, which only casts.
@@ -74,9 +73,9 @@ def check_caches(graph: ir.Graph) -> None:
     Raises:
         EngineError: one is not, so that the compiler could not alias them.
     """
-    present = [value for value in graph.outputs if (value.name or "").startswith("present.")]
+    present = [value for value in graph.outputs if is_present(value.name)]
     for value in present:
-        scatter, name = value.producer(), (value.name or "").replace("present.", "past.", 1)
+        scatter, name = value.producer(), past_of(value.name or "")
         past = None if scatter is None or scatter.op_type != "TensorScatter" else scatter.inputs[0]
         if past is None or past.name != name or len(past.uses()) != 1:
             raise EngineError(f"{value.name} is not {name} with new entries written at write_indices.")

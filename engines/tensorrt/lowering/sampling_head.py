@@ -8,6 +8,7 @@ one would give the same token twice.
 import numpy as np
 import onnx_ir as ir
 
+from piston.core.bundle.interface import is_past
 from piston.engines.tensorrt.lowering.next_step import append, constant
 
 MAX_TOP_K = 64
@@ -158,6 +159,6 @@ class _Head:
 def _input(graph: ir.Graph, name: str, dtype: ir.DataType, dims: tuple[int | str | ir.SymbolicDim, ...]) -> Value:
     value = Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
     # Before the caches, so that small inputs come first.
-    place = next((i for i, item in enumerate(graph.inputs) if (item.name or "").startswith("past.")), len(graph.inputs))
+    place = next((i for i, item in enumerate(graph.inputs) if is_past(item.name)), len(graph.inputs))
     graph.inputs.insert(place, value)
     return value

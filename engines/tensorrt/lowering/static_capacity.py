@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from piston.core.bundle.interface import is_past, is_present
 from piston.engines.lowering.pattern import constants, int_attribute, producer, tidy
 
 CAPACITY_AXIS = 2  # of [batch, kv_heads, capacity, head_dim]
@@ -20,7 +21,7 @@ class StaticCapacityPass(ir.passes.InPlacePass):
         """Fix the shapes, then what was computed from them."""
         graph = model.graph
         for value in (*graph.inputs, *graph.outputs):
-            if (value.name or "").startswith(("past.", "present.")):
+            if is_past(value.name) or is_present(value.name):
                 assert value.shape is not None
                 dims = list(value.shape)
                 dims[CAPACITY_AXIS] = self.capacity
@@ -37,7 +38,7 @@ class StaticCapacityPass(ir.passes.InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """No cache has a dynamic capacity, and nothing asks for its size."""
         for value in model.graph.inputs:
-            if (value.name or "").startswith("past.") and [value.shape[CAPACITY_AXIS]] != [self.capacity]:  # type: ignore[index]
+            if is_past(value.name) and [value.shape[CAPACITY_AXIS]] != [self.capacity]:  # type: ignore[index]
                 raise ir.passes.PostconditionError(f"{value.name} has no static capacity.")
         for node in model.graph:
             if node.op_type == "Shape" and _is_cache(node.inputs[0]):
@@ -57,7 +58,7 @@ class StaticCapacityPass(ir.passes.InPlacePass):
 
 
 def _is_cache(value: ir.Value | None) -> bool:
-    return value is not None and (value.name or "").startswith("past.") and value.is_graph_input()
+    return value is not None and is_past(value.name) and value.is_graph_input()
 
 
 def _slots(graph: ir.Graph, capacity: int) -> ir.Value:

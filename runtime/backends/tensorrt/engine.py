@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime.backends.cuda_driver import Cuda
 from piston.runtime.backends.device_decoding import DeviceRow

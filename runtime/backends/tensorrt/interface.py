@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime.backends.device_block import MOVING
 
 PREFILL, DECODE = 0, 1  # profiles
+CAPACITY_AXIS = 2  # of keys and values
 INPUTS: Mapping[str, str] = {
     **dict.fromkeys((*MOVING, "logits_positions", "top_k"), "INT64"),
     **dict.fromkeys(("temperature", "top_p", "uniforms"), "FLOAT"),
@@ -45,7 +46,7 @@ class Interface:
         prefill, decode = (_largest(engine, "input_ids", profile) for profile in (PREFILL, DECODE))
         return cls(
             vocab_size=int(tuple(engine.get_tensor_shape("logits"))[-1]),
-            capacity=int(tuple(engine.get_tensor_shape("past.0.key"))[2]),
+            capacity=int(tuple(engine.get_tensor_shape(spec.states[0].input))[CAPACITY_AXIS]),
             max_batch=decode[0],
             chunk=prefill[1],
             max_logits=_largest(engine, "logits_positions", PREFILL)[1],
@@ -60,30 +61,28 @@ class Interface:
             )
 
 
-def cache_names(spec: CacheSpec) -> list[str]:
-    """`0.key`, `0.value`, `1.key`, ...: with past. and present. before them, the cache's tensors."""
-    return [f"{layer}.{part}" for layer in range(spec.num_layers) for part in ("key", "value")]
-
-
 def _tensors(spec: CacheSpec) -> dict[str, str]:
-    item = CACHE_TYPES.get(spec.dtype, spec.dtype)
-    caches = {f"{side}.{name}": item for side in ("past", "present") for name in cache_names(spec)}
-    return {**INPUTS, **OUTPUTS, **caches}
+    types = [(state, CACHE_TYPES.get(state.dtype, state.dtype)) for state in spec.states]
+    return {**INPUTS, **OUTPUTS, **{name: item for state, item in types for name in (state.input, state.output)}}
 
 
 def _check_caches(engine: Any, spec: CacheSpec, source: str) -> None:
-    for name in cache_names(spec):
-        aliased = engine.get_aliased_input_tensor(f"present.{name}")
-        if aliased != f"past.{name}":
+    for state in spec.states:
+        aliased = engine.get_aliased_input_tensor(state.output)
+        if aliased != state.input:
             raise EngineError(
-                f"{source} does not write present.{name} in place of past.{name} but of {aliased or 'nothing'}; "
+                f"{source} does not write {state.output} in place of {state.input} but of {aliased or 'nothing'}; "
                 "build it again."
             )
-        shape = tuple(engine.get_tensor_shape(f"past.{name}"))
-        if len(shape) != 4 or (shape[1], shape[3]) != (spec.num_kv_heads, spec.head_dim) or shape[2] < 1:  # noqa: PLR2004
+        shape = tuple(engine.get_tensor_shape(state.input))
+        if (
+            len(shape) <= CAPACITY_AXIS
+            or shape[CAPACITY_AXIS] < 1
+            or shape[1:] != state.sizes(0, shape[CAPACITY_AXIS])[1:]
+        ):
             raise EngineError(
-                f"past.{name} of {source} is {list(shape)}, not the {spec.num_kv_heads} heads of {spec.head_dim} that "
-                "its manifest states; build it again."
+                f"{state.input} of {source} is {list(shape)}, not {list(state.shape)} as its manifest states; "
+                "build it again."
             )
 
 

@@ -103,7 +103,7 @@ def test_a_float_model_with_an_int8_cache_is_built_and_generates(model_dir, text
     assert (result.manifest.model.scheme, result.quantized) == ("fp+kv8", [])
     assert result.check.far.data.window == 96 > result.check.near.data.window  # 4 x 24 positions
     manifest = build(tmp_path / "out", tmp_path / "bundle")
-    assert (manifest.engines[0].cache.dtype, manifest.engines[0].asked["lm_head"]) == ("int8", "float32")
+    assert (manifest.engines[0].cache.dtype, manifest.engines[0].requested["lm_head"]) == ("int8", "float32")
     with load(tmp_path / "bundle") as opened:
         assert opened.generate("hello", Sampling(max_tokens=5, ignore_eos=True)).token_ids
 
@@ -127,7 +127,7 @@ def test_an_int8_cache_goes_with_integer_linears(model_dir, text, tmp_path):
     assert operators.count("QuantizeLinear") == 8 + 4
     assert result.manifest.model.scheme == "w8a8+kv8"
     engine = build(tmp_path / "out", tmp_path / "bundle").engines[0]
-    assert (engine.cache.dtype, engine.asked["lm_head"], engine.got["linears"]["int8"]) == ("int8", "int8", 1.0)
+    assert (engine.cache.dtype, engine.requested["lm_head"], engine.actual["linears"]["int8"]) == ("int8", "int8", 1.0)
 
 
 def test_a_recipe_of_another_model_is_refused(model_dir, text, tmp_path, capsys):

@@ -56,7 +56,8 @@ def bundle(directory, edit=None, **changes):
 
 def with_engine(directory, target):
     write_bundle(
-        directory, engines=(EngineSpec(target=target, path="ort-cpu/model.onnx", cache=CACHE, asked={}, got={}),)
+        directory,
+        engines=(EngineSpec.of(target=target, path="ort-cpu/model.onnx", cache=CACHE, requested={}, actual={}),),
     )
 
 

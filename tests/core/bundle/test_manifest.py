@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_model import edit_manifest, manifest_of, write_bundle
 
-from piston.core.bundle.manifest import SCHEMA, CacheSpec, FileRecord, Manifest, record_files, sha256_of
+from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.manifest import SCHEMA, FileRecord, Manifest, record_files, sha256_of
 from piston.core.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError, Error
 from piston.runtime.bundle import Bundle
 
@@ -44,8 +45,8 @@ REQUIRED = [
     "engines[0].cache.num_kv_heads",
     "engines[0].cache.head_dim",
     "engines[0].cache.dtype",
-    "engines[0].asked",
-    "engines[0].got",
+    "engines[0].requested",
+    "engines[0].actual",
 ]
 OPTIONAL = [
     "model.scheme",
@@ -74,8 +75,8 @@ WRONG = {  # of each field, a value of the wrong type
     "engines[0].cache.num_kv_heads": None,
     "engines[0].cache.head_dim": -1,
     "engines[0].cache.dtype": "int4",
-    "engines[0].asked": [1],
-    "engines[0].got": "much",
+    "engines[0].requested": [1],
+    "engines[0].actual": "much",
     "generation": [],
     "made_by": "hand",
     "model.name": 5,
@@ -177,7 +178,7 @@ def test_a_field_of_the_wrong_type_is_named_with_its_value(field):
 
 def test_the_tables_above_have_every_field():
     known = {*REQUIRED, *OPTIONAL, *WRONG, "schema"}
-    free = ("engines[0].asked.", "made_by.", "generation.", "files.ort-cpu", "tokenizer.special_tokens.")
+    free = ("engines[0].requested.", "made_by.", "generation.", "files.ort-cpu", "tokenizer.special_tokens.")
     missing = {name for name in fields_of(PLAIN) if name not in known and not name.startswith(free)}
     missing |= {name for name in fields_of(PLAIN["engines"][0], "engines[0].") if not name.startswith(free)} - known
     assert missing == set()
@@ -365,7 +366,7 @@ def test_the_hash_is_that_of_sha256sum(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 2 * 30 * 3 * 64 * 4), ("bfloat16", 2 * 30 * 3 * 64 * 2)])
 def test_bytes_per_token_count_keys_and_values_of_all_layers(dtype, size):
-    assert CacheSpec(num_layers=30, num_kv_heads=3, head_dim=64, dtype=dtype).bytes_per_token == size
+    assert CacheSpec.of(num_layers=30, num_kv_heads=3, head_dim=64, dtype=dtype).bytes_per_token == size
 
 
 @pytest.mark.parametrize("size", [0, 1, 64, 65, 200])

@@ -1,5 +1,3 @@
-import dataclasses
-
 import onnx_ir as ir
 import pytest
 from quantized import quantize_model_dir
@@ -75,7 +73,7 @@ def test_the_widest_slack_has_an_end(canonical, monkeypatch):
 
 
 def test_beside_an_int8_cache_nothing_is_widened(canonical):
-    cache = dataclasses.replace(canonical.cache, dtype="int8")
+    cache = canonical.cache.with_dtype("int8")
     assert prove_noise.slack_of(canonical.path, cache, max_length=MAX_LENGTH, windows=()) == 1
 
 
@@ -110,4 +108,4 @@ def test_a_larger_one_is_not(canonical, off_by, monkeypatch, slack):
 def test_the_slack_stands_in_the_manifest(model_dir, tmp_path):
     build(model_dir, tmp_path / "bundle", ["ort-cpu"], max_length=MAX_LENGTH)
     (engine,) = Manifest.read(tmp_path / "bundle").engines
-    assert engine.got["proof"]["slack"] == 1
+    assert engine.actual["proof"]["slack"] == 1

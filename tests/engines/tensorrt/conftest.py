@@ -46,7 +46,7 @@ def _lowered(canonical, scheme, dtype, root):
         name="toy", architecture="Toy", num_layers=2, hidden_size=64, vocab_size=131, max_positions=96,
         dtype="float32", scheme=scheme.partition(" ")[0],
     )  # fmt: skip
-    model = Manifest(kind="model", model=spec, cache=canonical.cache, tokenizer=TokenizerSpec(), files={})
+    model = Manifest.of_decoder(kind="model", model=spec, cache=canonical.cache, tokenizer=TokenizerSpec(), files={})
     asked = {"dtype": dtype, "max_batch": MAX_BATCH, "max_length": MAX_LENGTH}
     file = write_lowered(path, model, root, asked)
     with reference_of(path, model, root) as reference:

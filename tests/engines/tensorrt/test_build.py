@@ -36,8 +36,8 @@ def test_a_bundle_holds_engines_of_both_kinds_and_runs_the_one_this_machine_can(
 
 def test_the_manifest_says_what_the_runtime_must_know(bundle):
     spec = Manifest.read(bundle).engines[1]
-    got = spec.got
-    assert spec.asked == {
+    got = spec.actual
+    assert spec.requested == {
         "max_batch": 3, "max_length": 50, "dtype": "float16", "require_int8": None, "compiler": {},
     }  # fmt: skip
     assert (got["compiler"], got["compute_capabilities"]) == ("tensorrt_rtx", ["sm89"])
@@ -75,9 +75,9 @@ def test_the_command_prints_what_came_of_it(bundle, model_dir, tmp_path, capsys)
 def test_bfloat16_is_proved_by_rounding_every_result(model_dir, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
     (spec,) = build(model_dir, tmp_path / "bundle", [RTX], max_batch=1, max_length=20, dtype="bf16").engines
-    assert (spec.cache.dtype, spec.got["dtype"]) == ("bfloat16", "bfloat16")
-    assert spec.got["io"]["present.0.key"]["dtype"] == "bfloat16"
-    twin, narrow = spec.got["proofs"]
+    assert (spec.cache.dtype, spec.actual["dtype"]) == ("bfloat16", "bfloat16")
+    assert spec.actual["io"]["present.0.key"]["dtype"] == "bfloat16"
+    twin, narrow = spec.actual["proofs"]
     assert twin["relative"] < 1e-5 < narrow["relative"] < 0.1
 
 

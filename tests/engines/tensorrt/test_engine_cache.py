@@ -4,11 +4,12 @@ import threading
 
 import pytest
 
-from piston.core.bundle.manifest import CacheSpec, EngineSpec, FileRecord, Manifest, ModelSpec, TokenizerSpec
+from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.manifest import EngineSpec, FileRecord, Manifest, ModelSpec, TokenizerSpec
 from piston.engines.tensorrt.engine_cache import SPEC, EngineCache, key_of
 from piston.engines.tensorrt.target import Target
 
-CACHE = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float16")
+CACHE = CacheSpec.of(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float16")
 MODEL = ModelSpec(
     name="toy", architecture="Toy", num_layers=2, hidden_size=64, vocab_size=131, max_positions=96, dtype="float32"
 )
@@ -20,7 +21,9 @@ def built(work, content=b"plan", target="tensorrt-rtx:sm89"):
     directory.mkdir(parents=True)
     (directory / "engine.plan").write_bytes(content)
     path = "tensorrt-rtx-sm89/engine.plan"
-    return EngineSpec(target=target, path=path, cache=CACHE, asked={"max_batch": 2}, got={"profiles": {"a": [1, 2]}})
+    return EngineSpec.of(
+        target=target, path=path, cache=CACHE, requested={"max_batch": 2}, actual={"profiles": {"a": [1, 2]}}
+    )
 
 
 def test_what_was_put_is_taken_whole(tmp_path):
@@ -97,7 +100,7 @@ def test_two_builds_at_once_leave_one_whole_entry(tmp_path):
 def manifest(digest="0" * 64, scheme="fp"):
     files = {"model.onnx": FileRecord(sha256=digest, size=1), "tokenizer.json": FileRecord(sha256=digest, size=1)}
     spec = ModelSpec(**{**{name: getattr(MODEL, name) for name in MODEL.__slots__}, "scheme": scheme})
-    return Manifest(kind="model", model=spec, cache=CACHE, tokenizer=TokenizerSpec(), files=files)
+    return Manifest.of_decoder(kind="model", model=spec, cache=CACHE, tokenizer=TokenizerSpec(), files=files)
 
 
 def test_the_key_changes_with_everything_that_an_engine_depends_on():

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import MisuseError, PromptTooLongError
 from piston.runtime.backends.kv_cache import KVCache
 
-SPEC = CacheSpec(num_layers=2, num_kv_heads=3, head_dim=4, dtype="float32")
+SPEC = CacheSpec.of(num_layers=2, num_kv_heads=3, head_dim=4, dtype="float32")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_there_is_a_key_and_a_value_array_for_each_layer(cache):
 
 @pytest.mark.parametrize(("dtype", "item"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
 def test_an_item_is_as_wide_as_the_cache_type(dtype, item):
-    spec = CacheSpec(num_layers=1, num_kv_heads=1, head_dim=1, dtype=dtype)
+    spec = CacheSpec.of(num_layers=1, num_kv_heads=1, head_dim=1, dtype=dtype)
     assert KVCache(spec, 1, 1).arrays[0].itemsize == item
 
 

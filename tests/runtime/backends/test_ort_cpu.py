@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy_model import CHAT, byte_tokenizer, manifest_of
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError, MisuseError, PromptTooLongError
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.kv_cache import KVCache
@@ -238,14 +238,14 @@ def test_a_step_allocates_far_less_than_the_cache_in_python(make):
 PEAK = """
 import sys
 from pathlib import Path
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
 
 def kilobytes(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
-spec = CacheSpec(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32")
+spec = CacheSpec.of(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32")
 engine = OrtEngine.open(Path(sys.argv[1]), spec, num_slots=1, capacity=400_000, options=OrtOptions(threads=1))
 for array in engine.cache.arrays:
     array.fill(0.5)  # commit the pages, so that growth below is not the cache's own

@@ -261,7 +261,7 @@ def test_the_double_binds_as_onnx_runtime_does():
 @pytest.fixture
 def bundle(tmp_path):
     engines = tuple(
-        EngineSpec(target=target, path="ort-cpu/model.onnx", cache=CACHE, asked={}, got={"capacity": 64})
+        EngineSpec.of(target=target, path="ort-cpu/model.onnx", cache=CACHE, requested={}, actual={"capacity": 64})
         for target in ("ort-cpu", "ort-cuda")
     )
     write_bundle(tmp_path, engines=engines)

@@ -12,7 +12,7 @@ from piston.runtime.model import load
 
 
 def spec_of(target, **got):
-    return EngineSpec(target=target, path="ort-cpu/model.onnx", cache=CACHE, asked={"max_batch": 2}, got=got)
+    return EngineSpec.of(target=target, path="ort-cpu/model.onnx", cache=CACHE, requested={"max_batch": 2}, actual=got)
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_every_verdict_is_about_one_engine_the_best_family_first(bundle_of):
 
 
 def plan_spec(target="tensorrt-rtx:sm89", **got):
-    return EngineSpec(
-        target=target, path="rtx/engine.plan", cache=CACHE, asked={}, got={"capacity": 64, "max_top_k": 64} | got
+    return EngineSpec.of(
+        target=target, path="rtx/engine.plan", cache=CACHE, requested={}, actual={"capacity": 64, "max_top_k": 64} | got
     )
 
 
@@ -137,12 +137,12 @@ def test_a_plan_of_tensorrt_is_for_the_gpus_that_the_manifest_names(two, sm, cho
     ],
 )
 def test_the_lean_runtime_takes_version_compatible_plans_that_are_not_younger(two, compiler, modules, version, reason):
-    spec = EngineSpec(
+    spec = EngineSpec.of(
         target="tensorrt:sm90",
         path="rtx/engine.plan",
         cache=CACHE,
-        asked={"compiler": compiler},
-        got={"capacity": 64, "max_top_k": 64, "compute_capabilities": ["sm90"]},
+        requested={"compiler": compiler},
+        actual={"capacity": 64, "max_top_k": 64, "compute_capabilities": ["sm90"]},
     )
     machine = machine_with(gpu("sm90"), modules=("onnxruntime", *modules), version=version)
     chosen, reasons = choose(two(trt_header() + b"plan", spec), machine=machine)

@@ -1,6 +1,5 @@
 """What the proof must find: one thing broken by hand at a time, and the node named."""
 
-import dataclasses
 import shutil
 
 import numpy as np
@@ -20,7 +19,7 @@ def prove_broken(lowered_toy, tmp_path):
     def prove_changed(change, scheme="fp", *, twin=False, model_type="llama"):
         made = lowered_toy(model_type, scheme)
         path = broken(made.file.twin if twin else made.file.path, tmp_path, change)
-        cache = dataclasses.replace(made.model.cache, dtype="float32")
+        cache = made.model.cache.with_dtype("float32")
         dtype = "float32" if twin else "float16"
         return prove(made.reference, path, cache, made.file.sizes, dtype, made.file.window)
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx_text import only, parse, run
 
-from piston.core.bundle.manifest import CacheSpec
+from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError
 from piston.engines.lowering.downcast import NarrowPass
 from piston.engines.tensorrt.lowering import Sizes
@@ -133,7 +133,7 @@ def test_no_graph_asks_for_the_capacity_and_masks_count_slots_by_a_constant(toy)
 
 @pytest.mark.parametrize(("heads", "width", "length", "capacity"), [(3, 64, 50, 50), (2, 16, 50, 52), (1, 8, 10, 16)])
 def test_every_row_of_a_cache_begins_at_a_multiple_of_256_bytes(heads, width, length, capacity):
-    cache = CacheSpec(num_layers=1, num_kv_heads=heads, head_dim=width, dtype="float16")
+    cache = CacheSpec.of(num_layers=1, num_kv_heads=heads, head_dim=width, dtype="float16")
     sizes = Sizes.of(cache, 4, length)
     assert sizes.capacity == capacity
     assert heads * width * 2 * capacity % 256 == 0

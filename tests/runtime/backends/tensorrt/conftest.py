@@ -18,7 +18,7 @@ def plan_bytes(toy_llama):
     def plan_bytes(dtype="float32", **sizes):
         key = (dtype, *sorted(sizes.items()))
         if key not in made:
-            made[key] = plan_of(toy_llama.path, dataclasses.replace(toy_llama.spec, dtype=dtype), **sizes)
+            made[key] = plan_of(toy_llama.path, toy_llama.spec.with_dtype(dtype), **sizes)
         return made[key]
 
     gc.freeze()  # what torch holds need not be looked through each time a test asks whether all is freed

@@ -33,7 +33,7 @@ def both(tmp_path, toy_llama, plan_bytes):
     (tmp_path / "rtx/engine.plan").write_bytes(data)
     asked, got = {"max_batch": 4, "max_length": 48}, {"capacity": sizes.capacity, "max_top_k": 64, "max_positions": 48}
     engines = tuple(
-        EngineSpec(target=target, path=path, cache=toy_llama.spec, asked=asked, got=got)
+        EngineSpec.of(target=target, path=path, cache=toy_llama.spec, requested=asked, actual=got)
         for target, path in (("ort-cpu", "ort-cpu/model.onnx"), ("tensorrt-rtx:sm89", "rtx/engine.plan"))
     )
     write_bundle(tmp_path, engines=engines)
