@@ -61,6 +61,19 @@ class StateSpec:
     kind: StateKind
     layer: int
 
+    @property
+    def problem(self) -> str | None:
+        """What contradicts the words above; None where nothing does."""
+        symbols = [size for size in self.shape if isinstance(size, str)]
+        if not self.shape or self.shape[0] != BATCH or symbols.count(BATCH) != 1:
+            return "its shape does not begin with the batch"
+        grows = self.axis is not None and self.axis < len(self.shape) and self.shape[self.axis] == CAPACITY
+        if symbols[1:] != [CAPACITY] * grows or (self.axis is not None and not grows):
+            return "its axis is not the one that grows"
+        if self.kind in {"kv", "cross_kv"} and (len(self.shape), self.axis) != (4, 2):
+            return "it is not [batch, kv_heads, capacity, head_dim]"
+        return "a size is 0" if 0 in self.shape else None
+
     def sizes(self, rows: int, capacity: int) -> tuple[int, ...]:
         """The shape of `rows` rows of `capacity` positions."""
         known = {BATCH: rows, CAPACITY: capacity}

@@ -166,13 +166,27 @@ class Manifest:
         return found
 
     def check_graphs(self, source: str) -> None:
-        """Raise BundleCorruptError where an engine has another graph than the manifest, or a graph has no name."""
+        """Raise BundleCorruptError where graphs, engines and states contradict one another or the task."""
+        if self.task == TEXT_GENERATION and (DECODER not in self.graphs or not self.graphs[DECODER].states):
+            raise BundleCorruptError(f"{source} is for {self.task}, but has no decoder with states; make it again.")
+        every = [*(graph.states for graph in self.graphs.values())]
+        every += [states for engine in self.engines for states in engine.states.values()]
+        for state in (state for states in every for state in states):
+            if state.problem is not None:
+                raise BundleCorruptError(
+                    f"{source}: the state {state.input!r} is wrong: {state.problem}; make it again."
+                )
         for engine in self.engines:
             if set(engine.files) != set(self.graphs) or set(engine.states) != set(self.graphs):
                 raise BundleCorruptError(
                     f"{source}: the engine {engine.target!r} has the graphs {', '.join(engine.files) or 'none'}, the "
                     f"manifest has {', '.join(self.graphs)}; build it again."
                 )
+            for graph, states in engine.states.items():
+                if [state.input for state in states] != [state.input for state in self.graphs[graph].states]:
+                    raise BundleCorruptError(
+                        f"{source}: the engine {engine.target!r} has other states than its graph; build it again."
+                    )
 
     def write(self, directory: Path) -> None:
         """Write directory/manifest.json."""

@@ -19,10 +19,11 @@ FULL = manifest_of(
     made_by={"piston": "0.1.0", "parity": {"max": 1e-5}},
 )
 PLAIN = json.loads(json.dumps(dataclasses.asdict(FULL)))
+TENSOR, STATE = ("name", "dtype", "shape", "role"), ("input", "output", "dtype", "shape", "axis", "kind", "layer")
 REQUIRED = [
     "kind",
     "model",
-    "cache",
+    "graphs",
     "tokenizer",
     "files",
     "model.name",
@@ -32,19 +33,17 @@ REQUIRED = [
     "model.vocab_size",
     "model.max_positions",
     "model.dtype",
-    "cache.num_layers",
-    "cache.num_kv_heads",
-    "cache.head_dim",
-    "cache.dtype",
+    "graphs.decoder.inputs",
+    "graphs.decoder.outputs",
+    *(f"graphs.decoder.inputs[0].{name}" for name in TENSOR),
+    *(f"graphs.decoder.outputs[0].{name}" for name in TENSOR),
+    *(f"graphs.decoder.states[0].{name}" for name in STATE),
     "files.a.bin.sha256",
     "files.a.bin.size",
     "engines[0].target",
-    "engines[0].path",
-    "engines[0].cache",
-    "engines[0].cache.num_layers",
-    "engines[0].cache.num_kv_heads",
-    "engines[0].cache.head_dim",
-    "engines[0].cache.dtype",
+    "engines[0].files",
+    "engines[0].states",
+    *(f"engines[0].states.decoder[0].{name}" for name in STATE),
     "engines[0].requested",
     "engines[0].actual",
 ]
@@ -55,26 +54,46 @@ OPTIONAL = [
     "tokenizer.pad_token_id",
     "tokenizer.special_tokens",
     "tokenizer.has_chat_template",
+    "task",
     "engines",
+    "settings",
+    "requires",
     "generation",
     "made_by",
 ]
 WRONG = {  # of each field, a value of the wrong type
     "kind": "folder",
     "model": [],
-    "cache": "none",
+    "task": 7,
+    "graphs": "none",
+    "graphs.decoder": None,
+    "graphs.decoder.inputs": {},
+    "graphs.decoder.inputs[0].name": 1,
+    "graphs.decoder.inputs[0].dtype": "int7",
+    "graphs.decoder.inputs[0].shape": 4,
+    "graphs.decoder.inputs[0].role": "hat",
+    "graphs.decoder.outputs[0]": "logits",
+    "graphs.decoder.states": "past",
+    "graphs.decoder.states[0].input": None,
+    "graphs.decoder.states[0].output": 2,
+    "graphs.decoder.states[0].dtype": "int4",
+    "graphs.decoder.states[0].shape": "4",
+    "graphs.decoder.states[0].axis": -1,
+    "graphs.decoder.states[0].kind": "heap",
+    "graphs.decoder.states[0].layer": "0",
+    "settings": [],
+    "requires": "all",
     "tokenizer": 3,
     "files": ["a.bin"],
     "files.a.bin": None,
     "engines": {},
     "engines[0]": "ort-cpu",
     "engines[0].target": 1,
-    "engines[0].path": None,
-    "engines[0].cache": "fp16",
-    "engines[0].cache.num_layers": "2",
-    "engines[0].cache.num_kv_heads": None,
-    "engines[0].cache.head_dim": -1,
-    "engines[0].cache.dtype": "int4",
+    "engines[0].files": None,
+    "engines[0].files.decoder": 3,
+    "engines[0].states": "fp16",
+    "engines[0].states.decoder": {},
+    "engines[0].states.decoder[0].dtype": "int4",
     "engines[0].requested": [1],
     "engines[0].actual": "much",
     "generation": [],
@@ -87,10 +106,6 @@ WRONG = {  # of each field, a value of the wrong type
     "model.max_positions": -1,
     "model.dtype": "float8",
     "model.scheme": 8,
-    "cache.num_layers": None,
-    "cache.num_kv_heads": [2],
-    "cache.head_dim": {},
-    "cache.dtype": ["float32"],
     "tokenizer.eos_token_ids": 2,
     "tokenizer.eos_token_ids[0]": "2",
     "tokenizer.bos_token_id": "1",
@@ -126,6 +141,8 @@ def fields_of(data, prefix=""):
         yield prefix + key
         if isinstance(value, dict):
             yield from fields_of(value, prefix + key + ".")
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from fields_of(value[0], f"{prefix}{key}[0].")
 
 
 @pytest.fixture
@@ -178,20 +195,119 @@ def test_a_field_of_the_wrong_type_is_named_with_its_value(field):
 
 def test_the_tables_above_have_every_field():
     known = {*REQUIRED, *OPTIONAL, *WRONG, "schema"}
-    free = ("engines[0].requested.", "made_by.", "generation.", "files.ort-cpu", "tokenizer.special_tokens.")
+    free = (
+        "engines[0].requested.",
+        "engines[0].states.decoder",
+        "made_by.",
+        "generation.",
+        "files.ort-cpu",
+        "tokenizer.special_tokens.",
+    )
     missing = {name for name in fields_of(PLAIN) if name not in known and not name.startswith(free)}
-    missing |= {name for name in fields_of(PLAIN["engines"][0], "engines[0].") if not name.startswith(free)} - known
     assert missing == set()
 
 
-@pytest.mark.parametrize("where", ["", "model.", "cache.", "tokenizer.", "engines[0].", "files.a.bin."])
-def test_an_unknown_field_is_named(where):
+@pytest.mark.parametrize("where", ["", "model.", "graphs.decoder.", "tokenizer.", "engines[0].", "files.a.bin."])
+def test_a_field_that_is_not_known_is_ignored(where):
     data = tree()
     container, key = parent_of(data, f"{where}colour")
     container[key] = "red"
-    with pytest.raises(BundleCorruptError) as problem:
+    assert Manifest.from_json(data) == FULL
+
+
+def test_a_field_that_is_required_and_not_known_is_too_new():
+    with pytest.raises(BundleTooNewError, match="'adapters'"):
+        Manifest.from_json(tree() | {"adapters": {}, "requires": ["graphs", "adapters"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"shape": [2, 2, "capacity", 16]}, "does not begin with the batch"),
+        ({"axis": 3}, "not the one that grows"),
+        ({"axis": 9}, "not the one that grows"),
+        ({"axis": None}, "not the one that grows"),
+        ({"shape": ["batch", "capacity", 16], "axis": 1}, "not [batch, kv_heads, capacity, head_dim]"),
+        ({"shape": ["batch", 0, "capacity", 16]}, "a size is 0"),
+        ({"shape": ["batch", "batch", "capacity", 16]}, "does not begin with the batch"),
+    ],
+)
+@pytest.mark.parametrize("where", ["graphs.decoder.states", "engines[0].states.decoder"])
+def test_a_state_that_contradicts_itself_is_named(where, change, problem):
+    data = tree()
+    container, key = parent_of(data, where)
+    container[key][0].update(change)
+    with pytest.raises(BundleCorruptError, match=r"past\.0\.key") as raised:
         Manifest.from_json(data)
-    assert f"unknown field {where}colour" in str(problem.value)
+    assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize("files", [{}, {"encoder": "ort-cpu/model.onnx"}])
+def test_an_engine_with_other_graphs_than_the_manifest_is_corrupt(files):
+    data = tree()
+    data["engines"][0]["files"] = files
+    with pytest.raises(BundleCorruptError, match="the manifest has decoder"):
+        Manifest.from_json(data)
+
+
+def test_an_engine_with_other_states_than_its_graph_is_corrupt():
+    data = tree()
+    data["engines"][0]["states"]["decoder"].pop()
+    with pytest.raises(BundleCorruptError, match="other states than its graph"):
+        Manifest.from_json(data)
+
+
+def test_a_language_model_without_states_is_corrupt():
+    data = tree()
+    data["graphs"]["decoder"]["states"] = []
+    with pytest.raises(BundleCorruptError, match="no decoder with states"):
+        Manifest.from_json(data)
+
+
+def test_layers_may_differ_in_heads_and_in_the_sizes_of_keys_and_values():
+    cache = CacheSpec.of_layers([((2, 16), (2, 8)), ((1, 32), (1, 32))], "float16")
+    shapes = [state.sizes(3, 5) for state in cache.states]
+    assert shapes == [(3, 2, 5, 16), (3, 2, 5, 8), (3, 1, 5, 32), (3, 1, 5, 32)]
+    assert cache.bytes_per_token == 2 * (2 * 16 + 2 * 8 + 32 + 32)
+    assert cache.num_layers == 2
+
+
+OLD_CACHE = {"num_layers": 2, "num_kv_heads": 2, "head_dim": 16, "dtype": "float32"}
+
+
+def schema_1():
+    """The same manifest as schema 1 wrote it."""
+    data = {name: value for name, value in tree().items() if name not in {"graphs", "task", "settings", "requires"}}
+    engine = {
+        "target": "ort-cpu",
+        "path": "ort-cpu/model.onnx",
+        "cache": OLD_CACHE,
+        "asked": {"max_batch": 2},
+        "got": {},
+    }
+    return data | {"schema": 1, "cache": OLD_CACHE, "engines": [engine]}
+
+
+def test_a_manifest_of_schema_1_means_the_same():
+    assert Manifest.from_json(schema_1()) == FULL
+
+
+@pytest.mark.parametrize("name", ["cache", "model"])
+def test_a_manifest_of_schema_1_that_lacks_a_field_is_corrupt(name):
+    data = schema_1()
+    del data[name]
+    with pytest.raises(BundleCorruptError, match=f"field {name} is missing"):
+        Manifest.from_json(data)
+
+
+@given(field=st.sampled_from(["cache", "model", "engines", "cache.head_dim", "engines[0].cache.dtype"]), value=JSON)
+@settings(deadline=None)
+def test_no_value_in_schema_1_crashes_the_reader(field, value):
+    data = schema_1()
+    container, key = parent_of(data, field)
+    container[key] = value
+    with contextlib.suppress(Error):
+        Manifest.from_json(data)
 
 
 def test_a_newer_schema_tells_both_numbers_whatever_else_it_holds():
@@ -340,7 +456,7 @@ def test_a_recorded_file_outside_the_directory_is_refused_by_name(bundle, name):
 
 @pytest.mark.parametrize("path", ["../model.onnx", "/opt/model.onnx", "other/model.onnx", ""])
 def test_an_engine_whose_file_is_not_recorded_is_refused_by_name(bundle, path):
-    edit_manifest(bundle, lambda data: data["engines"][0].update(path=path))
+    edit_manifest(bundle, lambda data: data["engines"][0]["files"].update(decoder=path))
     with pytest.raises(BundleCorruptError, match="is not among the recorded files") as problem:
         Bundle.open(bundle)
     assert repr(path) in str(problem.value)
