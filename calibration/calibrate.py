@@ -23,7 +23,7 @@ from piston.calibration.schemes.weight_only import round_weights
 from piston.calibration.search.budget import Budget, Ground, Spent, spend
 from piston.calibration.search.meter import Meter
 from piston.calibration.search.sensitivity import few, most_harmful
-from piston.calibration.size import Size, asked_bytes, got_bytes
+from piston.calibration.size import Size, actual_bytes, promised_bytes
 from piston.core.atomic_dir import check_free, resumable_dir, staged_dir
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
@@ -160,7 +160,7 @@ class _Calibration:
     def run(self, work: Path, scratch: Path) -> Calibrated:
         """Quantize, write the model directory into `work`, and check it there."""
         with self.progress.phase(f"quantizing to {self.recipe.shown_scheme}"):
-            asked = asked_bytes(self.graph.model.graph, self.graph.linears, self.recipe)
+            promised = promised_bytes(self.graph.model.graph, self.graph.linears, self.recipe)
             prepared = self._prepare(scratch)
             measures_cache = self.recipe.kv == "int8" and not self.recipe.kv_scales
             if self.budget is not None or self.keep_worst or measures_cache or self.count_saturations:
@@ -198,7 +198,7 @@ class _Calibration:
         }
         with self.progress.phase("writing"):
             manifest = self.graph.publish(work, self.recipe.shown_scheme, record)
-        size = Size(asked, got_bytes(manifest))
+        size = Size(promised, actual_bytes(manifest))
         record["size"] = dataclasses.asdict(size)
         del prepared
         self.graph.release()  # the check loads two models

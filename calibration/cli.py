@@ -142,8 +142,8 @@ def _print(output: Path, result: Calibrated) -> None:
         f"{_kept_text(result)}, {size / 1e6:,.0f} MB"
     )
     print_text(
-        f"  weights: {result.size.got / 1e6:,.1f} MB, {result.size.asked / 1e6:,.1f} MB promised by the scheme's bits "
-        f"({result.size.excess:+.1%})"
+        f"  weights: {result.size.actual / 1e6:,.1f} MB, {result.size.promised / 1e6:,.1f} MB promised by the scheme's "
+        f"bits ({result.size.excess:+.1%})"
     )
     if result.remainders:
         print_text(f"  remainders: {remainders_text(result.remainders)}")

@@ -43,8 +43,8 @@ def _summary(result: Calibrated) -> list[str]:
     whole = sum(record.size for record in result.manifest.files.values())
     size = result.size
     sizes = (
-        f"{whole / 1e6:,.0f} MB, {size.got / 1e6:,.1f} of them weights, where the bits of the scheme promise "
-        f"{size.asked / 1e6:,.1f} ({size.excess:+.1%})."
+        f"{whole / 1e6:,.0f} MB, {size.actual / 1e6:,.1f} of them weights, where the bits of the scheme promise "
+        f"{size.promised / 1e6:,.1f} ({size.excess:+.1%})."
     )
     return [
         f"<p>{len(result.quantized)} linears in integers, {alone} with weights alone, {in_float} layers in float.</p>",

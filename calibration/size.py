@@ -17,18 +17,18 @@ BYTE = 8  # bits
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes of the weights: `asked` by the bits of the scheme, scales not counted, and `got` in the files."""
+    """Bytes of the weights: `promised` by the bits of the scheme, scales not counted, and `actual` in the files."""
 
-    asked: int
-    got: int
+    promised: int
+    actual: int
 
     @property
     def excess(self) -> float:
-        """What there is beyond what was asked for, as a share of it."""
-        return self.got / self.asked - 1
+        """What there is beyond what was promised, as a share of it."""
+        return self.actual / self.promised - 1
 
 
-def asked_bytes(graph: ir.Graph, linears: Iterable[Linear], recipe: Recipe) -> int:
+def promised_bytes(graph: ir.Graph, linears: Iterable[Linear], recipe: Recipe) -> int:
     """Of a float graph's weights as the recipe's scheme would have them if it kept no layer.
 
     Scales are not counted: what they add is the scheme's to answer for, and so is a layer that stays in float.
@@ -47,7 +47,7 @@ def asked_bytes(graph: ir.Graph, linears: Iterable[Linear], recipe: Recipe) -> i
     return int(total)
 
 
-def got_bytes(manifest: Manifest) -> int:
+def actual_bytes(manifest: Manifest) -> int:
     """Of the file that holds the weights."""
     return (manifest.files.get(DATA) or manifest.files[MODEL]).size
 

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(spec: EngineSpec) -> dict[str, Any]:
-    return {"target": spec.target, "path": spec.path, "asked": dict(spec.requested), "got": dict(spec.actual)}
+    return {"target": spec.target, "path": spec.path, "requested": dict(spec.requested), "actual": dict(spec.actual)}
 
 
 def _print_engine(spec: EngineSpec) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from piston.core.errors import MisuseError
 from piston.runtime.generate.completion import Completion
-from piston.runtime.generate.decode import check_fits
 from piston.runtime.generate.generation import run
+from piston.runtime.generate.request import check_fits
 from piston.runtime.sampling.params import Sampling
 
 if TYPE_CHECKING:

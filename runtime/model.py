@@ -91,7 +91,7 @@ class LanguageModel:
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Stream:
         """Complete one prompt piece by piece; raises as `generate` does, before the first piece."""
-        from piston.runtime.generate.decode import check_fits
+        from piston.runtime.generate.request import check_fits
 
         began, sampling = time.perf_counter(), sampling or Sampling()
         if sampling.n != 1:

@@ -136,7 +136,7 @@ def make(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
         weights = json.loads((place / "manifest.json").read_text())["made_by"]["calibration"]["size"]
     bundle = bundle_of(row, arguments)
     piston("build", source, "-o", bundle, "--target", "ort-cpu", "--overwrite", "--max-length", 2 * FAR)
-    got = json.loads((bundle / "manifest.json").read_text())["engines"][0]["got"]
+    got = json.loads((bundle / "manifest.json").read_text())["engines"][0]["actual"]
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     int8 = got["linears"].get("int8", 0.0)
     made = {"key": key, "seconds": seconds, "int8": int8, "bytes": size, "weights": weights}
@@ -186,7 +186,7 @@ def table(made: dict[str, dict[str, Any]], rows: list[Row], arguments: argparse.
         cells = [f"{report['candidate']['perplexity']['value']:.2f} | {agreement(report)}" for report in reports]
         entry = made[row.name]
         weights = entry["weights"]
-        size = f"{weights['got'] / 1e6:.1f} ({weights['asked'] / 1e6:.1f})"
+        size = f"{weights['actual'] / 1e6:.1f} ({weights['promised'] / 1e6:.1f})"
         lines.append(
             f"| {row.name} | {' | '.join(cells)} | {size} | {entry['bytes'] / 1e6:.0f} | {entry['int8']:.1%} | "
             f"{entry['seconds']:.0f} s |"

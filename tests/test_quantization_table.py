@@ -26,12 +26,12 @@ def script(monkeypatch, tmp_path):
         if words[0] == "calibrate":
             out = Path(words[words.index("-o") + 1])
             out.mkdir(parents=True, exist_ok=True)
-            made_by = {"calibration": {"size": {"asked": 100_000_000, "got": 103_000_000}}}
+            made_by = {"calibration": {"size": {"promised": 100_000_000, "actual": 103_000_000}}}
             (out / "manifest.json").write_text(json.dumps({"made_by": made_by}))
         if words[0] == "build":
             bundle = Path(words[words.index("-o") + 1])
             bundle.mkdir(parents=True, exist_ok=True)
-            engine = {"got": {"linears": {"int8": 0.95}}}
+            engine = {"actual": {"linears": {"int8": 0.95}}}
             (bundle / "manifest.json").write_text(json.dumps({"source": str(words[1]), "engines": [engine]}))
         return ""
 

@@ -34,7 +34,7 @@ def key_of(target: Target, model: Manifest, asked: Mapping[str, Any]) -> str:
     parts = {
         "files": {name: record.sha256 for name, record in model.files.items() if name.startswith("model.onnx")},
         "model": dataclasses.asdict(model.model),
-        "asked": dict(asked),
+        "requested": dict(asked),
         "target": target.text,
         "gpu": _present_gpu() if target.module == "tensorrt" else None,
         "compiler": [target.module, str(module.__version__)],

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from piston.runtime.backends.engine import Engine
 from piston.runtime.generate.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
-from piston.runtime.generate.decode import Request, Token, decode
+from piston.runtime.generate.decode import decode
+from piston.runtime.generate.request import Request, Token
 from piston.runtime.generate.speculation import INEXACT, Speculator, Verification
 from piston.runtime.sampling.params import Sampling
 from piston.runtime.sampling.sampler import FinishReason, Pick, RowSampler

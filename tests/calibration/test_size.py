@@ -56,10 +56,10 @@ def test_weights_are_within_a_tenth_of_the_bits_promised(model_dir, tmp_path, na
     bits = {"w4": 4}.get(name, 8)
     norms = 4 * WIDTH * (2 * LAYERS + 1)
     expected = LAYERS * layer * bits // 8 + vocab * WIDTH + norms
-    assert result.size.asked == pytest.approx(expected, rel=0.05)  # there are rotary tables, too
-    assert result.size.got == (tmp_path / "out" / "model.onnx.data").stat().st_size
+    assert result.size.promised == pytest.approx(expected, rel=0.05)  # there are rotary tables, too
+    assert result.size.actual == (tmp_path / "out" / "model.onnx.data").stat().st_size
     assert abs(result.size.excess) < 0.1
-    assert result.manifest.made_by["calibration"]["size"]["got"] == result.size.got
+    assert result.manifest.made_by["calibration"]["size"]["actual"] == result.size.actual
 
 
 def test_a_linear_kept_in_float_shows_in_the_size(model_dir, tmp_path):

@@ -56,8 +56,8 @@ def test_numbers_are_for_people():
 def test_what_was_asked_and_got_is_shown_in_full():
     got = {"bits": {"lm_head": 8}, "skipped": [], "ops": ["a", "b"], "error": 0.123456}
     (engine,) = manifest_of().engines
-    changed = dataclasses.replace(engine, got=got)
+    changed = dataclasses.replace(engine, actual=got)
     lines = describe(manifest_of(engines=(changed,)), verified=True)
     shown = {line.strip() for line in lines}
-    assert {"asked    max_batch 2", "got      bits: lm_head 8", "got      skipped: none"} <= shown
-    assert {"got      ops: a, b", "got      error: 0.123"} <= shown
+    assert {"requested max_batch 2", "actual   bits: lm_head 8", "actual   skipped: none"} <= shown
+    assert {"actual   ops: a, b", "actual   error: 0.123"} <= shown

@@ -152,7 +152,7 @@ def test_logprobs_are_absent_from_json_unless_asked_for(piston, bundle):
 def test_guessing_prints_the_same_text_and_what_came_of_it(piston, bundle, monkeypatch):
     monkeypatch.setattr("piston.runtime.generate.speculation.StepCost.observe", lambda *_: None)  # no clock in a test
     got = {"attention_layers": 1, "own_kernels": {"attention": 1}}
-    edit_manifest(bundle, lambda data: data["engines"][0].update(got=got))
+    edit_manifest(bundle, lambda data: data["engines"][0].update(actual=got))
     prompt, reply = "one two three, one two three, one", " two three, one two three"
     words = ["--prompt", prompt, "--max-tokens", "30", "--json"]
     plain = piston("run", bundle, *words, script=answer(prompt, reply))

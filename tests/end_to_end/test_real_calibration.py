@@ -31,10 +31,10 @@ def test_it_costs_little_and_goes_on_in_words(calibrated):
 def test_weights_are_within_a_tenth_of_the_bits_promised(calibrated):
     out, printed = calibrated
     size = printed["size"]
-    assert size["got"] == (out / "model.onnx.data").stat().st_size
-    assert abs(size["got"] / size["asked"] - 1) < 0.1
+    assert size["actual"] == (out / "model.onnx.data").stat().st_size
+    assert abs(size["actual"] / size["promised"] - 1) < 0.1
     # 30 layers of 3,538,944 weights and a tied table of 49,152 x 576, a byte each; norms and rotary tables in float.
-    assert size["asked"] == pytest.approx(30 * 3_538_944 + 49_152 * 576, rel=0.03)
+    assert size["promised"] == pytest.approx(30 * 3_538_944 + 49_152 * 576, rel=0.03)
 
 
 def test_every_multiply_add_has_codes_on_both_sides_and_every_down_proj_a_remainder(calibrated):

@@ -159,7 +159,7 @@ def test_options_that_make_no_sense_are_misuse(model_dirs, tmp_path, options):
 
 def test_json_has_the_shares(model_dirs, tmp_path, capsys):
     assert main(["build", str(model_dirs["w4"]), "-o", str(tmp_path / "bundle"), "--json", "--quiet"]) == 0
-    got = json.loads(capsys.readouterr().out)["engines"][0]["got"]
+    got = json.loads(capsys.readouterr().out)["engines"][0]["actual"]
     assert (got["linears"]["weights4"], got["lm_head"]) == (1.0, "weights8")
 
 

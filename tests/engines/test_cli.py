@@ -24,8 +24,8 @@ def test_json_is_one_object(model_dir, tmp_path, capsys):
     assert err == ""
     assert report["output"] == str(tmp_path / "bundle")
     assert report["bytes"] > 100_000
-    assert report["engines"][0]["asked"].items() >= {"max_batch": 8, "max_length": 96}.items()
-    assert report["engines"][0]["got"]["attention_fused"] == 2
+    assert report["engines"][0]["requested"].items() >= {"max_batch": 8, "max_length": 96}.items()
+    assert report["engines"][0]["actual"]["attention_fused"] == 2
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ MAX_LENGTH = 64
 
 def scales_of(cache, *, per_channel):
     rng = np.random.default_rng(0)
-    shape = (1, cache.num_kv_heads, 1, cache.head_dim) if per_channel else ()
-    names = [f"present.{layer}.{part}" for layer in range(cache.num_layers) for part in ("key", "value")]
+    shape = cache.states[0].sizes(1, 1) if per_channel else ()
+    names = [state.output for state in cache.states]
     return {name: np.asarray(rng.uniform(0.02, 0.04, shape), np.float32) for name in names}
 
 

@@ -140,9 +140,9 @@ def with_int8_cache(source, root, cache, *, per_channel):
     """A graph with its cache rounded, as ort-cpu's engine and as the kernels' own, and that cache."""
     need_kernels()
     model = ir.load(source)
-    shape = (1, cache.num_kv_heads, 1, cache.head_dim) if per_channel else ()
+    shape = cache.states[0].sizes(1, 1) if per_channel else ()
     rng = np.random.default_rng(0)
-    names = [f"present.{layer}.{part}" for layer in range(cache.num_layers) for part in ("key", "value")]
+    names = [state.output for state in cache.states]
     round_cache(model, {name: np.asarray(rng.uniform(0.02, 0.04, shape), np.float32) for name in names})
     (root / "rounded").mkdir()
     ir.save(model, root / "rounded/model.onnx", external_data="model.onnx.data")

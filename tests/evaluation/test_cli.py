@@ -268,7 +268,10 @@ def test_logits_that_are_no_numbers_are_a_failure(two):
 
 def test_a_model_directory_of_a_type_the_cpu_lacks_is_a_failure_with_the_way_out(evaluated, tmp_path, text):
     write_bundle(tmp_path / "model", engines=(), kind="model")
-    edit_manifest(tmp_path / "model", lambda data: data["cache"].update(dtype="bfloat16"))
+    edit_manifest(
+        tmp_path / "model",
+        lambda data: [state.update(dtype="bfloat16") for state in data["graphs"]["decoder"]["states"]],
+    )
     status, _, err = evaluated(tmp_path / "model", "--data", text, *WINDOW)
     assert status == 1
     assert "piston build" in err

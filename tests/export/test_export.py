@@ -71,7 +71,7 @@ def test_the_manifest_describes_the_model_and_its_files(exported):
     manifest.verify(out)
     assert manifest.model.architecture == "LlamaForCausalLM"
     assert (manifest.model.num_layers, manifest.model.vocab_size, manifest.model.max_positions) == (2, VOCAB_SIZE, 96)
-    assert (manifest.cache.num_kv_heads, manifest.cache.head_dim) == (2, 16)
+    assert {state.shape for state in manifest.cache.states} == {("batch", 2, "capacity", 16)}
     assert manifest.tokenizer.eos_token_ids == (2,)
     assert set(manifest.files) == {"model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"}
     assert 0 < manifest.made_by["parity"]["max_abs"] < 1e-3

@@ -29,7 +29,7 @@ def test_the_worst_setting_counts_whichever_way_is_better():
 def test_the_size_is_that_of_all_files_and_int8_that_of_the_worst_engine():
     (spec,) = manifest_of().engines
     engines = tuple(
-        type(spec)(target=f"t{share}", path="p", cache=spec.cache, asked={}, got={"linears": {"int8": share}})
+        type(spec).of(target=f"t{share}", path="p", cache=spec.cache, requested={}, actual={"linears": {"int8": share}})
         for share in (0.9, 0.8)
     )
     files = {"a": FileRecord(sha256="0", size=3), "b": FileRecord(sha256="1", size=4)}

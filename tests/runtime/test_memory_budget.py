@@ -22,7 +22,10 @@ FILES = {
 
 def sizes(*, batch=8, length=4096, limit=None, asked=(None, None), memory=None):
     spec = dataclasses.replace(
-        ENGINE, cache=CACHE, asked={"max_batch": batch, "max_length": length}, got={"max_positions": limit or length}
+        ENGINE,
+        states={"decoder": CACHE.states},
+        requested={"max_batch": batch, "max_length": length},
+        actual={"max_positions": limit or length},
     )
     manifest = manifest_of(files=FILES, engines=(spec,))
     result, remarks = sizes_for(manifest, spec, max_batch=asked[0], max_length=asked[1], memory=memory)

@@ -224,7 +224,7 @@ def test_load_beyond_the_model_tells_both_numbers(bundle):
 @pytest.mark.parametrize("name", ["max_batch", "max_length"])
 @pytest.mark.parametrize("value", ["many", None, [1]])
 def test_load_refuses_a_manifest_whose_build_sizes_are_no_numbers(bundle, name, value):
-    edit_manifest(bundle, lambda data: data["engines"][0]["asked"].update({name: value}))
+    edit_manifest(bundle, lambda data: data["engines"][0]["requested"].update({name: value}))
     with pytest.raises(BundleCorruptError, match=name):
         load(bundle)
 

@@ -41,10 +41,9 @@ class CanonicalSession:
         options.log_severity_level = 3
         options.intra_op_num_threads = 2
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        shape = (batch, spec.num_kv_heads, capacity, spec.head_dim)
         # Garbage, not zeros: a graph that reads behind the valid entries must be caught.
-        self.cache = [np.full(shape, 1e4, np.float32) for _ in range(2 * spec.num_layers)]
-        self.names = [f"{i}.{part}" for i in range(spec.num_layers) for part in ("key", "value")]
+        self.cache = [np.full(state.sizes(batch, capacity), 1e4, np.float32) for state in spec.states]
+        self.states = spec.states
 
     def step(self, input_ids, position_ids, write_indices, kv_lengths, logits_positions) -> np.ndarray:
         """Run one step; logits [batch, k, vocab]."""
@@ -59,9 +58,9 @@ class CanonicalSession:
         for name, value in feed.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value, np.int64))
         binding.bind_output("logits")  # first bound, first of get_outputs
-        for name, array in zip(self.names, self.cache, strict=True):
+        for state, array in zip(self.states, self.cache, strict=True):
             bound = ("cpu", 0, np.float32, list(array.shape), array.ctypes.data)
-            binding.bind_input(f"past.{name}", *bound)
-            binding.bind_output(f"present.{name}", *bound)
+            binding.bind_input(state.input, *bound)
+            binding.bind_output(state.output, *bound)
         self.session.run_with_iobinding(binding)
         return binding.get_outputs()[0].numpy()

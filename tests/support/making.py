@@ -168,7 +168,7 @@ class Commands:
         (out / "ort-cpu/model.onnx").write_bytes(self.engine + content)
         ExpectedByTarget(engines={"ort-cpu": self.expected}).write(out)
         (spec,) = manifest_of().engines
-        spec = dataclasses.replace(spec, got={"linears": {"int8": 0.96, "float": 0.04}, "dtype": "float32"})
+        spec = dataclasses.replace(spec, actual={"linears": {"int8": 0.96, "float": 0.04}, "dtype": "float32"})
         made_by = {"source": {"made_by": {"source": {"sha256": {}}}}}
         write_bundle(out, engines=(spec,), made_by=made_by)
 

@@ -135,14 +135,13 @@ def largest_activations(source: Path, cache: CacheSpec, linears: list[ir.Node], 
 
 
 def _feed(row, cache: CacheSpec) -> dict[str, np.ndarray]:
-    empty = np.zeros((1, cache.num_kv_heads, len(row), cache.head_dim), np.float32)
     return {
         "input_ids": np.asarray(row, np.int64)[None],
         "position_ids": np.arange(len(row))[None],
         "write_indices": np.array([0]),
         "kv_lengths": np.array([len(row)]),
         "logits_positions": np.array([[len(row) - 1]]),
-        **{f"past.{layer}.{part}": empty for layer in range(cache.num_layers) for part in ("key", "value")},
+        **{state.input: np.zeros(state.sizes(1, len(row)), np.float32) for state in cache.states},
     }
 
 

@@ -36,14 +36,13 @@ def reference(model_dir, names, row, tmp_path):
     ir.save(model, tmp_path / "model.onnx", external_data="data")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     size, cache = len(row), Manifest.read(model_dir).cache
-    past = np.zeros((1, cache.num_kv_heads, size, cache.head_dim), np.float32)
     feed = {
         "input_ids": row[None],
         "position_ids": np.arange(size)[None],
         "write_indices": np.array([0]),
         "kv_lengths": np.array([size]),
         "logits_positions": np.arange(size)[None],
-    } | {f"past.{layer}.{part}": past for layer in range(cache.num_layers) for part in ("key", "value")}
+    } | {state.input: np.zeros(state.sizes(1, size), np.float32) for state in cache.states}
     return dict(zip(names, session.run(list(names), feed), strict=True))
 
 

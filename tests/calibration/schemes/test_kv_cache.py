@@ -1,6 +1,7 @@
 """INT8 caches: what scales are found, that they hold at every position, and what the graph computes."""
 
 import json
+import math
 
 import numpy as np
 import onnx
@@ -72,7 +73,7 @@ def test_scales_are_of_the_largest_magnitudes_that_were_written(model_dir, tmp_p
     rows = np.random.default_rng(1).integers(6, 250, (3, 20))
     scales = observe_cache(model_dir, model, [rows], "channel", tmp_path, Progress(quiet=True))
     cache = Manifest.read(model_dir).cache
-    largest = np.zeros((cache.num_kv_heads, cache.head_dim))
+    largest = np.zeros(cache.states[3].sizes(1, 1)[1::2])
     for row in rows:  # the canonical graph's own cache says what was written
         session = CanonicalSession(model_dir / "model.onnx", cache, 1, len(row))
         session.step([row], [range(len(row))], [0], [len(row)], [[0]])
@@ -84,8 +85,8 @@ def test_scales_are_of_the_largest_magnitudes_that_were_written(model_dir, tmp_p
 def test_the_written_graph_is_the_canonical_form(model_dir, granularity):
     cache = Manifest.read(model_dir).cache
     model, expected = (ir.load(model_dir / "model.onnx") for _ in range(2))
-    size = cache.num_kv_heads * cache.head_dim if granularity == "channel" else 1
-    shape = (1, cache.num_kv_heads, 1, cache.head_dim) if granularity == "channel" else ()
+    shape = cache.states[0].sizes(1, 1) if granularity == "channel" else ()
+    size = math.prod(shape)
     names = [f"present.{layer}.{part}" for layer in range(2) for part in ("key", "value")]
     scales = {name: np.random.default_rng(0).uniform(0.01, 0.1, size).astype(np.float32) for name in names}
     RoundCachePass({name: tuple(map(float, array)) for name, array in scales.items()}, cache)(model)

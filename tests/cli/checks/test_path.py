@@ -96,7 +96,7 @@ BROKEN = {
     "no manifest": (damaged("manifest.json", Path.unlink), "", "manifest.json is missing", "copy the directory"),
     "manifest of nonsense": (lambda d: write(d, **{"manifest.json": b"{"}), "", "cannot be read", "piston build"),
     "too new": (lambda d: bundle(d, lambda m: m.update(schema=99)), "", "schema 99", "pip install --upgrade piston"),
-    "an older shape": (lambda d: bundle(d, lambda m: m.pop("cache")), "", "cache is missing", "piston build"),
+    "an older shape": (lambda d: bundle(d, lambda m: m.pop("graphs")), "", "graphs is missing", "piston build"),
     "truncated weights": (damaged("ort-cpu/model.onnx", shortened), "", "it was cut short", "--target ort-cpu"),
     "another file": (damaged("ort-cpu/model.onnx", changed), "", "SHA-256 differs", "--target ort-cpu"),
     "a missing file": (damaged("ort-cpu/model.onnx", Path.unlink), "", "it is missing", "copy it whole"),
@@ -110,7 +110,7 @@ BROKEN = {
     "a broken tokenizer": (broken_tokenizer, "", "tokenizer", "piston build"),
     "no engines": (lambda d: bundle(d, engines=()), "", "without engines", "piston build"),
     "an unrecorded engine": (
-        lambda d: bundle(d, lambda m: m["engines"][0].update(path="other")),
+        lambda d: bundle(d, lambda m: m["engines"][0]["files"].update(decoder="other")),
         "",
         "none of the recorded",
         "piston build",

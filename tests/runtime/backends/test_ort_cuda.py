@@ -21,7 +21,8 @@ from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
 from piston.runtime.backends.ort_cuda import OrtCudaEngine, check_provider
 from piston.runtime.backends.registry import Sizes, choose, open_engine
 from piston.runtime.bundle import Bundle
-from piston.runtime.generate.decode import Request, decode
+from piston.runtime.generate.decode import decode
+from piston.runtime.generate.request import Request
 from piston.runtime.sampling.params import Sampling
 from piston.runtime.sampling.sampler import RowSampler
 

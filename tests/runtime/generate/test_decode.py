@@ -7,7 +7,8 @@ from toy_model import history_script
 
 from piston.core.errors import EmptyPromptError, EngineError, MisuseError, PromptTooLongError
 from piston.runtime.backends.scripted import ScriptedEngine
-from piston.runtime.generate.decode import Request, check_fits, decode
+from piston.runtime.generate.decode import decode
+from piston.runtime.generate.request import Request, check_fits
 from piston.runtime.generate.speculation import PROBE_SIZES, PROBE_STEPS, Speculator, Verification
 from piston.runtime.sampling.params import Sampling
 from piston.runtime.sampling.sampler import RowSampler

@@ -5,7 +5,8 @@ from toy_model import VOCAB_SIZE, history_script
 from piston.core.errors import MisuseError
 from piston.runtime.backends.device_decoding import DeviceDecoding
 from piston.runtime.backends.scripted import ScriptedEngine
-from piston.runtime.generate.decode import Request, decode
+from piston.runtime.generate.decode import decode
+from piston.runtime.generate.request import Request
 from piston.runtime.sampling.params import Sampling
 from piston.runtime.sampling.processors import pick
 from piston.runtime.sampling.sampler import RowSampler

@@ -205,4 +205,4 @@ def test_no_more_tokens_are_verified_than_the_engine_was_made_for():
 )
 def test_engines_whose_every_attention_is_our_own_are_made_for_it(got, tokens):
     (spec,) = manifest_of().engines
-    assert exact_tokens(dataclasses.replace(spec, got=got)) == tokens
+    assert exact_tokens(dataclasses.replace(spec, actual=got)) == tokens

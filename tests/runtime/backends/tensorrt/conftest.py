@@ -1,6 +1,5 @@
 """TensorRT engines on fakes that execute: a toy's graph as a plan, a GPU of a gigabyte."""
 
-import dataclasses
 import gc
 from types import SimpleNamespace
 
@@ -44,7 +43,7 @@ def rig(toy_llama, plan_bytes):
         data, _ = plan_bytes(**({"max_batch": 4, "max_length": 48, "chunk": chunk, "max_logits": max_logits} | plan))
         made = TensorRTEngine.open(
             Plan(module, data, "toy.plan", None),
-            dataclasses.replace(toy_llama.spec, dtype=plan.get("dtype", "float32")),
+            toy_llama.spec.with_dtype(plan.get("dtype", "float32")),
             cuda=Cuda.of(runtime),
             num_slots=num_slots,
             capacity=capacity,

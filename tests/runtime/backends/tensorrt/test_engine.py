@@ -9,7 +9,8 @@ from piston.runtime.backends.device_decoding import DeviceDecoding, DeviceRow
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.kv_cache import KVCache
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
-from piston.runtime.generate.decode import Request, decode
+from piston.runtime.generate.decode import decode
+from piston.runtime.generate.request import Request
 from piston.runtime.sampling.params import Sampling
 from piston.runtime.sampling.sampler import RowSampler
 

@@ -1,0 +1,90 @@
+"""One row to generate, and what comes of it: tokens, and an end."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from piston.core.errors import EmptyPromptError, PromptTooLongError
+from piston.runtime.backends.engine import Engine
+from piston.runtime.generate.speculation import Speculator
+from piston.runtime.sampling.sampler import FinishReason, Pick, RowSampler
+
+EndReason = Literal["cancelled", "deadline", "error"]
+
+
+@dataclass(slots=True)
+class Spent:
+    """Seconds that one row waited for a slot, was prefilled, and had its tokens picked."""
+
+    queue: float = 0.0
+    prefill: float = 0.0
+    sampling: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One row to generate.
+
+    Args:
+        prompt_ids: token ids of the prompt.
+        sampler: picks the tokens and knows when the row ends.
+        slot: holds the first positions of the prompt already; only the rest is prefilled.
+        keep_slot: the slot stays admitted afterwards, for a later request; it holds all tokens but the last.
+        speculator: its drafts are verified, several tokens a step.
+        deadline: a time.monotonic() at which the row ends, finished or not.
+        cache_salt: prompts share cached prefixes only with prompts of the same salt.
+    """
+
+    prompt_ids: list[int]
+    sampler: RowSampler
+    slot: int | None = None
+    keep_slot: bool = False
+    speculator: Speculator | None = None
+    deadline: float | None = None
+    cache_salt: str = ""
+    num_prefilled: int = 0
+    num_cached: int = 0  # tokens of the prompt that a slot held already
+    spent: Spent = field(default_factory=Spent)
+    output_ids: list[int] = field(default_factory=list)
+    is_cancelled: bool = False
+    added_at: float = field(default_factory=time.perf_counter)
+
+    def cancel(self) -> None:
+        """End this row; the others go on. May be called from any thread."""
+        self.is_cancelled = True
+
+    @property
+    def num_held(self) -> int:
+        """Tokens whose states a slot holds after the tokens so far: all but the last one."""
+        return len(self.prompt_ids) + max(len(self.output_ids) - 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token; `finish_reason` is set on the last one of its row."""
+
+    request: Request
+    pick: Pick
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A row that ended without a last token; `error` tells why where the reason is "error"."""
+
+    request: Request
+    reason: EndReason
+    error: Exception | None = None
+
+
+def check_fits(engine: Engine, request: Request) -> None:
+    """Refuse, before any work, a prompt that is empty or that with max_tokens exceeds the engine's capacity."""
+    num_prompt, num_new = len(request.prompt_ids), request.sampler.sampling.max_tokens
+    if num_prompt == 0:
+        raise EmptyPromptError("The prompt has no tokens; give at least one character.")
+    capacity = engine.cache.capacity
+    if num_prompt + num_new > capacity:
+        raise PromptTooLongError(
+            f"The prompt has {num_prompt:,} tokens and max_tokens is {num_new:,}, together {num_prompt + num_new:,}, "
+            f"but the engine holds {capacity:,}; shorten the prompt, lower max_tokens or load with a larger max_length."
+        )
