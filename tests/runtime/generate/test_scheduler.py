@@ -1,0 +1,299 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_model import history_script
+
+from piston.core.errors import EmptyPromptError, EngineError, MisuseError, PromptTooLongError
+from piston.runtime.backends.scripted import ScriptedEngine
+from piston.runtime.generate.request import Ended, Request, Token
+from piston.runtime.generate.scheduler import LEAST_CHUNK, Scheduler
+from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.sampler import RowSampler
+
+VOCAB, END = 23, 2
+SCRIPT, ENDING = history_script(VOCAB), history_script(VOCAB, end=END, every=9)
+
+
+def engine_of(num_slots=2, capacity=256, script=SCRIPT):
+    return ScriptedEngine(script, vocab_size=VOCAB, num_slots=num_slots, capacity=capacity)
+
+
+def request_of(prompt, max_tokens=6, ends=(), **options):
+    return Request(list(prompt), RowSampler(Sampling(max_tokens=max_tokens), prompt, eos_token_ids=ends), **options)
+
+
+def continuation(prompt, max_tokens=6, script=SCRIPT, ends=()):
+    """What a row gives, by the script alone."""
+    history = list(prompt)
+    while len(history) < len(prompt) + max_tokens and (history[len(prompt) :] or [None])[-1] not in ends:
+        history.append(int(np.argmax(script(tuple(history)))))
+    return history[len(prompt) :]
+
+
+def run(scheduler):
+    events = []
+    while scheduler.has_work:
+        events += scheduler.step()
+    return events
+
+
+def kinds_of(engine):
+    return [kind for kind, _ in engine.calls]
+
+
+def test_a_request_that_is_added_later_joins_the_running_ones():
+    engine = engine_of()
+    scheduler, first, second = Scheduler(engine), request_of([3], 8), request_of([4, 5], 8)
+    scheduler.add(first)
+    list(scheduler.step())
+    list(scheduler.step())
+    scheduler.add(second)
+    run(scheduler)
+    assert [first.output_ids, second.output_ids] == [continuation([3], 8), continuation([4, 5], 8)]
+    assert {"step"} < {kind for kind, call in engine.calls if kind == "step" or len(call) > 1}
+    assert engine.cache.num_free == 2
+
+
+def test_requests_are_served_in_the_order_they_came():
+    scheduler = Scheduler(engine_of(num_slots=1))
+    requests = [request_of([token], 3) for token in (3, 4, 5, 6)]
+    for request in requests:
+        scheduler.add(request)
+    firsts = [event.request for event in run(scheduler) if isinstance(event, Token) and event.finish_reason]
+    assert firsts == requests
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "error"), [([], 1, EmptyPromptError), ([3] * 250, 9, PromptTooLongError)]
+)
+def test_what_can_never_run_is_refused_when_it_is_added(prompt, max_tokens, error):
+    scheduler = Scheduler(engine_of())
+    with pytest.raises(error):
+        scheduler.add(request_of(prompt, max_tokens))
+    assert not scheduler.has_work
+
+
+def test_a_cancelled_request_ends_and_gives_its_slot_back():
+    engine = engine_of()
+    scheduler, cancelled, other = Scheduler(engine), request_of([3], 20), request_of([4], 20)
+    scheduler.add(cancelled)
+    scheduler.add(other)
+    list(scheduler.step())
+    scheduler.cancel(cancelled)
+    events = run(scheduler)
+    assert [event for event in events if isinstance(event, Ended)] == [Ended(cancelled, "cancelled")]
+    assert other.output_ids == continuation([4], 20)
+    assert engine.cache.num_free == 2
+
+
+def test_a_request_that_is_cancelled_while_it_waits_never_runs():
+    engine = engine_of(num_slots=1)
+    scheduler, running, waiting = Scheduler(engine), request_of([3], 4), request_of([4], 4)
+    scheduler.add(running)
+    scheduler.add(waiting)
+    waiting.cancel()
+    run(scheduler)
+    assert [call[1][1] for call in engine.calls if call[0] == "prefill"] == [[3]]
+
+
+def test_a_request_ends_at_its_deadline_running_or_waiting():
+    scheduler = Scheduler(engine_of(num_slots=1))
+    late, waiting = request_of([3], 30), request_of([4], 30, deadline=time.monotonic() - 1)
+    scheduler.add(late)
+    list(scheduler.step())
+    late.deadline = time.monotonic() - 1
+    scheduler.add(waiting)
+    assert {(event.request, event.reason) for event in run(scheduler)} == {(late, "deadline"), (waiting, "deadline")}
+
+
+def test_an_error_of_one_row_ends_that_row_alone():
+    scheduler, good, bad = Scheduler(engine_of()), request_of([4], 9), request_of([3], 9)
+    for request in (bad, good):
+        scheduler.add(request)
+    list(scheduler.step())
+
+    def fail(_):
+        raise MisuseError("no token is left")
+
+    bad.sampler.pick = fail
+    ended = [event for event in run(scheduler) if isinstance(event, Ended)]
+    assert [(event.request, event.reason, str(event.error)) for event in ended] == [(bad, "error", "no token is left")]
+    assert good.output_ids == continuation([4], 9)
+    assert scheduler.engine.cache.num_free == 2
+
+
+def test_an_error_of_a_prefill_ends_that_row_alone():
+    def script(history):
+        if history[0] == 9:
+            raise EngineError("the prompt is too strange")
+        return SCRIPT(history)
+
+    scheduler, bad, good = Scheduler(engine_of(script=script)), request_of([9, 4]), request_of([4])
+    scheduler.add(bad)
+    scheduler.add(good)
+    ended = [event for event in run(scheduler) if isinstance(event, Ended)]
+    assert [event.request for event in ended] == [bad]
+    assert good.output_ids == continuation([4])
+    assert scheduler.engine.cache.num_free == 2
+
+
+def test_an_error_of_a_step_of_all_rows_is_raised():
+    calls = iter(range(1000))
+
+    def script(history):
+        if next(calls) > 3:
+            raise EngineError("the device is gone")
+        return SCRIPT(history)
+
+    scheduler = Scheduler(engine_of(script=script))
+    scheduler.add(request_of([3], 30))
+    with pytest.raises(EngineError, match="the device is gone"):
+        run(scheduler)
+    scheduler.close()
+    assert scheduler.engine.cache.num_free == 2
+
+
+def test_with_a_bound_running_rows_are_decoded_between_the_chunks_of_a_long_prompt():
+    engine = engine_of()
+    scheduler, running, long = Scheduler(engine, max_stall=1e-9), request_of([3], 40), request_of([5] * 100, 2)
+    scheduler.add(running)
+    list(scheduler.step())
+    scheduler.add(long)
+    run(scheduler)
+    prompts = [call[1][1] for call in engine.calls if call[0] == "prefill"][1:]
+    assert sum(map(len, prompts)) == 100
+    assert [len(prompt) for prompt in prompts][:3] == [LEAST_CHUNK] * 3
+    kinds = kinds_of(engine)
+    second = kinds.index("prefill", 1)
+    alternating = kinds[second : second + 2 * (len(prompts) - 1)]
+    assert set(alternating[::2]) == {"prefill"}
+    assert set(alternating[1::2]) == {"step"}
+    assert [running.output_ids, long.output_ids] == [continuation([3], 40), continuation([5] * 100, 2)]
+
+
+def test_a_chunk_is_as_long_as_the_measured_speed_allows():
+    scheduler = Scheduler(engine_of(capacity=2000), max_stall=0.1)
+    scheduler.add(request_of([3], 500))
+    list(scheduler.step())
+    scheduler._token_seconds = 0.1 / 64.9
+    assert scheduler._chunk() == 64
+
+
+def test_with_nothing_else_running_a_prompt_is_prefilled_at_once():
+    engine = engine_of()
+    scheduler = Scheduler(engine, max_stall=1e-9)
+    scheduler.add(request_of([5] * 100, 1))
+    run(scheduler)
+    assert kinds_of(engine) == ["prefill"]
+
+
+def test_a_request_that_is_cancelled_in_the_middle_of_its_prompt_gives_its_slot_back():
+    scheduler = Scheduler(engine_of(), max_stall=1e-9)
+    running, long = request_of([3], 30), request_of([5] * 100, 2)
+    scheduler.add(running)
+    list(scheduler.step())
+    scheduler.add(long)
+    list(scheduler.step())
+    assert 0 < long.num_prefilled < 100
+    long.cancel()
+    events = run(scheduler)
+    assert Ended(long, "cancelled") in events
+    assert long.output_ids == []
+    assert scheduler.engine.cache.num_free == 2
+
+
+def test_the_second_turn_of_a_chat_prefills_only_what_is_new():
+    engine = engine_of(num_slots=3)
+    scheduler = Scheduler(engine, keep_prefixes=True)
+    first = request_of([3, 4, 5, 6], 3)
+    scheduler.add(first)
+    run(scheduler)
+    between = request_of([7, 8], 3)
+    scheduler.add(between)
+    run(scheduler)
+    second = request_of([3, 4, 5, 6, *first.output_ids, 9], 3)
+    scheduler.add(second)
+    run(scheduler)
+    assert second.num_cached == 4 + len(first.output_ids) - 1
+    assert second.num_prefilled == len(second.prompt_ids) - second.num_cached
+    assert second.output_ids == continuation(second.prompt_ids, 3)
+
+
+def test_prefixes_are_shared_only_under_the_same_salt():
+    scheduler, found = Scheduler(engine_of(num_slots=3), keep_prefixes=True), []
+    for salt in ("a", "b", "a"):
+        request = request_of([3, 4, 5, 6], 3, cache_salt=salt)
+        scheduler.add(request)
+        run(scheduler)
+        found.append(request.num_cached)
+    assert found == [0, 0, 3]
+
+
+def test_the_prefix_that_was_used_longest_ago_is_given_away_first():
+    scheduler = Scheduler(engine_of(num_slots=2), keep_prefixes=True)
+    for prompt in ([3] * 4, [4] * 4, [5] * 4):
+        scheduler.add(request_of(prompt, 2))
+        run(scheduler)
+    for prompt, cached in (([4] * 4, 3), ([5] * 4, 3), ([3] * 4, 0)):
+        request = request_of(prompt, 2)
+        scheduler.add(request)
+        run(scheduler)
+        assert request.num_cached == cached
+
+
+def test_close_gives_every_slot_back():
+    engine = engine_of(num_slots=3)
+    scheduler = Scheduler(engine, keep_prefixes=True, max_stall=1e-9)
+    scheduler.add(request_of([3, 4], 2))
+    run(scheduler)
+    scheduler.add(request_of([4], 30))
+    list(scheduler.step())
+    scheduler.add(request_of([5] * 90, 30))
+    list(scheduler.step())
+    scheduler.close()
+    assert engine.cache.num_free == 3
+    assert not scheduler.has_work
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=150)
+def test_whatever_is_added_cancelled_and_late_every_row_is_the_row_alone_and_no_slot_is_lost(data):
+    engine = engine_of(num_slots=data.draw(st.integers(1, 4)), script=ENDING)
+    scheduler = Scheduler(
+        engine, max_stall=data.draw(st.sampled_from([None, 1e-9])), keep_prefixes=data.draw(st.booleans())
+    )
+    requests, ended, delivered = [], {}, set()
+    for _ in range(data.draw(st.integers(5, 40))):
+        match data.draw(st.sampled_from(["add", "cancel", "late", "step", "step", "step"])):
+            case "add":
+                prompt = data.draw(st.lists(st.integers(3, 8), min_size=1, max_size=40))
+                requests.append(
+                    request_of(
+                        prompt, data.draw(st.integers(1, 12)), ends=[END], cache_salt=data.draw(st.sampled_from("ab"))
+                    )
+                )
+                scheduler.add(requests[-1])
+            case "cancel" if requests:
+                data.draw(st.sampled_from(requests)).cancel()
+            case "late" if requests:
+                data.draw(st.sampled_from(requests)).deadline = 0.0
+            case _:
+                stopped = {id(request) for request in requests if request.is_cancelled or request.deadline == 0.0}
+                for event in scheduler.step():
+                    assert id(event.request) not in delivered
+                    if isinstance(event, Token):
+                        assert id(event.request) not in stopped  # nobody is stepped after it was cancelled
+                    if isinstance(event, Ended) or event.finish_reason is not None:
+                        ended[id(event.request)] = event
+                        delivered.add(id(event.request))
+    run(scheduler)
+    for request in requests:
+        expected = continuation(request.prompt_ids, request.sampler.sampling.max_tokens, ENDING, [END])
+        assert request.output_ids == expected[: len(request.output_ids)]
+        if not request.is_cancelled and request.deadline is None:
+            assert request.output_ids == expected
+    scheduler.close()
+    assert engine.cache.num_free == engine.cache.num_slots
