@@ -31,3 +31,11 @@ def test_what_is_compiled_and_what_runs_the_stages_is_no_input_of_a_stage(code, 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("other")
     assert code() == before
+
+
+def test_a_checkpoint_is_its_files_and_its_named_chat_templates(tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "other").mkdir()
+    for name in ("config.json", ".hidden", "additional_chat_templates/rag.jinja", "other/rag.jinja"):
+        (tmp_path / name).write_text(name)
+    assert list(digest.files_of_checkpoint(tmp_path)) == ["additional_chat_templates/rag.jinja", "config.json"]
