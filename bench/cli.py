@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             name, type=_numbers, default=default, metavar="N,N...", help=f"{text} (default: {default or '128,512'})"
         )
-    parser.add_argument("--prompts", metavar="FILE", type=Path, help="real prompts, one a line or .jsonl")
+    parser.add_argument(
+        "--prompts", metavar="FILE", type=Path, help="real prompts, one a line or as .jsonl, .json, .csv, .tsv"
+    )
     parser.add_argument("--repeats", type=int, metavar="N", help="runs that count (default: 10; of recipes 6)")
     parser.add_argument("--warmup", type=int, metavar="N", help="runs before them (default: 2; of recipes 1)")
     parser.add_argument("--starts", type=int, default=3, metavar="N", help="new processes to time (default: 3)")

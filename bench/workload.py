@@ -2,13 +2,13 @@
 
 import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from piston.core.data_files import field_of, read_text, records_of
 from piston.core.errors import MisuseError
 from piston.runtime.text.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ def settings_of(batches: Sequence[int], prompt_lens: Sequence[int], gen_lens: Se
 def work_of_file(
     path: Path, tokenizer: Tokenizer, vocab_size: int, batches: Sequence[int], gen_lens: Sequence[int]
 ) -> list[Work]:
-    """Work over the prompts of a file: one a line, or .jsonl with {"prompt": ...} or {"text": ...}.
+    """Work over the prompts of a file: one a line, or records (see data_files) with a "prompt" or "text".
 
     Raises:
         MisuseError: it cannot be read, or holds no prompt.
@@ -91,25 +91,19 @@ def work_of_file(
 
 
 def _read(path: Path) -> list[str]:
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as problem:
-        raise MisuseError(f"{path} is not UTF-8 ({problem.reason}).") from None
-    except OSError as problem:
-        raise MisuseError(f"Cannot read {path}: {problem.strerror}.") from None
-    if path.suffix == ".jsonl":
-        lines = [_text_of(line, number, path) for number, line in enumerate(lines, 1)]
-    if not lines:
+    text = read_text(path)
+    records = records_of(text, path)
+    if records is None:
+        prompts = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    else:
+        prompts = [_text_of(record, where) for where, record in records]
+    if not prompts:
         raise MisuseError(f"{path} holds no prompt; write one a line.")
-    return lines
+    return prompts
 
 
-def _text_of(line: str, number: int, path: Path) -> str:
-    try:
-        found = json.loads(line)
-        text = found.get("prompt", found.get("text"))
-    except (ValueError, AttributeError, RecursionError):
-        text = None
+def _text_of(record: object, where: str) -> str:
+    text = field_of(record, ("prompt", "text"), where)
     if not isinstance(text, str) or not text:
-        raise MisuseError(f'{path}: prompt {number} is no {{"prompt": "..."}}; write JSON objects, one a line.')
+        raise MisuseError(f'{where}, is no prompt; give {{"prompt": "..."}} or a string that is not empty.')
     return text

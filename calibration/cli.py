@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", action="append", default=[], metavar="FILE", help="text, JSONL or ids; or builtin (repeatable)"
     )
-    parser.add_argument("--field", metavar="NAME", help="of JSONL objects: where the text is")
+    parser.add_argument("--field", metavar="NAME", help="of objects and tables: where the text is")
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="rows to run (default 64)")
     parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens of a row (default 512)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the packing (default 0)")

@@ -3,9 +3,17 @@
 import argparse
 import sys
 
-from piston.cli.run import add_load_arguments, check_sampling, load_from, report_speed, sampling_for
+from piston.cli.run import (
+    add_load_arguments,
+    add_message_arguments,
+    check_sampling,
+    load_from,
+    report_speed,
+    sampling_for,
+)
 from piston.cli.sampling_options import add_sampling_arguments
 from piston.core.console import note, print_text
+from piston.core.data_files import BYTE_ORDER_MARK
 from piston.core.errors import Error, MisuseError
 from piston.core.signals import Terminated
 from piston.runtime.conversation import Conversation
@@ -16,7 +24,7 @@ HELP = "/reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston chat`."""
     add_load_arguments(parser)
-    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    add_message_arguments(parser)
     add_sampling_arguments(parser)
 
 
@@ -33,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         if is_person and not arguments.quiet:
             note(f"{model.manifest.model.name}; {HELP}")
         while True:
-            with model.conversation(arguments.system, sampling) as conversation:
+            with model.conversation(
+                arguments.system, sampling, sanitize_control_tokens=not arguments.no_sanitize_control_tokens
+            ) as conversation:
                 if not _converse(conversation, prompt="> " if is_person else "", quiet=arguments.quiet):
                     return 0
 
@@ -42,7 +52,7 @@ def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
     """Answer lines until the end; True asks for a new conversation."""
     while True:
         try:
-            line = input(prompt).strip()
+            line = input(prompt).removeprefix(BYTE_ORDER_MARK).strip()
         except EOFError:
             return False
         except UnicodeDecodeError as problem:
@@ -69,7 +79,7 @@ def _answer(conversation: Conversation, line: str, *, quiet: bool) -> None:
             print_text(piece, end="")
         print_text("")
     except KeyboardInterrupt as interrupt:
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
         print_text("")
         note("[stopped]")
         if isinstance(interrupt, Terminated):

@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piston.cli.sampling_options import add_sampling_arguments, sampling_from
 from piston.core.console import note, print_json, print_text
+from piston.core.data_files import BYTE_ORDER_MARK, check_text, read_text
 from piston.core.errors import MisuseError
 from piston.runtime.model import LanguageModel, load
 from piston.runtime.sampling.params import Sampling
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--prompt", metavar="TEXT", help="what to complete; - reads standard input")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the prompt from a file")
     parser.add_argument("--chat", action="store_true", help="put the prompt as a user's message into the chat template")
-    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
+    add_message_arguments(parser, "with --chat: ")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a stream")
     add_sampling_arguments(parser)
 
@@ -35,6 +37,16 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
     parser.add_argument("--quiet", action="store_true", help="no speed report on stderr")
+
+
+def add_message_arguments(parser: argparse.ArgumentParser, condition: str = "") -> None:
+    """Declare what becomes of messages; `condition` begins each help text."""
+    parser.add_argument("--system", metavar="TEXT", help=f"{condition}the system message")
+    parser.add_argument(
+        "--no-sanitize-control-tokens",
+        action="store_true",
+        help=f"{condition}let tokens such as <|im_end|> in a message be control tokens, not text",
+    )
 
 
 def load_from(arguments: argparse.Namespace) -> LanguageModel:
@@ -67,12 +79,17 @@ def run(arguments: argparse.Namespace) -> int:
     text = _prompt_text(arguments)
     if arguments.system is not None and not arguments.chat:
         raise MisuseError("--system needs --chat; a plain prompt has no roles.")
+    if arguments.no_sanitize_control_tokens and not arguments.chat:
+        raise MisuseError("--no-sanitize-control-tokens needs --chat; in a plain prompt control tokens are tokens.")
     check_sampling(arguments)
     if hasattr(arguments, "logprobs") and not arguments.json:
         raise MisuseError("--logprobs are printed with --json only.")
     with load_from(arguments) as model:
         sampling = sampling_for(arguments, model)
-        prompt: Any = model.render(_messages(text, arguments.system)) if arguments.chat else text
+        prompt: Any = text
+        if arguments.chat:
+            sanitize = not arguments.no_sanitize_control_tokens
+            prompt = model.render(_messages(text, arguments.system), sanitize_control_tokens=sanitize)
         if arguments.json:
             completions = model.generate([prompt], sampling)
             assert isinstance(completions, list)
@@ -133,16 +150,13 @@ def _stream(model: LanguageModel, prompt: Any, sampling: Sampling, *, quiet: boo
 
 def _prompt_text(arguments: argparse.Namespace) -> str:
     if arguments.prompt_file is not None:
-        try:
-            return str(arguments.prompt_file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as problem:
-            raise MisuseError(f"{arguments.prompt_file} is not UTF-8 ({problem.reason}).") from None
-        except OSError as problem:
-            raise MisuseError(f"Cannot read {arguments.prompt_file}: {problem.strerror}.") from None
+        return read_text(arguments.prompt_file)
     if arguments.prompt != "-":
         return str(arguments.prompt)
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(newline="")  # line ends stay as they are, as in a file
     try:
-        return sys.stdin.read()
+        return check_text(sys.stdin.read().removeprefix(BYTE_ORDER_MARK), "Standard input")
     except UnicodeDecodeError as problem:
         raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
 

@@ -33,7 +33,7 @@ FLAGS = {
     "echo": "begin the text with the prompt",
 }
 LISTS: dict[str, tuple[str, type, str]] = {
-    "stop": ("--stop", str, "end the text before this string (repeatable)"),
+    "stop": ("--stop", str, "end the text before this string, which may contain special tokens (repeatable)"),
     "stop_token_ids": ("--stop-token-id", int, "end at this token (repeatable)"),
     "bad_words": ("--bad-word", str, "never generate this text, at the start or after a space (repeatable)"),
 }

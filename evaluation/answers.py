@@ -77,5 +77,5 @@ def _answer(prompt: Prompt, reference: Completion, candidate: Completion, tokeni
 
 def _token(position: PositionLogprobs, tokenizer: Tokenizer) -> DivergingToken:
     chosen, (best, second) = position.chosen, position.top
-    text = tokenizer.decode([chosen.token_id], skip_special_tokens=False)
+    text = tokenizer.text_of(chosen.token_id)
     return DivergingToken(token_id=chosen.token_id, text=text, margin=best.logprob - second.logprob)

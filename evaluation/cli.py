@@ -32,14 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG.format(rule=Windowing().rule)
     parser.add_argument("path", metavar="PATH", type=Path, help="a bundle, or a model directory, run as it is")
     parser.add_argument(
-        "--data", metavar="FILE", type=Path, required=True, help='the text; .jsonl has a {"text": ...} on each line'
+        "--data",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help='the text; .jsonl, .json, .csv and .tsv have a "text" in each record',
     )
     parser.add_argument("--reference", metavar="PATH", type=Path, help="compare with it: the float bundle, mostly")
     parser.add_argument("--window", type=int, default=512, metavar="W", help="positions of a window (default: 512)")
     parser.add_argument("--stride", type=int, default=256, metavar="S", help="tokens between windows (default: 256)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="score only the first N tokens of the text")
     parser.add_argument(
-        "--prompts", metavar="FILE", type=Path, help="prompts to answer with both, one a line or .jsonl (default: 12)"
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help='prompts to answer with both, one a line or records with a "prompt" or "messages" (default: 12)',
     )
     parser.add_argument(
         "--answer-tokens", type=int, default=48, metavar="N", help="length of an answer; 0: no answers (default: 48)"

@@ -1,11 +1,11 @@
 """The text to score, as token ids: read once, encoded once, cut by nobody but the windows."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from piston.core.data_files import as_text, field_of, read_bytes, records_of
 from piston.core.errors import MisuseError
 from piston.evaluation.windows import Window, Windowing
 from piston.runtime.text.tokenizer import Tokenizer
@@ -48,19 +48,20 @@ class Corpus:
 
 
 def read_corpus(path: Path, tokenizer: Tokenizer, max_tokens: int | None = None) -> Corpus:
-    """Read a text, or a .jsonl file with a document ({"text": ...} or a string) on each line.
+    """Read a text, or the documents ({"text": ...} or a string) of a file of records (see data_files).
 
     Args:
-        path: a UTF-8 file.
+        path: a UTF-8 file: text, .jsonl, .json, .csv or .tsv.
         tokenizer: whose ids; it decides by itself whether a text begins with BOS.
         max_tokens: keep only so many tokens, from the beginning.
 
     Raises:
-        MisuseError: the file is missing, empty, not UTF-8, or not such JSON.
+        MisuseError: the file is missing, empty, not UTF-8, or has no such documents.
     """
     data = read_bytes(path)
     text = as_text(data, path)
-    texts = list(_lines(text, path)) if path.suffix == ".jsonl" else [text]
+    records = records_of(text, path)
+    texts = [text] if records is None else [_text_of(record, where) for where, record in records]
     if not any(item.strip() for item in texts):
         raise MisuseError(f"{path} holds no text; give a file with some.")
     documents, left = [], max_tokens
@@ -83,35 +84,8 @@ def encode(text: str, tokenizer: Tokenizer) -> Document:
     return Document(tuple(whole[:at]), tuple(plain))
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file the user named; raises MisuseError."""
-    try:
-        return path.read_bytes()
-    except OSError as problem:
-        raise MisuseError(f"Cannot read {path}: {problem.strerror}.") from None
-
-
-def as_text(data: bytes, path: Path) -> str:
-    """UTF-8, with or without a byte order mark; raises MisuseError."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise MisuseError(f"{path} is not UTF-8 ({problem.reason} at byte {problem.start}).") from None
-
-
-def json_lines(text: str, path: Path) -> Iterator[tuple[int, object]]:
-    """Number and value of every line that is not blank; raises MisuseError."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as problem:
-                raise MisuseError(f"{path}, line {number}, is not JSON ({problem}).") from None
-
-
-def _lines(text: str, path: Path) -> Iterator[str]:
-    for number, value in json_lines(text, path):
-        found = value.get("text") if isinstance(value, dict) else value
-        if not isinstance(found, str):
-            raise MisuseError(f'{path}, line {number}, has no text; each line must be {{"text": ...}} or a string.')
-        yield found
+def _text_of(record: object, where: str) -> str:
+    found = field_of(record, ("text",), where)
+    if not isinstance(found, str):
+        raise MisuseError(f'{where}, has no text; a document is {{"text": ...}} or a string.')
+    return found

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piston.core.data_files import field_of, read_text, records_of
 from piston.core.errors import MisuseError
-from piston.evaluation.corpus import as_text, json_lines, read_bytes
-from piston.runtime.text.chat_template import ChatTemplate
+from piston.runtime.text.chat_template import ChatTemplate, checked_messages, text_of
 from piston.runtime.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -23,12 +23,12 @@ class Prompt:
     @property
     def shown(self) -> str:
         """What a report prints for it."""
-        return str(self.messages[-1].get("content", "")) if self.messages else self.text
+        return text_of(self.messages[-1]) if self.messages else self.text
 
     def token_ids(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
         """What the engine is given."""
         if self.messages and template is not None:
-            return tokenizer.encode(template.render(self.messages), add_special_tokens=False)
+            return template.encode(self.messages, tokenizer)
         return tokenizer.encode(self.shown)
 
 
@@ -54,16 +54,17 @@ DEFAULT_PROMPTS = (
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    r"""One prompt on each line; in a .jsonl file {"prompt": ...}, {"messages": [...]} or a string.
+    r"""One prompt on each line, or the {"prompt": ...}, {"messages": [...]} or strings of records (see data_files).
 
     Raises:
-        MisuseError: the file is missing, not UTF-8, without a prompt, or a line is none of these.
+        MisuseError: the file is missing, not UTF-8, without a prompt, or a record is none of these.
     """
-    text = as_text(read_bytes(path), path)
-    if path.suffix == ".jsonl":
-        prompts = [_prompt(value, f"{path}, line {number}") for number, value in json_lines(text, path)]
-    else:
+    text = read_text(path)
+    records = records_of(text, path)
+    if records is None:
         prompts = [Prompt(line.rstrip("\r")) for line in text.split("\n") if line.strip()]
+    else:
+        prompts = [_prompt(field_of(record, ("prompt", "messages"), where), where) for where, record in records]
     if not prompts:
         raise MisuseError(f"{path} holds no prompt; write one on each line.")
     return tuple(prompts)
@@ -72,10 +73,10 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
 def _prompt(value: object, where: str) -> Prompt:
     if isinstance(value, str) and value:
         return Prompt(value)
-    if isinstance(value, dict) and isinstance(text := value.get("prompt"), str) and text:
-        return Prompt(text)
-    if isinstance(value, dict) and isinstance(messages := value.get("messages"), list) and messages:
-        if all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
-            return Prompt(messages=tuple(messages))
-        raise MisuseError(f'{where}: each of the messages must be an object with a "role" and a "content".')
+    if isinstance(value, list) and value:
+        try:
+            checked_messages(value)
+        except MisuseError as problem:
+            raise MisuseError(f"{where}: {problem}") from None
+        return Prompt(messages=tuple(value))
     raise MisuseError(f'{where}: a prompt is {{"prompt": TEXT}}, {{"messages": [...]}} or a string that is not empty.')

@@ -21,12 +21,17 @@ MODEL_NAME, DATA_NAME = "model.onnx", "model.onnx.data"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How to export. `context` is the number of positions, by default what the checkpoint was trained for."""
+    """How to export.
+
+    `context` is the number of positions, by default what the checkpoint was trained for; `chat_template` the name of
+    one of several chat templates, by default "default".
+    """
 
     dtype: Dtype = "auto"
     context: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
     overwrite: bool = False
     check_parity: bool = True
 
@@ -39,6 +44,7 @@ def export_model(
     Raises:
         CheckpointError: it cannot be read, or is of a kind that is not supported (UnsupportedModelError).
         ParityError: the graph does not answer as transformers does.
+        MisuseError: the checkpoint has no chat template of the name that was asked for.
         OutputExistsError: `out` is there. In every case nothing is left at `out`.
     """
     from piston.export.checkpoint import load_config, locate
@@ -71,7 +77,9 @@ class _Export:
         with self.progress.phase("loading the checkpoint"):
             model: Any = load_model(self.checkpoint)
             cache = cache_spec_of(model)
-        tokenizer = write_tokenizer(self.checkpoint, self.config, model.generation_config, work)
+        tokenizer = write_tokenizer(
+            self.checkpoint, self.config, model.generation_config, work, self.options.chat_template
+        )
         defaults = sampling_defaults(model.generation_config)
         vocab_size, architecture = int(model.get_output_embeddings().weight.shape[0]), type(model).__name__
         with self.progress.phase("asking transformers for reference answers"):

@@ -16,7 +16,7 @@ from piston.export.architectures import check_supported
 from piston.export.quiet import quiet
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
-CONFIG_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
+CONFIG_FILES = ("*.json", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "*.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Checkpoint:
         """SHA-256 of every file that the export reads."""
         patterns = (self.gguf,) if self.gguf else (*WEIGHT_PATTERNS, *CONFIG_FILES)
         paths = {path for pattern in patterns for path in self.directory.glob(pattern)}
-        return {path.name: sha256_of(path) for path in sorted(paths)}
+        return {path.relative_to(self.directory).as_posix(): sha256_of(path) for path in sorted(paths)}
 
 
 def locate(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:

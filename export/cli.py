@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings; off unless given"
     )
+    parser.add_argument("--chat-template", metavar="NAME", help="which of several chat templates (default: default)")
     parser.add_argument("--no-parity", action="store_true", help="write the graph without proving it; recorded as such")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         context=arguments.context,
         revision=arguments.revision,
         trust_remote_code=arguments.trust_remote_code,
+        chat_template=arguments.chat_template,
         overwrite=arguments.overwrite,
         check_parity=not arguments.no_parity,
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle.manifest import TokenizerSpec
-from piston.core.errors import CheckpointError
+from piston.core.errors import CheckpointError, MisuseError
 from piston.export.checkpoint import Checkpoint
 from piston.export.quiet import quiet
 
@@ -19,11 +19,15 @@ SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekk
 SAMPLING_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
-def write_tokenizer(checkpoint: Checkpoint, config: Any, generation: Any, out: Path) -> TokenizerSpec:
-    """Write tokenizer.json and, if there is one, chat_template.jinja.
+def write_tokenizer(
+    checkpoint: Checkpoint, config: Any, generation: Any, out: Path, chat_template: str | None = None
+) -> TokenizerSpec:
+    """Write tokenizer.json and, if there is one, chat_template.jinja: of several the one of that name, or "default".
 
     Raises:
-        CheckpointError: there is no tokenizer, or tokenizer.json would not give the ids transformers gives.
+        CheckpointError: there is no tokenizer, tokenizer.json would not give the ids transformers gives, or several
+            chat templates leave open which one to take.
+        MisuseError: no chat template has the name that was asked for.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
@@ -50,7 +54,7 @@ def write_tokenizer(checkpoint: Checkpoint, config: Any, generation: Any, out: P
             raise CheckpointError(
                 f"tokenizer.json of {checkpoint.name} would split {text!r} differently than transformers."
             )
-    template = _template_of(tokenizer)
+    template = _template_of(checkpoint, tokenizer, chat_template)
     if template is not None:
         (out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
     return TokenizerSpec(
@@ -70,11 +74,21 @@ def sampling_defaults(generation: Any) -> dict[str, Any]:
     return {name: stated[name] for name in SAMPLING_DEFAULTS if stated.get(name) is not None}
 
 
-def _template_of(tokenizer: Any) -> str | None:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default") or next(iter(template.values()), None)
-    return template or None
+def _template_of(checkpoint: Checkpoint, tokenizer: Any, name: str | None) -> str | None:
+    templates = tokenizer.chat_template or {}
+    if not isinstance(templates, dict):
+        templates = {"default": templates}
+    if (name or "default") in templates:
+        return templates[name or "default"] or None
+    present = ", ".join(map(repr, sorted(templates))) or "none"
+    if name is not None:
+        raise MisuseError(f"{checkpoint.name} has no chat template {name!r}; it has: {present}.")
+    if templates:
+        raise CheckpointError(
+            f"{checkpoint.name} has chat templates, but none called 'default': {present}; choose one of them with "
+            "--chat-template NAME."
+        )
+    return None
 
 
 def _eos_ids(config: Any, generation: Any, tokenizer: Any) -> set[int]:

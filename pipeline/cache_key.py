@@ -56,13 +56,14 @@ def digest_of(value: Any) -> str:
 
 
 def files_of_checkpoint(path: Path) -> dict[str, str]:
-    """SHA-256 by name: of a file, or of every file directly in a directory, hidden ones aside."""
+    """SHA-256 by name: of a file, or of a directory's files, hidden ones and folders aside but for chat templates."""
     if path.is_file():
         return {path.name: sha256_of(path)}
     if not path.is_dir():
         raise MisuseError(f"There is no checkpoint {path}; correct checkpoint.source, or give --checkpoint PATH.")
-    files = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
-    return {item.name: sha256_of(item) for item in files}
+    items = [*path.iterdir(), *path.glob("additional_chat_templates/*.jinja")]
+    files = sorted(item for item in items if item.is_file() and not item.name.startswith("."))
+    return {item.relative_to(path).as_posix(): sha256_of(item) for item in files}
 
 
 def digest_of_files(files: dict[str, str]) -> str:

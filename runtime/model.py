@@ -53,7 +53,7 @@ class Stream(Iterator[str]):
 
     def close(self) -> None:
         """Stop generating and give the slot back."""
-        self._steps.close()  # type: ignore[attr-defined]
+        self._steps.close()
 
 
 class LanguageModel:
@@ -100,30 +100,43 @@ class LanguageModel:
         check_fits(self.engine, generation.request)
         return Stream(self.engine, generation)
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> "Completion | list[Completion]":
-        """Answer a list of {"role", "content"} messages through the checkpoint's template."""
+    def chat(
+        self, messages: Sequence[Message], sampling: Sampling | None = None, *, sanitize_control_tokens: bool = True
+    ) -> "Completion | list[Completion]":
+        """Answer a list of {"role", "content"} messages through the checkpoint's template; raises as `render` does."""
         began = time.perf_counter()
-        return self._complete([self.render(messages)], sampling or Sampling(), began, is_single=True)
+        ids = self.render(messages, sanitize_control_tokens=sanitize_control_tokens)
+        return self._complete([ids], sampling or Sampling(), began, is_single=True)
 
-    def conversation(self, system: str | None = None, sampling: Sampling | None = None) -> "Conversation":
+    def conversation(
+        self, system: str | None = None, sampling: Sampling | None = None, *, sanitize_control_tokens: bool = True
+    ) -> "Conversation":
         """A chat that keeps its cache between turns, and one slot until it is closed.
+
+        `sanitize_control_tokens` is that of `render`.
 
         Raises:
             MisuseError: every slot is taken, or the sampling asks for several answers or for the prompt's echo.
         """
         from piston.runtime.conversation import Conversation
 
-        return Conversation(self, system=system, sampling=sampling or Sampling())
+        return Conversation(
+            self, system=system, sampling=sampling or Sampling(), sanitize_control_tokens=sanitize_control_tokens
+        )
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], *, sanitize_control_tokens: bool = True) -> list[int]:
         """Token ids of a conversation up to the start of the assistant's answer.
+
+        Control tokens in the messages, such as <|im_end|>, become ordinary text, so that who writes a message cannot
+        forge turns; `sanitize_control_tokens=False` lets them be tokens (see ChatTemplate.encode).
 
         Raises:
             TemplateError: the checkpoint has no template, or it refuses the messages.
+            MisuseError: they are no messages, or hold a control token that the tokenizer cannot write as text.
         """
         if self.template is None:
             raise TemplateError(f"{self.manifest.model.name} has no chat template; use generate with a plain prompt.")
-        return self.tokenizer.encode(self.template.render(messages), add_special_tokens=False)
+        return self.template.encode(messages, self.tokenizer, sanitize_control_tokens=sanitize_control_tokens)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; ids pass through."""

@@ -82,7 +82,7 @@ def _compare_prompt(tokenizer: Tokenizer, answer: ExpectedAnswer, verdict: Verdi
         return
     position = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), len(got))
     wanted, found = expected[position], got[position] if position < len(got) else None
-    texts = [tokenizer.decode([item]) if item is not None else "" for item in (wanted, found)]
+    texts = [tokenizer.text_of(item) if item is not None else "" for item in (wanted, found)]
     verdict.partings.append(
         Parting(
             what="tokenizer",
@@ -140,8 +140,8 @@ class _Group:
                 position=position,
                 expected_id=wanted,
                 got_id=got,
-                expected_text=self.tokenizer.decode([wanted]),
-                got_text=self.tokenizer.decode([got]),
+                expected_text=self.tokenizer.text_of(wanted),
+                got_text=self.tokenizer.text_of(got),
                 expected_margin=answer.margins[position],
                 margin=margin_of(logits, got),
             )

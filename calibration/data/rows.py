@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.calibration.data.documents import Document, parse_documents, read_bytes
+from piston.calibration.data.documents import Document, parse_documents
 from piston.calibration.data.noise import code_points, is_noise
 from piston.calibration.data.packing import pack
+from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 from piston.runtime.text.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ CHATS = "chat.jsonl"  # of them, the one that needs a chat template
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOptions:
-    """How many rows, how long, in which order; `field` of a JSONL object holds its document.
+    """How many rows, how long, in which order; `field` of a record (an object, a table's row) holds its document.
 
     Beyond `num_rows` there are `num_apart` more, which the result is checked on.
     """

@@ -97,7 +97,10 @@ class Drafts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One generated row. `stop_reason` is the stop string or token id that ended it, if one did."""
+    """One generated row. `stop_reason` is the stop string or token id that ended it, if one did.
+
+    `text` is what the tokens add to the prompt's text, special tokens aside; with `echo` it begins with that text.
+    """
 
     text: str
     token_ids: tuple[int, ...]

@@ -1,7 +1,7 @@
 """One row from prompt to completion: the decode loop's tokens become text, stop strings end the row."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from piston.runtime.backends.engine import Engine
@@ -31,9 +31,16 @@ class Generation:
     last_at: float = 0.0
     _decoder: StreamDecoder = field(init=False)
     _scanner: StopScanner = field(init=False)
+    _echo: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        self._decoder = StreamDecoder(self.tokenizer)
+        # Prompt and answer are one text: the answer is what it adds to the prompt.
+        prompt_ids = self.request.prompt_ids
+        if self.sampling.echo:
+            self._decoder = StreamDecoder(self.tokenizer)
+            self._echo = "".join(map(self._decoder.push, prompt_ids))
+        else:
+            self._decoder = StreamDecoder(self.tokenizer, after=prompt_ids)
         self._scanner = StopScanner(self.sampling.stop, include=self.sampling.include_stop_str_in_output)
 
     @property
@@ -62,8 +69,8 @@ class Generation:
             text += self._scanner.flush()
             if self._scanner.stopped_by is not None:
                 self.finish_reason = "stop"
-        if self.sampling.echo and not self.pieces:
-            text = self.tokenizer.decode(self.request.prompt_ids) + text
+        if not self.pieces:
+            text = self._echo + text
         self.pieces.append(text)
         return text
 
@@ -93,12 +100,15 @@ class Generation:
         )
 
     def _text_of(self, token: Token) -> str:
+        token_id = token.pick.token_id
+        # Stop strings count from min_tokens on, as stop tokens do, wherever they began.
+        may_stop = len(self.request.output_ids) >= self.sampling.min_tokens
+        if self.tokenizer.is_special(token_id):
+            return self._scanner.push(self.tokenizer.token_of(token_id) or "", may_stop=may_stop, shown=False)
         # The token's own reason: the sampler may be ahead of it, where several tokens were verified at once.
         if token.finish_reason == "stop" and not self.sampling.include_stop_str_in_output:
             return ""
-        text = self._decoder.push(token.pick.token_id)
-        # Stop strings count from min_tokens on, as stop tokens do, wherever they began.
-        return self._scanner.push(text, may_stop=len(self.request.output_ids) >= self.sampling.min_tokens)
+        return self._scanner.push(self._decoder.push(token_id), may_stop=may_stop)
 
     def _logprobs_of(self, pick: Pick) -> PositionLogprobs:
         assert pick.logprob is not None
@@ -145,7 +155,7 @@ def prepare(
     ]
 
 
-def run(engine: Engine, generations: Sequence[Generation]) -> Iterator[tuple[Generation, str]]:
+def run(engine: Engine, generations: Sequence[Generation]) -> Generator[tuple[Generation, str]]:
     """Decode all rows together; yields each row's text as it becomes certain."""
     of_request = {id(generation.request): generation for generation in generations}
     for token in decode(engine, [generation.request for generation in generations]):
@@ -154,14 +164,14 @@ def run(engine: Engine, generations: Sequence[Generation]) -> Iterator[tuple[Gen
 
 
 def spellings(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of each word at the start of a text and after a space: both spell it, however it is written here.
+    """Token ids of each word after a space and after anything else: both spell it, however it is written here.
 
-    As in vLLM, whose option `bad_words` is.
+    The option of vLLM, where SentencePiece-like tokenizers miss the spelling inside a text.
     """
     found: list[list[int]] = []
     for word in words:
         for text in (word.lstrip(" ") or word, " " + word.lstrip(" ")):
-            ids = tokenizer.encode(text, add_special_tokens=False)
+            ids = tokenizer.encode_inside(text)
             if ids and ids not in found:
                 found.append(ids)
     return found

@@ -1,19 +1,25 @@
 """Chat messages to the prompt a model was trained on, by the Jinja template of its checkpoint.
 
-Renders what `apply_chat_template` of transformers renders. Knows no tokens: the result is text, which
-already has the special tokens a prompt begins with.
+Renders what `apply_chat_template` of transformers renders: text that already has the special tokens a prompt begins
+with. `encode` makes token ids of it, in which the messages cannot forge a turn: see `sanitize_control_tokens`.
 """
 
 import functools
 import json
+import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from piston.core.errors import MisuseError, TemplateError
 
 if TYPE_CHECKING:
     from piston.runtime.text.template_sandbox import Sandbox
+    from piston.runtime.text.tokenizer import Tokenizer
+
+# Private-use characters that are put around control tokens in messages while a template runs.
+MARKS = _START, _END = "\U000f0000", "\U000f0001"
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; the first is what templates read
 
 
 class ChatTemplate:
@@ -60,11 +66,12 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """Turn messages into a prompt.
+        """Turn messages into a prompt. Control tokens in them stay; `encode` makes ids in which they are text.
 
         Args:
-            messages: mappings with a "role" and a "content", oldest first; beside "tool_calls" the content
-                may be missing.
+            messages: mappings with a "role" and a "content" (text, or a list of parts if the template takes such),
+                oldest first; beside "tool_calls" or reasoning the content may be missing. A key whose value is None
+                counts as missing.
             add_generation_prompt: end with what begins an answer.
             tools: JSON schemas of the functions the model may call.
             variables: whatever else the template reads, such as enable_thinking; all values are plain JSON.
@@ -73,9 +80,56 @@ class ChatTemplate:
             MisuseError: the messages are not of that form, or a value is not JSON.
             TemplateError: the template is broken, refused the messages, failed, or took too much time or space.
         """
-        _check_messages(messages)
-        given = {"messages": list(messages), "tools": tools, **variables}
-        values = {"documents": None} | self._special_tokens | {name: _plain(given[name], name) for name in given}
+        given = {"messages": checked_messages(messages), "tools": tools, **variables}
+        return self._render(_plain(given), add_generation_prompt=add_generation_prompt)
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: "Tokenizer",
+        *,
+        sanitize_control_tokens: bool = True,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Turn messages into the token ids of a prompt.
+
+        Args:
+            messages: as for `render`.
+            tokenizer: of the same checkpoint.
+            sanitize_control_tokens: encode control tokens in messages, tools and variables as ordinary text, so that
+                only the template itself writes control tokens, as the option of that name in transformers does.
+                Control tokens are the special tokens and the added tokens that the template names; those that are not
+                special, such as <think>, stay what they are in the assistant's messages: the model wrote them.
+                Names that the template builds control tokens from, such as roles, are not checked.
+            add_generation_prompt: as for `render`.
+            tools: as for `render`.
+            variables: as for `render`.
+
+        Raises:
+            MisuseError, TemplateError: as `render` does; MisuseError also for a control token in a message that the
+                tokenizer cannot write as ordinary text.
+        """
+        given = _plain({"messages": checked_messages(messages), "tools": tools, **variables})
+        if not sanitize_control_tokens:
+            text = self._render(given, add_generation_prompt=add_generation_prompt)
+            return tokenizer.encode(text, add_special_tokens=False)
+        marked = self._marked(given, tokenizer)
+        text = self._render(marked, add_generation_prompt=add_generation_prompt)
+        # Text, marked token, text, marked token, ... text; None in place of the token for a mark that lost its other.
+        pieces = re.split(f"{_START}({_any_of(tokenizer.added_tokens)}){_END}|[{_START}{_END}]", text)
+        parts = [(piece, number % 2 == 1) for number, piece in enumerate(pieces) if piece]
+        ids, forged = tokenizer.encode_parts(parts)
+        if forged is not None:
+            raise MisuseError(
+                f"A message contains {forged!r}, which this tokenizer cannot encode as ordinary text; leave it out, or "
+                "trust the messages with sanitize_control_tokens=False (--no-sanitize-control-tokens)."
+            )
+        return ids
+
+    def _render(self, given: dict[str, Any], *, add_generation_prompt: bool) -> str:
+        values = {"documents": None} | self._special_tokens | given
         sandbox, template = self._compiled
         sandbox.allowance.renew()
         try:
@@ -83,31 +137,87 @@ class ChatTemplate:
         except Exception as error:
             raise TemplateError(f"Chat template failed{_where(error)}: {_what(error)}") from error
 
+    def _marked(self, given: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
+        """A copy in which every control token stands between marks."""
+        tokens = tokenizer.added_tokens
+        special = re.compile(_any_of(token for token, is_special in tokens.items() if is_special))
+        control = re.compile(_any_of(token for token, is_special in tokens.items() if is_special or self._names(token)))
+        marked: dict[str, Any] = _mark({name: value for name, value in given.items() if name != "messages"}, control)
+        messages = given["messages"]
+        marked["messages"] = [_mark(item, special if item["role"] == "assistant" else control) for item in messages]
+        return marked
 
-def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    def _names(self, token: str) -> bool:
+        # Templates contain white space as ordinary text also where it is an added token.
+        return not token.isspace() and token in self._literals
+
+    @functools.cached_property
+    def _literals(self) -> str:
+        """What the template may write by itself, NUL between the pieces."""
+        sandbox, _ = self._compiled
+        return "\0".join(sandbox.literals(self._source))
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content may be missing or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = [part if isinstance(part, Mapping) else {"text": part} for part in content or ()]
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages without keys whose value is None, which templates would print; reasoning under all its names.
+
+    Raises:
+        MisuseError: they are no messages.
+    """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise MisuseError(f"Messages must be a list of at least one message, not {messages!r:.80}")
-    for n, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise MisuseError(f"messages[{n}] must be a mapping, not {message!r:.80}")
+    checked = []
+    for n, given in enumerate(messages):
+        if not isinstance(given, Mapping):
+            raise MisuseError(f"messages[{n}] must be a mapping, not {given!r:.80}")
+        message = {key: value for key, value in given.items() if value is not None}
         if not isinstance(message.get("role"), str):
-            raise MisuseError(f'messages[{n}] needs a "role", such as "user": {message!r:.80}')
-        if "content" not in message and "tool_calls" not in message:
-            raise MisuseError(f'messages[{n}] needs a "content": {message!r:.80}')
-        if not isinstance(message.get("content"), str | list | tuple | None):
-            raise MisuseError(f"messages[{n}] has a content that is neither text nor a list: {message!r:.80}")
+            raise MisuseError(f'messages[{n}] needs a "role", such as "user": {given!r:.80}')
+        if not message.keys() & {"content", "tool_calls", *_REASONING}:
+            raise MisuseError(f'messages[{n}] needs a "content": {given!r:.80}')
+        if not isinstance(message.get("content", ""), str | list | tuple):
+            raise MisuseError(f"messages[{n}] has a content that is neither text nor a list: {given!r:.80}")
+        if (reasoning := next((message[key] for key in _REASONING if key in message), None)) is not None:
+            message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+        checked.append(message)
+    return checked
 
 
-def _plain(value: Any, name: str) -> Any:
+def _any_of(tokens: Iterable[str]) -> str:
+    """A regular expression for any of the tokens, the longest first; for none, one that never matches."""
+    return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
+
+
+def _mark(value: Any, tokens: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return tokens.sub(f"{_START}\\g<0>{_END}", value.replace(_START, "").replace(_END, ""))
+    if isinstance(value, dict):
+        return {_mark(key, tokens): _mark(item, tokens) for key, item in value.items()}
+    return [_mark(item, tokens) for item in value] if isinstance(value, list) else value
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
     """A copy made of plain JSON types alone: no method of the caller's objects is within reach of a template.
 
     Raises:
-        MisuseError: something in it is no JSON.
+        MisuseError: something in it is no JSON; the message names it.
     """
-    try:
-        return json.loads(json.dumps(value, default=_to_dict))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MisuseError(f"{name} must consist of plain JSON values: {_what(error)}") from error
+    plain = {}
+    for name, value in given.items():
+        try:
+            plain[name] = json.loads(json.dumps(value, default=_to_dict))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MisuseError(f"{name} must consist of plain JSON values: {_what(error)}") from error
+    return plain
 
 
 def _to_dict(value: Any) -> dict[Any, Any]:

@@ -1,8 +1,19 @@
 """Stop strings found in text that arrives in pieces cut anywhere."""
 
-from collections.abc import Sequence
+import itertools
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from piston.core.errors import MisuseError
+
+
+class _View(NamedTuple):
+    """A text, and where each of its characters stands in the whole one."""
+
+    text: str
+    places: Sequence[int]
+    length: int  # of the whole text
 
 
 class StopScanner:
@@ -30,6 +41,7 @@ class StopScanner:
         self._include = include
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
+        self._is_shown = b""  # of each character that is held: 1, or 0 for one that is matched and never shown
         self._num_immune = 0  # characters of what is held at which a stop string may end without stopping
         self._stopped_by: str | None = None
 
@@ -38,36 +50,55 @@ class StopScanner:
         """The stop string that was found, or None so far."""
         return self._stopped_by
 
-    def push(self, text: str, *, may_stop: bool = True) -> str:
+    def push(self, text: str, *, may_stop: bool = True, shown: bool = True) -> str:
         """Take the next piece; give what may be shown: nothing more once a stop string was found.
 
         With `may_stop=False` a stop string that is complete within this piece is text like any other; one that only
-        begins in it counts.
+        begins in it counts. With `shown=False` the piece (a special token) is matched but left out of the text, save
+        inside a stop string that is to be included.
         """
         if self._stopped_by is not None:
             return ""
+        is_shown = self._is_shown + bytes([shown]) * len(text)
         text = self._held + text
         if not may_stop:
             self._num_immune = len(text)
-        found = [(text.find(stop, max(0, self._num_immune - len(stop) + 1)), stop) for stop in self._stops]
-        complete = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
-        if complete:
-            end, start, self._stopped_by = min(complete)
-            shown_len, self._held = (end if self._include else start), ""
+        views = list(_views(text, is_shown))
+        if complete := [match for view in views for match in self._complete_in(view)]:
+            _, decided, self._stopped_by = min(complete)
+            self._held, self._is_shown = "", b""
+            stop_string = self._stopped_by if self._include else ""
         else:
-            shown_len = self._undecided_from(text)
-            self._held = text[shown_len:]
-            self._num_immune = max(0, self._num_immune - shown_len)
-        return text[:shown_len]
+            decided, stop_string = min(map(self._undecided_from, views)), ""
+            self._held, self._is_shown = text[decided:], is_shown[decided:]
+            self._num_immune = max(0, self._num_immune - decided)
+        return "".join(itertools.compress(text[:decided], is_shown)) + stop_string
 
     def flush(self) -> str:
         """The text has ended: give what was held back as the possible beginning of a stop string."""
-        held, self._held = self._held, ""
+        held = "".join(itertools.compress(self._held, self._is_shown))
+        self._held, self._is_shown = "", b""
         return held
 
-    def _undecided_from(self, text: str) -> int:
+    def _complete_in(self, view: _View) -> Iterator[tuple[int, int, str]]:
+        """End, beginning and name of each stop string, where it is first complete."""
+        immune = bisect_left(view.places, self._num_immune)
+        for stop in self._stops:
+            if (start := view.text.find(stop, max(0, immune - len(stop) + 1))) >= 0:
+                yield view.places[start + len(stop) - 1] + 1, view.places[start], stop
+
+    def _undecided_from(self, view: _View) -> int:
         """Where the longest end of the text begins that is the beginning of a stop string."""
+        text = view.text
         earliest = max(0, len(text) - self._longest + 1)
         ends = ((i, text[i:]) for i in range(earliest, len(text)))
         undecided = (i for i, end in ends if any(s.startswith(end) and s != end for s in self._stops))
-        return next(undecided, len(text))
+        return next((view.places[i] for i in undecided), view.length)
+
+
+def _views(text: str, is_shown: bytes) -> Iterator[_View]:
+    """What stop strings are looked for in: the text with special tokens spelt out, and without them as it is shown."""
+    yield _View(text, range(len(text)), len(text))
+    if 0 in is_shown:
+        places = [place for place, shown in enumerate(is_shown) if shown]
+        yield _View("".join(text[place] for place in places), places, len(text))

@@ -14,6 +14,7 @@ templates of an enemy needs a process with a memory limit around them.
 import datetime as dt
 import functools
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,10 +27,14 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from piston.runtime.text.chat_template import MARKS
+
 _MAX_SECONDS = 1.0
 _MAX_SIZE = 10_000_000  # characters of text, items of a list
 _BIT_SIZE = 1_000  # what a bit of an integer counts for: arithmetic on long ones is slow
 _MAX_WIDTH = 100_000  # as MAX_RANGE of Jinja's sandbox
+
+_ESCAPABLE = re.compile(f"[^\\x00-\\x7f{''.join(MARKS)}]")
 
 # Filters that pad, repeat or loop as often as an argument says.
 _WIDTH_FILTERS = frozenset({"batch", "center", "indent", "slice", "tojson"})
@@ -61,6 +66,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def compile_template(self, source: str) -> Template:
         """Compile a template; its loops and `~` report to the allowance."""
         return self.from_string(_Instrument().visit(self.parse(source)))
+
+    def literals(self, source: str) -> set[str]:
+        """The pieces of text and the string constants in the source of a template."""
+        tree = self.parse(source)
+        constants = (node.value for node in tree.find_all(nodes.Const))
+        texts = {node.data for node in tree.find_all(nodes.TemplateData)}
+        return texts | {value for value in constants if isinstance(value, str)}
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call for the template, within the bounds."""
@@ -155,7 +167,9 @@ def _to_json(
     sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:
     """JSON as transformers writes it: unlike Jinja's own, characters stay as they are."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    # Marks stay also where all else is escaped: what stands between them is found by them.
+    return _ESCAPABLE.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -5,10 +5,12 @@ streamed and what `Tokenizer.decode` returns can never differ.
 """
 
 import codecs
+import contextlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from piston.core.errors import BundleCorruptError, MisuseError
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_NUM_BEFORE = 4  # tokens before a text that it may depend on: three bytes of a character, and the token before them
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -44,6 +47,7 @@ class Tokenizer:
         self.eos_token_ids = tuple(eos_token_ids)
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self.added_tokens = {token.content: token.special for token in added.values()}  # and whether each is special
         steps = _decoder_steps(backend)
         self._is_byte_level = "ByteLevel" in steps
         self._has_byte_tokens = "ByteFallback" in steps
@@ -105,14 +109,47 @@ class Tokenizer:
             MisuseError: the text is not Unicode (an unpaired surrogate), or not a string.
             BundleCorruptError: the tokenizer lacks the unknown token its own rules ask for.
         """
-        try:
+        with _encoding(text):
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError as error:
-            raise MisuseError(f"Cannot encode {text!r:.80}: text must be a string of Unicode characters") from error
-        except Exception as error:  # the library raises bare Exception for everything
-            raise BundleCorruptError(
-                f"The tokenizer cannot encode this text: {_one_line(error)}; make the bundle again"
-            ) from error
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[int], str | None]:
+        """Turn a text given in parts into ids; a part that is marked True is ordinary text whatever it spells.
+
+        Nothing is added around the text. Parts are encoded one by one, so no token reaches from one into the next.
+
+        Returns:
+            The ids, and the first marked part that became the token of that name all the same, or None.
+        """
+        ids: list[int] = []
+        forged = None
+        for number, (part, is_ordinary) in enumerate(parts):
+            encode = self._encode_ordinary if is_ordinary else self._encode_plainly
+            found = self._encode_inside(part, encode) if number > 0 or is_ordinary else encode(part)
+            if is_ordinary and forged is None and self.id_of(part) in found:
+                forged = part
+            ids += found
+        return ids, forged
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Turn text into ids as in the middle of a text: without the space that some tokenizers put in front."""
+        return self._encode_inside(text, self._encode_plainly)
+
+    def _encode_inside(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        # No tokenizer adds anything behind a line break.
+        line_break, behind = self._encode_plainly("\n"), encode("\n" + text)
+        return behind[len(line_break) :] if behind[: len(line_break)] == line_break else encode(text)
+
+    def _encode_plainly(self, text: str) -> list[int]:
+        return self.encode(text, add_special_tokens=False)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        """Encode by the model of the tokenizer alone: the library finds added tokens before it, special or not."""
+        backend = self._backend
+        with _encoding(text):
+            if backend.normalizer is not None:
+                text = backend.normalizer.normalize_str(text)
+            words = [(text, None)] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(text)
+            return [token.id for word, _ in words for token in backend.model.tokenize(word)]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Turn ids into text; ids without a token are left out.
@@ -132,6 +169,10 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds in the middle of a text: perhaps part of a character; empty for an unknown id."""
         return self.bytes_after(token_id, token_id)
+
+    def text_of(self, token_id: int) -> str:
+        """What a token adds in the middle of a text, to be read by people: U+FFFD for part of a character."""
+        return self.token_bytes(token_id).decode(errors="replace")
 
     def bytes_after(self, previous_id: int | None, token_id: int) -> bytes:
         """What a token adds to a text that ends with another token, or (None) to an empty text."""
@@ -175,13 +216,22 @@ class StreamDecoder:
     Args:
         tokenizer: whose ids they are.
         skip_special_tokens: leave out tokens such as <|im_end|>.
+        after: ids of the text that is gone on with, such as the prompt's. Decoders drop the space before the first
+            word of a text, and a character may begin in one text and end in the other.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._utf8 = tokenizer.utf8_decoder()
         self._previous_id: int | None = None
+        self._shown_before = ""
+        decoded = (id_ for id_ in reversed(after) if self._is_decoded(id_))
+        for id_ in reversed([*itertools.islice(decoded, _NUM_BEFORE)]):
+            self.push(id_)
+        # An unfinished character of the text before is shown there as U+FFFD; should it stay so, it is not shown twice.
+        unfinished, _ = self._utf8.getstate()
+        self._shown_before = _visible(tokenizer.utf8_decoder().decode(unfinished, final=True))
 
     def push(self, token_id: int) -> str:
         """Take the next id; give the text that became final, often a word, sometimes nothing.
@@ -189,18 +239,43 @@ class StreamDecoder:
         Raises:
             MisuseError: the id is no unsigned 32-bit integer.
         """
-        if self._skip_special_tokens and self._tokenizer.is_special(token_id):
-            return ""
-        if self._tokenizer.token_of(token_id) is None:
+        if not self._is_decoded(token_id):
             return ""
         data = self._tokenizer.bytes_after(self._previous_id, token_id)
         self._previous_id = token_id
-        return _ESCAPED_BYTE.sub("\ufffd", self._utf8.decode(data))
+        return self._text(data)
 
     def flush(self) -> str:
         """Give the rest, an unfinished character as U+FFFD, and begin a new text."""
         self._previous_id = None
-        return _ESCAPED_BYTE.sub("\ufffd", self._utf8.decode(b"", final=True))
+        return self._text(b"", final=True)
+
+    def _text(self, data: bytes, *, final: bool = False) -> str:
+        text = _visible(self._utf8.decode(data, final=final))
+        if text and self._shown_before:
+            text, self._shown_before = text.removeprefix(self._shown_before), ""
+        return text
+
+    def _is_decoded(self, token_id: int) -> bool:
+        is_skipped = self._skip_special_tokens and self._tokenizer.is_special(token_id)
+        return not is_skipped and self._tokenizer.token_of(token_id) is not None
+
+
+@contextlib.contextmanager
+def _encoding(text: str) -> Iterator[None]:
+    """Translates what the library raises for a text."""
+    try:
+        yield
+    except TypeError as error:
+        raise MisuseError(f"Cannot encode {text!r:.80}: text must be a string of Unicode characters") from error
+    except Exception as error:  # the library raises bare Exception for everything
+        raise BundleCorruptError(
+            f"The tokenizer cannot encode this text: {_one_line(error)}; make the bundle again"
+        ) from error
+
+
+def _visible(text: str) -> str:
+    return _ESCAPED_BYTE.sub("\ufffd", text)
 
 
 def _decoder_steps(backend: "tokenizers.Tokenizer") -> frozenset[str]:

@@ -46,6 +46,21 @@ def test_rows_of_one_batch_are_cut_to_the_shortest(tmp_path):
     assert work.rows(0) == [ids_of("abcd")[: len(ids_of("xy"))], ids_of("xy")]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.JSONL", '{"prompt": "ab\u2028c"}\n'),
+        ("p.json", '[{"prompt": "ab\u2028c"}]'),
+        ("p.csv", "id,prompt\n1,ab\u2028c\n"),
+        ("p.txt", "ab\u2028c\r\n"),
+    ],
+)
+def test_prompts_come_from_any_kind_of_file(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    (work,) = work_of_file(tmp_path / name, byte_tokenizer(), VOCAB_SIZE, [1], [4])
+    assert work.rows(0) == [ids_of("ab\u2028c")]
+
+
 def test_another_file_is_another_setting(tmp_path):
     found = []
     for text in ("one", "two"):
@@ -59,9 +74,10 @@ def test_another_file_is_another_setting(tmp_path):
     [
         ("a.txt", b"\n \n", "holds no prompt"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
-        ("a.jsonl", b'{"prompt": 3}', "prompt 1"),
-        ("a.jsonl", b'{"prompt": "a"}\n[1]', "prompt 2"),
-        ("a.jsonl", b"{", "prompt 1"),
+        ("a.jsonl", b'{"prompt": 3}', "line 1"),
+        ("a.jsonl", b'{"prompt": "a"}\n[1]', "line 2"),
+        ("a.jsonl", b"{", "line 1"),
+        ("a.csv", b"id,body\n1,a\n", "its fields are: 'id', 'body'"),
     ],
 )
 def test_a_file_without_prompts_is_refused(tmp_path, name, content, told):

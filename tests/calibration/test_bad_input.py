@@ -47,7 +47,7 @@ def changed(model_dir, out, name, change):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.txt", None, "Cannot read the data file"),
+        ("missing.txt", None, "missing.txt: No such file"),
         ("empty.txt", b"", "holds no data"),
         ("blank.txt", b" \n\f \n", "holds no data"),
         ("latin.txt", "Gr\u00fc\u00dfe ".encode("latin-1") * 500, "is not UTF-8"),

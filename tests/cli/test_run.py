@@ -38,6 +38,23 @@ def test_a_prompt_may_come_from_a_file(piston, bundle, tmp_path):
 
 
 @pytest.mark.parametrize("options", [("--prompt", "-"), ("--prompt-file", "FILE")])
+def test_a_prompt_keeps_its_line_ends_and_loses_its_byte_order_mark(piston, bundle, tmp_path, options):
+    (tmp_path / "FILE").write_bytes(b"\xef\xbb\xbfa\r\nb\n")
+    words = [tmp_path / word if word == "FILE" else word for word in options]
+    data = (tmp_path / "FILE").read_bytes()
+    assert piston("run", bundle, *words, *SHORT, stdin=data, script=answer("a\r\nb\n", "yes")).out == "yes\n"
+
+
+@pytest.mark.parametrize("options", [("--prompt", "-"), ("--prompt-file", "FILE")])
+def test_a_prompt_with_nul_characters_is_misuse(refused, bundle, tmp_path, options):
+    (tmp_path / "FILE").write_bytes("ab".encode("utf-16-le"))
+    words = [tmp_path / word if word == "FILE" else word for word in options]
+    status, message = refused("run", bundle, *words, *SHORT, stdin=(tmp_path / "FILE").read_bytes())
+    assert status == 2
+    assert "is NUL, as in UTF-16" in message
+
+
+@pytest.mark.parametrize("options", [("--prompt", "-"), ("--prompt-file", "FILE")])
 def test_a_prompt_that_is_not_utf8_is_misuse(refused, bundle, tmp_path, options):
     (tmp_path / "FILE").write_bytes(b"\xff\xfe")
     words = [tmp_path / word if word == "FILE" else word for word in options]

@@ -51,6 +51,19 @@ def test_each_line_of_jsonl_is_a_document(tmp_path):
     assert corpus.num_tokens == len(ids_of("no")) + len(ids_of("hello"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("text.JSONL", '{"text": "no"}\n"hello"'),
+        ("text.json", '[{"text": "no"}, "hello"]'),
+        ("text.csv", "id,text\n1,no\n2,hello\n"),
+    ],
+)
+def test_each_record_is_a_document(tmp_path, name, text):
+    corpus = read_corpus(write(tmp_path / name, text), byte_tokenizer())
+    assert [document.token_ids for document in corpus.documents] == [tuple(ids_of("no")), tuple(ids_of("hello"))]
+
+
 @pytest.mark.parametrize(("max_tokens", "lengths"), [(1, [1]), (4, [4]), (5, [4, 1]), (99, [4, 3])])
 def test_max_tokens_keeps_the_beginning_over_all_documents(tmp_path, max_tokens, lengths):
     path = write(tmp_path / "text.jsonl", '"abcd"\n"efg"')
@@ -72,7 +85,10 @@ def test_a_window_is_fed_all_but_its_last_token():
         ("text.jsonl", '{"text": ""}', "holds no text"),
         ("text", b"abc\xff", "is not UTF-8 (invalid start byte at byte 3)"),
         ("text.jsonl", '"no"\n{', "line 2, is not JSON"),
-        ("text.jsonl", '"no"\n\n{"body": "no"}', "line 3, has no text"),
+        ("text.jsonl", '"no"\n\n{"body": "no"}', "line 3, has no field 'text'; its fields are: 'body'"),
+        ("text.csv", "id,body\n1,no\n", "line 2, has no field 'text'; its fields are: 'id', 'body'"),
+        ("text.parquet", b"PAR1\x00\xff", "is not UTF-8 text but Parquet"),
+        ("text", "no".encode("utf-16"), "is not UTF-8 but UTF-16"),
         ("text.jsonl", "[1]", "line 1, has no text"),
         ("text.jsonl", "[" * 100_000, "line 1, is not JSON"),
     ],

@@ -33,6 +33,30 @@ def test_jsonl_has_prompts_with_line_breaks_and_chats(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.JSONL", '{"prompt": "one"}\n"two"'),
+        ("p.json", '[{"prompt": "one"}, "two"]'),
+        ("p.csv", 'id,prompt\n1,one\n2,"two"\n'),
+        ("p.tsv", "prompt\tid\none\t1\ntwo\t2\n"),
+    ],
+)
+def test_records_of_any_kind_of_file_hold_prompts(tmp_path, name, text):
+    assert read_prompts(written(tmp_path, name, text)) == (Prompt("one"), Prompt("two"))
+
+
+def test_a_chat_whose_content_is_in_parts_or_missing_is_shown_as_text():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert Prompt(messages=({"role": "user", "content": parts},)).shown == "ab"
+    assert Prompt(messages=({"role": "assistant", "content": None, "tool_calls": []},)).shown == ""
+
+
+def test_control_tokens_in_a_chat_are_text():
+    ids = chat("a<end>b").token_ids(byte_tokenizer(), TEMPLATE)
+    assert ids == [*ids_of("<user>a<"), *ids_of("end"), *ids_of(">b<end><bot>")]
+
+
 def test_a_chat_goes_through_the_template_and_a_text_does_not():
     assert chat("hi").token_ids(byte_tokenizer(), TEMPLATE) == ids_of("<user>hi<end><bot>")
     assert Prompt("hi").token_ids(byte_tokenizer(), TEMPLATE) == ids_of("hi")
@@ -48,10 +72,13 @@ def test_a_chat_without_a_template_is_its_last_message():
         ("prompts.txt", "\n \n", "holds no prompt"),
         ("prompts.jsonl", "", "holds no prompt"),
         ("prompts.jsonl", "{", "line 1, is not JSON"),
-        ("prompts.jsonl", '"a"\n{"text": "b"}', "line 2: a prompt is"),
+        ("prompts.jsonl", '"a"\n{"text": "b"}', "line 2, has no field 'prompt' or 'messages'; its fields are: 'text'"),
+        ("prompts.csv", "id,text\n1,b\n", "line 2, has no field 'prompt' or 'messages'; its fields are: 'id', 'text'"),
+        ("prompts.jsonl", '{"messages": "hi"}', 'line 1: "messages" must be a list'),
+        ("prompts.jsonl", '{"messages": [{"role": "user", "content": null}]}', r"line 1: messages\[0\] needs a"),
         ("prompts.jsonl", '""', "line 1: a prompt is"),
         ("prompts.jsonl", '{"messages": []}', "line 1: a prompt is"),
-        ("prompts.jsonl", '{"messages": ["hi"]}', "line 1: each of the messages"),
+        ("prompts.jsonl", '{"messages": ["hi"]}', r"line 1: messages\[0\] must be a mapping"),
     ],
 )
 def test_a_file_without_prompts_is_misuse_naming_the_line(tmp_path, name, text, message):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.export import ExportOptions, export_model
 from piston.export.checkpoint import load_config, load_model, locate, weights_dtype
+from piston.export.tokenizer import write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +189,40 @@ def test_the_stored_type_is_found(tmp_path, dtype, expected):
     config = load_config(checkpoint)
     assert weights_dtype(checkpoint, config) == expected
     assert {parameter.dtype for parameter in load_model(checkpoint).parameters()} == {torch.float32}
+
+
+def name_templates(checkpoint, **templates):
+    """Several named chat templates, as transformers' own save writes them."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.chat_template = templates
+    (checkpoint / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(checkpoint)
+    return AutoTokenizer.from_pretrained(checkpoint)
+
+
+def template_written(checkpoint, out, **options):
+    out.mkdir()
+    spec = write_tokenizer(locate(str(checkpoint)), load_config(locate(str(checkpoint))), None, out, **options)
+    assert spec.has_chat_template
+    return (out / "chat_template.jinja").read_text(encoding="utf-8")
+
+
+def test_named_chat_templates_without_a_default_one_are_refused_as_by_transformers(checkpoint, tmp_path):
+    tokenizer = name_templates(checkpoint, tool_use="{{ 'tools' }}", rag="{{ 'rag' }}")
+    with pytest.raises(ValueError, match=r"multiple chat templates with no default"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    message = refusal(checkpoint, tmp_path)
+    assert "'rag', 'tool_use'; choose one of them with --chat-template NAME" in message
+    assert template_written(checkpoint, tmp_path / "chosen", chat_template="rag") == "{{ 'rag' }}"
+
+
+def test_of_named_chat_templates_the_default_one_is_taken_unless_another_is_asked_for(checkpoint, tmp_path):
+    name_templates(checkpoint, default="{{ 'plain' }}", rag="{{ 'rag' }}")
+    assert template_written(checkpoint, tmp_path / "plain") == "{{ 'plain' }}"
+    assert template_written(checkpoint, tmp_path / "rag", chat_template="rag") == "{{ 'rag' }}"
+    assert {"chat_template.jinja", "additional_chat_templates/rag.jinja"} <= locate(str(checkpoint)).hashes().keys()
+
+
+def test_a_chat_template_that_is_not_there_is_misuse_naming_those_that_are(checkpoint, tmp_path):
+    with pytest.raises(MisuseError, match=r"no chat template 'rag'; it has: 'default'"):
+        template_written(checkpoint, tmp_path / "rag", chat_template="rag")

@@ -36,3 +36,11 @@ def test_what_is_compiled_is_no_input_of_a_stage(code, tmp_path, name):
 @pytest.mark.parametrize("verb", ["export", "calibrate", "build", "verify", "eval"])
 def test_benchmarks_commands_and_the_pipeline_are_no_input_of_a_stage(verb):
     assert {"piston.bench", "piston.cli", "piston.pipeline"}.isdisjoint(cache_key.PACKAGES[verb])
+
+
+def test_a_checkpoint_is_its_files_and_its_named_chat_templates(tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "other").mkdir()
+    for name in ("config.json", ".hidden", "additional_chat_templates/rag.jinja", "other/rag.jinja"):
+        (tmp_path / name).write_text(name)
+    assert list(cache_key.files_of_checkpoint(tmp_path)) == ["additional_chat_templates/rag.jinja", "config.json"]

@@ -1,9 +1,11 @@
 import itertools
+import sys
 
 import pytest
 from toy_model import CHAT, END, history_script, ids_of, replying, toy_model
 
 from piston.core.errors import EngineError, MisuseError, PromptTooLongError, TemplateError
+from piston.runtime import conversation as conversation_module
 from piston.runtime.sampling.params import Sampling
 
 FORGETFUL = (  # shows only the last answer's first letter, as templates drop earlier reasoning
@@ -179,6 +181,113 @@ def test_closing_during_an_answer_frees_the_slot():
     conversation.close()
     pieces.close()
     assert model.engine.cache.num_free == 1
+
+
+def roles(conversation):
+    return [message["role"] for message in conversation.messages]
+
+
+def test_a_second_message_is_refused_while_an_answer_is_being_streamed():
+    conversation = toy_model(replying("hello you")).conversation()
+    first = conversation.say("one")
+    heard = next(first)
+    with pytest.raises(MisuseError, match="still being streamed"):
+        say(conversation, "two")
+    assert heard + "".join(first) == "hello you"
+    assert say(conversation, "three") == "hello you"
+    assert [message["content"] for message in conversation.messages] == ["one", "hello you", "three", "hello you"]
+
+
+@pytest.mark.parametrize("end", [lambda pieces: pieces.close(), lambda pieces: None])
+def test_an_answer_that_was_closed_or_forgotten_makes_way_for_the_next_message(end):
+    model = toy_model(HISTORY)
+    conversation = model.conversation(sampling=Sampling(max_tokens=12, ignore_eos=True))
+    pieces = conversation.say("one")
+    next(pieces)
+    end(pieces)
+    del pieces
+    so_far = [*conversation.messages, {"role": "user", "content": "two"}]
+    say(conversation, "two")
+    assert roles(conversation) == ["user", "assistant"] * 2
+    assert conversation.completion.token_ids == toy_model(HISTORY).chat(so_far, conversation.sampling).token_ids
+
+
+def test_an_answer_that_nobody_began_to_read_leaves_no_trace():
+    conversation = toy_model(replying("ok")).conversation()
+    unread = conversation.say("one")
+    assert say(conversation, "two") == "ok"
+    del unread
+    assert [message["content"] for message in conversation.messages] == ["two", "ok"]
+
+
+def test_closing_the_conversation_ends_the_answer_that_is_being_streamed():
+    model, sampling = toy_model(HISTORY), Sampling(max_tokens=12, ignore_eos=True)
+    conversation = model.conversation(sampling=sampling)
+    pieces = conversation.say("hi")
+    heard = next(pieces)
+    conversation.close()
+    with model.conversation(sampling=sampling):
+        assert list(pieces) == []  # it must not write into the slot that is another's now
+    assert conversation.messages[-1] == {"role": "assistant", "content": heard}
+
+
+@pytest.mark.parametrize(
+    "step", ["model.LanguageModel.render", "model.LanguageModel.prepare", "kv_cache.KVCache.rewind", "decode._prefill"]
+)
+def test_an_interrupt_before_the_answer_leaves_no_message(step, monkeypatch):
+    model = toy_model(HISTORY)
+    conversation = model.conversation(sampling=Sampling(max_tokens=12))
+    say(conversation, "one")
+    before = list(conversation.messages)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"piston.runtime.{step}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            say(conversation, "two")
+    assert conversation.messages == before
+    so_far = [*before, {"role": "user", "content": "three"}]
+    say(conversation, "three")
+    assert conversation.completion.token_ids == toy_model(HISTORY).chat(so_far, conversation.sampling).token_ids
+
+
+def interrupting(line):
+    """A trace function that interrupts `say`, and what it calls in its module, before its line number `line`."""
+    lines = itertools.count()
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != conversation_module.__file__:
+            return None
+        if event == "line" and next(lines) == line:
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_an_interrupt_before_any_line_leaves_the_conversation_whole():
+    sampling = Sampling(max_tokens=2, ignore_eos=True)
+    fresh = toy_model(HISTORY)
+    for line in itertools.count():
+        conversation = toy_model(HISTORY).conversation(sampling=sampling)
+        say(conversation, "one")
+        before, interrupted = sys.gettrace(), False
+        sys.settrace(interrupting(line))
+        try:
+            say(conversation, "two")
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        assert roles(conversation) == ["user", "assistant"] * (len(conversation.messages) // 2)
+        so_far = [*conversation.messages, {"role": "user", "content": "three"}]
+        say(conversation, "three")
+        assert conversation.completion.token_ids == fresh.chat(so_far, sampling).token_ids
+        if not interrupted:
+            break
+    assert line > 30
 
 
 def test_two_conversations_take_turns_without_mixing():

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from piston.calibration.data.documents import parse_documents, read_bytes
+from piston.calibration.data.documents import parse_documents
 from piston.core.errors import MisuseError, TemplateError
 from piston.runtime.text.chat_template import ChatTemplate
 
@@ -44,6 +44,10 @@ def lines(*values):
         (lines([1, 2], {"text": [3]}), "a.ndjson", [[1, 2], [3]]),
         (lines("a\u2028b"), "a.jsonl", ["a\u2028b"]),
         ("\n" + lines("one") + "\n\n", "a.jsonl", ["one"]),
+        (lines("one", {"text": "two"}), "a.JSONL", ["one", "two"]),
+        (json.dumps(["one", {"text": "two"}, [3, 4]], indent=1), "a.json", ["one", "two", [3, 4]]),
+        ('id,text\n1,"one, ""two"""\n2,three\n', "a.csv", ['one, "two"', "three"]),
+        (npy(np.array([4, 5], np.uint16)), "a.NPY", [[4, 5]]),
         (npy(np.array([4, 5], np.uint16)), "a.npy", [[4, 5]]),
         (npy(np.array([[4, 5], [6, 7]])), "a.npy", [[4, 5], [6, 7]]),
     ],
@@ -73,6 +77,8 @@ def test_conversations_go_through_the_template(value):
         ("[" * 100_000, "a.jsonl", "line 1, is not JSON"),
         (lines({"txt": "a", "id": 1}), "a.jsonl", "no field 'messages' or 'text'; its fields are: 'txt', 'id'"),
         (lines({}), "a.jsonl", "its fields are: none"),
+        (json.dumps([{"text": "a"}, {"body": "b"}]), "a.json", "item 2, has no field 'messages' or 'text'"),
+        ("id,body\n1,a\n", "a.csv", "line 2, has no field 'messages' or 'text'; its fields are: 'id', 'body'"),
         (lines({"text": 4}), "a.jsonl", "is 4; a document is text"),
         (lines([1, "a"]), "a.jsonl", "a document is text, a list of token ids"),
         (lines([True]), "a.jsonl", "a document is text"),
@@ -92,16 +98,26 @@ def test_what_is_no_data_is_refused_by_name(data, name, message):
 
 
 def test_a_field_that_is_missing_is_named():
-    with pytest.raises(MisuseError, match="line 1, has no field 'body'; its fields are: 'text'"):
+    with pytest.raises(
+        MisuseError, match="line 1, has no field 'body'; its fields are: 'text'; choose one by --field NAME"
+    ):
         contents(lines({"text": "a"}), "a.jsonl", field="body")
+
+
+def test_messages_that_are_none_are_refused_naming_the_line():
+    with pytest.raises(MisuseError, match=r"line 1: messages\[0\] has a content"):
+        contents(lines([{"role": "user", "content": 3}]), "a.jsonl", template=TEMPLATE)
+
+
+def test_a_column_of_a_table_is_taken_by_name():
+    assert contents("text,body\nno,yes\n", "a.csv", field="body") == ["yes"]
+
+
+def test_a_tables_messages_are_json():
+    cell = json.dumps(CHAT).replace('"', '""')
+    assert contents(f'messages\n"{cell}"\n', "a.csv", template=TEMPLATE) == ["user: hi\nassistant: hello\n"]
 
 
 def test_a_conversation_that_the_template_refuses_is_its_error():
     with pytest.raises(TemplateError, match="who"):
         contents(lines([{"role": "alien", "content": ""}]), "a.jsonl", template=TEMPLATE)
-
-
-@pytest.mark.parametrize("name", ["missing.txt", "."])
-def test_a_file_that_cannot_be_read_is_refused(tmp_path, name):
-    with pytest.raises(MisuseError, match="Cannot read the data file"):
-        read_bytes(tmp_path / name)

@@ -2,12 +2,15 @@ import itertools
 
 import numpy as np
 import pytest
-from toy_model import END, VOCAB_SIZE, answering, byte_tokenizer, history_script, ids_of
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+from toy_model import END, VOCAB_SIZE, answering, byte_backend, byte_tokenizer, history_script, ids_of
 
 from piston.core.errors import MisuseError
 from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.generate.generation import prepare, run, spellings
 from piston.runtime.sampling.params import Sampling
+from piston.runtime.text.tokenizer import Tokenizer
 
 PROMPT = "Q:"
 
@@ -66,6 +69,95 @@ def test_a_stop_string_may_begin_inside_a_token():
 def test_a_stop_string_may_end_inside_a_character_of_several_tokens():
     completion = answer("a👍b", stop="👍")
     assert (completion.text, completion.stop_reason) == ("a", "👍")
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "with_stop"),
+    [
+        ("<user>", "no", "no<user>"),  # a special token
+        ("o<user>h", "n", "no<user>h"),  # a string that contains one
+        ("<pad><user>", "no", "no<pad><user>"),
+        ("nohe", "", "nohe"),  # what is printed without the special tokens
+    ],
+)
+def test_special_tokens_are_part_of_stop_strings_though_they_are_not_printed(stop, text, with_stop):
+    said = "no<pad><user>hello" if "<pad>" in stop else "no<user>hello"
+    completion = answer(said, stop=stop)
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == (text, "stop", stop)
+    assert answer(said, stop=stop, include_stop_str_in_output=True).text == with_stop
+    assert answer(said).text == "nohello"
+
+
+def test_a_stop_string_may_end_with_the_end_token():
+    completion = answer("hello no", stop=" no<end>")
+    assert (completion.text, completion.stop_reason) == ("hello", " no<end>")
+
+
+def test_special_tokens_stop_where_transformers_stops():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_backend())
+    said = ids_of("no<user>hello<bot>x")
+    for stop in ("<user>", "o<user>", "<user>he", "<bot>", "llo<bot>x", "<system>"):
+        criteria = transformers.StopStringCriteria(fast, [stop])
+        ends = [n for n in range(1, len(said) + 1) if criteria(torch.tensor([said[:n]]), None)[0]]
+        completion = answer("no<user>hello<bot>x", stop=stop)
+        assert completion.token_ids == tuple(said[: ends[0]] if ends else [*said, END])
+
+
+SENTENCE_PIECE_LIKE = {
+    "metaspace": (None, pre_tokenizers.Metaspace(), decoders.Metaspace()),
+    "prepend and strip": (
+        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+        None,
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]),
+    ),
+}
+
+
+WORDS = ["<unk>", "<s>", "▁The", "▁capital", "▁is", "▁Paris", ",", "▁no", "no", "▁", "\n", *"Tcapitls"]
+
+
+def sentence_piece_like(kind):
+    backend = tokenizers.Tokenizer(models.Unigram([(word, -float(n)) for n, word in enumerate(WORDS)], unk_id=0))
+    normalizer, backend.pre_tokenizer, backend.decoder = SENTENCE_PIECE_LIKE[kind]
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.add_special_tokens(["<s>"])
+    return backend
+
+
+@pytest.mark.parametrize("kind", SENTENCE_PIECE_LIKE)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, " Paris, no"),
+        ({"echo": True}, "The capital is Paris, no"),
+        ({"stop": " Paris"}, ""),
+        ({"stop": ", no"}, " Paris"),
+        ({"stop": " Paris", "echo": True}, "The capital is"),
+    ],
+)
+def test_prompt_and_answer_are_one_text(kind, options, expected):
+    backend = sentence_piece_like(kind)
+    prompt, said = backend.encode("The capital is").ids, backend.encode("Paris, no").ids
+    assert backend.decode(prompt + said) == "The capital is Paris, no"
+    engine = ScriptedEngine.saying([*said, 1], vocab_size=len(WORDS), prompt_len=len(prompt))
+    (generation,) = prepare([prompt], Sampling(max_tokens=9, **options), Tokenizer(backend), [1])
+    assert "".join(piece for _, piece in run(engine, [generation])) == expected
+
+
+@pytest.mark.parametrize("kind", SENTENCE_PIECE_LIKE)
+def test_a_word_has_its_spelling_after_a_space_and_after_anything_else(kind):
+    found = spellings(["no"], Tokenizer(sentence_piece_like(kind)))
+    assert sorted(found) == sorted([[WORDS.index("no")], [WORDS.index("▁no")]])
+
+
+@pytest.mark.parametrize("echo", [True, False])
+def test_a_character_that_begins_in_the_prompt_is_written_by_the_answer(echo):
+    prompt, said = ids_of("a👍")[:-1], ids_of("👍")[-1:]
+    engine = ScriptedEngine.saying([*said, END], vocab_size=VOCAB_SIZE, prompt_len=len(prompt))
+    (generation,) = prepare([prompt], Sampling(max_tokens=9, echo=echo), byte_tokenizer(), [END])
+    assert "".join(piece for _, piece in run(engine, [generation])) == ("a👍" if echo else "👍")
 
 
 def test_nothing_is_generated_behind_a_stop_string():

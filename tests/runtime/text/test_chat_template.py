@@ -5,9 +5,10 @@ import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_model import byte_backend
 
 from piston.core.errors import MisuseError, TemplateError
-from piston.runtime.text.chat_template import ChatTemplate
+from piston.runtime.text.chat_template import ChatTemplate, text_of
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -157,7 +158,24 @@ EDGES = """\
 {{ (range(3)|list + [9])|reverse|list }} {{ 2 ** 10 }} {{ dict(a=1).items()|list }} {{ messages[-1].get('content') }}
 """
 
-TEMPLATES = {"chatml": CHATML, "llama": LLAMA, "mistral": MISTRAL, "gemma": GEMMA, "edges": EDGES}
+PLAIN = """\
+{% for message in messages %}[{{ message.role }}]{{ message.content }}{{ message['reasoning_content'] }}
+{%- if message.tool_calls is defined %}{{ message.tool_calls|tojson }}{% endif %}{% endfor %}"""
+
+PARTS = """\
+{% for message in messages %}{{ message.role + ': ' }}{% if message.content is string %}{{ message.content }}
+{%- else %}{% for part in message.content %}{{ part.text if part.type == 'text' else '<image>' }}{% endfor %}{% endif %}
+{%- if message.thinking %}({{ message.thinking }}){% endif %}{% endfor %}"""
+
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "gemma": GEMMA,
+    "edges": EDGES,
+    "plain": PLAIN,
+    "parts": PARTS,
+}
 
 USER = {"role": "user", "content": "Wie spät ist es? <b>&amp; 'so' 東京 👩‍👩‍👧"}
 SYSTEM = {"role": "system", "content": "  You are terse.\n"}
@@ -176,6 +194,12 @@ CHATS = {
     "tool": [USER, CALL, RESULT, ANSWER, USER],
     "two results": [SYSTEM, USER, CALL, RESULT, RESULT],
     "two users": [USER, USER],
+    "nulls": [USER | {"name": None}, CALL | {"refusal": None}, RESULT | {"tool_calls": None}],
+    "no content": [USER, {name: value for name, value in CALL.items() if name != "content"}, RESULT],
+    "parts": [{"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]}],
+    "image": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}],
+    "reasoning": [USER, {"role": "assistant", "content": "Late.", "reasoning": "hm"}, USER],
+    "thinking alone": [USER, {"role": "assistant", "content": None, "thinking": "hm"}, USER],
 }
 
 
@@ -188,14 +212,14 @@ def oracle():
     """Renders as transformers does; what fails there gives None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        utils = pytest.importorskip("transformers.utils.chat_template_utils")
+        transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_backend(), **SPECIAL_TOKENS)
 
-    def run(source, messages, **variables):
+    def run(source, messages, **options):
         try:
-            texts, _ = utils.render_jinja_template([messages], chat_template=source, **variables)
-        except jinja2.TemplateError:
+            return tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **options)
+        except (jinja2.TemplateError, TypeError):
             return None
-        return texts[0]
 
     return run
 
@@ -207,12 +231,29 @@ def oracle():
 def test_prompts_are_those_of_transformers(oracle, name, chat, add_generation_prompt, options):
     source = TEMPLATES[name]
     options = {"add_generation_prompt": add_generation_prompt, **options}
-    expected = oracle(source, CHATS[chat], **SPECIAL_TOKENS, **options)
+    expected = oracle(source, CHATS[chat], **options)
     if expected is None:
         with pytest.raises(TemplateError):
             render(source, CHATS[chat], **options)
     else:
         assert render(source, CHATS[chat], **options) == expected
+
+
+def test_a_null_content_beside_tool_calls_prints_nothing():
+    assert render("{{ messages[1].content }}|{{ messages[1].refusal }}", [USER, CALL | {"refusal": None}]) == "|"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text", "text"),
+        (None, ""),
+        ([{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}], "ab"),
+        (["a", "b"], "ab"),
+    ],
+)
+def test_the_text_of_a_message_is_that_of_its_parts(content, expected):
+    assert text_of({"role": "user", "content": content}) == expected
 
 
 def test_failure_inside_a_macro_is_placed_there():
@@ -291,6 +332,8 @@ def test_failure_is_one_line_that_says_what_and_where(source, message):
         ([USER, {"content": "x"}], r"messages\[1\] needs a \"role\""),
         ([{"role": 3, "content": "x"}], 'needs a "role"'),
         ([{"role": "user"}], 'needs a "content"'),
+        ([{"role": "user", "content": None}], 'needs a "content"'),
+        ([{"role": None, "content": "x"}], 'needs a "role"'),
         ([{"role": "user", "content": 3}], "neither text nor a list"),
         ([{"role": "user", "content": b"x"}], "neither text nor a list"),
         ([{"role": "user", "content": [object()]}], "messages must consist of plain JSON values: not object"),

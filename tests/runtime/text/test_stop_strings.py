@@ -62,6 +62,27 @@ def test_text_without_a_stop_string_passes_unchanged(text, places):
     assert scan(cut(text, places), ["ab", "\nb", "aab"]) == (text, None)
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.text("ab<", max_size=4), st.booleans()), max_size=8), stop_lists, st.booleans())
+def test_hidden_pieces_are_matched_and_not_shown(pieces, stops, include):
+    scanner = StopScanner(stops, include=include)
+    shown = "".join([scanner.push(text, shown=is_shown) for text, is_shown in pieces]) + scanner.flush()
+    chars = [(char, is_shown) for text, is_shown in pieces for char in text]
+    expected, stopped_by = "".join(char for char, is_shown in chars if is_shown), None
+    for end in range(1, len(chars) + 1):
+        spelt, visible = ("".join(char for char, is_shown in chars[:end] if is_shown or all_) for all_ in (True, False))
+        # A stop string ends in the text with hidden pieces spelt out, or in what is shown; the one that began first.
+        begins = [(end - len(stop), stop) for stop in stops if spelt.endswith(stop)]
+        if chars[end - 1][1]:
+            places = [place for place, (_, is_shown) in enumerate(chars[:end]) if is_shown]
+            begins += [(places[-len(stop)], stop) for stop in stops if visible.endswith(stop)]
+        if begins:
+            begin, stopped_by = min(begins)
+            expected = "".join(char for char, is_shown in chars[:begin] if is_shown) + (stopped_by if include else "")
+            break
+    assert (shown, scanner.stopped_by) == (expected, stopped_by)
+
+
 def test_stop_string_across_pieces_is_found():
     assert scan(["Hello <|im", "_e", "nd|> more"], ["<|im_end|>"]) == ("Hello ", "<|im_end|>")
 

@@ -151,6 +151,16 @@ def test_decode_gives_the_text_the_library_gives(kind, skip, data):
     assert tokenizer.decode(ids, skip_special_tokens=skip) == BACKENDS[kind].decode(ids, skip_special_tokens=skip)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_text_after_a_prompt_is_what_the_library_adds_to_the_prompt(kind, data):
+    prompt, ids = data.draw(ids_of_whole_characters(kind)), data.draw(ids_of_whole_characters(kind))
+    before, whole = BACKENDS[kind].decode(prompt), BACKENDS[kind].decode(prompt + ids)
+    decoder = StreamDecoder(tokenizer_of(kind), after=prompt)
+    assert before + "".join([decoder.push(id_) for id_ in ids]) + decoder.flush() == whole
+
+
 @settings(deadline=None)
 @given(data=st.data())
 def test_broken_bytes_of_a_byte_level_vocabulary_decode_as_in_the_library(data):
