@@ -5,7 +5,7 @@ import sys
 
 from piston.cli.run import add_load_arguments, check_sampling, load_from, report_speed, sampling_for
 from piston.cli.sampling_options import add_sampling_arguments
-from piston.core.console import note, print_text
+from piston.core.console import note, print_text, reading_input
 from piston.core.errors import Error, MisuseError
 from piston.core.signals import Terminated
 from piston.runtime.conversation import Conversation
@@ -42,11 +42,10 @@ def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
     """Answer lines until the end; True asks for a new conversation."""
     while True:
         try:
-            line = input(prompt).strip()
+            with reading_input():
+                line = input(prompt).strip() if prompt else _next_line()
         except EOFError:
             return False
-        except UnicodeDecodeError as problem:
-            raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -60,6 +59,13 @@ def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
             note(HELP)
         elif line:
             _answer(conversation, line, quiet=quiet)
+
+
+def _next_line() -> str:
+    """As `input` without a person, which would write to stdout all the same."""
+    if not (line := sys.stdin.readline()):
+        raise EOFError
+    return line.strip()
 
 
 def _answer(conversation: Conversation, line: str, *, quiet: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piston.cli.sampling_options import add_sampling_arguments, sampling_from
-from piston.core.console import note, print_json, print_text
+from piston.core.console import note, print_json, print_text, reading_input
 from piston.core.errors import MisuseError
 from piston.runtime.model import LanguageModel, load
 from piston.runtime.sampling.params import Sampling
@@ -141,10 +141,8 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
             raise MisuseError(f"Cannot read {arguments.prompt_file}: {problem.strerror}.") from None
     if arguments.prompt != "-":
         return str(arguments.prompt)
-    try:
+    with reading_input():
         return sys.stdin.read()
-    except UnicodeDecodeError as problem:
-        raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
 
 
 def _messages(text: str, system: str | None) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from piston.core.bundle.manifest import CacheSpec, FloatType, sha256_of
+from piston.core.cache_dir import expand_user
 from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.export.architectures import check_supported
 from piston.export.quiet import quiet
@@ -49,7 +50,7 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
         CheckpointError: the directory holds no model.
         MisuseError: a revision of something local.
     """
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if revision is not None and path.exists():
         raise MisuseError(f"--revision {revision} belongs to a hub id; {path} is a local checkpoint.")
     if path.is_file():
