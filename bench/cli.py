@@ -21,6 +21,7 @@ from piston.bench.workload import Work, settings_of, work_of_file
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.core.machine import num_cores
+from piston.runtime.backends.ort_cpu import check_threads
 from piston.runtime.bundle import Bundle
 
 REPEATS, WARMUP = 10, 2
@@ -150,6 +151,7 @@ def _check_options(options: Options, arguments: argparse.Namespace) -> None:
     ):
         if value < least:
             raise MisuseError(f"{name} is {value}; it must be at least {least}.")
+    check_threads(options.threads)
     if arguments.checkpoint is not None:
         raise MisuseError("--checkpoint is of recipes; a bundle needs none.")
     if not 0 < arguments.alpha < 1:

@@ -11,6 +11,7 @@ from piston.bench.roofline import profile_lines
 from piston.bench.table import lines_of, where
 from piston.core.console import print_json, print_text, tell_gates
 from piston.core.errors import MisuseError
+from piston.core.outputs import check_output_files, write_output
 
 _WRITERS = {"html": page_of, "junit": junit_of, "markdown": markdown_of}
 
@@ -24,28 +25,33 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse a file that could not be written, before an hour of measuring; raises MisuseError."""
-    for name in _WRITERS:
-        path = getattr(arguments, name)
-        if path is not None and not path.absolute().parent.is_dir():
-            raise MisuseError(f"--{name} {path}: there is no directory {path.absolute().parent}.")
+    """Refuse a file that could not be written or is read, before an hour of measuring; raises MisuseError."""
+    reads = [*arguments.bundle, arguments.prompts, arguments.baseline, arguments.rivals]
+    reads.append(None if arguments.checkpoint is None else Path(arguments.checkpoint))
+    check_output_files({f"--{name}": getattr(arguments, name) for name in _WRITERS}, reads)
     if arguments.junit is not None and not arguments.fail_on:
         raise MisuseError("--junit holds the verdicts of gates; give --fail-on.")
 
 
 def publish(report: Report, arguments: argparse.Namespace) -> int:
     """Write everything; 1 where a gate is not met."""
-    for name, written in _WRITERS.items():
-        path = getattr(arguments, name)
-        if path is not None:
-            path.write_text(written(report), encoding="utf-8")
-    if arguments.json:
-        print_json(report.to_json())
-    else:
-        for line in lines_of(report):
-            print_text(line)
-        if report.profile is not None:
-            print_text("")
-            for line in profile_lines(report.profile):
-                print_text(line)
+    try:
+        for name, written in _WRITERS.items():
+            path = getattr(arguments, name)
+            if path is not None:
+                write_output(path, written(report))
+    finally:  # what was measured is told all the same
+        _print(report, as_json=arguments.json)
     return tell_gates(f"{where(gate)}{gate.message}" for gate in report.gates if not gate.is_met)
+
+
+def _print(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_json())
+        return
+    for line in lines_of(report):
+        print_text(line)
+    if report.profile is not None:
+        print_text("")
+        for line in profile_lines(report.profile):
+            print_text(line)

@@ -1,6 +1,7 @@
 """calibrate: a float model directory and data become a quantized model directory."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 from piston.calibration.bound import bounds_of
 from piston.calibration.check import ROW_LEN, Check, check
 from piston.calibration.data.held_out import HeldOut, load_data
-from piston.calibration.data.rows import RowOptions, Rows, chat_rows
+from piston.calibration.data.rows import BUILTIN, RowOptions, Rows, chat_rows
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.observe.saturation import Saturated, saturations
 from piston.calibration.recipe import HEAD, Recipe
 from piston.calibration.schemes.embeddings import QuantizeTablesPass
+from piston.calibration.schemes.gptq_checkpoint import ROUNDED
 from piston.calibration.schemes.kv_cache import RoundCachePass, Scales, cache_steps, observe_cache, written
 from piston.calibration.schemes.mixed_precision import usual_int8
 from piston.calibration.schemes.prepared import Prepared
@@ -25,9 +27,10 @@ from piston.calibration.search.meter import Meter
 from piston.calibration.search.sensitivity import few, most_harmful
 from piston.calibration.size import Size, actual_bytes, promised_bytes
 from piston.core.atomic_dir import check_free, resumable_dir, staged_dir
+from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
-from piston.core.errors import MisuseError
+from piston.core.errors import MisuseError, ShortfallError
 from piston.evaluation.gate import Gate
 from piston.runtime.bundle import Bundle
 
@@ -99,27 +102,49 @@ def calibrate(  # noqa: PLR0913
         CalibrationError: an activation is not finite.
         ShortfallError: the result costs more than its bound, or the budget cannot be met.
         OutputExistsError: `out` is there. In every case nothing is left at `out`.
-            An interrupt keeps what was observed or rounded so far, and the same call goes on from it.
+            An interrupt keeps what was observed or rounded so far, and the same call goes on from it; what GPTQ rounded
+            is also kept where the result misses its bound.
     """
     model_dir, out, progress = Path(model_dir), Path(out), progress or Progress(quiet=True)
     checked = checked or CheckOptions()
-    check_free(out, overwrite=overwrite)
+    reads = [model_dir, *(Path(item) for item in (*data, checked.data) if item is not None and str(item) != BUILTIN)]
+    check_free(out, overwrite=overwrite, reads=reads)
     bounds = (*bounds_of(checked.bounds, recipe.scheme), *([] if budget is None else [budget.bound]))
     _check_choice(recipe, keep_worst, budget)
     _check_data(recipe, data, budget)
-    graph = ModelGraph.open(model_dir)
+    with plain_files(model_dir, out) as plain:
+        graph = ModelGraph.open(plain)
+        recipe = _for_model(recipe, graph, model_dir)
+        packed, held_out = load_data(data, Bundle(plain, graph.manifest), rows or RowOptions(), checked.data)
+        job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, count_saturations, progress)
+        with (
+            resumable_dir(out, "calibration", reads=reads) as scratch,
+            staged_dir(out, overwrite=overwrite, reads=reads) as work,
+        ):
+            try:
+                return job.run(work, scratch)
+            except ShortfallError:
+                _keep_rounded(scratch)
+                raise
+
+
+def _keep_rounded(scratch: Path) -> None:
+    """Of all that lies in a work directory leave what GPTQ rounded, which may have taken hours."""
+    for item in scratch.iterdir():
+        if item.name != ROUNDED:
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+
+
+def _for_model(recipe: Recipe, graph: ModelGraph, model_dir: Path) -> Recipe:
+    """The recipe with what it leaves to the model; raises MisuseError for one that was made for another."""
     if recipe.model not in ("", graph.sha256):
         raise MisuseError(
             f"The recipe was made for another model: SHA-256 {recipe.model[:12]}, and {model_dir} has "
             f"{graph.sha256[:12]}. Give that model, or calibrate this one anew."
         )
     if recipe.scheme == "w4" and recipe.int8 is None and not recipe.model:  # what is settled says so itself
-        recipe = dataclasses.replace(recipe, int8=usual_int8(graph.linears))
-    bundle = Bundle(model_dir, graph.manifest)
-    packed, held_out = load_data(data, bundle, rows or RowOptions(), checked.data)
-    job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, count_saturations, progress)
-    with resumable_dir(out, "calibration") as scratch, staged_dir(out, overwrite=overwrite) as work:
-        return job.run(work, scratch)
+        return dataclasses.replace(recipe, int8=usual_int8(graph.linears))
+    return recipe
 
 
 def _check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:

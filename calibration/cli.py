@@ -17,6 +17,7 @@ from piston.calibration.report import page_of, remainders_text
 from piston.calibration.search.budget import Budget
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.outputs import check_output_files, write_output
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
@@ -104,9 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, and print what became integer and what did not."""
-    for option, path in (("--report", arguments.report), ("--save-recipe", arguments.save_recipe)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise MisuseError(f"{option} {path}: there is no directory {path.absolute().parent}.")
+    check_output_files(
+        {"--report": arguments.report, "--save-recipe": arguments.save_recipe},
+        [arguments.model_dir, arguments.output, arguments.recipe, arguments.check_data, *map(Path, arguments.data)],
+    )
     result = calibrate(
         arguments.model_dir,
         arguments.output,
@@ -122,16 +124,18 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         progress=Progress(quiet=arguments.quiet),
     )
-    if arguments.save_recipe is not None:
-        arguments.save_recipe.write_text(json.dumps(result.recipe.to_json(), indent=1) + "\n", encoding="utf-8")
-    if arguments.report is not None:
-        arguments.report.write_text(page_of(result), encoding="utf-8")
-    if result.check.held_out.warning is not None:
-        note(result.check.held_out.warning)
-    if arguments.json:
-        print_json(to_json(arguments.output, result))
-        return 0
-    _print(arguments.output, result)
+    try:
+        if arguments.save_recipe is not None:
+            write_output(arguments.save_recipe, json.dumps(result.recipe.to_json(), indent=1) + "\n")
+        if arguments.report is not None:
+            write_output(arguments.report, page_of(result))
+    finally:  # what was measured is told all the same
+        if result.check.held_out.warning is not None:
+            note(result.check.held_out.warning)
+        if arguments.json:
+            print_json(to_json(arguments.output, result))
+        else:
+            _print(arguments.output, result)
     return 0
 
 

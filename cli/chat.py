@@ -12,7 +12,7 @@ from piston.cli.run import (
     sampling_for,
 )
 from piston.cli.sampling_options import add_sampling_arguments
-from piston.core.console import note, print_text
+from piston.core.console import note, print_text, reading_input
 from piston.core.data_files import BYTE_ORDER_MARK
 from piston.core.errors import Error, MisuseError
 from piston.core.signals import Terminated
@@ -52,11 +52,11 @@ def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
     """Answer lines until the end; True asks for a new conversation."""
     while True:
         try:
-            line = input(prompt).removeprefix(BYTE_ORDER_MARK).strip()
+            with reading_input():
+                line = input(prompt) if prompt else _next_line()
+            line = line.removeprefix(BYTE_ORDER_MARK).strip()
         except EOFError:
             return False
-        except UnicodeDecodeError as problem:
-            raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -70,6 +70,13 @@ def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
             note(HELP)
         elif line:
             _answer(conversation, line, quiet=quiet)
+
+
+def _next_line() -> str:
+    """As `input` without a person, which would write to stdout all the same."""
+    if not (line := sys.stdin.readline()):
+        raise EOFError
+    return line.strip()
 
 
 def _answer(conversation: Conversation, line: str, *, quiet: bool) -> None:

@@ -4,17 +4,19 @@ A verb's module has `add_arguments(parser)` and `run(arguments) -> int`.
 """
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from piston.core.console import LOG_FORMAT, LOG_FORMATS, is_coloured, logs_json, note
+from piston.core.console import LOG_FORMAT, LOG_FORMATS, is_coloured, logs_json, note, print_text
 from piston.core.errors import Error, MissingExtraError, MisuseError
 from piston.core.signals import TERMINATED, Terminated, terminating
+from piston.core.standard_streams import OutputError, open_streams, silence
 
 # verb: (module, what --help says)
 VERBS = {
@@ -49,6 +51,11 @@ class Parser(argparse.ArgumentParser):
         """Raise what `main` reports."""
         raise MisuseError(f"{message}; see `{self.prog} --help`.")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help on stdout; argparse's own would ignore that it cannot be written."""
+        del file
+        print_text(message, end="")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status is 0 done, 1 failed, 2 misused."""
@@ -56,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in words if not word.startswith("-")), None)
     debug = "--debug" in words
     try:
+        open_streams()
         with terminating():
+            _check_words(words)
             return _dispatch(verb, words)
     except MisuseError as problem:
         return _report(problem, MISUSED, debug=debug)
@@ -68,11 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         note("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left; nothing to say and nobody to say it to
-        return FAILED
+    except OutputError as problem:
+        silence(sys.stdout)
+        # A reader of our output who has left knows it, as after `| head`.
+        return FAILED if problem.errno == errno.EPIPE else _report(problem, FAILED, debug=debug)
     except OSError as problem:
         return _report(problem, FAILED, debug=debug)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse bytes that are no text: neither tokenizers nor ONNX Runtime take them, not even in a file's name."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise MisuseError(f"The argument '{shown}' is not UTF-8; rename the file, or convert the text.") from None
 
 
 def _dispatch(verb: str | None, words: list[str]) -> int:
@@ -115,7 +135,7 @@ def _check_extra(verb: str) -> None:
 def _report(problem: BaseException, status: int, *, debug: bool) -> int:
     if debug:
         raise problem
-    message = " ".join(str(problem).split())
+    message = " ".join(str(problem).split()) or type(problem).__name__
     if _wants_json():
         note(message, "error")
     else:

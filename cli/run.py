@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piston.cli.sampling_options import add_sampling_arguments, sampling_from
-from piston.core.console import note, print_json, print_text
+from piston.core.console import note, print_json, print_text, reading_input
 from piston.core.data_files import BYTE_ORDER_MARK, check_text, read_text
 from piston.core.errors import MisuseError
 from piston.runtime.model import LanguageModel, load
@@ -155,10 +155,8 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
         return str(arguments.prompt)
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(newline="")  # line ends stay as they are, as in a file
-    try:
+    with reading_input():
         return check_text(sys.stdin.read().removeprefix(BYTE_ORDER_MARK), "Standard input")
-    except UnicodeDecodeError as problem:
-        raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
 
 
 def _messages(text: str, system: str | None) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from piston.core.bundle.manifest import FILE_NAME, sha256_of
 from piston.core.bundle.signing import SUFFIX, SecretKey, read_text
 from piston.core.console import print_json, print_text
 from piston.core.errors import MisuseError, OutputExistsError
+from piston.core.outputs import check_output_files, write_output
 from piston.runtime.bundle import Bundle
 
 
@@ -37,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not comment.isprintable() and not comment.replace("\t", "").isprintable():
         raise MisuseError("--comment must be one line of text.")
     output = arguments.output or manifest.with_name(manifest.name + SUFFIX)
-    output.write_text(key.sign(manifest.read_bytes(), comment), encoding="utf-8")
+    check_output_files({"-o": output}, [arguments.key, arguments.bundle])
+    write_output(output, key.sign(manifest.read_bytes(), comment))
     if arguments.json:
         found = {"signature": str(output), "key": key.public_key.shown_name, "manifest_sha256": sha256_of(manifest)}
         print_json({**found, "comment": comment})
@@ -55,7 +57,7 @@ def _new_key(arguments: argparse.Namespace) -> int:
     with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(key.to_text())
     text = f"untrusted comment: minisign public key {key.public_key.shown_name}\n{key.public_key}\n"
-    public.write_text(text, encoding="utf-8")
+    write_output(public, text)
     if arguments.json:
         print_json({"secret": str(secret), "public": str(public), "key": key.public_key.shown_name})
     else:

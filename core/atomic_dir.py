@@ -8,37 +8,48 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from piston.core.console import note
-from piston.core.errors import Error, OutputExistsError
+from piston.core.errors import Error, MisuseError, OutputExistsError, ShortfallError
+from piston.core.outputs import check_apart, check_replaceable
 
 _LEFTOVER = re.compile(r"\.(?P<goal>.+)\.[a-z0-9_]{8}\.part")
 
 
 @contextmanager
-def staged_dir(goal: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_dir(
+    goal: Path, *, overwrite: bool = False, reads: Iterable[Path] = (), is_private: bool = False
+) -> Iterator[Path]:
     """Yield an empty directory that becomes `goal` if the block succeeds and vanishes if it does not.
 
     Both lie on one file system, so the rename is atomic: nobody ever sees a half-written goal. Leftovers of killed
     processes that wrote the same goal are swept first; where one died between moving the old goal aside and moving the
     new one in, the old one is put back.
 
+    Args:
+        goal: the directory.
+        overwrite: replace a goal that Piston wrote.
+        reads: what the work reads, which the goal must not contain.
+        is_private: the goal is an entry of a cache of Piston's, where whatever is there is replaced.
+
     Raises:
-        OutputExistsError: the goal is there and overwrite is False; checked before the work and again after it.
+        OutputExistsError: the goal may not be replaced; checked before the work and again after it.
         Error: no space was left, or the place cannot be written.
     """
     goal = Path(os.path.abspath(goal))  # noqa: PTH100 - "." has no name, and a link is replaced, not followed
     sweep(goal.parent, goal.name)
-    check_free(goal, overwrite=overwrite)
+    if not is_private:
+        check_free(goal, overwrite=overwrite, reads=reads)
     try:
         with scratch_dir(goal.parent, goal.name) as stage:
             work = stage / "new"  # mkdtemp's own directory is private
             work.mkdir()
             yield work
-            check_free(goal, overwrite=overwrite)
+            if not is_private:
+                check_free(goal, overwrite=overwrite, reads=reads)
             _publish(work, goal, aside=stage / "old")
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -68,18 +79,27 @@ def scratch_dir(parent: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def resumable_dir(goal: Path, stage: str) -> Iterator[Path]:
+def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iterator[Path]:
     """Yield a directory beside `goal` for what an interrupted `stage` goes on from; gone after a success or an error.
 
-    One process at a time works in it: two that write the same goal would take each other's files.
+    One process at a time works in it: two that write the same goal would take each other's files. What is left when a
+    result misses its bound is kept, too: another bound, or another choice of what to quantize, goes on from it.
 
     Raises:
+        MisuseError: the directory contains one of `reads`.
         Error: another process works in it, or the place cannot be written.
     """
     place = Path(os.path.abspath(goal.parent)) / f".{goal.name}.{stage}"  # noqa: PTH100 - as in staged_dir
+    check_apart(place, reads)
     lock = _claim_alone(place, goal)
     try:
         yield place
+    except ShortfallError as problem:
+        if not any(place.iterdir()):
+            raise
+        raise ShortfallError(
+            f"{problem} What was done is kept in {place}: with another bound the same command goes on from it."
+        ) from problem
     except Exception:
         shutil.rmtree(place, ignore_errors=True)
         raise
@@ -91,17 +111,32 @@ def resumable_dir(goal: Path, stage: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def check_free(goal: Path, *, overwrite: bool = False) -> None:
-    """Raise OutputExistsError if `goal` is there and may not be replaced. An empty directory counts as free."""
+def check_free(goal: Path, *, overwrite: bool = False, reads: Iterable[Path] = ()) -> None:
+    """Raise unless a stage may write `goal`: nothing is there, an empty directory, or what it may replace.
+
+    Raises:
+        OutputExistsError: it is there and overwrite is False, or Piston did not write it.
+        MisuseError: it contains one of `reads` or the current directory, or its name is not UTF-8.
+    """
+    goal = Path(os.path.abspath(goal))  # noqa: PTH100 - as in staged_dir
+    try:
+        str(goal).encode("utf-8")
+    except UnicodeEncodeError:
+        raise MisuseError(f"The name of {str(goal)!a} is not UTF-8; choose another output.") from None
     if not os.path.lexists(goal):
         return
     if goal.is_dir() and goal.samefile(Path.cwd()):
         raise OutputExistsError(f"{goal} is the current directory; name one to create inside it.")
+    check_apart(goal, reads)
+    if goal.is_dir() and any(goal.samefile(part) for part in Path.cwd().parents):
+        raise OutputExistsError(f"{goal} contains the current directory; choose another output.")
     if os.path.ismount(goal):
         raise OutputExistsError(f"{goal} is a mount point, which cannot be replaced; name a directory inside it.")
-    if overwrite or (goal.is_dir() and not any(goal.iterdir())):
+    if goal.is_dir() and not any(goal.iterdir()):
         return
-    raise OutputExistsError(f"{goal} exists already; remove it, choose another -o, or pass --overwrite.")
+    if not overwrite:
+        raise OutputExistsError(f"{goal} exists already; remove it, choose another -o, or pass --overwrite.")
+    check_replaceable(goal)
 
 
 def sweep(parent: Path, name: str | None = None) -> list[Path]:

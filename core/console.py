@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 from piston.core.errors import MisuseError
+from piston.core.standard_streams import OutputError, silence
 
 LOG_FORMAT = "PISTON_LOG_FORMAT"
 LOG_FORMATS = ("text", "json")
@@ -22,19 +23,44 @@ Level = Literal["info", "error"]
 def print_json(value: Any) -> None:
     """Print one object on stdout, escaped where stdout cannot show it."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    print(text if _as_shown(text) == text else json.dumps(value, indent=1))  # noqa: T201
+    print_text(text if _as_shown(text) == text else json.dumps(value, indent=1))
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print a result on stdout, at once; what stdout cannot show becomes a question mark."""
-    print(_as_shown(text), end=end, flush=True)  # noqa: T201
+    """Print a result on stdout, at once; what stdout cannot show becomes a question mark.
+
+    Raises:
+        OutputError: the text could not be written.
+    """
+    try:
+        print(_as_shown(text), end=end, flush=True)  # noqa: T201
+    except OSError as problem:
+        raise OutputError(problem) from problem
+
+
+@contextmanager
+def reading_input() -> Iterator[None]:
+    """Turn what reading standard input may raise into MisuseError."""
+    try:
+        yield
+    except UnicodeDecodeError as problem:
+        raise MisuseError(f"Standard input is not {problem.encoding.upper()} ({problem.reason}).") from None
+    except OutputError:
+        raise
+    except OSError as problem:
+        raise MisuseError(f"Cannot read standard input: {problem.strerror or problem}.") from None
 
 
 def note(text: str, level: Level = "info") -> None:
-    """Print a remark on stderr."""
+    """Print a remark on stderr; if it cannot be written, there is nobody to tell, and the work goes on."""
     if logs_json():
         text = log_line(level, message=text)
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    _say(sys.stderr, f"{text}\n")
+
+
+def pass_on(line: str) -> None:
+    """Print what another process wrote to its stderr, as it is."""
+    _say(sys.stderr, f"{line}\n")
 
 
 def tell_gates(failed: Iterable[str]) -> int:
@@ -72,7 +98,7 @@ class Progress:
         self._quiet = quiet
         self._stream = stream or sys.stderr
         self._json = logs_json()
-        self._live = not quiet and not self._json and self._stream.isatty()
+        self._live = not quiet and not self._json and self._stream is not None and self._stream.isatty()
         self._first: tuple[float, int] | None = None  # when the bar of the current phase began, and at what
 
     @contextmanager
@@ -116,11 +142,20 @@ class Progress:
         if self._quiet or (live and not self._live):
             return
         start, end = ("\r\x1b[K", "" if live else "\n") if self._live else ("", "\n")
-        self._stream.write(f"{start}{text}{end}")
-        self._stream.flush()
+        _say(self._stream, f"{start}{text}{end}")
 
     def _painted(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(self._stream) else text
+
+
+def _say(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # closed before Python began
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        silence(stream)
 
 
 def _as_shown(text: str) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from piston.core.atomic_dir import check_free, staged_dir
-from piston.core.bundle.external_data import check_external_data
+from piston.core.bundle.external_data import check_external_data, plain_files
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import BundleError, MisuseError
+from piston.core.outputs import check_output_files
 from piston.engines.options import CANONICAL, LM_HEADS, PRECISIONS, BuildOptions, LmHead, Precision
 from piston.engines.registry import AVAILABLE, family_of
 from piston.engines.tensorrt.compiler_options import CompilerOptions
@@ -51,8 +52,7 @@ def build(  # noqa: PLR0913 - the options of one command
     """
     source, goal, progress = Path(model_dir), Path(out), progress or Progress(quiet=True)
     check_targets(targets)
-    _check_apart(source, goal)
-    check_free(goal, overwrite=overwrite)
+    check_free(goal, overwrite=overwrite, reads=[source])
     model = Manifest.read(source)
     options = BuildOptions(
         max_batch=max_batch,
@@ -65,20 +65,21 @@ def build(  # noqa: PLR0913 - the options of one command
     )
     _check_compiler_options(targets, options)
     asked = {target: family_of(target).ask(target, model, options) for target in targets}
+    check_output_files({"--timing-cache": options.compiler.timing_cache}, [source, goal])
     with progress.phase("verifying the model directory"):
         model.verify(source)
         check_external_data(source, model)
     from piston.engines.bundle import write_bundle
     from piston.engines.equivalence.golden import record_answers
 
-    with staged_dir(goal, overwrite=overwrite) as work:
+    with staged_dir(goal, overwrite=overwrite, reads=[source]) as work, plain_files(source, goal) as plain:
         engines = [
-            family_of(target).build(target, source, model, work, asked[target], options, progress) for target in targets
+            family_of(target).build(target, plain, model, work, asked[target], options, progress) for target in targets
         ]
         with progress.phase("recording answers for piston verify"):
-            record_answers(work, source / CANONICAL, model, engines)
+            record_answers(work, plain / CANONICAL, model, engines)
         with progress.phase("hashing"):
-            return write_bundle(work, source, model, engines)
+            return write_bundle(work, plain, model, engines)
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -97,12 +98,6 @@ def _check_compiler_options(targets: Sequence[str], options: BuildOptions) -> No
     if given and not any(family_of(target).has_compiler for target in targets):
         option = given[0].replace("_", "-")
         raise MisuseError(f"--{option} is for TensorRT targets, and none was given: {', '.join(targets)}.")
-
-
-def _check_apart(source: Path, goal: Path) -> None:
-    """--overwrite must not replace what is being read."""
-    if source.resolve().is_relative_to(goal.resolve()):
-        raise MisuseError(f"The output {goal} would replace the model directory {source}; choose another -o.")
 
 
 def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: int | None) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.engines import AVAILABLE, DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_TARGETS, LM_HEADS, build
-from piston.engines.compiler_cli import add_compiler_arguments, cache_dir, compiler_options
+from piston.engines.compiler_cli import add_compiler_arguments, compiler_options, engine_cache_dir
+from piston.engines.registry import family_of
 
 ARITHMETIC = {
     "int8": "in INT8",
@@ -58,17 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Build, and print what came of it and how it was proved."""
     from piston.engines.required import parse_share
 
+    targets = arguments.target or DEFAULT_TARGETS
     manifest = build(
         arguments.model_dir,
         arguments.output,
-        arguments.target or DEFAULT_TARGETS,
+        targets,
         max_batch=arguments.max_batch,
         max_length=arguments.max_length,
         lm_head=arguments.lm_head,
         require_int8=None if arguments.require_int8 is None else parse_share(arguments.require_int8),
         dtype=arguments.dtype,
         compiler=compiler_options(arguments),
-        cache_dir=cache_dir(arguments),
+        cache_dir=engine_cache_dir(arguments) if any(family_of(target).has_compiler for target in targets) else None,
         overwrite=arguments.overwrite,
         progress=Progress(quiet=arguments.quiet),
     )

@@ -1,13 +1,11 @@
 """The options of `piston build` that are for TensorRT targets, and where compiled engines are kept."""
 
 import argparse
-import os
 from pathlib import Path
 
+from piston.core.cache_dir import VARIABLE, cache_dir
 from piston.engines.options import PRECISIONS
 from piston.engines.tensorrt.compiler_options import HARDWARE_COMPATIBLE, CompilerOptions, parse_size
-
-CACHE_VARIABLE = "PISTON_CACHE_DIR"
 
 
 def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +27,7 @@ def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
         choices=HARDWARE_COMPATIBLE,
         help="a plan for Ampere and later, or any GPU of this kind",
     )
-    where = f"(default: engines below ${CACHE_VARIABLE}, or below piston in the user's cache directory)"
+    where = f"(default: engines below ${VARIABLE}, or below piston in the user's cache directory)"
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help=f"where compiled engines are kept {where}")
     group.add_argument(
         "--no-cache", action="store_true", help="compile even what was compiled before, and keep nothing"
@@ -49,12 +47,10 @@ def compiler_options(arguments: argparse.Namespace) -> CompilerOptions:
     )
 
 
-def cache_dir(arguments: argparse.Namespace) -> Path | None:
+def engine_cache_dir(arguments: argparse.Namespace) -> Path | None:
     """Where compiled engines are kept, None for nowhere."""
     if arguments.no_cache:
         return None
     if arguments.cache_dir is not None:
         return Path(arguments.cache_dir)
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given) / "engines"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piston" / "engines"
+    return cache_dir("engines")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from piston.core.console import Progress, print_json, print_text, tell_gates
 from piston.core.errors import MisuseError
+from piston.core.outputs import check_output_files, write_output
 from piston.evaluation.answers import check_prompts_fit
 from piston.evaluation.corpus import Corpus, read_corpus
 from piston.evaluation.evaluate import EvalOptions, check_length, evaluate
@@ -92,8 +93,8 @@ def _check_options(arguments: argparse.Namespace, gates: Sequence[Gate]) -> None
         raise MisuseError(f"--max-tokens is {arguments.max_tokens}; it must be at least 1.")
     if arguments.answer_tokens < 0:
         raise MisuseError(f"--answer-tokens is {arguments.answer_tokens}; it must be at least 0.")
-    if arguments.html is not None and not arguments.html.absolute().parent.is_dir():
-        raise MisuseError(f"--html {arguments.html}: there is no directory {arguments.html.absolute().parent}.")
+    reads = [arguments.path, arguments.data, arguments.reference, arguments.prompts]
+    check_output_files({"--html": arguments.html}, reads)
     if arguments.reference is None:
         if arguments.prompts is not None:
             raise MisuseError("--prompts are answered by two models and compared; give the other as --reference.")
@@ -140,11 +141,13 @@ def _capacity(arguments: argparse.Namespace, subjects: Sequence[Subject], prompt
 
 
 def _publish(report: Report, arguments: argparse.Namespace) -> int:
-    if arguments.html is not None:
-        arguments.html.write_text(page_of(report), encoding="utf-8")
-    if arguments.json:
-        print_json(report.to_json())
-    else:
-        for line in lines_of(report):
-            print_text(line)
+    try:
+        if arguments.html is not None:
+            write_output(arguments.html, page_of(report))
+    finally:  # what was measured is told all the same
+        if arguments.json:
+            print_json(report.to_json())
+        else:
+            for line in lines_of(report):
+                print_text(line)
     return tell_gates(gate.message for gate in report.gates if not gate.is_met)

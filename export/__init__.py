@@ -12,6 +12,7 @@ from typing import Any, Literal
 from piston.core.atomic_dir import check_free, staged_dir
 from piston.core.bundle.interface import CacheSpec, FloatType
 from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
+from piston.core.cache_dir import expand_user
 from piston.core.console import Progress
 
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
@@ -51,11 +52,12 @@ def export_model(
     from piston.export.rotary import positions_of
 
     options, progress, out = options or ExportOptions(), progress or Progress(quiet=True), Path(out)
-    check_free(out, overwrite=options.overwrite)
+    check_free(out, overwrite=options.overwrite, reads=[expand_user(source)])
     checkpoint = locate(str(source), revision=options.revision, trust_remote_code=options.trust_remote_code)
+    reads = [checkpoint.directory / (checkpoint.gguf or "")]
     config = load_config(checkpoint)
     positions = positions_of(config, options.context)
-    with staged_dir(out, overwrite=options.overwrite) as work:
+    with staged_dir(out, overwrite=options.overwrite, reads=reads) as work:
         return _Export(checkpoint, config, positions, options, progress).run(work)
 
 

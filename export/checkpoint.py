@@ -11,6 +11,7 @@ from torch import nn
 
 from piston.core.bundle.interface import CacheSpec, FloatType
 from piston.core.bundle.manifest import sha256_of
+from piston.core.cache_dir import expand_user
 from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.export.architectures import check_supported
 from piston.export.quiet import quiet
@@ -50,7 +51,7 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
         CheckpointError: the directory holds no model.
         MisuseError: a revision of something local.
     """
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if revision is not None and path.exists():
         raise MisuseError(f"--revision {revision} belongs to a hub id; {path} is a local checkpoint.")
     if path.is_file():

@@ -1,6 +1,6 @@
 """Results of stages by the hash of all they depend on; safe under interruption and under several runs at once.
 
-ROOT/locks/STAGE-KEY     held while an entry is looked at, made or removed
+ROOT/locks/STAGE-KEY     held while an entry is looked at, made or removed; STAGE-KEY.used is shared by runs that use it
 ROOT/STAGE/KEY/          an entry, renamed into place when whole
     entry.json           what it is made of, with its own hash; touched at each use
     output/              files
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from piston.core.errors import Error
 from piston.pipeline.cache_key import digest_of
 
 RECORD, OUTPUT, LOCKS = "entry.json", "output", "locks"
+USED = ".used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Cache:
     def __init__(self, root: Path, max_bytes: int) -> None:
         self.root = root
         self.max_bytes = max_bytes
-        self.used: set[Path] = set()  # by this run; never evicted by it
+        self.used: dict[Path, int | None] = {}  # by this run: never evicted, by it or by others; the lock that says so
         try:
             (root / LOCKS).mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -114,7 +115,7 @@ class Cache:
     def making(self, stage: str, key: str) -> Iterator["Making"]:
         """A place for the files of a new entry, which is there after the block. The caller holds its lock."""
         directory = self.root / stage / key
-        with staged_dir(directory, overwrite=True) as work:
+        with staged_dir(directory, is_private=True) as work:
             making = Making(work / OUTPUT)
             making.output.mkdir()
             yield making
@@ -123,10 +124,10 @@ class Cache:
 
     def evict(self) -> list[Path]:
         """Remove the entries unused for longest until the rest fits; those of this run and those in use are kept."""
-        entries = [entry for stage in self._stages() for entry in map(read_entry, sorted(stage.iterdir())) if entry]
+        entries = [entry for stage in self._stages() for entry in map(read_entry, _listed(stage)) if entry]
         total = sum(entry.num_bytes for entry in entries)
         removed = []
-        for entry in sorted(entries, key=lambda item: (item.directory / RECORD).stat().st_mtime_ns):
+        for entry in sorted(entries, key=_last_used):
             if total <= self.max_bytes:
                 break
             if entry.directory in self.used or not self._remove_unused(entry.directory):
@@ -136,18 +137,40 @@ class Cache:
         return removed
 
     def _remove_unused(self, directory: Path) -> bool:
-        path = self.root / LOCKS / f"{directory.parent.name}-{directory.name}"
-        path.touch()
-        if (lock := try_lock(path)) is None:
-            return False
+        locks: list[int] = []
         try:
+            for path in (self._lock_of(directory), self._lock_of(directory, USED)):
+                with suppress(OSError):  # a cache that is mounted read-only loses nothing
+                    path.touch()
+                if (lock := try_lock(path)) is None:
+                    return False
+                locks.append(lock)
             shutil.rmtree(directory, ignore_errors=True)
         finally:
-            os.close(lock)
+            for lock in locks:
+                os.close(lock)
         return not directory.exists()
 
+    def release(self) -> None:
+        """Let other runs evict what this one used."""
+        for lock in self.used.values():
+            if lock is not None:
+                os.close(lock)
+        self.used = dict.fromkeys(self.used)
+
+    def _lock_of(self, directory: Path, suffix: str = "") -> Path:
+        return self.root / LOCKS / f"{directory.parent.name}-{directory.name}{suffix}"
+
     def _use(self, directory: Path) -> None:
-        self.used.add(directory)
+        """Note that an entry was used, and share a lock on it, so that no other run evicts it under this one."""
+        import fcntl
+
+        if self.used.get(directory) is None:
+            try:
+                self.used[directory] = os.open(self._lock_of(directory, USED), os.O_RDONLY | os.O_CREAT, 0o644)
+                fcntl.flock(self.used[directory], fcntl.LOCK_SH)  # type: ignore[arg-type]
+            except OSError:  # a file system without locks, or one that cannot be written
+                self.used.setdefault(directory, None)
         try:
             os.utime(directory / RECORD)
         except OSError:  # a cache that is mounted read-only serves as well
@@ -156,7 +179,7 @@ class Cache:
     def _stages(self) -> list[Path]:
         return sorted(
             path
-            for path in self.root.iterdir()
+            for path in _listed(self.root)
             if path.is_dir() and path.name != LOCKS and not path.name.startswith(".")
         )
 
@@ -189,6 +212,22 @@ def read_entry(directory: Path) -> Entry | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return Entry(directory, data["record"])
+
+
+def _listed(directory: Path) -> list[Path]:
+    """What a directory holds; nothing where a run beside this one has removed it."""
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _last_used(entry: Entry) -> int:
+    """In nanoseconds; 0 where a run beside this one has removed the entry since it was read."""
+    try:
+        return (entry.directory / RECORD).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _files(directory: Path) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.core.console import logs_json, note
+from piston.core.console import logs_json, note, pass_on
 from piston.core.errors import Error
 from piston.runtime.process_memory import peak_memory
 
@@ -88,7 +88,7 @@ def _relay(process: subprocess.Popen[bytes], *, quiet: bool) -> str:
         if said is not None:
             error = said
         elif not quiet and is_json and _record(line) is not None:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            pass_on(line)
         elif not quiet:
             note(f"  {line}")
     return error

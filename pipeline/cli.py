@@ -1,10 +1,10 @@
 """The `make` verb: from a recipe to a bundle that met its gates."""
 
 import argparse
-import os
 import re
 from pathlib import Path
 
+from piston.core.cache_dir import cache_dir
 from piston.core.console import note, print_json, print_text, tell_gates
 from piston.core.errors import MisuseError
 
@@ -38,12 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
     from piston.pipeline.recipe import read_recipe
     from piston.pipeline.render import lines_of, write_reports, write_sbom
 
-    recipe = read_recipe(arguments.recipe)
+    recipe = read_recipe(arguments.recipe, needs_hash=not arguments.dry_run)
     directory = arguments.report
     if directory is None and recipe.output.report is not None:
         directory = arguments.recipe.absolute().parent / recipe.output.report
     options = MakeOptions(
-        cache_dir=arguments.cache_dir or default_cache(),
+        cache_dir=arguments.cache_dir or cache_dir("make"),
         cache_bytes=parse_size(arguments.cache_size),
         checkpoint=arguments.checkpoint,
         locked=arguments.locked,
@@ -66,12 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
     if report.lock is not None and report.lock.equality == "none":
         note(f"the rebuild equals {report.lock.path} neither in bits nor in its graph nor in its answers")
     return status if report.is_met else 1
-
-
-def default_cache() -> Path:
-    """Below PISTON_CACHE_DIR, or the user's cache directory."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PISTON_CACHE_DIR") or home / "piston") / "make"
 
 
 def parse_size(text: str) -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from piston.pipeline.cache import read_entry
-from piston.pipeline.make import MakeOptions, check_replaceable
+from piston.pipeline.make import MakeOptions
+from piston.pipeline.outputs import check_outputs
 from piston.pipeline.parameters import Parameters, count_parameters
 from piston.pipeline.plan import Stage, locate, plan
 from piston.pipeline.recipe import FLOAT, Recipe
@@ -52,7 +53,7 @@ def forecast(recipe: Recipe, path: Path, options: MakeOptions) -> Forecast:
     base = path.absolute().parent
     checkpoint = locate(recipe, base, options.checkpoint)
     bundle = base / recipe.output.bundle
-    check_replaceable(bundle)
+    check_outputs(recipe, path, checkpoint, options.pages)
     parameters = count_parameters(Path(checkpoint.source)) if checkpoint.files else None
     return Forecast(
         recipe=str(path),
@@ -61,7 +62,7 @@ def forecast(recipe: Recipe, path: Path, options: MakeOptions) -> Forecast:
         num_parameters=parameters.total if parameters is not None else None,
         bundle=str(bundle),
         stages=tuple(_stage(stage, recipe, options, parameters) for stage in plan(recipe, base, checkpoint)),
-        gates=recipe.gates.require,
+        gates=recipe.gates.all,
     )
 
 

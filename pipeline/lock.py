@@ -17,7 +17,8 @@ from piston.core.bundle.golden import FILE_NAME as ANSWERS
 from piston.core.bundle.golden import Expected, ExpectedByTarget
 from piston.core.bundle.manifest import Manifest
 from piston.core.bundle.provenance import checkpoint_hashes
-from piston.core.errors import Error, MisuseError
+from piston.core.errors import Error, MisuseError, OutputExistsError
+from piston.core.outputs import write_output
 from piston.core.schema import ShapeError, shaped
 from piston.pipeline.cache_key import machine
 from piston.pipeline.plan import Checkpoint, Stage
@@ -88,9 +89,18 @@ def write_lock(path: Path, lock: Lock) -> None:
             return
     except (OSError, UnicodeDecodeError):
         pass
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_output(path, text)
+
+
+def check_lock_file(path: Path) -> None:
+    """Raise OutputExistsError where something else than a lock file has its name."""
+    if os.path.lexists(path):
+        try:
+            read_lock(path)
+        except MisuseError:
+            raise OutputExistsError(
+                f"{path} is there and is no lock file; remove it, or name another output.lock."
+            ) from None
 
 
 def check_inputs(lock: Lock, path: Path, checkpoint: Checkpoint, stages: Sequence[Stage]) -> None:

@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from piston.bench.baseline import Reference, read_reference
 from piston.core.atomic_dir import scratch_dir, staged_dir
 from piston.core.bundle.manifest import FILE_NAME, Manifest, sha256_of
 from piston.core.console import note
-from piston.core.errors import BundleError, Error, MisuseError, OutputExistsError
+from piston.core.errors import BundleError, Error, MisuseError
 from piston.pipeline.cache import Cache, Entry
 from piston.pipeline.cache_key import machine
 from piston.pipeline.changes import judge_changes
 from piston.pipeline.child import Outcome, Runner, run_verb
 from piston.pipeline.lock import check_inputs, compare, lock_of, read_lock, write_lock
+from piston.pipeline.outputs import check_outputs
 from piston.pipeline.plan import EVAL_PAGE, Checkpoint, Stage, locate, plan, words_for
 from piston.pipeline.recipe import Recipe
 from piston.pipeline.report import EngineReport, Report, StageReport
@@ -52,7 +53,7 @@ def make(recipe: Recipe, path: Path, options: MakeOptions) -> Report:
     base = path.absolute().parent
     checkpoint = locate(recipe, base, options.checkpoint)
     bundle, lock_path = base / recipe.output.bundle, base / recipe.output.lock
-    check_replaceable(bundle)
+    check_outputs(recipe, path, checkpoint, options.pages)
     baseline = _baseline(recipe, base)
     stages = plan(recipe, base, checkpoint)
     cache = Cache(options.cache_dir.absolute(), options.cache_bytes)
@@ -73,19 +74,28 @@ def make(recipe: Recipe, path: Path, options: MakeOptions) -> Report:
             run.publish(bundle)
             if before is None:
                 write_lock(lock_path, after)
-    for removed in cache.evict():
-        note(f"  removed {removed} from the cache, which holds at most {cache.max_bytes / GIB:.1f} GiB")
+    _evict(cache)
     return dataclasses.replace(report, is_published=report.is_met)
 
 
 @contextmanager
 def _place(cache: Cache, *, is_scratch: bool) -> Iterator[Cache]:
     """The cache, or one beside it that is empty and does not last: a locked run makes everything anew."""
-    if not is_scratch:
+    with ExitStack() as stack:
+        if is_scratch:
+            directory = stack.enter_context(scratch_dir(cache.root, "locked"))
+            cache = Cache(directory / "cache", cache.max_bytes)
+        stack.callback(cache.release)
         yield cache
-        return
-    with scratch_dir(cache.root, "locked") as directory:
-        yield Cache(directory / "cache", cache.max_bytes)
+
+
+def _evict(cache: Cache) -> None:
+    """Bring the cache down to its size; what goes wrong is told, and costs no report of what is published by now."""
+    try:
+        for removed in cache.evict():
+            note(f"  removed {removed} from the cache, which holds at most {cache.max_bytes / GIB:.1f} GiB")
+    except OSError as problem:
+        note(f"warning: the cache {cache.root} could not be brought down to its size: {problem}")
 
 
 def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]], baseline: Reference | None) -> Report:
@@ -104,24 +114,12 @@ def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]],
         stages=tuple(run.reports[stage.name] for stage in run.stages),
         engines=tuple(_engine(spec.target, spec.actual) for spec in manifest.engines),
         values=values,
-        partings=tuple(_parting(item) for item in results["verify"].get("partings", ())),
+        partings=tuple(_parting(item) for item in results.get("verify", {}).get("partings", ())),
         gates=tuple(changes.get(gate.text) or gate.judge(values) for gate in gates),
         machine=machine(),
         tools={name: version for stage in run.stages for name, version in stage.tools.items()},
         piston=importlib.metadata.version("piston"),
     )
-
-
-def check_replaceable(bundle: Path) -> None:
-    """Refuse, before any work, to replace what is no bundle."""
-    if not bundle.exists() or (bundle.is_dir() and not any(bundle.iterdir())):
-        return
-    try:
-        kind = Manifest.read(bundle).kind
-    except BundleError:
-        kind = None
-    if kind != "bundle":
-        raise OutputExistsError(f"{bundle} is there and is no bundle; remove it, or name another output.bundle.")
 
 
 @dataclass(slots=True)
@@ -168,7 +166,7 @@ class Run:
         manifest = Manifest.read(source)
         if _is_same(source, bundle, manifest):
             return
-        with staged_dir(bundle, overwrite=True) as work:
+        with staged_dir(bundle, overwrite=True, reads=self.checkpoint.reads) as work:
             for name in (*manifest.files, FILE_NAME):  # copytree would hide that the disk is full
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, work / name)
@@ -219,7 +217,8 @@ def _check(stage: Stage, outcome: Outcome) -> None:
     """A stage that failed has no entry; what `verify` found is a finding, and is kept."""
     if outcome.status == 0 or (stage.name == "verify" and "passed" in outcome.result):
         return
-    raise Error(f"`piston {stage.name}` failed: {outcome.error or f'exit status {outcome.status}'}")
+    hint = ' (where no engine can run: skip = ["verify"] in [gates])' if stage.name == "verify" else ""
+    raise Error(f"`piston {stage.name}` failed: {outcome.error or f'exit status {outcome.status}'}{hint}")
 
 
 def _baseline(recipe: Recipe, base: Path) -> Reference | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piston.core.cache_dir import expand_user
 from piston.core.errors import Error, MisuseError
 from piston.pipeline.cache_key import (
     code_of,
@@ -17,7 +18,7 @@ from piston.pipeline.cache_key import (
     tools_of,
 )
 from piston.pipeline.options import words_of
-from piston.pipeline.recipe import FLOAT, Recipe
+from piston.pipeline.recipe import FLOAT, VERIFY, Recipe
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 KEY_LENGTH = 32  # hex digits of the SHA-256 that name an entry
@@ -32,6 +33,11 @@ class Checkpoint:
     source: str
     files: Mapping[str, str]  # empty for a hub id
     revision: str | None = None
+
+    @property
+    def reads(self) -> list[Path]:
+        """The path that the export reads; nothing for a hub id."""
+        return [Path(self.source)] if self.files else []
 
     @property
     def sha256(self) -> str | None:
@@ -64,19 +70,21 @@ def locate(recipe: Recipe, base: Path, override: str | None = None) -> Checkpoin
         Error: its hash is not the recipe's.
     """
     stated = recipe.checkpoint
-    path = Path(override) if override is not None else base / Path(stated.source).expanduser()
+    path = Path(override) if override is not None else base / expand_user(stated.source)
     if stated.revision is not None and override is None:
         if _COMMIT.fullmatch(stated.revision) is None:
             raise MisuseError(
                 f"checkpoint.revision {stated.revision!r} may move; name the commit, forty hexadecimal digits."
             )
         return Checkpoint(source=stated.source, files={}, revision=stated.revision)
-    if stated.sha256 is None:
+    if stated.sha256 is None and stated.revision is not None:
         raise MisuseError(
             "--checkpoint is checked by checkpoint.sha256, which the recipe of a hub id has not; leave it out."
         )
-    found = Checkpoint(source=str(path.resolve()), files=files_of_checkpoint(path))
-    if found.sha256 != stated.sha256:
+    # A file keeps its own name: the hub's cache links model.gguf to a blob that is named by its hash.
+    place = path.parent.resolve() / path.name if path.is_file() else path.resolve()
+    found = Checkpoint(source=str(place), files=files_of_checkpoint(path))
+    if stated.sha256 is not None and found.sha256 != stated.sha256:  # None: `--dry-run` prints what to state
         raise Error(
             f"The checkpoint {path} has SHA-256 {found.sha256}, the recipe states {stated.sha256}; it is another one, "
             "or it was changed."
@@ -93,7 +101,8 @@ def plan(recipe: Recipe, base: Path, checkpoint: Checkpoint) -> tuple[Stage, ...
         stages.append(_stage(recipe, base, "calibrate", stages[-1:]))
     stages.append(_stage(recipe, base, "build", stages[-1:]))
     build = stages[-1:]
-    stages.append(_stage(recipe, base, "verify", build, machine()))
+    if VERIFY not in recipe.gates.skip:
+        stages.append(_stage(recipe, base, "verify", build, machine()))
     if recipe.eval is not None:
         uses_float = recipe.eval.get("reference") == FLOAT
         stages.append(_stage(recipe, base, "eval", [*build, *(stages[:1] if uses_float else [])], machine()))

@@ -12,6 +12,7 @@ from piston.pipeline.gates import Gate, parse_gate
 from piston.pipeline.options import check_table
 from piston.pipeline.toml_lines import MAX_LINES, line_of
 
+VERIFY = "verify"
 FLOAT = "float"  # as eval.reference: the model directory that this recipe exports
 TABLES = ("export", "calibrate", "build", "verify", "eval", "bench")
 MAX_BYTES = 64 * 1024
@@ -38,16 +39,23 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gates:
-    """What must hold; see gates.py."""
+    """What must hold; see gates.py. `verify` must hold unless it is skipped, named or not."""
 
     require: tuple[str, ...] = ()
+    skip: tuple[Literal["verify"], ...] = ()  # where no engine of the bundle can run on the machine that makes it
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every gate that is judged, as text."""
+        is_implied = VERIFY not in self.skip and not any(text.strip() == VERIFY for text in self.require)
+        return (*((VERIFY,) if is_implied else ()), *self.require)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Every table but three holds options of the verb of its name; a table that is absent is a stage that is not run.
 
-    `export`, `build` and `verify` are always run.
+    `export` and `build` are always run, and `verify` is unless gates.skip names it.
     """
 
     checkpoint: Source
@@ -64,7 +72,7 @@ class Recipe:
     @property
     def parsed_gates(self) -> tuple[Gate, ...]:
         """The gates in order; they were checked when the recipe was read."""
-        return tuple(parse_gate(text) for text in self.gates.require)
+        return tuple(parse_gate(text) for text in self.gates.all)
 
     def table(self, verb: str) -> Mapping[str, Any] | None:
         """The options of a verb; None where it is not run."""
@@ -72,8 +80,8 @@ class Recipe:
         return table
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
+def read_recipe(path: Path, *, needs_hash: bool = True) -> Recipe:
+    """Read and check a recipe; `needs_hash=False` takes one that does not state the checkpoint's hash yet.
 
     Raises:
         MisuseError: it cannot be read, or says something that cannot be done; the message begins with file and line.
@@ -94,27 +102,35 @@ def read_recipe(path: Path) -> Recipe:
         raise MisuseError(f"{path} is not TOML: {problem}.") from None
     try:
         recipe: Recipe = shaped(Recipe, value, whole="the recipe")
-        _check(recipe)
+        _check(recipe, needs_hash=needs_hash)
     except ShapeError as problem:
         raise MisuseError(f"{path}, line {line_of(text, problem.path)}: {problem}.") from None
     return recipe
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe, *, needs_hash: bool) -> None:
     for verb in TABLES:
         if (table := recipe.table(verb)) is not None:
             check_table(verb, table)
-    if recipe.checkpoint.sha256 is None and recipe.checkpoint.revision is None:
+    _check_source(recipe.checkpoint, needs_hash=needs_hash)
+    _check_gates(recipe)
+
+
+def _check_source(stated: Source, *, needs_hash: bool) -> None:
+    if needs_hash and stated.sha256 is None and stated.revision is None:
         raise ShapeError(
             "the checkpoint has neither sha256 (of something local; `piston make --dry-run` prints it) nor revision "
             "(the commit of a hub id)",
             ("checkpoint",),
         )
-    if recipe.checkpoint.sha256 is not None and recipe.checkpoint.revision is not None:
+    if stated.sha256 is not None and stated.revision is not None:
         raise ShapeError(
             "checkpoint.revision is of a hub id, checkpoint.sha256 of something local; give one",
             ("checkpoint", "revision"),
         )
+
+
+def _check_gates(recipe: Recipe) -> None:
     for index, gate in enumerate(recipe.gates.require):
         path = ("gates", "require", index)
         try:
@@ -125,5 +141,7 @@ def _check(recipe: Recipe) -> None:
             raise ShapeError(f"{gate!r} needs a table [{needed}]", path)
         if "baseline" in gate and "baseline" not in (recipe.bench or {}):
             raise ShapeError(f"{gate!r} needs bench.baseline, the file of an earlier run", path)
+    if VERIFY in recipe.gates.skip and (recipe.verify or any(gate.strip() == VERIFY for gate in recipe.gates.require)):
+        raise ShapeError("'verify' is skipped, and its table or its gate asks for it; take one away", ("gates", "skip"))
     if len(set(recipe.gates.require)) != len(recipe.gates.require):
         raise ShapeError("a gate is named twice", ("gates", "require"))

@@ -8,12 +8,11 @@ from xml.etree import ElementTree as ET
 from piston.core.bundle.manifest import Manifest
 from piston.core.bundle.sbom import sbom_of
 from piston.core.errors import Error
+from piston.core.outputs import write_output
 from piston.pipeline.gates import shown_bytes, shown_value
 from piston.pipeline.page import page_of
-from piston.pipeline.report import EngineReport, Report, StageReport
+from piston.pipeline.report import FILES, SBOM, EngineReport, Report, StageReport
 
-FILES = ("report.json", "junit.xml", "summary.md", "index.html")
-SBOM = "sbom.cdx.json"
 _UNPRINTABLE = {code: " " for code in range(32) if chr(code) not in "\t\n\r"}  # what XML 1.0 cannot hold
 
 
@@ -27,22 +26,17 @@ def write_reports(directory: Path, report: Report) -> None:
     )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, text in zip(FILES, texts, strict=True):
-            part = directory / f".{name}.part"
-            part.write_text(text, encoding="utf-8")
-            part.replace(directory / name)
     except OSError as problem:
         raise Error(f"Cannot write the report to {directory}: {problem.strerror}.") from problem
+    for name, text in zip(FILES, texts, strict=True):
+        write_output(directory / name, text)
 
 
 def write_sbom(directory: Path, report: Report, model_license: str | None) -> None:
     """Write the bill of materials of the bundle that was published; raises as write_reports does."""
     bundle = Path(report.bundle)
     document = sbom_of(bundle, Manifest.read(bundle), model_license)
-    try:
-        (directory / SBOM).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as problem:
-        raise Error(f"Cannot write the report to {directory}: {problem.strerror}.") from problem
+    write_output(directory / SBOM, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def lines_of(report: Report) -> Iterator[str]:

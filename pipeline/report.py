@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from piston.pipeline.gates import GateResult
 
+FILES = ("report.json", "junit.xml", "summary.md", "index.html")
+SBOM = "sbom.cdx.json"
 Equality = Literal["bit-equal", "graph-equal", "numerically-equal", "none"]
 
 

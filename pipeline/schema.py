@@ -12,6 +12,14 @@ _CHECKPOINT = {
     "revision": {**_TEXT, "pattern": "^[0-9a-f]{40}$", "description": "the commit of a hub id"},
     "license": {**_TEXT, "description": "SPDX expression, for the bill of materials"},
 }
+_GATES = {
+    "require": {"type": "array", "items": _TEXT},
+    "skip": {
+        "type": "array",
+        "items": {"enum": ["verify"]},
+        "description": "do not run `piston verify`: for bundles none of whose engines runs on this machine",
+    },
+}
 _OUTPUT = {
     "bundle": {**_TEXT, "description": "the bundle that met the gates, relative to the recipe"},
     "report": {**_TEXT, "description": "a directory for report.json, junit.xml, summary.md and index.html"},
@@ -33,7 +41,7 @@ def schema() -> dict[str, Any]:
             "schema": {"const": 1},
             "checkpoint": {**_object(_CHECKPOINT, ["source"], "what is exported"), **either},
             **verbs,
-            "gates": _object({"require": _list(_TEXT)}, [], "what must hold before the bundle is published"),
+            "gates": _object(_GATES, [], "what must hold before the bundle is published"),
             "output": _object(_OUTPUT, ["bundle"], "what is written"),
         },
         "required": ["checkpoint", "output"],

@@ -18,6 +18,7 @@ from piston.calibration.numeric.rounding import Quantized
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.channel_splitting import Source
 
+ROUNDED = "rounded"  # the directory, in the work directory of a calibration
 Rounded = dict[str, Quantized]  # by the linear's name
 
 

@@ -27,7 +27,7 @@ from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.channel_splitting import Source, apply_split, num_copies, shared_out, split_largest
 from piston.calibration.schemes.gptq import Hessian, gptq
-from piston.calibration.schemes.gptq_checkpoint import Rounded, RoundedFiles, RoundedGroup
+from piston.calibration.schemes.gptq_checkpoint import ROUNDED, Rounded, RoundedFiles, RoundedGroup
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.segments import Relay, Segment, cut
 from piston.calibration.schemes.w8a8 import weight_of
@@ -119,8 +119,8 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
     Stopped at any moment, the same call with the same `work` goes on from the last group that it was through with.
     """
     segments = cut(graph.model.graph, by_input(recipe.chosen(graph.linears)))
-    files = RoundedFiles(work / "relay", _key(graph, recipe, rows))
-    relay = Relay(graph, rows, work / "relay")
+    files = RoundedFiles(work / ROUNDED, _key(graph, recipe, rows))
+    relay = Relay(graph, rows, files.directory / "rows")  # within, so that rows of other work go with it
     rounded = list[RoundedGroup]()
     found = files.load([segment.group for segment in segments], recipe)
     for done, segment in enumerate(segments):

@@ -22,7 +22,9 @@ def examine_bundle(path: Path) -> list[Finding]:
     except BundleTooNewError as problem:
         return [Finding(str(path / FILE_NAME), "wrong", str(problem), "pip install --upgrade piston")]
     except BundleCorruptError as problem:
-        return [Finding(str(path / FILE_NAME), "wrong", str(problem), AGAIN["bundle"].format(path, "TARGET"))]
+        # Without a manifest nothing says that Piston wrote the directory, and --overwrite leaves it alone.
+        mend = f"copy it whole, or remove it and piston build MODEL_DIR -o {path} --target TARGET"
+        return [Finding(str(path / FILE_NAME), "wrong", str(problem), mend)]
     targets = " --target ".join(spec.target for spec in manifest.engines) or "TARGET"
     again = AGAIN[manifest.kind].format(path, targets)
     findings = [

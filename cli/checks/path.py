@@ -12,6 +12,7 @@ from piston.cli.checks.machine import Installed, installed_version
 from piston.core.bundle.manifest import FILE_NAME
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.bundle.plan_header import PlanHeader
+from piston.core.bundle.weights_header import damage_of, missing_shards
 from piston.core.errors import BundleCorruptError
 
 PLAN_TAGS, GGUF_TAG = (b"ftrt", b"vtrt"), b"GGUF"
@@ -44,7 +45,7 @@ def examine_path(path: Path, installed: Installed = installed_version) -> list[F
     if tag in PLAN_TAGS:
         return _examine_plan(path, installed)
     if tag == GGUF_TAG:
-        return [Finding(str(path), "ok", "a GGUF checkpoint, not built yet", _export(path))]
+        return _examine_weights(path) or [Finding(str(path), "ok", "a GGUF checkpoint, not built yet", _export(path))]
     if path.name == FILE_NAME:
         return _examine_directory(path.parent)
     if path.suffix in WEIGHTS:
@@ -61,9 +62,10 @@ def _examine_directory(path: Path) -> list[Finding]:
             mend = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
             return [Finding(str(path), "wrong", f"{what} ({name}), which Piston cannot run", mend)]
     if "config.json" in names:
-        return [_examine_checkpoint(path, names)]
+        found = _examine_checkpoint(path, names)
+        return (_examine_weights(path) if found.level == "ok" else []) or [found]
     if quantized := sorted(name for name in names if name.endswith(".gguf")):
-        return [
+        return _examine_weights(path / quantized[0]) or [
             Finding(
                 str(path), "ok", f"a directory with a GGUF checkpoint, {quantized[0]}", _export(path / quantized[0])
             )
@@ -89,6 +91,24 @@ def _examine_checkpoint(path: Path, names: set[str]) -> Finding:
     if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"}:
         return Finding(str(path), "wrong", "a checkpoint without a tokenizer", "download tokenizer.json beside it")
     return Finding(str(path), "ok", "a Hugging Face checkpoint, not exported yet", _export(path))
+
+
+def _examine_weights(path: Path) -> list[Finding]:
+    """What is missing or cut short of a GGUF file or of a checkpoint's directory, by headers and sizes alone."""
+    place, again = path.parent if path.is_file() else path, "download it again"
+    found = [
+        Finding(str(place / name), "wrong", "it is missing, and it holds a part of the weights", again)
+        for name in missing_shards(path)
+    ]
+    files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.suffix in WEIGHTS)
+    for file in files:
+        try:
+            problem = damage_of(file)
+        except OSError as error:
+            problem = f"it cannot be read ({error.strerror})"
+        if problem is not None:
+            found.append(Finding(str(file), "wrong", problem, again))
+    return found
 
 
 def _examine_plan(path: Path, installed: Installed) -> list[Finding]:

@@ -52,7 +52,7 @@ def prove(
     try:
         pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows)
     except ParityError:
-        slack = slack_of(canonical, cache, max_length=max_length, windows=windows)
+        slack = slack_of(canonical, cache, max_length=max_length, windows=windows, work=lowered.parent)
         if slack <= 1:
             raise
         pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows, slack=slack)

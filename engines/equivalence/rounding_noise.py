@@ -26,17 +26,21 @@ FACTOR = 4.0
 MOST = 20.0  # 0.2 % of the largest logit
 
 
-def slack_of(canonical: Path, cache: CacheSpec, *, max_length: int, windows: Sequence[int]) -> float:
+def slack_of(
+    canonical: Path, cache: CacheSpec, *, max_length: int, windows: Sequence[int], work: Path | None = None
+) -> float:
     """By how much to widen the bounds of a proof against `canonical`: at least 1, at most MOST.
 
-    Beside an INT8 cache it is 1: the two graphs share keys, values and what is attended, layer by layer.
+    Copies of the graph and its weights are written below `work`, by default the system's temporary directory: the model
+    directory is the user's, and perhaps cannot be written. Beside an INT8 cache it is 1: the two graphs share keys,
+    values and what is attended, layer by layer.
     """
     if cache.dtype == "int8":
         return 1.0
     wide = cache.with_dtype("float32")
     worst = 0.0
     for seed in SEEDS:
-        with tempfile.TemporaryDirectory(dir=canonical.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=work) as scratch:
             nudged = Path(scratch) / canonical.name
             _nudge(canonical, nudged, seed)
             found = compare(canonical, nudged, wide, max_length=max_length, windows=windows, slack=np.inf)

@@ -10,8 +10,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from piston.core.console import Progress
-from piston.core.errors import EngineError
+from piston.core.console import Progress, note
+from piston.core.errors import EngineError, Error
+from piston.core.outputs import write_output
 from piston.engines.tensorrt.allowed import check_network
 from piston.engines.tensorrt.build_monitor import build_monitor
 from piston.engines.tensorrt.compiler_options import CompilerOptions
@@ -63,10 +64,18 @@ def compile_plan(
         plan = _build(module, builder, network, config, progress)
         goal.write_bytes(memoryview(accepted(plan)))
         if options.timing_cache is not None:
-            options.timing_cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            _keep_timings(options.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
         return Compiled(
             compiler_version=str(module.__version__), layers=network.num_layers, plan_bytes=goal.stat().st_size
         )
+
+
+def _keep_timings(path: Path, data: bytes) -> None:
+    """Write the timing cache; that it cannot be written is told, and costs no finished build."""
+    try:
+        write_output(path, data)
+    except Error as problem:
+        note(f"warning: the timing cache is not kept: {problem}")
 
 
 def _parse(parser: Any, path: Path) -> None:

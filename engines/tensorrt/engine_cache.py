@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle.manifest import EngineSpec, Manifest, record_files
+from piston.core.console import note
 from piston.core.schema import ShapeError, shaped
 from piston.engines.tensorrt.target import Target
 from piston.runtime.backends.tensorrt.log import open_module
@@ -72,28 +73,36 @@ class EngineCache:
         return spec
 
     def put(self, key: str, work: Path, spec: EngineSpec) -> None:
-        """Keep a copy of the engine below `work`; a full disk is no failure of the build."""
+        """Keep a copy of the engine below `work`. A cache that cannot be written is told of; the build is done."""
+        try:
+            self._put(key, work, spec)
+            self._trim(key)
+        except OSError as problem:
+            note(f"warning: the engine is not kept in the cache {self.directory}: {problem.strerror or problem}")
+
+    def _put(self, key: str, work: Path, spec: EngineSpec) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         engine_dir = (work / spec.path).parent
-        with suppress(OSError), tempfile.TemporaryDirectory(dir=self.directory, prefix="new.") as made:
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix="new.", ignore_cleanup_errors=True) as made:
             entry = Path(made) / "entry"
-            shutil.copytree(engine_dir, entry / "files" / engine_dir.relative_to(work))
+            try:
+                shutil.copytree(engine_dir, entry / "files" / engine_dir.relative_to(work))
+            except shutil.Error as problem:  # a list of what happened to each file
+                raise OSError(problem.args[0][0][2]) from problem
             files = {name: record.sha256 for name, record in record_files(entry / "files").items()}
             text = json.dumps({"spec": dataclasses.asdict(spec), "files": files})
             (entry / SPEC).write_text(text, encoding="utf-8")
             with suppress(OSError):  # somebody else was first
                 entry.rename(self.directory / key)
-        self._trim(key)
 
     def _trim(self, newest: str) -> None:
-        entries = [path for path in self.directory.iterdir() if (path / SPEC).is_file()]
-        sizes = {path: sum(item.stat().st_size for item in path.rglob("*") if item.is_file()) for path in entries}
-        total = sum(sizes.values())
-        for path in sorted(entries, key=lambda item: item.stat().st_mtime):
+        found = [entry for path in self.directory.iterdir() if (entry := _measured(path)) is not None]
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
             if total <= self.limit or path.name == newest:
                 continue
             self._drop(path)
-            total -= sizes[path]
+            total -= size
 
     def _drop(self, entry: Path) -> None:
         """Take an entry out of sight at once, then delete it: nobody sees half of one."""
@@ -101,8 +110,25 @@ class EngineCache:
             entry.rename(Path(aside) / entry.name)
 
 
+def _measured(path: Path) -> tuple[float, int, Path] | None:
+    """When an entry was last used, its bytes, and its path; None for what is none, or has been removed meanwhile."""
+    try:
+        used = path.stat().st_mtime
+        if not (path / SPEC).is_file():
+            return None
+        return used, sum(item.stat().st_size for item in path.rglob("*") if item.is_file()), path
+    except OSError:
+        return None
+
+
 def _copy_hashed(entry: Path, name: str, goal: Path) -> str:
-    """Copy a file of an entry below `goal`; the SHA-256 of the bytes that were written."""
+    """Copy a file of an entry below `goal`; the SHA-256 of the bytes that were written.
+
+    Raises:
+        ValueError: the name leads out of the entry.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} lies outside the entry")
     digest = hashlib.sha256()
     (goal / name).parent.mkdir(parents=True, exist_ok=True)
     with (entry / "files" / name).open("rb") as reader, (goal / name).open("wb") as writer:

@@ -4,6 +4,7 @@ It runs any graph of the canonical interface, lowered or not; inputs that a lowe
 ONNX Runtime's exceptions become EngineError here and nowhere else.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ class OrtOptions:
     kernels: bool = False  # the graph has operators of piston.runtime.kernels
     provider: str = "CPUExecutionProvider"
     provider_options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise MisuseError for threads that no machine of this size can use."""
+        check_threads(self.threads)
 
 
 class OrtEngine:
@@ -155,6 +160,13 @@ class OrtEngine:
     def _run(self, binding: Any) -> None:
         with translated("running a step"):
             self._session.run_with_iobinding(binding, self._run_options)
+
+
+def check_threads(threads: int) -> None:
+    """Raise MisuseError unless it is 0 or a number of threads that this machine may reasonably run."""
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 0 <= threads <= most:
+        raise MisuseError(f"threads is {threads}; it must be from 0, which leaves it to the backend, to {most} here.")
 
 
 def bind_cache(binding: Any, cache: KVCache, low: int, rows: int) -> None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.bundle.plan_header import PlanHeader
+from piston.core.cache_dir import cache_dir
 from piston.core.errors import BundleCorruptError, BundleError, DeviceMemoryError, Error, MisuseError
 from piston.runtime import kernels
 from piston.runtime.backends.cuda_driver import Device
@@ -13,7 +13,6 @@ from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.environment import Machine
 from piston.runtime.bundle import Bundle
 
-KERNEL_CACHE = ".cache/piston/kernels"  # in the user's home: for bundles in directories that cannot be written
 TENSORRT_EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
 
@@ -159,7 +158,7 @@ def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
     cuda = Cuda.open()
     record, path = bundle.manifest.files[spec.path], bundle.directory / spec.path
     is_lean = _is_lean(PlanHeader.read(path), spec, Machine())
-    plan = Plan.load(path, record, cuda.device(), Path.home() / KERNEL_CACHE, is_lean=is_lean)
+    plan = Plan.load(path, record, cuda.device(), cache_dir("kernels"), is_lean=is_lean)
     return TensorRTEngine.open(
         plan,
         spec.cache,

@@ -8,8 +8,9 @@ import pytest
 from benched import opener, ticking
 from toy_model import write_bundle
 
-from piston.bench import cli
+from piston.bench import cli, publish
 from piston.bench.measure import measure
+from piston.core.errors import Error
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/bench.json").read_text(encoding="utf-8"))
 SMALL = ("--prompt-len", "16", "--gen-len", "8", "--repeats", "8", "--warmup", "1", "--starts", "0", "--quiet")
@@ -174,6 +175,7 @@ def test_markdown_has_gates_tables_and_rows_of_equal_width(bench, tmp_path, slow
         (("--repeats", "0"), "--repeats is 0"),
         (("--starts", "-1"), "--starts is -1"),
         (("--threads", "0"), "--threads is 0"),
+        (("--threads", "100000"), "threads is 100000"),
         (("--alpha", "1"), "--alpha is 1.0"),
         (("--batch", "0"), "--batch is 0"),
         (("--batch", "x"), "no list of whole numbers"),
@@ -183,6 +185,7 @@ def test_markdown_has_gates_tables_and_rows_of_equal_width(bench, tmp_path, slow
         (("--fail-on", "load>5s"), "raise --starts"),
         (("--junit", "junit.xml"), "give --fail-on"),
         (("--html", "/nowhere/page.html"), "there is no directory"),
+        (("--html", "page", "--markdown", "page"), "both name page"),
         (("--against", "vllm:/tmp"), "write KIND:PATH"),
         (("--target", "tensorrt"), "tensorrt"),
     ],
@@ -192,3 +195,20 @@ def test_wrong_options_are_told_before_anything_is_measured(bench, words, told):
     assert result.status in {1, 2}
     assert told in result.err
     assert result.out == ""
+
+
+def test_a_page_does_not_replace_a_file_of_the_bundle(bench, bundle):
+    before = (bundle / "manifest.json").read_bytes()
+    result = bench("--html", bundle / "manifest.json")
+    assert (result.status, "would replace" in result.err) == (2, True)
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_page_that_cannot_be_written_costs_no_figure_that_was_measured(bench, tmp_path, monkeypatch):
+    def full(path, content):
+        raise Error(f"Cannot write {path}: No space left on device.")
+
+    monkeypatch.setattr(publish, "write_output", full)
+    result = bench("--html", tmp_path / "page.html", "--json")
+    assert (result.status, "Cannot write" in result.err) == (1, True)
+    assert json_of(result)["systems"]

@@ -1,6 +1,7 @@
 """calibrate on a toy from export to a quantized directory: what it writes, what it keeps, what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -11,14 +12,15 @@ from canonical import CanonicalSession
 from checkpoints import write_checkpoint
 from tokenizers import Tokenizer
 
-from piston.calibration.calibrate import calibrate
+from piston.calibration.calibrate import CheckOptions, calibrate
 from piston.calibration.data.rows import RowOptions
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
+from piston.calibration.schemes import layerwise_gptq as sequential
 from piston.calibration.schemes.residual import RATIOS
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
-from piston.core.errors import MisuseError, OutputExistsError
+from piston.core.errors import MisuseError, OutputExistsError, ShortfallError
 from piston.export import export_model
 
 ROWS = RowOptions(num_rows=6, seq_len=24)
@@ -204,3 +206,60 @@ def test_the_verb_prints_one_json_object(model_dir, text, tmp_path, capsys):
 def test_options_that_contradict_are_misuse_in_one_line(model_dir, tmp_path, capsys, words):
     assert main(["calibrate", str(model_dir), "-o", str(tmp_path / "out"), *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_gptq_rounded_is_kept_where_the_result_misses_its_bound(model_dir, text, tmp_path, monkeypatch):
+    def with_bound(bound):
+        checked = CheckOptions(bounds=(bound,))
+        return calibrate(model_dir, tmp_path / "q", RECIPES["w4"], [text], rows=ROWS, checked=checked)
+
+    with pytest.raises(ShortfallError, match=r"outside its bound.*is kept in .*\.q\.calibration"):
+        with_bound("kl=0.0000001")
+    assert [path.name for path in tmp_path.iterdir()] == [".q.calibration"]
+    assert [path.name for path in (tmp_path / ".q.calibration").iterdir()] == ["rounded"]
+
+    def again(*arguments):
+        pytest.fail("weights were rounded a second time")
+
+    monkeypatch.setattr(sequential, "gptq", again)
+    result = with_bound("kl=1000")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+    plain = calibrate(
+        model_dir, tmp_path / "plain", RECIPES["w4"], [text], rows=ROWS, checked=CheckOptions(bounds=("kl=1000",))
+    )
+    assert result.manifest.files == plain.manifest.files
+
+
+@pytest.mark.parametrize("goal", [".", "..", "text"])
+def test_what_is_read_is_never_replaced(model_dir, text, tmp_path, goal):
+    place = shutil.copytree(model_dir, tmp_path / "place/model")
+    (place.parent / "text").mkdir()
+    shutil.copyfile(text, place.parent / "text/rows.txt")
+    out, data = (place.parent / goal if goal == "text" else place / goal), place.parent / "text/rows.txt"
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(MisuseError, match="would replace"):
+        calibrate(place, out, RECIPES["w8"], [data], overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_recipe_that_is_replayed_or_data_is_not_replaced_by_what_is_saved(model_dir, text, tmp_path, capsys):
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPES["w8"].to_json()))
+    before = (tmp_path / "recipe.json").read_text()
+    words = ["calibrate", str(model_dir), "-o", str(tmp_path / "q"), "--recipe", str(tmp_path / "recipe.json")]
+    for option, path in (("--save-recipe", tmp_path / "recipe.json"), ("--report", model_dir / "manifest.json")):
+        assert main([*words, option, str(path)]) == 2
+        assert "would replace" in capsys.readouterr().err
+    assert (tmp_path / "recipe.json").read_text() == before
+
+
+def test_a_model_directory_of_links_is_quantized_as_any_other(model_dir, tmp_path):
+    (tmp_path / "linked").mkdir()
+    for path in model_dir.iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    free = CheckOptions(bounds=("kl=1000",), data="builtin")
+    plain, linked = (
+        calibrate(source, tmp_path / "q" / source.name, RECIPES["w8"], rows=ROWS, checked=free)
+        for source in (model_dir, tmp_path / "linked")
+    )
+    assert plain.manifest.files == linked.manifest.files

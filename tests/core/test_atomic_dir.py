@@ -17,7 +17,7 @@ from pathlib import Path
 from piston.core.atomic_dir import staged_dir
 goal = Path(sys.argv[1])
 while True:
-    with staged_dir(goal, overwrite=True) as work:
+    with staged_dir(goal, is_private=True) as work:
         for name in range(30):
             (work / str(name)).write_bytes(b"x" * 1000)
     print("published", flush=True)
@@ -108,22 +108,22 @@ def test_a_goal_that_appeared_during_the_work_is_left_alone(goal):
     assert beside(goal) == ["goal"]
 
 
-def test_overwrite_replaces_the_old_as_a_whole(old):
+def test_the_old_is_replaced_as_a_whole(old):
     (old / "b").write_text("old")
-    write(old, overwrite=True)
+    write(old, is_private=True)
     assert contents(old) == {"a": "new"}
     assert beside(old) == ["goal"]
 
 
-def test_overwrite_keeps_the_old_until_the_new_is_whole(old):
-    with staged_dir(old, overwrite=True) as work:
+def test_the_old_is_kept_until_the_new_is_whole(old):
+    with staged_dir(old, is_private=True) as work:
         (work / "a").write_text("new")
         assert contents(old) == {"a": "old"}
     assert contents(old) == {"a": "new"}
 
 
-def test_overwrite_keeps_the_old_when_the_block_fails(old):
-    with pytest.raises(ValueError, match="no"), staged_dir(old, overwrite=True):
+def test_the_old_is_kept_when_the_block_fails(old):
+    with pytest.raises(ValueError, match="no"), staged_dir(old, is_private=True):
         raise ValueError("no")
     assert contents(old) == {"a": "old"}
     assert beside(old) == ["goal"]
@@ -151,10 +151,10 @@ def make_link_to_directory(goal):
 
 
 @pytest.mark.parametrize("make", [make_file, make_link, make_link_to_directory])
-def test_overwrite_replaces_whatever_has_the_name(goal, make):
+def test_a_private_place_is_replaced_whatever_is_there(goal, make):
     make(goal)
     others = [name for name in beside(goal) if name != "goal"]
-    write(goal, overwrite=True)
+    write(goal, is_private=True)
     assert not goal.is_symlink()
     assert contents(goal) == {"a": "new"}
     assert beside(goal) == ["goal", *others]
@@ -176,7 +176,7 @@ def test_a_failing_rename_restores_the_old(goal, monkeypatch, failing, problem, 
 
     monkeypatch.setattr(Path, "rename", failing_rename)
     with pytest.raises(type(problem)):
-        write(goal, overwrite=True)
+        write(goal, is_private=True)
     assert (goal.read_text() if goal.is_file() else contents(goal)["a"]) == "old"
     assert beside(goal) == ["goal"]
 

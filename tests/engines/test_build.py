@@ -134,13 +134,59 @@ def test_an_output_that_exists_is_kept_unless_told_otherwise(model_dir, tmp_path
     with pytest.raises(OutputExistsError):
         build(model_dir, tmp_path / "bundle")
     assert (tmp_path / "bundle/mine").read_text() == "kept"
+    with pytest.raises(OutputExistsError, match="holds mine, which Piston did not write"):
+        build(model_dir, tmp_path / "bundle", overwrite=True)
+    assert (tmp_path / "bundle/mine").read_text() == "kept"
+    (tmp_path / "bundle/mine").unlink()
     build(model_dir, tmp_path / "bundle", overwrite=True)
-    assert Manifest.read(tmp_path / "bundle").kind == "bundle"
+    (tmp_path / "bundle/tokenizer.json").write_text("damaged")
+    build(model_dir, tmp_path / "bundle", overwrite=True)
+    Manifest.read(tmp_path / "bundle").verify(tmp_path / "bundle")
+
+
+def linked(model_dir, place, how):
+    """The model directory as package managers and the hub's cache make one."""
+    if how == "a link to the directory":
+        place.symlink_to(model_dir)
+        return place
+    blobs, files = place / "blobs", place / "snapshots/0"
+    shutil.copytree(model_dir, blobs)
+    files.mkdir(parents=True)
+    for path in blobs.iterdir():
+        if how == "hard links":
+            (files / path.name).hardlink_to(path)
+        else:
+            (files / path.name).symlink_to(f"../../blobs/{path.name}")
+    return files
+
+
+@pytest.mark.parametrize("how", ["a link to the directory", "hard links", "links to files"])
+def test_a_model_directory_of_links_is_built_as_any_other(model_dir, tmp_path, how):
+    source = linked(model_dir, tmp_path / "linked", how)
+    before = sorted(tmp_path.rglob("*"))
+    plain, manifest = build(model_dir, tmp_path / "plain"), build(source, tmp_path / "bundle")
+    assert {name: record.sha256 for name, record in manifest.files.items() if name.startswith("ort-cpu")} == {
+        name: record.sha256 for name, record in plain.files.items() if name.startswith("ort-cpu")
+    }
+    made = {
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_relative_to(tmp_path / "bundle") or path.is_relative_to(tmp_path / "plain")
+    }
+    assert sorted(set(tmp_path.rglob("*")) - made) == before
+
+
+def test_a_damaged_model_directory_of_links_is_refused_before_it_is_copied(model_dir, tmp_path):
+    source = linked(model_dir, tmp_path / "linked", "hard links")
+    (source / "model.onnx.data").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"model\.onnx\.data"):
+        build(source, tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["linked"]
 
 
 @pytest.mark.parametrize("goal", [".", "..", "../.."])
 def test_the_output_may_not_replace_what_is_read(model_dir, goal):
-    with pytest.raises(MisuseError, match="would replace the model directory"):
+    with pytest.raises(MisuseError, match="would replace"):
         build(model_dir, model_dir / goal, overwrite=True)
     assert (model_dir / "model.onnx").is_file()
 

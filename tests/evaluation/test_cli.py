@@ -211,6 +211,7 @@ def test_capacity_is_what_windows_and_answers_take_or_what_is_asked(two, monkeyp
         (("--fail-on", "speed>3"), "Cannot read --fail-on 'speed>3'"),
         (("--fail-on", "answers<50%", "--answer-tokens", "0"), "needs answers"),
         (("--html", "/nowhere/page.html"), "there is no directory /nowhere"),
+        (("--html", "."), "is a directory"),
         (("--prompts", "/nowhere/prompts"), "Cannot read /nowhere/prompts"),
         (("--data", "/nowhere/text"), "Cannot read /nowhere/text"),
     ],
@@ -301,3 +302,12 @@ def test_an_answer_may_be_the_end_token_alone(json_of):
     _, found = json_of(bundle_script=ending, reference_script=ending)
     assert {item["reference_text"] for item in found["answers"]["prompts"]} == {""}
     assert found["answers"]["same"]["value"] == 1
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
+def test_the_page_does_not_replace_a_file_of_what_is_evaluated(two, bundle, reference, text, name):
+    for place in (bundle / name, reference / name, text):
+        before = place.read_bytes()
+        status, out, err = two("--html", place)
+        assert (status, out, "would replace" in err) == (2, "", True)
+        assert place.read_bytes() == before

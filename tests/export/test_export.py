@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ from tokenizers import Tokenizer
 
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
-from piston.core.errors import CheckpointError, OutputExistsError
+from piston.core.errors import CheckpointError, MisuseError, OutputExistsError
 from piston.export import ExportOptions, export_model
 
 STANDARD_OPERATORS_ONLY = {""}
@@ -158,8 +160,23 @@ def test_an_existing_output_is_refused_before_work_and_replaced_when_told(checkp
     (tmp_path / "out" / "precious").write_text("x")
     with pytest.raises(OutputExistsError):
         export_model("/nowhere/at/all", tmp_path / "out")
-    export_model(checkpoint, tmp_path / "out", ExportOptions(overwrite=True))
-    assert not (tmp_path / "out" / "precious").exists()
+    with pytest.raises(OutputExistsError, match="holds precious, which Piston did not write"):
+        export_model(checkpoint, tmp_path / "out", ExportOptions(overwrite=True))
+    assert (tmp_path / "out" / "precious").exists()
+    (tmp_path / "out" / "precious").unlink()
+    export_model(checkpoint, tmp_path / "out", ExportOptions(overwrite=True, check_parity=False))
+    export_model(checkpoint, tmp_path / "out", ExportOptions(overwrite=True, check_parity=False))
+
+
+@pytest.mark.parametrize("goal", [".", "..", "model.gguf"])
+def test_the_checkpoint_is_never_replaced(checkpoint, goal, tmp_path):
+    place = Path(shutil.copytree(checkpoint, tmp_path / "place/checkpoint"))
+    (place / "model.gguf").write_bytes(b"GGUF")
+    before = sorted(tmp_path.rglob("*"))
+    for source in {place, place / goal if goal == "model.gguf" else place}:
+        with pytest.raises(MisuseError):
+            export_model(source, place / goal, ExportOptions(overwrite=True))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_verb_prints_one_json_object(checkpoint, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from making import Commands, write_recipe
 
 from piston.pipeline import make as make_module
-from piston.pipeline.cli import default_cache, parse_size
+from piston.pipeline.cli import parse_size
 from piston.pipeline.make import MakeOptions
 
 SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
@@ -74,6 +74,21 @@ def test_a_dry_run_runs_nothing_and_says_what_is_cached(piston, recipe, commands
     assert "cached" in run(piston, recipe, "--dry-run").out
 
 
+def test_a_dry_run_prints_the_hash_that_a_recipe_does_not_state_yet(piston, tmp_path, commands):
+    lines = []
+
+    def without_hash(text):
+        lines.append(next(line for line in text.splitlines() if line.startswith("sha256")))
+        return text.replace(lines[0], "")
+
+    recipe = write_recipe(tmp_path / "place", without_hash)
+    result = run(piston, recipe, "--dry-run")
+    assert (result.status, result.err) == (0, "")
+    assert f"sha256 {lines[0].split(chr(34))[1]}" in result.out
+    assert run(piston, recipe).status == 2
+    assert commands.calls == []
+
+
 def test_a_lock_without_equality_fails(piston, recipe, commands):
     run(piston, recipe)
     commands.engine, commands.graph, commands.expected = b"x", b"y", commands.expected
@@ -103,11 +118,3 @@ def test_sizes_are_read(text, size):
 
 def test_a_size_without_a_unit_is_misuse(refused, recipe):
     assert refused("make", recipe, "--cache-size", "20")[0] == 2
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("PISTON_CACHE_DIR", str(tmp_path))
-    assert default_cache() == tmp_path / "make"
-    monkeypatch.delenv("PISTON_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert default_cache() == tmp_path / "x/piston/make"

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from toy_model import edit_manifest, write_bundle
 from piston.core.bundle.golden import Expected, ExpectedAnswer
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import Error, MisuseError, OutputExistsError
+from piston.pipeline import cache as cache_module
+from piston.pipeline.cache import Cache
 from piston.pipeline.make import MakeOptions, make
 from piston.pipeline.plan import locate, plan
 from piston.pipeline.recipe import read_recipe
@@ -282,6 +285,111 @@ def test_a_bundle_that_does_not_verify_is_not_published_and_is_asked_again(place
     assert place.commands.calls == ["verify"]
 
 
+@pytest.mark.parametrize("gates", ['require = [\n  "eval.ppl <= 2%",\n]', ""])
+def test_a_bundle_that_does_not_verify_is_not_published_where_no_gate_names_verify(place, gates):
+    place.edit('require = [\n  "verify",\n  "eval.ppl <= 2%",\n]', gates)
+    place.commands.passed = False
+    report = place.make()
+    assert (report.gates[0].expression, report.gates[0].is_met, report.is_published) == ("verify", False, False)
+    assert not place.bundle.exists()
+
+
+def test_verify_is_left_out_where_it_is_skipped_by_name(place):
+    place.edit('  "verify",\n', "")
+    place.edit("[gates]", '[gates]\nskip = ["verify"]')
+    place.commands.passed = False
+    report = place.make()
+    assert place.commands.calls == ["export", "calibrate", "build", "eval"]
+    assert [gate.expression for gate in report.gates] == ["eval.ppl <= 2%"]
+    assert report.is_published
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "recipe.toml"', "would replace"),
+        ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "model.gguf"', "would replace"),
+        ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "rows.txt"', "is no lock file"),
+        ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "out/bundle/lock"', "lies in the bundle"),
+        ('bundle = "out/bundle"', 'bundle = "."', "is no bundle"),
+        ('bundle = "out/bundle"', 'bundle = "model.gguf"', "is no bundle"),
+    ],
+)
+def test_no_output_replaces_what_is_read_or_what_piston_did_not_write(place, old, new, said):
+    place.edit(old, new)
+    before = {path.name: path.read_bytes() for path in place.directory.iterdir() if path.is_file()}
+    (place.directory / "out").mkdir()
+    with pytest.raises(MisuseError, match=said):
+        place.make()
+    assert {path.name: path.read_bytes() for path in place.directory.iterdir() if path.is_file()} == before
+    assert place.commands.calls == []
+
+
+def test_a_checkpoint_that_is_a_link_to_a_blob_keeps_its_name(place):
+    (place.directory / "blob").mkdir()
+    (place.directory / "model.gguf").rename(place.directory / "blob/0123")
+    (place.directory / "model.gguf").symlink_to("blob/0123")
+    assert place.make().checkpoint == str(place.directory / "model.gguf")
+
+
+def test_verify_that_cannot_run_names_how_to_leave_it_out(place):
+    place.commands.failing = "verify"
+    with pytest.raises(Error, match=r'skip = \["verify"\] in \[gates\]'):
+        place.make()
+
+
+def test_a_bundle_that_contains_the_checkpoint_is_not_replaced(place):
+    place.make()
+    (place.directory / "model.gguf").rename(place.bundle / "model.gguf")
+    with pytest.raises(MisuseError, match="would replace"):
+        place.make(checkpoint=str(place.bundle / "model.gguf"))
+    assert (place.bundle / "model.gguf").is_file()
+
+
+@pytest.mark.parametrize("pages", ["out/bundle/report", "out/bundle"])
+def test_a_report_within_the_bundle_is_refused(place, pages):
+    with pytest.raises(MisuseError, match="lies in the bundle"):
+        place.make(pages=place.directory / pages)
+
+
+def test_an_entry_that_another_run_removes_during_eviction_costs_no_report(place, monkeypatch):
+    place.make()
+    (place.directory / "rows.txt").write_text("other rows")
+    read = cache_module.read_entry
+
+    def read_and_gone(directory):
+        entry = read(directory)
+        if entry is not None and directory not in used and directory.parent.name == "calibrate" and evicting:
+            shutil.rmtree(directory)
+        return entry
+
+    used, evicting = set(), []
+    evict = cache_module.Cache.evict
+
+    def begin(cache):
+        used.update(cache.used)
+        evicting.append(True)
+        return evict(cache)
+
+    monkeypatch.setattr(cache_module, "read_entry", read_and_gone)
+    monkeypatch.setattr(cache_module.Cache, "evict", begin)
+    assert place.make(cache_bytes=1).is_published
+
+
+def test_what_a_run_uses_is_not_evicted_by_another(place):
+    cache = Cache(place.cache, 1)
+    place.make()
+    entry = place.entry("build")
+    with cache.locked("build", entry.name):
+        assert cache.find("build", entry.name) is not None
+    other = Cache(place.cache, 1)
+    other.evict()
+    assert entry.is_dir()
+    cache.release()
+    other.evict()
+    assert not entry.exists()
+
+
 @pytest.mark.parametrize("name", ["file", "manifest.json"])
 def test_what_is_no_bundle_is_never_replaced(place, name):
     place.bundle.mkdir(parents=True)
@@ -383,6 +491,8 @@ import sys, time
 from pathlib import Path
 from making import Commands
 from piston.core.bundle.golden import Expected, ExpectedAnswer
+from piston.pipeline import cache as cache_module
+from piston.pipeline.cache import Cache
 from piston.pipeline.make import MakeOptions, make
 from piston.pipeline.recipe import read_recipe
 commands, recipe = Commands(), Path(sys.argv[1])

@@ -45,6 +45,13 @@ WRONG = [
     ('  "verify",', '  "verify", # first\n  "eval.pl <= 2%",', "eval.pl ", "names no figure"),
     ('  "verify",', '  "verify",\n  "bench.tpot.p50 <= 20ms",', "bench", "needs a table [bench]"),
     ('  "verify",', '  "verify",\n  "verify",', "require", "named twice"),
+    (
+        'require = [\n  "verify",',
+        'skip = ["verify"]\nrequire = [\n  "verify",',
+        "skip",
+        "'verify' is skipped, and its table or its gate asks for it",
+    ),
+    ("[gates]", '[gates]\nskip = ["eval"]', "skip", "must be one of verify"),
     ("\n[calibrate]", "revision = '" + "a" * 40 + "'\n[calibrate]", "revision", "give one"),
     ('bundle = "out/bundle"', "", "[output]", "field output.bundle is missing"),
     ('bundle = "out/bundle"', "bundle = 3", "bundle = 3", "must be a str"),

@@ -73,7 +73,7 @@ def prove(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtype:
         if dtype != "float32":
             raise
         windows = (window,) if window else ()
-        slack = slack_of(canonical, cache, max_length=sizes.max_length, windows=windows)
+        slack = slack_of(canonical, cache, max_length=sizes.max_length, windows=windows, work=canonical.parent)
         if slack <= 1:
             raise
         return _run(canonical, lowered, cache, sizes, Proof(dtype, slack=slack), window)

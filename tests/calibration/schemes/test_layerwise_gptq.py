@@ -253,7 +253,7 @@ def test_an_interrupted_rounding_goes_on_with_the_group_it_was_stopped_in(model_
     for name, rounded in whole.items():
         assert np.array_equal(rounded.codes, found[name].codes)
         assert np.array_equal(rounded.scales, found[name].scales)
-    assert not (tmp_path / "work" / "relay").exists()
+    assert not (tmp_path / "work" / "rounded" / "rows").exists()
 
 
 @pytest.mark.parametrize("change", ["rows", "recipe", "tables", "damage", "a file is gone"])
@@ -264,7 +264,7 @@ def test_what_was_kept_of_other_work_or_is_damaged_is_not_used(model_dir, tmp_pa
     rows = ROWS[:-1] if change == "rows" else ROWS
     changed = {"recipe": {"block": 64}, "tables": {"embedding": "int8", "head": "int8"}}
     recipe = dataclasses.replace(RECIPE, **changed.get(change, {}))
-    first = tmp_path / "relay" / "rounded-0.npz"
+    first = tmp_path / "rounded" / "rounded-0.npz"
     if change == "damage":
         first.write_bytes(first.read_bytes()[:100])
     if change == "a file is gone":

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from toy_model import CACHE, edit_manifest, manifest_of, write_bundle
 
 from piston.cli.checks.path import examine_path
 from piston.core.bundle.manifest import EngineSpec, record_files
+from piston.core.bundle.weights_header import BLOCKS
 
 INSTALLED = {"tensorrt-rtx-cu13": "1.7.1.116", "onnxruntime": "1.32.0"}
 
@@ -41,6 +43,38 @@ def write(directory, **files):
         path = directory / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+
+def safetensors(size=16):
+    """A float32 tensor [4], as the format's documentation lays it out; whole with 16 bytes of data."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+def gguf(tmp_path, cut=0):
+    """Two tensors at an alignment of their own, by the reference writer; the last `cut` bytes of data are missing."""
+    writer = pytest.importorskip("gguf").GGUFWriter(tmp_path / "written", "llama")
+    writer.add_custom_alignment(64)
+    writer.add_tensor("a", np.zeros(3, np.float32))
+    q8_0 = np.full((2, 34), 255, np.uint8)
+    writer.add_tensor("b", q8_0, raw_dtype=8)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    data = (tmp_path / "written").read_bytes()
+    (tmp_path / "written").unlink()
+    end = data.rindex(b"\xff") + 1  # padding follows
+    return data[: end - cut]
+
+
+def checkpoint(directory, **weights):
+    write(directory, **{"config.json": {}, "tokenizer.json": {}} | weights)
+
+
+def sharded(directory, *there):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    checkpoint(directory, **{"model.safetensors.index.json": index} | dict.fromkeys(there, safetensors()))
 
 
 def named(directory, name, content):
@@ -150,6 +184,45 @@ BROKEN = {
         "without their config",
         "piston export",
     ),
+    "a cut safetensors file": (
+        lambda d: checkpoint(d, **{"model.safetensors": safetensors(15)}),
+        "",
+        "cut short",
+        "download it again",
+    ),
+    "an empty safetensors file": (
+        lambda d: checkpoint(d, **{"model.safetensors": b""}),
+        "",
+        "its header cannot be read",
+        "download it again",
+    ),
+    "a missing shard": (lambda d: sharded(d, "model-1.safetensors"), "", "holds a part of the weights", "download"),
+    "an index of nonsense": (
+        lambda d: checkpoint(d, **{"model.safetensors": safetensors(), "model.safetensors.index.json": b"{"}),
+        "",
+        "it is missing",
+        "download it again",
+    ),
+    "a cut archive of PyTorch": (
+        lambda d: checkpoint(d, **{"pytorch_model.bin": b"PK\3\4" + bytes(50)}),
+        "",
+        "cut short",
+        "download it again",
+    ),
+    "a cut GGUF file": (lambda d: named(d, "x.gguf", gguf(d, 1)), "x.gguf", "cut short", "download it again"),
+    "a GGUF file cut in its header": (
+        lambda d: named(d, "x.gguf", b"GGUF\3"),
+        "x.gguf",
+        "its header cannot be read",
+        "download it again",
+    ),
+    "a directory with a cut one": (lambda d: named(d, "x.gguf", gguf(d, 1)), "", "cut short", "download it again"),
+    "a part of a split GGUF file": (
+        lambda d: named(d, "x-00002-of-00003.gguf", gguf(d)),
+        "x-00002-of-00003.gguf",
+        "holds a part of the weights",
+        "download it again",
+    ),
     "a plan alone": (
         lambda d: named(d, "p", plan()),
         "p",
@@ -196,13 +269,19 @@ WHOLE = {
     "its manifest": (bundle, "manifest.json", "a whole bundle of toy", ""),
     "a model directory": (lambda d: bundle(d, kind="model", engines=()), "", "cannot be run before", "piston build"),
     "a checkpoint": (
-        lambda d: write(d, **{"config.json": {}, "model.safetensors": b"", "tokenizer.json": {}}),
+        lambda d: checkpoint(d, **{"model.safetensors": safetensors()}),
         "",
         "Hugging Face checkpoint",
         "piston export",
     ),
-    "a GGUF file": (lambda d: named(d, "x.gguf", b"GGUF\3"), "x.gguf", "GGUF checkpoint", "piston export"),
-    "a directory with one": (lambda d: named(d, "x.gguf", b"GGUF\3"), "", "GGUF checkpoint", "x.gguf -o DIR"),
+    "a checkpoint in shards": (
+        lambda d: sharded(d, "model-1.safetensors", "model-2.safetensors"),
+        "",
+        "Hugging Face checkpoint",
+        "piston export",
+    ),
+    "a GGUF file": (lambda d: named(d, "x.gguf", gguf(d)), "x.gguf", "GGUF checkpoint", "piston export"),
+    "a directory with one": (lambda d: named(d, "x.gguf", gguf(d)), "", "GGUF checkpoint", "x.gguf -o DIR"),
 }
 
 
@@ -239,3 +318,8 @@ def test_every_damaged_file_is_named_not_only_the_first(tmp_path):
 @given(st.sampled_from([b"", b"vtrt", b"ftrt", b"GGUF", b"\x08\x08"]), st.binary(max_size=90))
 def test_any_bytes_get_a_finding(tmp_path, tag, rest):
     assert examine_path(named(tmp_path, "any", tag + rest), INSTALLED.get)
+
+
+def test_the_sizes_of_gguf_types_are_those_of_the_reference_reader():
+    sizes = pytest.importorskip("gguf").GGML_QUANT_SIZES
+    assert {int(kind): size for kind, size in sizes.items()} == BLOCKS

@@ -127,6 +127,14 @@ def test_a_new_key_is_for_its_owner_alone_and_replaces_none(keys, refused):
     assert public.read_text().startswith("untrusted comment: minisign public key ")
 
 
+@pytest.mark.parametrize("output", ["k.key", "bundle/manifest.json", "bundle/ort-cpu/model.onnx"])
+def test_a_signature_replaces_neither_the_key_nor_what_is_signed(refused, bundle, keys, tmp_path, output):
+    before = (tmp_path / output).read_bytes()
+    status, message = refused("sign", bundle, "--key", keys[0], "-o", tmp_path / output)
+    assert (status, "would replace" in message) == (2, True)
+    assert (tmp_path / output).read_bytes() == before
+
+
 def test_a_damaged_bundle_is_not_signed(refused, bundle, keys):
     (bundle / "tokenizer.json").write_text("{}")
     status, message = refused("sign", bundle, "--key", keys[0])

@@ -86,6 +86,19 @@ def test_rounded_activations_are_shared_there_too(model_dir, tmp_path, scheme):
         assert prove_noise.slack_of(reference, manifest.cache, max_length=40, windows=()) == 1
 
 
+def test_the_copies_lie_in_the_work_directory_and_not_beside_the_users_model(canonical, tmp_path, monkeypatch):
+    seen = []
+
+    def compared(one, other, *arguments, **options):
+        seen.append(other)
+        return compare(one, other, *arguments, **options)
+
+    monkeypatch.setattr(prove_noise, "compare", compared)
+    prove_noise.slack_of(canonical.path, canonical.cache, max_length=MAX_LENGTH, windows=(), work=tmp_path)
+    assert len(seen) == len(prove_noise.SEEDS)
+    assert all(path.is_relative_to(tmp_path) for path in seen)
+
+
 def test_what_is_within_the_bound_is_not_asked_for_its_noise(canonical, off_by, monkeypatch):
     monkeypatch.setattr(prove, "slack_of", lambda *_, **__: pytest.fail("asked"))
     assert proved(canonical, off_by(0.9)).slack == 1

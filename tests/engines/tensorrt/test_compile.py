@@ -9,7 +9,7 @@ from onnx_text import parse
 
 from piston.core.console import Progress
 from piston.core.errors import EngineError, MissingExtraError, MisuseError
-from piston.engines.tensorrt.compile import compile_plan
+from piston.engines.tensorrt.compile import _keep_timings, compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.engines.tensorrt.profiles import profiles_of
 from piston.engines.tensorrt.target import Target
@@ -82,6 +82,13 @@ def test_ctrl_c_stops_the_compiler_and_leaves_no_plan(lowered_toy, tmp_path):
 def test_a_compiler_that_is_not_installed_is_named_with_its_extra(tmp_path):
     with pytest.raises(MissingExtraError, match=r"tensorrt cannot be imported .* pip install 'piston\[trt\]'"):
         compile_plan(tmp_path, tmp_path, Target.parse("tensorrt"), {}, CompilerOptions(), QUIET)
+
+
+def test_a_timing_cache_that_cannot_be_written_costs_no_finished_plan(tmp_path, capsys):
+    _keep_timings(tmp_path / "nowhere/timings", b"timings")
+    assert "warning: the timing cache is not kept: Cannot write" in capsys.readouterr().err
+    _keep_timings(tmp_path / "timings", b"timings")
+    assert (tmp_path / "timings").read_bytes() == b"timings"
 
 
 LACKING = {

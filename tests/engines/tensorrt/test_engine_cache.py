@@ -1,6 +1,10 @@
+import errno
+import hashlib
 import json
 import os
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +70,65 @@ def test_an_entry_that_names_files_elsewhere_writes_nothing_there(tmp_path, name
     (tmp_path / "two").mkdir()
     assert cache.take("key", tmp_path / "two") is None
     assert not list(tmp_path.rglob("stolen"))
+
+
+@pytest.mark.parametrize("name", ["../mine", "../../mine"])
+def test_a_file_outside_an_entry_is_not_taken_even_if_it_is_there(tmp_path, name):
+    cache = EngineCache(tmp_path / "cache")
+    cache.put("key", tmp_path / "one", built(tmp_path / "one"))
+    path = tmp_path / "cache/key" / SPEC
+    (tmp_path / "cache/key/files" / name).write_bytes(b"mine")
+    data = json.loads(path.read_text())
+    data["files"] = {name: hashlib.sha256(b"mine").hexdigest()}
+    path.write_text(json.dumps(data))
+    (tmp_path / "two").mkdir()
+    assert cache.take("key", tmp_path / "two") is None
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_cache_that_cannot_be_made_costs_no_finished_engine(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    spec = built(tmp_path / "one")
+    EngineCache(tmp_path / "file/cache").put("key", tmp_path / "one", spec)
+    assert (tmp_path / "one" / spec.path).read_bytes() == b"plan"
+    assert "is not kept in the cache" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failing", ["mkdir", "copy", "rename", "listing"])
+def test_a_disk_that_fails_costs_no_finished_engine(tmp_path, monkeypatch, failing, capsys):
+    cache, spec = EngineCache(tmp_path / "cache"), built(tmp_path / "one")
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    where = {
+        "mkdir": (Path, "mkdir"),
+        "copy": (shutil, "copytree"),
+        "rename": (Path, "rename"),
+        "listing": (Path, "iterdir"),
+    }
+    monkeypatch.setattr(*where[failing], full)
+    cache.put("key", tmp_path / "one", spec)
+    monkeypatch.undo()
+    assert (tmp_path / "one" / spec.path).read_bytes() == b"plan"
+    assert failing == "rename" or "No space left on device" in capsys.readouterr().err
+
+
+def test_an_entry_that_another_build_removes_while_sizes_are_taken_costs_no_engine(tmp_path, monkeypatch):
+    cache = EngineCache(tmp_path / "cache", limit=1)
+    for key in ("a", "b"):
+        EngineCache(tmp_path / "cache").put(key, tmp_path / key, built(tmp_path / key))
+    listed = Path.rglob
+
+    def removed(path, pattern):
+        found = list(listed(path, pattern))
+        if path.name == "a":
+            shutil.rmtree(path)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "rglob", removed)
+    cache.put("c", tmp_path / "c", built(tmp_path / "c"))
+    assert {item.name for item in (tmp_path / "cache").iterdir()} == {"c"}
 
 
 def test_the_least_recently_used_go_first(tmp_path):

@@ -327,3 +327,9 @@ def test_a_conversation_on_a_real_graph_gives_the_tokens_of_a_fresh_prompt(make)
             pass
         assert request.output_ids == greedy(make(), [prompt], 5)[0]
         held = prompt + request.output_ids
+
+
+@pytest.mark.parametrize("threads", [-1, 100_000])
+def test_threads_that_no_machine_can_use_are_misuse(threads):
+    with pytest.raises(MisuseError, match=f"threads is {threads}; it must be from 0"):
+        OrtOptions(threads=threads)
