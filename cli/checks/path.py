@@ -9,10 +9,11 @@ from pathlib import Path
 from piston.cli.checks.bundle import examine_bundle
 from piston.cli.checks.finding import Finding
 from piston.cli.checks.machine import Installed, installed_version
+from piston.core.bundle.gguf_header import GgufHeader
 from piston.core.bundle.manifest import FILE_NAME
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.bundle.plan_header import PlanHeader
-from piston.core.errors import BundleCorruptError
+from piston.core.errors import BundleCorruptError, CheckpointError
 
 PLAN_TAGS, GGUF_TAG = (b"ftrt", b"vtrt"), b"GGUF"
 DECODER_INPUTS = {"input_ids", "kv_lengths"}  # a lowering may make the others superfluous
@@ -44,7 +45,7 @@ def examine_path(path: Path, installed: Installed = installed_version) -> list[F
     if tag in PLAN_TAGS:
         return _examine_plan(path, installed)
     if tag == GGUF_TAG:
-        return [Finding(str(path), "ok", "a GGUF checkpoint, not built yet", _export(path))]
+        return [_examine_gguf(path)]
     if path.name == FILE_NAME:
         return _examine_directory(path.parent)
     if path.suffix in WEIGHTS:
@@ -63,11 +64,7 @@ def _examine_directory(path: Path) -> list[Finding]:
     if "config.json" in names:
         return [_examine_checkpoint(path, names)]
     if quantized := sorted(name for name in names if name.endswith(".gguf")):
-        return [
-            Finding(
-                str(path), "ok", f"a directory with a GGUF checkpoint, {quantized[0]}", _export(path / quantized[0])
-            )
-        ]
+        return [_examine_gguf(path / quantized[0])]
     graphs = sorted(item.relative_to(path).as_posix() for item in path.glob("*/model.onnx"))
     if "tokenizer.json" in names or graphs or "model.onnx" in names:
         says = f"{FILE_NAME} is missing: nothing says what these files are, nor whether they are whole"
@@ -89,6 +86,14 @@ def _examine_checkpoint(path: Path, names: set[str]) -> Finding:
     if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"}:
         return Finding(str(path), "wrong", "a checkpoint without a tokenizer", "download tokenizer.json beside it")
     return Finding(str(path), "ok", "a Hugging Face checkpoint, not exported yet", _export(path))
+
+
+def _examine_gguf(path: Path) -> Finding:
+    try:
+        GgufHeader.read(path).check_data()
+    except CheckpointError as problem:
+        return Finding(str(path), "wrong", str(problem), "download it again")
+    return Finding(str(path), "ok", "a GGUF checkpoint, not built yet", _export(path))
 
 
 def _examine_plan(path: Path, installed: Installed) -> list[Finding]:

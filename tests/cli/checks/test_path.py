@@ -1,6 +1,7 @@
 """Every kind of broken or foreign thing, each with what must be said of it and the command that must be given."""
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ def changed(path):
 
 
 # what it is: (how it is made, in tmp_path; which part is given, what is said, what mends it)
+GGUF = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
 BROKEN = {
     "nothing": (lambda d: None, "absent", "there is nothing", "check the path"),
     "an empty directory": (lambda d: None, "", "nothing here is a model", "piston export"),
@@ -188,6 +190,7 @@ BROKEN = {
         "without its directory",
         "copy the directory",
     ),
+    "a cut GGUF file": (lambda d: named(d, "x.gguf", GGUF[:-1]), "x.gguf", "ends within its header", "download"),
     "something else": (lambda d: named(d, "x", b"hello"), "x", "no ONNX file", "copy it again"),
 }
 WHOLE = {
@@ -200,8 +203,8 @@ WHOLE = {
         "Hugging Face checkpoint",
         "piston export",
     ),
-    "a GGUF file": (lambda d: named(d, "x.gguf", b"GGUF\3"), "x.gguf", "GGUF checkpoint", "piston export"),
-    "a directory with one": (lambda d: named(d, "x.gguf", b"GGUF\3"), "", "GGUF checkpoint", "x.gguf -o DIR"),
+    "a GGUF file": (lambda d: named(d, "x.gguf", GGUF), "x.gguf", "GGUF checkpoint", "piston export"),
+    "a directory with one": (lambda d: named(d, "x.gguf", GGUF), "", "GGUF checkpoint", "x.gguf -o DIR"),
 }
 
 
