@@ -2,18 +2,21 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from piston.core.bundle.gguf_header import GgufHeader
 from piston.core.bundle.interface import CacheSpec, FloatType
 from piston.core.bundle.manifest import sha256_of
 from piston.core.cache_dir import expand_user
 from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.export.architectures import check_supported
+from piston.export.gguf.config import gguf_config, set_sampling
+from piston.export.gguf.tensors import alone, check_tensors, restore_head_order
 from piston.export.quiet import quiet
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
@@ -29,12 +32,12 @@ class Checkpoint:
     gguf: str | None = None  # file name inside directory
     revision: str | None = None
     trust_remote_code: bool = False
+    header: GgufHeader | None = field(default=None, repr=False, compare=False)  # of the GGUF file
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What every from_pretrained call needs."""
-        common = {"pretrained_model_name_or_path": str(self.directory), "trust_remote_code": self.trust_remote_code}
-        return common | ({} if self.gguf is None else {"gguf_file": self.gguf})
+        """What every from_pretrained call needs; a GGUF file is read by its header and `alone`."""
+        return {"pretrained_model_name_or_path": str(self.directory), "trust_remote_code": self.trust_remote_code}
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that the export reads."""
@@ -48,7 +51,7 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
 
     Raises:
         CheckpointNotFoundError: nothing is there, or the hub does not give it.
-        CheckpointError: the directory holds no model.
+        CheckpointError: the directory holds no model, or the header of the GGUF file is damaged.
         MisuseError: a revision of something local.
     """
     path = expand_user(source)
@@ -59,7 +62,7 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
             raise CheckpointError(
                 f"{path} is a file but not .gguf; give a checkpoint directory, a hub id or a GGUF file."
             )
-        return Checkpoint(directory=path.parent, name=path.stem, gguf=path.name)
+        return Checkpoint(directory=path.parent, name=path.stem, gguf=path.name, header=GgufHeader.read(path))
     if not path.is_dir():
         path, revision = _download(source, revision, with_code=trust_remote_code)
     if not (path / "config.json").is_file():
@@ -80,7 +83,11 @@ def load_config(checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet(), _translated(checkpoint, "config"):
-        config = AutoConfig.from_pretrained(**checkpoint.arguments)
+        if checkpoint.header is not None:
+            config = gguf_config(checkpoint.header)
+            check_tensors(checkpoint.header, config)
+        else:
+            config = AutoConfig.from_pretrained(**checkpoint.arguments)
     names = getattr(config, "architectures", None)
     if not names:  # GGUF
         mapping = AutoModelForCausalLM._model_mapping  # noqa: SLF001
@@ -103,12 +110,16 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    # Where the package `kernels` is installed, blocks would stay packed in modules that cannot be exported.
-    unpacked = {"quantization_config": GgufConfig(dequantize=True)} if checkpoint.gguf else {}
-    with quiet(), _translated(checkpoint, "weights"):
+    with quiet(), _translated(checkpoint, "weights"), contextlib.ExitStack() as stack:
+        arguments = checkpoint.arguments
+        if checkpoint.header is not None:
+            # Where the package `kernels` is installed, blocks would stay packed in modules that cannot be exported.
+            arguments = stack.enter_context(alone(checkpoint.header)) | {
+                "quantization_config": GgufConfig(dequantize=True),
+                "config": gguf_config(checkpoint.header),
+            }
         model, loading = AutoModelForCausalLM.from_pretrained(
-            **checkpoint.arguments,
-            **unpacked,
+            **arguments,
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,
@@ -122,6 +133,9 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         raise CheckpointError(
             f"{checkpoint.name} stores {name} as {list(stored)}, but its config says {list(expected)}; one is wrong."
         )
+    if checkpoint.header is not None:
+        restore_head_order(model, checkpoint.header)
+        set_sampling(model.generation_config, checkpoint.header)
     model.requires_grad_(requires_grad=False)
     return model.eval()  # type: ignore[no-any-return]
 
@@ -170,5 +184,6 @@ def _translated(checkpoint: Checkpoint, what: str) -> Iterator[None]:
     except (CheckpointError, MemoryError):
         raise
     except Exception as problem:
-        lines = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise CheckpointError(f"The {what} of {checkpoint.name} cannot be read: {lines[0]}") from problem
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+        told = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # a validator says what is wrong on the next line
+        raise CheckpointError(f"The {what} of {checkpoint.name} cannot be read: {told}") from problem

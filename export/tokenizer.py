@@ -6,6 +6,7 @@ from typing import Any
 from piston.core.bundle.manifest import TokenizerSpec
 from piston.core.errors import CheckpointError, MisuseError
 from piston.export.checkpoint import Checkpoint
+from piston.export.gguf.tokenizer import gguf_tokenizer
 from piston.export.quiet import quiet
 
 FILE_NAME, TEMPLATE_NAME = "tokenizer.json", "chat_template.jinja"
@@ -38,7 +39,12 @@ def write_tokenizer(
         )
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
+            if checkpoint.header is not None:
+                tokenizer = gguf_tokenizer(checkpoint.header)
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
+    except CheckpointError:
+        raise
     except Exception as problem:
         lines = str(problem).strip().splitlines() or [type(problem).__name__]
         raise CheckpointError(f"The tokenizer of {checkpoint.name} cannot be read: {lines[0]}") from problem

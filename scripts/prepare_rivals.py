@@ -127,20 +127,20 @@ PREPARE = {
 
 
 def write_huggingface(shop: Workshop) -> None:
-    """The GGUF file as config, tokenizer and safetensors in float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """The GGUF file as config, tokenizer and safetensors in float32, as Piston reads it: transformers drops keys."""
+    from piston.export.checkpoint import load_config, load_model, locate
+    from piston.export.gguf.tokenizer import gguf_tokenizer
 
-    folder, file = str(shop.checkpoint.parent), shop.checkpoint.name
-    out = fresh(shop.model("huggingface"))
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32")
+    out, checkpoint = fresh(shop.model("huggingface")), locate(str(shop.checkpoint))
+    load_config(checkpoint)
+    model: Any = load_model(checkpoint)
     # transformers 5 refuses to save what came from GGUF; a model of the same configuration it saves.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(out)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    tokenizer.save_pretrained(out)
+    gguf_tokenizer(checkpoint.header).save_pretrained(out)
     state_for_transformers_4(out)
 
 
