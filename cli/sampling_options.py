@@ -35,6 +35,8 @@ FLAGS = {
 LISTS: dict[str, tuple[str, type, str]] = {
     "stop": ("--stop", str, "end the text before this string, which may contain special tokens (repeatable)"),
     "stop_token_ids": ("--stop-token-id", int, "end at this token (repeatable)"),
+    "suppress_tokens": ("--suppress-token", int, "never generate this token (repeatable)"),
+    "begin_suppress_tokens": ("--begin-suppress-token", int, "never generate this token first (repeatable)"),
     "bad_words": ("--bad-word", str, "never generate this text, at the start or after a space (repeatable)"),
 }
 ALIASES = {
@@ -46,7 +48,7 @@ ALIASES = {
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare every field of Sampling; what is not given keeps its default."""
+    """Declare every field of Sampling but bad_words_ids, for which words stand; what is not given keeps its default."""
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--checkpoint-sampling", action="store_true", help="start from the checkpoint's recommended settings"

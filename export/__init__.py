@@ -48,7 +48,8 @@ def export_model(
         MisuseError: the checkpoint has no chat template of the name that was asked for.
         OutputExistsError: `out` is there. In every case nothing is left at `out`.
     """
-    from piston.export.checkpoint import load_config, locate
+    from piston.export.checkpoint import check_weights, load_config, locate, weights_dtype
+    from piston.export.generation_defaults import check_readable
     from piston.export.rotary import positions_of
 
     options, progress, out = options or ExportOptions(), progress or Progress(quiet=True), Path(out)
@@ -57,8 +58,13 @@ def export_model(
     reads = [checkpoint.directory / (checkpoint.gguf or "")]
     config = load_config(checkpoint)
     positions = positions_of(config, options.context)
+    check_readable(checkpoint)
+    stored = check_weights(checkpoint, config)
+    wanted, remark = weights_dtype(checkpoint, stored)
+    remarks = [remark] if remark is not None and options.dtype == "auto" else []
+    wanted = DTYPES.get(options.dtype, wanted)
     with staged_dir(out, overwrite=options.overwrite, reads=reads) as work:
-        return _Export(checkpoint, config, positions, options, progress).run(work)
+        return _Export(checkpoint, config, positions, wanted, options, progress, remarks).run(work)
 
 
 @dataclass(slots=True)
@@ -68,25 +74,31 @@ class _Export:
     checkpoint: Any
     config: Any
     positions: int
+    dtype: FloatType
     options: ExportOptions
     progress: Progress
+    remarks: list[str]  # what the person who exports should know
 
     def run(self, work: Path) -> Manifest:
-        from piston.export.checkpoint import cache_spec_of, load_model, weights_dtype
+        from piston.export.checkpoint import cache_spec_of, load_model, translated
+        from piston.export.generation_defaults import read_defaults
         from piston.export.parity import check_parity, take_reference
-        from piston.export.tokenizer import sampling_defaults, write_tokenizer
+        from piston.export.tokenizer import write_tokenizer
 
         with self.progress.phase("loading the checkpoint"):
             model: Any = load_model(self.checkpoint)
+        runs = f"transformers cannot run {self.checkpoint.name} itself"
+        with translated(runs):
             cache = cache_spec_of(model)
-        tokenizer = write_tokenizer(
-            self.checkpoint, self.config, model.generation_config, work, self.options.chat_template
-        )
-        defaults = sampling_defaults(model.generation_config)
+        defaults = read_defaults(self.checkpoint, model.generation_config)
+        with translated(f"The tokenizer of {self.checkpoint.name} cannot be used"):
+            template = self.options.chat_template
+            tokenizer, remarks = write_tokenizer(self.checkpoint, self.config, defaults, work, template)
+        self.remarks += [*remarks, *defaults.remarks]
         vocab_size, architecture = int(model.get_output_embeddings().weight.shape[0]), type(model).__name__
-        with self.progress.phase("asking transformers for reference answers"):
+        with self.progress.phase("asking transformers for reference answers"), translated(runs):
             reference = take_reference(model, vocab_size, self.positions) if self.options.check_parity else None
-        with self.progress.phase("tracing to ONNX"):
+        with self.progress.phase("tracing to ONNX"), translated(f"{architecture} cannot be traced to ONNX"):
             self._trace(model, cache, work)
         del model
         gc.collect()
@@ -94,10 +106,9 @@ class _Export:
         if reference is not None:
             with self.progress.phase("comparing ONNX Runtime with transformers"):
                 parity = dataclasses.asdict(check_parity(work / MODEL_NAME, cache, reference))
-        wanted: FloatType = DTYPES.get(self.options.dtype) or weights_dtype(self.checkpoint, self.config)
-        if wanted != "float32":
-            with self.progress.phase(f"rounding to {wanted}"):
-                _round(work, wanted)
+        if self.dtype != "float32":
+            with self.progress.phase(f"rounding to {self.dtype}"):
+                _round(work, self.dtype)
         with self.progress.phase("hashing"):
             spec = ModelSpec(
                 name=self.checkpoint.name,
@@ -106,14 +117,14 @@ class _Export:
                 hidden_size=int(getattr(self.config, "hidden_size", None) or self.config.n_embd),
                 vocab_size=vocab_size,
                 max_positions=self.positions,
-                dtype=wanted,
+                dtype=self.dtype,
             )
             manifest = Manifest.of_decoder(
                 kind="model",
                 model=spec,
-                cache=cache.with_dtype(wanted),
+                cache=cache.with_dtype(self.dtype),
                 tokenizer=tokenizer,
-                generation=defaults,
+                generation=defaults.sampling,
                 files=record_files(work),
                 made_by=self._provenance(parity),
             )
@@ -141,6 +152,7 @@ class _Export:
             "source": {"revision": self.checkpoint.revision, "sha256": self.checkpoint.hashes()},
             "tools": {name: version(name) for name in tools},
             "parity": parity,
+            "remarks": self.remarks,
         }
 
 

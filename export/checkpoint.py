@@ -1,7 +1,9 @@
 """What the user brought: a Hugging Face directory, a hub id or a GGUF file, checked and loaded in float32."""
 
 import contextlib
-from collections.abc import Iterator
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,17 @@ from piston.core.bundle.gguf_header import GgufHeader
 from piston.core.bundle.interface import CacheSpec, FloatType
 from piston.core.bundle.manifest import sha256_of
 from piston.core.cache_dir import expand_user
-from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
+from piston.core.errors import CheckpointError, CheckpointNotFoundError, Error, MisuseError, UnsupportedModelError
 from piston.export.architectures import check_supported
+from piston.export.config_checks import check_config, check_written_sizes
 from piston.export.gguf.config import gguf_config, set_sampling
 from piston.export.gguf.tensors import alone, check_tensors, restore_head_order
 from piston.export.quiet import quiet
+from piston.export.weight_files import StoredTensor, check_sizes, float_type_of, is_buffer, stored_tensors
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+ADAPTER_FILE = "adapter_config.json"
+LONGEST_REASON = 400  # characters of another library's message
 CONFIG_FILES = ("*.json", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "*.txt")
 
 
@@ -65,6 +71,11 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
         return Checkpoint(directory=path.parent, name=path.stem, gguf=path.name, header=GgufHeader.read(path))
     if not path.is_dir():
         path, revision = _download(source, revision, with_code=trust_remote_code)
+    if (path / ADAPTER_FILE).exists():
+        raise CheckpointError(
+            f"{path} holds an adapter ({ADAPTER_FILE}), which would change the answers; merge it into the base model "
+            "first (PEFT's merge_and_unload, then save_pretrained), or move it away to export the base model alone."
+        )
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json; give the directory that save_pretrained wrote.")
     if not any(next(path.glob(pattern), None) for pattern in WEIGHT_PATTERNS):
@@ -82,35 +93,72 @@ def load_config(checkpoint: Checkpoint) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with quiet(), _translated(checkpoint, "config"):
-        if checkpoint.header is not None:
-            config = gguf_config(checkpoint.header)
-            check_tensors(checkpoint.header, config)
-        else:
-            config = AutoConfig.from_pretrained(**checkpoint.arguments)
-    names = getattr(config, "architectures", None)
-    if not names:  # GGUF
-        mapping = AutoModelForCausalLM._model_mapping  # noqa: SLF001
-        names = (
-            [mapping[type(config)].__name__] if type(config) in mapping else [f"of model type {config.model_type!r}"]
-        )
-    check_supported(names[0])
+    try:
+        with quiet(), _reading(checkpoint, "config"):
+            if checkpoint.header is not None:
+                config = gguf_config(checkpoint.header)
+                check_tensors(checkpoint.header, config)
+            else:
+                config = AutoConfig.from_pretrained(**checkpoint.arguments)
+    except CheckpointError:
+        _check_config_file(checkpoint)  # a size of 0 is a division by zero in there
+        raise
+    mapping = AutoModelForCausalLM._model_mapping  # noqa: SLF001
+    built = [mapping[type(config)].__name__] if type(config) in mapping else []
+    # A config names its class, GGUF does not; transformers builds that of the model type, unless it is remote code.
+    named = getattr(config, "architectures", None)
+    if not isinstance(named, list) or not named:
+        named = built or [f"of model type {config.model_type!r}"]
+    for name in (str(named[0]), *built):
+        check_supported(name)
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(
             f"{checkpoint.name} is quantized already; export the float checkpoint it came from."
         )
+    with quiet():
+        check_config(checkpoint.name, config)
     return config
+
+
+def _check_config_file(checkpoint: Checkpoint) -> None:
+    with contextlib.suppress(OSError, UnicodeDecodeError, json.JSONDecodeError):
+        written = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
+        if isinstance(written, dict) and not checkpoint.gguf:
+            check_written_sizes(checkpoint.name, written)
+
+
+def check_weights(checkpoint: Checkpoint, config: Any) -> dict[str, StoredTensor]:
+    """Compare the headers of the weight files with the config, before any memory is taken; what the files hold.
+
+    Raises:
+        CheckpointError: a header is damaged, a tensor has another shape, or the files hold far less than the model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if checkpoint.gguf:
+        return {}
+    with _reading(checkpoint, "weights"):
+        stored = stored_tensors(checkpoint.directory)
+    if (layers := getattr(config, "num_hidden_layers", None) or 0) > len(stored):
+        raise CheckpointError(
+            f"The config of {checkpoint.name} says {layers:,} layers, but its files hold {len(stored)} tensors; one "
+            "is wrong, or a file is missing."
+        )
+    with quiet(), _reading(checkpoint, "config"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.trust_remote_code)
+    check_sizes(checkpoint.name, model, stored)
+    return stored
 
 
 def load_model(checkpoint: Checkpoint) -> nn.Module:
     """Load the weights in float32 for evaluation, with transformers' eager attention.
 
     Raises:
-        CheckpointError: a file is damaged, or the model needs a tensor that no file holds.
+        CheckpointError: a file is damaged, the model needs a tensor that no file holds, or does not take one they hold.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    with quiet(), _translated(checkpoint, "weights"), contextlib.ExitStack() as stack:
+    with quiet(), _reading(checkpoint, "weights"), contextlib.ExitStack() as stack:
         arguments = checkpoint.arguments
         if checkpoint.header is not None:
             # Where the package `kernels` is installed, blocks would stay packed in modules that cannot be exported.
@@ -136,22 +184,28 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     if checkpoint.header is not None:
         restore_head_order(model, checkpoint.header)
         set_sampling(model.generation_config, checkpoint.header)
+    if extra := sorted(name for name in loading["unexpected_keys"] if not is_buffer(name)):
+        shown = ", ".join(extra[:3]) + (", ..." if len(extra) > 3 else "")  # noqa: PLR2004
+        raise CheckpointError(
+            f"{checkpoint.name} stores {len(extra)} tensors that {type(model).__name__} with this config does not "
+            f"take: {shown}; correct config.json (a bias, a number of layers) or remove them."
+        )
     model.requires_grad_(requires_grad=False)
     return model.eval()  # type: ignore[no-any-return]
 
 
-def weights_dtype(checkpoint: Checkpoint, config: Any) -> FloatType:
-    """The float type the checkpoint stores: float32, float16 or bfloat16. GGUF is dequantized to float32."""
-    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    if checkpoint.gguf:
-        return "float32"
-    return {"float16": "float16", "bfloat16": "bfloat16"}.get(dtype, "float32")  # type: ignore[return-value]
+def weights_dtype(checkpoint: Checkpoint, stored: Mapping[str, StoredTensor]) -> tuple[FloatType, str | None]:
+    """The float type that the files store, whatever the config says, and a remark where they mix several.
+
+    GGUF is dequantized to float32.
+    """
+    return ("float32", None) if checkpoint.gguf else float_type_of(stored)
 
 
 def cache_spec_of(model: nn.Module) -> CacheSpec:
-    """Ask the model what it caches, by running two tokens."""
+    """Ask the model what it caches, by running a token."""
     with torch.no_grad(), quiet():
-        layers = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values.layers
+        layers = model(torch.zeros(1, 1, dtype=torch.int64), use_cache=True).past_key_values.layers
     kept = [(layer.keys, layer.values) for layer in layers if layer.keys is not None]
     if not kept:
         raise UnsupportedModelError("No layer keeps keys and values; it is no decoder that Piston exports.")
@@ -177,13 +231,17 @@ def _download(source: str, revision: str | None, *, with_code: bool) -> tuple[Pa
 
 
 @contextlib.contextmanager
-def _translated(checkpoint: Checkpoint, what: str) -> Iterator[None]:
-    """transformers, safetensors and gguf raise whatever comes up; all of it means an unreadable checkpoint."""
+def translated(problem: str) -> Iterator[None]:
+    """Tell whatever transformers, torch, safetensors and gguf raise as one line that begins with `problem`."""
     try:
         yield
-    except (CheckpointError, MemoryError):
+    except (Error, MemoryError):
         raise
-    except Exception as problem:
-        lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-        told = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # a validator says what is wrong on the next line
-        raise CheckpointError(f"The {what} of {checkpoint.name} cannot be read: {told}") from problem
+    except Exception as cause:
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # a heading says nothing
+        raise CheckpointError(f"{problem}: {textwrap.shorten(reason, LONGEST_REASON)}") from cause
+
+
+def _reading(checkpoint: Checkpoint, what: str) -> contextlib.AbstractContextManager[None]:
+    return translated(f"The {what} of {checkpoint.name} cannot be read")

@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     manifest = export_model(arguments.source, arguments.output, options, Progress(quiet=arguments.quiet))
     size = sum(record.size for record in manifest.files.values())
-    parity = manifest.made_by["parity"]
+    parity, remarks = manifest.made_by["parity"], manifest.made_by["remarks"]
+    for remark in () if arguments.quiet else remarks:
+        note(f"note: {remark}")
     if arguments.json:
         print_json(
             {
@@ -53,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "bytes": size,
                 "peak_rss_bytes": peak_rss_bytes(),
                 "parity": parity,
+                "remarks": remarks,
             }
         )
         return 0

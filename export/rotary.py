@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from piston.core.errors import MisuseError, UnsupportedModelError
+from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 
 STATIC_TYPES = ("default", "linear", "llama3", "yarn")
 SUPPORTED_TYPES = (*STATIC_TYPES, "longrope", "dynamic")
+LARGEST_TABLE = 1 << 29  # bytes of cosines and sines in float32: a million positions of a head of 128
 
 Apply = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -43,7 +44,8 @@ def positions_of(config: Any, context: int | None) -> int:
 
     Raises:
         UnsupportedModelError: a RoPE type without a static table.
-        MisuseError: a context beyond what the type is exact for.
+        CheckpointError: a config whose positions would need a table beyond LARGEST_TABLE.
+        MisuseError: a context beyond what the type is exact for, or one that would.
     """
     trained = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
     for parameters in rope_types(config).values():
@@ -66,7 +68,16 @@ def positions_of(config: Any, context: int | None) -> int:
         raise MisuseError(
             f"--context {context} is beyond the {trained} positions the checkpoint has learned embeddings for."
         )
-    return context or trained
+    positions = context or trained
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if rope_types(config) and (size := positions * head_dim * 4) > LARGEST_TABLE:
+        fits = f"at most {LARGEST_TABLE // (4 * head_dim):,} fit; give --context N"
+        if context is not None:
+            raise MisuseError(f"--context {context} would need a rotary table of {size / 1e9:,.1f} GB: {fits}.")
+        raise CheckpointError(
+            f"The config says {trained:,} positions, whose rotary table would take {size / 1e9:,.1f} GB: {fits}."
+        )
+    return positions
 
 
 def tables_of(model: nn.Module, positions: int) -> dict[nn.Module, dict[str | None, RotaryTables]]:

@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer as one tokenizer.json, its template and its sampling defaults, checked against it."""
+"""The checkpoint's tokenizer as one tokenizer.json with its template, checked against it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from piston.core.bundle.manifest import TokenizerSpec
 from piston.core.errors import CheckpointError, MisuseError
 from piston.export.checkpoint import Checkpoint
+from piston.export.generation_defaults import GenerationDefaults
 from piston.export.gguf.tokenizer import gguf_tokenizer
 from piston.export.quiet import quiet
 
@@ -17,13 +18,14 @@ SAMPLES = (
     "def f(x):\n    return x ** 2  # comment",
 )
 SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
-SAMPLING_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
 def write_tokenizer(
-    checkpoint: Checkpoint, config: Any, generation: Any, out: Path, chat_template: str | None = None
-) -> TokenizerSpec:
+    checkpoint: Checkpoint, config: Any, defaults: GenerationDefaults, out: Path, chat_template: str | None = None
+) -> tuple[TokenizerSpec, tuple[str, ...]]:
     """Write tokenizer.json and, if there is one, chat_template.jinja: of several the one of that name, or "default".
+
+    The second result is what to tell the user.
 
     Raises:
         CheckpointError: there is no tokenizer, tokenizer.json would not give the ids transformers gives, or several
@@ -63,21 +65,17 @@ def write_tokenizer(
     template = _template_of(checkpoint, tokenizer, chat_template)
     if template is not None:
         (out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
-    return TokenizerSpec(
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_ids=tuple(sorted(_eos_ids(config, generation, tokenizer))),
+    ends, remarks = _ends(checkpoint, config, defaults, tokenizer)
+    spec = TokenizerSpec(
+        bos_token_id=tokenizer.bos_token_id if defaults.bos_token_id is None else defaults.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id if defaults.pad_token_id is None else defaults.pad_token_id,
+        eos_token_ids=ends,
         special_tokens={
             name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
         },
         has_chat_template=template is not None,
     )
-
-
-def sampling_defaults(generation: Any) -> dict[str, Any]:
-    """What the checkpoint's generation_config says of sampling; recorded, applied only when asked."""
-    stated = generation.to_diff_dict() if generation is not None else {}
-    return {name: stated[name] for name in SAMPLING_DEFAULTS if stated.get(name) is not None}
+    return spec, remarks
 
 
 def _template_of(checkpoint: Checkpoint, tokenizer: Any, name: str | None) -> str | None:
@@ -97,13 +95,18 @@ def _template_of(checkpoint: Checkpoint, tokenizer: Any, name: str | None) -> st
     return None
 
 
-def _eos_ids(config: Any, generation: Any, tokenizer: Any) -> set[int]:
-    """A chat model often ends turns with a token that only one of the three places names: all of them end an answer."""
-    found: set[int] = set()
-    for value in (
-        getattr(config, "eos_token_id", None),
-        getattr(generation, "eos_token_id", None),
-        tokenizer.eos_token_id,
-    ):
-        found |= {value} if isinstance(value, int) else set(value or ())
-    return found
+def _ends(
+    checkpoint: Checkpoint, config: Any, defaults: GenerationDefaults, tokenizer: Any
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The tokens that end an answer: those that end transformers' generate, which does not ask the tokenizer."""
+    ends, named = defaults.eos_token_ids, tokenizer.eos_token_id
+    if checkpoint.gguf:  # has no generation settings
+        value = getattr(config, "eos_token_id", None)
+        found = {value} if isinstance(value, int) else set(value or ())
+        return tuple(sorted(found | {*ends} | ({named} - {None}))), ()
+    if not ends:
+        return ends, ("the checkpoint's generation settings name no end token: answers end at --max-tokens only.",)
+    if named is not None and named not in ends:
+        text = f"the tokenizer's end token {tokenizer.eos_token!r} ({named}) does not end answers, as in transformers: "
+        return ends, (f"{text}the checkpoint's generation settings name {', '.join(map(str, ends))}.",)
+    return ends, ()

@@ -144,8 +144,14 @@ class LanguageModel:
 
     @property
     def default_sampling(self) -> Sampling:
-        """What the checkpoint's authors recommend; greedy where they say nothing."""
-        return Sampling.from_mapping(self.manifest.generation)
+        """What the checkpoint's authors recommend; greedy where they say nothing.
+
+        Their max_length, which counts the prompt, is left out: lengths are the caller's.
+
+        Raises:
+            MisuseError: they recommend what Piston does not have.
+        """
+        return Sampling.from_mapping({k: v for k, v in self.manifest.generation.items() if k != "max_length"})
 
     def prepare(self, prompt_ids: list[int], sampling: Sampling, began: float | None = None) -> "Generation":
         """A generation of one row that is not yet run; its time counts from `began`, a time.perf_counter()."""

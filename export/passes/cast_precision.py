@@ -17,7 +17,7 @@ class CastPrecisionPass(ir.passes.InPlacePass):
     """Changes every float32 value but the logits; weights are converted one at a time, while they are saved.
 
     Raises:
-        CheckpointError: a weight is beyond the range of float16.
+        CheckpointError: a weight is beyond the range of the type.
     """
 
     def __init__(self, dtype: str) -> None:
@@ -27,6 +27,9 @@ class CastPrecisionPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Cast initializers, inputs and intermediate values."""
         graph, target = model.graph, TYPES[self.dtype]
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+                self._check_range(value.const_value, value.name or "")
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
                 value.const_value = self._converted(value.const_value, value.name or "")
@@ -45,13 +48,18 @@ class CastPrecisionPass(ir.passes.InPlacePass):
         numpy_type = NUMPY_TYPES[self.dtype]
 
         def convert() -> ir.TensorProtocol:
-            array = tensor.numpy()
-            largest = float(np.abs(array).max()) if array.size else 0.0
-            if self.dtype == "float16" and largest > float(np.finfo(np.float16).max):
-                raise CheckpointError(f"{name} reaches {largest:.3g}, beyond float16; use --dtype bf16 or fp32.")
-            return ir.Tensor(array.astype(numpy_type), name=name)
+            return ir.Tensor(tensor.numpy().astype(numpy_type), name=name)
 
         return ir.LazyTensor(convert, dtype=TYPES[self.dtype], shape=ir.Shape(tensor.numpy().shape), name=name)
+
+    def _check_range(self, tensor: ir.TensorProtocol, name: str) -> None:
+        # Before the graph is saved: what a conversion raises while it is saved comes out wrapped in other errors.
+        array = tensor.numpy()
+        largest = float(np.abs(array).max()) if array.size else 0.0
+        limit = ml_dtypes.finfo(NUMPY_TYPES[self.dtype]).max  # type: ignore[no-untyped-call]
+        if largest > float(limit):
+            wider = "--dtype bf16 or fp32" if self.dtype == "float16" else "--dtype fp32"
+            raise CheckpointError(f"{name} reaches {largest:.3g}, beyond {self.dtype}; use {wider}.")
 
     def _widen_logits(self, graph: ir.Graph) -> None:
         logits = graph.outputs[0]

@@ -42,6 +42,9 @@ class Sampling:
     # Read-only once stored, which is not hashable before Python 3.12: left out of the hash, not of the comparison.
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict, hash=False)
     bad_words: tuple[str, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()  # the same in token ids; a lone end token is not forbidden
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()  # as the first token of an answer
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
@@ -61,7 +64,9 @@ class Sampling:
             self._store("seed", _number("seed", self.seed, _SEED))
         for name in ("bad_words", "stop"):
             self._store(name, _texts(name, getattr(self, name)))
-        self._store("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        for name in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens"):
+            self._store(name, _token_ids(name, getattr(self, name)))
+        self._store("bad_words_ids", _sequences("bad_words_ids", self.bad_words_ids))
         self._store("logit_bias", _bias(self.logit_bias))
         for name in ("include_stop_str_in_output", "ignore_eos", "logprobs", "echo"):
             if not isinstance(value := getattr(self, name), bool):
@@ -108,6 +113,7 @@ class Sampling:
         """All options as a plain dict that `json.dumps` takes; ids in `logit_bias` become strings, as JSON needs."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain["logit_bias"] = {str(token_id): bias for token_id, bias in self.logit_bias.items()}
+        plain["bad_words_ids"] = [list(sequence) for sequence in self.bad_words_ids]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     def _store(self, name: str, value: object) -> None:
@@ -171,8 +177,8 @@ _UNSUPPORTED = {
         "such filter (use top_k, top_p, min_p or typical_p)": "epsilon_cutoff eta_cutoff mirostat tfs_z top_a top_h "
         "xtc_probability xtc_threshold",
         "such penalty": "encoder_no_repeat_ngram_size encoder_repetition_penalty exponential_decay_length_penalty",
-        "such list (use bad_words, logit_bias or stop_token_ids)": "allowed_token_ids bad_words_ids "
-        "begin_suppress_tokens eos_token_id forced_bos_token_id forced_eos_token_id sequence_bias suppress_tokens",
+        "such list (use bad_words, logit_bias or stop_token_ids)": "allowed_token_ids eos_token_id "
+        "forced_bos_token_id forced_eos_token_id sequence_bias",
         "guidance by a second prompt": "guidance_scale negative_prompt_ids",
         "assisted or contrastive decoding": "assistant_model dola_layers penalty_alpha",
         "logprobs of the prompt apart from echo": "prompt_logprobs",
@@ -208,6 +214,12 @@ def _token_ids(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple):
         raise _refusal(name, value, "a list of token ids")
     return tuple(_number(f"{name}[{i}]", token_id, _TOKEN_ID) for i, token_id in enumerate(value))
+
+
+def _sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, list | tuple) and item for item in value):
+        raise _refusal(name, value, "a list of non-empty lists of token ids")
+    return tuple(_token_ids(f"{name}[{i}]", item) for i, item in enumerate(value))
 
 
 def _bias(value: Any) -> Mapping[int, float]:

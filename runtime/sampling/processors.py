@@ -5,7 +5,7 @@ ruled out is -inf. Token ids are int64 arrays. Names, formulas and order are tho
 in 5.23), so that the same options give the same distribution here and there:
 
     1. logit_bias, repetition_penalty, frequency_penalty, presence_penalty     shift tokens
-    2. no_repeat_ngram, bad_words, min_tokens                                  forbid tokens
+    2. no_repeat_ngram, bad_words, suppress, min_tokens                        forbid tokens
     3. temperature, top_k, top_p, min_p, typical_p (`warp`; skipped if greedy) shape what is left
 
 transformers has no frequency and presence penalty: theirs is OpenAI's formula, at the place vLLM gives them.
@@ -145,6 +145,11 @@ def bad_words(logits: Logits, ids: TokenIds, sequences: Sequence[Sequence[int]])
     tail = ids[max(0, ids.size - longest) :].tolist()
     last = [word[-1] for word in sequences if tail[max(0, len(tail) + 1 - len(word)) :] == list(word[:-1])]
     return _without(logits, np.array(last, np.int64))
+
+
+def suppress(logits: Logits, token_ids: Sequence[int]) -> Logits:
+    """Forbid these tokens."""
+    return _without(logits, np.array(token_ids, np.int64))
 
 
 def min_tokens(logits: Logits, output_len: int, minimum: int, end_ids: Iterable[int]) -> Logits:

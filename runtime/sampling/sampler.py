@@ -64,10 +64,13 @@ class RowSampler:
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(index,))))
         self._prompt_ids: TokenIds = np.array(prompt_ids, np.int64)
         self._output_ids: list[int] = []
-        self._end_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else {*eos_token_ids})
+        eos_token_ids = frozenset(eos_token_ids)
+        self._end_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_token_ids)
         self._bad_words_ids = tuple(tuple(sequence) for sequence in bad_words_ids)
         if not all(self._bad_words_ids) or (sampling.bad_words and not self._bad_words_ids):
             raise MisuseError(f"bad_words is {sampling.bad_words!r}; each word must come with its token ids.")
+        ends = {(token_id,) for token_id in eos_token_ids}  # transformers lets them end the text nevertheless
+        self._bad_words_ids += tuple(sequence for sequence in sampling.bad_words_ids if sequence not in ends)
 
     @property
     def output_ids(self) -> tuple[int, ...]:
@@ -100,6 +103,7 @@ class RowSampler:
             or options.presence_penalty
             or options.no_repeat_ngram_size
             or self._bad_words_ids
+            or self._suppressed()
             or len(self._output_ids) < options.min_tokens
         )
 
@@ -130,7 +134,8 @@ class RowSampler:
             if not np.isfinite(highest := adjusted.max()):
                 raise MisuseError(
                     f"After {len(self._output_ids)} tokens the options leave none to pick (the highest logit is "
-                    f"{highest}); loosen logit_bias, the penalties, no_repeat_ngram_size, bad_words or min_tokens."
+                    f"{highest}); loosen logit_bias, the penalties, no_repeat_ngram_size, bad words, "
+                    "suppressed tokens or min_tokens."
                 )
         return adjusted
 
@@ -152,9 +157,15 @@ class RowSampler:
             logits = row.no_repeat_ngram(logits, self._history(), options.no_repeat_ngram_size)
         if self._bad_words_ids:
             logits = row.bad_words(logits, self._history(), self._bad_words_ids)
+        if suppressed := self._suppressed():
+            logits = row.suppress(logits, suppressed)
         if len(self._output_ids) < options.min_tokens:
             logits = row.min_tokens(logits, len(self._output_ids), options.min_tokens, self._end_ids)
         return logits
+
+    def _suppressed(self) -> tuple[int, ...]:
+        options = self.sampling
+        return options.suppress_tokens if self._output_ids else options.suppress_tokens + options.begin_suppress_tokens
 
     def _record(self, token_id: int) -> None:
         self._output_ids.append(token_id)

@@ -5,13 +5,16 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import edit_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from zoo import make
 
 from piston.core.errors import CheckpointError, CheckpointNotFoundError, MisuseError, UnsupportedModelError
 from piston.export import ExportOptions, export_model
-from piston.export.checkpoint import load_config, load_model, locate, weights_dtype
+from piston.export.architectures import ARCHITECTURES
+from piston.export.checkpoint import check_weights, load_config, load_model, locate
+from piston.export.generation_defaults import GenerationDefaults
 from piston.export.tokenizer import write_tokenizer
 
 
@@ -25,11 +28,6 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def checkpoint(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "checkpoint")
-
-
-def edit_config(directory, **changes):
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def refusal(source, tmp_path, kind=CheckpointError):
@@ -106,6 +104,95 @@ def test_a_tensor_of_wrong_shape_is_refused(checkpoint, tmp_path):
     assert "model.norm.weight" in refusal(checkpoint, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.layers.0.self_attn.q_proj.bias", (64,)),  # attention_bias is false
+        ("model.layers.2.mlp.up_proj.weight", (112, 64)),  # a layer more than the config says
+        ("score.weight", (2, 64)),
+    ],
+)
+def test_a_tensor_that_the_model_does_not_take_is_refused_by_name(checkpoint, tmp_path, name, shape):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights[name] = torch.ones(shape)
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert name in refusal(checkpoint, tmp_path)
+
+
+def test_buffers_that_older_checkpoints_store_are_no_surprise(tmp_path):
+    write_checkpoint(tmp_path, "gpt2")
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["transformer.h.0.attn.bias"] = torch.ones(1, 1, 96, 96).tril()
+    weights["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    weights["transformer.h.0.attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(
+        {name: tensor.half() if tensor.dim() == 2 else tensor for name, tensor in weights.items()},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    load_model(locate(str(tmp_path)))
+
+
+def test_an_adapter_beside_the_base_model_is_refused_with_the_remedy(checkpoint, tmp_path):
+    (checkpoint / "adapter_config.json").write_text("{}")
+    assert "merge" in refusal(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sliding_window": 0, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "sliding_window"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"num_key_value_heads": 3}, "k_proj"),
+        ({"num_attention_heads": 5, "head_dim": None}, "multiple of the number of attention heads (5)"),
+        ({"hidden_size": -64}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "1,000,000,000 layers"),
+        ({"vocab_size": 10**9}, "embed_tokens"),
+        ({"intermediate_size": 10**9}, "mlp"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings"),
+        ({"max_position_embeddings": 10**9}, "--context"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}}, "rope_theta"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+    ],
+)
+def test_a_size_that_no_model_has_is_refused_before_weights_are_read(checkpoint, tmp_path, monkeypatch, changes, named):
+    monkeypatch.setattr("piston.export.checkpoint.load_model", None)
+    edit_config(checkpoint, **changes)
+    assert named in refusal(checkpoint, tmp_path)
+
+
+def test_a_context_whose_tables_would_take_gigabytes_is_misuse(checkpoint, tmp_path):
+    with pytest.raises(MisuseError, match=r"--context 1000000000 would need a rotary table of 64\.0 GB"):
+        export_model(checkpoint, tmp_path / "out", ExportOptions(context=10**9))
+
+
+def test_learned_positions_beyond_the_stored_table_are_refused_before_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("piston.export.checkpoint.load_model", None)
+    write_checkpoint(tmp_path / "gpt2", "gpt2")
+    edit_config(tmp_path / "gpt2", n_positions=10**9)
+    assert "wpe" in refusal(tmp_path / "gpt2", tmp_path)
+
+
+def test_a_failure_of_transformers_own_forward_is_told_as_such(checkpoint, tmp_path, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    def fail(*_, **__):
+        raise RuntimeError("shapes cannot be multiplied\nsecond line")
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", fail)
+    message = refusal(checkpoint, tmp_path)
+    assert message == "transformers cannot run checkpoint itself: shapes cannot be multiplied"
+
+
+def test_weights_that_hold_nan_are_told_before_anything_is_traced(checkpoint, tmp_path):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert "transformers itself answers NaN" in refusal(checkpoint, tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 1000, 20_000])
 def test_a_truncated_file_is_refused(checkpoint, tmp_path, keep):
     path = checkpoint / "model.safetensors"
@@ -138,6 +225,11 @@ def test_a_mixture_of_experts_is_refused_by_name(checkpoint, tmp_path, architect
     assert architecture in refusal(checkpoint, tmp_path, UnsupportedModelError)
 
 
+def test_what_transformers_builds_counts_not_the_class_that_the_config_names(checkpoint, tmp_path):
+    edit_config(checkpoint, model_type="mixtral")
+    assert "MixtralForCausalLM" in refusal(checkpoint, tmp_path, UnsupportedModelError)
+
+
 def test_a_config_of_garbage_is_refused(checkpoint, tmp_path):
     (checkpoint / "config.json").write_text("{")
     assert "config" in refusal(checkpoint, tmp_path)
@@ -165,6 +257,14 @@ def test_a_damaged_tokenizer_is_refused(checkpoint, tmp_path):
     assert "tokenizer" in refusal(checkpoint, tmp_path)
 
 
+@pytest.mark.parametrize("changes", [{"model_max_length": {}}, {"chat_template": 3}], ids=str)
+def test_a_tokenizer_that_opens_and_cannot_be_used_is_refused(checkpoint, tmp_path, changes):
+    (checkpoint / "chat_template.jinja").unlink()
+    path = checkpoint / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert "tokenizer of checkpoint cannot be used" in refusal(checkpoint, tmp_path)
+
+
 def test_code_in_a_checkpoint_does_not_run_unless_asked(checkpoint, tmp_path):
     edit_config(
         checkpoint,
@@ -180,15 +280,12 @@ def test_code_in_a_checkpoint_does_not_run_unless_asked(checkpoint, tmp_path):
     assert mark.exists()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.float32, "float32"), (torch.float16, "float16"), (torch.bfloat16, "bfloat16")]
-)
-def test_the_stored_type_is_found(tmp_path, dtype, expected):
-    write_checkpoint(tmp_path, dtype=dtype)
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES.values()))
+def test_what_transformers_saves_of_an_architecture_is_what_its_model_takes(tmp_path, model_type):
+    make(model_type).save_pretrained(tmp_path)
     checkpoint = locate(str(tmp_path))
-    config = load_config(checkpoint)
-    assert weights_dtype(checkpoint, config) == expected
-    assert {parameter.dtype for parameter in load_model(checkpoint).parameters()} == {torch.float32}
+    assert check_weights(checkpoint, load_config(checkpoint))
+    load_model(checkpoint)
 
 
 def name_templates(checkpoint, **templates):
@@ -202,7 +299,8 @@ def name_templates(checkpoint, **templates):
 
 def template_written(checkpoint, out, **options):
     out.mkdir()
-    spec = write_tokenizer(locate(str(checkpoint)), load_config(locate(str(checkpoint))), None, out, **options)
+    place, defaults = locate(str(checkpoint)), GenerationDefaults()
+    spec, _ = write_tokenizer(place, load_config(place), defaults, out, **options)
     assert spec.has_chat_template
     return (out / "chat_template.jinja").read_text(encoding="utf-8")
 

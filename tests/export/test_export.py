@@ -145,6 +145,24 @@ def test_a_weight_beyond_float16_is_refused_by_name(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("type_name", "value"), [("float16", 1e5), ("bfloat16", 3.4e38)])
+def test_a_small_tensor_beyond_the_type_is_refused_before_the_graph_is_saved(type_name, value):
+    import onnx_ir as ir
+
+    from piston.export.passes.cast_precision import CastPrecisionPass
+
+    norm = ir.Value(name="norm.weight", const_value=ir.tensor(np.array([1, value], np.float32), name="norm.weight"))
+    graph = ir.Graph([], [], nodes=[], initializers=[norm], opset_imports={"": 24})
+    with pytest.raises(CheckpointError, match=rf"norm\.weight reaches .* beyond {type_name}; use --dtype"):
+        CastPrecisionPass(type_name)(ir.Model(graph, ir_version=11))
+
+
+@pytest.mark.parametrize("context", [1, 2, 8])
+def test_a_context_of_a_few_positions_exports(checkpoint, tmp_path, context):
+    manifest = export_model(checkpoint, tmp_path / "out", ExportOptions(context=context))
+    assert (manifest.model.max_positions, manifest.made_by["parity"]["steps"]) == (context, min(8, context - 1))
+
+
 def test_tied_embeddings_are_stored_once(tmp_path):
     write_checkpoint(tmp_path / "checkpoint", tie_word_embeddings=True)
     manifest = export_model(tmp_path / "checkpoint", tmp_path / "out")

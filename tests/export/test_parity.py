@@ -1,12 +1,14 @@
 """The parity gate: a graph that answers otherwise is not published, and the layer at fault is named."""
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from checkpoints import write_checkpoint
 
 import piston.export
 from piston.core.errors import ParityError
-from piston.export import ExportOptions, export_model
+from piston.export import ExportOptions, export_model, parity
+from piston.export.parity import Reference, Row
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +67,57 @@ def test_without_the_gate_the_manifest_says_so(checkpoint, tmp_path, broken):
 
 def test_the_gate_is_on_by_default():
     assert piston.export.ExportOptions().check_parity
+
+
+class ShiftedEngine:
+    """Gives a reference's own logits, moved by `shift`; stands in for the engine of the written graph."""
+
+    def __init__(self, rows, shift):
+        self.rows, self.shift, self.said, self.closed = rows, shift, 0, False
+        self.cache = self
+
+    def admit(self):
+        self.said += 1
+        return self.said - 1
+
+    def prefill(self, slot, prompt):
+        self.step_of = 0
+        return (self.rows[slot].logits[0] + self.shift)[None]
+
+    def step(self, tokens):
+        self.step_of += 1
+        return {slot: self.rows[slot].logits[self.step_of] + self.shift for slot in tokens}
+
+    def close(self):
+        self.closed = True
+
+
+def compare(monkeypatch, logits, shift):
+    rows = [Row([1], logits.argmax(axis=-1).tolist(), logits)] * 3
+    engine = ShiftedEngine(rows, np.array(shift, np.float32))
+    monkeypatch.setattr(parity.OrtEngine, "open", lambda *_, **__: engine)
+    monkeypatch.setattr(parity, "_blame", lambda *_: "")
+    try:
+        return parity.check_parity(None, None, Reference(rows, []))
+    finally:
+        assert engine.closed
+
+
+def test_two_top_logits_that_are_equal_may_change_places(monkeypatch):
+    tied = np.array([[5.0, 5.0, 1.0]] * 3, np.float32)
+    assert compare(monkeypatch, tied, [0.0, 1e-4, 0.0]).max_abs == pytest.approx(1e-4, rel=0.01)
+
+
+def test_another_token_than_one_that_leads_by_more_than_the_bound_is_refused(monkeypatch):
+    led = np.array([[5.0012, 5.0, 1.0]] * 3, np.float32)  # by 0.0012, the bound is 0.001
+    with pytest.raises(ParityError):
+        compare(monkeypatch, led, [-9e-4, 9e-4, 0.0])
+
+
+def test_the_engine_is_closed_whatever_goes_wrong(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(ShiftedEngine, "step", fail)
+    with pytest.raises(MemoryError):
+        compare(monkeypatch, np.array([[5.0, 4.0]] * 3, np.float32), [0.0, 0.0])

@@ -173,6 +173,11 @@ def test_default_sampling_is_what_the_manifest_recommends():
     assert model.default_sampling == Sampling(temperature=0.6, top_p=0.9)
 
 
+def test_default_sampling_leaves_out_the_limit_that_counts_the_prompt():
+    model = toy_model(SCRIPT, manifest=manifest_of(generation={"max_length": 50, "suppress_tokens": [3]}))
+    assert model.default_sampling == Sampling(suppress_tokens=(3,))
+
+
 def test_default_sampling_is_greedy_where_nothing_is_recommended():
     assert toy_model(SCRIPT).default_sampling == Sampling()
 

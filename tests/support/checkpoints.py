@@ -1,5 +1,6 @@
 """Checkpoints on disk: a toy of the zoo with a small byte-level tokenizer, as save_pretrained writes them."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -42,3 +43,9 @@ def write_checkpoint(
     model.save_pretrained(directory)
     write_tokenizer(directory)
     return model
+
+
+def edit_config(directory: Path, **changes: object) -> None:
+    """Change keys of directory/config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

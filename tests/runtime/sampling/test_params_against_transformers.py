@@ -180,6 +180,35 @@ def test_greedy_rows_are_those_of_transformers_generate(generate):
     assert tokens != [int(step.argmax()) for step in logits]
 
 
+def test_greedy_rows_under_a_generation_configs_lists_of_ids_are_those_of_transformers_generate(generate):
+    plain, _, _ = generate(do_sample=False, max_new_tokens=24, eos_token_id=EOS)
+    lists = {
+        "begin_suppress_tokens": [plain[0]],
+        "suppress_tokens": [plain[1], plain[3]],
+        "bad_words_ids": [[EOS], [plain[0]], [plain[5], plain[6]]],
+    }
+    tokens, logits, _ = generate(do_sample=False, max_new_tokens=24, eos_token_id=EOS, **lists)
+    sampler = RowSampler(Sampling.from_mapping({"max_new_tokens": 24, **lists}), PROMPT, eos_token_ids=[EOS])
+    assert [sampler.pick(step).token_id for step in logits] == tokens
+    assert tokens[:2] != plain[:2]
+
+
+def test_a_bad_word_of_one_end_token_does_not_forbid_the_end_as_in_transformers():
+    logits = np.zeros(VOCAB, np.float32)
+    logits[EOS] = 9
+    sampler = RowSampler(Sampling(bad_words_ids=((EOS,), (3,))), PROMPT, eos_token_ids=[EOS])
+    assert sampler.pick(logits).token_id == EOS
+
+
+def test_tokens_suppressed_at_the_beginning_may_come_later():
+    logits = np.zeros(VOCAB, np.float32)
+    logits[7], logits[8] = 9, 8
+    sampler = RowSampler(Sampling(begin_suppress_tokens=(7,)), PROMPT)
+    assert sampler.needs_logits
+    assert [sampler.pick(logits).token_id for _ in range(2)] == [8, 7]
+    assert not sampler.needs_logits
+
+
 def test_sampled_rows_draw_from_the_distribution_transformers_draws_from(generate):
     warps = {"temperature": 1.7, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.95}
     common = {"max_new_tokens": 24, "min_new_tokens": 24, **SHIFTS, **warps}

@@ -1,0 +1,56 @@
+"""Sizes in config.json that no model can have, refused by name before transformers builds anything of them."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from piston.core.errors import CheckpointError
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "sliding_window",
+)
+
+
+def check_config(name: str, config: Any) -> None:
+    """Check the sizes and numbers of a config that transformers has parsed.
+
+    Raises:
+        CheckpointError: a size is no positive integer, or a number is NaN or infinite.
+    """
+    known = type(config)()
+    # A key that this architecture does not read is no concern of ours.
+    check_written_sizes(name, {field: getattr(config, field, None) for field in SIZES if hasattr(known, field)})
+    for path, number in _numbers(config.to_dict()):
+        if not math.isfinite(number):
+            raise CheckpointError(f"{path} in the config of {name} is {number}; it must be finite.")
+
+
+def check_written_sizes(name: str, sizes: Mapping[str, Any]) -> None:
+    """Check those of SIZES that are there, None and lists of sizes allowed; raises as `check_config` does."""
+    for field in SIZES:
+        value = sizes.get(field)
+        for item in value if isinstance(value, list) else [] if value is None else [value]:
+            if isinstance(item, bool) or not isinstance(item, int) or item < 1:
+                hint = " (null for none)" if field == "sliding_window" else ""
+                raise CheckpointError(
+                    f"{field} in the config of {name} is {item!r}; it must be an integer of 1 or more{hint}."
+                )
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item, path)

@@ -1,0 +1,233 @@
+"""Damage toy checkpoints at random and export each: it must answer as transformers does, or be refused in one line.
+
+    python scripts/fuzz_checkpoints.py --count 1000 --seed 0 --json fuzz.json
+
+Case N of a seed is always the same; `--only N` runs it alone and prints all it said. A case fails where `piston export`
+ends in a traceback, in several lines, in silence, beyond its time or memory, or where what it wrote answers otherwise.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests/support"))
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+TOYS = ("llama", "qwen2", "gemma2", "gpt2", "gguf")
+TEXTS = ("the quick brown fox", "Grüße 你好", "a<|end|> b  c")
+NEW_TOKENS = 8
+MEMORY, CPU_SECONDS, SECONDS = 4 << 30, 60, 900  # what a case may take beyond what is loaded already
+
+
+def main() -> int:
+    """Run the cases; 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, metavar="N", help="run case N alone")
+    parser.add_argument("--toys", nargs="+", choices=TOYS, default=TOYS)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every case's outcome")
+    arguments = parser.parse_args()
+    os.environ |= ENVIRONMENT  # before numpy and torch are imported
+    import onnxruntime  # noqa: F401 - loaded once, before the processes divide
+    import onnxscript  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    import piston.export.checkpoint
+    import piston.export.passes
+    import piston.export.trace  # noqa: F401
+
+    torch.set_num_threads(1)
+    outcomes = []
+    with tempfile.TemporaryDirectory() as scratch:
+        toys = {name: Path(scratch) / "toys" / name for name in arguments.toys}
+        for name, directory in toys.items():
+            assert _apart(lambda: _write_toy(name, directory), Path(scratch) / "log").status == 0  # noqa: B023
+        for number in range(arguments.count) if arguments.only is None else (arguments.only,):
+            outcome = _case(number, arguments.seed, toys, Path(scratch))
+            outcomes.append(outcome)
+            if outcome["failed"] or arguments.only is not None:
+                print(json.dumps(outcome, ensure_ascii=False, indent=1), flush=True)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(outcomes, ensure_ascii=False, indent=1), encoding="utf-8")
+    kinds = collections.Counter(outcome["outcome"] for outcome in outcomes)
+    print(f"{len(outcomes)} cases of seed {arguments.seed}: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+    return int(any(outcome["failed"] for outcome in outcomes))
+
+
+class Ended:
+    """How a forked process ended, and what it wrote."""
+
+    def __init__(self, status: int, seconds: float, said: str) -> None:
+        self.status, self.seconds, self.said = status, seconds, said
+
+
+def _apart(work: Callable[[], int | None], log: Path) -> Ended:
+    """Run `work` in a fork with limits; its result is the exit status, 99 a traceback, negative a signal."""
+    began, child = time.monotonic(), os.fork()
+    if child == 0:
+        status = 99
+        try:
+            with log.open("wb") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + MEMORY, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+            status = work() or 0
+        except BaseException:  # noqa: BLE001 - a traceback is what is looked for
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+    while time.monotonic() - began < SECONDS:
+        found, code = os.waitpid(child, os.WNOHANG)
+        if found:
+            said = log.read_text(encoding="utf-8", errors="replace")
+            return Ended(os.waitstatus_to_exitcode(code), time.monotonic() - began, said)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return Ended(-signal.SIGXCPU, SECONDS, log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _data_bytes() -> int:
+    fields = Path("/proc/self/status").read_text(encoding="utf-8").split("\n")
+    return int(next(line.split()[1] for line in fields if line.startswith("VmData"))) << 10
+
+
+def _case(number: int, seed: int, toys: dict[str, Path], scratch: Path) -> dict:
+    from mutations import mutate
+
+    from piston.cli.main import main as piston
+
+    rng = random.Random(f"{seed}/{number}")  # noqa: S311 - not a secret
+    toy = list(toys)[number % len(toys)]
+    source, out = scratch / "checkpoint", scratch / "out"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(toys[toy], source)
+    done = [mutate(source, rng) for _ in range(rng.choice((1, 1, 1, 2)))]
+    given = next(source.glob("*.gguf"), source)
+    ended = _apart(lambda: piston(["export", str(given), "-o", str(out)]), scratch / "log")
+    kind = _judged(ended, out)
+    said = ended.said[-3000:]
+    if kind == "exported":
+        compared = _apart(lambda: _compare(given, out, ended.said), scratch / "log")
+        kind = {0: "equal", 3: "told", 4: "transformers fails"}.get(compared.status, "DIFFERENT")
+        said += compared.said[-3000:]
+    return {
+        "case": number,
+        "toy": toy,
+        "done": done,
+        "outcome": kind,
+        "failed": kind.isupper(),
+        "seconds": round(ended.seconds, 1),
+        "said": said,
+    }
+
+
+def _judged(ended: Ended, out: Path) -> str:
+    errors = [line for line in ended.said.splitlines() if line.startswith("error:")]
+    if ended.status == -signal.SIGXCPU:
+        return "HANG"
+    if ended.status < 0:
+        return "CRASH"
+    if "Traceback" in ended.said or ended.status not in {0, 1, 2}:
+        return "TRACEBACK"
+    if ended.status == 0:
+        return "exported" if (out / "manifest.json").is_file() else "NOTHING WRITTEN"
+    if len(errors) != 1:
+        return "NO CLEAR LINE"
+    if any(word in errors[0].lower() for word in ("allocat", "out of memory", "memoryerror")):
+        return "MEMORY"
+    if out.exists():
+        return "LEFT OUTPUT"
+    return "refused"
+
+
+def _write_toy(name: str, directory: Path) -> None:
+    from checkpoints import write_checkpoint
+
+    if name == "gguf":
+        from gguf_toy import write_gguf
+
+        write_gguf(directory)
+    else:
+        write_checkpoint(directory, name, **({"num_hidden_layers": 1} if name != "gemma2" else {}))
+
+
+def _compare(given: Path, out: Path, said: str) -> int:
+    """0: same tokens for the same texts; 3: they may differ, as the export said; 4: transformers answers nothing."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from piston.core.bundle.manifest import Manifest
+    from piston.core.errors import MisuseError
+    from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+    from piston.runtime.model import LanguageModel
+    from piston.runtime.sampling.params import Sampling
+    from piston.runtime.text.tokenizer import Tokenizer
+
+    manifest = Manifest.read(out)
+    manifest.verify(out)
+    spec = manifest.tokenizer
+    ours = Tokenizer.open(out / "tokenizer.json", bos_token_id=spec.bos_token_id, eos_token_ids=spec.eos_token_ids)
+    arguments = {"pretrained_model_name_or_path": str(given)}
+    if given.is_file():
+        arguments = {"pretrained_model_name_or_path": str(given.parent), "gguf_file": given.name}
+    theirs = AutoTokenizer.from_pretrained(**arguments)
+    for text in TEXTS:
+        assert ours.encode(text) == list(theirs(text)["input_ids"]), text
+    if manifest.model.dtype != "float32":
+        return 3  # ONNX Runtime's CPU kernels are float32 only; the export proved the graph before rounding it
+    engine = OrtEngine.open(out / "model.onnx", manifest.cache, num_slots=1, capacity=64, options=OrtOptions())
+    model = LanguageModel(manifest, engine, ours)
+    reference = AutoModelForCausalLM.from_pretrained(**arguments, dtype=torch.float32, attn_implementation="eager")
+    new = min(NEW_TOKENS, manifest.model.max_positions - 3)
+    if new < 1:
+        return 0
+    try:
+        options = model.default_sampling.to_json() | {"temperature": 0.0, "max_tokens": new}
+        options["min_tokens"] = min(options["min_tokens"], new)
+        sampling = Sampling.from_json(options)
+    except MisuseError:
+        if "cannot apply" in said:
+            return 3
+        raise
+    for prompt in ([5, 6, 7], [40], [60, 61]):
+        prompt = [token % manifest.model.vocab_size for token in prompt]  # noqa: PLW2901
+        answer = [*model.generate(prompt, sampling).token_ids]  # type: ignore[union-attr]
+        tokens = torch.tensor([prompt])
+        try:
+            expected = reference.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                max_new_tokens=new,
+                tokenizer=theirs,
+            )[0, len(prompt) :].tolist()
+        except (ValueError, TypeError, RuntimeError, IndexError) as problem:
+            print("transformers:", problem)
+            return 4
+        assert answer == expected, (prompt, answer, expected)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
