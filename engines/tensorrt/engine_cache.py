@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle.manifest import CacheSpec, EngineSpec, Manifest, record_files
+from piston.core.bundle.manifest import CacheSpec, EngineSpec, Manifest, record_files, stays_inside
 from piston.engines.tensorrt.target import Target
 from piston.runtime.backends.tensorrt.log import open_module
 
@@ -58,7 +58,9 @@ class EngineCache:
             try:
                 data = json.loads((entry / SPEC).read_text(encoding="utf-8"))
                 spec = EngineSpec(**{**data["spec"], "cache": CacheSpec(**data["spec"]["cache"])})
-                is_whole = all(_copy_hashed(entry, name, Path(scratch)) == sha for name, sha in data["files"].items())
+                is_whole = spec.path in data["files"] and all(
+                    _copy_hashed(entry / "files", name, Path(scratch)) == sha for name, sha in data["files"].items()
+                )
             except (OSError, ValueError, KeyError, TypeError):
                 is_whole = False
             if not is_whole:
@@ -100,11 +102,17 @@ class EngineCache:
             entry.rename(Path(aside) / entry.name)
 
 
-def _copy_hashed(entry: Path, name: str, goal: Path) -> str:
-    """Copy a file of an entry below `goal`; the SHA-256 of the bytes that were written."""
-    digest = hashlib.sha256()
+def _copy_hashed(files: Path, name: str, goal: Path) -> str:
+    """Copy a file of an entry below `goal`; the SHA-256 of the bytes that were written.
+
+    Raises:
+        ValueError: the name, or a link on the way to it, leads out of `files`.
+    """
+    digest, source = hashlib.sha256(), files / name
+    if not stays_inside(name) or source.resolve() != files.resolve() / name:
+        raise ValueError(name)
     (goal / name).parent.mkdir(parents=True, exist_ok=True)
-    with (entry / "files" / name).open("rb") as reader, (goal / name).open("wb") as writer:
+    with source.open("rb") as reader, (goal / name).open("xb") as writer:
         while block := reader.read(2**20):
             digest.update(block)
             writer.write(block)

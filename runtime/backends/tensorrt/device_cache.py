@@ -1,4 +1,4 @@
-"""Keys and values of all rows in one piece of device memory, which both contexts read and write in place."""
+"""Keys and values of all rows in one piece of device memory, which all contexts read and write in place."""
 
 import math
 
@@ -15,17 +15,21 @@ class DeviceCache:
 
     def __init__(self, cuda: Cuda, stream: Stream, spec: CacheSpec, rows: int, capacity: int) -> None:
         self._row = (spec.num_kv_heads, capacity, spec.head_dim)
-        self._row_bytes = math.prod(self._row) * ITEM_SIZES[spec.dtype]
+        self.row_bytes = math.prod(self._row) * ITEM_SIZES[spec.dtype]
         self._names = cache_names(spec)
-        self._array_bytes = rows * self._row_bytes
+        self._array_bytes = rows * self.row_bytes
         nbytes = len(self._names) * self._array_bytes
         self._buffer = cuda.allocate(nbytes, f"The {spec.dtype} cache of {rows} rows of {capacity:,} positions")
         stream.zero(self._buffer.address, nbytes)
 
-    def addresses(self, low: int) -> dict[str, int]:
-        """Where row `low` and those after it lie, for each input and for the output that is written in its place."""
-        start = self._buffer.address + low * self._row_bytes
-        found = {name: start + index * self._array_bytes for index, name in enumerate(self._names)}
+    @property
+    def arrays(self) -> list[int]:
+        """Where each layer's keys and values begin."""
+        return [self._buffer.address + index * self._array_bytes for index in range(len(self._names))]
+
+    def addresses(self, row: int) -> dict[str, int]:
+        """Where `row` and those after it lie, for each input and for the output that is written in its place."""
+        found = {name: start + row * self.row_bytes for name, start in zip(self._names, self.arrays, strict=True)}
         return {f"{side}.{name}": address for name, address in found.items() for side in ("past", "present")}
 
     def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
