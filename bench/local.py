@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from piston.runtime.model import LanguageModel, load
+from piston.runtime.bundle import Bundle
+from piston.runtime.model import LanguageModel, load_bundle
 from piston.runtime.sampling.params import Sampling
 
 if TYPE_CHECKING:
@@ -31,15 +32,15 @@ class LocalRun:
     @classmethod
     def open(cls, path: str, options: Mapping[str, Any]) -> Self:
         """Load a bundle as the benchmark's options say; raises as `load` does."""
-        return cls(
-            load(
-                path,
-                target=options.get("target"),
-                max_batch=options["max_batch"],
-                max_length=options["max_length"],
-                threads=options["threads"],
-            )
+        model = load_bundle(
+            Bundle.open(path, verify=False),
+            target=options.get("target"),
+            max_batch=options["max_batch"],
+            max_length=options["max_length"],
+            threads=options["threads"],
+            best_only=True,
         )
+        return cls(model)
 
     def run(self, prompts: Sequence[Sequence[int]], gen_len: int, step: Callable[[], None]) -> list[list[int]]:
         """Token ids of each row; calls `step` whenever every row has one more token.

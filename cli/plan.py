@@ -10,6 +10,7 @@ from piston.cli.plan_memory import DEVICE_TARGETS, TARGETS, Footprint, Planned, 
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import print_json, print_text
 from piston.core.errors import MisuseError
+from piston.runtime.backends.registry import family_of
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 BAR = 48  # characters of the picture
@@ -40,9 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
     gpu = gpu_named(arguments.gpu) if arguments.gpu else None
     memory = gpu.usable_bytes if gpu else memory_size(arguments.memory)
     where = f"{gpu.name} ({gpu.compute_capability}), {gpu.gibibytes} GiB" if gpu else arguments.memory
-    plan = planned(arguments.path, Manifest.read(arguments.path), target)
+    plan = planned(arguments.path, Manifest.read(arguments.path), target, gpu.compute_capability if gpu else None)
     if (arguments.length or 0) > plan.max_positions:
         raise MisuseError(f"--length is {arguments.length:,}; the model has {plan.max_positions:,} positions.")
+    if plan.max_batch is not None and (arguments.batch or 0) > plan.max_batch:
+        raise MisuseError(f"--batch is {arguments.batch:,}; {plan.target} was built for {plan.max_batch:,} rows.")
     shown = _shown(plan, memory, arguments.batch, arguments.length)
     table = {length: plan.largest_batch(length, memory) for length in lengths_of(plan.max_positions)}
     if arguments.json:
@@ -82,7 +85,7 @@ def describe(plan: Planned, where: str, memory: int, shown: Footprint, table: di
     lines += [f"  {MARKS[name]} {name:12} {_size(size):>10}" for name, size in shown.parts().items()]
     lines += ["largest batch:"]
     lines += [f"  length {length:>9,}   {batch or 'none fits'}" for length, batch in table.items()]
-    if plan.target in DEVICE_TARGETS:
+    if family_of(plan.target) in DEVICE_TARGETS:
         lines += ["Predicted; never compared with a GPU yet. Context and activations are assumptions."]
     return lines
 

@@ -3,28 +3,31 @@
 Predictions, from the manifest and the graph's header alone. For ort-cpu they were compared with the resident memory of
 real processes (scripts/measure_footprint.py): SmolLM2-135M, off by at most 5 % in float32 and w8a8 (1 x 512, 8 x 1,024;
 the embedding's part was learned from these) and in w8 and w4 (1 x 2,048, 4 x 4,096; these were not looked at before).
-For the GPU targets they have not been compared with anything yet.
+For ort-cpu:avx512 and the GPU targets they have not been compared with anything yet.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from piston.core.bundle.interface import CacheSpec
-from piston.core.bundle.manifest import Manifest
+from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
-from piston.core.errors import MisuseError
+from piston.core.errors import BundleError, MisuseError
+from piston.runtime import kernels
+from piston.runtime.backends.registry import compute_capabilities_of, family_of, judge
+from piston.runtime.bundle import Bundle
 from piston.runtime.memory_budget import weights_bytes
 
 MODEL = "model.onnx"
 DEVICE_TARGETS = ("tensorrt-rtx", "tensorrt", "ort-cuda")
-TARGETS = ("ort-cpu", *DEVICE_TARGETS)
+TARGETS = ("ort-cpu", kernels.TARGET, *DEVICE_TARGETS)
 TOLERANCE = 0.10  # of the predicted resident memory on ort-cpu, in the range that was measured
 # Python, numpy, tokenizers and ONNX Runtime in a process that has loaded nothing (1.32, Linux).
 PROCESS_BYTES = 110_000_000
 # CUDA context, TensorRT or ONNX Runtime, and kernels. An assumption: no GPU was at hand.
 DEVICE_BYTES = 700_000_000
-CHUNK = 128  # tokens of a prefill step
 # Widths of a layer's tensors that are alive at once, in hidden sizes: residual, norm, gate, up and their product.
 ALIVE = 16
 
@@ -52,7 +55,7 @@ class Footprint:
             "weights": self.weights,
             "cache": self.cache,
             "activations": self.activations,
-            "process" if self.target == "ort-cpu" else "context": self.fixed,
+            "context" if family_of(self.target) in DEVICE_TARGETS else "process": self.fixed,
         }
 
 
@@ -66,22 +69,27 @@ class Planned:
     hidden_size: int
     vocab_size: int
     max_positions: int
+    chunk: int  # tokens of one prefill step
+    max_batch: int | None = None  # of a plan, which has no more rows
+    capacity: int | None = None  # of a plan, whose rows have this many positions whatever is asked for
 
     def at(self, batch: int, length: int) -> Footprint:
         """The footprint with `batch` slots of `length` positions, all filled."""
-        item = 4 if self.target == "ort-cpu" else 2
+        on_device = family_of(self.target) in DEVICE_TARGETS
+        item = 2 if on_device else 4
+        chunk = min(self.chunk, length)  # of one row: rows are prefilled one after another, and decoded together
+        tokens = max(batch, chunk)
         heads = max(self.hidden_size // int(self.cache.states[0].shape[-1]), 1)
-        tokens = max(batch, CHUNK if self.target == "ort-cpu" else CHUNK * batch)
-        scores = heads * min(tokens, CHUNK) * length * 4 if self.target == "ort-cpu" else 0
+        scores = heads * chunk * length * 4 if self.target == "ort-cpu" else 0  # the others never hold all of them
         activations = tokens * self.hidden_size * ALIVE * item + scores + batch * self.vocab_size * 4
         return Footprint(
             target=self.target,
             batch=batch,
             length=length,
             weights=self.weights,
-            cache=batch * length * self.cache.bytes_per_token,
+            cache=batch * (self.capacity or length) * self.cache.bytes_per_token,
             activations=activations,
-            fixed=PROCESS_BYTES if self.target == "ort-cpu" else DEVICE_BYTES,
+            fixed=DEVICE_BYTES if on_device else PROCESS_BYTES,
         )
 
     def largest_batch(self, length: int, memory: int) -> int:
@@ -92,7 +100,7 @@ class Planned:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.at(middle, length).total <= memory else (low, middle)
-        return low
+        return low if self.max_batch is None else min(low, self.max_batch)
 
     def largest_length(self, batch: int, memory: int) -> int:
         """Positions that each of `batch` slots may have, at most those of the model; 0 if none fits."""
@@ -103,8 +111,10 @@ class Planned:
         return low
 
 
-def planned(directory: Path, manifest: Manifest, target: str) -> Planned:
-    """What a model directory or bundle becomes on a target.
+def planned(directory: Path, manifest: Manifest, target: str, sm: str | None = None) -> Planned:
+    """What a model directory or bundle becomes on a target; `sm`, such as sm89, is the GPU it is planned for.
+
+    Of a bundle's engines it is the one that `load` takes for the target: here, or on that GPU.
 
     Raises:
         MisuseError: the target is unknown, or a bundle has no engine for it.
@@ -112,26 +122,61 @@ def planned(directory: Path, manifest: Manifest, target: str) -> Planned:
     """
     if target not in TARGETS:
         raise MisuseError(f"{target!r} is no target that can be planned; there are {', '.join(TARGETS)}.")
-    cache = manifest.cache if target == "ort-cpu" else _on_device(manifest.cache)
+    on_device = family_of(target) in DEVICE_TARGETS
+    got: Mapping[str, Any] = {}
+    cache = _on_device(manifest.cache) if on_device else manifest.cache
     if manifest.kind == "bundle":
-        engine = next((spec for spec in manifest.engines if spec.target.partition(":")[0] == target), None)
-        if engine is None:
-            there = ", ".join(spec.target for spec in manifest.engines) or "none"
-            raise MisuseError(f"{directory} has no engine for {target} (it has {there}); plan its model directory.")
+        engine = _engine(Bundle(directory, manifest), target, sm)
+        target, got = engine.target, engine.actual
         weights, cache = weights_bytes(manifest, engine), engine.cache
-        weights += _embedding(manifest) if target == "ort-cpu" else 0
+        weights += 0 if on_device else _embedding(manifest)
     else:
-        weights = _weights(OnnxHeader.read(directory / MODEL).weights, manifest, on_device=target != "ort-cpu")
-        if target == "ort-cpu" and cache.dtype in ("float16", "bfloat16"):
+        weights = _weights(OnnxHeader.read(directory / MODEL).weights, manifest, on_device=on_device)
+        if not on_device and cache.dtype in ("float16", "bfloat16"):
             cache = cache.with_dtype("float32")
+    is_plan = family_of(target).startswith("tensorrt")
     return Planned(
         target=target,
         weights=weights,
         cache=cache,
         hidden_size=manifest.model.hidden_size,
         vocab_size=manifest.model.vocab_size,
-        max_positions=manifest.model.max_positions,
+        max_positions=_number(got, "max_positions") or manifest.model.max_positions,
+        chunk=(is_plan and _number(got, "chunk")) or _chunk(target),
+        max_batch=_number(got, "max_batch") if is_plan else None,
+        capacity=_number(got, "capacity") if is_plan else None,
     )
+
+
+def _engine(bundle: Bundle, target: str, sm: str | None) -> EngineSpec:
+    from piston.runtime.backends.tensorrt.plan import runs_on
+
+    there = ", ".join(spec.target for spec in bundle.manifest.engines) or "none"
+    try:
+        verdicts = judge(bundle, target)
+    except BundleError:
+        raise MisuseError(
+            f"{bundle.directory} has no engine for {target} (it has {there}); plan its model directory."
+        ) from None
+    if sm is None:  # where none runs here, the first that would be tried elsewhere
+        return next((verdict.spec for verdict in verdicts if verdict.problem is None), verdicts[0].spec)
+    if fitting := [verdict.spec for verdict in verdicts if runs_on(compute_capabilities_of(verdict.spec), sm)]:
+        return fitting[0]
+    raise MisuseError(f"{bundle.directory} has no engine for {target} on {sm} (it has {there}); build one for it.")
+
+
+def _chunk(target: str) -> int:
+    """Tokens of a prefill step, as the engine of the target has it."""
+    from piston.runtime.backends.ort_cpu import KERNELS_CHUNK, PREFILL_CHUNK
+    from piston.runtime.backends.ort_cuda import PREFILL_CHUNK as ORT_CUDA_CHUNK
+    from piston.runtime.backends.tensorrt.interface import CHUNK as TENSORRT_CHUNK
+
+    chunks = {"ort-cpu": PREFILL_CHUNK, kernels.TARGET: KERNELS_CHUNK, "ort-cuda": ORT_CUDA_CHUNK}
+    return chunks.get(target, TENSORRT_CHUNK)
+
+
+def _number(got: Mapping[str, Any], name: str) -> int | None:
+    return found if isinstance(found := got.get(name), int) else None
 
 
 def _on_device(cache: CacheSpec) -> CacheSpec:

@@ -36,6 +36,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", type=int, metavar="N", help="positions to hold (default: as built)")
     parser.add_argument("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help="load only what this key has signed")
     parser.add_argument("--quiet", action="store_true", help="no speed report on stderr")
 
 
@@ -57,6 +58,7 @@ def load_from(arguments: argparse.Namespace) -> LanguageModel:
         max_batch=arguments.max_batch,
         max_length=arguments.max_length,
         threads=arguments.threads,
+        public_key=arguments.public_key,
     )
     for remark in () if arguments.quiet else model.remarks:
         note(remark)

@@ -3,9 +3,10 @@
 import argparse
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
 
-from piston.core.bundle.manifest import FILE_NAME, sha256_of
+from piston.core.bundle.manifest import FILE_NAME
 from piston.core.bundle.signing import SUFFIX, SecretKey, read_text
 from piston.core.console import print_json, print_text
 from piston.core.errors import MisuseError, OutputExistsError
@@ -39,9 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--comment must be one line of text.")
     output = arguments.output or manifest.with_name(manifest.name + SUFFIX)
     check_output_files({"-o": output}, [arguments.key, arguments.bundle])
-    write_output(output, key.sign(manifest.read_bytes(), comment))
+    write_output(output, key.sign(bundle.manifest_bytes, comment))
     if arguments.json:
-        found = {"signature": str(output), "key": key.public_key.shown_name, "manifest_sha256": sha256_of(manifest)}
+        found = {
+            "signature": str(output),
+            "key": key.public_key.shown_name,
+            "manifest_sha256": sha256(bundle.manifest_bytes).hexdigest(),
+        }
         print_json({**found, "comment": comment})
     else:
         print_text(f"{output}: signed with {key.public_key.shown_name}")

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle.golden import Expected, ExpectedByTarget
-from piston.core.bundle.manifest import FILE_NAME
-from piston.core.bundle.signing import SUFFIX, PublicKey, check_signature, read_text
+from piston.core.bundle.signing import Signer
 from piston.core.console import Progress, note, print_json, print_text
-from piston.core.errors import MisuseError, SignatureError
+from piston.core.errors import MisuseError
 from piston.runtime.backends.registry import choose
 from piston.runtime.bundle import Bundle
-from piston.runtime.model import load
+from piston.runtime.model import load_bundle
 from piston.runtime.verify import Verdict, verify
 
 
@@ -30,37 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the hashes, run the prompts that travel in the bundle, and say where the answers part if they do."""
     progress = Progress(quiet=arguments.quiet)
-    signed = _check_signature(arguments)
-    spec, _ = choose(Bundle.open(arguments.bundle, verify=False), arguments.target)
+    if arguments.signature is not None and arguments.public_key is None:
+        raise MisuseError("--signature needs --public-key, the key that it must be of.")
+    signer = None if arguments.public_key is None else Signer.of(arguments.public_key, arguments.signature)
+    bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
+    spec, _ = choose(bundle, arguments.target)
     expected = ExpectedByTarget.read(arguments.bundle).of(spec.target)
     threshold = expected.threshold(str(spec.actual.get("dtype", "float32")))
     with progress.phase("verifying the hashes and loading"):
-        model = load(arguments.bundle, target=spec.target, threads=arguments.threads)
+        model = load_bundle(bundle, target=spec.target, threads=arguments.threads)
     with model, progress.phase("answering the prompts"):
         verdict = verify(model.engine, model.tokenizer, expected, threshold)
     if arguments.json:
-        print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": signed})
+        print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": bundle.signed})
     else:
-        if signed is not None:
-            print_text(f"{arguments.bundle}: the signature is right; {signed}")
+        if bundle.signed is not None:
+            print_text(f"{arguments.bundle}: the signature is right; {bundle.signed}")
         print_text(f"{arguments.bundle}: {describe(spec.target, verdict)}")
     for parting in verdict.partings:
         note(str(parting))
     return 0 if verdict.is_passed else 1
-
-
-def _check_signature(arguments: argparse.Namespace) -> str | None:
-    """The trusted comment of the signature; None where nobody asked."""
-    if arguments.public_key is None:
-        if arguments.signature is not None:
-            raise MisuseError("--signature needs --public-key, the key that it must be of.")
-        return None
-    key = PublicKey.parse(read_text(arguments.public_key, "the public key"), str(arguments.public_key))
-    manifest = arguments.bundle / FILE_NAME
-    path = arguments.signature or manifest.with_name(manifest.name + SUFFIX)
-    if not path.exists():
-        raise SignatureError(f"There is no signature {path}; sign with `piston sign`, or name it by --signature.")
-    return check_signature(manifest.read_bytes(), read_text(path, "the signature"), key, str(path))
 
 
 def describe(target: str, verdict: Verdict) -> str:

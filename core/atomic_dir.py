@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from piston.core.console import note
 from piston.core.errors import Error, MisuseError, OutputExistsError, ShortfallError
@@ -117,7 +118,9 @@ def check_free(goal: Path, *, overwrite: bool = False, reads: Iterable[Path] = (
     Raises:
         OutputExistsError: it is there and overwrite is False, or Piston did not write it.
         MisuseError: it contains one of `reads` or the current directory, or its name is not UTF-8.
+        Error: no directory can be written at all, see `locks`.
     """
+    locks()
     goal = Path(os.path.abspath(goal))  # noqa: PTH100 - as in staged_dir
     try:
         str(goal).encode("utf-8")
@@ -158,13 +161,24 @@ def sweep(parent: Path, name: str | None = None) -> list[Path]:
     return swept
 
 
+def locks() -> Any:
+    """The module fcntl; raises Error where there is none: whatever writes a directory holds a lock on it."""
+    try:
+        import fcntl
+    except ImportError:
+        raise Error(
+            "Models and bundles are written on Linux and macOS alone, since Windows lacks their file locks; fix: build "
+            "there, or in WSL (`load`, `piston run` and `piston chat` take the bundle on Windows too)."
+        ) from None
+    return fcntl
+
+
 def try_lock(path: Path) -> int | None:
     """Take the lock of a directory or file that is there, without waiting; its descriptor, which holds it.
 
     None where another process holds it, it has gone, or the file system knows no locks.
     """
-    import fcntl
-
+    fcntl = locks()
     try:
         lock = os.open(path, os.O_RDONLY)
     except OSError:
@@ -179,6 +193,7 @@ def try_lock(path: Path) -> int | None:
 
 def _claim(parent: Path, name: str) -> tuple[Path, int]:
     """A new directory, and the descriptor that keeps others from sweeping it."""
+    locks()  # or nothing is made
     while True:
         stage = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=parent))
         lock = try_lock(stage)
@@ -192,8 +207,7 @@ def _claim(parent: Path, name: str) -> tuple[Path, int]:
 
 def _claim_alone(place: Path, goal: Path) -> int:
     """The descriptor of a directory, made if missing, that no other process holds."""
-    import fcntl
-
+    fcntl = locks()
     while True:
         try:
             place.mkdir(parents=True, exist_ok=True)

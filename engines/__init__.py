@@ -38,8 +38,9 @@ def build(  # noqa: PLR0913 - the options of one command
 
     The bundle is loaded with `max_batch` and `max_length` (default: the model's positions, at most 4096) unless the
     user says otherwise; its rotary tables end at `max_length`. `lm_head` says in what weights a float head is stored;
-    by default it stays float32 in a float model, and becomes INT8 in blocks in a quantized one. `dtype` (default fp16)
-    and `compiler` are for TensorRT targets; their engines are kept in `cache_dir` and taken from there.
+    by default it stays float32 in a float model, and becomes INT8 in blocks in a quantized one. `dtype` (default fp16,
+    or bf16 where the model's values go beyond fp16) and `compiler` are for TensorRT targets; their engines are kept in
+    `cache_dir` and taken from there.
 
     Raises:
         MisuseError: an unknown target, an option no target has, a size the model does not have, or an output that is

@@ -135,6 +135,8 @@ def _shares(linears: Mapping[str, float]) -> str:
 
 def _warn(manifest: Manifest) -> None:
     for spec in manifest.engines:
+        if reason := spec.actual.get("dtype_reason"):
+            note(f"note: {spec.target} computes in {spec.actual['dtype']}: {reason}")
         for name, reason in spec.actual.get("not_lowered", {}).items():
             note(f"warning: {name} stays canonical, which is slower: {reason}")
         for name, reason in spec.actual.get("not_fused", {}).items():

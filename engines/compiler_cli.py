@@ -11,7 +11,11 @@ from piston.engines.tensorrt.compiler_options import HARDWARE_COMPATIBLE, Compil
 def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them in a group of their own."""
     group = parser.add_argument_group("TensorRT targets", "what a target has not got is refused, with the reason")
-    group.add_argument("--dtype", choices=PRECISIONS, help="of activations, cache and float weights (default: fp16)")
+    group.add_argument(
+        "--dtype",
+        choices=PRECISIONS,
+        help="of activations, cache and float weights (default: fp16, or bf16 where the model goes beyond fp16)",
+    )
     group.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="measured kernels: read if there, then written"
     )

@@ -7,7 +7,7 @@ from typing import Self
 from piston.core.errors import BundleError, MisuseError
 from piston.runtime.backends.registry import choose
 from piston.runtime.bundle import Bundle
-from piston.runtime.model import LanguageModel, load
+from piston.runtime.model import LanguageModel, load_bundle
 from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
 
@@ -65,8 +65,15 @@ class Subject:
         """Check the files' hashes and load; raises as `load` does."""
         path, manifest = self.bundle.directory, self.bundle.manifest
         if manifest.kind == "bundle":
-            model = load(path, target=self.target, max_batch=num_slots, max_length=capacity, threads=threads)
-            return Opened(str(path), choose(self.bundle, self.target)[0].target, model)
+            model = load_bundle(
+                self.bundle,
+                target=self.target,
+                max_batch=num_slots,
+                max_length=capacity,
+                threads=threads,
+                best_only=True,
+            )
+            return Opened(str(path), model.target, model)
         manifest.verify(path)
 
         from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions

@@ -2,8 +2,6 @@
 
 import dataclasses
 import gc
-import resource
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -170,9 +168,3 @@ def _round(work: Path, dtype: str) -> None:
     for name in (MODEL_NAME, DATA_NAME):
         (narrow / name).replace(work / name)
     narrow.rmdir()
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,11 +1,14 @@
 """The `export` verb."""
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
-from piston.export import ExportOptions, export_model, peak_rss_bytes
+from piston.export import ExportOptions, export_model
+from piston.runtime.process_memory import peak_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         check_parity=not arguments.no_parity,
     )
-    manifest = export_model(arguments.source, arguments.output, options, Progress(quiet=arguments.quiet))
+    # What a checkpoint's own code prints goes where progress goes: stdout is for the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        manifest = export_model(arguments.source, arguments.output, options, Progress(quiet=arguments.quiet))
     size = sum(record.size for record in manifest.files.values())
     parity, remarks = manifest.made_by["parity"], manifest.made_by["remarks"]
     for remark in () if arguments.quiet else remarks:
@@ -53,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "dtype": manifest.model.dtype,
                 "positions": manifest.model.max_positions,
                 "bytes": size,
-                "peak_rss_bytes": peak_rss_bytes(),
+                "peak_rss_bytes": peak_memory(),
                 "parity": parity,
                 "remarks": remarks,
             }
@@ -62,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = manifest.model
     print_text(
         f"{arguments.output}: {model.architecture}, {model.num_layers} layers, {model.max_positions} positions, "
-        f"{model.dtype}, {size / 1e6:,.0f} MB; peak memory {peak_rss_bytes() / 1e9:.2f} GB"
+        f"{model.dtype}, {size / 1e6:,.0f} MB; peak memory {peak_memory() / 1e9:.2f} GB"
     )
     if parity is None:
         note("warning: not compared with transformers (--no-parity)")

@@ -1,17 +1,23 @@
-"""Keep the advice, bars and warnings of the libraries off the terminal while they work; what matters is raised."""
+"""Keep the advice, bars and warnings of the libraries off the terminal while they work; what matters is raised.
+
+The process's stdout and stderr are left alone: other threads write there too, and what they write is theirs.
+"""
 
 import contextlib
-import io
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
+from unittest import mock
 
 NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "transformers")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings, these libraries' loggers and whatever they print to stdout and stderr."""
+    """Silence warnings, these libraries' loggers and the bars of transformers."""
+    from tqdm.auto import tqdm
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging as transformers_logging
 
     loggers = [logging.getLogger(name) for name in NOISY]
@@ -19,9 +25,10 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
-    sink = io.StringIO()
+    # The bar over a GGUF file's tensors asks for no setting.
+    bar = functools.partial(tqdm, disable=True)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        with warnings.catch_warnings(), mock.patch.dict(vars(gguf), tqdm=bar):
             warnings.simplefilter("ignore")
             yield
     finally:

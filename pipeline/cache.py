@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.core.atomic_dir import staged_dir, sweep, try_lock
+from piston.core.atomic_dir import locks, staged_dir, sweep, try_lock
 from piston.core.bundle.manifest import sha256_of
 from piston.core.console import note
 from piston.core.errors import Error
@@ -75,8 +75,7 @@ class Cache:
     @contextmanager
     def locked(self, stage: str, key: str) -> Iterator[None]:
         """Hold the lock of an entry; waits for whoever has it, saying so."""
-        import fcntl
-
+        fcntl = locks()
         lock = os.open(self.root / LOCKS / f"{stage}-{key}", os.O_RDONLY | os.O_CREAT, 0o644)
         try:
             try:

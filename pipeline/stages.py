@@ -1,6 +1,5 @@
 """The stages of recipes, timed: each command in a process of its own, two Pistons in turns, A B A B."""
 
-import resource
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,8 @@ def run_stage(words: Sequence[str], directory: Path, python: str) -> tuple[Outco
 
 def _children_cpu() -> float:
     """Seconds that all cores together spent on processes this one started and waited for."""
+    import resource  # Windows has none
+
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

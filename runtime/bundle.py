@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.bundle.manifest import FILE_NAME, EngineSpec, Manifest, read_manifest
+from piston.core.bundle.signing import Signer
 from piston.core.errors import BundleCorruptError, BundleError
 from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
@@ -18,19 +19,26 @@ class Bundle:
 
     directory: Path
     manifest: Manifest
+    manifest_bytes: bytes = b""  # that the manifest was read from
+    signed: str | None = None  # the trusted comment of the signature, if that was checked
 
     @classmethod
-    def open(cls, directory: str | Path, *, verify: bool = True) -> Self:
+    def open(cls, directory: str | Path, *, verify: bool = True, signer: Signer | None = None) -> Self:
         """Read the manifest and check every file's hash; `verify=False` leaves the hashes to the caller.
+
+        With a `signer` the signature is checked first, over the very bytes that are then read as the manifest.
 
         Raises:
             BundleNotFoundError, BundleCorruptError, BundleTooNewError: see Manifest.
+            SignatureError, MisuseError, MissingExtraError: see Signer.
         """
         path = Path(directory)
-        manifest = Manifest.read(path)
+        data = read_manifest(path)
+        signed = None if signer is None else signer.check(data, path / FILE_NAME)
+        manifest = Manifest.parse(data, source=str(path / FILE_NAME))
         if verify:
             manifest.verify(path)
-        return cls(path, manifest)
+        return cls(path, manifest, data, signed)
 
     def engines(self, target: str | None = None) -> tuple[EngineSpec, ...]:
         """The engine of a target, those of a family such as tensorrt-rtx, or all of them; never none.

@@ -4,18 +4,21 @@ What is loaded is not run: it is given out once every hash has been found right.
 so its hash is checked first.
 """
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from piston.core.bundle.hashing import Hashing
 from piston.core.bundle.manifest import EngineSpec
-from piston.core.errors import Error
+from piston.core.errors import EngineError, Error, MissingExtraError
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.registry import Sizes, family_of, open_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
 
+Result = TypeVar("Result")
 INERT = ("ort-cpu", "ort-cuda")  # families whose files are data until a step is run
 
 
@@ -53,3 +56,29 @@ def open_verified(bundle: Bundle, spec: EngineSpec, sizes: Sizes, hashing: Hashi
         except BaseException:
             engine.close()
             raise
+
+
+def open_first(specs: Sequence[EngineSpec], opened: Callable[[EngineSpec], Result]) -> tuple[Result, tuple[str, ...]]:
+    """What `opened` makes of the first engine that its backend opens, and a sentence about each one before it.
+
+    A check says whether an engine can run here; some things, such as libraries that are missing, only opening tells.
+
+    Raises:
+        EngineError, MissingExtraError: of the only engine, or an EngineError with the reason of each.
+        Error: whatever else `opened` raises, at once: a damaged file is no reason to take another engine.
+    """
+    failed: list[tuple[EngineSpec, Error]] = []
+    for spec in specs:
+        try:
+            result = opened(spec)
+        except (EngineError, MissingExtraError) as problem:
+            if len(specs) == 1:
+                raise
+            failed.append((spec, problem))
+            continue
+        return result, tuple(
+            f"{other.target} could not be opened ({str(problem).rstrip('.')}); {spec.target} is used instead."
+            for other, problem in failed
+        )
+    reasons = "; ".join(f"{spec.target}: {str(problem).rstrip('.')}" for spec, problem in failed)
+    raise EngineError(f"No engine could be opened. {reasons}.") from failed[0][1]

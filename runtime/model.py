@@ -18,7 +18,7 @@ from piston.runtime.process_memory import container_memory
 from piston.runtime.sampling.params import Sampling
 
 if TYPE_CHECKING:
-    from piston.core.bundle.manifest import Manifest
+    from piston.core.bundle.manifest import EngineSpec, Manifest
     from piston.runtime.backends.engine import Engine
     from piston.runtime.conversation import Conversation
     from piston.runtime.generate.completion import Completion
@@ -71,6 +71,7 @@ class LanguageModel:
         self.engine = engine
         self.tokenizer = tokenizer
         self.template = template
+        self.target = ""  # of the engine, as the bundle names it
         self.remarks: tuple[str, ...] = ()  # what `load` did otherwise than the bundle was built for, and why
         self.verification = Verification()  # of guessed tokens: learned once for all rows
 
@@ -195,41 +196,73 @@ def load(
     max_batch: int | None = None,
     max_length: int | None = None,
     threads: int = 0,
+    public_key: str | os.PathLike[str] | None = None,
 ) -> LanguageModel:
     """Open a bundle and load its engine.
 
+    Without a `target` the best engine that runs here is loaded (runtime/backends/registry.py); where it cannot be
+    opened, the next one is, and `remarks` of the model tells why. A target that is named is never replaced.
+
     Args:
         bundle: the directory `piston build` wrote.
-        target: which engine, or family of engines; by default the best one that runs here
-            (runtime/backends/registry.py).
+        target: which engine, or family of engines.
         max_batch: slots, that is rows decoded together; by default what the bundle was built for, or on the
             CPU as many of them as a container's memory limit allows.
         max_length: positions of each slot; by default likewise.
         threads: of the engine; 0 leaves it to the backend.
+        public_key: the .pub file of the key that must have signed the bundle (`piston sign`). The signature is checked
+            over the very bytes whose hashes the files are then held against.
 
     Raises:
         BundleError: it is missing, damaged, too new, or has no such engine, or none that runs here.
-        MisuseError: more positions than the model has.
+        SignatureError: there is no signature of `public_key`.
+        MisuseError: more positions than the model has, or a key that cannot be read.
         HostMemoryError: a container's memory limit leaves no room.
         EngineError, MissingExtraError: the backend refuses it or is not installed.
     """
-    opened = Bundle.open(Path(bundle), verify=False)
-    hashing = Hashing.begin(opened.manifest, opened.directory)
-    from piston.runtime.backends.registry import choose, family_of
+    signer = None
+    if public_key is not None:
+        from piston.core.bundle.signing import Signer
+
+        signer = Signer.of(Path(public_key))
+    opened = Bundle.open(Path(bundle), verify=False, signer=signer)
+    return load_bundle(opened, target=target, max_batch=max_batch, max_length=max_length, threads=threads)
+
+
+def load_bundle(
+    bundle: Bundle,
+    *,
+    target: str | None = None,
+    max_batch: int | None = None,
+    max_length: int | None = None,
+    threads: int = 0,
+    best_only: bool = False,
+) -> LanguageModel:
+    """Load an engine of a bundle that was opened unverified; arguments and errors as of `load`.
+
+    With `best_only` the best engine is not replaced either: for whoever states figures of it.
+    """
+    hashing = Hashing.begin(bundle.manifest, bundle.directory)
+    from piston.runtime.backends.registry import candidates, family_of
     from piston.runtime.generate.speculation import Verification, exact_tokens
-    from piston.runtime.loading import open_verified
+    from piston.runtime.loading import open_first, open_verified
     from piston.runtime.memory_budget import sizes_for
 
-    manifest, (spec, _) = opened.manifest, choose(opened, target)
-    sizes, remarks = sizes_for(
-        manifest,
-        spec,
-        max_batch=max_batch,
-        max_length=max_length,
-        threads=threads,
-        memory=container_memory() if family_of(spec.target) == "ort-cpu" else None,
-    )
-    parts = open_verified(opened, spec, sizes, hashing)
-    model = LanguageModel(manifest, parts.engine, parts.tokenizer, parts.template)
-    model.remarks, model.verification = remarks, Verification(exact_tokens(spec))
+    def opened(spec: "EngineSpec") -> LanguageModel:
+        sizes, remarks = sizes_for(
+            bundle.manifest,
+            spec,
+            max_batch=max_batch,
+            max_length=max_length,
+            threads=threads,
+            memory=container_memory() if family_of(spec.target) == "ort-cpu" else None,
+        )
+        parts = open_verified(bundle, spec, sizes, hashing)
+        model = LanguageModel(bundle.manifest, parts.engine, parts.tokenizer, parts.template)
+        model.target, model.remarks, model.verification = spec.target, remarks, Verification(exact_tokens(spec))
+        return model
+
+    specs = candidates(bundle, target)
+    model, passed_over = open_first(specs[:1] if best_only else specs, opened)
+    model.remarks = (*passed_over, *model.remarks)
     return model

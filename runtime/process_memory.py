@@ -3,7 +3,6 @@
 https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
 """
 
-import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,5 +74,7 @@ def peak_memory() -> int:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
+        import resource  # Windows has none, and must import this module all the same
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from piston.cli.checks.finding import Finding
-from piston.core.bundle.manifest import FILE_NAME, FileRecord, Manifest, sha256_of
+from piston.core.bundle.manifest import FILE_NAME, FileRecord, Manifest, sha256_of, stays_inside
 from piston.core.errors import BundleCorruptError, BundleTooNewError, Error
 from piston.runtime.backends.registry import judge
 from piston.runtime.bundle import TOKENIZER, Bundle
@@ -45,7 +45,7 @@ def examine_bundle(path: Path) -> list[Finding]:
 
 def _file_problem(directory: Path, name: str, record: FileRecord) -> str:
     path = directory / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if not stays_inside(name):
         return "it lies outside the directory; do not trust this manifest"
     try:
         size = path.stat().st_size if path.is_file() else None

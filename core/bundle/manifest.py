@@ -132,16 +132,16 @@ class Manifest:
             BundleCorruptError: it is not JSON, or not of this shape.
             BundleTooNewError: its schema is later than this version knows.
         """
-        path = directory / FILE_NAME
+        return cls.parse(read_manifest(directory), source=str(directory / FILE_NAME))
+
+    @classmethod
+    def parse(cls, data: bytes, source: str = FILE_NAME) -> Self:
+        """Validate the bytes of a manifest; `source` names it in errors. Raises as `read` does."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise BundleNotFoundError(
-                f"No {FILE_NAME} in {directory}; give a directory that `piston export` or `piston build` wrote."
-            ) from None
-        except (ValueError, OSError, RecursionError) as problem:
-            raise BundleCorruptError(f"{path} cannot be read ({problem}); make the directory again.") from None
-        return cls.from_json(data, source=str(path))
+            parsed = json.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError) as problem:
+            raise BundleCorruptError(f"{source} cannot be read ({problem}); make the directory again.") from None
+        return cls.from_json(parsed, source=source)
 
     @classmethod
     def from_json(cls, data: object, source: str = FILE_NAME) -> Self:
@@ -208,7 +208,7 @@ class Manifest:
                     )
         for name, record in self.files.items():
             path = directory / name
-            if Path(name).is_absolute() or ".." in Path(name).parts:
+            if not stays_inside(name):
                 raise BundleCorruptError(f"{directory} records {name!r}, which lies outside it; do not trust it.")
             if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name that is too long (3.11)
                 raise BundleCorruptError(f"{directory} lacks {name}; copy it whole or make it again.")
@@ -217,6 +217,26 @@ class Manifest:
                 raise BundleCorruptError(f"{path} has {size} bytes, {record.size} were recorded; make it again.")
             if sha256_of(path) != record.sha256:
                 raise BundleCorruptError(f"{path} is not the file that was recorded (SHA-256 differs); make it again.")
+
+
+def read_manifest(directory: Path) -> bytes:
+    """The bytes of directory/manifest.json: what a signature is over. Raises as Manifest.read does."""
+    try:
+        return (directory / FILE_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleNotFoundError(
+            f"No {FILE_NAME} in {directory}; give a directory that `piston export` or `piston build` wrote."
+        ) from None
+    except (ValueError, OSError) as problem:
+        raise BundleCorruptError(
+            f"{directory / FILE_NAME} cannot be read ({problem}); make the directory again."
+        ) from None
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a recorded file name, joined to a directory, lies in that directory; links are not followed."""
+    path = Path(name)
+    return not path.anchor and ".." not in path.parts
 
 
 def sha256_of(path: Path) -> str:

@@ -101,6 +101,32 @@ class SecretKey:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Whose signature a bundle must have, and where that lies if not beside the manifest."""
+
+    key: PublicKey
+    signature: Path | None = None
+
+    @classmethod
+    def of(cls, public_key: Path, signature: Path | None = None) -> Self:
+        """The signer of a .pub file; raises MisuseError."""
+        return cls(PublicKey.parse(read_text(public_key, "the public key"), str(public_key)), signature)
+
+    def check(self, data: bytes, manifest: Path) -> str:
+        """Check the signature over `data`, the bytes of the file `manifest`; its trusted comment.
+
+        Raises:
+            SignatureError: there is none, or as check_signature says.
+            MisuseError: the file of the signature cannot be read.
+            MissingExtraError: cryptography is not installed.
+        """
+        path = self.signature or manifest.with_name(manifest.name + SUFFIX)
+        if not path.exists():
+            raise SignatureError(f"There is no signature {path}; sign with `piston sign`, or name it by --signature.")
+        return check_signature(data, read_text(path, "the signature"), self.key, str(path))
+
+
 def check_signature(data: bytes, text: str, key: PublicKey, source: str) -> str:
     """Check a signature file over `data`; its trusted comment.
 

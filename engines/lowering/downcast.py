@@ -11,16 +11,25 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from piston.core.errors import EngineError
+from piston.core.errors import EngineError, ParityError
 from piston.engines.lowering.pattern import static_dims, tidy
 
 TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 NUMPY = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 WIDE = ir.DataType.FLOAT
+LARGEST = float(np.finfo(np.float16).max)
 STATISTICS = {"Exp", "Log", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "ReduceL2", "Softmax", "Sqrt"}
 NORMS = {"LayerNormalization", "RMSNormalization"}
 KEPT = {"ConstantOfShape", "DequantizeLinear", "QuantizeLinear", "Range"}
 POINTWISE = {"Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub"}
+
+
+class Float16RangeError(EngineError, ParityError):
+    """A model needs values that float16 has not got; `what` says which. bfloat16 has the range of float32."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}, beyond float16; build with --dtype bf16.")
+        self.what = what
 
 
 class NarrowPass(ir.passes.InPlacePass):
@@ -29,7 +38,7 @@ class NarrowPass(ir.passes.InPlacePass):
     Weights are converted one at a time, while the model is saved.
 
     Raises:
-        EngineError: a weight is beyond the range of float16.
+        Float16RangeError: a weight is beyond the range of float16.
     """
 
     def __init__(self, dtype: str) -> None:
@@ -99,8 +108,8 @@ class NarrowPass(ir.passes.InPlacePass):
         tensor = value.const_value
         array = None if tensor is None or self.dtype != "float16" else tensor.numpy()
         largest = 0.0 if array is None or not array.size else float(np.abs(array).max())
-        if largest > float(np.finfo(np.float16).max):
-            raise EngineError(f"{value.name} reaches {largest:.3g}, beyond float16; build with --dtype bf16.")
+        if largest > LARGEST:
+            raise Float16RangeError(f"{value.name} reaches {largest:.3g}")
 
 
 def _wide_nodes(graph: ir.Graph) -> set[ir.Node]:

@@ -7,7 +7,7 @@ from typing import Any
 from piston.core.bundle.interface import StateType
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
-from piston.core.errors import MisuseError
+from piston.core.errors import EngineError, MisuseError
 from piston.engines.options import BuildOptions
 
 TARGET = "ort-cuda"
@@ -38,7 +38,14 @@ def build_ort_cuda(  # noqa: PLR0913, PLR0917 - what every builder gets
     progress: Progress,
 ) -> EngineSpec:
     """Build it; raises as `piston.engines.build` does."""
+    from piston.engines.lowering.downcast import Float16RangeError
     from piston.engines.ort.cuda import build
 
     del options
-    return build(target, source, model, work, asked, progress)
+    try:
+        return build(target, source, model, work, asked, progress)
+    except Float16RangeError as problem:
+        raise EngineError(
+            f"{problem.what}, beyond float16, and {target} has no other type; fix: build with --target tensorrt-rtx or "
+            "tensorrt and --dtype bf16, or for ort-cpu. Nothing was written."
+        ) from None

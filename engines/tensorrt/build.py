@@ -17,6 +17,7 @@ from piston.core.console import Progress
 from piston.engines.equivalence.answers import reference_of
 from piston.engines.equivalence.same_graph import check_same
 from piston.engines.linear_work import ARITHMETIC, LinearWork
+from piston.engines.lowering.downcast import Float16RangeError
 from piston.engines.lowering.window_mask import window_of
 from piston.engines.required import check_int8
 from piston.engines.tensorrt.allowed import check_file
@@ -26,7 +27,7 @@ from piston.engines.tensorrt.equivalence.answers import Proof, prove
 from piston.engines.tensorrt.equivalence.lockstep import write_exposed
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes, lower_for_tensorrt, vocab_size
 from piston.engines.tensorrt.profiles import profiles_of
-from piston.engines.tensorrt.target import Target
+from piston.engines.tensorrt.target import AUTO, Target
 
 CANONICAL, LOWERED, PLAN = "model.onnx", "model.onnx", "engine.plan"
 
@@ -53,17 +54,41 @@ def build_tensorrt(  # noqa: PLR0913, PLR0917 - what every builder gets
 ) -> EngineSpec:
     """Write work/<target>/engine.plan and describe it.
 
+    Where no type was asked for, it is float16, which has three bits more than bfloat16 and which every GPU has; and
+    bfloat16 where the model's values go beyond float16: `dtype_reason` of what was got then says which.
+
     Raises:
+        Float16RangeError: they do, and the target or what was asked leaves no other type.
         EngineError: the model has no form for TensorRT, or the compiler refuses it.
         MissingExtraError: the compiler is not installed.
         ParityError: the lowered file does not answer as the canonical graph; the message names the node.
         ShortfallError: fewer linear layers are in INT8 than was asked.
     """
+    dtype: StateType = "float16" if asked["dtype"] == AUTO else asked["dtype"]
+    try:
+        return _build(target, source, model, work, asked, dtype, options, progress)
+    except Float16RangeError as problem:
+        if asked["dtype"] != AUTO or "sm75" in target.gpus:  # which has no bfloat16
+            raise
+        reason = f"{problem.what}, beyond float16"
+    spec = _build(target, source, model, work, asked, "bfloat16", options, progress)
+    return dataclasses.replace(spec, actual={**spec.actual, "dtype_reason": reason})
+
+
+def _build(  # noqa: PLR0913, PLR0917 - as build_tensorrt
+    target: Target,
+    source: Path,
+    model: Manifest,
+    work: Path,
+    asked: Mapping[str, Any],
+    dtype: StateType,
+    options: CompilerOptions,
+    progress: Progress,
+) -> EngineSpec:
     engine_dir = work / target.directory
-    engine_dir.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=work, prefix="lowered.") as scratch:
         with progress.phase(f"lowering for {target.text}"):
-            lowered = write_lowered(source / CANONICAL, model, Path(scratch), asked)
+            lowered = write_lowered(source / CANONICAL, model, Path(scratch), {**asked, "dtype": dtype})
         graph = ir.load(lowered.path).graph
         mix = precision_of(graph, asked)
         with (
@@ -72,6 +97,7 @@ def build_tensorrt(  # noqa: PLR0913, PLR0917 - what every builder gets
         ):
             proofs = prove_file(write_exposed(reference, Path(scratch) / "exposed"), model, lowered)
         profiles = profiles_of(graph, lowered.sizes)
+        engine_dir.mkdir(parents=True)
         plan = engine_dir / PLAN
         with progress.phase(f"compiling for {target.text}"):
             compiled = compile_plan(lowered.path, plan, target, profiles, options, progress)

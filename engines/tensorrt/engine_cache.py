@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle.manifest import EngineSpec, Manifest, record_files
+from piston.core.bundle.manifest import EngineSpec, Manifest, record_files, stays_inside
 from piston.core.console import note
 from piston.core.schema import ShapeError, shaped
 from piston.engines.tensorrt.target import Target
@@ -60,7 +60,9 @@ class EngineCache:
             try:
                 data = json.loads((entry / SPEC).read_text(encoding="utf-8"))
                 spec: EngineSpec = shaped(EngineSpec, data["spec"])
-                is_whole = all(_copy_hashed(entry, name, Path(scratch)) == sha for name, sha in data["files"].items())
+                is_whole = spec.path in data["files"] and all(
+                    _copy_hashed(entry / "files", name, Path(scratch)) == sha for name, sha in data["files"].items()
+                )
             except (OSError, ValueError, KeyError, TypeError, ShapeError):
                 is_whole = False
             if not is_whole:
@@ -121,17 +123,17 @@ def _measured(path: Path) -> tuple[float, int, Path] | None:
         return None
 
 
-def _copy_hashed(entry: Path, name: str, goal: Path) -> str:
+def _copy_hashed(files: Path, name: str, goal: Path) -> str:
     """Copy a file of an entry below `goal`; the SHA-256 of the bytes that were written.
 
     Raises:
-        ValueError: the name leads out of the entry.
+        ValueError: the name, or a link on the way to it, leads out of `files`.
     """
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"{name!r} lies outside the entry")
-    digest = hashlib.sha256()
+    digest, source = hashlib.sha256(), files / name
+    if not stays_inside(name) or source.resolve() != files.resolve() / name:
+        raise ValueError(name)
     (goal / name).parent.mkdir(parents=True, exist_ok=True)
-    with (entry / "files" / name).open("rb") as reader, (goal / name).open("wb") as writer:
+    with source.open("rb") as reader, (goal / name).open("xb") as writer:
         while block := reader.read(2**20):
             digest.update(block)
             writer.write(block)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
 from piston.core.errors import EngineError, MisuseError
-from piston.engines.tensorrt.target import Target
+from piston.engines.tensorrt.target import AUTO, Target
 
 if TYPE_CHECKING:
     from piston.engines.options import BuildOptions
 
-DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", None: AUTO}
 
 
 def check_tensorrt(target: str) -> None:
@@ -35,11 +35,12 @@ def ask_tensorrt(target: str, model: Manifest, options: "BuildOptions") -> dict[
         raise EngineError(
             f"{target} cannot read INT4 weights: sm75 has no such type. Leave sm75 out, or use w8 or w8a8."
         )
-    # bfloat16 by request alone: float16 has three bits more, and every GPU that the compilers know has it.
+    if options.dtype == "bf16" and "sm75" in parsed.gpus:
+        raise EngineError(f"{target} cannot compute in bfloat16: sm75 has no such type. Leave sm75 out, or use fp16.")
     return {
         "max_batch": options.max_batch,
         "max_length": options.max_length,
-        "dtype": DTYPES[options.dtype or "fp16"],
+        "dtype": DTYPES[options.dtype],
         "require_int8": options.require_int8,
         "compiler": options.compiler.to_json(),
     }

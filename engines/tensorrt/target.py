@@ -9,6 +9,7 @@ from piston.core.errors import MisuseError
 Module = Literal["tensorrt", "tensorrt_rtx"]
 FAMILIES: dict[str, Module] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 RTX_GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")  # ComputeCapability of 1.7.1
+AUTO = "auto"  # the type of an engine: float16, or bfloat16 where the model goes beyond float16
 _GPU = re.compile(r"sm\d{2,3}")
 
 

@@ -4,6 +4,7 @@ It knows lengths and capacity, not tokens and not backends.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,15 @@ from piston.core.errors import MisuseError, PromptTooLongError
 STORED = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.uint16, "int8": np.int8}
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Row `source` goes to row `goal`; in an exchange what was there goes to `source`."""
+
+    source: int
+    goal: int
+    is_exchange: bool
+
+
 class KVCache:
     """Slots 0 .. num_slots-1, each holding up to `capacity` positions of every layer.
 
@@ -22,6 +32,8 @@ class KVCache:
     and never moved. The operating system commits its pages when they are first written. An engine that keeps the
     entries on a device gives `bases`, where each array begins there, and `device`; only the slots and their lengths
     are then here.
+
+    A slot lies in the row of its own number until `gather` moves it.
     """
 
     def __init__(
@@ -45,6 +57,8 @@ class KVCache:
         self._row_bytes = spec.array_bytes(1, capacity)
         self.lengths = np.zeros(num_slots, np.int64)
         self._free = list(range(num_slots))
+        self._rows = list(range(num_slots))  # of each slot
+        self._placed = list(range(num_slots))  # the slot of each row
 
     @property
     def num_free(self) -> int:
@@ -52,10 +66,11 @@ class KVCache:
         return len(self._free)
 
     def admit(self) -> int:
-        """Take the lowest free slot; raises MisuseError when there is none."""
+        """Take the lowest free slot, in the lowest free row; raises MisuseError when there is none."""
         if not self._free:
             raise MisuseError(f"All {self.num_slots} slots are taken; release one or load with a larger max_batch.")
-        slot = min(self._free)
+        slot, lowest = min(self._free), min(self._free, key=self._rows.__getitem__)
+        self._exchange(slot, lowest)  # both are empty
         self._free.remove(slot)
         return slot
 
@@ -86,7 +101,7 @@ class KVCache:
         self.lengths[slot] += count
 
     def spans(self, slots: Iterable[int]) -> list[tuple[int, int]]:
-        """Cover `slots` by ranges [low, high) of rows that one step may run on.
+        """Cover `slots` by ranges [low, high) of rows that one step may run on, none of which was moved by `gather`.
 
         A range may include idle rows: the step then writes one position behind their last, which is never read and is
         overwritten later. A full idle row has no such place, so no range includes one.
@@ -100,9 +115,58 @@ class KVCache:
                 spans.append((slot, slot + 1))
         return spans
 
-    def address(self, index: int, slot: int) -> int:
-        """Address of a slot's first byte in the array of the state `index`."""
-        return self._bases[index] + slot * self._row_bytes[index]
+    def gather(self, slots: Iterable[int]) -> tuple[list[int], list[Move]]:
+        """Bring `slots` into the first rows: as few of 1, 2, 4, 8, ... rows as hold them, at most all.
+
+        The slots of these rows that were not asked for idle, as in `spans`. A full one is moved out; where so many are
+        full that a power of two cannot be had without them, there are fewer rows.
+
+        Returns:
+            The slot of each of these rows, and the moves that whoever holds keys and values makes, in this order.
+        """
+        asked, placed = set(slots), self._placed
+        for slot in asked:
+            self._check(slot)
+        count = min(1 << (len(asked) - 1).bit_length(), self.num_slots)
+        first = placed[:count]
+        if asked.issubset(first) and all(self.lengths[slot] < self.capacity for slot in first if slot not in asked):
+            return first, []
+        lengths = self.lengths.tolist()
+        full = {slot for slot, length in enumerate(lengths) if length >= self.capacity} - asked
+        count = min(count, self.num_slots - len(full))
+        # The empty ones first: they are moved for nothing.
+        idle = sorted((slot for slot in placed if slot not in asked | full), key=lambda slot: lengths[slot] > 0)
+        leaving = [slot for slot in placed[:count] if slot in full]
+        coming = [slot for slot in placed[count:] if slot in asked]
+        coming += [slot for slot in idle if self._rows[slot] >= count][: max(len(leaving) - len(coming), 0)]
+        leaving += [slot for slot in idle if self._rows[slot] < count]
+        moves = []
+        for came, left in zip(coming, leaving, strict=False):
+            source, goal = self._rows[came], self._rows[left]
+            if lengths[came]:
+                moves.append(Move(source, goal, is_exchange=lengths[left] > 0))
+            elif lengths[left]:
+                moves.append(Move(goal, source, is_exchange=False))
+            self._exchange(came, left)
+        return placed[:count], moves
+
+    def row(self, slot: int) -> int:
+        """The row in which a slot lies."""
+        return self._rows[slot]
+
+    @property
+    def row_bytes(self) -> list[int]:
+        """Bytes of one row of each state."""
+        return self._row_bytes
+
+    def address(self, index: int, row: int) -> int:
+        """Address of a row's first byte in the array of the state `index`."""
+        return self._bases[index] + row * self._row_bytes[index]
+
+    def _exchange(self, one: int, other: int) -> None:
+        """Let two slots lie in one another's rows."""
+        self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
+        self._placed[self._rows[one]], self._placed[self._rows[other]] = one, other
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.num_slots or slot in self._free:

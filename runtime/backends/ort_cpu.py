@@ -26,6 +26,7 @@ CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8":
 # more there than they cost in products: 512 tokens of an INT8 model take 215 ms in steps of 128, 262 ms in one (1.32).
 PREFILL_CHUNK = 128
 KERNELS_CHUNK = 512  # of Piston's own kernels, which skip what the mask drops
+MAX_BINDINGS = 64  # kept of decode steps, each of its own range of rows; a new one takes less time than a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +106,13 @@ class OrtEngine:
             buffers.write_indices[rows] = lengths
             buffers.kv_lengths[rows] = lengths + 1
             buffers.total_sequence_length[0] = lengths.max() + 1
-            if (low, high) not in self._decode_bindings:
-                self._decode_bindings[low, high] = self._bind(buffers, low, high, seq=1, logits=buffers.logits[rows])
+            # What was used last is last; the first one goes when there are too many.
+            binding = self._decode_bindings.pop((low, high), None)
+            self._decode_bindings[low, high] = binding or self._bind(
+                buffers, low, high, seq=1, logits=buffers.logits[rows]
+            )
+            if len(self._decode_bindings) > MAX_BINDINGS:
+                del self._decode_bindings[next(iter(self._decode_bindings))]
             self._run(self._decode_bindings[low, high])
         for slot in tokens:
             self.cache.advance(slot, 1)
@@ -141,7 +147,8 @@ class OrtEngine:
         buffers.kv_lengths[0] = buffers.total_sequence_length[0] = length + len(chunk)
         buffers.logits_positions[: len(kept)] = kept
         logits = buffers.logits[done : done + len(kept)]
-        self._run(self._bind(buffers, slot, slot + 1, seq=len(chunk), logits=logits))
+        row = self.cache.row(slot)
+        self._run(self._bind(buffers, row, row + 1, seq=len(chunk), logits=logits))
         self.cache.advance(slot, len(chunk))
 
     def _bind(self, buffers: Buffers, low: int, high: int, seq: int, logits: np.ndarray) -> Any:

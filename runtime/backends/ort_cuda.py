@@ -5,17 +5,18 @@ and the logits itself; those of a decode step have buffers of their own on the d
 """
 
 import contextlib
-import io
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Self
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError
 from piston.runtime.backends.cuda_driver import Cuda, Stream, warn_not_captured
+from piston.runtime.backends.device_rows import DeviceRows
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, check_interface, open_session
@@ -64,6 +65,8 @@ class OrtCudaEngine:
             stream.synchronize()
             bases = [buffer.address + begin for begin in accumulate([0, *array_bytes[:-1]])]
             self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=bases)
+            self._rows = DeviceRows(cuda, stream, bases, self.cache.row_bytes)
+            stack.callback(self._rows.close)
             self._engine = OrtEngine(session, self.cache, PREFILL_CHUNK, run_options(NO_GRAPH))
             self.vocab_size = self._engine.vocab_size
             self._step = DeviceStep(session, cuda, stream, self.cache, self.vocab_size, capture_problem)
@@ -111,14 +114,13 @@ class OrtCudaEngine:
     def step(self, tokens: Mapping[int, int]) -> dict[int, Logits]:
         """See Engine."""
         self._engine.check_step(tokens)
-        found: dict[int, Logits] = {}
-        for low, high in self.cache.spans(tokens):
-            ids = [tokens.get(slot, 0) for slot in range(low, high)]
-            logits = self._step.run(low, ids, self.cache.lengths[low:high])
-            found |= {slot: logits[slot - low] for slot in range(low, high) if slot in tokens}
+        if not tokens:
+            return {}
+        placed = self._rows.gather(self.cache, tokens)
+        logits = self._step.run([tokens.get(slot, 0) for slot in placed], self.cache.lengths[placed])
         for slot in tokens:
             self.cache.advance(slot, 1)
-        return found
+        return {slot: logits[row] for row, slot in enumerate(placed) if slot in tokens}
 
     @property
     def capture_problem(self) -> str | None:
@@ -144,11 +146,15 @@ def _load_libraries() -> str:
 
     cuDNN is left out: these graphs have no convolution, and the provider is not linked to it.
     """
-    with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()) as said:
+    said: list[str] = []
+    with contextlib.suppress(ImportError):
         import onnxruntime
 
-        onnxruntime.preload_dlls(cudnn=False)
-    return said.getvalue().partition("\n")[0]
+        # It prints what it cannot load. A copy that has another `print` leaves the process's stdout to the others.
+        load = onnxruntime.preload_dlls
+        names = {**load.__globals__, "print": lambda *words, **_: said.append(" ".join(map(str, words)))}
+        FunctionType(load.__code__, names, load.__name__, load.__defaults__, load.__closure__)(cudnn=False)
+    return said[0].partition("\n")[0] if said else ""
 
 
 def _release(stack: ExitStack) -> None:

@@ -28,7 +28,7 @@ TOTAL = "total_sequence_length"
 
 
 class DeviceStep:
-    """The buffers of a step, and one binding for each range of rows; `close` frees the buffers.
+    """The buffers of a step on the first rows, and one binding for each number of them; `close` frees the buffers.
 
     Args:
         session: made with `user_compute_stream`, and with `enable_cuda_graph` where runs are to be captured.
@@ -36,7 +36,7 @@ class DeviceStep:
         stream: the one the session was made with, so that copies and runs need not wait for one another.
         cache: where the session finds keys and values.
         vocab_size: logits of a row.
-        capture_problem: why no range of rows becomes a CUDA graph at its first step; None if each does.
+        capture_problem: why no number of rows becomes a CUDA graph at its first step; None if each does.
 
     Raises:
         DeviceMemoryError: the buffers do not fit.
@@ -49,7 +49,7 @@ class DeviceStep:
         self._session, self._stream, self._cache, self._vocab_size = session, stream, cache, vocab_size
         self._inputs = {item.name for item in session.get_inputs()}
         self._total = np.array([cache.capacity], np.int32)
-        self._bound: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._bound: dict[int, tuple[Any, Any]] = {}
         self._numbers = itertools.count(1)
         purpose = f"A step of {cache.num_slots} rows"
         with ExitStack() as stack:
@@ -61,8 +61,8 @@ class DeviceStep:
             stack.callback(self._logits.close)
             self._stack = stack.pop_all()
 
-    def run(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64]) -> Logits:
-        """Append a token to each of the rows from `low` on; logits [rows, vocab], valid until these rows' next step.
+    def run(self, ids: Sequence[int], lengths: NDArray[np.int64]) -> Logits:
+        """Append a token to each of the first rows; logits float32 [rows, vocab], valid until the next step.
 
         Raises:
             EngineError: the run failed, and not in being captured: that is told, and runs are as they are from then on.
@@ -70,9 +70,9 @@ class DeviceStep:
         rows = len(ids)
         self._block.fill(ids, lengths)
         self._block.upload(self._stream, INTEGERS[0])
-        self._launch(low, rows)
-        host = self._host.array[low : low + rows]
-        self._stream.download(self._host.address_of(low), self._logits.address, host.nbytes)
+        self._launch(rows)
+        host = self._host.array[:rows]
+        self._stream.download(self._host.address, self._logits.address, host.nbytes)
         self._stream.synchronize()
         return host
 
@@ -82,23 +82,23 @@ class DeviceStep:
         self._session = None
         self._stack.close()
 
-    def _launch(self, low: int, rows: int) -> None:
-        is_new = (low, rows) not in self._bound
+    def _launch(self, rows: int) -> None:
+        is_new = rows not in self._bound
         if is_new:
             number = NO_GRAPH if self.capture_problem else str(next(self._numbers))
-            self._bound[low, rows] = self._bind(low, rows), run_options(number)
+            self._bound[rows] = self._bind(rows), run_options(number)
         try:
             with translated("running a step"):
-                self._session.run_with_iobinding(*self._bound[low, rows])
+                self._session.run_with_iobinding(*self._bound[rows])
         except EngineError as problem:
             if not is_new or self.capture_problem:
                 raise
             self.capture_problem = str(problem)
             warn_not_captured(problem)
             self._bound.clear()
-            self._launch(low, rows)
+            self._launch(rows)
 
-    def _bind(self, low: int, rows: int) -> Any:
+    def _bind(self, rows: int) -> Any:
         binding = self._session.io_binding()
         shapes = {name: [rows, 1] for name in ("input_ids", "position_ids", "logits_positions")}
         for name in INTEGERS:
@@ -108,7 +108,7 @@ class DeviceStep:
         if TOTAL in self._inputs:  # not in what was built before steps were captured
             binding.bind_input(TOTAL, "cpu", 0, np.int32, [], self._total.ctypes.data)
         binding.bind_output("logits", "cuda", 0, np.float32, [rows, 1, self._vocab_size], self._logits.address)
-        bind_cache(binding, self._cache, low, rows)
+        bind_cache(binding, self._cache, 0, rows)
         return binding
 
 

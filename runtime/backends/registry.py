@@ -56,9 +56,22 @@ def choose(
         Error: none runs here. With one candidate it is that engine's own error, else a BundleError with every reason.
     """
     verdicts = judge(bundle, target, machine)
-    chosen = next((verdict for verdict in verdicts if verdict.problem is None), None)
-    if chosen is not None:
-        return chosen.spec, {verdict.spec.target: verdict.reason for verdict in verdicts if verdict is not chosen}
+    chosen = _usable(bundle, verdicts)[0]
+    return chosen, {verdict.spec.target: verdict.reason for verdict in verdicts if verdict.spec is not chosen}
+
+
+def candidates(bundle: Bundle, target: str | None = None) -> list[EngineSpec]:
+    """The engines that run here as far as can be told without opening them, the best first; raises as `choose` does.
+
+    With a `target` it is the one that `choose` takes: it is never replaced.
+    """
+    found = _usable(bundle, judge(bundle, target))
+    return found if target is None else found[:1]
+
+
+def _usable(bundle: Bundle, verdicts: list[Verdict]) -> list[EngineSpec]:
+    if found := [verdict.spec for verdict in verdicts if verdict.problem is None]:
+        return found
     if len(verdicts) == 1 and (problem := verdicts[0].problem) is not None:
         raise problem
     reasons = "; ".join(f"{verdict.spec.target}: {verdict.reason.rstrip('.')}" for verdict in verdicts)
@@ -98,6 +111,12 @@ def family_of(target: str) -> str:
     return target.partition(":")[0]
 
 
+def compute_capabilities_of(spec: EngineSpec) -> tuple[str, ...]:
+    """The GPUs that the manifest says an engine was compiled for, such as sm89; none if it is for every one."""
+    found = spec.actual.get("compute_capabilities", ())
+    return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
+
+
 def _rank(spec: EngineSpec) -> tuple[int, bool]:
     """Families in the order of the table; of the CPU's two engines the one on Piston's own kernels."""
     families = list(BACKENDS)
@@ -129,7 +148,7 @@ def _check_tensorrt(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
 
     device = machine.require_device()
     header = PlanHeader.read(path := bundle.directory / spec.path)
-    check_gpu(header.compute_capabilities or _built_for(spec), device, str(path))
+    check_gpu(header.compute_capabilities or compute_capabilities_of(spec), device, str(path))
     if is_lean := _is_lean(header, spec, machine):
         check_version(header, machine.tensorrt_version(LEAN), str(path), is_lean=is_lean)
     else:
@@ -205,11 +224,6 @@ def _check_device_memory(bundle: Bundle, spec: EngineSpec, device: Device) -> No
             f"{spec.target} needs at least {needed / 1e6:,.1f} MB on the GPU; of the "
             f"{device.total_bytes / 1e6:,.1f} MB of {device.name} {device.free_bytes / 1e6:,.1f} MB are free."
         )
-
-
-def _built_for(spec: EngineSpec) -> tuple[str, ...]:
-    found = spec.actual.get("compute_capabilities", ())
-    return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
 
 
 def _stated(spec: EngineSpec, name: str) -> int:

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,8 +8,10 @@ from hypothesis import strategies as st
 from toy_model import CACHE, manifest_of, write_bundle
 
 from piston.cli.plan_memory import Planned, planned
-from piston.core.bundle.manifest import ModelSpec
-from piston.core.errors import BundleCorruptError, MisuseError
+from piston.core.bundle.manifest import EngineSpec, ModelSpec
+from piston.core.errors import BundleCorruptError, MissingExtraError, MisuseError
+from piston.runtime.backends.registry import choose
+from piston.runtime.bundle import Bundle
 
 onnx = pytest.importorskip("onnx")
 MODEL = dataclasses.asdict(manifest_of().model)
@@ -70,7 +73,8 @@ def test_a_graph_that_cannot_be_read_is_told(tmp_path):
         planned(tmp_path, manifest_of(kind="model", engines=()), "ort-cpu")
 
 
-PLAN = Planned(target="ort-cpu", weights=10**8, cache=CACHE, hidden_size=64, vocab_size=269, max_positions=4096)
+SHAPE = {"weights": 10**8, "cache": CACHE, "hidden_size": 64, "vocab_size": 269, "max_positions": 4096, "chunk": 128}
+PLAN = Planned(target="ort-cpu", **SHAPE)
 
 
 @given(st.integers(1, 4096), st.integers(0, 10**10))
@@ -91,3 +95,76 @@ def test_a_footprint_is_the_sum_of_its_parts():
     footprint = PLAN.at(2, 100)
     assert sum(footprint.parts().values()) == footprint.total
     assert np.all(np.array(list(footprint.parts().values())) > 0)
+
+
+def engine_of(target, directory, **got):
+    return EngineSpec.of(target=target, path=f"{directory}/engine", cache=CACHE, requested={}, actual=got)
+
+
+def bundle_of(directory, *engines):
+    """A bundle whose engines' files have 1,000, 2,000, ... bytes in the order given."""
+    for index, spec in enumerate(engines, 1):
+        path = directory / spec.path
+        path.parent.mkdir()
+        path.write_bytes(bytes(1000 * index))
+    return write_bundle(directory, engines=engines)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_of_the_cpus_engines_that_is_planned_which_load_takes_here(tmp_path, monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr("piston.runtime.kernels.require", lambda: (_ for _ in ()).throw(MissingExtraError("none")))
+    else:
+        monkeypatch.setattr("piston.runtime.kernels.require", lambda: tmp_path)
+    manifest = bundle_of(tmp_path, engine_of("ort-cpu", "a"), engine_of("ort-cpu:avx512", "b"))
+    taken, _ = choose(Bundle.open(tmp_path))
+    plan = planned(tmp_path, manifest, "ort-cpu:avx512" if compiled else "ort-cpu")
+    assert plan.target == taken.target
+    assert plan.weights == (2000 if compiled else 1000) + 4 * HEAD
+
+
+def test_a_family_is_planned_as_load_takes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("piston.runtime.kernels.require", lambda: tmp_path)
+    manifest = bundle_of(tmp_path, engine_of("ort-cpu:avx512", "a"))
+    plan = planned(tmp_path, manifest, "ort-cpu")
+    assert plan.target == choose(Bundle.open(tmp_path), "ort-cpu")[0].target == "ort-cpu:avx512"
+
+
+@pytest.mark.parametrize(("sm", "weights"), [("sm86", 1000), ("sm89", 2000), ("sm120", 3000)])
+def test_for_a_gpu_that_engine_is_planned_which_runs_on_it(tmp_path, sm, weights):
+    capabilities = {"sm86": ["sm86"], "sm89": ["sm89"], "sm100,later": ["sm100", "later"]}
+    engines = [
+        engine_of(f"tensorrt-rtx:{name}", name.partition(",")[0], compute_capabilities=found)
+        for name, found in capabilities.items()
+    ]
+    assert planned(tmp_path, bundle_of(tmp_path, *engines), "tensorrt-rtx", sm).weights == weights
+
+
+def test_an_engine_for_another_gpu_is_not_planned(tmp_path):
+    manifest = bundle_of(tmp_path, engine_of("tensorrt-rtx:sm86", "a", compute_capabilities=["sm86"]))
+    with pytest.raises(MisuseError, match=r"has no engine for tensorrt-rtx on sm89 \(it has tensorrt-rtx:sm86\)"):
+        planned(tmp_path, manifest, "tensorrt-rtx", "sm89")
+
+
+def test_a_prefill_step_has_the_tokens_that_the_engine_gives_it(tmp_path):
+    from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+
+    opened = []
+    for options in (OrtOptions(), OrtOptions(kernels=True)):
+        session = SimpleNamespace(get_outputs=lambda: [SimpleNamespace(shape=[9])], get_inputs=list)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "piston.runtime.backends.ort_cpu.open_session", lambda path, options, session=session: session
+            )
+            patch.setattr("piston.runtime.backends.ort_cpu.check_interface", lambda *arguments: None)
+            opened.append(OrtEngine.open(tmp_path, CACHE, num_slots=1, capacity=4096, options=options)._chunk)
+    manifest = model_dir(tmp_path, a=F32)
+    assert [planned(tmp_path, manifest, target).chunk for target in ("ort-cpu", "ort-cpu:avx512")] == opened
+
+
+def test_a_plan_has_its_rows_and_positions_whatever_is_asked_for(tmp_path):
+    sizes = {"capacity": 64, "max_batch": 3, "max_positions": 60, "chunk": 16}
+    manifest = bundle_of(tmp_path, engine_of("tensorrt-rtx:sm89", "a", **sizes))
+    plan = planned(tmp_path, manifest, "tensorrt-rtx")
+    assert (plan.chunk, plan.max_positions, plan.largest_batch(10, 10**12)) == (16, 60, 3)
+    assert plan.at(2, 10).cache == 2 * 64 * CACHE.bytes_per_token

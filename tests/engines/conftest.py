@@ -29,6 +29,19 @@ def exported(directory: Path, dtype: torch.dtype) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_model_dir(tmp_path_factory) -> Path:
+    """A llama toy whose weights fit float16 and whose residual stream does not, as Gemma 3's does not."""
+    directory = tmp_path_factory.mktemp("wide")
+    model = write_checkpoint(directory / "checkpoint")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight *= 6e4 / layer.mlp.down_proj.weight.abs().max()
+    model.save_pretrained(directory / "checkpoint")
+    export_model(directory / "checkpoint", directory / "model", ExportOptions(check_parity=False))
+    return directory / "model"
+
+
+@pytest.fixture(scope="session")
 def fitting_model_dir(tmp_path_factory) -> Path:
     """A llama toy of widths that Piston's own kernels take, quantized to w8a8."""
     directory = tmp_path_factory.mktemp("fitting")

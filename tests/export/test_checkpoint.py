@@ -299,7 +299,7 @@ def name_templates(checkpoint, **templates):
 
 def template_written(checkpoint, out, **options):
     out.mkdir()
-    place, defaults = locate(str(checkpoint)), GenerationDefaults()
+    place, defaults = locate(str(checkpoint)), GenerationDefaults((), None, None)
     spec, _ = write_tokenizer(place, load_config(place), defaults, out, **options)
     assert spec.has_chat_template
     return (out / "chat_template.jinja").read_text(encoding="utf-8")

@@ -63,6 +63,22 @@ def test_b_rows_of_different_lengths_do_not_see_one_another(pair, finding):
     assert found < BOUND[dtype]
 
 
+def test_b_rows_that_are_moved_when_others_end_answer_as_before(pair, finding):
+    ours, theirs, dtype = pair
+    for engine in (ours, theirs):
+        for length in (2, 50, 9, 30):
+            engine.prefill(engine.cache.admit(), ids_of(length))
+        engine.step({0: 4, 1: 5, 2: 6, 3: 7})
+        engine.cache.release(0)
+    found = 0.0
+    for tokens in ({1: 5, 2: 6, 3: 7}, {2: 6, 3: 7}, {3: 7}, {1: 8}, {1: 5, 3: 7}):
+        mine, its = ours.step(tokens), theirs.step(tokens)
+        found = max(found, *(apart(mine[slot], its[slot]) for slot in its))
+    finding("b", f"{dtype} rows moved between steps", f"logits {found:.1e} apart")
+    assert found < BOUND[dtype]
+    assert ours.capture_problem is None
+
+
 def test_e_steps_are_captured_and_the_graph_says_what_single_launches_say(pair, finding):
     ours, _, dtype = pair
     slot = ours.cache.admit()

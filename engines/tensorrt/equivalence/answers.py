@@ -21,9 +21,10 @@ from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import GIVEN, OWN, forcible, largest_of
 from piston.engines.equivalence.rounding_noise import slack_of
+from piston.engines.lowering.downcast import LARGEST, Float16RangeError
 from piston.engines.lowering.quantized import Remainder, remainders
 from piston.engines.tensorrt.equivalence.attention_function import write_executable
-from piston.engines.tensorrt.equivalence.locate import first_to_differ
+from piston.engines.tensorrt.equivalence.locate import exposed, first_to_differ
 from piston.engines.tensorrt.equivalence.lockstep import in_lockstep, stream_names
 from piston.engines.tensorrt.equivalence.sampling import Draw
 from piston.engines.tensorrt.equivalence.step_session import StepSession
@@ -65,6 +66,7 @@ def prove(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtype:
     Prefill, prefill in chunks, a ragged batch, decode steps of all rows and of one, and at the last positions.
 
     Raises:
+        Float16RangeError: `dtype` is float16, and the model's values go beyond it.
         ParityError: beyond the bound, another token, or another next step; the message names the node.
     """
     try:
@@ -108,13 +110,16 @@ def _opened(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, proo
         path, codes, _ = stack.enter_context(forcible(executable))
         streams = [] if proof.dtype == "float32" else stream_names(executable)
         path, names = stack.enter_context(in_lockstep(path, streams)), [*codes, *streams]
-        reference = StepSession(canonical, cache, ROWS, sizes.capacity)
+        opened, narrow = canonical, dict[str, str]()
+        if proof.dtype == "float16":
+            opened, narrow = stack.enter_context(exposed(canonical, lowered))
+        reference = StepSession(opened, cache, ROWS, sizes.capacity)
         engine = StepSession(path, cache, ROWS, sizes.capacity)
         if lost := sorted(name for name in names if f"{name}{GIVEN}" not in reference.outputs):
             raise ParityError(f"The lowered graph rounds {lost[0]}, which the canonical one does not.")
         twice = remainders(ir.load(canonical).graph)
         proof.activations, proof.layers = len(codes), len(streams)
-        yield _Pair(canonical, path, reference, engine, sizes, names, twice, proof)
+        yield _Pair(canonical, path, reference, engine, sizes, names, narrow, twice, proof)
 
 
 @dataclass(slots=True)
@@ -127,6 +132,7 @@ class _Pair:
     engine: StepSession
     sizes: Sizes
     names: list[str]  # of codes and of layers' results
+    narrow: Mapping[str, str]  # values that the engine keeps in float16, and the nodes that they are of
     remainders: Mapping[str, Remainder]  # by the names of their codes
     proof: Proof
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ROWS, np.int64))
@@ -184,6 +190,10 @@ class _Pair:
             **draw.inputs(),
         }
         expected = self.reference.run(feed, low, high)
+        for name, node in self.narrow.items():
+            value = np.abs(expected[name])
+            if (largest := float(value.max(initial=0, where=np.isfinite(value)))) > LARGEST:  # infinity masks
+                raise Float16RangeError(f"At the {where} {node} reaches {largest:.3g}")
         forced = {**feed, **{f"{name}{GIVEN}": expected[f"{name}{GIVEN}"] for name in self.names}}
         actual = self.engine.run(forced, low, high)
         blame = _Blame(self, forced, low, high, where)

@@ -1,6 +1,7 @@
 """Where two graphs part: both give out every value that they name alike, and the first to differ is found."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,31 @@ def first_to_differ(  # noqa: PLR0913, PLR0917
         if not off <= max(LEAST, relative):
             return f"The first to differ is {_described(producers[name])}, by {off:.2g} of its largest value."
     return "Every value that both name is the same: look at the nodes below next/."
+
+
+@contextmanager
+def exposed(canonical: Path, lowered: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A copy of `canonical`, beside it, that gives out what `lowered` keeps in float16; the node of each such value.
+
+    ONNX Runtime's CPU provider computes float16 in float32 and leaves out casts between two nodes, so that values
+    inside a layer do not overflow there as they do on a GPU.
+    """
+    model, shared = ir.load(canonical), set(_named(canonical))
+    nodes = {
+        str(output.name): _described(node)
+        for node in ir.load(lowered).graph
+        for output in node.outputs
+        if output.name in shared and output.dtype == ir.DataType.FLOAT16
+    }
+    given = {value.name for value in model.graph.outputs}
+    made = {str(output.name): output for node in model.graph for output in node.outputs}
+    model.graph.outputs.extend(made[name] for name in nodes if name not in given)
+    path = canonical.with_name(f"exposed.{canonical.name}")
+    ir.save(model, path)
+    try:
+        yield path, nodes
+    finally:
+        path.unlink()
 
 
 def _described(node: ir.Node) -> str:

@@ -1,6 +1,7 @@
 """bfloat16 on a CPU that has no kernels for it: float32 arithmetic, every result rounded to bfloat16.
 
-That is what a float16 graph gets from ONNX Runtime's CPU provider too, which casts around each node.
+That is about what a float16 graph gets from ONNX Runtime's CPU provider too, which casts around each node but leaves
+casts between two of them out.
 """
 
 from pathlib import Path

@@ -16,6 +16,7 @@ from piston.engines.tensorrt.lowering.sampling_head import MAX_TOP_K, SamplingHe
 from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
 from piston.engines.tensorrt.lowering.trt_attention import TrtAttentionPass
 from piston.engines.tensorrt.lowering.whole_blocks import WholeBlocksPass
+from piston.runtime.backends.tensorrt.interface import CHUNK
 
 ROW_UNIT = 256  # bytes: TensorRT's kernels read tensors from addresses that are multiples of it
 
@@ -38,7 +39,7 @@ class Sizes:
             max_batch=max_batch,
             max_length=max_length,
             capacity=-(-max_length // unit) * unit,
-            chunk=min(512, max_length),
+            chunk=min(CHUNK, max_length),
             max_logits=min(128, max_length),
         )
 

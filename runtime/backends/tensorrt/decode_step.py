@@ -1,10 +1,11 @@
-"""A decode step: one token for each of some neighbouring rows, fed by the host or by the step before it.
+"""A decode step: one token for each of the first rows, fed by the host or by the step before it.
 
-After a step has run once on the same rows it is captured, and from then on launched as one graph.
+After a step has run once on as many rows it is captured, and from then on launched as one graph.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +22,44 @@ PURPOSE = "The decode step"
 RING = 8  # steps whose tokens the host has room for: how far the device may work ahead
 
 
-class DecodeStep:
-    """The context of the decode profile, its buffers and its graphs.
+@dataclass(slots=True)
+class Captured:
+    """A context whose shapes are those of one number of rows, and what was captured of it.
 
-    Rows low .. high of the cache are rows 0 .. high - low of the small tensors: TensorRT wants these at aligned
-    addresses, so that only the cache is entered in the middle.
+    A graph is right as long as nothing changes in its context, so each number of rows has a context of its own.
+    """
+
+    rows: int
+    context: Context
+    graphs: dict[str, Graph] = field(default_factory=dict)
+    has_run: set[str] = field(default_factory=set)
+
+    def close(self) -> None:
+        """Free the graphs, then drop the context; nothing of it may be under way."""
+        for graph in self.graphs.values():
+            graph.close()
+        self.graphs.clear()
+        self.context.close()
+
+
+class DecodeStep:
+    """The buffers of a step, and a context with its graphs for each number of rows.
+
+    `make_context` gives a new context of the decode profile.
     """
 
     def __init__(
-        self, cuda: Cuda, stream: Stream, context: Context, cache: DeviceCache, interface: Interface, num_slots: int
+        self,
+        cuda: Cuda,
+        stream: Stream,
+        make_context: Callable[[], Context],
+        cache: DeviceCache,
+        interface: Interface,
+        num_slots: int,
     ) -> None:
-        self._stream, self._context, self._cache = stream, context, cache
+        self._stream, self._make_context, self._cache = stream, make_context, cache
         self._capacity, self._vocab_size = interface.capacity, interface.vocab_size
-        self._span: tuple[int, int] | None = None
-        self._graphs: dict[str, Graph] = {}
-        self._has_run: set[str] = set()
+        self._captured: dict[int, Captured] = {}  # by rows
         self.capture_problem: str | None = None  # why steps are not captured, if they are not
         self._stack = ExitStack()
         with self._stack:
@@ -53,36 +77,32 @@ class DecodeStep:
             self._events = [cuda.event() for _ in range(RING)]
             for event in self._events:
                 self._stack.callback(event.close)
-            self._stack.callback(context.close)
-            self._stack.callback(self._drop_graphs)
-            context.bind({name: self._inputs.address(name) for name in INPUTS})
-            context.bind({f"next.{name}": self._outputs.address(f"next.{name}") for name in MOVING})
-            context.bind({"logits": self._device_logits.address})
+            self._stack.callback(self._drop)
+            self._now = self._enter(1)  # a plan that gives no context is told when it is opened
             self._inputs.arrays["top_k"][:] = 1
             self._inputs.arrays["top_p"][:] = 1
             self._inputs.upload(stream, "input_ids")
             stream.synchronize()
             self._stack = self._stack.pop_all()
 
-    def step(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append a token to each row from `low` on; logits float32 [rows, vocab], valid until a step on these rows."""
-        self._enter(low, len(ids))
+    def step(self, ids: Sequence[int], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append a token to each of the first rows; logits float32 [rows, vocab], valid until the next step."""
+        self._now, rows = self._enter(len(ids)), len(ids)
         self._inputs.fill(ids, lengths)
-        rows = len(ids)
 
         def enqueue() -> None:
             self._inputs.upload(self._stream, MOVING[0], "logits_positions")
-            self._context.run()
+            self._now.context.run()
             nbytes = rows * self._vocab_size * 4
-            self._stream.download(self._host_logits.address_of(low), self._device_logits.address, nbytes)
+            self._stream.download(self._host_logits.address, self._device_logits.address, nbytes)
 
         self._perform("step", enqueue)
         self._stream.synchronize()
-        return self._host_logits.array[low : low + rows]
+        return self._host_logits.array[:rows]
 
-    def start(self, low: int, ids: Sequence[int], lengths: NDArray[np.int64], choice: "Choice") -> None:
-        """Make ready for steps that feed themselves."""
-        self._enter(low, len(ids))
+    def start(self, ids: Sequence[int], lengths: NDArray[np.int64], choice: "Choice") -> None:
+        """Make ready for steps of the first rows that feed themselves."""
+        self._now = self._enter(len(ids))
         self._inputs.fill(ids, lengths)
         arrays, rows = self._inputs.arrays, len(ids)
         for name, values in (("temperature", choice.temperature), ("top_k", choice.top_k), ("top_p", choice.top_p)):
@@ -96,11 +116,10 @@ class DecodeStep:
 
     def advance(self, index: int) -> None:
         """Put step `index` since `start` into the stream, and the copy of its tokens to the host."""
-        assert self._span is not None
-        rows, place = self._span[1], index % RING
+        rows, place = self._now.rows, index % RING
 
         def enqueue() -> None:
-            self._context.run()
+            self._now.context.run()
             goal, source = self._inputs.address(MOVING[0]), self._outputs.address(f"next.{MOVING[0]}")
             self._stream.copy(goal, source, moving_bytes(self._inputs))
 
@@ -111,51 +130,52 @@ class DecodeStep:
 
     def tokens(self, index: int) -> list[int]:
         """Wait for step `index` and return the token chosen for each row."""
-        assert self._span is not None
         self._events[index % RING].wait()
-        return [int(token) for token in self._ring.array[index % RING, : self._span[1]]]
+        return [int(token) for token in self._ring.array[index % RING, : self._now.rows]]
 
     def close(self) -> None:
-        """Drop graphs and context, then free the buffers."""
+        """Drop graphs and contexts, then free the buffers."""
         self._stack.close()
 
-    def _enter(self, low: int, rows: int) -> None:
-        """Bind rows low .. low + rows of the cache; graphs of other rows hold other addresses and are dropped."""
-        if self._span == (low, rows):
-            return
-        self._stream.synchronize()
-        self._drop_graphs()
-        self._has_run.clear()
-        self._span = low, rows
-        self._context.bind(self._cache.addresses(low))
-        self._context.shape(dict.fromkeys(("input_ids", "position_ids", "logits_positions"), (rows, 1)))
-        self._context.shape(dict.fromkeys(("write_indices", "kv_lengths", "temperature", "top_k", "top_p"), (rows,)))
-        self._context.shape({"uniforms": (rows, self._capacity), **self._cache.shapes(rows)})
+    def _enter(self, rows: int) -> Captured:
+        """What steps of the first `rows` rows are run with, made when there is none yet."""
+        if (found := self._captured.get(rows)) is not None:
+            return found
+        context = self._make_context()
+        context.bind({name: self._inputs.address(name) for name in INPUTS})
+        context.bind({f"next.{name}": self._outputs.address(f"next.{name}") for name in MOVING})
+        context.bind({"logits": self._device_logits.address, **self._cache.addresses(0)})
+        context.shape(dict.fromkeys(("input_ids", "position_ids", "logits_positions"), (rows, 1)))
+        context.shape(dict.fromkeys(("write_indices", "kv_lengths", "temperature", "top_k", "top_p"), (rows,)))
+        context.shape({"uniforms": (rows, self._capacity), **self._cache.shapes(rows)})
+        self._captured[rows] = Captured(rows, context)
+        return self._captured[rows]
 
     def _perform(self, kind: str, enqueue: Callable[[], None]) -> None:
         """Run a step of one kind: as it is the first time, since backends allocate lazily; as a graph afterwards."""
-        if kind not in self._graphs and kind in self._has_run and self.capture_problem is None:
+        now = self._now
+        if kind not in now.graphs and kind in now.has_run and self.capture_problem is None:
             self._capture(kind, enqueue)
-        if kind in self._graphs:
-            self._graphs[kind].launch(self._stream)
+        if kind in now.graphs:
+            now.graphs[kind].launch(self._stream)
         else:
             enqueue()
-        self._has_run.add(kind)
+        now.has_run.add(kind)
 
     def _capture(self, kind: str, enqueue: Callable[[], None]) -> None:
         try:
-            self._context.check_capturable()
+            self._now.context.check_capturable()
             with self._stream.capturing() as capture:
                 enqueue()
-            self._graphs[kind] = capture.graph
+            self._now.graphs[kind] = capture.graph
         except EngineError as problem:
             self.capture_problem = str(problem)
             warn_not_captured(problem)
 
-    def _drop_graphs(self) -> None:
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
+    def _drop(self) -> None:
+        for captured in self._captured.values():
+            captured.close()
+        self._captured.clear()
 
 
 class Choice:

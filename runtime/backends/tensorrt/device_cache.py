@@ -1,4 +1,4 @@
-"""Keys and values of all rows in one piece of device memory, which both contexts read and write in place."""
+"""Keys and values of all rows in one piece of device memory, which all contexts read and write in place."""
 
 from itertools import accumulate
 
@@ -14,17 +14,22 @@ class DeviceCache:
 
     def __init__(self, cuda: Cuda, stream: Stream, spec: CacheSpec, rows: int, capacity: int) -> None:
         self._spec, self._capacity = spec, capacity
-        self._row_bytes, array_bytes = spec.array_bytes(1, capacity), spec.array_bytes(rows, capacity)
+        self.row_bytes, array_bytes = spec.array_bytes(1, capacity), spec.array_bytes(rows, capacity)
         self._offsets = list(accumulate([0, *array_bytes[:-1]]))
         nbytes = sum(array_bytes)
         self._buffer = cuda.allocate(nbytes, f"The {spec.dtype} cache of {rows} rows of {capacity:,} positions")
         stream.zero(self._buffer.address, nbytes)
 
-    def addresses(self, low: int) -> dict[str, int]:
-        """Where row `low` and those after it lie, for each input and for the output that is written in its place."""
+    @property
+    def arrays(self) -> list[int]:
+        """Where each state begins."""
+        return [self._buffer.address + offset for offset in self._offsets]
+
+    def addresses(self, row: int) -> dict[str, int]:
+        """Where `row` and those after it lie, for each input and for the output that is written in its place."""
         found: dict[str, int] = {}
-        for state, offset, row_bytes in zip(self._spec.states, self._offsets, self._row_bytes, strict=True):
-            found[state.input] = found[state.output] = self._buffer.address + offset + low * row_bytes
+        for state, start, row_bytes in zip(self._spec.states, self.arrays, self.row_bytes, strict=True):
+            found[state.input] = found[state.output] = start + row * row_bytes
         return found
 
     def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The engine over TensorRT or TensorRT-RTX: two contexts of one plan, one cache, and buffers that never move."""
+"""The engine over TensorRT or TensorRT-RTX: contexts of one plan, one cache, and buffers that never move."""
 
 import contextlib
 import weakref
@@ -12,6 +12,7 @@ from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime.backends.cuda_driver import Cuda
 from piston.runtime.backends.device_decoding import DeviceRow
+from piston.runtime.backends.device_rows import DeviceRows
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
 from piston.runtime.backends.tensorrt.context import Context
@@ -27,6 +28,8 @@ AHEAD = RING // 2  # steps in the stream beyond the one the host waits for: enou
 
 class TensorRTEngine:
     """See Engine and DeviceDecoding. Memory on the device is taken once, here; `close` or the process's end frees it.
+
+    What TensorRT itself keeps for a context is not: a number of rows gets its context when it is first stepped.
 
     Args:
         cuda: the device.
@@ -84,7 +87,7 @@ class TensorRTEngine:
         while start < len(ids):
             stop = self._chunk_end(start, len(ids), len(ids) - num_logits)
             kept = range(max(len(ids) - num_logits - start, 0), stop - start)
-            logits = self._prefill.run(slot, ids[start:stop], int(self.cache.lengths[slot]), kept)
+            logits = self._prefill.run(self.cache.row(slot), ids[start:stop], int(self.cache.lengths[slot]), kept)
             if num_logits == len(kept):
                 found = logits  # all of them in one chunk: no copy
             else:
@@ -99,15 +102,14 @@ class TensorRTEngine:
         self._checked(list(tokens.values()))
         for slot in tokens:
             self.cache.reserve(slot, 1)
+        if not tokens:
+            return {}
         self._settle()
-        found: dict[int, Logits] = {}
-        for low, high in self.cache.spans(tokens):
-            ids = [tokens.get(slot, 0) for slot in range(low, high)]
-            logits = self._decode.step(low, ids, self.cache.lengths[low:high])
-            found |= {slot: logits[slot - low] for slot in range(low, high) if slot in tokens}
+        placed = self._rows.gather(self.cache, tokens)
+        logits = self._decode.step([tokens.get(slot, 0) for slot in placed], self.cache.lengths[placed])
         for slot in tokens:
             self.cache.advance(slot, 1)
-        return found
+        return {slot: logits[row] for row, slot in enumerate(placed) if slot in tokens}
 
     def can_choose(self, sampling: Sampling) -> bool:
         """See DeviceDecoding: greedy, or temperature and top_p over a top_k that the plan's sampling covers."""
@@ -119,13 +121,12 @@ class TensorRTEngine:
         self._checked([row.token_id for row in rows.values()])
         for slot in rows:
             self.cache.reserve(slot, num_steps)
-        spans = self.cache.spans(rows)
-        if len(spans) != 1:
-            return  # a full row lies between them
+        if not rows:
+            return
         self._settle()
-        (low, high), turn = spans[0], self._turn
-        ids = [rows[slot].token_id if slot in rows else 0 for slot in range(low, high)]
-        self._decode.start(low, ids, self.cache.lengths[low:high], _choice(rows, low, high))
+        placed, turn = self._rows.gather(self.cache, rows), self._turn
+        ids = [rows[slot].token_id if slot in rows else 0 for slot in placed]
+        self._decode.start(ids, self.cache.lengths[placed], _choice(rows, placed))
         self._is_running = True
         launched = 0
         for index in range(num_steps):
@@ -135,7 +136,7 @@ class TensorRTEngine:
             chosen = self._decode.tokens(index)
             for slot in rows:
                 self.cache.advance(slot, 1)
-            yield {slot: chosen[slot - low] for slot in rows}
+            yield {slot: chosen[row] for row, slot in enumerate(placed) if slot in rows}
             if self._turn != turn:
                 return
 
@@ -154,18 +155,22 @@ class TensorRTEngine:
         interface = self._interface
         memory = DeviceCache(cuda, self._stream, spec, num_slots, interface.capacity)
         stack.callback(memory.close)
-        # The two contexts never run at once, so that one piece of scratch memory serves both.
+        # No two contexts run at once, so that one piece of scratch memory serves all.
         scratch = cuda.allocate(max(plan.scratch_bytes, 1), "The scratch memory of TensorRT")
         stack.callback(scratch.close)
-        contexts = []
-        for profile in (PREFILL, DECODE):
-            context = Context(plan.create_context(is_captured=profile == DECODE), plan.log, profile, self._stream)
-            stack.callback(context.close)
-            context.use_memory(scratch.address, scratch.nbytes)
-            contexts.append(context)
-        self._prefill = PrefillStep(cuda, self._stream, contexts[PREFILL], memory, interface)
+
+        stream = self._stream  # what frees the engine must not hold it
+
+        def context(profile: int) -> Context:
+            made = Context(plan.create_context(is_captured=profile == DECODE), plan.log, profile, stream)
+            made.use_memory(scratch.address, scratch.nbytes)
+            return made
+
+        self._rows = DeviceRows(cuda, self._stream, memory.arrays, memory.row_bytes)
+        stack.callback(self._rows.close)
+        self._prefill = PrefillStep(cuda, self._stream, context(PREFILL), memory, interface)
         stack.callback(self._prefill.close)
-        self._decode = DecodeStep(cuda, self._stream, contexts[DECODE], memory, interface, num_slots)
+        self._decode = DecodeStep(cuda, self._stream, lambda: context(DECODE), memory, interface, num_slots)
         stack.callback(self._decode.close)
 
     def _settle(self) -> None:
@@ -197,11 +202,11 @@ def _release(stack: ExitStack) -> None:
         stack.close()
 
 
-def _choice(rows: Mapping[int, DeviceRow], low: int, high: int) -> Choice:
-    choice = Choice(high - low)
-    for slot, row in rows.items():
-        if not row.sampling.is_greedy:
-            index = slot - low
+def _choice(rows: Mapping[int, DeviceRow], placed: Sequence[int]) -> Choice:
+    choice = Choice(len(placed))
+    for index, slot in enumerate(placed):
+        row = rows.get(slot)
+        if row is not None and not row.sampling.is_greedy:
             choice.temperature[index] = row.sampling.temperature
             choice.top_k[index] = row.sampling.top_k
             choice.top_p[index] = row.sampling.top_p

@@ -10,6 +10,7 @@ from piston.runtime.backends.device_block import MOVING
 
 PREFILL, DECODE = 0, 1  # profiles
 CAPACITY_AXIS = 2  # of keys and values
+CHUNK = 512  # tokens of a prefill step that plans are built for
 INPUTS: Mapping[str, str] = {
     **dict.fromkeys((*MOVING, "logits_positions", "top_k"), "INT64"),
     **dict.fromkeys(("temperature", "top_p", "uniforms"), "FLOAT"),

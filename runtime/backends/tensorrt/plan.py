@@ -124,13 +124,18 @@ def check_version(header: PlanHeader, installed: str, source: str, *, is_lean: b
 
 
 def check_gpu(compute_capabilities: tuple[str, ...], device: Device, source: str) -> None:
-    """Raise NoDeviceError unless a plan for these GPUs runs on the device; `later` admits any GPU after the last."""
-    if not compute_capabilities or device.sm in compute_capabilities:
-        return
-    known = [int(name.removeprefix("sm")) for name in compute_capabilities if name.startswith("sm")]
-    if "later" in compute_capabilities and int(device.sm.removeprefix("sm")) > max(known, default=0):
+    """Raise NoDeviceError unless a plan for these GPUs runs on the device."""
+    if runs_on(compute_capabilities, device.sm):
         return
     raise NoDeviceError(
         f"{source} was built for {', '.join(compute_capabilities)}; this GPU is {device.sm} ({device.name}). "
         "Build it for that."
     )
+
+
+def runs_on(compute_capabilities: tuple[str, ...], sm: str) -> bool:
+    """Whether a plan for these GPUs runs on `sm`; `later` admits any GPU after the last, none every one."""
+    if not compute_capabilities or sm in compute_capabilities:
+        return True
+    known = [int(name.removeprefix("sm")) for name in compute_capabilities if name.startswith("sm")]
+    return "later" in compute_capabilities and int(sm.removeprefix("sm")) > max(known, default=0)

@@ -2,14 +2,17 @@ import base64
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_model import write_bundle
+from scripted_piston import script_engines
+from toy_model import replying, write_bundle
 
 from piston.core.bundle.signing import PublicKey, SecretKey, check_signature
 from piston.core.errors import Error, MisuseError, SignatureError
+from piston.runtime.model import load
 
 KEY = SecretKey.new()
 DATA = b'{"manifest": 1}'
@@ -161,3 +164,76 @@ def test_sign_wants_a_bundle_and_a_key_or_a_new_key(refused, bundle, tmp_path):
     assert refused("sign", bundle, "--new-key", tmp_path / "x")[0] == 2
     assert refused("sign", bundle, "--key", tmp_path / "nowhere")[0] == 2
     write_bundle(tmp_path / "b")
+
+
+def changed(path, name="another"):
+    data = json.loads(path.read_text())
+    data["model"]["name"] = name
+    path.write_text(json.dumps(data))
+
+
+@pytest.fixture
+def replies(monkeypatch):
+    script_engines(replying("hello you"), monkeypatch.setattr)
+
+
+def test_load_takes_what_the_key_has_signed_and_nothing_else(signed, keys, replies):
+    with load(signed, public_key=keys[1]) as model:
+        assert model.manifest.model.name == "toy"
+    changed(signed / "manifest.json")
+    with pytest.raises(SignatureError, match="Do not trust the bundle"):
+        load(signed, public_key=str(keys[1]))
+
+
+def test_load_of_an_unsigned_bundle_with_a_key_is_refused(bundle, keys, replies):
+    with pytest.raises(SignatureError, match="There is no signature"):
+        load(bundle, public_key=keys[1])
+
+
+@pytest.mark.parametrize("use", [lambda path, key: load(path, public_key=key), None])
+def test_what_is_checked_is_what_is_loaded_though_the_manifest_is_exchanged_after_its_first_read(
+    signed, keys, replies, piston, monkeypatch, use
+):
+    """Whoever reads manifest.json once more gets another one, which nobody has signed."""
+    path, reads, read_bytes = signed / "manifest.json", [], Path.read_bytes
+
+    def exchanged(self):
+        data = read_bytes(self)
+        if self == path:
+            reads.append(data)
+            changed(path)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", exchanged)
+    if use is not None:
+        with use(signed, keys[1]) as model:
+            assert model.manifest.model.name == "toy"
+    else:
+        piston("verify", signed, "--public-key", keys[1])
+    assert len(reads) == 1
+
+
+def test_what_is_signed_is_the_manifest_that_was_verified(bundle, keys, piston, monkeypatch):
+    path, read_bytes = bundle / "manifest.json", Path.read_bytes
+    verified = read_bytes(path)
+
+    def exchanged(self):
+        data = read_bytes(self)
+        if self == path:
+            changed(path)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", exchanged)
+    assert piston("sign", bundle, "--key", keys[0]).status == 0
+    monkeypatch.undo()
+    key = PublicKey.parse(keys[1].read_text(), "pub")
+    assert check_signature(verified, path.with_name("manifest.json.minisig").read_text(), key, "sig")
+
+
+def test_run_and_chat_take_the_key_too(signed, keys, piston, refused):
+    assert piston("run", signed, "--prompt", "a", "--max-tokens", "4", "--public-key", keys[1]).status == 0
+    assert piston("chat", signed, "--public-key", keys[1]).status == 0
+    changed(signed / "manifest.json")
+    for words in (["run", signed, "--prompt", "a"], ["chat", signed]):
+        status, message = refused(*words, "--public-key", keys[1])
+        assert (status, "Do not trust the bundle" in message) == (1, True)

@@ -116,3 +116,9 @@ def test_answers_that_are_too_far_apart_fail_the_proof_in_float16(model_dir, tmp
     monkeypatch.setattr(prove_narrow, "BOUND", 1e-5)
     with pytest.raises(ParityError, match=r"In float16 the logits of a prefill of 2 tokens are .* apart"):
         build(model_dir, tmp_path / "out", ["ort-cuda"], max_length=50)
+
+
+def test_a_model_beyond_float16_is_refused_with_the_targets_that_have_another_type(wide_model_dir, tmp_path):
+    with pytest.raises(EngineError, match=r"beyond float16, and ort-cuda has no other type; fix: .*--dtype bf16"):
+        build(wide_model_dir, tmp_path / "out", ["ort-cuda"], max_length=50)
+    assert list(tmp_path.iterdir()) == []

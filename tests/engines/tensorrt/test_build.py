@@ -1,13 +1,16 @@
 """From a model directory to a bundle that holds engines of two kinds."""
 
 import json
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
+from plan_bytes import rtx_plan
 
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest, sha256_of
-from piston.core.errors import EngineError, MissingExtraError, MisuseError, ShortfallError
+from piston.core.errors import EngineError, MissingExtraError, MisuseError, ParityError, ShortfallError
 from piston.engines import build
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.runtime import Sampling, load
@@ -38,7 +41,7 @@ def test_the_manifest_says_what_the_runtime_must_know(bundle):
     spec = Manifest.read(bundle).engines[1]
     got = spec.actual
     assert spec.requested == {
-        "max_batch": 3, "max_length": 50, "dtype": "float16", "require_int8": None, "compiler": {},
+        "max_batch": 3, "max_length": 50, "dtype": "auto", "require_int8": None, "compiler": {},
     }  # fmt: skip
     assert (got["compiler"], got["compute_capabilities"]) == ("tensorrt_rtx", ["sm89"])
     assert (got["dtype"], got["max_positions"], got["capacity"], got["max_top_k"]) == ("float16", 50, 52, 64)
@@ -123,3 +126,70 @@ def test_int4_is_refused_for_a_gpu_that_has_not_got_it(model_dir, tmp_path):
     quantized = quantize_model_dir(model_dir, tmp_path / "w4", "w4")
     with pytest.raises(EngineError, match="tensorrt-rtx:sm75 cannot read INT4 weights"):
         build(quantized, tmp_path / "bundle", ["tensorrt-rtx:sm75"])
+
+
+@pytest.fixture
+def fake_compiler(monkeypatch):
+    """A compiler that compiles nothing: these tests are about what is proved before."""
+    from piston.engines.tensorrt import build as builder
+    from piston.engines.tensorrt.compile import Compiled
+
+    def compile_plan(path, goal, target, profiles, options, progress):
+        goal.write_bytes(rtx_plan(path.read_bytes()))
+        return Compiled(compiler_version="1.7.1.116", layers=1, plan_bytes=goal.stat().st_size)
+
+    monkeypatch.setattr(builder, "compile_plan", compile_plan)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1.116"))
+
+
+def test_a_model_beyond_float16_is_built_in_bfloat16_and_that_is_told(wide_model_dir, tmp_path, fake_compiler, capsys):
+    arguments = ["build", str(wide_model_dir), "-o", str(tmp_path / "bundle"), "--target", RTX, "--max-length", "20"]
+    assert main([*arguments, "--quiet", "--no-cache"]) == 0
+    (spec,) = Manifest.read(tmp_path / "bundle").engines
+    assert (spec.requested["dtype"], spec.actual["dtype"], spec.actual["cache"], spec.cache.dtype) == (
+        "auto", "bfloat16", "bfloat16", "bfloat16",
+    )  # fmt: skip
+    assert re.search(
+        r"At the prefill of 3 tokens .*layers\.0.* reaches [\d.e+]+, beyond float16$", spec.actual["dtype_reason"]
+    )
+    assert f"note: {RTX} computes in bfloat16: {spec.actual['dtype_reason']}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("target", "dtype"), [(RTX, "fp16"), ("tensorrt-rtx:sm75,sm89", None)])
+def test_where_there_is_no_other_type_a_model_beyond_float16_is_refused_with_the_way_out(
+    wide_model_dir, tmp_path, fake_compiler, target, dtype
+):
+    with pytest.raises(ParityError, match=r"layers\.0.* reaches [\d.e+]+, beyond float16; build with --dtype bf16"):
+        build(wide_model_dir, tmp_path / "bundle", [target], max_length=20, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_is_refused_for_a_gpu_that_has_not_got_it(model_dir, tmp_path):
+    with pytest.raises(EngineError, match="tensorrt-rtx:sm75 cannot compute in bfloat16: sm75 has no such type"):
+        build(model_dir, tmp_path / "bundle", ["tensorrt-rtx:sm75"], dtype="bf16")
+
+
+def test_a_model_within_float16_stays_in_float16(model_dir, tmp_path, fake_compiler):
+    (spec,) = build(model_dir, tmp_path / "bundle", [RTX], max_length=20).engines
+    assert (spec.requested["dtype"], spec.actual["dtype"], "dtype_reason" in spec.actual) == ("auto", "float16", False)
+
+
+def test_a_product_inside_a_layer_that_goes_beyond_float16_is_found_though_the_layers_result_would_fit(
+    tmp_path, fake_compiler
+):
+    """Infinity times weights of both signs is no number, of which only the product says where it came from."""
+    import torch
+    from checkpoints import write_checkpoint
+
+    from piston.export import ExportOptions, export_model
+
+    model = write_checkpoint(tmp_path / "checkpoint")
+    with torch.no_grad():
+        mlp = model.model.layers[1].mlp
+        for linear, factor in ((mlp.gate_proj, 100), (mlp.up_proj, 1e4), (mlp.down_proj, 1e-5)):
+            linear.weight *= factor
+    model.save_pretrained(tmp_path / "checkpoint")
+    export_model(tmp_path / "checkpoint", tmp_path / "model", ExportOptions(check_parity=False))
+    (spec,) = build(tmp_path / "model", tmp_path / "bundle", [RTX], max_length=20).engines
+    assert spec.actual["dtype"] == "bfloat16"
+    assert re.search(r"layers\.1\.mlp.* reaches [\d.e+]+, beyond float16$", spec.actual["dtype_reason"])

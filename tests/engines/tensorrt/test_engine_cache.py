@@ -59,17 +59,38 @@ def test_a_damaged_entry_is_dropped_and_leaves_nothing(tmp_path, damage):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../../stolen", "/etc/stolen"])
-def test_an_entry_that_names_files_elsewhere_writes_nothing_there(tmp_path, name):
+@pytest.mark.parametrize("name", ["../../stolen", "../stolen", "a/../../stolen", "absolute", "linked/stolen", "", "."])
+def test_an_entry_that_names_files_elsewhere_neither_reads_nor_writes_there(tmp_path, name):
+    cache = EngineCache(tmp_path / "cache")
+    cache.put("key", tmp_path / "one", built(tmp_path / "one"))
+    files = tmp_path / "cache/key/files"
+    for place in (tmp_path, files.parent, files.parent.parent, tmp_path / "elsewhere"):
+        place.mkdir(exist_ok=True)
+        (place / "stolen").write_bytes(b"theirs")
+    (files / "linked").symlink_to(tmp_path / "elsewhere")
+    path = tmp_path / "cache/key" / SPEC
+    data = json.loads(path.read_text())
+    name = str(tmp_path / "stolen") if name == "absolute" else name
+    data["files"] |= {name: hashlib.sha256(b"theirs").hexdigest()}
+    path.write_text(json.dumps(data))
+    before = sorted(tmp_path.rglob("stolen"))
+    (tmp_path / "two/work").mkdir(parents=True)
+    assert cache.take("key", tmp_path / "two/work") is None
+    assert list((tmp_path / "two").rglob("*")) == [tmp_path / "two/work"]
+    left = sorted(tmp_path.rglob("stolen"))
+    assert set(before) - set(left) <= {files.parent / "stolen"}  # the entry itself is dropped
+    assert all(item.read_bytes() == b"theirs" for item in left)
+
+
+def test_an_entry_whose_engine_is_none_of_its_files_is_not_taken(tmp_path):
     cache = EngineCache(tmp_path / "cache")
     cache.put("key", tmp_path / "one", built(tmp_path / "one"))
     path = tmp_path / "cache/key" / SPEC
     data = json.loads(path.read_text())
-    data["files"] = {name: "0"}
+    data["spec"]["path"] = "../elsewhere/engine.plan"
     path.write_text(json.dumps(data))
     (tmp_path / "two").mkdir()
     assert cache.take("key", tmp_path / "two") is None
-    assert not list(tmp_path.rglob("stolen"))
 
 
 @pytest.mark.parametrize("name", ["../mine", "../../mine"])

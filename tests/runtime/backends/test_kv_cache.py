@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import MisuseError, PromptTooLongError
-from piston.runtime.backends.kv_cache import KVCache
+from piston.runtime.backends.kv_cache import KVCache, Move
 
 SPEC = CacheSpec.of(num_layers=2, num_kv_heads=3, head_dim=4, dtype="float32")
 
@@ -67,7 +69,13 @@ def test_a_slot_is_not_released_twice(cache):
 @pytest.mark.parametrize("slot", [-1, 4, 1])
 def test_slots_that_are_not_admitted_cannot_be_used(cache, slot):
     cache.admit()
-    for use in (cache.release, lambda s: cache.rewind(s, 0), lambda s: cache.reserve(s, 1), lambda s: cache.spans([s])):
+    for use in (
+        cache.release,
+        lambda s: cache.rewind(s, 0),
+        lambda s: cache.reserve(s, 1),
+        lambda s: cache.spans([s]),
+        lambda s: cache.gather([s]),
+    ):
         with pytest.raises(MisuseError, match=f"Slot {slot} is not in use"):
             use(slot)
 
@@ -129,3 +137,77 @@ def test_address_is_that_of_the_slot_in_its_array(cache):
     cache.arrays[3][2, 0, 0, 0] = 7.0
     offset = cache.address(3, 2) - cache.arrays[3].ctypes.data
     assert np.ravel(cache.arrays[3])[offset // 4] == 7.0
+
+
+def test_slots_lie_in_the_rows_of_their_numbers_until_they_are_gathered(cache):
+    filled(cache, 1, 1, 1)
+    assert [cache.row(slot) for slot in range(4)] == [0, 1, 2, 3]
+
+
+def test_gather_brings_what_is_asked_for_into_the_first_rows(cache):
+    filled(cache, 2, 3, 4, 5)
+    placed, moves = cache.gather([3])
+    assert (placed, moves) == ([3], [Move(3, 0, is_exchange=True)])
+    assert [cache.row(slot) for slot in range(4)] == [3, 1, 2, 0]
+
+
+def test_gather_moves_nothing_that_is_where_it_must_be(cache):
+    filled(cache, 2, 3, 4, 5)
+    assert cache.gather([0, 1]) == ([0, 1], [])
+    assert cache.gather([0, 1, 2]) == ([0, 1, 2, 3], [])  # four rows: the last one idles
+
+
+def test_a_row_goes_where_nothing_is_rather_than_where_something_idles(cache):
+    filled(cache, 2, 3, 4, 5)
+    cache.release(1)
+    placed, moves = cache.gather([2, 3])
+    assert moves == [Move(2, 1, is_exchange=False), Move(3, 0, is_exchange=True)]
+    assert sorted(placed) == [2, 3]
+
+
+def test_a_slot_is_admitted_into_the_lowest_free_row(cache):
+    filled(cache, 2, 3, 4, 5)
+    cache.gather([3])
+    cache.release(1)
+    cache.release(0)  # which lies in row 3
+    assert cache.admit() == 0
+    assert cache.row(0) == 1
+
+
+@given(st.data())
+def test_gathered_slots_keep_what_they_hold_in_few_numbers_of_rows(data):
+    """Rows of tags stand for the memory; a step writes behind the last position of every row that it runs on."""
+    num_slots, capacity = data.draw(st.integers(1, 9)), 5
+    cache, memory, held = KVCache(SPEC, num_slots, capacity), [[None] * capacity for _ in range(num_slots)], {}
+    counts = set()
+    for turn in range(data.draw(st.integers(1, 25))):
+        if held and data.draw(st.booleans()):
+            slot = data.draw(st.sampled_from(sorted(held)))
+            cache.release(slot)
+            del held[slot]
+        while cache.num_free and data.draw(st.booleans()):
+            slot = cache.admit()
+            held[slot] = [(slot, turn)] * data.draw(st.integers(1, capacity))
+            memory[cache.row(slot)][: len(held[slot])] = held[slot]
+            cache.advance(slot, len(held[slot]))
+        if not (asked := [slot for slot in held if len(held[slot]) < capacity and data.draw(st.booleans())]):
+            continue
+        placed, moves = cache.gather(asked)
+        for move in moves:
+            old = list(memory[move.goal])
+            memory[move.goal] = list(memory[move.source])
+            if move.is_exchange:
+                memory[move.source] = old
+        assert [cache.row(slot) for slot in placed] == list(range(len(placed)))
+        assert set(asked) <= set(placed)
+        num_full = sum(len(tags) == capacity for tags in held.values())
+        assert len(placed) == min(next(n for n in (1, 2, 4, 8, 16) if n >= len(asked)), num_slots - num_full)
+        for row, slot in enumerate(placed):
+            memory[row][int(cache.lengths[slot])] = (slot, turn)  # IndexError in a full row
+            if slot in asked:
+                held[slot].append((slot, turn))
+                cache.advance(slot, 1)
+        for slot, tags in held.items():
+            assert memory[cache.row(slot)][: len(tags)] == tags
+        counts.add(len(placed))
+    assert len(counts) <= num_slots

@@ -333,3 +333,14 @@ def test_a_conversation_on_a_real_graph_gives_the_tokens_of_a_fresh_prompt(make)
 def test_threads_that_no_machine_can_use_are_misuse(threads):
     with pytest.raises(MisuseError, match=f"threads is {threads}; it must be from 0"):
         OrtOptions(threads=threads)
+
+
+def test_bindings_are_kept_for_the_ranges_of_rows_that_were_stepped_last(make, monkeypatch):
+    monkeypatch.setattr("piston.runtime.backends.ort_cpu.MAX_BINDINGS", 3)
+    engine = make(num_slots=4)
+    for ids in PROMPTS[:4]:
+        prefilled(engine, ids)
+    ranges = [(0, 1), (1, 2), (0, 1), (2, 3), (3, 4), (0, 4)]
+    for low, high in ranges:
+        engine.step(dict.fromkeys(range(low, high), 5))
+    assert list(engine._decode_bindings) == [(2, 3), (3, 4), (0, 4)]

@@ -106,7 +106,7 @@ def test_a_device_that_is_too_small_is_told_with_both_numbers(rig):
     assert rig.runtime.leaks() == 0
 
 
-def test_each_range_of_rows_is_captured_once_and_repeated(captured):
+def test_each_number_of_rows_is_captured_once_and_repeated(captured):
     engine = captured.engine()
     for length in (3, 7, 2):
         engine.prefill(engine.cache.admit(), IDS[:length])
@@ -125,7 +125,7 @@ def test_what_a_graph_read_on_the_host_is_the_capacity_at_every_length(captured)
     assert frozen == ("total_sequence_length", 23)
 
 
-def test_ranges_on_both_sides_of_a_full_row_keep_their_logits_apart(captured, toy_llama, lowered):
+def test_rows_on_both_sides_of_a_full_row_step_together(captured, toy_llama, lowered):
     engine = captured.engine(capacity=4)
     other = OrtEngine(open_session(lowered, OrtOptions(threads=1)), KVCache(toy_llama.spec, 3, 4))
     found = []
@@ -135,6 +135,29 @@ def test_ranges_on_both_sides_of_a_full_row_keep_their_logits_apart(captured, to
         found.append(each.step({0: 5, 2: 6}))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
     np.testing.assert_allclose(found[0][2], found[1][2], atol=1e-5)
+
+
+def test_a_few_numbers_of_rows_are_captured_however_rows_come_and_go(captured, toy_llama, lowered):
+    engine = captured.engine(num_slots=6)
+    other = OrtEngine(open_session(lowered, OrtOptions(threads=1)), KVCache(toy_llama.spec, 6, 40))
+    rng, tokens = np.random.default_rng(3), {}
+    for _ in range(60):
+        if tokens and rng.random() < 0.3:
+            slot = int(rng.choice(sorted(tokens)))
+            del tokens[slot]
+            for each in (engine, other):
+                each.cache.release(slot)
+        if engine.cache.num_free and rng.random() < 0.6:
+            ids = IDS[: int(rng.integers(1, 12))]
+            for each in (engine, other):
+                slot = each.cache.admit()
+                tokens[slot] = int(each.prefill(slot, ids)[0].argmax())
+        stepping = {slot: tokens[slot] for slot in tokens if rng.random() < 0.6 and engine.cache.lengths[slot] < 40}
+        ours, theirs = engine.step(stepping), other.step(stepping)
+        for slot in stepping:
+            np.testing.assert_allclose(ours[slot], theirs[slot], atol=1e-4)
+            tokens[slot] = int(theirs[slot].argmax())
+    assert len(captured.session.captured) == 4  # 1, 2, 4 and all 6 rows
 
 
 def test_a_capture_that_fails_is_told_once_and_the_text_is_the_same(captured, toy_llama):
@@ -230,14 +253,28 @@ def test_a_cpu_that_onnx_runtime_puts_in_place_of_the_gpu_is_noticed():
 
 def test_a_library_that_is_missing_is_named_and_not_printed(toy_llama, lowered, monkeypatch, capsys):
     line = "Failed to load libcublas.so.13: cannot open shared object file"
-    monkeypatch.setattr("onnxruntime.preload_dlls", lambda cudnn: sys.stdout.write(f"{line}\nPlease follow a link.\n"))
+
+    def preload_dlls(cudnn):
+        print(line)  # noqa: T201
+        print("Please follow a link.")  # noqa: T201
+        sys.stdout.write("of another thread\n")
+
+    monkeypatch.setattr("onnxruntime.preload_dlls", preload_dlls)
     cpu = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(ort_cuda_engine, "open_session", lambda path, options: cpu)
     runtime = FakeCudaRuntime()
     with pytest.raises(EngineError, match=r"cannot be loaded \(Failed to load libcublas.so.13: .*\)\. Install CUDA"):
         OrtCudaEngine.open(lowered, toy_llama.spec, cuda=Cuda.of(runtime), num_slots=2, capacity=20)
-    assert capsys.readouterr().out == ""
+    assert set(capsys.readouterr().out.splitlines()) == {"of another thread"}
     assert runtime.leaks() == 0
+
+
+def test_what_onnx_runtime_says_of_the_libraries_is_read_from_the_real_function(monkeypatch, capsys):
+    """Its words differ from one version to the next; that it is a function that prints does not."""
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("onnxruntime.cuda_version", "13.0")
+    assert "libcu" in ort_cuda_engine._load_libraries()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_plain_onnxruntime_beside_the_other_is_named_as_the_trap_it_is(toy_llama, monkeypatch):

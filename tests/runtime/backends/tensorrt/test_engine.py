@@ -130,13 +130,13 @@ def test_a_step_is_captured_at_its_second_run_and_launched_from_then_on(rig):
     assert [launched for _, launched in counts] == [0, 1, 2, 3]
 
 
-def test_other_rows_are_captured_anew_and_the_old_graph_is_freed(rig):
+def test_each_number_of_rows_is_captured_once_whatever_rows_are_stepped(rig):
     engine = rig.engine()
-    prefilled(engine, 3, 5)
-    for slots in ([0, 1], [0, 1], [0, 1], [0], [0], [0], [1], [1]):
+    prefilled(engine, 3, 5, 2, 2)
+    few = ([0, 1], [0, 1], [0], [0], [1], [2, 3], [0, 2], [3], [0, 1, 2], [1, 2, 3], [0, 1, 2, 3], [0, 3], [2])
+    for slots in (*few, *few):
         engine.step(dict.fromkeys(slots, 4))
-        assert len(rig.runtime.executables) <= 1
-    assert rig.runtime.names().count("cudaGraphInstantiate") == 3
+    assert rig.runtime.names().count("cudaGraphInstantiate") == len(rig.runtime.executables) == 3  # of 1, 2 and 4 rows
 
 
 def test_a_step_that_cannot_be_captured_goes_on_with_a_warning_and_the_reason(rig, reference):
@@ -232,12 +232,37 @@ def test_a_run_ends_when_the_engine_is_used_between_two_tokens_and_nothing_is_lo
     assert [first, *engine.run(rows_of(first), 5)] == stepped(other, tokens, 6)
 
 
-def test_a_run_that_a_full_row_would_split_does_not_begin(rig):
-    engine = rig.engine(capacity=12)
-    tokens = prefilled(engine, 3, 11, 3)
-    engine.step({1: tokens[1]})
-    assert list(engine.run(rows_of({0: 5, 2: 6}), 4)) == []
-    assert engine.cache.lengths.tolist()[:3] == [3, 12, 3]
+def test_a_full_row_between_them_does_not_keep_rows_from_running_together(rig, reference):
+    engine, other = rig.engine(capacity=12), reference()
+    for tested in (engine, other):
+        tokens = prefilled(tested, 3, 11, 3)
+        tested.step({1: tokens[1]})
+    chosen = list(engine.run(rows_of({0: 5, 2: 6}), 4))
+    assert chosen == stepped(other, {0: 5, 2: 6}, 4)
+    assert engine.cache.lengths.tolist()[:3] == [7, 12, 7]
+    for tested in (engine, other):
+        tested.cache.rewind(1, 11)
+    np.testing.assert_allclose(engine.step({1: 9})[1], other.step({1: 9})[1], **CLOSE)
+
+
+def test_rows_that_come_go_and_idle_are_each_as_in_onnx_runtime(rig, reference):
+    engine, other, rng = rig.engine(num_slots=4), reference(4), np.random.default_rng(7)
+    tokens = {}
+    for _ in range(40):
+        if tokens and rng.random() < 0.3:
+            slot = int(rng.choice(sorted(tokens)))
+            del tokens[slot]
+            for tested in (engine, other):
+                tested.cache.release(slot)
+        if engine.cache.num_free and rng.random() < 0.5:
+            tokens |= prefilled(engine, length := int(rng.integers(1, 12)))
+            prefilled(other, length)
+        stepping = {slot: tokens[slot] for slot in tokens if rng.random() < 0.6 and engine.cache.lengths[slot] < 48}
+        ours, theirs = engine.step(stepping), other.step(stepping)
+        assert ours.keys() == theirs.keys() == stepping.keys()
+        for slot in stepping:
+            np.testing.assert_allclose(ours[slot], theirs[slot], **CLOSE)
+            tokens[slot] = int(theirs[slot].argmax())
 
 
 def test_a_run_beyond_the_capacity_is_refused_before_it_begins(rig):

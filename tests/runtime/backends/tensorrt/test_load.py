@@ -84,9 +84,22 @@ def test_a_plan_that_was_exchanged_between_the_check_and_the_load_is_not_run(bot
 def test_a_gpu_that_is_full_is_told_and_the_cpu_engine_can_be_named(both, machine):
     machine.runtime.total = 50_000
     with pytest.raises(DeviceMemoryError, match=r"MB are free; load with a smaller max_batch"):
-        load(both)
+        load(both, target="tensorrt-rtx")
     with load(both, target="ort-cpu") as model:
         assert model.generate([5, 6], Sampling(max_tokens=3)).token_ids
+        assert model.remarks == ()
+
+
+def test_without_a_target_the_cpu_engine_takes_the_place_of_one_that_cannot_be_opened(both, machine):
+    machine.module.refuse["create_execution_context"] = "no such kernel"
+    with load(both) as model, load(both, target="ort-cpu") as other:
+        assert model.target == other.target == "ort-cpu"
+        (remark,) = model.remarks
+        assert remark.startswith("tensorrt-rtx:sm89 could not be opened (TensorRT failed while creating a context")
+        assert remark.endswith("no such kernel); ort-cpu is used instead.")
+        sampling = Sampling(max_tokens=5)
+        assert model.generate([5, 6], sampling).token_ids == other.generate([5, 6], sampling).token_ids
+    assert machine.runtime.leaks() == 0
 
 
 def test_fewer_rows_and_positions_than_built_for_can_be_had(both, machine):
