@@ -21,8 +21,7 @@ from piston.bench.report import GateResult, Options, Report, System
 from piston.bench.table import figure
 from piston.bench.workload import Setting
 from piston.core.errors import MisuseError
-from piston.core.quantiles import PERCENTS, Array
-from piston.core.statistics import Estimate
+from piston.core.statistics import PERCENTS, Array, Estimate
 
 GATED = tuple(name for name, metric in METRICS.items() if not metric.is_better_high)
 SHUFFLES = 4000

@@ -7,8 +7,7 @@ import numpy as np
 
 from piston.bench.report import Run, StageRun, Start, Unit
 from piston.bench.workload import Setting
-from piston.core.quantiles import Array, estimates
-from piston.core.statistics import Estimate
+from piston.core.statistics import Array, Estimate, estimates
 
 
 class Metric(NamedTuple):

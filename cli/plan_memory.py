@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import CacheSpec, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.errors import MisuseError
 from piston.runtime.memory_budget import weights_bytes
 
-MODEL = "model.onnx"
 DEVICE_TARGETS = ("tensorrt-rtx", "tensorrt", "ort-cuda")
 TARGETS = ("ort-cpu", *DEVICE_TARGETS)
 TOLERANCE = 0.10  # of the predicted resident memory on ort-cpu, in the range that was measured
@@ -120,7 +120,7 @@ def planned(directory: Path, manifest: Manifest, target: str) -> Planned:
         weights, cache = weights_bytes(manifest, engine), engine.cache
         weights += _embedding(manifest) if target == "ort-cpu" else 0
     else:
-        weights = _weights(OnnxHeader.read(directory / MODEL).weights, manifest, on_device=target != "ort-cpu")
+        weights = _weights(OnnxHeader.read(directory / GRAPH).weights, manifest, on_device=target != "ort-cpu")
         if target == "ort-cpu" and cache.dtype in ("float16", "bfloat16"):
             cache = replace(cache, dtype="float32")
     return Planned(

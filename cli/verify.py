@@ -59,7 +59,9 @@ def _check_signature(arguments: argparse.Namespace) -> str | None:
     manifest = arguments.bundle / FILE_NAME
     path = arguments.signature or manifest.with_name(manifest.name + SUFFIX)
     if not path.exists():
-        raise SignatureError(f"There is no signature {path}; sign with `piston sign`, or name it by --signature.")
+        raise SignatureError(
+            f"There is no signature {path}; sign with `minisign -Sm {manifest}`, or name it by --signature."
+        )
     return check_signature(manifest.read_bytes(), read_text(path, "the signature"), key, str(path))
 
 

@@ -4,8 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
+from piston.core.units import parse_size
 from piston.engines.options import PRECISIONS
-from piston.engines.tensorrt.compiler_options import HARDWARE_COMPATIBLE, CompilerOptions, parse_size
+from piston.engines.tensorrt.compiler_options import HARDWARE_COMPATIBLE, CompilerOptions
 
 CACHE_VARIABLE = "PISTON_CACHE_DIR"
 
@@ -45,7 +46,7 @@ def compiler_options(arguments: argparse.Namespace) -> CompilerOptions:
         version_compatible=arguments.version_compatible,
         hardware_compatible=arguments.hardware_compatible,
         optimization_level=arguments.optimization_level,
-        workspace=None if arguments.workspace is None else parse_size(arguments.workspace),
+        workspace=None if arguments.workspace is None else parse_size(arguments.workspace, "--workspace"),
     )
 
 

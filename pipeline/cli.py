@@ -2,14 +2,10 @@
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 from piston.core.console import note, print_json, print_text, tell_gates
-from piston.core.errors import MisuseError
-
-_SIZE = re.compile(r"(\d+(?:\.\d*)?) *(MB|GB|TB|MiB|GiB|TiB)")
-_FACTORS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
+from piston.core.units import parse_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="finished stages (default: $PISTON_CACHE_DIR/make)",
     )
     parser.add_argument("--cache-size", default="20GiB", metavar="SIZE", help="the most it may hold (default: 20GiB)")
-    parser.add_argument("--dry-run", action="store_true", help="show the stages, what is cached, size and memory")
+    parser.add_argument("--dry-run", action="store_true", help="show the stages and what is cached")
     parser.add_argument("--locked", action="store_true", help="make everything anew and compare it with piston.lock")
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write report.json, junit.xml, summary.md, index.html"
@@ -44,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         directory = arguments.recipe.absolute().parent / recipe.output.report
     options = MakeOptions(
         cache_dir=arguments.cache_dir or default_cache(),
-        cache_bytes=parse_size(arguments.cache_size),
+        cache_bytes=parse_size(arguments.cache_size, "--cache-size"),
         checkpoint=arguments.checkpoint,
         locked=arguments.locked,
         pages=directory,
@@ -72,14 +68,6 @@ def default_cache() -> Path:
     """Below PISTON_CACHE_DIR, or the user's cache directory."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("PISTON_CACHE_DIR") or home / "piston") / "make"
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `20GiB`; raises MisuseError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise MisuseError(f"Cannot read --cache-size {text!r}; write a number with {', '.join(_FACTORS)}.")
-    return int(float(match[1]) * _FACTORS[match[2]])
 
 
 def _dry_run(arguments: argparse.Namespace, recipe: object, options: object) -> int:

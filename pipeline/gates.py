@@ -125,7 +125,7 @@ def _check_unit(text: str, name: str, unit: str, *, is_change: bool) -> None:
 
 def _is_bench_unit(name: str, unit: str, *, is_change: bool) -> bool:
     from piston.bench.metrics import METRICS
-    from piston.core.quantiles import PERCENTS
+    from piston.core.statistics import PERCENTS
 
     _, metric, quantile = [*name.split("."), "", ""][:3]
     if metric not in METRICS or quantile not in {f"p{percent}" for percent in PERCENTS}:

@@ -1,4 +1,4 @@
-"""The recipe of a bundle: a TOML file that says everything, read whole or refused with the line that is wrong."""
+"""The recipe of a bundle: a TOML file that says everything, read whole or refused naming the field that is wrong."""
 
 import tomllib
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ from piston.core.errors import MisuseError
 from piston.core.schema import ShapeError, shaped
 from piston.pipeline.gates import Gate, parse_gate
 from piston.pipeline.options import check_table
-from piston.pipeline.toml_lines import MAX_LINES, line_of
 
 FLOAT = "float"  # as eval.reference: the model directory that this recipe exports
 TABLES = ("export", "calibrate", "build", "verify", "eval", "bench")
@@ -76,7 +75,7 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 
     Raises:
-        MisuseError: it cannot be read, or says something that cannot be done; the message begins with file and line.
+        MisuseError: it cannot be read, or says something that cannot be done; the message names file and field.
         MissingExtraError: it has a table of a verb whose packages are not installed.
     """
     try:
@@ -86,8 +85,8 @@ def read_recipe(path: Path) -> Recipe:
         raise MisuseError(f"Cannot read the recipe {path}: {problem.strerror}.") from None
     except UnicodeDecodeError as problem:
         raise MisuseError(f"{path} is not UTF-8 (byte {problem.start:,}).") from None
-    if len(data) > MAX_BYTES or text.count("\n") > MAX_LINES:
-        raise MisuseError(f"{path} has {len(data):,} bytes; a recipe has at most {MAX_BYTES:,}, and {MAX_LINES} lines.")
+    if len(data) > MAX_BYTES:
+        raise MisuseError(f"{path} has {len(data):,} bytes; a recipe has at most {MAX_BYTES:,}.")
     try:
         value = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:
@@ -96,7 +95,7 @@ def read_recipe(path: Path) -> Recipe:
         recipe: Recipe = shaped(Recipe, value, whole="the recipe")
         _check(recipe)
     except ShapeError as problem:
-        raise MisuseError(f"{path}, line {line_of(text, problem.path)}: {problem}.") from None
+        raise MisuseError(f"{path}: {problem}.") from None
     return recipe
 
 

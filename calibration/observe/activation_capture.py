@@ -15,7 +15,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from piston.calibration.observe.widen import WidenPass
 from piston.core.bundle.manifest import CacheSpec
 from piston.core.errors import MisuseError
 from piston.runtime.backends.ort_cpu import translated
@@ -76,7 +75,6 @@ class ExposedGraph:
             EngineError: ONNX Runtime refuses the graph.
         """
         model = ir.load(path)
-        WidenPass()(model)
         expose(model, names)
         return cls(_session(model, path.parent, threads), cache, names, capacity)
 

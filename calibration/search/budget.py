@@ -15,7 +15,7 @@ from typing import Any
 from piston.calibration.check import ROW_LEN
 from piston.calibration.data.packing import Ids
 from piston.calibration.data.rows import hash_rows
-from piston.calibration.float_graph import DATA, MODEL, ModelGraph
+from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import by_input
 from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.schemes.kv_cache import Scales
@@ -23,6 +23,7 @@ from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.meter import Meter
 from piston.calibration.search.sensitivity import Alone, few
 from piston.calibration.search.subset_search import Group, Kept, OutOfTimeError, search
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.evaluation.gate import Gate
@@ -99,7 +100,7 @@ class Ground:
 
     def size(self, kept: Kept) -> int:
         """Bytes of all weights with these linears kept and the others in integers."""
-        recorded = self.graph.manifest.files.get(DATA) or self.graph.manifest.files[MODEL]
+        recorded = self.graph.manifest.files.get(GRAPH_DATA) or self.graph.manifest.files[GRAPH]
         saved = 0
         for name, work in self.work.items():
             weight = self.prepared.kept.get(name) if name in kept else self.prepared.weights[name]
