@@ -6,7 +6,7 @@ from html import escape
 from piston.bench.figures import figures_of
 from piston.bench.metrics import METRICS, STAGE_METRICS
 from piston.bench.report import Report
-from piston.bench.table import machine_lines, shown, stage_rows, where
+from piston.bench.table import machine_lines, shown, stage_rows
 from piston.core.statistics import Estimate
 
 _STYLE = """
@@ -95,7 +95,7 @@ def _gates(report: Report) -> Iterator[str]:
         for gate in report.gates:
             chance = "" if gate.false_alarm is None else f" (false alarms: {gate.false_alarm:.2%} of equal runs)"
             mark, style = ("✓", "met") if gate.is_met else ("✗", "not-met")
-            text = escape(f"{where(gate)}{gate.message}{chance}")
+            text = escape(f"{gate}{chance}")
             yield f'<li class="gate {style}">{mark} {"met" if gate.is_met else "not met"}: {text}</li>'
         yield "</ul>"
 

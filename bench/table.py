@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from piston.bench.metrics import METRICS, STAGE_METRICS
-from piston.bench.report import GateResult, Measured, Ratio, Report, System
+from piston.bench.report import Measured, Ratio, Report, System
 from piston.core.statistics import Estimate
+from piston.core.units import Unit
+from piston.core.units import shown as written
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
-_SECOND = 0.9995  # what three digits round to a second
 _RIVAL_METRICS = ("ttft", "tpot", "prefill", "decode")
 _START_METRICS = ("first_token", "load", "peak")
 
@@ -50,14 +51,7 @@ def gate_lines(report: Report) -> Iterator[str]:
         yield f"against {report.baseline.kind} {report.baseline.path}"
         yield from (f"  differs: {note}" for note in report.baseline.notes)
     for gate in report.gates:
-        yield f"{'ok  ' if gate.is_met else 'FAIL'} {where(gate)}{gate.message}"
-
-
-def where(gate: GateResult) -> str:
-    """The setting or stage of a gate's result, if it has one."""
-    if gate.stage is not None:
-        return f"{gate.stage}: "
-    return "" if gate.setting is None else f"{gate.setting.name}: "
+        yield f"{'ok  ' if gate.is_met else 'FAIL'} {gate}"
 
 
 def stage_lines(report: Report) -> Iterator[str]:
@@ -85,21 +79,12 @@ def shown(name: str, estimate: Estimate) -> str:
     return ranged(estimate, METRICS[name].unit)
 
 
-def ranged(estimate: Estimate, unit: str) -> str:
+def ranged(estimate: Estimate, unit: Unit) -> str:
     """A value in its unit, with its interval."""
-    value = figure(estimate.value, unit)
+    value = written(estimate.value, unit)
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{figure(estimate.low, unit)}, {figure(estimate.high, unit)}]"
-
-
-def figure(value: float, unit: str) -> str:
-    """Three or four digits that count, in ms, tokens a second or MB."""
-    if unit == "s":
-        return f"{value:,.2f} s" if value >= _SECOND else f"{f'{value * 1e3:#.3g}'.rstrip('.')} ms"
-    if unit == "bytes":
-        return f"{value / 1e6:,.0f} MB"
-    return f"{value:,.1f}/s" if value < 1e3 else f"{value:,.0f}/s"  # noqa: PLR2004 - digits that count
+    return f"{value} [{written(estimate.low, unit)}, {written(estimate.high, unit)}]"
 
 
 def ratio_text(estimate: Estimate) -> str:
@@ -149,7 +134,7 @@ def _row(
     measured: Measured | None,
 ) -> list[str]:
     cells = [
-        figure(metrics[name]["p50"].value, METRICS[name].unit) + ratio_of(report.ratios, system, name, measured)
+        written(metrics[name]["p50"].value, METRICS[name].unit) + ratio_of(report.ratios, system, name, measured)
         for name in names
     ]
     return [system.name, *cells]

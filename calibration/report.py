@@ -62,7 +62,7 @@ def _check(result: Calibrated) -> list[str]:
         ("KL divergence, p99", [f"{number(_agreement(report).kl.p99)} nats" for report in reports]),
         ("top-1 agreement", [share(_agreement(report).top1) for report in reports]),
     ]
-    gates = [f'<li class="gate met">✓ {escape(gate.message)}</li>' for gate in found.gates]
+    gates = [f'<li class="gate met">✓ {escape(str(gate))}</li>' for gate in found.gates]
     warning = found.held_out.warning
     return [
         "<h2>Check against the float model</h2>",
@@ -110,7 +110,7 @@ def _search(spent: Spent) -> list[str]:
     metric = next((name for name in ("kl", "top1") if spent.bound.startswith(name)), "ppl_change")
     how = "The whole search" if spent.is_complete else "The search until its time was over"
     caption = (
-        f"{how}: {len(spent.points)} models measured in {spent.seconds:.0f} s; the budget fails where "
+        f"{how}: {len(spent.points)} models measured in {spent.seconds:.0f} s; the budget is "
         f"{escape(spent.bound)}. Green is the one that was chosen."
     )
     dots = [
@@ -260,6 +260,6 @@ def _settings(result: Calibrated) -> list[str]:
         )
         rows.append(("their SHA-256", [f"<code>{data['sha256']}</code>"]))
     if result.spent is not None:
-        rows.append(("budget", [escape(f"fails where {result.spent.bound}")]))
+        rows.append(("budget", [escape(result.spent.bound)]))
     rows.append(("float model", [f"<code>{recipe.model}</code>"]))
     return ["<h2>Settings</h2>", *table(["", "value"], [(label, list(cells)) for label, cells in rows])]

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -35,14 +35,6 @@ def note(text: str, level: Level = "info") -> None:
     if logs_json():
         text = log_line(level, message=text)
     print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def tell_gates(failed: Iterable[str]) -> int:
-    """Name on stderr every gate that is not met, with what was measured; the exit status of a command with gates."""
-    lines = [f"gate not met: {text}" for text in failed]
-    for line in lines:
-        note(line)
-    return 1 if lines else 0
 
 
 def logs_json() -> bool:

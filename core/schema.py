@@ -87,3 +87,12 @@ def _items(value: object, path: Path, whole: str) -> list[tuple[int, object]]:
     if not isinstance(value, list):
         raise ShapeError(f"{dotted(path) or whole} must be a list, it is {value!r:.80}", path)
     return list(enumerate(value))
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses as dicts, tuples as lists: what JSON holds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -40,7 +40,7 @@ def _gates(report: Report) -> list[str]:
         return []
     items = [
         f'<li class="gate {"met" if gate.is_met else "not-met"}">{"✓" if gate.is_met else "✗"} '
-        f"{'met' if gate.is_met else 'not met'}: {escape(gate.message)}</li>"
+        f"{'met' if gate.is_met else 'not met'}: {escape(str(gate))}</li>"
         for gate in report.gates
     ]
     return ["<h2>Gates</h2>", "<ul>", *items, "</ul>"]

@@ -4,7 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from piston.core.console import note, print_json, print_text, tell_gates
+from piston.core.console import note, print_json, print_text
+from piston.core.gates import tell_gates
 from piston.core.units import parse_size
 
 
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for line in lines_of(report):
             print_text(line)
-    status = tell_gates(f"{gate.expression}: {gate.message}" for gate in report.gates if not gate.is_met)
+    status = tell_gates(report.gates)
     if report.lock is not None and report.lock.equality == "none":
         note(f"the rebuild equals {report.lock.path} neither in bits nor in its graph nor in its answers")
     return status if report.is_met else 1

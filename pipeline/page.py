@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from piston.pipeline.gates import shown_bytes, shown_value
+from piston.core.units import shown
+from piston.pipeline.gates import shown_value
 from piston.pipeline.plan import EVAL_PAGE
 from piston.pipeline.report import EngineReport, Report, StageReport
 
@@ -110,7 +111,7 @@ def _stages(stages: Sequence[StageReport]) -> list[str]:
             ),
             f"{stage.seconds:,.1f} s",
             f"{stage.peak_bytes / 1e6:,.0f} MB",
-            shown_bytes(stage.num_bytes) if stage.num_bytes else "-",
+            shown(stage.num_bytes, "bytes") if stage.num_bytes else "-",
             "from&nbsp;the&nbsp;cache" if stage.is_cached else "made&nbsp;now",
         )
         for stage in stages

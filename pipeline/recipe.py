@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piston.core.errors import MisuseError
+from piston.core.gates import Gate, Metric
 from piston.core.schema import ShapeError, shaped
-from piston.pipeline.gates import Gate, parse_gate
+from piston.pipeline.gates import parse_gate, stage_of
 from piston.pipeline.options import check_table
 
 FLOAT = "float"  # as eval.reference: the model directory that this recipe exports
@@ -61,7 +62,7 @@ class Recipe:
     schema: Literal[1] = 1
 
     @property
-    def parsed_gates(self) -> tuple[Gate, ...]:
+    def parsed_gates(self) -> tuple[Gate[Metric], ...]:
         """The gates in order; they were checked when the recipe was read."""
         return tuple(parse_gate(text) for text in self.gates.require)
 
@@ -117,12 +118,12 @@ def _check(recipe: Recipe) -> None:
     for index, gate in enumerate(recipe.gates.require):
         path = ("gates", "require", index)
         try:
-            needed = parse_gate(gate).stage
+            parsed = parse_gate(gate)
         except MisuseError as problem:
             raise ShapeError(str(problem).rstrip("."), path) from None
-        if recipe.table(needed) is None:
+        if recipe.table(needed := stage_of(parsed)) is None:
             raise ShapeError(f"{gate!r} needs a table [{needed}]", path)
-        if "baseline" in gate and "baseline" not in (recipe.bench or {}):
+        if parsed.change_of == "baseline" and "baseline" not in (recipe.bench or {}):
             raise ShapeError(f"{gate!r} needs bench.baseline, the file of an earlier run", path)
     if len(set(recipe.gates.require)) != len(recipe.gates.require):
         raise ShapeError("a gate is named twice", ("gates", "require"))

@@ -26,7 +26,7 @@ from piston.calibration.search.subset_search import Group, Kept, OutOfTimeError,
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
-from piston.evaluation.gate import Gate
+from piston.core.gates import Gate, Metric
 
 FLOAT_BYTES = 4
 AIM = 0.9  # of what the bound allows: on SmolLM2-135M a set that the search saw at +2.9 % was +3.2 % as written
@@ -37,14 +37,14 @@ RANKING = 0.5  # of the time at most goes into what each group costs alone
 class Budget:
     """The bound, and the seconds to look for what meets it."""
 
-    bound: Gate
+    bound: Gate[Metric]
     seconds: float = 600.0
 
     @property
-    def aim(self) -> Gate:
+    def aim(self) -> Gate[Metric]:
         """A little inside the bound: the written model multiplies in integers, the search in float."""
         limit = self.bound.bound
-        inside = 1 - (1 - limit) * AIM if self.bound.metric == "top1" else limit * AIM
+        inside = 1 - (1 - limit) * AIM if self.bound.metric.is_better_high else limit * AIM
         return dataclasses.replace(self.bound, bound=inside)
 
 
@@ -203,7 +203,7 @@ class _Search:
             )
             self.spent.points.append(point)
             self._save()
-        return self.budget.aim.check(point.figures).is_met
+        return self.budget.aim.judge(point.figures).is_met
 
     def _known(self, kept: Kept) -> Point | None:
         return next((point for point in self.spent.points if set(point.kept) == kept), None)
@@ -239,7 +239,7 @@ def _complaint(spent: Spent, budget: Budget) -> str:
     best = min(spent.points, key=lambda point: abs(point.figures[gate.quantity] - gate.bound))
     figures = best.figures
     return (
-        f"The budget cannot be met ({gate.text} fails): of {len(spent.points)} measured models the best has "
+        f"The budget cannot be met ({gate.text}): of {len(spent.points)} measured models the best has "
         f"{best.share:.0%} of the linears' multiply-adds in integers, perplexity {figures['ppl_change']:+.2%}, KL "
         f"{figures['kl']:.4g} nats, top-1 {figures['top1']:.2%}. Nothing was written; allow more, or choose another "
         "scheme."

@@ -81,8 +81,8 @@ def _build_plain(
 ) -> EngineSpec:
     from piston.engines.equivalence.answers import prove, reference_of
     from piston.engines.equivalence.packed_products import prove_kernels
+    from piston.engines.linear_work import check_int8
     from piston.engines.ort.cpu_graph import build_ort, describe
-    from piston.engines.required import check_int8
 
     int8_head = asked["lm_head"] == "int8"
     with progress.phase(f"lowering for {target}"):

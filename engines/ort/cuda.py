@@ -14,10 +14,9 @@ from piston.core.console import Progress
 from piston.engines.equivalence.answers import prove, reference_of
 from piston.engines.equivalence.half_precision import prove_narrow
 from piston.engines.equivalence.same_graph import check_same
-from piston.engines.linear_work import ARITHMETIC, linear_work
+from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
 from piston.engines.lowering.ort_cuda import lower_for_ort_cuda
 from piston.engines.ort.cuda_target import DTYPE
-from piston.engines.required import check_int8
 
 
 def build(

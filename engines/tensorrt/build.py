@@ -16,9 +16,8 @@ from piston.core.bundle.plan_header import PlanHeader
 from piston.core.console import Progress
 from piston.engines.equivalence.answers import reference_of
 from piston.engines.equivalence.same_graph import check_same
-from piston.engines.linear_work import ARITHMETIC, LinearWork
+from piston.engines.linear_work import ARITHMETIC, LinearWork, check_int8
 from piston.engines.lowering.window_mask import window_of
-from piston.engines.required import check_int8
 from piston.engines.tensorrt.allowed import check_file
 from piston.engines.tensorrt.compile import Compiled, compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions

@@ -9,7 +9,7 @@ from page_outline import Outline
 from piston.bench.baseline import Reference
 from piston.bench.figures import style_of
 from piston.bench.fingerprint import take_fingerprint
-from piston.bench.gate import judge, parse_gate
+from piston.bench.gate import FIGURES, judge
 from piston.bench.limits import Limits
 from piston.bench.markdown import markdown_of
 from piston.bench.measure import measure
@@ -19,6 +19,7 @@ from piston.bench.ratios import ratios_of
 from piston.bench.report import Baseline, Report
 from piston.bench.workload import Setting, Work
 from piston.core.console import Progress
+from piston.core.gates import parse_gate
 from piston.core.report.plot import Axis
 
 HOSTILE = "<script>alert('&')</script>"
@@ -52,7 +53,7 @@ def report():
         piston="1",
         date="today",
     )
-    gates = [parse_gate(text) for text in ("tpot>1ms", "ttft>9s", "tpot>5%")]
+    gates = [parse_gate(text, FIGURES) for text in ("tpot<=1ms", "ttft<=9s", "tpot<=105%")]
     return dataclasses.replace(report, gates=judge(gates, report, Reference(path="", earlier=report), 0.05))
 
 
@@ -120,8 +121,8 @@ def test_fourteen_systems_have_lines_of_their_own(page):
 
 
 def test_gates_tell_met_from_not_met_without_colour(page):
-    assert "✗ not met: batch 1, prompt 8, 6 tokens: tpot&gt;1ms" in page
-    assert "✓ met: batch 1, prompt 8, 6 tokens: ttft&gt;9s" in page
+    assert "✗ not met: batch 1, prompt 8, 6 tokens: tpot&lt;=1ms" in page
+    assert "✓ met: batch 1, prompt 8, 6 tokens: ttft&lt;=9s" in page
     assert "false alarms: " in page
 
 

@@ -47,7 +47,7 @@ def written(model_dir, tmp_path_factory):
     lines = (" ".join(rng.choice(SENTENCE.split(), 12)) + "." for _ in range(200))
     (directory / "text.txt").write_text("\n\n".join(lines))
     words = ["calibrate", str(model_dir), "-o", str(directory / "out"), "--scheme", "w8a8", "--kv", "int8", "--quiet"]
-    words += ["--data", str(directory / "text.txt"), "--samples", "4", "--seq-len", "24", "--budget", "kl=0.002"]
+    words += ["--data", str(directory / "text.txt"), "--samples", "4", "--seq-len", "24", "--budget", "kl<=0.002"]
     assert main([*words, "--report", str(directory / "report.html")]) == 0
     return directory
 
@@ -111,7 +111,7 @@ def test_one_line_says_how_far_apart_the_scales_are(ratios, said):
 
 def test_the_command_line_says_it_too(model_dir, written, tmp_path, capsys):
     words = ["calibrate", str(model_dir), "-o", str(tmp_path / "out"), "--scheme", "w8a8", "--quiet"]
-    words += ["--data", str(written / "text.txt"), "--samples", "4", "--seq-len", "24", "--check", "kl=9"]
+    words += ["--data", str(written / "text.txt"), "--samples", "4", "--seq-len", "24", "--require", "kl<=9"]
     assert main(words) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  remainders: "))
     ratios = Manifest.read(tmp_path / "out").made_by["calibration"]["remainders"]

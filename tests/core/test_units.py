@@ -1,7 +1,7 @@
 import pytest
 
 from piston.core.errors import MisuseError
-from piston.core.units import factor_of, parse_size, shown_bytes
+from piston.core.units import factor_of, parse_size, shown
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_a_suffix_belongs_to_one_unit():
 
 
 def test_bytes_are_shown_in_megabytes_or_kilobytes():
-    assert (shown_bytes(2_500_000), shown_bytes(2_500)) == ("2.5 MB", "2.5 kB")
+    assert (shown(2_500_000, "bytes"), shown(2_500, "bytes")) == ("2.5 MB", "2.5 kB")

@@ -7,10 +7,11 @@ from evaluated import corpus_of, opened, other_script
 from page_outline import Outline
 from toy_model import VOCAB_SIZE, answering, history_script, ids_of
 
+from piston.core.gates import parse_gate
 from piston.core.report.chart import ticks
 from piston.evaluation.evaluate import EvalOptions, evaluate
-from piston.evaluation.gate import measured, parse_gate
 from piston.evaluation.html import page_of
+from piston.evaluation.metrics import METRICS, measured
 from piston.evaluation.prompts import Prompt
 from piston.evaluation.windows import Windowing
 
@@ -23,7 +24,7 @@ HOSTILE = "<script>alert('&')</script>"
 def report():
     options = EvalOptions(windowing=WINDOWING, prompts=[Prompt(HOSTILE), Prompt("b")], answer_tokens=6)
     report = evaluate(opened(other_script()), opened(history_script()), corpus_of(IDS), options)
-    gates = [parse_gate(text).check(measured(report)) for text in ("kl>1e-9", "ppl>900%")]
+    gates = [parse_gate(text, METRICS).judge(measured(report)) for text in ("kl<=1e-9", "ppl<=900%")]
     return dataclasses.replace(report, gates=tuple(gates))
 
 
@@ -88,8 +89,8 @@ def test_both_themes_define_every_colour(report):
 
 def test_gates_tell_met_from_not_met_without_colour(report):
     page = page_of(report)
-    assert "✗ not met: kl&gt;1e-9: " in page
-    assert "✓ met: ppl&gt;900%: " in page
+    assert "✗ not met: kl&lt;=1e-9: " in page
+    assert "✓ met: ppl&lt;=900%: " in page
 
 
 def test_the_first_difference_of_two_answers_is_marked():

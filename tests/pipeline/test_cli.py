@@ -44,7 +44,7 @@ def test_a_gate_that_is_not_met_ends_with_1_and_is_named_on_stderr(piston, recip
     commands.change = 0.5
     result = run(piston, recipe)
     assert result.status == 1
-    assert "gate not met: eval.ppl <= 2%: 50.00% above the reference" in result.err
+    assert "gate not met: eval.ppl <= 2%: perplexity is 50.00% above the reference's" in result.err
 
 
 def test_json_is_of_the_published_schema(piston, recipe, commands):

@@ -37,7 +37,7 @@ WRONG = [
     ('data = ["rows.txt"]', "samples = -1", "must be a integer"),
     ('data = ["rows.txt"]', 'data = "rows.txt"', "must be a list"),
     ("[eval]", "[evil]", "unknown field evil"),
-    ('  "verify",', '  "verify", # first\n  "eval.pl <= 2%",', "names no figure"),
+    ('  "verify",', '  "verify", # first\n  "eval.pl <= 2%",', "Cannot read the gate"),
     ('  "verify",', '  "verify",\n  "bench.tpot.p50 <= 20ms",', "needs a table [bench]"),
     ('  "verify",', '  "verify",\n  "verify",', "named twice"),
     ("\n[calibrate]", "revision = '" + "a" * 40 + "'\n[calibrate]", "give one"),
