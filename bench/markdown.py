@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator
 
-from piston.bench.metrics import METRICS, STAGE_METRICS
+from piston.bench.metrics import STAGE_METRICS
 from piston.bench.report import Report
-from piston.bench.table import machine_lines, ratio_of, shown, stage_rows
+from piston.bench.table import beside, machine_lines, stage_rows
+from piston.core.report import code
 from piston.core.report.junit import Case
 from piston.core.report.junit import junit_of as document_of
-from piston.core.report.markdown import code, table, text
-from piston.core.units import shown as written
-
-_METRICS = ("ttft", "tpot", "prefill", "decode")
-_START_METRICS = ("first_token", "load", "peak")
+from piston.core.report.markdown import table, text
 
 
 def markdown_of(report: Report) -> str:
@@ -44,28 +41,8 @@ def _gates(report: Report) -> Iterator[str]:
 
 
 def _systems(report: Report) -> Iterator[str]:
-    for index, measured in enumerate(report.systems[0].settings):
-        names = [name for name in _METRICS if name in measured.metrics]
-        rows = []
-        for system in report.systems:
-            metrics = system.settings[index].metrics
-            ratios = [ratio_of(report.ratios, system, name, measured) for name in names]
-            cells = [shown(name, metrics[name]["p50"]) + ratio for name, ratio in zip(names, ratios, strict=True)]
-            rows.append([system.name, *cells])
-        yield from table([measured.setting.name, *(METRICS[name].described for name in names)], rows)
-    if report.systems[0].metrics:
-        rows = [
-            [
-                system.name,
-                *(
-                    written(system.metrics[name]["p50"].value, METRICS[name].unit)
-                    + ratio_of(report.ratios, system, name, None)
-                    for name in _START_METRICS
-                ),
-            ]
-            for system in report.systems
-        ]
-        yield from table(["new processes", *(METRICS[name].described for name in _START_METRICS)], rows)
+    for heads, rows in beside(report):
+        yield from table(heads, rows)
     if report.systems[0].stages:
         yield from table(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
 

@@ -26,7 +26,10 @@ def lines_of(report: Report) -> Iterator[str]:
         yield f"{own.name}: new processes"
         yield from grid(["", *_QUANTILES], [_quantiles(name, own.metrics[name]) for name in own.metrics])
     if len(report.systems) > 1:
-        yield from _beside(report)
+        for heads, rows in beside(report):
+            yield ""
+            yield "medians (the bundle is so many times better)"
+            yield from grid(heads, rows)
     yield from stage_lines(report)
     if report.gates:
         yield ""
@@ -109,21 +112,17 @@ def ratio_of(ratios: Sequence[Ratio], system: System, metric: str, measured: Mea
     return f" ({ratio_text(found[0].ratio)})" if found else ""
 
 
-def _beside(report: Report) -> Iterator[str]:
-    """Every system in a row, medians; in brackets how many times better the bundle is."""
-    for index, measured in enumerate(report.systems[0].settings):
-        yield ""
-        yield f"{measured.setting.name}: medians (the bundle is so many times better)"
+def beside(report: Report) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Heads and rows of every system's medians, for each setting and for the starts; rivals with how much worse."""
+    systems = report.systems
+    for index, measured in enumerate(systems[0].settings):
         names = [name for name in _RIVAL_METRICS if name in measured.metrics]
-        rows = [
-            _row(report, system, names, system.settings[index].metrics, system.settings[index])
-            for system in report.systems
-        ]
-        yield from grid(["", *(METRICS[name].described for name in names)], rows)
-    if report.systems[0].metrics:
-        yield ""
-        rows = [_row(report, system, _START_METRICS, system.metrics, None) for system in report.systems]
-        yield from grid(["new processes", *(METRICS[name].described for name in _START_METRICS)], rows)
+        heads = [measured.setting.name, *(METRICS[name].described for name in names)]
+        yield heads, [_row(report, item, names, item.settings[index].metrics, item.settings[index]) for item in systems]
+    if systems[0].metrics:
+        names = [name for name in _START_METRICS if name in systems[0].metrics]
+        heads = ["new processes", *(METRICS[name].described for name in names)]
+        yield heads, [_row(report, system, names, system.metrics, None) for system in systems]
 
 
 def _row(

@@ -198,10 +198,11 @@ def add_gate_arguments(
 
 def gates_of(arguments: argparse.Namespace, metrics: Mapping[str, M], older: str) -> tuple[Gate[M], ...]:
     """The gates that were given as --require, or as the older option, which is said on stderr; raises MisuseError."""
-    given = getattr(arguments, older.removeprefix("--").replace("-", "_")) or []
+    value = getattr(arguments, older.removeprefix("--").replace("-", "_"))
+    given = [] if value is None else [value] if isinstance(value, str) else value
     return (
         *(parse_gate(text, metrics) for text in arguments.require),
-        *from_older(older, [given] if isinstance(given, str) else given, metrics, "--require"),
+        *from_older(older, given, metrics, "--require"),
     )
 
 

@@ -12,11 +12,6 @@ def text(value: str) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
-def code(value: str) -> Markup:
-    """Text as code."""
-    return Markup("<code>{}</code>").format(value)
-
-
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """The lines of a table, and an empty one after it."""
     for row in (heads, ["---"] * len(heads), *rows):

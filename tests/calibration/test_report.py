@@ -11,8 +11,7 @@ from piston.calibration.observe.saturation import Saturation
 from piston.calibration.report import remainders_text
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
-from piston.core.report.chart import Chart, Dot, scatter
-from piston.core.report.heat_map import Cell, heat_map
+from piston.core.report.chart import Cell, Chart, Point, heat_map, scatter
 
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions by night"
 VOID = {"meta", "br"}
@@ -119,10 +118,10 @@ def test_the_command_line_says_it_too(model_dir, written, tmp_path, capsys):
 
 
 def test_a_heat_map_has_a_cell_for_each_group_and_frames_what_is_kept():
-    names = [[f"model.layers.{layer}.mlp.{kind}"] for layer in range(3) for kind in ("up_proj", "down_proj")]
-    cells = [Cell(group, 10.0**place, place == 5) for place, group in enumerate(names)]
-    root = ET.fromstring(heat_map(cells, "heat", "Title", "What it shows"))  # noqa: S314
-    boxes = [node for node in root.iter("rect") if node.get("class") == "cell" and node.get("height") == "14"]
+    places = [(str(layer), kind) for layer in range(3) for kind in ("up", "down")]
+    cells = [Cell(*place, 10.0**index, "label", index == 5) for index, place in enumerate(places)]
+    root = ET.fromstring(heat_map(Chart("heat", "Title", "What it shows", ""), cells, "in float"))  # noqa: S314
+    boxes = [node for node in root.iter("rect") if node.get("class") == "cell" and node.get("height") == "14.0"]
     assert len(boxes) == 6
     strengths = [float(box.get("fill-opacity")) for box in boxes]
     assert strengths == sorted(strengths)
@@ -131,7 +130,7 @@ def test_a_heat_map_has_a_cell_for_each_group_and_frames_what_is_kept():
 
 
 def test_dots_lie_where_their_numbers_are():
-    dots = [Dot(0, 0, "low <"), Dot(5, 1, "middle"), Dot(10, 2, "high")]
+    dots = [Point(0, 0, "low <"), Point(5, 1, "middle"), Point(10, 2, "high")]
     root = ET.fromstring(scatter(Chart("c", "t", "d", "x", "y"), dots))  # noqa: S314
     points = [(float(node.get("cx")), float(node.get("cy"))) for node in root.iter("circle")]
     (x0, y0), (x1, y1), (x2, y2) = points

@@ -49,11 +49,11 @@ def test_nothing_is_loaded_and_nothing_runs(report):
 def test_text_of_models_and_prompts_is_escaped(report):
     page = page_of(report)
     assert HOSTILE not in page
-    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in page
 
 
 def test_every_chart_is_named_and_described_for_who_cannot_see_it(report):
-    charts = re.findall(r"<svg.*?</svg>", page_of(report), flags=re.DOTALL)
+    charts = re.findall(r'<svg viewBox="0 0 720.*?</svg>', page_of(report), flags=re.DOTALL)
     assert len(charts) == 3
     for chart in charts:
         (svg,) = (attrs for tag, attrs in Outline(chart).tags if tag == "svg")
@@ -121,7 +121,7 @@ def test_thousands_of_windows_are_drawn_in_few_places(alone):
     windows = tuple(dataclasses.replace(alone.windows[0], perplexity=perplexity) for perplexity in [2.0, 8.0] * 1000)
     page = page_of(dataclasses.replace(alone, windows=windows))
     assert "averaged with neighbours" in page
-    (path,) = re.findall(r'<path class="line candidate" d="([^"]*)"', page)
+    (path,) = re.findall(r'<path class="line candidate" d="([^"]*)"><title>', page)
     assert path.count("H") <= 240
 
 
