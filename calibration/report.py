@@ -14,6 +14,7 @@ from piston.calibration.search.budget import Spent
 from piston.core.report import code
 from piston.core.report.chart import Cell, Chart, Point, heat_map, scatter
 from piston.core.report.page import Tile, details, figure, gates, heading, page, paragraph, table
+from piston.core.units import shown
 from piston.evaluation.report import Agreement, Report
 from piston.evaluation.table import change, number, share
 
@@ -50,7 +51,7 @@ def _tiles(result: Calibrated) -> list[Tile]:
         Tile("KL divergence, mean", number(found.kl.mean.value), "nats"),
         Tile("top-1 agreement", f"{found.top1.value:.2%}"),
         Tile("linears in integers", str(len(result.quantized)), f"{alone} with weights alone, {in_float} in float"),
-        Tile("size", f"{whole / 1e6:,.0f} MB", promised),
+        Tile("size", shown(whole, "bytes"), promised),
     ]
 
 

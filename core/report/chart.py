@@ -7,8 +7,9 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 720, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 12, 46
-_ROW, _LABELS, _VALUES = 26, 262, 130  # pixels of a bar's place, and of what stands left and right of the bars
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 24, 12, 46
+_ROW, _LABELS = 26, 262  # pixels of a bar's place, and of what stands before the bars
+_VALUES, _LETTER = 130, 6.6  # pixels of what stands behind the bars at least, and of a letter of it
 _CELL, _KEY = 16, 46  # of a heat map: a row, and what stands below
 _TICKS, _FEWEST, _DECADE = 5, 3, 10.0
 _FACTORS = ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9), tuple(index / 10 for index in range(10, 100)))
@@ -169,7 +170,8 @@ def bars(chart: Chart, rows: Sequence[Bar], reference: float | None = None) -> M
     """Horizontal bars from zero with whiskers, and a line at `reference`."""
     height = _TOP + _BOTTOM + _ROW * len(rows)
     ends = [0.0, *(value for row in rows for value in (row.value, row.high or row.value))]
-    x = _axis(ends if reference is None else [*ends, reference], _LABELS, WIDTH - _VALUES, is_log=False)
+    last = WIDTH - max([_VALUES, *(_LETTER * len(row.text) for row in rows)])
+    x = _axis(ends if reference is None else [*ends, reference], _LABELS, last, is_log=False)
     at = x.at(0.0 if reference is None else reference)
     marks = [mark for index, row in enumerate(rows) for mark in _bar(row, x, _TOP + _ROW * (index + 0.5), at)]
     if reference is not None:

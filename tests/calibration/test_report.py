@@ -11,7 +11,6 @@ from piston.calibration.observe.saturation import Saturation
 from piston.calibration.report import remainders_text
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
-from piston.core.report.chart import Cell, Chart, Point, heat_map, scatter
 
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions by night"
 VOID = {"meta", "br"}
@@ -115,29 +114,6 @@ def test_the_command_line_says_it_too(model_dir, written, tmp_path, capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  remainders: "))
     ratios = Manifest.read(tmp_path / "out").made_by["calibration"]["remainders"]
     assert line == f"  remainders: {remainders_text(ratios)}"
-
-
-def test_a_heat_map_has_a_cell_for_each_group_and_frames_what_is_kept():
-    places = [(str(layer), kind) for layer in range(3) for kind in ("up", "down")]
-    cells = [Cell(*place, 10.0**index, "label", index == 5) for index, place in enumerate(places)]
-    root = ET.fromstring(heat_map(Chart("heat", "Title", "What it shows", ""), cells, "in float"))  # noqa: S314
-    boxes = [node for node in root.iter("rect") if node.get("class") == "cell" and node.get("height") == "14.0"]
-    assert len(boxes) == 6
-    strengths = [float(box.get("fill-opacity")) for box in boxes]
-    assert strengths == sorted(strengths)
-    assert strengths[-1] == 1
-    assert len([node for node in root.iter("rect") if node.get("class") == "kept"]) == 1 + 1  # and the key
-
-
-def test_dots_lie_where_their_numbers_are():
-    dots = [Point(0, 0, "low <"), Point(5, 1, "middle"), Point(10, 2, "high")]
-    root = ET.fromstring(scatter(Chart("c", "t", "d", "x", "y"), dots))  # noqa: S314
-    points = [(float(node.get("cx")), float(node.get("cy"))) for node in root.iter("circle")]
-    (x0, y0), (x1, y1), (x2, y2) = points
-    assert x1 == pytest.approx((x0 + x2) / 2)
-    assert y1 == pytest.approx((y0 + y2) / 2)
-    assert x0 < x2
-    assert y0 > y2
 
 
 def test_saturation_counts_what_is_beyond_the_last_code():
