@@ -158,6 +158,15 @@ def test_each_gate_that_is_not_met_is_one_line_and_exit_one(two):
     assert second.startswith("gate not met: top1>=100%: top-1 agreement is ")
 
 
+def test_an_older_spelling_of_a_gate_judges_as_it_did_and_says_how_it_is_written_now(two):
+    status, _, err = two("--fail-on", "kl>0.001", "--fail-on", "top1<1%", "--quiet")
+    assert status == 1
+    note, missed = err.splitlines()
+    assert "--fail-on 'kl>0.001' is now --require 'kl<=0.001'" in note
+    assert "--fail-on 'top1<1%' is now --require 'top1>=1%'" in note
+    assert missed.startswith("gate not met: kl<=0.001: ")
+
+
 def test_gates_are_in_the_json(json_of):
     status, found = json_of("--require", "ppl<=1", "--require", "bpb<=99")
     assert status == 1
