@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from piston.core.units import shown
 from piston.pipeline.cache import read_entry
 from piston.pipeline.make import MakeOptions, check_replaceable
 from piston.pipeline.plan import Stage, locate, plan
@@ -60,8 +61,8 @@ def lines_of(found: Forecast) -> Iterator[str]:
     if found.checkpoint_sha256 is not None:
         yield f"           sha256 {found.checkpoint_sha256}"
     for stage in found.stages:
-        size = f"{stage.num_bytes / 1e6:,.0f} MB" if stage.num_bytes else ""
-        peak = f"{stage.peak_bytes / 1e9:.1f} GB of memory" if stage.peak_bytes else ""
+        size = shown(stage.num_bytes, "bytes") if stage.num_bytes else ""
+        peak = f"{shown(stage.peak_bytes, 'bytes')} of memory" if stage.peak_bytes else ""
         state = "cached" if stage.is_cached else "to do"
         yield f"{stage.name:<10} {state:<7} {stage.key}  {', '.join(part for part in (size, peak) if part)}".rstrip()
     for gate in found.gates:

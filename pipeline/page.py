@@ -67,7 +67,7 @@ def _stages(stages: Sequence[StageReport]) -> Iterator[Markup]:
             stage.name,
             stack([("faded" if stage.is_cached else "own", stage.seconds / longest)]),
             f"{stage.seconds:,.1f} s",
-            f"{stage.peak_bytes / 1e6:,.0f} MB",
+            shown(stage.peak_bytes, "bytes"),
             shown(stage.num_bytes, "bytes") if stage.num_bytes else "-",
             "from the cache" if stage.is_cached else "made now",
         )

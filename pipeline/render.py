@@ -80,10 +80,7 @@ def markdown_of(report: Report) -> Iterator[str]:
         yield f"- parts: {text(parting)}"
     yield from table(
         ("stage", "time", "memory", "written"),
-        [
-            (stage.name, _seconds(stage), f"{stage.peak_bytes / 1e6:,.0f} MB", _written(stage))
-            for stage in report.stages
-        ],
+        [(stage.name, _seconds(stage), shown(stage.peak_bytes, "bytes"), _written(stage)) for stage in report.stages],
     )
     yield from table(
         ("engine", "precision"), [(code(engine.target), precision_of(engine)) for engine in report.engines]
@@ -114,7 +111,7 @@ def precision_of(engine: EngineReport) -> str:
 def took(stage: StageReport) -> str:
     """A stage's cost in a few words."""
     state = "cached" if stage.is_cached else f"{stage.seconds:.1f} s"
-    return f"{state}, {stage.peak_bytes / 1e6:,.0f} MB of memory, {_written(stage)} written"
+    return f"{state}, {shown(stage.peak_bytes, 'bytes')} of memory, {_written(stage)} written"
 
 
 def _seconds(stage: StageReport) -> str:

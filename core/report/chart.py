@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from piston.core.report.axis import Axis, axis_of
+
 WIDTH, HEIGHT = 720, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 24, 12, 46
 _ROW, _LABELS = 26, 262  # pixels of a bar's place, and of what stands before the bars
 _VALUES, _LETTER = 130, 6.6  # pixels of what stands behind the bars at least, and of a letter of it
 _CELL, _KEY = 16, 46  # of a heat map: a row, and what stands below
-_TICKS, _FEWEST, _DECADE = 5, 3, 10.0
-_FACTORS = ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9), tuple(index / 10 for index in range(10, 100)))
 _MOST_LABELS = 12
 _FAINT = 0.06  # opacity of the smallest value
 
@@ -77,39 +77,6 @@ class Cell(NamedTuple):
     is_framed: bool = False
 
 
-class Axis(NamedTuple):
-    """A range of values laid over pixels first .. last, evenly or by decades."""
-
-    low: float
-    high: float
-    first: float
-    last: float
-    is_log: bool = False
-
-    def at(self, value: float) -> float:
-        """Pixels of a value, kept within the axis."""
-        kept = min(max(value, self.low), self.high)
-        share = (
-            math.log(kept / self.low) / math.log(self.high / self.low)
-            if self.is_log
-            else (kept - self.low) / (self.high - self.low)
-        )
-        return self.first + share * (self.last - self.first)
-
-    def ticks(self) -> list[float]:
-        """Round numbers within the axis."""
-        if not self.is_log:
-            return [tick for tick in ticks(self.low, self.high) if self.low <= tick <= self.high * (1 + 1e-9)]
-        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        found: list[float] = []
-        for factors in _FACTORS:
-            candidates = [factor * _DECADE**power for power in powers for factor in factors]
-            found = [tick for tick in candidates if self.low * (1 - 1e-9) <= tick <= self.high * (1 + 1e-9)]
-            if len(found) >= _FEWEST:
-                break
-        return found
-
-
 def curves(chart: Chart, lines: Sequence[Curve], *, log_x: bool = False, log_y: bool = False) -> Markup:
     """Lines over a numeric axis; y starts at zero unless it goes by decades."""
     x = _across([value for line in lines for value in line.xs], is_log=log_x)
@@ -171,7 +138,7 @@ def bars(chart: Chart, rows: Sequence[Bar], reference: float | None = None) -> M
     height = _TOP + _BOTTOM + _ROW * len(rows)
     ends = [0.0, *(value for row in rows for value in (row.value, row.high or row.value))]
     last = WIDTH - max([_VALUES, *(_LETTER * len(row.text) for row in rows)])
-    x = _axis(ends if reference is None else [*ends, reference], _LABELS, last, is_log=False)
+    x = axis_of(ends if reference is None else [*ends, reference], _LABELS, last, is_log=False)
     at = x.at(0.0 if reference is None else reference)
     marks = [mark for index, row in enumerate(rows) for mark in _bar(row, x, _TOP + _ROW * (index + 0.5), at)]
     if reference is not None:
@@ -194,38 +161,24 @@ def heat_map(chart: Chart, cells: Sequence[Cell], framed: str) -> Markup:
         marks.append(_box("cell", place, cell.label, _strength(cell.value, low, high)))
         marks += [_box("kept", place)] if cell.is_framed else []
     y, num = top + _CELL * len(rows) + 14, 24
-    marks += [_box("cell", (left + 8 * step, y, 8, 10), opacity=_opacity(step / (num - 1))) for step in range(num)]
+    marks += [
+        _box(
+            "cell", (left + 8 * step, y, 8, 10), opacity=_strength(low * (high / low) ** (step / (num - 1)), low, high)
+        )
+        for step in range(num)
+    ]
     right = left + 8 * num
     marks += [_text(left, y + 24, f"{low:.2g}", "start"), _text(right, y + 24, f"{high:.2g}", "end")]
     marks += [_box("kept", (right + 24, y, 24, 10)), _text(right + 56, y + 9, framed, "start")]
     return _svg(chart, top + _CELL * len(rows) + _KEY, marks)
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, some five of them."""
-    raw = (high - low) / (_TICKS - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [index * step for index in range(first, last + 1)]
-
-
-def _axis(values: Sequence[float], first: float, last: float, *, is_log: bool) -> Axis:
-    low, high = min(values), max(values)
-    if is_log:
-        return Axis(low / 1.15, high * 1.15, first, last, is_log=True)
-    if high - low <= 1e-9 * max(abs(high), 1e-300):
-        low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
-    found = ticks(low, high)
-    return Axis(found[0], found[-1], first, last)
-
-
 def _across(values: Sequence[float], *, is_log: bool = False) -> Axis:
-    return _axis(values, _LEFT, WIDTH - _RIGHT, is_log=is_log)
+    return axis_of(values, _LEFT, WIDTH - _RIGHT, is_log=is_log)
 
 
 def _upright(values: Sequence[float], *, is_log: bool = False) -> Axis:
-    return _axis(values, HEIGHT - _BOTTOM, _TOP, is_log=is_log)
+    return axis_of(values, HEIGHT - _BOTTOM, _TOP, is_log=is_log)
 
 
 def _places(count: int) -> list[float]:
@@ -330,8 +283,6 @@ def _bar(row: Bar, x: Axis, middle: float, clear: float) -> list[str]:
 
 
 def _strength(value: float, low: float, high: float) -> float:
-    return _opacity(math.log(value / low) / math.log(high / low)) if value > 0 and high > low else _FAINT
-
-
-def _opacity(share: float) -> float:
+    """Opacity by the logarithm of a value."""
+    share = math.log(value / low) / math.log(high / low) if value > 0 and high > low else 0.0
     return _FAINT + (1 - _FAINT) * share

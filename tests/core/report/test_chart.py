@@ -3,7 +3,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from piston.core.report.chart import Axis, Bar, Cell, Chart, Curve, Point, bars, curves, heat_map, scatter, ticks
+from piston.core.report.axis import Axis, ticks
+from piston.core.report.chart import Bar, Cell, Chart, Curve, Point, bars, curves, heat_map, scatter
 
 CHART = Chart("c", "Title", "What it shows", "x", "y")
 HOSTILE = "<script>alert('&')</script>"
