@@ -10,8 +10,9 @@ from pathlib import Path
 from piston.bench.baseline import Reference, read_reference
 from piston.bench.child import Contender
 from piston.bench.fingerprint import take_fingerprint
-from piston.bench.gate import Gate, judge, parse_gate, strictest
+from piston.bench.gate import FIGURES, Gate, check_measured, judge, strictest
 from piston.bench.measure import measure
+from piston.bench.metrics import METRICS
 from piston.bench.profile import profile
 from piston.bench.publish import add_output_arguments, check_outputs, publish
 from piston.bench.ratios import ratios_of
@@ -20,6 +21,7 @@ from piston.bench.systems import KINDS, bundle_contender, read_against
 from piston.bench.workload import Work, settings_of, work_of_file
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.core.gates import add_gate_arguments, gates_of
 from piston.core.machine import num_cores
 from piston.runtime.backends.ort_cpu import check_threads
 from piston.runtime.bundle import Bundle
@@ -32,11 +34,12 @@ scripts/prepare_rivals.py made.
 recipes: in place of a bundle, RECIPE.toml of `piston make`, one or several: export, calibrate and each target's build
 are run in new processes, 6 times after 1, and their time and memory are told.
 
-gates: --fail-on 'tpot.p50>5%' (more than 5 % above the baseline, and not by chance), 'ttft.p95>200ms', 'peak>400MB';
-the figures are ttft, tpot, itl, total, first_token, load, peak, with .p50, .p90, .p95 or .p99. A baseline is a file of
---json, or a bundle: that is measured in turns with this one, so that a drifting machine does not matter.
-Of recipes: 'export.seconds>10%', 'calibrate.peak>5%', 'build.cpu>10%', 'build.written>1%'; in place of a bundle the
-baseline is a virtual environment with another Piston, which runs them in turns.
+gates: --require 'tpot.p50<=105%' (of the baseline's, beyond what chance explains), 'ttft.p95<=200ms', 'peak<=400MB';
+the figures are {", ".join(METRICS)},
+with .p50, .p90, .p95 or .p99. A baseline is a file of --json, or a bundle: that is measured in turns with this one, so
+that a drifting machine does not matter.
+Of recipes: 'export.seconds<=110%', 'calibrate.peak<=105%', 'build.cpu<=110%', 'build.written<=101%'; in place of a
+bundle the baseline is a virtual environment with another Piston, which runs them in turns.
 A gate that is not met exits with 1."""
 
 
@@ -79,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", action="append", default=[], metavar="KIND=DIR", help="where a kind of rival lives")
     parser.add_argument("--rivals", metavar="FILE", type=Path, help="rivals.json of scripts/prepare_rivals.py")
     parser.add_argument("--baseline", metavar="PATH", type=Path, help="an earlier --json file, or a bundle")
-    parser.add_argument("--fail-on", action="append", default=[], metavar="EXPR", help="a gate, see below; repeatable")
+    add_gate_arguments(parser, "'tpot.p50<=105%'", "--fail-on")
     parser.add_argument(
         "--alpha", type=float, default=0.05, metavar="P", help="chance of a false alarm, all gates together"
     )
@@ -120,7 +123,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         threads=num_cores() if arguments.threads is None else arguments.threads,
     )
     _check_options(options, arguments)
-    gates = tuple(parse_gate(text) for text in arguments.fail_on)
+    gates = gates_of(arguments, FIGURES, "--fail-on")
     (path,) = arguments.bundle
     bundle = Bundle.open(path)
     works = _works(arguments, bundle)
@@ -130,8 +133,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     ]
     reference = None
     if arguments.baseline is not None:
-        if not any(gate.is_relative for gate in gates):
-            raise MisuseError("--baseline is what gates compare with; give --fail-on 'tpot>5%', or use --against.")
+        if not any(gate.change_of is not None for gate in gates):
+            raise MisuseError("--baseline is what gates compare with; give --require 'tpot<=105%', or use --against.")
         reference = read_reference(arguments.baseline)
         if reference.side is not None:
             raise MisuseError(f"--baseline {arguments.baseline} is an environment; that is for recipes, give a bundle.")
@@ -165,14 +168,14 @@ def _check_gates(
     gates: Sequence[Gate], options: Options, works: Sequence[Work], reference: Reference | None, alpha: float
 ) -> None:
     settings = [work.setting for work in works]
-    level = strictest(gates, lambda gate: 1 if gate.known.is_of_start else len(settings), alpha)
+    level = strictest(gates, lambda gate: 1 if gate.metric.known.is_of_start else len(settings), alpha)
     for gate in gates:
-        if gate.is_relative and reference is None:
-            raise MisuseError(f"--fail-on {gate.text!r} bounds a change; give --baseline, a file or a bundle.")
-        gate.check_measured(options, settings, level)
-        if gate.is_relative and reference is not None and (there := reference.samples(options)) is not None:
+        if gate.change_of is not None and reference is None:
+            raise MisuseError(f"--require {gate.text!r} bounds a change; give --baseline, a file or a bundle.")
+        check_measured(gate, options, settings, level)
+        if gate.change_of is not None and reference is not None and (there := reference.samples(options)) is not None:
             try:
-                gate.check_measured(there, settings, level)
+                check_measured(gate, there, settings, level)
             except MisuseError as problem:
                 raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None
 

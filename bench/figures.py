@@ -1,9 +1,9 @@
 """The plots of a report: how latency scatters, speed against length and rows, ratios to rivals, the roofline."""
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
 from piston.bench.metrics import METRICS, STAGE_METRICS, of_run
 from piston.bench.report import Report, System
@@ -11,8 +11,8 @@ from piston.bench.roofline import roofline_figures
 from piston.bench.scaling_figures import growth_figures
 from piston.bench.table import ranged, ratio_text
 from piston.bench.workload import Setting
-from piston.core.report.chart import Chart
-from piston.core.report.plot import Bar, Curve, bars, curves
+from piston.core.report.chart import Bar, Chart, Curve, bars, curves
+from piston.core.report.page import figure, legend
 from piston.core.statistics import Estimate
 
 _STYLES = ("own", *(f"c{number}" for number in range(1, 14)))  # the seven colours dashed, then six of them not
@@ -21,7 +21,7 @@ _STAGE_FIGURES = ("seconds", "peak")
 _POINTS = 101  # of a distribution's curve
 
 
-def figures_of(report: Report) -> Iterator[str]:
+def figures_of(report: Report) -> Iterator[Markup]:
     """Every plot the report has data for, as markup with headings and captions."""
     yield from _ratios(report)
     yield from _latency(report)
@@ -29,7 +29,7 @@ def figures_of(report: Report) -> Iterator[str]:
     yield from _against_length(report, "prefill", "prompt_len")
     yield from _against_length(report, "decode", "batch")
     for heading, svg, caption in growth_figures(report, [style_of(index) for index in range(len(report.systems))]):
-        yield from figure(heading, svg, f"{legend(report.systems)}<br>{escape(caption)}")
+        yield figure(heading, svg, Markup("{}<br>{}").format(keys(report.systems), caption))
     for name in _STAGE_FIGURES:
         yield from _stages(report, name)
     if report.profile is not None:
@@ -41,25 +41,12 @@ def style_of(index: int) -> str:
     return _STYLES[index] if index < len(_STYLES) else "other"
 
 
-def legend(systems: Sequence[System]) -> str:
-    """A line of colour before each name."""
-    keys = (
-        '<span class="entry"><svg class="key" viewBox="0 0 28 4" aria-hidden="true">'
-        f'<path class="line {style_of(index)}" d="M0 2H28"/></svg>{escape(system.name)}</span>'
-        for index, system in enumerate(systems)
-    )
-    return " ".join(keys)
+def keys(systems: Sequence[System]) -> Markup:
+    """A line of its style before each system's name."""
+    return legend((system.name, style_of(index)) for index, system in enumerate(systems))
 
 
-def figure(heading: str, svg: str, caption: str) -> list[str]:
-    """A plot below its heading; the caption is markup."""
-    return [
-        f"<h2>{escape(heading)}</h2>",
-        f'<figure><div class="scroll">{svg}</div><figcaption>{caption}</figcaption></figure>',
-    ]
-
-
-def _ratios(report: Report) -> Iterator[str]:
+def _ratios(report: Report) -> Iterator[Markup]:
     places: list[Setting | None] = [measured.setting for measured in report.systems[0].settings]
     for index, place in enumerate([*places, None]):
         found = [ratio for ratio in report.ratios if ratio.setting == place and ratio.metric in _RATIOS]
@@ -88,7 +75,7 @@ def _ratios(report: Report) -> Iterator[str]:
             "Medians over neighbouring runs, with intervals of 95 %. Right of the dashed line the bundle is better; "
             "grey: the interval holds both."
         )
-        yield from figure(f"Against rivals: {name}", bars(chart, rows, reference=1.0), caption)
+        yield figure(f"Against rivals: {name}", bars(chart, rows, reference=1.0), caption)
 
 
 def _verdict(ratio: Estimate) -> str:
@@ -98,7 +85,7 @@ def _verdict(ratio: Estimate) -> str:
     return "won" if low > 1 else "lost" if high < 1 else "even"
 
 
-def _latency(report: Report) -> Iterator[str]:
+def _latency(report: Report) -> Iterator[Markup]:
     shares = np.linspace(0, 100, _POINTS)
     for index, own in enumerate(report.systems[0].settings):
         if "itl" not in own.metrics:
@@ -118,10 +105,12 @@ def _latency(report: Report) -> Iterator[str]:
             "share of tokens, %",
         )
         heading = f"Inter-token latency: {own.setting.name}"
-        yield from figure(heading, curves(chart, lines, log_x=True), f"Share of tokens within.{legend(report.systems)}")
+        yield figure(
+            heading, curves(chart, lines, log_x=True), Markup("Share of tokens within. {}").format(keys(report.systems))
+        )
 
 
-def _against_length(report: Report, metric: str, over: str) -> Iterator[str]:
+def _against_length(report: Report, metric: str, over: str) -> Iterator[Markup]:
     """Speed over prompt lengths or rows, one plot for each of the other numbers of a setting."""
     settings = [measured.setting for measured in report.systems[0].settings if metric in measured.metrics]
     others = ("batch", "gen_len") if over == "prompt_len" else ("prompt_len", "gen_len")
@@ -145,10 +134,12 @@ def _against_length(report: Report, metric: str, over: str) -> Iterator[str]:
             "tokens per second",
         )
         heading = f"{METRICS[metric].described.capitalize()} against {label}: {fixed}"
-        yield from figure(heading, curves(chart, lines), f"Medians, all rows together.{legend(report.systems)}")
+        yield figure(
+            heading, curves(chart, lines), Markup("Medians, all rows together. {}").format(keys(report.systems))
+        )
 
 
-def _stages(report: Report, name: str) -> Iterator[str]:
+def _stages(report: Report, name: str) -> Iterator[Markup]:
     """A figure of the stages of recipes, a bar for each; those of a baseline below this Piston's."""
     metric = STAGE_METRICS[name]
     scale = 1.0 if metric.unit == "s" else 1e-6
@@ -170,6 +161,4 @@ def _stages(report: Report, name: str) -> Iterator[str]:
         "seconds" if metric.unit == "s" else "MB",
         "",
     )
-    yield from figure(
-        f"Stages: {metric.described}", bars(chart, rows), "Medians of new processes, with intervals of 95 %."
-    )
+    yield figure(f"Stages: {metric.described}", bars(chart, rows), "Medians of new processes, with intervals of 95 %.")

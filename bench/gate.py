@@ -1,15 +1,14 @@
-"""Bounds that fail a run, such as `tpot.p50>5%` or `calibrate.peak>5%`: text in, verdicts on reports out.
+"""The figures that gates of a benchmark may name, and the judgement of bounds over a baseline.
 
-A relative bound fails when the figure is above it AND shuffling runs between the two sides rarely gives so large a
-change (a permutation test, Holm's correction over all relative gates of a run). So two equal runs fail, all gates
+A bound over a baseline fails when the figure is above it AND shuffling runs between the two sides rarely gives so large
+a change (a permutation test, Holm's correction over all such gates of a run). So two equal runs fail, all gates
 together, in at most `alpha` of cases; each verdict also states its own chance, which is lower where the bound is far
 outside the noise.
 """
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,23 +16,18 @@ import numpy as np
 
 from piston.bench.baseline import Reference
 from piston.bench.metrics import METRICS, STAGE_METRICS, Metric, of_run, of_stage, of_start
-from piston.bench.report import GateResult, Options, Report, System
-from piston.bench.table import figure
+from piston.bench.report import Options, Report, System
 from piston.bench.workload import Setting
+from piston.core import gates
 from piston.core.errors import MisuseError
-from piston.core.quantiles import PERCENTS, Array
-from piston.core.statistics import Estimate
+from piston.core.gates import GateResult
+from piston.core.statistics import PERCENTS, Array, Estimate
 
-GATED = tuple(name for name, metric in METRICS.items() if not metric.is_better_high)
 SHUFFLES = 4000
 ALPHA = 0.05
 _SEED = 2
-_UNITS = {"s": {"s": 1.0, "ms": 1e-3, "us": 1e-6}, "bytes": {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}}
 STAGES = ("export", "calibrate", "build")
 Place = Setting | str | None  # a setting, a stage's name, or the starts
-_EXPRESSION = re.compile(
-    r"\s*(?:(export|calibrate|build)\.)?(\w+)(?:\.p(\d+))?\s*>\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[A-Za-z]+)\s*"
-)
 
 
 class Change(NamedTuple):
@@ -45,87 +39,84 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """One bound; the condition states what fails."""
+class Figure(gates.Metric):
+    """A quantile of a metric, of a bundle or of every stage of a verb."""
 
-    text: str
+    known: Metric
     metric: str
-    percent: int  # of the quantile
-    bound: float  # of a change (0.05) where relative, else seconds or bytes
-    is_relative: bool
-    verb: str | None = None  # of every stage of this verb; None: of a bundle
-
-    @property
-    def known(self) -> Metric:
-        """What the figure is."""
-        return METRICS[self.metric] if self.verb is None else STAGE_METRICS[self.metric]
+    percent: int
+    verb: str | None = None
 
     @property
     def quantile(self) -> str:
         """The key of a metric's estimates."""
         return f"p{self.percent}"
 
-    @property
-    def described(self) -> str:
-        """The figure in words."""
-        return f"{self.known.described}, {self.quantile}"
 
-    def check_measured(self, options: Options, settings: Sequence[Setting], level: float = ALPHA) -> None:
-        """Refuse a bound on what this run will not measure, or too seldom to decide; raises MisuseError.
+Gate = gates.Gate[Figure]
 
-        `level` is the chance of a false alarm at which it must be able to fail: see `strictest`.
-        """
-        if self.verb is not None:
-            raise MisuseError(f"--fail-on {self.text!r} bounds a stage; give a recipe instead of a bundle.")
-        if METRICS[self.metric].is_of_start and not options.starts:
-            raise MisuseError(f"--fail-on {self.text!r} needs new processes; raise --starts.")
-        if self.metric in {"tpot", "itl"} and all(setting.gen_len == 1 for setting in settings):
-            raise MisuseError(f"--fail-on {self.text!r} needs a second token; raise --gen-len.")
-        is_of_start = METRICS[self.metric].is_of_start
-        self._check_samples(
-            options.starts if is_of_start else options.repeats, "--starts" if is_of_start else "--repeats", level
-        )
 
-    def check_stages(self, num_runs: int, verbs: Sequence[str], level: float = ALPHA) -> None:
-        """Refuse a bound on what these recipes' stages will not give, as `check_measured` does."""
-        if self.verb is None:
-            raise MisuseError(f"--fail-on {self.text!r} bounds a bundle; of recipes write {STAGES[0]}.{self.metric}.")
-        if self.verb not in verbs:
-            raise MisuseError(f"--fail-on {self.text!r}: no recipe has the stage; they have {', '.join(verbs)}.")
-        self._check_samples(num_runs, "--repeats", level)
-
-    def _check_samples(self, num_samples: int, option: str, level: float) -> None:
-        if self.is_relative and num_samples < (fewest := fewest_samples(level)):
-            raise MisuseError(
-                f"--fail-on {self.text!r}: {num_samples} runs on each side cannot tell a change from chance (level "
-                f"{level:.2g}, --alpha over all relative bounds); raise {option} to at least {fewest}."
+def _figures(metrics: Mapping[str, Metric], verb: str | None = None) -> dict[str, Figure]:
+    """Every quantile of the metrics by name; a metric alone is its median."""
+    found: dict[str, Figure] = {}
+    for metric, known in metrics.items():
+        name = metric if verb is None else f"{verb}.{metric}"
+        for percent in PERCENTS:
+            figure = Figure(
+                name=f"{name}.p{percent}",
+                described=f"{known.described}, p{percent}",
+                unit=known.unit,
+                is_better_high=known.is_better_high,
+                percent_of=None if known.is_better_high else "baseline",
+                known=known,
+                metric=metric,
+                percent=percent,
+                verb=verb,
             )
+            found.setdefault(name, figure)
+            found[figure.name] = figure
+    return found
 
 
-def parse_gate(text: str) -> Gate:
-    """Read `METRIC.pNN > NUMBER UNIT`; without a quantile the median is meant.
+BUNDLE_FIGURES = _figures(METRICS)
+STAGE_FIGURES = {name: figure for verb in STAGES for name, figure in _figures(STAGE_METRICS, verb).items()}
+FIGURES = BUNDLE_FIGURES | STAGE_FIGURES
 
-    Raises:
-        MisuseError: it is no such expression, or names a figure or unit that is not there.
+
+def check_measured(gate: Gate, options: Options, settings: Sequence[Setting], level: float = ALPHA) -> None:
+    """Refuse a bound on what this run will not measure, or too seldom to decide; raises MisuseError.
+
+    `level` is the chance of a false alarm at which it must be able to fail: see `strictest`.
     """
-    match = _EXPRESSION.fullmatch(text)
-    if match is None or match[2] not in (GATED if match[1] is None else STAGE_METRICS):
+    figure = gate.metric
+    if figure.verb is not None:
+        raise MisuseError(f"--require {gate.text!r} bounds a stage; give a recipe instead of a bundle.")
+    is_of_start = figure.known.is_of_start
+    if is_of_start and not options.starts:
+        raise MisuseError(f"--require {gate.text!r} needs new processes; raise --starts.")
+    if figure.metric in {"tpot", "itl", "decode"} and all(setting.gen_len == 1 for setting in settings):
+        raise MisuseError(f"--require {gate.text!r} needs a second token; raise --gen-len.")
+    _check_samples(
+        gate, options.starts if is_of_start else options.repeats, "--starts" if is_of_start else "--repeats", level
+    )
+
+
+def check_stages(gate: Gate, num_runs: int, verbs: Sequence[str], level: float = ALPHA) -> None:
+    """Refuse a bound on what these recipes' stages will not give, as `check_measured` does."""
+    figure = gate.metric
+    if figure.verb is None:
+        raise MisuseError(f"--require {gate.text!r} bounds a bundle; of recipes write {STAGES[0]}.{figure.metric}.")
+    if figure.verb not in verbs:
+        raise MisuseError(f"--require {gate.text!r}: no recipe has the stage; they have {', '.join(verbs)}.")
+    _check_samples(gate, num_runs, "--repeats", level)
+
+
+def _check_samples(gate: Gate, num_samples: int, option: str, level: float) -> None:
+    if gate.change_of is not None and num_samples < (fewest := fewest_samples(level)):
         raise MisuseError(
-            f"Cannot read --fail-on {text!r}: write a condition that fails the run, such as 'tpot.p50>5%', "
-            f"'ttft.p95>200ms' or 'peak>400MB'; the figures are {', '.join(GATED)}, and of a recipe's stages "
-            f"{', '.join(f'{STAGES[0]}.{name}' for name in STAGE_METRICS)}, likewise {' and '.join(STAGES[1:])}."
+            f"--require {gate.text!r}: {num_samples} runs on each side cannot tell a change from chance (level "
+            f"{level:.2g}, --alpha over all bounds over the baseline); raise {option} to at least {fewest}."
         )
-    verb, metric, percent, number, unit = match[1], match[2], int(match[3] or 50), float(match[4]), match[5]
-    known = METRICS[metric] if verb is None else STAGE_METRICS[metric]
-    if percent not in PERCENTS:
-        raise MisuseError(f"--fail-on {text!r}: write one of {', '.join(f'.p{known}' for known in PERCENTS)}.")
-    units = {"%": 0.01} | _UNITS[known.unit]
-    if unit not in units:
-        raise MisuseError(f"--fail-on {text!r}: {known.described} is bounded in {', '.join(units)}.")
-    bound = number * units[unit]
-    if not math.isfinite(bound):
-        raise MisuseError(f"--fail-on {text!r}: {match[4]} is beyond every number; write a smaller one.")
-    return Gate(text=text, metric=metric, percent=percent, bound=bound, is_relative=unit == "%", verb=verb)
 
 
 def fewest_samples(level: float) -> int:
@@ -143,24 +134,24 @@ def _least_p_value(count: int) -> float:
     return share + 3 * math.sqrt(share / SHUFFLES) + 1 / SHUFFLES
 
 
-def strictest(gates: Sequence[Gate], places: Callable[[Gate], int], alpha: float) -> float:
-    """The level of Holm's first step: `alpha` over all relative bounds, each at every place it has."""
-    return max(alpha / max(sum(places(gate) for gate in gates if gate.is_relative), 1), 5 / SHUFFLES)
+def strictest(wanted: Sequence[Gate], places: Callable[[Gate], int], alpha: float) -> float:
+    """The level of Holm's first step: `alpha` over all bounds over a baseline, each at every place it has."""
+    return max(alpha / max(sum(places(gate) for gate in wanted if gate.change_of is not None), 1), 5 / SHUFFLES)
 
 
-def judge(gates: Sequence[Gate], report: Report, reference: Reference | None, alpha: float) -> tuple[GateResult, ...]:
+def judge(wanted: Sequence[Gate], report: Report, reference: Reference | None, alpha: float) -> tuple[GateResult, ...]:
     """Every gate at every setting or stage that has its figure."""
     own = report.systems[0]
     results: list[GateResult] = []
     pending: list[tuple[Gate, Place, Change]] = []
-    for gate in gates:
+    for gate in wanted:
         for place in _places(gate, own):
-            if not gate.is_relative:
+            if gate.change_of is None:
                 results.append(_absolute(gate, place, own))
                 continue
             assert reference is not None
             there = _samples(gate, reference.system(report), place)
-            pending.append((gate, place, change(_samples(gate, own, place), there, gate.percent)))
+            pending.append((gate, place, change(_samples(gate, own, place), there, gate.metric.percent)))
     levels = holm([found.p_value for _, _, found in pending], alpha)
     chances = [false_alarm(found, gate.bound, alpha / len(pending)) for gate, _, found in pending]
     verdicts = zip(pending, levels, chances, strict=True)
@@ -206,20 +197,20 @@ def false_alarm(found: Change, bound: float, level: float) -> float:
 
 
 def _places(gate: Gate, own: System) -> list[Place]:
-    if gate.verb is not None:
-        return [stage.name for stage in own.stages if stage.verb == gate.verb]
-    if METRICS[gate.metric].is_of_start:
+    if gate.metric.verb is not None:
+        return [stage.name for stage in own.stages if stage.verb == gate.metric.verb]
+    if gate.metric.known.is_of_start:
         return [None]
-    return [measured.setting for measured in own.settings if gate.metric in measured.metrics]
+    return [measured.setting for measured in own.settings if gate.metric.metric in measured.metrics]
 
 
 def _samples(gate: Gate, system: System, place: Place) -> list[Array]:
     if isinstance(place, str):
-        return [of_stage(run)[gate.metric] for run in system.stage(place).runs]
+        return [of_stage(run)[gate.metric.metric] for run in system.stage(place).runs]
     if place is None:
-        return [of_start(start)[gate.metric] for start in system.starts]
+        return [of_start(start)[gate.metric.metric] for start in system.starts]
     measured = next(item for item in system.settings if item.setting == place)
-    return [of_run(run, place)[gate.metric] for run in measured.runs]
+    return [of_run(run, place)[gate.metric.metric] for run in measured.runs]
 
 
 def _metrics(system: System, place: Place) -> dict[str, dict[str, Estimate]]:
@@ -229,30 +220,27 @@ def _metrics(system: System, place: Place) -> dict[str, dict[str, Estimate]]:
 
 
 def _absolute(gate: Gate, place: Place, own: System) -> GateResult:
-    value = _metrics(own, place)[gate.metric][gate.quantile].value
-    message = f"{gate.text}: {gate.described} is {figure(value, gate.known.unit)}"
-    return _result(gate, place, value, is_met=value <= gate.bound, message=message)
+    value = _metrics(own, place)[gate.metric.metric][gate.metric.quantile].value
+    return dataclasses.replace(gate.judge({gate.quantity: value}), place=_name(place))
 
 
 def _relative(gate: Gate, place: Place, found: Change, level: float, alarm: float) -> GateResult:
-    is_met = not (found.value > gate.bound and found.p_value <= level)
+    is_inside = gate.holds(found.value)
+    is_met = is_inside or found.p_value > level
     chance = f"p = {found.p_value:.2g}"
-    verdict = "" if is_met and found.value <= gate.bound else f", {chance}"
-    if is_met and found.value > gate.bound:
+    verdict = "" if is_inside else f", {chance}"
+    if is_met and not is_inside:
         verdict = f", but equal runs that scatter so differ as much ({chance}); raise --repeats to decide"
-    message = f"{gate.text}: {gate.described} changed by {found.value:+.1%}{verdict}"
-    result = _result(gate, place, found.value, is_met=is_met, message=message)
-    return dataclasses.replace(result, p_value=found.p_value, false_alarm=alarm)
-
-
-def _result(gate: Gate, place: Place, value: float, *, is_met: bool, message: str) -> GateResult:
     return GateResult(
         expression=gate.text,
-        setting=None if isinstance(place, str) else place,
-        stage=place if isinstance(place, str) else None,
-        value=value,
-        p_value=None,
-        false_alarm=None,
+        value=found.value,
         is_met=is_met,
-        message=message,
+        message=f"{gate.metric.described} changed by {found.value:+.1%}{verdict}",
+        place=_name(place),
+        p_value=found.p_value,
+        false_alarm=alarm,
     )
+
+
+def _name(place: Place) -> str | None:
+    return place.name if isinstance(place, Setting) else place

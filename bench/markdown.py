@@ -1,80 +1,56 @@
-"""The report as Markdown, for a comment on a pull request."""
+"""The report as Markdown for a comment on a pull request, and its gates as JUnit for what counts tests."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from piston.bench.metrics import METRICS, STAGE_METRICS
+from piston.bench.metrics import STAGE_METRICS
 from piston.bench.report import Report
-from piston.bench.table import figure, machine_lines, ratio_of, shown, stage_rows, where
-
-_METRICS = ("ttft", "tpot", "prefill", "decode")
-_START_METRICS = ("first_token", "load", "peak")
+from piston.bench.table import beside, machine_lines, stage_rows
+from piston.core.report import code
+from piston.core.report.junit import Case
+from piston.core.report.junit import junit_of as document_of
+from piston.core.report.markdown import table, text
 
 
 def markdown_of(report: Report) -> str:
     """Gates first, then medians, then the machine."""
     own = report.systems[0]
-    lines = [f"### piston bench: {_cell(own.name)}", "", *_gates(report), *_systems(report)]
-    lines += ["<details><summary>Fingerprint</summary>", "", *(f"{_cell(line)}  " for line in machine_lines(report))]
+    lines = [f"### piston bench: {text(own.name)}", "", *_gates(report), *_systems(report)]
+    lines += ["<details><summary>Fingerprint</summary>", "", *(f"{text(line)}  " for line in machine_lines(report))]
     return "\n".join([*lines, "", "</details>", ""])
 
 
 def _gates(report: Report) -> Iterator[str]:
     if report.baseline is not None:
-        yield f"Against the {report.baseline.kind} {_cell(report.baseline.path)}."
+        yield f"Against the {report.baseline.kind} {text(report.baseline.path)}."
         yield ""
         if report.baseline.notes:
-            yield from (f"- differs: {_cell(note)}" for note in report.baseline.notes)
+            yield from (f"- differs: {text(note)}" for note in report.baseline.notes)
             yield ""
     if report.gates:
         rows = [
-            ["met" if gate.is_met else "**not met**", where(gate).rstrip(": "), gate.message, _chance(gate.false_alarm)]
+            [
+                "met" if gate.is_met else "**not met**",
+                code(gate.expression),
+                gate.place or "",
+                gate.message,
+                "" if gate.false_alarm is None else f"{gate.false_alarm:.2%}",
+            ]
             for gate in report.gates
         ]
-        yield from _table(["gate", "at", "found", "false alarms"], rows)
+        yield from table(["", "gate", "at", "found", "false alarms"], rows)
 
 
 def _systems(report: Report) -> Iterator[str]:
-    for index, measured in enumerate(report.systems[0].settings):
-        names = [name for name in _METRICS if name in measured.metrics]
-        rows = []
-        for system in report.systems:
-            metrics = system.settings[index].metrics
-            ratios = [ratio_of(report.ratios, system, name, measured) for name in names]
-            cells = [shown(name, metrics[name]["p50"]) + ratio for name, ratio in zip(names, ratios, strict=True)]
-            rows.append([system.name, *cells])
-        yield from _table([measured.setting.name, *(METRICS[name].described for name in names)], rows)
-    if report.systems[0].metrics:
-        rows = [
-            [
-                system.name,
-                *(
-                    figure(system.metrics[name]["p50"].value, METRICS[name].unit)
-                    + ratio_of(report.ratios, system, name, None)
-                    for name in _START_METRICS
-                ),
-            ]
-            for system in report.systems
-        ]
-        yield from _table(["new processes", *(METRICS[name].described for name in _START_METRICS)], rows)
+    for heads, rows in beside(report):
+        yield from table(heads, rows)
     if report.systems[0].stages:
-        yield from _table(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
+        yield from table(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield _row(heads)
-    yield _row(["---"] * len(heads))
-    yield from (_row(row) for row in rows)
-    yield ""
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
-
-
-def _cell(text: str) -> str:
-    """Text that neither ends the cell nor is read as markup of HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
-
-
-def _chance(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
+def junit_of(report: Report) -> str:
+    """A test case for each gate at each place, as JUnit XML."""
+    cases = [
+        Case(f"{'' if gate.place is None else f'{gate.place}: '}{gate.expression}", gate.is_met, gate.message)
+        for gate in report.gates
+    ]
+    return document_of(f"piston bench {report.systems[0].name}", cases)

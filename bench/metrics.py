@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from piston.bench.report import Run, StageRun, Start, Unit
+from piston.bench.report import Run, StageRun, Start
 from piston.bench.workload import Setting
-from piston.core.quantiles import Array, estimates
-from piston.core.statistics import Estimate
+from piston.core.statistics import Array, Estimate, estimates
+from piston.core.units import Unit
 
 
 class Metric(NamedTuple):

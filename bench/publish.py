@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from piston.bench.junit import junit_of
-from piston.bench.markdown import markdown_of
+from piston.bench.markdown import junit_of, markdown_of
 from piston.bench.page import page_of
 from piston.bench.report import Report
 from piston.bench.roofline import profile_lines
-from piston.bench.table import lines_of, where
-from piston.core.console import print_json, print_text, tell_gates
+from piston.bench.table import lines_of
+from piston.core.console import print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.gates import tell_gates
 from piston.core.outputs import check_output_files, write_output
 
 _WRITERS = {"html": page_of, "junit": junit_of, "markdown": markdown_of}
@@ -29,8 +29,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     reads = [*arguments.bundle, arguments.prompts, arguments.baseline, arguments.rivals]
     reads.append(None if arguments.checkpoint is None else Path(arguments.checkpoint))
     check_output_files({f"--{name}": getattr(arguments, name) for name in _WRITERS}, reads)
-    if arguments.junit is not None and not arguments.fail_on:
-        raise MisuseError("--junit holds the verdicts of gates; give --fail-on.")
+    if arguments.junit is not None and not (arguments.require or arguments.fail_on):
+        raise MisuseError("--junit holds the verdicts of gates; give --require.")
 
 
 def publish(report: Report, arguments: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def publish(report: Report, arguments: argparse.Namespace) -> int:
                 write_output(path, written(report))
     finally:  # what was measured is told all the same
         _print(report, as_json=arguments.json)
-    return tell_gates(f"{where(gate)}{gate.message}" for gate in report.gates if not gate.is_met)
+    return tell_gates(report.gates)
 
 
 def _print(report: Report, *, as_json: bool) -> None:

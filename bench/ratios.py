@@ -6,8 +6,7 @@ import numpy as np
 
 from piston.bench.metrics import METRICS, of_run, of_start
 from piston.bench.report import Ratio, System
-from piston.core.quantiles import Array, median_estimate
-from piston.core.statistics import Estimate
+from piston.core.statistics import Array, Estimate, median_estimate
 
 COMPARED = ("ttft", "tpot", "total", "prefill", "decode")
 COMPARED_STARTS = ("first_token", "load", "peak")

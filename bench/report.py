@@ -6,9 +6,9 @@ from typing import Any, Literal
 from piston.bench.fingerprint import Fingerprint
 from piston.bench.profile import Profile
 from piston.bench.workload import Setting
+from piston.core.gates import GateResult
+from piston.core.schema import to_plain
 from piston.core.statistics import Estimate
-
-Unit = Literal["s", "tokens/s", "bytes"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,20 +101,6 @@ class Ratio:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GateResult:
-    """One --fail-on at one setting, or of one stage; of new processes where it has neither."""
-
-    expression: str
-    setting: Setting | None
-    value: float  # the change where the bound is relative, else the figure
-    p_value: float | None  # chance of so large a change between equal runs; None where the bound is absolute
-    false_alarm: float | None  # chance that this gate fails two equal runs that scatter like these
-    is_met: bool
-    message: str
-    stage: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
     """What was compared with: a file of an earlier run, or a bundle or another Piston measured in this one."""
 
@@ -140,11 +126,5 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, as --json prints them."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = to_plain(self)
         return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,13 +1,14 @@
 """The profile as text and as plots: each operator's time, and how near it comes to what the machine allows."""
 
 from collections.abc import Iterator
-from html import escape
+
+from markupsafe import Markup
 
 from piston.bench.limits import Limits
 from piston.bench.profile import Operator, Phase, Profile
 from piston.bench.table import grid
-from piston.core.report.chart import Chart
-from piston.core.report.plot import Bar, Curve, bars, curves
+from piston.core.report.chart import Bar, Chart, Curve, bars, curves
+from piston.core.report.page import figure
 
 _SHOWN = 14  # operators; the rest is summed
 _POINTS = 40
@@ -29,7 +30,7 @@ def profile_lines(found: Profile) -> Iterator[str]:
         yield from grid(heads, [_row(operator, phase) for operator in _shown(phase)])
 
 
-def roofline_figures(found: Profile) -> Iterator[str]:
+def roofline_figures(found: Profile) -> Iterator[Markup]:
     """Time by operator for each phase, and all products under the roof."""
     for phase in found.phases:
         rows = [
@@ -54,12 +55,11 @@ def roofline_figures(found: Profile) -> Iterator[str]:
             f"{phase.seconds * 1e3:.2f} ms for {phase.num_tokens:,} tokens; the share is of what the machine's limits "
             "allow at best. Profiling itself costs time."
         )
-        yield f"<h2>A {phase.name} step by operator</h2>"
-        yield f'<figure><div class="scroll">{bars(chart, rows)}</div><figcaption>{caption}</figcaption></figure>'
+        yield figure(f"A {phase.name} step by operator", bars(chart, rows), caption)
     yield from _roof(found)
 
 
-def _roof(found: Profile) -> Iterator[str]:
+def _roof(found: Profile) -> Iterator[Markup]:
     points = [(phase, op) for phase in found.phases for op in phase.operators if op.num_ops and op.num_bytes]
     if not points:
         return
@@ -83,10 +83,8 @@ def _roof(found: Profile) -> Iterator[str]:
     ]
     named = "; ".join(f"{dot.name} {dot.ys[0]:,.0f} Gop/s at {dot.xs[0]:,.1f} op/byte" for dot in dots)
     chart = Chart("roofline", "Roofline", named, "operations per byte, logarithmic", "Gop/s, logarithmic")
-    yield "<h2>Roofline</h2>"
-    plot = curves(chart, [*roofs, *dots], log_x=True, log_y=True)
-    caption = f"Products of decode and prefill under what the machine can do ({escape(limits.how)}). {escape(named)}."
-    yield f'<figure><div class="scroll">{plot}</div><figcaption>{caption}</figcaption></figure>'
+    caption = f"Products of decode and prefill under what the machine can do ({limits.how}). {named}."
+    yield figure("Roofline", curves(chart, [*roofs, *dots], log_x=True, log_y=True), caption)
 
 
 def _attainable(intensity: float, ops_per_s: float, limits: Limits) -> float:

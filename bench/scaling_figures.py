@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
+from markupsafe import Markup
+
 from piston.bench.report import Report
 from piston.bench.scaling import contexts, decode_ms, growth_verdicts, is_growth, load_points, prefill_ms
-from piston.core.report.chart import Chart
-from piston.core.report.plot import Curve, curves
+from piston.core.report.chart import Chart, Curve, curves
 
-Figure = tuple[str, str, str]  # heading, plot, caption
+Figure = tuple[str, Markup, str]  # heading, plot, caption
 
 
 def growth_figures(report: Report, styles: list[str]) -> Iterator[Figure]:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from piston.bench.metrics import METRICS, STAGE_METRICS
-from piston.bench.report import GateResult, Measured, Ratio, Report, System
+from piston.bench.report import Measured, Ratio, Report, System
 from piston.core.statistics import Estimate
+from piston.core.units import Unit
+from piston.core.units import shown as written
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
-_SECOND = 0.9995  # what three digits round to a second
 _RIVAL_METRICS = ("ttft", "tpot", "prefill", "decode")
 _START_METRICS = ("first_token", "load", "peak")
 
@@ -25,7 +26,10 @@ def lines_of(report: Report) -> Iterator[str]:
         yield f"{own.name}: new processes"
         yield from grid(["", *_QUANTILES], [_quantiles(name, own.metrics[name]) for name in own.metrics])
     if len(report.systems) > 1:
-        yield from _beside(report)
+        for heads, rows in beside(report):
+            yield ""
+            yield "medians (the bundle is so many times better)"
+            yield from grid(heads, rows)
     yield from stage_lines(report)
     if report.gates:
         yield ""
@@ -50,14 +54,7 @@ def gate_lines(report: Report) -> Iterator[str]:
         yield f"against {report.baseline.kind} {report.baseline.path}"
         yield from (f"  differs: {note}" for note in report.baseline.notes)
     for gate in report.gates:
-        yield f"{'ok  ' if gate.is_met else 'FAIL'} {where(gate)}{gate.message}"
-
-
-def where(gate: GateResult) -> str:
-    """The setting or stage of a gate's result, if it has one."""
-    if gate.stage is not None:
-        return f"{gate.stage}: "
-    return "" if gate.setting is None else f"{gate.setting.name}: "
+        yield f"{'ok  ' if gate.is_met else 'FAIL'} {gate}"
 
 
 def stage_lines(report: Report) -> Iterator[str]:
@@ -85,21 +82,12 @@ def shown(name: str, estimate: Estimate) -> str:
     return ranged(estimate, METRICS[name].unit)
 
 
-def ranged(estimate: Estimate, unit: str) -> str:
+def ranged(estimate: Estimate, unit: Unit) -> str:
     """A value in its unit, with its interval."""
-    value = figure(estimate.value, unit)
+    value = written(estimate.value, unit)
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{figure(estimate.low, unit)}, {figure(estimate.high, unit)}]"
-
-
-def figure(value: float, unit: str) -> str:
-    """Three or four digits that count, in ms, tokens a second or MB."""
-    if unit == "s":
-        return f"{value:,.2f} s" if value >= _SECOND else f"{f'{value * 1e3:#.3g}'.rstrip('.')} ms"
-    if unit == "bytes":
-        return f"{value / 1e6:,.0f} MB"
-    return f"{value:,.1f}/s" if value < 1e3 else f"{value:,.0f}/s"  # noqa: PLR2004 - digits that count
+    return f"{value} [{written(estimate.low, unit)}, {written(estimate.high, unit)}]"
 
 
 def ratio_text(estimate: Estimate) -> str:
@@ -124,21 +112,17 @@ def ratio_of(ratios: Sequence[Ratio], system: System, metric: str, measured: Mea
     return f" ({ratio_text(found[0].ratio)})" if found else ""
 
 
-def _beside(report: Report) -> Iterator[str]:
-    """Every system in a row, medians; in brackets how many times better the bundle is."""
-    for index, measured in enumerate(report.systems[0].settings):
-        yield ""
-        yield f"{measured.setting.name}: medians (the bundle is so many times better)"
+def beside(report: Report) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Heads and rows of every system's medians, for each setting and for the starts; rivals with how much worse."""
+    systems = report.systems
+    for index, measured in enumerate(systems[0].settings):
         names = [name for name in _RIVAL_METRICS if name in measured.metrics]
-        rows = [
-            _row(report, system, names, system.settings[index].metrics, system.settings[index])
-            for system in report.systems
-        ]
-        yield from grid(["", *(METRICS[name].described for name in names)], rows)
-    if report.systems[0].metrics:
-        yield ""
-        rows = [_row(report, system, _START_METRICS, system.metrics, None) for system in report.systems]
-        yield from grid(["new processes", *(METRICS[name].described for name in _START_METRICS)], rows)
+        heads = [measured.setting.name, *(METRICS[name].described for name in names)]
+        yield heads, [_row(report, item, names, item.settings[index].metrics, item.settings[index]) for item in systems]
+    if systems[0].metrics:
+        names = [name for name in _START_METRICS if name in systems[0].metrics]
+        heads = ["new processes", *(METRICS[name].described for name in names)]
+        yield heads, [_row(report, system, names, system.metrics, None) for system in systems]
 
 
 def _row(
@@ -149,7 +133,7 @@ def _row(
     measured: Measured | None,
 ) -> list[str]:
     cells = [
-        figure(metrics[name]["p50"].value, METRICS[name].unit) + ratio_of(report.ratios, system, name, measured)
+        written(metrics[name]["p50"].value, METRICS[name].unit) + ratio_of(report.ratios, system, name, measured)
         for name in names
     ]
     return [system.name, *cells]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.calibration.bound import bounds_of
-from piston.calibration.check import ROW_LEN, Check, check
+from piston.calibration.check import ROW_LEN, Check, bounds_of, check
 from piston.calibration.data.held_out import HeldOut, load_data
 from piston.calibration.data.rows import BUILTIN, RowOptions, Rows, chat_rows
 from piston.calibration.float_graph import ModelGraph
@@ -31,7 +30,7 @@ from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError, ShortfallError
-from piston.evaluation.gate import Gate
+from piston.core.gates import Gate, Metric
 from piston.runtime.bundle import Bundle
 
 PREPARED = "prepared"  # the float model directory that is measured
@@ -39,7 +38,7 @@ PREPARED = "prepared"  # the float model directory that is measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """What the result may cost (such as "ppl=2%"; without one, the scheme's default), and the text that shows it."""
+    """What the result may cost (such as "ppl<=2%"; without one, the scheme's default), and the text that shows it."""
 
     bounds: tuple[str, ...] = ()
     data: str | Path | None = None
@@ -153,7 +152,7 @@ def _check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> Non
     if keep_worst and budget is not None:
         raise MisuseError("--budget finds what to leave in float; leave --keep-worst out.")
     if recipe.scheme == "fp" and budget is not None:
-        raise MisuseError("--budget finds linears to leave in float, and fp leaves all; state --check instead.")
+        raise MisuseError("--budget finds linears to leave in float, and fp leaves all; state --require instead.")
 
 
 def _check_data(recipe: Recipe, data: Sequence[str | Path], budget: Budget | None) -> None:
@@ -178,7 +177,7 @@ class _Calibration:
     keep_worst: int
     budget: Budget | None
     held_out: HeldOut
-    bounds: tuple[Gate, ...]
+    bounds: tuple[Gate[Metric], ...]
     count_saturations: bool
     progress: Progress
 

@@ -17,17 +17,22 @@ from piston.calibration.data.packing import Ids
 from piston.calibration.data.rows import hash_rows
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
+from piston.core.gates import Gate, GateResult, Metric, parse_gate
 from piston.core.statistics import Estimate
 from piston.evaluation.corpus import Corpus, Document
 from piston.evaluation.evaluate import EvalOptions, evaluate
-from piston.evaluation.gate import Gate, measured
-from piston.evaluation.report import GateResult, Report
+from piston.evaluation.metrics import METRICS, measured
+from piston.evaluation.report import Report
 from piston.evaluation.subject import Opened, Subject
 from piston.evaluation.table import change, number, share
 from piston.evaluation.windows import Windowing
 from piston.runtime.generate.generation import run
 from piston.runtime.sampling.params import Sampling
 
+# What a bound may be on: figures of one model beside another that say how far it moved.
+BOUNDED = {name: METRICS[name] for name in ("ppl", "kl", "top1")}
+# Of a scheme by itself, on text that calibration did not see: what is beyond is no quantized model but a broken one.
+DEFAULTS = {"fp": "ppl<=1%", "w8": "ppl<=2%", "w8a8": "ppl<=10%", "w4": "ppl<=50%"}
 ROW_LEN = 256  # tokens of a row that are scored: 2,048 in all take half a minute on two cores (135M, w8a8)
 FAR = 4  # times the calibration length
 PROMPT_LEN, ANSWER_LEN = 16, 12
@@ -57,7 +62,13 @@ class Check:
 
 
 def check(
-    candidate: Path, reference: Path, held_out: HeldOut, bounds: Sequence[Gate], *, far: bool, progress: Progress
+    candidate: Path,
+    reference: Path,
+    held_out: HeldOut,
+    bounds: Sequence[Gate[Metric]],
+    *,
+    far: bool,
+    progress: Progress,
 ) -> Check:
     """Evaluate and generate; `far` adds the long row.
 
@@ -80,11 +91,16 @@ def check(
         for item in opened:
             item.model.close()
     reports = [report for report in (near, distant) if report is not None]
-    gates = tuple(gate.check(measured(report)) for report in reports for gate in bounds)
+    gates = tuple(gate.judge(measured(report)) for report in reports for gate in bounds)
     found = Check(near, distant, gates, generated, held_out)
     if not all(gate.is_met for gate in gates):
         raise ShortfallError(_complaint(found))
     return found
+
+
+def bounds_of(texts: Sequence[str], scheme: str) -> tuple[Gate[Metric], ...]:
+    """The given bounds, or the default one of the scheme."""
+    return tuple(parse_gate(text, BOUNDED) for text in texts or [DEFAULTS[scheme]])
 
 
 def corpus_of(rows: Ids, source: str) -> Corpus:
@@ -143,9 +159,9 @@ def _complaint(found: Check) -> str:
     missed = next(gate for gate in found.gates if not gate.is_met)
     reports = [report for report in (found.near, found.far) if report is not None]
     return (
-        f"Checked on text it was not calibrated with, the quantized model is outside its bound: {missed.message} "
+        f"Checked on text it was not calibrated with, the quantized model is outside its bound: {missed} "
         f"({'; '.join(map(summary, reports))}). Nothing was written; leave more in float (--budget, --keep-worst, "
-        "--keep), or state with --check what it may cost."
+        "--keep), or state with --require what it may cost."
     )
 
 

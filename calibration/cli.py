@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from piston.calibration.bound import DEFAULTS, parse_bound
 from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
-from piston.calibration.check import summary
+from piston.calibration.check import BOUNDED, DEFAULTS, summary
 from piston.calibration.data.rows import RowOptions
 from piston.calibration.observe.observers import Method
 from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe, Storage
@@ -17,6 +16,7 @@ from piston.calibration.report import page_of, remainders_text
 from piston.calibration.search.budget import Budget
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.gates import add_gate_arguments, from_older, gates_of
 from piston.core.outputs import check_output_files, write_output
 
 W4_BLOCK = 128
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--head", choices=get_args(Storage), help="how lm_head is stored (default float)")
     recipe.add_argument("--keep-worst", type=int, metavar="N", help="compute the N most harmful in float")
     recipe.add_argument(
-        "--budget", metavar="BOUND", help="leave as little in float as ppl=2%%, kl=0.02 or top1=95%% allows"
+        "--budget", metavar="GATE", help="leave as little in float as ppl<=2%%, kl<=0.02 or top1>=95%% allows"
     )
     recipe.add_argument("--budget-time", default="10m", metavar="TIME", help="to search in: 90s, 10m (default), 1h")
     recipe.add_argument("--kv", choices=("int8",), help="round keys and values to INT8 before they are cached")
@@ -90,13 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = ", ".join(f"{scheme} {bound}" for scheme, bound in DEFAULTS.items())
     recipe.add_argument("--report", type=Path, metavar="FILE", help="write a page with charts (HTML)")
     checked = parser.add_argument_group("check", "the result is compared with the float model before it is kept")
-    checked.add_argument(
-        "--check",
-        action="append",
-        default=[],
-        metavar="BOUND",
-        help=f"ppl=2%, kl=0.02 or top1=95%; repeatable (default: {defaults})".replace("%", "%%"),
-    )
+    add_gate_arguments(checked, f"ppl<=2%, kl<=0.02 or top1>=95% (default: {defaults})", "--check")
     checked.add_argument("--check-data", type=Path, metavar="FILE", help="text for it (default: rows of --data)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -119,7 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         keep_worst=arguments.keep_worst or 0,
         budget=budget_of(arguments),
-        checked=CheckOptions(bounds=tuple(arguments.check), data=arguments.check_data),
+        checked=CheckOptions(
+            bounds=tuple(gate.text for gate in gates_of(arguments, BOUNDED, "--check")), data=arguments.check_data
+        ),
         count_saturations=arguments.report is not None,
         overwrite=arguments.overwrite,
         progress=Progress(quiet=arguments.quiet),
@@ -179,7 +175,7 @@ def budget_of(arguments: argparse.Namespace) -> Budget | None:
         raise MisuseError(f"--budget-time {arguments.budget_time!r} is no time; write it as 90s, 10m or 1h.")
     if arguments.budget is None:
         return None
-    bound = parse_bound(arguments.budget, "--budget")
+    (bound,) = from_older("--budget", [arguments.budget], BOUNDED, "--budget")
     return Budget(bound=bound, seconds=float(match[1]) * SECONDS[match[2]])
 
 

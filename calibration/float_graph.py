@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from piston.calibration.graph.linears import Linear, by_input, find_linears
 from piston.calibration.recipe import HEAD
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.external_data import check_external_data
 from piston.core.bundle.manifest import Manifest, record_files, sha256_of
 from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 
-MODEL, DATA = "model.onnx", "model.onnx.data"
 BESIDE = ("tokenizer.json", "chat_template.jinja")
 
 
@@ -50,13 +50,13 @@ class ModelGraph:
                 "export it with --dtype fp32."
             )
         check_external_data(directory, manifest)
-        model = ir.load(directory / MODEL)
+        model = ir.load(directory / GRAPH)
         return cls(directory, manifest, model, find_linears(model))
 
     @property
     def sha256(self) -> str:
         """Of the model's own files, as the manifest records them: what a recipe is made for."""
-        hashes = [self.manifest.files[name].sha256 for name in (MODEL, DATA) if name in self.manifest.files]
+        hashes = [self.manifest.files[name].sha256 for name in (GRAPH, GRAPH_DATA) if name in self.manifest.files]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
     def groups(self) -> dict[str, list[Linear]]:
@@ -66,7 +66,7 @@ class ModelGraph:
     def save_float(self, directory: Path) -> None:
         """Write the graph as it is now as a model directory of its own, for another pass over it."""
         directory.mkdir(parents=True, exist_ok=True)
-        ir.save(self.model, directory / MODEL, external_data=DATA)
+        ir.save(self.model, directory / GRAPH, external_data=GRAPH_DATA)
         dataclasses.replace(self.manifest, files=record_files(directory)).write(directory)
 
     def release(self) -> None:
@@ -79,7 +79,7 @@ class ModelGraph:
         for name in BESIDE:
             if (self.directory / name).is_file():
                 shutil.copyfile(self.directory / name, work / name)
-        ir.save(self.model, work / MODEL, external_data=DATA)
+        ir.save(self.model, work / GRAPH, external_data=GRAPH_DATA)
         tools = {name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")}
         made_by = {
             "stage": "calibrate",

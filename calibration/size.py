@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from piston.calibration.float_graph import DATA, MODEL
 from piston.calibration.graph.linears import Linear
 from piston.calibration.recipe import HEAD, Recipe
 from piston.calibration.schemes.embeddings import embedding_of
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.manifest import Manifest
 
 BYTE = 8  # bits
@@ -49,7 +49,7 @@ def promised_bytes(graph: ir.Graph, linears: Iterable[Linear], recipe: Recipe) -
 
 def actual_bytes(manifest: Manifest) -> int:
     """Of the file that holds the weights."""
-    return (manifest.files.get(DATA) or manifest.files[MODEL]).size
+    return (manifest.files.get(GRAPH_DATA) or manifest.files[GRAPH]).size
 
 
 def _is_layer(linear: Linear, recipe: Recipe) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.cli.inspected_file import inspect_file, plan_line, weights_line
+from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import CacheSpec
 from piston.core.bundle.manifest import FILE_NAME, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
@@ -16,8 +17,6 @@ from piston.core.console import print_json, print_text
 from piston.core.errors import BundleCorruptError
 from piston.runtime.backends.registry import judge
 from piston.runtime.bundle import Bundle
-
-MODEL = "model.onnx"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +72,7 @@ def describe(
         f"files      {len(manifest.files)}, {size / 1e6:,.1f} MB, {'hashes match' if verified else 'not verified'}",
         f"chat       {'template of the checkpoint' if manifest.tokenizer.has_chat_template else 'no template'}",
     ]
-    lines += [(files or {})[name] for name in [MODEL] if manifest.kind == "model" and name in (files or {})]
+    lines += [(files or {})[name] for name in [GRAPH] if manifest.kind == "model" and name in (files or {})]
     for engine in manifest.engines:
         held = f"cache {engine.cache.dtype}, {engine.cache.bytes_per_token / 1e3:.1f} kB a token"
         lines += [f"engine     {engine.target} ({engine.path}), {held}", f"  requested {_flat(engine.requested)}"]
@@ -86,7 +85,7 @@ def describe(
 def _files(bundle: Bundle) -> dict[str, str]:
     """A line about each graph or plan that can be read, by its path."""
     found: dict[str, str] = {}
-    for name in [spec.path for spec in bundle.manifest.engines] or [MODEL]:
+    for name in [spec.path for spec in bundle.manifest.engines] or [GRAPH]:
         with contextlib.suppress(BundleCorruptError):  # hashes tell what is damaged; what is neither has no line
             path = bundle.directory / name
             is_graph = path.suffix == ".onnx"

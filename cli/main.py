@@ -29,7 +29,6 @@ VERBS = {
     "eval": ("piston.evaluation.cli", "how good a model is on a text, and how near to a reference"),
     "bench": ("piston.pipeline.bench_cli", "how fast a bundle is, beside rivals and against a baseline"),
     "verify": ("piston.cli.verify", "does a bundle answer here as it did when it was built"),
-    "sign": ("piston.cli.sign", "sign a bundle, for `piston verify --public-key`"),
     "sbom": ("piston.cli.sbom", "a bundle's bill of materials (CycloneDX)"),
     "plan": ("piston.cli.plan", "the largest batch and length that fit into a memory, and what takes it"),
     "doctor": ("piston.cli.doctor", "what is missing or wrong here, and the command that mends it"),

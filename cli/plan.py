@@ -1,18 +1,16 @@
 """The `plan` verb: what a model takes of a memory, and the largest batch x length that fits. Loads nothing."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
-from piston.cli.plan_gpus import gpu_named
 from piston.cli.plan_memory import DEVICE_TARGETS, TARGETS, Footprint, Planned, planned
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.units import parse_size
 from piston.runtime.backends.registry import family_of
 
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 BAR = 48  # characters of the picture
 MARKS = {"weights": "#", "cache": "=", "activations": "+", "process": "o", "context": "o"}
 FITS, TOO_LARGE = 0, 1
@@ -21,10 +19,8 @@ FITS, TOO_LARGE = 0, 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston plan`."""
     parser.add_argument("path", metavar="PATH", type=Path, help="a model directory or a bundle")
-    memory = parser.add_mutually_exclusive_group(required=True)
-    memory.add_argument("--memory", metavar="SIZE", help="what there is, such as 24GiB or 800MB")
-    memory.add_argument("--gpu", metavar="NAME", help="a GPU by name, such as L4 or 'RTX 4090'")
-    parser.add_argument("--target", choices=TARGETS, help="default: ort-cpu with --memory, tensorrt-rtx with --gpu")
+    parser.add_argument("--memory", metavar="SIZE", required=True, help="what a process can have, such as 24GiB")
+    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help=f"default: {TARGETS[0]}")
     parser.add_argument("--batch", type=int, metavar="N", help="rows together; with --length: does it fit?")
     parser.add_argument("--length", type=int, metavar="N", help="positions of each row")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -35,13 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("batch", "length"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise MisuseError(f"--{name} is {value}; it must be at least 1.")
-    target = arguments.target or ("tensorrt-rtx" if arguments.gpu else "ort-cpu")
-    if arguments.gpu and target not in DEVICE_TARGETS:
-        raise MisuseError(f"--gpu {arguments.gpu} goes with {', '.join(DEVICE_TARGETS)}, not with {target}.")
-    gpu = gpu_named(arguments.gpu) if arguments.gpu else None
-    memory = gpu.usable_bytes if gpu else memory_size(arguments.memory)
-    where = f"{gpu.name} ({gpu.compute_capability}), {gpu.gibibytes} GiB" if gpu else arguments.memory
-    plan = planned(arguments.path, Manifest.read(arguments.path), target, gpu.compute_capability if gpu else None)
+    memory = parse_size(arguments.memory, "--memory")
+    plan = planned(arguments.path, Manifest.read(arguments.path), arguments.target)
     if (arguments.length or 0) > plan.max_positions:
         raise MisuseError(f"--length is {arguments.length:,}; the model has {plan.max_positions:,} positions.")
     if plan.max_batch is not None and (arguments.batch or 0) > plan.max_batch:
@@ -51,17 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(_to_json(plan, memory, shown, table))
     else:
-        for line in describe(plan, where, memory, shown, table):
+        for line in describe(plan, arguments.memory, memory, shown, table):
             print_text(line)
     return FITS if shown.total <= memory else TOO_LARGE
-
-
-def memory_size(text: str) -> int:
-    """Bytes of `24GiB`, `800 MB` or `1.5g`; raises MisuseError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?\s*", text.lower())
-    if match is None or not (size := int(float(match[1]) * UNITS[match[2]])):
-        raise MisuseError(f"--memory is {text!r}; it must be a size such as 24GiB or 800MB.")
-    return size
 
 
 def lengths_of(max_positions: int) -> list[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import CacheSpec
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
@@ -20,7 +21,6 @@ from piston.runtime.backends.registry import compute_capabilities_of, family_of,
 from piston.runtime.bundle import Bundle
 from piston.runtime.memory_budget import weights_bytes
 
-MODEL = "model.onnx"
 DEVICE_TARGETS = ("tensorrt-rtx", "tensorrt", "ort-cuda")
 TARGETS = ("ort-cpu", kernels.TARGET, *DEVICE_TARGETS)
 TOLERANCE = 0.10  # of the predicted resident memory on ort-cpu, in the range that was measured
@@ -131,7 +131,7 @@ def planned(directory: Path, manifest: Manifest, target: str, sm: str | None = N
         weights, cache = weights_bytes(manifest, engine), engine.cache
         weights += 0 if on_device else _embedding(manifest)
     else:
-        weights = _weights(OnnxHeader.read(directory / MODEL).weights, manifest, on_device=on_device)
+        weights = _weights(OnnxHeader.read(directory / GRAPH).weights, manifest, on_device=on_device)
         if not on_device and cache.dtype in ("float16", "bfloat16"):
             cache = cache.with_dtype("float32")
     is_plan = family_of(target).startswith("tensorrt")

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -61,14 +61,6 @@ def note(text: str, level: Level = "info") -> None:
 def pass_on(line: str) -> None:
     """Print what another process wrote to its stderr, as it is."""
     _say(sys.stderr, f"{line}\n")
-
-
-def tell_gates(failed: Iterable[str]) -> int:
-    """Name on stderr every gate that is not met, with what was measured; the exit status of a command with gates."""
-    lines = [f"gate not met: {text}" for text in failed]
-    for line in lines:
-        note(line)
-    return 1 if lines else 0
 
 
 def logs_json() -> bool:

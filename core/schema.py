@@ -110,3 +110,12 @@ def _items(value: object, path: Path, whole: str) -> list[object] | tuple[object
     if not isinstance(value, list | tuple):
         raise ShapeError(f"{dotted(path) or whole} must be a list, it is {value!r:.80}", path)
     return value
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses as dicts, tuples as lists: what JSON holds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value

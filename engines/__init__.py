@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from piston.core.atomic_dir import check_free, staged_dir
+from piston.core.bundle import GRAPH
 from piston.core.bundle.external_data import check_external_data, plain_files
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import BundleError, MisuseError
 from piston.core.outputs import check_output_files
-from piston.engines.options import CANONICAL, LM_HEADS, PRECISIONS, BuildOptions, LmHead, Precision
+from piston.engines.options import LM_HEADS, PRECISIONS, BuildOptions, LmHead, Precision
 from piston.engines.registry import AVAILABLE, family_of
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 
@@ -78,7 +79,7 @@ def build(  # noqa: PLR0913 - the options of one command
             family_of(target).build(target, plain, model, work, asked[target], options, progress) for target in targets
         ]
         with progress.phase("recording answers for piston verify"):
-            record_answers(work, plain / CANONICAL, model, engines)
+            record_answers(work, plain / GRAPH, model, engines)
         with progress.phase("hashing"):
             return write_bundle(work, plain, model, engines)
 

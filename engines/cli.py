@@ -7,6 +7,8 @@ from typing import Any
 
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress, note, print_json, print_text
+from piston.core.errors import MisuseError
+from piston.core.gates import INT8, add_gate_arguments, gates_of
 from piston.engines import AVAILABLE, DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_TARGETS, LM_HEADS, build
 from piston.engines.compiler_cli import add_compiler_arguments, compiler_options, engine_cache_dir
 from piston.engines.registry import family_of
@@ -44,10 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=LM_HEADS,
         help="weights of a float lm_head (default: float32, or int8 where the model is quantized)",
     )
-    parser.add_argument(
+    add_gate_arguments(
+        parser,
+        "'int8>=95%': the part of the linear layers, lm_head aside, that really runs in INT8",
         "--require-int8",
-        metavar="SHARE",
-        help="fail unless this share of the linear layers, lm_head aside, really runs in INT8, such as 95%%",
+        is_repeatable=False,
     )
     add_compiler_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
@@ -57,8 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build, and print what came of it and how it was proved."""
-    from piston.engines.required import parse_share
-
     targets = arguments.target or DEFAULT_TARGETS
     manifest = build(
         arguments.model_dir,
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_batch=arguments.max_batch,
         max_length=arguments.max_length,
         lm_head=arguments.lm_head,
-        require_int8=None if arguments.require_int8 is None else parse_share(arguments.require_int8),
+        require_int8=_required_int8(arguments),
         dtype=arguments.dtype,
         compiler=compiler_options(arguments),
         cache_dir=engine_cache_dir(arguments) if any(family_of(target).has_compiler for target in targets) else None,
@@ -85,6 +86,15 @@ def run(arguments: argparse.Namespace) -> int:
         _print_engine(spec)
     _warn(manifest)
     return 0
+
+
+def _required_int8(arguments: argparse.Namespace) -> float | None:
+    """The largest share that a gate wants; None without a gate."""
+    gates = gates_of(arguments, {INT8.name: INT8}, "--require-int8")
+    for gate in gates:
+        if gate.sign != ">=" or not gate.bound:
+            raise MisuseError(f"--require {gate.text!r}: write a share above 0 with >=, such as int8>=95%.")
+    return max((gate.bound for gate in gates), default=None)
 
 
 def _as_json(spec: EngineSpec) -> dict[str, Any]:

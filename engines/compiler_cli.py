@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from piston.core.cache_dir import VARIABLE, cache_dir
+from piston.core.units import parse_size
 from piston.engines.options import PRECISIONS
-from piston.engines.tensorrt.compiler_options import HARDWARE_COMPATIBLE, CompilerOptions, parse_size
+from piston.engines.tensorrt.compiler_options import HARDWARE_COMPATIBLE, CompilerOptions
 
 
 def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,7 @@ def compiler_options(arguments: argparse.Namespace) -> CompilerOptions:
         version_compatible=arguments.version_compatible,
         hardware_compatible=arguments.hardware_compatible,
         optimization_level=arguments.optimization_level,
-        workspace=None if arguments.workspace is None else parse_size(arguments.workspace),
+        workspace=None if arguments.workspace is None else parse_size(arguments.workspace, "--workspace"),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from piston.core.errors import ShortfallError
 from piston.engines.lowering.pattern import int_attribute, producer, static_dims
 from piston.engines.lowering.quantize_head import head_of
 from piston.engines.lowering.quantized import is_remainder, quantized_weight
@@ -13,6 +14,7 @@ from piston.engines.lowering.quantized import is_remainder, quantized_weight
 INTEGER = {"MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
 FLOAT = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1}
 RANK = 2
+NAMED = 3  # layers in float that a message names
 ARITHMETIC = ("int8", "weights8", "weights4", "float")
 
 
@@ -122,3 +124,19 @@ def _why_activation(reader: ir.Node) -> str:
     if producer(weight, "DequantizeLinear") is None:
         return f"{name} has a float weight"
     return f"{name} or the pair is not symmetric with one scale for each output"
+
+
+def check_int8(work: LinearWork, required: float) -> None:
+    """Raise ShortfallError if fewer multiply-adds than `required` run in INT8; lm_head does not count."""
+    share = work.share("int8")
+    if share >= required:
+        return
+    weights = work.share("weights8") + work.share("weights4")
+    reasons = [f"{weights:.2%} have weights alone in INT8 or INT4"] if weights > 0 else []
+    if work.in_float:
+        more = len(work.in_float) - NAMED
+        reasons.append(f"in float are {', '.join(work.in_float[:NAMED])}" + (f" and {more} more" if more > 0 else ""))
+    raise ShortfallError(
+        f"{share:.2%} of the linear multiply-adds run in INT8, {required:.2%} were required; {'; '.join(reasons)}. "
+        "Nothing was written."
+    )

@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 
-CANONICAL = "model.onnx"
 LmHead = Literal["float32", "int8"]
 LM_HEADS: tuple[LmHead, ...] = get_args(LmHead)
 Precision = Literal["fp16", "bf16"]

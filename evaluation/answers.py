@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from piston.core.errors import EmptyPromptError, PromptTooLongError
-from piston.core.interval import wilson
-from piston.core.statistics import Estimate
+from piston.core.statistics import Estimate, wilson
 from piston.evaluation.prompts import Prompt
 from piston.evaluation.report import Answer, Answers, Divergence, DivergingToken
 from piston.runtime.generate.completion import Completion, PositionLogprobs

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from piston.core.console import Progress, print_json, print_text, tell_gates
+from piston.core.console import Progress, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.gates import Gate, Metric, add_gate_arguments, gates_of, tell_gates
 from piston.core.outputs import check_output_files, write_output
 from piston.evaluation.answers import check_prompts_fit
 from piston.evaluation.corpus import Corpus, read_corpus
 from piston.evaluation.evaluate import EvalOptions, check_length, evaluate
-from piston.evaluation.gate import Gate, measured, parse_gate
 from piston.evaluation.html import page_of
+from piston.evaluation.metrics import METRICS, measured
 from piston.evaluation.prompts import DEFAULT_PROMPTS, Prompt, read_prompts
 from piston.evaluation.report import Report
 from piston.evaluation.subject import Subject
@@ -23,7 +24,7 @@ from piston.evaluation.windows import Windowing
 _SLOTS = 4  # answers decoded together
 _EPILOG = """windows: {rule}.
 
-gates: --fail-on 'ppl>2%' (against the reference), 'ppl>30', 'kl>0.02', 'kl_p99>0.5', 'top1<99%', 'answers<50%';
+gates: --require 'ppl<=2%' (over the reference), 'ppl<=30', 'kl<=0.02', 'kl_p99<=0.5', 'top1>=99%', 'answers>=50%';
 a gate that is not met exits with 1."""
 
 
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answer-tokens", type=int, default=48, metavar="N", help="length of an answer; 0: no answers (default: 48)"
     )
-    parser.add_argument("--fail-on", action="append", default=[], metavar="EXPR", help="a gate, see below; repeatable")
+    add_gate_arguments(parser, "'ppl<=2%'", "--fail-on")
     parser.add_argument("--json", action="store_true", help="print one JSON object (docs/schemas/eval.json)")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with charts")
     parser.add_argument("--target", help="which engine of the bundle")
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print, judge. Everything that can be refused is refused before a model is loaded."""
     windowing = Windowing(length=arguments.window, stride=arguments.stride)
-    gates = [parse_gate(text) for text in arguments.fail_on]
+    gates = gates_of(arguments, METRICS, "--fail-on")
     _check_options(arguments, gates)
     subjects = [Subject.read(arguments.path, arguments.target)]
     if arguments.reference is not None:
@@ -84,11 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
                 models.enter_context(opened[-1].model)
         report = evaluate(opened[0], opened[1] if len(opened) > 1 else None, corpus, options, progress)
     values = measured(report)
-    report = dataclasses.replace(report, gates=tuple(gate.check(values) for gate in gates))
+    report = dataclasses.replace(report, gates=tuple(gate.judge(values) for gate in gates))
     return _publish(report, arguments)
 
 
-def _check_options(arguments: argparse.Namespace, gates: Sequence[Gate]) -> None:
+def _check_options(arguments: argparse.Namespace, gates: Sequence[Gate[Metric]]) -> None:
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise MisuseError(f"--max-tokens is {arguments.max_tokens}; it must be at least 1.")
     if arguments.answer_tokens < 0:
@@ -100,10 +101,10 @@ def _check_options(arguments: argparse.Namespace, gates: Sequence[Gate]) -> None
             raise MisuseError("--prompts are answered by two models and compared; give the other as --reference.")
         for gate in gates:
             if gate.needs_reference:
-                raise MisuseError(f"--fail-on {gate.text!r} bounds a comparison; give the other model as --reference.")
+                raise MisuseError(f"--require {gate.text!r} bounds a comparison; give the other model as --reference.")
     for gate in gates:
-        if gate.metric == "answers" and not arguments.answer_tokens:
-            raise MisuseError(f"--fail-on {gate.text!r} needs answers; raise --answer-tokens.")
+        if gate.metric.name == "answers" and not arguments.answer_tokens:
+            raise MisuseError(f"--require {gate.text!r} needs answers; raise --answer-tokens.")
 
 
 def _corpus(arguments: argparse.Namespace, subjects: Sequence[Subject]) -> Corpus:
@@ -150,4 +151,4 @@ def _publish(report: Report, arguments: argparse.Namespace) -> int:
         else:
             for line in lines_of(report):
                 print_text(line)
-    return tell_gates(gate.message for gate in report.gates if not gate.is_met)
+    return tell_gates(report.gates)

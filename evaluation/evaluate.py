@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.core.interval import Array
+from piston.core.statistics import Array
 from piston.evaluation.answers import compare_answers
 from piston.evaluation.corpus import Corpus
 from piston.evaluation.prompts import Prompt

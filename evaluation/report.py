@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any, Literal
 
 from piston.core.bundle.manifest import Kind
+from piston.core.gates import GateResult
+from piston.core.schema import to_plain
 from piston.core.statistics import Estimate
 
 
@@ -130,16 +132,6 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GateResult:
-    """One --fail-on: what was measured, and whether it passed."""
-
-    expression: str
-    value: float
-    is_met: bool
-    message: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """All of it; the fields after `candidate` that need a reference are None without one."""
 
@@ -155,11 +147,5 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, as --json prints them."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = to_plain(self)
         return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from piston.core.bundle import GRAPH
 from piston.core.errors import BundleError, MisuseError
 from piston.runtime.backends.registry import choose
 from piston.runtime.bundle import Bundle
 from piston.runtime.model import LanguageModel, load_bundle
 from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
-
-_GRAPH = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +78,5 @@ class Subject:
         from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
 
         options = OrtOptions(threads=threads, optimize=True)
-        engine = OrtEngine.open(path / _GRAPH, manifest.cache, num_slots=num_slots, capacity=capacity, options=options)
+        engine = OrtEngine.open(path / GRAPH, manifest.cache, num_slots=num_slots, capacity=capacity, options=options)
         return Opened(str(path), "none", LanguageModel(manifest, engine, self.tokenizer, self.template))

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.core.interval import Array, bootstrap_mean, wilson
-from piston.core.statistics import Estimate
+from piston.core.statistics import Array, Estimate, bootstrap_mean, wilson
 from piston.evaluation.corpus import Corpus
 from piston.evaluation.distributions import Comparison
 from piston.evaluation.report import Agreement, ContextBin, Data, Divergences, WindowScore

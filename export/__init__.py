@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piston.core.atomic_dir import check_free, staged_dir
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import CacheSpec, FloatType
 from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
 from piston.core.cache_dir import expand_user
@@ -15,7 +16,6 @@ from piston.core.console import Progress
 
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 DTYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-MODEL_NAME, DATA_NAME = "model.onnx", "model.onnx.data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class _Export:
         parity = None
         if reference is not None:
             with self.progress.phase("comparing ONNX Runtime with transformers"):
-                parity = dataclasses.asdict(check_parity(work / MODEL_NAME, cache, reference))
+                parity = dataclasses.asdict(check_parity(work / GRAPH, cache, reference))
         if self.dtype != "float32":
             with self.progress.phase(f"rounding to {self.dtype}"):
                 _round(work, self.dtype)
@@ -137,7 +137,7 @@ class _Export:
 
         graph = trace(model, cache, self.positions)
         canonicalize(graph)
-        ir.save(graph, work / MODEL_NAME, external_data=DATA_NAME)
+        ir.save(graph, work / GRAPH, external_data=GRAPH_DATA)
         # onnxscript 0.7's rewrite rules, which live as long as the process, remember the last graph they matched.
         for value in graph.graph.initializers.values():
             value.const_value = None
@@ -160,11 +160,11 @@ def _round(work: Path, dtype: str) -> None:
 
     from piston.export.passes.cast_precision import CastPrecisionPass
 
-    graph = ir.load(work / MODEL_NAME)
+    graph = ir.load(work / GRAPH)
     CastPrecisionPass(dtype)(graph)
     narrow = work / "narrow"
     narrow.mkdir()
-    ir.save(graph, narrow / MODEL_NAME, external_data=DATA_NAME)
-    for name in (MODEL_NAME, DATA_NAME):
+    ir.save(graph, narrow / GRAPH, external_data=GRAPH_DATA)
+    for name in (GRAPH, GRAPH_DATA):
         (narrow / name).replace(work / name)
     narrow.rmdir()

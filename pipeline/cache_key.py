@@ -30,6 +30,7 @@ TOOLS = {  # verb: the distributions whose version may change its result
     "build": ("numpy", "onnx", "onnx-ir", "onnxruntime", "tensorrt-cu13", "tensorrt-rtx-cu13", "tokenizers"),
 }
 COMPILED = (".pyc", ".so")  # from the sources beside them
+PAGES = "piston.core.report"  # how results are shown: the input of a stage that names it alone
 RUN_TOOLS = (
     "jinja2",
     "numpy",
@@ -44,7 +45,7 @@ PACKAGES = {  # verb: the packages whose code may change its result
     "calibrate": ("piston.core", "piston.runtime", "piston.evaluation", "piston.calibration"),
     "build": ("piston.core", "piston.runtime", "piston.engines"),
     "verify": ("piston.core", "piston.runtime"),
-    "eval": ("piston.core", "piston.runtime", "piston.evaluation"),
+    "eval": ("piston.core", "piston.core.report", "piston.runtime", "piston.evaluation"),  # its page is kept
     "bench": ("piston.core", "piston.runtime", "piston.bench"),
 }
 
@@ -117,11 +118,12 @@ def _is_file(path: Path) -> bool:
 def _sources(package: str) -> dict[str, str]:
     spec = importlib.util.find_spec(package)
     roots = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    shown = PAGES.removeprefix(f"{package}.").replace(".", "/")
     return {
         path.relative_to(root).as_posix(): sha256_of(path)
         for root in roots
         for path in sorted(root.rglob("*"))  # data too: calibration texts, sources of kernels
-        if path.is_file() and path.suffix not in COMPILED
+        if path.is_file() and path.suffix not in COMPILED and not path.is_relative_to(root / shown)
     }
 
 

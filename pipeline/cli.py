@@ -1,15 +1,12 @@
 """The `make` verb: from a recipe to a bundle that met its gates."""
 
 import argparse
-import re
 from pathlib import Path
 
 from piston.core.cache_dir import cache_dir
-from piston.core.console import note, print_json, print_text, tell_gates
-from piston.core.errors import MisuseError
-
-_SIZE = re.compile(r"(\d+(?:\.\d*)?) *(MB|GB|TB|MiB|GiB|TiB)")
-_FACTORS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
+from piston.core.console import note, print_json, print_text
+from piston.core.gates import tell_gates
+from piston.core.units import parse_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="finished stages (default: $PISTON_CACHE_DIR/make)",
     )
     parser.add_argument("--cache-size", default="20GiB", metavar="SIZE", help="the most it may hold (default: 20GiB)")
-    parser.add_argument("--dry-run", action="store_true", help="show the stages, what is cached, size and memory")
+    parser.add_argument("--dry-run", action="store_true", help="show the stages and what is cached")
     parser.add_argument("--locked", action="store_true", help="make everything anew and compare it with piston.lock")
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write report.json, junit.xml, summary.md, index.html"
@@ -44,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         directory = arguments.recipe.absolute().parent / recipe.output.report
     options = MakeOptions(
         cache_dir=arguments.cache_dir or cache_dir("make"),
-        cache_bytes=parse_size(arguments.cache_size),
+        cache_bytes=parse_size(arguments.cache_size, "--cache-size"),
         checkpoint=arguments.checkpoint,
         locked=arguments.locked,
         pages=directory,
@@ -62,18 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for line in lines_of(report):
             print_text(line)
-    status = tell_gates(f"{gate.expression}: {gate.message}" for gate in report.gates if not gate.is_met)
+    status = tell_gates(report.gates)
     if report.lock is not None and report.lock.equality == "none":
         note(f"the rebuild equals {report.lock.path} neither in bits nor in its graph nor in its answers")
     return status if report.is_met else 1
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `20GiB`; raises MisuseError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise MisuseError(f"Cannot read --cache-size {text!r}; write a number with {', '.join(_FACTORS)}.")
-    return int(float(match[1]) * _FACTORS[match[2]])
 
 
 def _dry_run(arguments: argparse.Namespace, recipe: object, options: object) -> int:

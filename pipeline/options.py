@@ -9,6 +9,7 @@ from typing import Any
 from piston.core.errors import Error, MissingExtraError
 from piston.core.schema import Path, ShapeError
 
+JUDGED = ("eval", "bench")  # verbs whose gates `make` judges itself
 # What `make` decides itself, or what has no place in a file that runs unattended.
 RESERVED = frozenset(
     {"help", "output", "overwrite", "quiet", "json", "html", "fail_on", "debug", "junit", "markdown"}
@@ -73,7 +74,11 @@ def options_of(verb: str) -> dict[str, Option]:
     except ImportError as problem:
         raise MissingExtraError(f"`piston {verb}` needs {problem.name}; pip install 'piston[{verb}]'.") from None
     found = {action.dest: _option(action) for action in parser._actions if action.option_strings}  # noqa: SLF001
-    return {name: option for name, option in found.items() if name not in RESERVED}
+    return {
+        name: option
+        for name, option in found.items()
+        if name not in RESERVED and (name != "require" or verb not in JUDGED)
+    }
 
 
 def check_table(verb: str, table: Mapping[str, Any]) -> None:

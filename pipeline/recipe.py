@@ -1,4 +1,4 @@
-"""The recipe of a bundle: a TOML file that says everything, read whole or refused with the line that is wrong."""
+"""The recipe of a bundle: a TOML file that says everything, read whole or refused naming the field that is wrong."""
 
 import tomllib
 from collections.abc import Mapping
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piston.core.errors import MisuseError
+from piston.core.gates import Gate, Metric
 from piston.core.schema import ShapeError, shaped
-from piston.pipeline.gates import Gate, parse_gate
+from piston.pipeline.gates import parse_gate, stage_of
 from piston.pipeline.options import check_table
-from piston.pipeline.toml_lines import MAX_LINES, line_of
 
 VERIFY = "verify"
 FLOAT = "float"  # as eval.reference: the model directory that this recipe exports
@@ -70,7 +70,7 @@ class Recipe:
     schema: Literal[1] = 1
 
     @property
-    def parsed_gates(self) -> tuple[Gate, ...]:
+    def parsed_gates(self) -> tuple[Gate[Metric], ...]:
         """The gates in order; they were checked when the recipe was read."""
         return tuple(parse_gate(text) for text in self.gates.all)
 
@@ -84,7 +84,7 @@ def read_recipe(path: Path, *, needs_hash: bool = True) -> Recipe:
     """Read and check a recipe; `needs_hash=False` takes one that does not state the checkpoint's hash yet.
 
     Raises:
-        MisuseError: it cannot be read, or says something that cannot be done; the message begins with file and line.
+        MisuseError: it cannot be read, or says something that cannot be done; the message names file and field.
         MissingExtraError: it has a table of a verb whose packages are not installed.
     """
     try:
@@ -94,8 +94,8 @@ def read_recipe(path: Path, *, needs_hash: bool = True) -> Recipe:
         raise MisuseError(f"Cannot read the recipe {path}: {problem.strerror}.") from None
     except UnicodeDecodeError as problem:
         raise MisuseError(f"{path} is not UTF-8 (byte {problem.start:,}).") from None
-    if len(data) > MAX_BYTES or text.count("\n") > MAX_LINES:
-        raise MisuseError(f"{path} has {len(data):,} bytes; a recipe has at most {MAX_BYTES:,}, and {MAX_LINES} lines.")
+    if len(data) > MAX_BYTES:
+        raise MisuseError(f"{path} has {len(data):,} bytes; a recipe has at most {MAX_BYTES:,}.")
     try:
         value = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:
@@ -104,7 +104,7 @@ def read_recipe(path: Path, *, needs_hash: bool = True) -> Recipe:
         recipe: Recipe = shaped(Recipe, value, whole="the recipe")
         _check(recipe, needs_hash=needs_hash)
     except ShapeError as problem:
-        raise MisuseError(f"{path}, line {line_of(text, problem.path)}: {problem}.") from None
+        raise MisuseError(f"{path}: {problem}.") from None
     return recipe
 
 
@@ -134,12 +134,12 @@ def _check_gates(recipe: Recipe) -> None:
     for index, gate in enumerate(recipe.gates.require):
         path = ("gates", "require", index)
         try:
-            needed = parse_gate(gate).stage
+            parsed = parse_gate(gate)
         except MisuseError as problem:
             raise ShapeError(str(problem).rstrip("."), path) from None
-        if recipe.table(needed) is None:
+        if recipe.table(needed := stage_of(parsed)) is None:
             raise ShapeError(f"{gate!r} needs a table [{needed}]", path)
-        if "baseline" in gate and "baseline" not in (recipe.bench or {}):
+        if parsed.change_of == "baseline" and "baseline" not in (recipe.bench or {}):
             raise ShapeError(f"{gate!r} needs bench.baseline, the file of an earlier run", path)
     if VERIFY in recipe.gates.skip and (recipe.verify or any(gate.strip() == VERIFY for gate in recipe.gates.require)):
         raise ShapeError("'verify' is skipped, and its table or its gate asks for it; take one away", ("gates", "skip"))

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from piston.pipeline.gates import GateResult
+from piston.core.gates import GateResult
+from piston.core.schema import to_plain
 
 FILES = ("report.json", "junit.xml", "summary.md", "index.html")
 SBOM = "sbom.cdx.json"
@@ -73,11 +74,5 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, as --json prints them."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = to_plain(self)
         return {**plain, "is_met": self.is_met}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from piston.bench.baseline import Reference, read_reference
 from piston.bench.fingerprint import take_fingerprint
-from piston.bench.gate import Gate, judge, parse_gate, strictest
+from piston.bench.gate import FIGURES, Gate, check_stages, judge, strictest
 from piston.bench.job import Job, Side
 from piston.bench.publish import check_outputs, publish
 from piston.bench.report import Options, Report
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.core.gates import gates_of
 from piston.core.machine import num_cores
 from piston.pipeline.stage_recipes import jobs_of
 from piston.pipeline.stages import measure_stages
@@ -38,7 +39,7 @@ def is_of_recipes(paths: Sequence[Path]) -> bool:
 def run_recipes(arguments: argparse.Namespace, defaults: argparse.Namespace) -> int:
     """Measure, print, judge. Everything that can be refused is refused before a stage is run."""
     _check(arguments, defaults)
-    gates = tuple(parse_gate(text) for text in arguments.fail_on)
+    gates = gates_of(arguments, FIGURES, "--fail-on")
     options = Options(
         repeats=REPEATS if arguments.repeats is None else arguments.repeats,
         warmup=WARMUP if arguments.warmup is None else arguments.warmup,
@@ -79,8 +80,8 @@ def _check(arguments: argparse.Namespace, defaults: argparse.Namespace) -> None:
 def _reference(arguments: argparse.Namespace, gates: Sequence[Gate]) -> Reference | None:
     if arguments.baseline is None:
         return None
-    if not any(gate.is_relative for gate in gates):
-        raise MisuseError("--baseline is what gates compare with; give --fail-on 'calibrate.seconds>10%'.")
+    if not any(gate.change_of is not None for gate in gates):
+        raise MisuseError("--baseline is what gates compare with; give --require 'calibrate.seconds<=110%'.")
     reference = read_reference(arguments.baseline)
     if reference.contender is not None:
         raise MisuseError(
@@ -94,15 +95,15 @@ def _check_gates(
     gates: Sequence[Gate], options: Options, jobs: Sequence[Job], reference: Reference | None, alpha: float
 ) -> None:
     verbs = list(dict.fromkeys(job.verb for job in jobs))
-    level = strictest(gates, lambda gate: sum(job.verb == gate.verb for job in jobs), alpha)
+    level = strictest(gates, lambda gate: sum(job.verb == gate.metric.verb for job in jobs), alpha)
     if reference is not None:
         reference.check_stages(jobs)
     for gate in gates:
-        if gate.is_relative and reference is None:
-            raise MisuseError(f"--fail-on {gate.text!r} bounds a change; give --baseline, a file or an environment.")
-        gate.check_stages(options.repeats, verbs, level)
-        if gate.is_relative and reference is not None and (there := reference.samples(options)) is not None:
+        if gate.change_of is not None and reference is None:
+            raise MisuseError(f"--require {gate.text!r} bounds a change; give --baseline, a file or an environment.")
+        check_stages(gate, options.repeats, verbs, level)
+        if gate.change_of is not None and reference is not None and (there := reference.samples(options)) is not None:
             try:
-                gate.check_stages(there.repeats, verbs, level)
+                check_stages(gate, there.repeats, verbs, level)
             except MisuseError as problem:
                 raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None

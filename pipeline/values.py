@@ -7,7 +7,7 @@ from typing import Any
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import Error
 from piston.core.schema import ShapeError, shaped
-from piston.evaluation.gate import measured
+from piston.evaluation.metrics import measured
 from piston.evaluation.report import Report as EvalReport
 
 

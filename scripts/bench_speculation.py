@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.core.quantiles import median_estimate
+from piston.core.statistics import median_estimate
 from piston.runtime import Completion, LanguageModel, Sampling, load
 
 PROMPTS = Path(__file__).with_name("speculation_prompts.json")

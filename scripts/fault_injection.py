@@ -208,7 +208,7 @@ def real_faults(directory: Path) -> list[Fault]:
         del quiet
         return run_forked(words, where)
 
-    data = ["--data", "builtin", "--samples", "4", "--seq-len", "32", "--check", "ppl=10000%"]
+    data = ["--data", "builtin", "--samples", "4", "--seq-len", "32", "--require", "ppl<=10000%"]
     replace = ["--overwrite", "--quiet"]
 
     def export(goal: Path) -> Work:

@@ -23,7 +23,7 @@ from typing import Any
 
 TEXTS = ("prose", "technical")
 NEAR, FAR = 512, 2048
-ANYTHING = ("--check", "ppl=10000%")  # rows that are there for contrast
+ANYTHING = ("--require", "ppl<=10000%")  # rows that are there for contrast
 BUILTIN = ("--data", "builtin")
 
 
@@ -53,7 +53,7 @@ ROWS = (
     Row("w8a8, naive min-max", (*W8A8, "--no-smooth", "--no-remainder", *ANYTHING)),
     Row("w8a8", W8A8),
     Row("w8a8, no remainder, six kept", (*W8A8, "--no-remainder", "--keep-worst", "6"), is_optional=True),
-    Row("w8a8, --budget kl=0.009", (*W8A8, "--budget", "kl=0.009")),
+    Row("w8a8, --budget 'kl<=0.009'", (*W8A8, "--budget", "kl<=0.009")),
     Row("w8", W8),
     Row("w8 GPTQ, block 32", W8_GPTQ),
     Row("w4 nearest, block 128", (*W4[:4], "--rounding", "nearest", "--int8", "none", *ANYTHING)),
@@ -82,7 +82,7 @@ class Extent:
         if not self.words:
             return row.words
         words = self.words if "--data" in row.words else ANYTHING
-        searches = ("--budget", "ppl=50%", "--budget-time", "60s") if "--budget" in row.words else ()
+        searches = ("--budget", "ppl<=50%", "--budget-time", "60s") if "--budget" in row.words else ()
         return (*row.words, *words, *searches)
 
 

@@ -15,8 +15,9 @@ from piston.bench.ratios import ratios_of
 from piston.bench.reading import report_from
 from piston.bench.report import Ratio, Report, System
 from piston.bench.scaling import growth_rows, growth_verdicts
-from piston.bench.table import figure, machine_lines, ratio_text, stage_rows
+from piston.bench.table import machine_lines, ratio_text, stage_rows
 from piston.core.statistics import Estimate
+from piston.core.units import shown
 
 LIMITS = Path(__file__).parents[1] / "docs/bench.md"
 ALL, INT8, INT4 = ("w8a8", "w8", "w4"), ("w8a8", "w8"), ("w4",)  # schemes of bundles
@@ -128,8 +129,8 @@ def row_of(goal: Goal, ours: System, rival: System, ratio: Ratio) -> list[str]:
     unit = METRICS[goal.metric].unit
     return [
         goal.row,
-        f"{ours.name} {figure(median_of(ours, goal.metric), unit)}",
-        f"{rival.name} {figure(median_of(rival, goal.metric), unit)}",
+        f"{ours.name} {shown(median_of(ours, goal.metric), unit)}",
+        f"{rival.name} {shown(median_of(rival, goal.metric), unit)}",
         ratio_text(ratio.ratio),
         f"{goal.at_least:.1f}x",
         _mark(ratio.ratio.value >= goal.at_least),

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from polygraphy.json import save_json
 
+from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import Manifest
 from piston.engines.tensorrt.build import write_lowered
 from piston.engines.tensorrt.equivalence.attention_function import write_executable
@@ -33,7 +34,7 @@ def main() -> None:
     asked = {"dtype": arguments.dtype, "max_batch": arguments.max_batch, "max_length": arguments.max_length}
     arguments.out.mkdir(parents=True)
     model = Manifest.read(arguments.model_dir)
-    lowered = write_lowered(arguments.model_dir / "model.onnx", model, arguments.out, asked)
+    lowered = write_lowered(arguments.model_dir / GRAPH, model, arguments.out, asked)
     executable = write_executable(lowered.path, lowered.path.with_name("executable.onnx"))
     graph = ir.load(lowered.path).graph
     profiles = profiles_of(graph, lowered.sizes)

@@ -69,7 +69,7 @@ def test_an_optional_row_is_made_where_it_is_named_and_an_unknown_one_is_misuse(
 def test_a_quick_run_reads_little_and_is_never_taken_for_a_whole_one(script, tmp_path, monkeypatch):
     run(script, tmp_path, monkeypatch, "--quick", "--only", "w8a8")
     quick = {words[0]: words for words in script.ran}
-    assert {"--samples", "--check"} <= set(quick["calibrate"])
+    assert {"--samples", "--require"} <= set(quick["calibrate"])
     assert quick["eval"][quick["eval"].index("--max-tokens") + 1] == "256"
     run(script, tmp_path, monkeypatch, "--only", "w8a8")
     whole = {words[0]: words for words in script.ran}

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from piston.calibration.observe.widen import WidenPass
 from piston.core.bundle.interface import CacheSpec, is_present
 from piston.core.errors import MisuseError
 from piston.runtime.backends.buffers import step_feed
@@ -84,7 +83,6 @@ class ExposedGraph:
             EngineError: ONNX Runtime refuses the graph.
         """
         model = ir.load(path)
-        WidenPass()(model)
         expose(model, names)
         return cls(_session(model, path.parent, threads), cache, names, capacity)
 

@@ -16,11 +16,10 @@ from piston.calibration.observe.activation_capture import ExposedGraph, opened
 from piston.calibration.observe.checkpoint_file import ProgressFile, key_of
 from piston.calibration.observe.consumers import Consumer
 from piston.calibration.observe.interrupt import Interrupt, deferred_interrupt
+from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import Manifest, sha256_of
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-
-CANONICAL = "model.onnx"
 
 Ids = NDArray[np.int64]
 
@@ -60,7 +59,7 @@ def collect(
     for value, state in states.items():
         consumers[value].restore(state)
     with (
-        opened(model_dir / CANONICAL, manifest.cache, tuple(consumers), rows.shape[1]) as graph,
+        opened(model_dir / GRAPH, manifest.cache, tuple(consumers), rows.shape[1]) as graph,
         deferred_interrupt() as interrupt,
         progress.phase(name),
     ):
@@ -99,7 +98,7 @@ def _check(rows: Ids, manifest: Manifest) -> None:
 def _key(model_dir: Path, manifest: Manifest, rows: Ids, consumers: Mapping[str, Consumer]) -> str:
     settings: dict[str, Any] = {
         "versions": {package: version(package) for package in ("piston", "onnxruntime")},
-        "graph": sha256_of(model_dir / CANONICAL),  # small; weights are what the manifest says
+        "graph": sha256_of(model_dir / GRAPH),  # small; weights are what the manifest says
         "files": {name: record.sha256 for name, record in manifest.files.items()},
         "rows": hash_rows(rows),
         "consumers": {name: consumer.kind for name, consumer in consumers.items()},

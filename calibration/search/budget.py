@@ -15,7 +15,7 @@ from typing import Any
 from piston.calibration.check import ROW_LEN
 from piston.calibration.data.packing import Ids
 from piston.calibration.data.rows import hash_rows
-from piston.calibration.float_graph import DATA, MODEL, ModelGraph
+from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import by_input
 from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.schemes.kv_cache import Scales
@@ -23,9 +23,10 @@ from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.meter import Meter
 from piston.calibration.search.sensitivity import Alone, few
 from piston.calibration.search.subset_search import Group, Kept, OutOfTimeError, search
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
-from piston.evaluation.gate import Gate
+from piston.core.gates import Gate, Metric
 
 FLOAT_BYTES = 4
 AIM = 0.9  # of what the bound allows: on SmolLM2-135M a set that the search saw at +2.9 % was +3.2 % as written
@@ -36,14 +37,14 @@ RANKING = 0.5  # of the time at most goes into what each group costs alone
 class Budget:
     """The bound, and the seconds to look for what meets it."""
 
-    bound: Gate
+    bound: Gate[Metric]
     seconds: float = 600.0
 
     @property
-    def aim(self) -> Gate:
+    def aim(self) -> Gate[Metric]:
         """A little inside the bound: the written model multiplies in integers, the search in float."""
         limit = self.bound.bound
-        inside = 1 - (1 - limit) * AIM if self.bound.metric == "top1" else limit * AIM
+        inside = 1 - (1 - limit) * AIM if self.bound.metric.is_better_high else limit * AIM
         return dataclasses.replace(self.bound, bound=inside)
 
 
@@ -99,7 +100,7 @@ class Ground:
 
     def size(self, kept: Kept) -> int:
         """Bytes of all weights with these linears kept and the others in integers."""
-        recorded = self.graph.manifest.files.get(DATA) or self.graph.manifest.files[MODEL]
+        recorded = self.graph.manifest.files.get(GRAPH_DATA) or self.graph.manifest.files[GRAPH]
         saved = 0
         for name, work in self.work.items():
             weight = self.prepared.kept.get(name) if name in kept else self.prepared.weights[name]
@@ -202,7 +203,7 @@ class _Search:
             )
             self.spent.points.append(point)
             self._save()
-        return self.budget.aim.check(point.figures).is_met
+        return self.budget.aim.judge(point.figures).is_met
 
     def _known(self, kept: Kept) -> Point | None:
         return next((point for point in self.spent.points if set(point.kept) == kept), None)
@@ -238,7 +239,7 @@ def _complaint(spent: Spent, budget: Budget) -> str:
     best = min(spent.points, key=lambda point: abs(point.figures[gate.quantity] - gate.bound))
     figures = best.figures
     return (
-        f"The budget cannot be met ({gate.text} fails): of {len(spent.points)} measured models the best has "
+        f"The budget cannot be met ({gate.text}): of {len(spent.points)} measured models the best has "
         f"{best.share:.0%} of the linears' multiply-adds in integers, perplexity {figures['ppl_change']:+.2%}, KL "
         f"{figures['kl']:.4g} nats, top-1 {figures['top1']:.2%}. Nothing was written; allow more, or choose another "
         "scheme."

@@ -7,11 +7,12 @@ import numpy as np
 
 from piston.calibration.check import corpus_of, whole_rows
 from piston.calibration.data.packing import Ids
-from piston.calibration.float_graph import MODEL, ModelGraph
+from piston.calibration.float_graph import ModelGraph
 from piston.calibration.schemes.kv_cache import Scales
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.cached_logits import RememberedEngine
 from piston.calibration.search.switched import NAME, SwitchedEngine, write_switched
+from piston.core.bundle import GRAPH
 from piston.evaluation.scoring import score
 from piston.evaluation.summary import agreement_of, perplexity_of
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
@@ -35,7 +36,7 @@ class Meter:
     ) -> None:
         cache, capacity = graph.manifest.cache, max(rows.shape[1] for rows in texts)
         options = OrtOptions(optimize=True, prepack=False)  # weights are read from where they lie: half the memory
-        plain = OrtEngine.open(graph.directory / MODEL, cache, num_slots=1, capacity=capacity, options=options)
+        plain = OrtEngine.open(graph.directory / GRAPH, cache, num_slots=1, capacity=capacity, options=options)
         self._reference = RememberedEngine(plain, directory / "logits")
         for rows in texts:
             score(self._reference, None, corpus_of(rows, "rows"), whole_rows(rows))

@@ -13,13 +13,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.calibration.float_graph import MODEL
 from piston.calibration.graph.linears import Linear, find_linears
 from piston.calibration.graph.qdq import initializer, quantize_activation
 from piston.calibration.numeric.rounding import Quantized
 from piston.calibration.schemes.kv_cache import RoundCachePass, Scales
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.residual import round_remainder
+from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import CacheSpec
 from piston.runtime.backends.ort_cpu import OrtEngine
 
@@ -69,7 +69,7 @@ class SwitchedEngine(OrtEngine):
 
 def write_switched(directory: Path, prepared: Prepared, kv_scales: Scales, cache: CacheSpec) -> None:
     """Write the graph beside that of the prepared float model directory, whose weights it reads."""
-    model = ir.load(directory / MODEL)
+    model = ir.load(directory / GRAPH)
     if kv_scales:
         RoundCachePass(kv_scales, cache)(model)
     for linear in find_linears(model):

@@ -9,6 +9,7 @@ from pathlib import Path
 from piston.cli.checks.bundle import examine_bundle
 from piston.cli.checks.finding import Finding
 from piston.cli.checks.machine import Installed, installed_version
+from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import FILE_NAME
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.bundle.plan_header import PlanHeader
@@ -71,7 +72,7 @@ def _examine_directory(path: Path) -> list[Finding]:
             )
         ]
     graphs = sorted(item.relative_to(path).as_posix() for item in path.glob("*/model.onnx"))
-    if "tokenizer.json" in names or graphs or "model.onnx" in names:
+    if "tokenizer.json" in names or graphs or GRAPH in names:
         says = f"{FILE_NAME} is missing: nothing says what these files are, nor whether they are whole"
         return [Finding(str(path), "wrong", says, "copy the directory whole, or make it again with piston build")]
     return [Finding(str(path), "wrong", "nothing here is a model", "piston export CHECKPOINT -o DIR")]

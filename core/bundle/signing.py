@@ -1,14 +1,11 @@
 """Detached signatures of bundles, in the format of minisign (jedisct1.github.io/minisign): Ed25519 over BLAKE2b-512.
 
-What is signed is manifest.json, which holds the hash of every other file. `minisign -Vm manifest.json -p KEY.pub`
-checks the same signature. Secret keys are files without a password (minisign -W), as a CI system keeps them; others are
-refused, and minisign itself signs with them.
+What is signed is manifest.json, which holds the hash of every other file: `minisign -Sm BUNDLE/manifest.json` signs it.
 """
 
 import base64
 import binascii
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,9 +13,9 @@ from typing import Any, Self
 from piston.core.errors import MissingExtraError, MisuseError, SignatureError
 
 SUFFIX = ".minisig"
-_ALGORITHM, _PREHASHED, _NO_PASSWORD, _CHECKSUM = b"Ed", b"ED", b"\0\0", b"B2"
-_UNTRUSTED, _TRUSTED = "untrusted comment: ", "trusted comment: "
-_PUBLIC_SIZE, _SECRET_SIZE, _SIGNATURE_SIZE, _GLOBAL_SIZE = 42, 158, 74, 64
+_ALGORITHM, _PREHASHED = b"Ed", b"ED"
+_TRUSTED = "trusted comment: "
+_PUBLIC_SIZE, _SIGNATURE_SIZE, _GLOBAL_SIZE = 42, 74, 64
 MAX_BYTES = 64 * 1024  # of a key or a signature
 
 
@@ -37,68 +34,10 @@ class PublicKey:
             raise MisuseError(f"{source} is no public key of minisign.")
         return cls(raw[2:10], raw[10:])
 
-    def __str__(self) -> str:
-        return base64.b64encode(_ALGORITHM + self.name + self.key).decode()
-
     @property
     def shown_name(self) -> str:
         """As minisign prints it."""
         return self.name[::-1].hex().upper()
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class SecretKey:
-    """The key that signs; never printed."""
-
-    name: bytes
-    seed: bytes
-    public: bytes
-
-    @classmethod
-    def parse(cls, text: str, source: str) -> Self:
-        """Read a secret key file's text. Raises MisuseError for one with a password, and for what is none."""
-        raw = _decoded(_last_line(text), source, "a secret key")
-        if len(raw) != _SECRET_SIZE or raw[:2] != _ALGORITHM or raw[4:6] != _CHECKSUM:
-            raise MisuseError(f"{source} is no secret key of minisign.")
-        if raw[2:4] != _NO_PASSWORD:
-            raise MisuseError(f"{source} has a password; sign with `minisign -Sm BUNDLE/manifest.json -s {source}`.")
-        name, seed, public, checksum = raw[54:62], raw[62:94], raw[94:126], raw[126:]
-        # minisign -W leaves the checksum empty; the halves of the key then have to fit.
-        if any(checksum) and hashlib.blake2b(_ALGORITHM + raw[54:126], digest_size=32).digest() != checksum:
-            raise MisuseError(f"The secret key {source} is damaged: its checksum is wrong.")
-        private = _ed25519().Ed25519PrivateKey.from_private_bytes(seed)
-        if private.public_key().public_bytes_raw() != public:
-            raise MisuseError(f"The secret key {source} is damaged: its halves do not fit.")
-        return cls(name, seed, public)
-
-    @classmethod
-    def new(cls) -> Self:
-        """A random key."""
-        private = _ed25519().Ed25519PrivateKey.generate()
-        return cls(os.urandom(8), private.private_bytes_raw(), private.public_key().public_bytes_raw())
-
-    @property
-    def public_key(self) -> PublicKey:
-        """The other half."""
-        return PublicKey(self.name, self.public)
-
-    def to_text(self) -> str:
-        """The file."""
-        body = self.name + self.seed + self.public
-        checksum = hashlib.blake2b(_ALGORITHM + body, digest_size=32).digest()
-        raw = _ALGORITHM + _NO_PASSWORD + _CHECKSUM + bytes(48) + body + checksum
-        return f"{_UNTRUSTED}minisign secret key\n{base64.b64encode(raw).decode()}\n"
-
-    def sign(self, data: bytes, comment: str) -> str:
-        """A signature file of `data` and of the comment, one line."""
-        private = _ed25519().Ed25519PrivateKey.from_private_bytes(self.seed)
-        signature = private.sign(hashlib.blake2b(data).digest())
-        whole = private.sign(signature + comment.encode())
-        first = base64.b64encode(_PREHASHED + self.name + signature).decode()
-        return (
-            f"{_UNTRUSTED}signature of a Piston bundle's manifest\n{first}\n"
-            f"{_TRUSTED}{comment}\n{base64.b64encode(whole).decode()}\n"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +62,9 @@ class Signer:
         """
         path = self.signature or manifest.with_name(manifest.name + SUFFIX)
         if not path.exists():
-            raise SignatureError(f"There is no signature {path}; sign with `piston sign`, or name it by --signature.")
+            raise SignatureError(
+                f"There is no signature {path}; sign with `minisign -Sm {manifest}`, or name it by --signature."
+            )
         return check_signature(data, read_text(path, "the signature"), self.key, str(path))
 
 

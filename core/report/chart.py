@@ -1,21 +1,20 @@
 """Charts as inline SVG: numbers in, markup out. Colours and fonts are the page's; every chart names itself."""
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from markupsafe import Markup, escape
+
+from piston.core.report.axis import Axis, axis_of
+
 WIDTH, HEIGHT = 720, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 46
-_TICKS = 5
-
-
-class Series(NamedTuple):
-    """A line of a chart; `style` is a class of the page."""
-
-    name: str
-    style: str
-    values: Sequence[float]
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 24, 12, 46
+_ROW, _LABELS = 26, 262  # pixels of a bar's place, and of what stands before the bars
+_VALUES, _LETTER = 130, 6.6  # pixels of what stands behind the bars at least, and of a letter of it
+_CELL, _KEY = 16, 46  # of a heat map: a row, and what stands below
+_MOST_LABELS = 12
+_FAINT = 0.06  # opacity of the smallest value
 
 
 class Chart(NamedTuple):
@@ -25,156 +24,265 @@ class Chart(NamedTuple):
     title: str
     description: str
     x_label: str
-    y_label: str
+    y_label: str = ""
 
 
-class Scale(NamedTuple):
-    """A range of values on the vertical axis."""
+class Curve(NamedTuple):
+    """Points joined in order; `style` is a class of the page, `marks` says whether each point is drawn."""
 
-    low: float
-    high: float
-
-    def y(self, value: float) -> float:
-        """Pixels from the top."""
-        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
+    name: str
+    style: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    marks: bool = True
 
 
-def line_chart(chart: Chart, x_labels: Sequence[str], series: Sequence[Series]) -> str:
-    """Levels over equally wide places."""
-    scale = _scale([value for line in series for value in line.values])
-    marks = [_line(line, scale) for line in series]
-    return _svg(chart, scale, [*marks, *_x_axis(x_labels, chart.x_label)])
+class Series(NamedTuple):
+    """Values at equally wide places."""
+
+    name: str
+    style: str
+    values: Sequence[float]
 
 
-def histogram(chart: Chart, edges: Sequence[str], values: Sequence[float], style: str = "candidate") -> str:
-    """Bars from zero between edges, of which there is one more; every second edge is labelled where it lies."""
-    scale = _scale([0.0, *values])
-    width = _span(len(values))
-    bars = []
-    for index, value in enumerate(values):
-        x, y = _x(index, len(values)) - width / 2, scale.y(value)
-        label = f"{edges[index]} to {edges[index + 1]}"
-        height = scale.y(scale.low) - y
-        bars.append(
-            f'<rect class="bar {style}" x="{x + 1:.1f}" y="{y:.1f}" width="{max(width - 2, 1):.1f}" '
-            f'height="{height:.1f}"><title>{escape(label)}: {value:,g}</title></rect>'
-        )
-    labels = [label if index % 2 == 0 else "" for index, label in enumerate(edges)]
-    return _svg(chart, scale, [*bars, *_x_axis(labels, chart.x_label, first=_LEFT, span=width)])
-
-
-def range_chart(
-    chart: Chart, x_labels: Sequence[str], points: Sequence[tuple[float, float, float]], style: str = "candidate"
-) -> str:
-    """Points (value, low, high) with their intervals."""
-    scale = _scale([end for point in points for end in point])
-    marks = []
-    for index, (label, (value, low, high)) in enumerate(zip(x_labels, points, strict=True)):
-        x = _x(index, len(points))
-        marks.append(
-            f"<g><title>{escape(label)}: {value:g} [{low:g}, {high:g}]</title>"
-            f'<line class="whisker {style}" x1="{x:.1f}" x2="{x:.1f}" '
-            f'y1="{scale.y(low):.1f}" y2="{scale.y(high):.1f}"/>'
-            f'<circle class="point {style}" cx="{x:.1f}" cy="{scale.y(value):.1f}" r="4"/></g>'
-        )
-    return _svg(chart, scale, [*marks, *_x_axis(x_labels, chart.x_label)])
-
-
-class Dot(NamedTuple):
-    """A point of a scatter chart and what it is."""
+class Point(NamedTuple):
+    """A point with what it is; `low` and `high` are ends of its interval."""
 
     x: float
     y: float
     label: str
     style: str = "candidate"
+    low: float | None = None
+    high: float | None = None
 
 
-def scatter(chart: Chart, dots: Sequence[Dot]) -> str:
+class Bar(NamedTuple):
+    """A value with its interval, on a row of its own."""
+
+    name: str
+    style: str
+    value: float
+    low: float | None
+    high: float | None
+    text: str
+
+
+class Cell(NamedTuple):
+    """A value at a row and a column of a heat map."""
+
+    row: str
+    column: str
+    value: float
+    label: str
+    is_framed: bool = False
+
+
+def curves(chart: Chart, lines: Sequence[Curve], *, log_x: bool = False, log_y: bool = False) -> Markup:
+    """Lines over a numeric axis; y starts at zero unless it goes by decades."""
+    x = _across([value for line in lines for value in line.xs], is_log=log_x)
+    ys = [value for line in lines for value in line.ys]
+    y = _upright(ys if log_y else [0.0, *ys], is_log=log_y)
+    marks = [mark for line in lines for mark in _curve(line, x, y)]
+    return _plot(chart, y, [*_numbers(x, HEIGHT), *marks])
+
+
+def scatter(chart: Chart, points: Sequence[Point]) -> Markup:
     """Points on two scales."""
-    scale, across = _scale([dot.y for dot in dots]), _scale([dot.x for dot in dots])
+    x, y = _across([point.x for point in points]), _upright([point.y for point in points])
+    return _plot(chart, y, [*_numbers(x, HEIGHT), *(_point(point, x.at(point.x), y, 5) for point in points)])
 
-    def x_of(value: float) -> float:
-        return _LEFT + (value - across.low) / (across.high - across.low) * (WIDTH - _LEFT - _RIGHT)
 
+def steps(chart: Chart, labels: Sequence[str], series: Sequence[Series]) -> Markup:
+    """Levels over equally wide places."""
+    y = _upright([value for line in series for value in line.values])
+    places = _places(len(labels))
+    half = (places[1] - places[0]) / 2 if len(places) > 1 else (WIDTH - _LEFT - _RIGHT) / 2
+    marks = []
+    for line in series:
+        levels = (
+            f"{place - half:.1f} {y.at(value):.1f}H{place + half:.1f}"
+            for place, value in zip(places, line.values, strict=True)
+        )
+        marks.append(
+            f'<path class="line {line.style}" d="M{"L".join(levels)}"><title>{escape(line.name)}</title></path>'
+        )
+    return _plot(chart, y, [*marks, *_texts(zip(places, labels, strict=True))])
+
+
+def ranges(chart: Chart, points: Sequence[Point]) -> Markup:
+    """Points with intervals over equally wide places, each named below; `x` of a point is not looked at."""
+    y = _upright([end for point in points for end in (point.y, point.low, point.high) if end is not None])
+    places = _places(len(points))
+    marks = [_point(point, place, y, 4) for place, point in zip(places, points, strict=True)]
+    return _plot(chart, y, [*marks, *_texts((place, point.label) for place, point in zip(places, points, strict=True))])
+
+
+def histogram(chart: Chart, edges: Sequence[str], values: Sequence[float], style: str = "candidate") -> Markup:
+    """Bars from zero between edges, of which there is one more; every second edge is labelled where it lies."""
+    y = _upright([0.0, *values])
+    width = (WIDTH - _LEFT - _RIGHT) / max(len(values), 1)
     marks = [
-        f'<circle class="point {dot.style}" cx="{x_of(dot.x):.1f}" cy="{scale.y(dot.y):.1f}" r="5">'
-        f"<title>{escape(dot.label)}</title></circle>"
-        for dot in dots
+        _box(
+            f"bar {style}",
+            (_LEFT + index * width + 1, y.at(value), max(width - 2, 1), y.at(0.0) - y.at(value)),
+            f"{edges[index]} to {edges[index + 1]}: {value:,g}",
+        )
+        for index, value in enumerate(values)
     ]
-    places = ticks(across.low, across.high)
-    texts = [
-        f'<text class="tick" x="{x_of(tick):.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{tick:,.6g}</text>'
-        for tick in places
+    labels = [(_LEFT + index * width, label) for index, label in enumerate(edges) if index % 2 == 0]
+    return _plot(chart, y, [*marks, *_texts(labels)])
+
+
+def bars(chart: Chart, rows: Sequence[Bar], reference: float | None = None) -> Markup:
+    """Horizontal bars from zero with whiskers, and a line at `reference`."""
+    height = _TOP + _BOTTOM + _ROW * len(rows)
+    ends = [0.0, *(value for row in rows for value in (row.value, row.high or row.value))]
+    last = WIDTH - max([_VALUES, *(_LETTER * len(row.text) for row in rows)])
+    x = axis_of(ends if reference is None else [*ends, reference], _LABELS, last, is_log=False)
+    at = x.at(0.0 if reference is None else reference)
+    marks = [mark for index, row in enumerate(rows) for mark in _bar(row, x, _TOP + _ROW * (index + 0.5), at)]
+    if reference is not None:
+        marks.append(f'<line class="reference-line" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
+    return _svg(chart, height, [*_numbers(x, height), *_label(chart.x_label, (x.first + x.last) / 2, height), *marks])
+
+
+def heat_map(chart: Chart, cells: Sequence[Cell], framed: str) -> Markup:
+    """Rows and columns in the order of the cells; darker is more, by the logarithm. `framed` says what frames mean."""
+    rows, columns = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("row", "column"))
+    left, top = 48, 34
+    width = (WIDTH - left) / max(len(columns), 1)
+    values = [cell.value for cell in cells if cell.value > 0]
+    low, high = (min(values), max(values)) if values else (1.0, 1.0)
+    marks = [_text(left + (index + 0.5) * width, top - 8, name, "middle") for index, name in enumerate(columns)]
+    marks += [_text(left - 8, top + (index + 0.75) * _CELL, name, "end") for index, name in enumerate(rows)]
+    for cell in cells:
+        x, y = left + columns.index(cell.column) * width, top + rows.index(cell.row) * _CELL
+        place = (x + 1, y + 1, width - 2, _CELL - 2)
+        marks.append(_box("cell", place, cell.label, _strength(cell.value, low, high)))
+        marks += [_box("kept", place)] if cell.is_framed else []
+    y, num = top + _CELL * len(rows) + 14, 24
+    marks += [
+        _box(
+            "cell", (left + 8 * step, y, 8, 10), opacity=_strength(low * (high / low) ** (step / (num - 1)), low, high)
+        )
+        for step in range(num)
     ]
-    return _svg(chart, scale, [*marks, *texts, *_x_axis([], chart.x_label)])
+    right = left + 8 * num
+    marks += [_text(left, y + 24, f"{low:.2g}", "start"), _text(right, y + 24, f"{high:.2g}", "end")]
+    marks += [_box("kept", (right + 24, y, 24, 10)), _text(right + 56, y + 9, framed, "start")]
+    return _svg(chart, top + _CELL * len(rows) + _KEY, marks)
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, some five of them."""
-    raw = (high - low) / (_TICKS - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [index * step for index in range(first, last + 1)]
+def _across(values: Sequence[float], *, is_log: bool = False) -> Axis:
+    return axis_of(values, _LEFT, WIDTH - _RIGHT, is_log=is_log)
 
 
-def _scale(values: Sequence[float]) -> Scale:
-    low, high = min(values), max(values)
-    if high - low <= 1e-9 * max(abs(high), 1e-300):
-        low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
-    found = ticks(low, high)
-    return Scale(found[0], found[-1])
+def _upright(values: Sequence[float], *, is_log: bool = False) -> Axis:
+    return axis_of(values, HEIGHT - _BOTTOM, _TOP, is_log=is_log)
 
 
-def _svg(chart: Chart, scale: Scale, marks: Sequence[str]) -> str:
-    names = f"{chart.name}-title {chart.name}-description"
+def _places(count: int) -> list[float]:
+    """The middles of equally wide places."""
+    return [_LEFT + (index + 0.5) * (WIDTH - _LEFT - _RIGHT) / count for index in range(count)]
+
+
+def _plot(chart: Chart, y: Axis, marks: Sequence[str]) -> Markup:
+    """Marks before a grid, with both labels."""
     grid = [
-        f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{scale.y(tick):.1f}" y2="{scale.y(tick):.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 8}" y="{scale.y(tick) + 4:.1f}" text-anchor="end">{tick:,.6g}</text>'
-        for tick in ticks(scale.low, scale.high)
+        f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y.at(tick):.1f}" y2="{y.at(tick):.1f}"/>'
+        f"{_text(_LEFT - 8, y.at(tick) + 4, f'{tick:,.6g}', 'end')}"
+        for tick in y.ticks()
     ]
-    middle = (HEIGHT - _BOTTOM + _TOP) / 2
-    label = f'<text class="label" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
-    return "\n".join(
-        [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{names}">',
-            f'<title id="{chart.name}-title">{escape(chart.title)}</title>',
-            f'<desc id="{chart.name}-description">{escape(chart.description)}</desc>',
-            *grid,
-            f"{label}{escape(chart.y_label)}</text>",
-            *marks,
-            "</svg>",
-        ]
-    )
+    turned = f'<text class="label" transform="translate(14 {(HEIGHT - _BOTTOM + _TOP) / 2}) rotate(-90)"'
+    label = f'{turned} text-anchor="middle">{escape(chart.y_label)}</text>'
+    return _svg(chart, HEIGHT, [*grid, label, *_label(chart.x_label, (WIDTH - _RIGHT + _LEFT) / 2, HEIGHT), *marks])
 
 
-def _x_axis(labels: Sequence[str], title: str, first: float | None = None, span: float | None = None) -> list[str]:
-    """Labels at the middle of equal places, or from `first` on every `span` pixels; some are left out if many."""
-    every = max(1, -(-sum(map(bool, labels)) // 12))
-    span = _span(len(labels)) if span is None else span
-    first = _x(0, len(labels)) if first is None else first
-    places = [(first + index * span, label) for index, label in enumerate(labels) if label]
-    texts = [
-        f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{escape(label)}</text>'
-        for x, label in places[::every]
+def _svg(chart: Chart, height: float, marks: Iterable[str]) -> Markup:
+    names = f"{chart.name}-title {chart.name}-description"
+    lines = [
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="{names}">',
+        f'<title id="{chart.name}-title">{escape(chart.title)}</title>',
+        f'<desc id="{chart.name}-description">{escape(chart.description)}</desc>',
+        *marks,
+        "</svg>",
     ]
-    middle = (WIDTH - _RIGHT + _LEFT) / 2
-    return [*texts, f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(title)}</text>']
+    return Markup("\n".join(lines))  # noqa: S704 - every text in it is escaped where it is written
 
 
-def _line(line: Series, scale: Scale) -> str:
-    count, half = len(line.values), _span(len(line.values)) / 2
-    levels = [
-        f"{_x(index, count) - half:.1f} {scale.y(value):.1f}H{_x(index, count) + half:.1f}"
-        for index, value in enumerate(line.values)
+def _text(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _label(text: str, middle: float, height: float) -> list[str]:
+    return [_text(middle, height - 6, text, "middle", "label")]
+
+
+def _texts(places: Iterable[tuple[float, str]]) -> list[str]:
+    """Texts below the plot; some are left out where they are many."""
+    shown = [(x, label) for x, label in places if label]
+    every = max(1, -(-len(shown) // _MOST_LABELS))
+    return [_text(x, HEIGHT - _BOTTOM + 18, label, "middle") for x, label in shown[::every]]
+
+
+def _numbers(x: Axis, height: float) -> list[str]:
+    """The ticks of a horizontal axis, with lines."""
+    return [
+        f"{_text(x.at(tick), height - _BOTTOM + 18, f'{tick:,.6g}', 'middle')}"
+        f'<line class="grid" x1="{x.at(tick):.1f}" x2="{x.at(tick):.1f}" y1="{_TOP}" y2="{height - _BOTTOM:g}"/>'
+        for tick in x.ticks()
     ]
-    return f'<path class="line {line.style}" d="M{"L".join(levels)}"><title>{escape(line.name)}</title></path>'
 
 
-def _span(count: int) -> float:
-    return (WIDTH - _LEFT - _RIGHT) / max(count, 1)
+def _box(style: str, place: tuple[float, float, float, float], title: str = "", opacity: float | None = None) -> str:
+    """A rectangle at (x, y, width, height)."""
+    x, y, width, height = place
+    fill = "" if opacity is None else f' fill-opacity="{opacity:.3f}"'
+    box = f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"{fill}'
+    return f"{box}><title>{escape(title)}</title></rect>" if title else f"{box}/>"
 
 
-def _x(index: int, count: int) -> float:
-    return _LEFT + (index + 0.5) * _span(count)
+def _point(point: Point, x: float, y: Axis, radius: int) -> str:
+    whisker = ""
+    title = point.label
+    if point.low is not None and point.high is not None:
+        ends = f'y1="{y.at(point.low):.1f}" y2="{y.at(point.high):.1f}"'
+        whisker = f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" {ends}/>'
+        title = f"{point.label}: {point.y:g} [{point.low:g}, {point.high:g}]"
+    circle = f'<circle class="point {point.style}" cx="{x:.1f}" cy="{y.at(point.y):.1f}" r="{radius}"/>'
+    return f"<g><title>{escape(title)}</title>{whisker}{circle}</g>"
+
+
+def _curve(line: Curve, x: Axis, y: Axis) -> list[str]:
+    points = [(x.at(a), y.at(b)) for a, b in zip(line.xs, line.ys, strict=True)]
+    path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+    joined = f'<path class="line {line.style}" d="M{path}"><title>{escape(line.name)}</title></path>'
+    dots = [
+        _point(Point(a, b, f"{line.name}: {a:,.6g}, {b:,.4g}", line.style), x.at(a), y, 4)
+        for a, b in zip(line.xs, line.ys, strict=True)
+    ]
+    return [joined, *dots] if line.marks else [joined]
+
+
+def _bar(row: Bar, x: Axis, middle: float, clear: float) -> list[str]:
+    """A bar with its whisker; the text stands right of both and of `clear`."""
+    start, end = x.at(0.0), x.at(row.value)
+    place = (start, middle - 8, max(end - start, 1), 16)
+    marks = [
+        _text(_LABELS - 8, middle + 4, row.name, "end"),
+        _box(f"bar {row.style}", place, f"{row.name}: {row.text}"),
+    ]
+    right = end
+    if row.low is not None and row.high is not None:
+        low, right = x.at(row.low), max(x.at(row.high), end)
+        marks.append(
+            f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{x.at(row.high):.1f}'
+            f'M{low:.1f} {middle - 5:.1f}v10M{x.at(row.high):.1f} {middle - 5:.1f}v10"/>'
+        )
+    return [*marks, _text(max(right, clear) + 6, middle + 4, row.text, "start", "tick value")]
+
+
+def _strength(value: float, low: float, high: float) -> float:
+    """Opacity by the logarithm of a value."""
+    share = math.log(value / low) / math.log(high / low) if value > 0 and high > low else 0.0
+    return _FAINT + (1 - _FAINT) * share

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.engines.options import CANONICAL, BuildOptions
+from piston.engines.options import BuildOptions
 from piston.runtime.kernels import TARGET, require
 
 
@@ -80,17 +81,17 @@ def _build_plain(
 ) -> EngineSpec:
     from piston.engines.equivalence.answers import prove, reference_of
     from piston.engines.equivalence.packed_products import prove_kernels
+    from piston.engines.linear_work import check_int8
     from piston.engines.ort.cpu_graph import build_ort, describe
-    from piston.engines.required import check_int8
 
     int8_head = asked["lm_head"] == "int8"
     with progress.phase(f"lowering for {target}"):
-        built = build_ort(source / CANONICAL, work / target, asked["max_length"], int8_head=int8_head)
+        built = build_ort(source / GRAPH, work / target, asked["max_length"], int8_head=int8_head)
     if asked["require_int8"] is not None:
         check_int8(built.work, asked["require_int8"])
     with (
         progress.phase("proving it equal to the canonical graph"),
-        reference_of(source / CANONICAL, model, work, int8_head=int8_head) as path,
+        reference_of(source / GRAPH, model, work, int8_head=int8_head) as path,
     ):
         kernels = prove_kernels(built.path)
         cache = model.cache.with_dtype(built.cache_type)

@@ -8,12 +8,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import StateType
 from piston.engines.linear_work import ARITHMETIC, LinearWork, linear_work
 from piston.engines.lowering import Lowered, lower_for_ort_cpu
 from piston.runtime.backends.ort_cpu import translated
 
-MODEL_NAME, DATA_NAME = "model.onnx", "model.onnx.data"
 EXTERNAL_FROM = 1024  # bytes: what is smaller stays in the graph
 
 
@@ -51,16 +51,16 @@ def build_ort(canonical: Path, engine_dir: Path, max_length: int, *, int8_head: 
     lowered = lower_for_ort_cpu(model, max_length, int8_head=int8_head)
     lowered_dir = engine_dir / "lowered"
     lowered_dir.mkdir(parents=True)
-    ir.save(model, lowered_dir / MODEL_NAME, external_data=DATA_NAME)
-    path = engine_dir / MODEL_NAME
-    version = save_optimized(lowered_dir / MODEL_NAME, path)
+    ir.save(model, lowered_dir / GRAPH, external_data=GRAPH_DATA)
+    path = engine_dir / GRAPH
+    version = save_optimized(lowered_dir / GRAPH, path)
     shutil.rmtree(lowered_dir)
     return OrtBuild(
         path=path,
         lowered=lowered,
         operators=count_operators(path),
         work=linear_work(ir.load(path).graph),
-        weights_bytes=(engine_dir / DATA_NAME).stat().st_size,
+        weights_bytes=(engine_dir / GRAPH_DATA).stat().st_size,
         onnxruntime=version,
     )
 
@@ -79,7 +79,7 @@ def save_optimized(source: Path, goal: Path) -> str:
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.optimized_model_filepath = str(goal)
     prefix = "session.optimized_model_external_initializers"
-    settings.add_session_config_entry(f"{prefix}_file_name", DATA_NAME)
+    settings.add_session_config_entry(f"{prefix}_file_name", GRAPH_DATA)
     settings.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(EXTERNAL_FROM))
     settings.add_session_config_entry("session.disable_prepacking", "1")  # it would copy every weight, for nothing
     with translated(f"optimizing {source}"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.errors import EngineError
 from piston.engines.lowering.kernels.attention import KernelAttentionPass
 from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGatedBlocksPass
@@ -12,7 +13,7 @@ from piston.engines.lowering.kernels.copies import KernelCopiesPass
 from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelLinearPass
 from piston.engines.lowering.kernels.norm import KernelNormPass
 from piston.engines.lowering.kernels.table import KernelTablePass
-from piston.engines.ort.cpu_graph import DATA_NAME, EXTERNAL_FROM, MODEL_NAME
+from piston.engines.ort.cpu_graph import EXTERNAL_FROM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,8 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
     if not any(each.fused for each in passes):
         raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")
     engine_dir.mkdir(parents=True)
-    path = engine_dir / MODEL_NAME
-    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=EXTERNAL_FROM)
+    path = engine_dir / GRAPH
+    ir.save(model, path, external_data=GRAPH_DATA, size_threshold_bytes=EXTERNAL_FROM)
     return KernelBuild(
         path=path,
         attention=attention.fused,
@@ -53,5 +54,5 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
         norms=norms.fused,
         blocks=blocks.fused,
         tables=tables.fused,
-        weights_bytes=(engine_dir / DATA_NAME).stat().st_size,
+        weights_bytes=(engine_dir / GRAPH_DATA).stat().st_size,
     )

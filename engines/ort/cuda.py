@@ -8,19 +8,16 @@ from typing import Any
 
 import onnx_ir as ir
 
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import StateType
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
 from piston.engines.equivalence.answers import prove, reference_of
 from piston.engines.equivalence.half_precision import prove_narrow
 from piston.engines.equivalence.same_graph import check_same
-from piston.engines.linear_work import ARITHMETIC, linear_work
+from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
 from piston.engines.lowering.ort_cuda import lower_for_ort_cuda
-from piston.engines.options import CANONICAL
 from piston.engines.ort.cuda_target import DTYPE
-from piston.engines.required import check_int8
-
-DATA = "model.onnx.data"
 
 
 def build(
@@ -42,16 +39,16 @@ def build(
     cache = model.cache.with_dtype(DTYPE)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         with progress.phase(f"lowering for {target}"):
-            counts = _write(source / CANONICAL, engine_dir, length, DTYPE)
-            _write(source / CANONICAL, Path(scratch), length, "float32")
-        path, twin = engine_dir / CANONICAL, Path(scratch) / CANONICAL
+            counts = _write(source / GRAPH, engine_dir, length, DTYPE)
+            _write(source / GRAPH, Path(scratch), length, "float32")
+        path, twin = engine_dir / GRAPH, Path(scratch) / GRAPH
         graph = ir.load(path).graph
         mix = linear_work(graph)
         if asked["require_int8"] is not None:
             check_int8(mix, asked["require_int8"])
         with (
             progress.phase("proving it equal to the canonical graph"),
-            reference_of(source / CANONICAL, model, Path(scratch)) as reference,
+            reference_of(source / GRAPH, model, Path(scratch)) as reference,
         ):
             proof = prove(reference, twin, wide, max_length=length, windows=_windows(graph))
             check_same(twin, path)
@@ -64,7 +61,7 @@ def build(
         **counts,
         "linears": {name: mix.share(name) for name in ARITHMETIC},
         "lm_head": next(iter(mix.head), "unknown"),
-        "weights_bytes": (engine_dir / DATA).stat().st_size,
+        "weights_bytes": (engine_dir / GRAPH_DATA).stat().st_size,
         "proof": dataclasses.asdict(proof),
         "proof_narrow": dataclasses.asdict(narrow),
         "run_on_gpu": False,
@@ -77,7 +74,7 @@ def build(
 def _write(canonical: Path, out: Path, max_length: int, dtype: StateType) -> dict[str, int]:
     model = ir.load(canonical)
     counts = lower_for_ort_cuda(model, max_length, dtype)
-    ir.save(model, out / CANONICAL, external_data=DATA)
+    ir.save(model, out / GRAPH, external_data=GRAPH_DATA)
     return counts
 
 

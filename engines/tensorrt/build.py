@@ -10,16 +10,16 @@ from typing import Any
 
 import onnx_ir as ir
 
+from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import CacheSpec, StateType
 from piston.core.bundle.manifest import EngineSpec, Manifest, sha256_of
 from piston.core.bundle.plan_header import PlanHeader
 from piston.core.console import Progress
 from piston.engines.equivalence.answers import reference_of
 from piston.engines.equivalence.same_graph import check_same
-from piston.engines.linear_work import ARITHMETIC, LinearWork
+from piston.engines.linear_work import ARITHMETIC, LinearWork, check_int8
 from piston.engines.lowering.downcast import Float16RangeError
 from piston.engines.lowering.window_mask import window_of
-from piston.engines.required import check_int8
 from piston.engines.tensorrt.allowed import check_file
 from piston.engines.tensorrt.compile import Compiled, compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
@@ -29,7 +29,7 @@ from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes, lower_for_tensorr
 from piston.engines.tensorrt.profiles import profiles_of
 from piston.engines.tensorrt.target import AUTO, Target
 
-CANONICAL, LOWERED, PLAN = "model.onnx", "model.onnx", "engine.plan"
+PLAN = "engine.plan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ def _build(  # noqa: PLR0913, PLR0917 - as build_tensorrt
     engine_dir = work / target.directory
     with tempfile.TemporaryDirectory(dir=work, prefix="lowered.") as scratch:
         with progress.phase(f"lowering for {target.text}"):
-            lowered = write_lowered(source / CANONICAL, model, Path(scratch), {**asked, "dtype": dtype})
+            lowered = write_lowered(source / GRAPH, model, Path(scratch), {**asked, "dtype": dtype})
         graph = ir.load(lowered.path).graph
         mix = precision_of(graph, asked)
         with (
             progress.phase("proving it equal to the canonical graph"),
-            reference_of(source / CANONICAL, model, Path(scratch)) as reference,
+            reference_of(source / GRAPH, model, Path(scratch)) as reference,
         ):
             proofs = prove_file(write_exposed(reference, Path(scratch) / "exposed"), model, lowered)
         profiles = profiles_of(graph, lowered.sizes)
@@ -111,7 +111,7 @@ def _build(  # noqa: PLR0913, PLR0917 - as build_tensorrt
             "linears": {name: mix.share(name) for name in ARITHMETIC},
             "lm_head": next(iter(mix.head), "unknown"),
             "operators": _operators(graph),
-            "weights_bytes": lowered.path.with_name(f"{LOWERED}.data").stat().st_size,
+            "weights_bytes": lowered.path.with_name(GRAPH_DATA).stat().st_size,
             "plan_bytes": compiled.plan_bytes,
             "layers": compiled.layers,
             "proof": proofs[-1],
@@ -138,8 +138,8 @@ def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[st
         lower_for_tensorrt(graph, sizes, kind)
         check_file(graph.graph)
         (out / name).mkdir()
-        ir.save(graph, out / name / LOWERED, external_data=f"{LOWERED}.data")
-        paths.append(out / name / LOWERED)
+        ir.save(graph, out / name / GRAPH, external_data=GRAPH_DATA)
+        paths.append(out / name / GRAPH)
     return LoweredFile(paths[0], paths[1], cache, sizes, window)
 
 

@@ -4,7 +4,6 @@ TensorRT-RTX 1.7.1 without a GPU: what it ignores is refused rather than ignored
 the build rather than after it.
 """
 
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,8 +14,6 @@ from piston.engines.tensorrt.target import Target
 HardwareCompatible = Literal["ampere+", "same"]
 HARDWARE_COMPATIBLE: tuple[HardwareCompatible, ...] = get_args(HardwareCompatible)
 HIGHEST_LEVEL = 5
-_SIZE = re.compile(r"(\d+)\s*(MiB|GiB)")
-_UNITS = {"MiB": 2**20, "GiB": 2**30}
 
 # Option -> why TensorRT-RTX has not got it.
 _RTX_LACKS = {
@@ -62,11 +59,3 @@ class CompilerOptions:
     def to_json(self) -> dict[str, Any]:
         """What the manifest records: no path, which is no property of the engine."""
         return {name: value for name, value in asdict(self).items() if name in self.given and name != "timing_cache"}
-
-
-def parse_size(text: str) -> int:
-    """Read `512 MiB` or `2GiB`; raises MisuseError."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match or not int(match[1]):
-        raise MisuseError(f"Cannot read --workspace {text!r}: write a size such as 512MiB or 2GiB.")
-    return int(match[1]) * _UNITS[match[2]]

@@ -1,7 +1,6 @@
 import dataclasses
 import re
 
-import numpy as np
 import pytest
 from benched import OPTIONS, contender, opener, ticking
 from page_outline import Outline
@@ -9,7 +8,7 @@ from page_outline import Outline
 from piston.bench.baseline import Reference
 from piston.bench.figures import style_of
 from piston.bench.fingerprint import take_fingerprint
-from piston.bench.gate import judge, parse_gate
+from piston.bench.gate import FIGURES, judge
 from piston.bench.limits import Limits
 from piston.bench.markdown import markdown_of
 from piston.bench.measure import measure
@@ -19,7 +18,7 @@ from piston.bench.ratios import ratios_of
 from piston.bench.report import Baseline, Report
 from piston.bench.workload import Setting, Work
 from piston.core.console import Progress
-from piston.core.report.plot import Axis
+from piston.core.gates import parse_gate
 
 HOSTILE = "<script>alert('&')</script>"
 LIMITS = Limits(read_bytes_per_s=3e10, float_ops_per_s=2e11, int8_ops_per_s=2e12, how="by hand")
@@ -52,7 +51,7 @@ def report():
         piston="1",
         date="today",
     )
-    gates = [parse_gate(text) for text in ("tpot>1ms", "ttft>9s", "tpot>5%")]
+    gates = [parse_gate(text, FIGURES) for text in ("tpot<=1ms", "ttft<=9s", "tpot<=105%")]
     return dataclasses.replace(report, gates=judge(gates, report, Reference(path="", earlier=report), 0.05))
 
 
@@ -107,28 +106,12 @@ def test_marks_lie_within_the_plot(page):
             assert max(numbers) <= 720
 
 
-def test_both_themes_define_every_colour(page):
-    light, dark = re.findall(r":root\{(.*?)\}", page, flags=re.DOTALL)
-    names = [set(re.findall(r"--\w+(?=:)", theme)) for theme in (light, dark)]
-    assert names[0] == names[1]
-    assert set(re.findall(r"var\((--\w+)\)", page)) <= names[0]
+def test_gates_tell_met_from_not_met_without_colour(page):
+    assert "✗ not met: batch 1, prompt 8, 6 tokens: tpot&lt;=1ms" in page
+    assert "✓ met: batch 1, prompt 8, 6 tokens: ttft&lt;=9s" in page
+    assert "false alarms: " in page
 
 
 def test_fourteen_systems_have_lines_of_their_own(page):
     looks = [re.search(rf"\.line\.{style_of(index)}{{([^}}]*)}}", page).group(1) for index in range(14)]
     assert len(set(looks)) == len(looks)
-
-
-def test_gates_tell_met_from_not_met_without_colour(page):
-    assert "✗ not met: batch 1, prompt 8, 6 tokens: tpot&gt;1ms" in page
-    assert "✓ met: batch 1, prompt 8, 6 tokens: ttft&gt;9s" in page
-    assert "false alarms: " in page
-
-
-@pytest.mark.parametrize("is_log", [True, False])
-def test_an_axis_lays_its_ends_at_its_ends_and_keeps_what_is_outside_within(is_log):
-    axis = Axis(1.0, 1000.0, 60, 700, is_log=is_log)
-    assert [axis.at(value) for value in (1, 1000, 0.001, 1e9)] == pytest.approx([60, 700, 60, 700])
-    assert axis.at(10) == pytest.approx(60 + 640 / 3 if is_log else 60 + 640 * 9 / 999)
-    assert 2 <= len(axis.ticks()) <= 12
-    assert all(np.diff(axis.ticks()) > 0)

@@ -12,7 +12,7 @@ from piston.calibration.data.rows import RowOptions
 from piston.calibration.recipe import Recipe
 from piston.export import ExportOptions, export_model
 
-ANY = CheckOptions(bounds=("kl=100",))  # noise is read, by a model of noise
+ANY = CheckOptions(bounds=("kl<=100",))  # noise is read, by a model of noise
 ROWS = RowOptions(num_rows=4, seq_len=16)
 WIDTH, INNER, KEYS, LAYERS = 256, 512, 128, 2
 TABLES = {"embedding": "int8", "head": "int8"}

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from piston.core.schema import ShapeError, dotted, shaped
+from piston.core.schema import ShapeError, dotted, shaped, to_plain
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,11 @@ def test_a_choice_is_not_met_by_an_equal_value_of_another_type():
 
 def test_paths_are_written_as_in_code():
     assert dotted(("engines", 0, "cache", "dtype")) == "engines[0].cache.dtype"
+
+
+def test_plain_values_become_the_same_dataclasses_again():
+    value = Outer(1.0, (Inner(2),), {"x": Inner(3, "b")}, (1, 2), is_on=True)
+    plain = to_plain(value)
+    assert plain["inner"] == [{"size": 2, "kind": "a"}]
+    assert plain["free"] == [1, 2]
+    assert to_plain(shaped(Outer, plain)) == plain

@@ -134,9 +134,10 @@ def test_the_steps_for_gitlab_do_the_same_and_find_all_of_it_cached(tree, made):
     assert all(check_products(tree).values())
 
 
+@pytest.mark.skipif(shutil.which("minisign") is None, reason="minisign is not installed")
 def test_a_key_among_the_secrets_signs_the_bundle(tree, made):
     keys = tree / "k"
-    subprocess.run(["bash", "-c", f"bin/piston sign --new-key {keys}"], cwd=tree, check=True, capture_output=True)
+    subprocess.run(["minisign", "-GW", "-p", f"{keys}.pub", "-s", f"{keys}.key"], check=True, capture_output=True)
     run_steps("github", tree, SIGNING_KEY=keys.with_suffix(".key").read_text())
     words = ["bin/piston", "verify", "bundles/smollm2-int8", "--public-key", f"{keys}.pub", "--quiet"]
     subprocess.run(words, cwd=tree, check=True, capture_output=True)

@@ -122,10 +122,10 @@ def test_layers_left_in_float_are_named_and_counted(model_dir, tmp_path):
     assert got["linears"]["int8"] == 1 - got["linears"]["float"]
 
 
-@pytest.mark.parametrize(("required", "is_met"), [("90%", False), ("0.85", True)])
+@pytest.mark.parametrize(("required", "is_met"), [("int8>=90%", False), ("int8>=0.85", True)])
 def test_a_share_that_is_missed_fails_and_leaves_nothing(model_dir, tmp_path, capsys, required, is_met):
     source = quantize_model_dir(model_dir, tmp_path / "model", "w8a8", keep=["layers.1.mlp.down_proj"])
-    arguments = ["build", str(source), "-o", str(tmp_path / "bundle"), "--quiet", "--require-int8", required]
+    arguments = ["build", str(source), "-o", str(tmp_path / "bundle"), "--quiet", "--require", required]
     assert main(arguments) == (0 if is_met else 1)
     out, err = capsys.readouterr()
     assert (tmp_path / "bundle").exists() == is_met
@@ -144,11 +144,11 @@ def test_weights_alone_are_no_int8(model_dirs, tmp_path):
         build(model_dirs["w8"], tmp_path / "bundle", require_int8=0.01)
 
 
-@pytest.mark.parametrize("share", ["95", "0%", "-1", "nan", "lots", "", "101%", "1e-1"])
+@pytest.mark.parametrize("share", ["95", "0%", "-1", "nan", "lots", "", "101%"])
 def test_a_share_that_makes_no_sense_is_misuse(model_dirs, tmp_path, capsys, share):
     arguments = ["build", str(model_dirs["w8a8"]), "-o", str(tmp_path / "bundle"), f"--require-int8={share}"]
     assert main(arguments) == 2
-    assert capsys.readouterr().err.startswith(f"error: Cannot read --require-int8 {share!r}")
+    assert f"int8>={share}" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("options", [{"require_int8": 95}, {"require_int8": 0}, {"lm_head": "int4"}])

@@ -146,24 +146,33 @@ def test_max_tokens_cuts_the_text(json_of):
 
 
 def test_gates_that_are_met_exit_with_zero_and_say_nothing(two):
-    status, _, err = two("--fail-on", "top1<1%", "--fail-on", "ppl>900%", "--quiet")
+    status, _, err = two("--require", "top1>=1%", "--require", "ppl<=900%", "--quiet")
     assert (status, err) == (0, "")
 
 
 def test_each_gate_that_is_not_met_is_one_line_and_exit_one(two):
-    status, _, err = two("--fail-on", "kl>0.001", "--fail-on", "ppl>900%", "--fail-on", "top1<100%", "--quiet")
+    status, _, err = two("--require", "kl<=0.001", "--require", "ppl<=900%", "--require", "top1>=100%", "--quiet")
     assert status == 1
     first, second = err.splitlines()
-    assert first.startswith("gate not met: kl>0.001: mean KL divergence is ")
-    assert second.startswith("gate not met: top1<100%: top-1 agreement is ")
+    assert first.startswith("gate not met: kl<=0.001: mean KL divergence is ")
+    assert second.startswith("gate not met: top1>=100%: top-1 agreement is ")
+
+
+def test_an_older_spelling_of_a_gate_judges_as_it_did_and_says_how_it_is_written_now(two):
+    status, _, err = two("--fail-on", "kl>0.001", "--fail-on", "top1<1%", "--quiet")
+    assert status == 1
+    note, missed = err.splitlines()
+    assert "--fail-on 'kl>0.001' is now --require 'kl<=0.001'" in note
+    assert "--fail-on 'top1<1%' is now --require 'top1>=1%'" in note
+    assert missed.startswith("gate not met: kl<=0.001: ")
 
 
 def test_gates_are_in_the_json(json_of):
-    status, found = json_of("--fail-on", "ppl>1", "--fail-on", "bpb>99")
+    status, found = json_of("--require", "ppl<=1", "--require", "bpb<=99")
     assert status == 1
     assert [(gate["expression"], gate["is_met"]) for gate in found["gates"]] == [
-        ("ppl>1", False),
-        ("bpb>99", True),
+        ("ppl<=1", False),
+        ("bpb<=99", True),
     ]
 
 
@@ -208,8 +217,8 @@ def test_capacity_is_what_windows_and_answers_take_or_what_is_asked(two, monkeyp
         (("--max-tokens", "31"), "has 31 tokens, fewer than one window of 32"),
         (("--answer-tokens", "-1"), "--answer-tokens is -1"),
         (("--answer-tokens", "90"), "and its answer 90, but the engine holds 96"),
-        (("--fail-on", "speed>3"), "Cannot read --fail-on 'speed>3'"),
-        (("--fail-on", "answers<50%", "--answer-tokens", "0"), "needs answers"),
+        (("--require", "speed<=3"), "Cannot read --require 'speed<=3'"),
+        (("--require", "answers>=50%", "--answer-tokens", "0"), "needs answers"),
         (("--html", "/nowhere/page.html"), "there is no directory /nowhere"),
         (("--html", "."), "is a directory"),
         (("--prompts", "/nowhere/prompts"), "Cannot read /nowhere/prompts"),
@@ -228,8 +237,8 @@ def test_misuse_is_one_line_before_anything_is_loaded(two, words, message):
     ("words", "message"),
     [
         (("--prompts", "p.txt"), "give the other as --reference"),
-        (("--fail-on", "kl>1"), "bounds a comparison; give the other model as --reference"),
-        (("--fail-on", "ppl>2%"), "bounds a comparison"),
+        (("--require", "kl<=1"), "bounds a comparison; give the other model as --reference"),
+        (("--require", "ppl<=2%"), "bounds a comparison"),
     ],
 )
 def test_comparing_without_a_reference_is_misuse(evaluated, bundle, text, words, message):

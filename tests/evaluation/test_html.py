@@ -7,10 +7,10 @@ from evaluated import corpus_of, opened, other_script
 from page_outline import Outline
 from toy_model import VOCAB_SIZE, answering, history_script, ids_of
 
-from piston.core.report.chart import ticks
+from piston.core.gates import parse_gate
 from piston.evaluation.evaluate import EvalOptions, evaluate
-from piston.evaluation.gate import measured, parse_gate
 from piston.evaluation.html import page_of
+from piston.evaluation.metrics import METRICS, measured
 from piston.evaluation.prompts import Prompt
 from piston.evaluation.windows import Windowing
 
@@ -23,7 +23,7 @@ HOSTILE = "<script>alert('&')</script>"
 def report():
     options = EvalOptions(windowing=WINDOWING, prompts=[Prompt(HOSTILE), Prompt("b")], answer_tokens=6)
     report = evaluate(opened(other_script()), opened(history_script()), corpus_of(IDS), options)
-    gates = [parse_gate(text).check(measured(report)) for text in ("kl>1e-9", "ppl>900%")]
+    gates = [parse_gate(text, METRICS).judge(measured(report)) for text in ("kl<=1e-9", "ppl<=900%")]
     return dataclasses.replace(report, gates=tuple(gates))
 
 
@@ -48,11 +48,11 @@ def test_nothing_is_loaded_and_nothing_runs(report):
 def test_text_of_models_and_prompts_is_escaped(report):
     page = page_of(report)
     assert HOSTILE not in page
-    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in page
 
 
 def test_every_chart_is_named_and_described_for_who_cannot_see_it(report):
-    charts = re.findall(r"<svg.*?</svg>", page_of(report), flags=re.DOTALL)
+    charts = re.findall(r'<svg viewBox="0 0 720.*?</svg>', page_of(report), flags=re.DOTALL)
     assert len(charts) == 3
     for chart in charts:
         (svg,) = (attrs for tag, attrs in Outline(chart).tags if tag == "svg")
@@ -79,17 +79,10 @@ def test_the_histogram_counts_every_token(report):
     assert sum(kl.counts) + kl.num_zero == report.data.num_scored
 
 
-def test_both_themes_define_every_colour(report):
-    light, dark = re.findall(r":root\{(.*?)\}", page_of(report), flags=re.DOTALL)
-    names = [set(re.findall(r"--\w+(?=:)", theme)) for theme in (light, dark)]
-    assert names[0] == names[1]
-    assert set(re.findall(r"var\((--\w+)\)", page_of(report))) <= names[0]
-
-
 def test_gates_tell_met_from_not_met_without_colour(report):
     page = page_of(report)
-    assert "✗ not met: kl&gt;1e-9: " in page
-    assert "✓ met: ppl&gt;900%: " in page
+    assert "✗ not met: kl&lt;=1e-9: " in page
+    assert "✓ met: ppl&lt;=900%: " in page
 
 
 def test_the_first_difference_of_two_answers_is_marked():
@@ -120,13 +113,5 @@ def test_thousands_of_windows_are_drawn_in_few_places(alone):
     windows = tuple(dataclasses.replace(alone.windows[0], perplexity=perplexity) for perplexity in [2.0, 8.0] * 1000)
     page = page_of(dataclasses.replace(alone, windows=windows))
     assert "averaged with neighbours" in page
-    (path,) = re.findall(r'<path class="line candidate" d="([^"]*)"', page)
+    (path,) = re.findall(r'<path class="line candidate" d="([^"]*)"><title>', page)
     assert path.count("H") <= 240
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 3.3), (-5, 1e6), (1e-7, 2e-7), (99.2, 100)])
-def test_ticks_are_few_and_cover_the_range(low, high):
-    found = ticks(low, high)
-    assert found[0] <= low + 1e-9 * abs(low)
-    assert found[-1] >= high * (1 - 1e-9)
-    assert 2 <= len(found) <= 7

@@ -33,6 +33,20 @@ def test_what_is_compiled_is_no_input_of_a_stage(code, tmp_path, name):
     assert code() == before
 
 
+def test_how_pages_look_is_an_input_of_the_stage_that_keeps_one_alone(tmp_path, monkeypatch):
+    places = {"piston.core": tmp_path, "piston.core.report": tmp_path / "report"}
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: SimpleNamespace(submodule_search_locations=[places.get(name, tmp_path / "none")]),
+    )
+    (tmp_path / "report").mkdir()
+    verbs = ("export", "calibrate", "build", "verify", "eval")
+    before = {verb: cache_key.code_of.__wrapped__(verb) for verb in verbs}
+    (tmp_path / "report/style.css").write_text("body{}")
+    assert [verb for verb in verbs if cache_key.code_of.__wrapped__(verb) != before[verb]] == ["eval"]
+
+
 @pytest.mark.parametrize("verb", ["export", "calibrate", "build", "verify", "eval"])
 def test_benchmarks_commands_and_the_pipeline_are_no_input_of_a_stage(verb):
     assert {"piston.bench", "piston.cli", "piston.pipeline"}.isdisjoint(cache_key.PACKAGES[verb])

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 
-from piston.pipeline.gates import GateResult
+from piston.core.gates import GateResult
 from piston.pipeline.page import page_of
 from piston.pipeline.render import FILES, junit_of, lines_of, markdown_of, write_reports
 from piston.pipeline.report import EngineReport, LockReport, Report, StageReport
@@ -84,7 +84,7 @@ def test_junit_says_what_failed_in_what_xml_can_hold():
 
 def test_markdown_is_tables_of_gates_and_stages():
     text = "\n".join(markdown_of(REPORT))
-    assert "| `int8 >= 95%` | ✅ | is 1 |" in text
+    assert "| <code>int8 &gt;= 95%</code> | ✅ | is 1 |" in text
     assert "| export | cached (2.0 s) |" in text
     assert all(line.count("|") in {0, 3, 4, 5} for line in text.split("\n"))
 

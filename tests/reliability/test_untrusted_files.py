@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import struct
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from piston.calibration.float_graph import ModelGraph
@@ -19,7 +18,6 @@ from piston.core.schema import ShapeError
 from piston.engines import build
 from piston.pipeline.cache import read_entry, write_record
 from piston.pipeline.lock import Lock
-from piston.pipeline.parameters import Parameters, count_parameters
 from piston.runtime import load
 from piston.runtime.bundle import Bundle
 from piston.runtime.text.tokenizer import Tokenizer
@@ -152,39 +150,6 @@ def test_a_damaged_tokenizer_is_refused_or_still_reads_text(made_bundle, tmp_pat
         return
     ids = tokenizer.encode("hello world")
     assert isinstance(tokenizer.decode(ids), str)
-
-
-def gguf(num_tensors=1, num_keys=1, version=3, dims=(4, 5)):
-    name = b"token_embd.weight"
-    key = struct.pack("<Q", 1) + b"k" + struct.pack("<II", 4, 7)
-    tensor = struct.pack("<Q", len(name)) + name + struct.pack("<I", len(dims))
-    tensor += struct.pack(f"<{len(dims)}Q", *dims) + struct.pack("<IQ", 0, 0)
-    return struct.pack("<4sIQQ", b"GGUF", version, num_tensors, num_keys) + key * num_keys + tensor * num_tensors
-
-
-def test_a_gguf_header_is_counted(tmp_path):
-    (tmp_path / "m.gguf").write_bytes(gguf())
-    assert count_parameters(tmp_path / "m.gguf") == Parameters(20, 20, 0)
-
-
-@soon
-@given(st.binary(max_size=40), st.integers(0, 200))
-def test_any_gguf_header_is_counted_or_not(tmp_path_factory, data, place):
-    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
-    raw = bytearray(gguf())
-    raw[place : place + len(data)] = data
-    path.write_bytes(bytes(raw))
-    found = count_parameters(path)
-    assert found is None or found.total >= 0
-
-
-@soon
-@given(st.binary(max_size=60), st.integers(0, 2**64 - 1))
-@example(b"0", 1)  # JSON, and no object
-def test_any_safetensors_header_is_counted_or_not(tmp_path_factory, data, length):
-    directory = tmp_path_factory.mktemp("safetensors")
-    (directory / "m.safetensors").write_bytes(struct.pack("<Q", length) + data)
-    assert count_parameters(directory) is None
 
 
 @soon

@@ -47,7 +47,7 @@ scheme = "w8a8"
 data = ["builtin"]
 samples = 8
 seq_len = 64
-check = ["ppl=10000%"]
+require = ["ppl<=10000%"]
 
 [build]
 target = ["ort-cpu"]

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from piston.calibration.bound import parse_bound
 from piston.calibration.calibrate import calibrate
+from piston.calibration.check import BOUNDED
 from piston.calibration.data.rows import RowOptions, load_rows
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
@@ -17,6 +17,7 @@ from piston.calibration.search.meter import Meter
 from piston.cli.main import main
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
+from piston.core.gates import parse_gate
 from piston.runtime.bundle import Bundle
 
 ROWS = RowOptions(num_rows=4, seq_len=24)
@@ -33,7 +34,7 @@ def text(tmp_path_factory):
 
 
 def budget(text, seconds=600.0):
-    return Budget(bound=parse_bound(text, "--budget"), seconds=seconds)
+    return Budget(bound=parse_gate(text, BOUNDED), seconds=seconds)
 
 
 # ONNX Runtime makes MatMulNBits of a weight in INT8 alone, which rounds activations in blocks; the meter has floats.
@@ -62,11 +63,11 @@ def test_a_switched_model_costs_what_the_written_one_does(model_dir, text, tmp_p
 def test_a_budget_keeps_some_linears_and_its_recipe_replays_to_the_same_bytes(model_dir, text, tmp_path, scheme):
     scheme, _, rounding = scheme.partition(" by ")
     recipe = Recipe(scheme=scheme, block=32 if scheme == "w4" else 0, rounding=rounding or "nearest")
-    everything = calibrate(model_dir, tmp_path / "all", recipe, [text], rows=ROWS, budget=budget("kl=1"))
+    everything = calibrate(model_dir, tmp_path / "all", recipe, [text], rows=ROWS, budget=budget("kl<=1"))
     cost = everything.spent.points[0].figures["kl"]
     assert everything.kept == ["lm_head"]
     bound = cost / 2
-    found = calibrate(model_dir, tmp_path / "first", recipe, [text], rows=ROWS, budget=budget(f"kl={bound:.9f}"))
+    found = calibrate(model_dir, tmp_path / "first", recipe, [text], rows=ROWS, budget=budget(f"kl<={bound:.9f}"))
     assert 1 < len(found.kept) < LINEARS
     assert found.check.near.agreement.kl.mean.value <= bound
     best = found.manifest.made_by["calibration"]["budget"]["best"]
@@ -92,12 +93,12 @@ def test_an_interrupted_search_goes_on_where_it_stopped(model_dir, text, tmp_pat
     monkeypatch.setattr(Meter, "figures", counted)
     arguments = (model_dir, tmp_path / "out", Recipe(scheme="w8a8"), [text])
     with pytest.raises(KeyboardInterrupt):
-        calibrate(*arguments, rows=ROWS, budget=budget("kl=1"))
+        calibrate(*arguments, rows=ROWS, budget=budget("kl<=1"))
     assert not (tmp_path / "out").exists()
     done = set(passes[:6])
     del passes[:]
     monkeypatch.setattr(Meter, "figures", lambda self, *rest: passes.append(frozenset(rest[0])) or figures(self, *rest))
-    calibrate(*arguments, rows=ROWS, budget=budget("kl=1"))
+    calibrate(*arguments, rows=ROWS, budget=budget("kl<=1"))
     assert not done & set(passes)
     assert len(passes) == 1 + 8 - 6 + 1  # the floor, eight groups alone, and all together
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -113,7 +114,7 @@ def test_ranking_takes_half_the_time_at_most_and_begins_with_the_worst(model_dir
     monkeypatch.setattr(Meter, "figures", slow)
     monkeypatch.setattr("piston.calibration.search.budget.time", SimpleNamespace(monotonic=lambda: now[0]))
     recipe = Recipe(scheme="w8a8")
-    found = calibrate(model_dir, tmp_path / "out", recipe, [text], rows=ROWS, budget=budget("kl=1", seconds=60))
+    found = calibrate(model_dir, tmp_path / "out", recipe, [text], rows=ROWS, budget=budget("kl<=1", seconds=60))
     ranked = list(found.spent.harm)
     assert len(ranked) == 3  # of eight, at 10, 20 and 30 s, behind the floor
     assert next(iter(found.sensitivity)) in ranked[0].split(",")
@@ -132,27 +133,27 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_writes_nothing(model_dir,
         "--data",
         str(text),
     ]
-    words += ["--samples", "4", "--seq-len", "24", "--budget", "kl=0"]
+    words += ["--samples", "4", "--seq-len", "24", "--budget", "kl<=0"]
     assert main(words) == 1
-    assert "The budget cannot be met (kl>0 fails): of " in (said := capsys.readouterr().err)
+    assert "The budget cannot be met (kl<=0): of " in (said := capsys.readouterr().err)
     assert "% of the linears' multiply-adds in integers, perplexity" in said
     assert list(tmp_path.iterdir()) == []
 
 
 def test_time_that_is_over_before_anything_was_measured_is_said(model_dir, text, tmp_path):
     with pytest.raises(ShortfallError, match="over before any whole model was measured"):
-        calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8a8"), [text], rows=ROWS, budget=budget("kl=1", 0.0))
+        calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8a8"), [text], rows=ROWS, budget=budget("kl<=1", 0.0))
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--scheme", "w8", "--budget", "ppl=2%"],
+        ["--scheme", "w8", "--budget", "ppl<=2%"],
         ["--scheme", "w8a8", "--data", "builtin", "--budget", "2%"],
-        ["--scheme", "w8a8", "--data", "builtin", "--budget", "ppl=2%", "--keep-worst", "2"],
-        ["--scheme", "w8a8", "--data", "builtin", "--budget", "ppl=2%", "--budget-time", "soon"],
-        ["--scheme", "fp", "--kv", "int8", "--data", "builtin", "--budget", "ppl=2%"],
-        ["--recipe", "/nowhere.json", "--budget", "ppl=2%"],
+        ["--scheme", "w8a8", "--data", "builtin", "--budget", "ppl<=2%", "--keep-worst", "2"],
+        ["--scheme", "w8a8", "--data", "builtin", "--budget", "ppl<=2%", "--budget-time", "soon"],
+        ["--scheme", "fp", "--kv", "int8", "--data", "builtin", "--budget", "ppl<=2%"],
+        ["--recipe", "/nowhere.json", "--budget", "ppl<=2%"],
     ],
 )
 def test_a_budget_that_makes_no_sense_is_misuse(model_dir, tmp_path, capsys, words):

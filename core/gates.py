@@ -1,0 +1,249 @@
+"""Gates: conditions that must hold, such as `ppl<=2%` or `int8>=95%`. Text in, verdicts on values out.
+
+    METRIC OP BOUND [over baseline]
+
+A percentage is of what the metric says: a share of its own, what is added to the reference's figure (`ppl<=2%`), or the
+baseline's figure (`tpot.p50<=105%`, which is also written `tpot.p50<=5% over baseline`). Metrics are declared by the
+packages that measure them and handed in as a table.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from piston.core.console import note
+from piston.core.errors import MisuseError
+from piston.core.units import EXAMPLES, Unit, factor_of, shown
+
+Whole = Literal["reference", "baseline"]
+_EXPRESSION = re.compile(
+    r"\s*(?P<name>[A-Za-z0-9_.]+)\s*(?P<sign>>=|<=|>|<)\s*"
+    r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>%|tokens/s|[A-Za-z]*)"
+    r"(?P<over>\s+over\s+baseline)?\s*"
+)
+_QUANTILE = re.compile(r"\.p\d+$")
+_OPPOSITE = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A figure that gates may name."""
+
+    name: str
+    described: str
+    unit: Unit = ""
+    is_better_high: bool = False
+    percent_of: Whole | None = None  # what a percentage compares with, where the figure is no share
+    needs_reference: bool = False  # one model alone does not have it
+
+
+M = TypeVar("M", bound=Metric)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """One gate at one place, and the value that it was judged by."""
+
+    expression: str
+    value: float | None  # None where it was not measured
+    is_met: bool
+    message: str
+    place: str | None = None  # the setting or the stage, where a report has several
+    p_value: float | None = None  # chance of so large a change between equal runs; None where nothing was compared
+    false_alarm: float | None = None  # chance that this gate fails two equal runs that scatter like these
+
+    def __str__(self) -> str:
+        return f"{'' if self.place is None else f'{self.place}: '}{self.expression}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate(Generic[M]):
+    """A condition that must hold."""
+
+    text: str
+    metric: M
+    sign: str
+    bound: float  # in the metric's unit; of a change 0.02 for 2 %
+    change_of: Whole | None = None  # what the bounded change is over
+
+    @property
+    def quantity(self) -> str:
+        """The name of the measured value: the metric's, or `ppl_change` where a change is bounded."""
+        return self.metric.name if self.change_of is None else f"{self.metric.name}_change"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it bounds something that one model alone does not have."""
+        return self.metric.needs_reference or self.change_of == "reference"
+
+    def holds(self, value: float) -> bool:
+        """Whether the condition holds; of NaN never."""
+        return {
+            "<=": value <= self.bound,
+            ">=": value >= self.bound,
+            "<": value < self.bound,
+            ">": value > self.bound,
+        }[self.sign]
+
+    def judge(self, values: Mapping[str, float]) -> GateResult:
+        """The verdict on the measured values by quantity; what was not measured is not met."""
+        value = values.get(self.quantity)
+        if value is None:
+            return GateResult(
+                expression=self.text, value=None, is_met=False, message=f"{self.metric.described} was not measured"
+            )
+        return GateResult(
+            expression=self.text,
+            value=value if math.isfinite(value) else None,
+            is_met=self.holds(value),
+            message=self.describe(value),
+        )
+
+    def describe(self, value: float) -> str:
+        """The measured value in words."""
+        if self.change_of is not None:
+            side = "above" if value >= 0 else "below"
+            return f"{self.metric.described} is {abs(value):.2%} {side} the {self.change_of}'s"
+        verb = "" if self.metric.unit == "verdict" else "is "
+        return f"{self.metric.described} {verb}{shown(value, self.metric.unit)}"
+
+
+def parse_gate(text: str, metrics: Mapping[str, M], source: str = "--require") -> Gate[M]:
+    """Read one condition on a figure of the table `metrics`; `source` says in messages where it was given.
+
+    Raises:
+        MisuseError: it is none, names no figure of the table, has another unit, or would refuse the better.
+    """
+    match = _EXPRESSION.fullmatch(text)
+    metric = None if match is None else metrics.get(match["name"])
+    given = f"{source} {text!r}"
+    if match is None or metric is None:
+        names = ", ".join(dict.fromkeys(_QUANTILE.sub("", name) for name in metrics))
+        raise MisuseError(
+            f"Cannot read {given}: write a condition that must hold, such as {_example(metrics)!r}; the figures are "
+            f"{names}."
+        )
+    name, sign, number, unit = match["name"], match["sign"], float(match["number"]), match["unit"]
+    better = ">" if metric.is_better_high else "<"
+    if sign[0] != better:
+        rest = f"{match['number']}{unit}{match['over'] or ''}"
+        raise MisuseError(f"{given} would refuse what is better; write what must hold: {name}{better}={rest}.")
+    change_of: Whole | None = None
+    if match["over"] or (unit == "%" and metric.unit != "share"):
+        change_of = metric.percent_of
+        bound = _change(given, metric, match, number)
+    else:
+        factor = 0.01 if unit == "%" else factor_of(metric.unit, unit)
+        if factor is None:
+            raise MisuseError(_wrong_unit(given, metric))
+        bound = number / 100 if unit == "%" else number * factor  # 95 * 0.01 is more than 0.95
+    if not math.isfinite(bound):
+        raise MisuseError(f"{given}: {match['number']} is beyond every number; write a smaller one.")
+    if metric.unit == "share" and bound > 1:
+        raise MisuseError(f"{given}: a share is at most 1; write {name}{sign}99% or 0.99.")
+    return Gate(text=text.strip(), metric=metric, sign=sign, bound=bound, change_of=change_of)
+
+
+def _wrong_unit(given: str, metric: Metric) -> str:
+    more = {"reference": ", or 2% over the reference's", "baseline": ", or 105% of the baseline's", None: ""}
+    return f"{given}: {metric.described} is bounded as {EXAMPLES[metric.unit]}{more[metric.percent_of]}."
+
+
+def _change(given: str, metric: Metric, match: re.Match[str], number: float) -> float:
+    """The bound of a change, 0.05 for `105%` of the baseline, `5% over baseline`, or `5%` over the reference."""
+    if metric.percent_of is None or (match["over"] and metric.percent_of != "baseline") or match["unit"] != "%":
+        raise MisuseError(_wrong_unit(given, metric))
+    if metric.percent_of == "reference" or match["over"]:
+        return number / 100
+    if number < 100:  # noqa: PLR2004 - percent
+        raise MisuseError(
+            f"{given} is {number:g} % of the baseline's figure; write {100 + number:g}% or '{number:g}% over baseline'."
+        )
+    return (number - 100) / 100
+
+
+def tell_gates(gates: Iterable[GateResult]) -> int:
+    """Name on stderr every gate that is not met, with what was measured; the exit status of a command with gates."""
+    missed = [gate for gate in gates if not gate.is_met]
+    for gate in missed:
+        note(f"gate not met: {gate}")
+    return 1 if missed else 0
+
+
+def _example(metrics: Mapping[str, M]) -> str:
+    """A gate on the first figure of the table."""
+    metric = next(iter(metrics.values()))
+    bound = {"reference": "2%", "baseline": "105%", None: EXAMPLES[metric.unit].partition(" ")[0]}[metric.percent_of]
+    return f"{metric.name}{'>=' if metric.is_better_high else '<='}{bound}"
+
+
+def add_gate_arguments(
+    parser: argparse._ActionsContainer, example: str, older: str, *, is_repeatable: bool = True
+) -> None:
+    """Declare --require, and the option that it replaces, which was given once or repeatedly."""
+    escaped = example.replace("%", "%%")
+    parser.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="GATE",
+        help=f"a condition that must hold, such as {escaped}; repeatable",
+    )
+    action = "append" if is_repeatable else "store"
+    parser.add_argument(older, action=action, metavar="EXPR", help="older spelling of --require")
+
+
+def gates_of(arguments: argparse.Namespace, metrics: Mapping[str, M], older: str) -> tuple[Gate[M], ...]:
+    """The gates that were given as --require, or as the older option, which is said on stderr; raises MisuseError."""
+    value = getattr(arguments, older.removeprefix("--").replace("-", "_"))
+    given = [] if value is None else [value] if isinstance(value, str) else value
+    return (
+        *(parse_gate(text, metrics) for text in arguments.require),
+        *from_older(older, given, metrics, "--require"),
+    )
+
+
+def from_older(option: str, given: list[str], metrics: Mapping[str, M], now: str) -> tuple[Gate[M], ...]:
+    """Gates of texts in the older spelling of an option; one note on stderr says how they are written as `now`."""
+    texts = [_OLDER[option](text, metrics) for text in given]
+    pairs = list(zip(given, texts, strict=True))
+    sources = [f"{option} {old!r}, which is {now}" if old != new else option for old, new in pairs]
+    gates = tuple(parse_gate(text, metrics, source) for text, source in zip(texts, sources, strict=True))
+    said = [f"{option} {old!r} is now {now} {new!r}" for old, new in pairs if old != new or option != now]
+    if said:
+        note(f"an older spelling: {'; '.join(said)}")
+    return gates
+
+
+def _from_failing(text: str, metrics: Mapping[str, Metric]) -> str:
+    """`ppl>2%`, which stated what fails, as `ppl<=2%`; a percentage was a change over the baseline."""
+    match = _EXPRESSION.fullmatch(text)
+    if match is None or match["over"]:
+        return text
+    metric = metrics.get(match["name"])
+    over = " over baseline" if match["unit"] == "%" and metric and metric.percent_of == "baseline" else ""
+    return f"{match['name']}{_OPPOSITE[match['sign']]}{match['number']}{match['unit']}{over}"
+
+
+def _from_equality(text: str, metrics: Mapping[str, Metric]) -> str:
+    """`ppl=2%` and `top1=95%`, the worst that was allowed, as `ppl<=2%` and `top1>=95%`."""
+    name, equals, bound = (part.strip() for part in text.partition("="))
+    if not equals or name not in metrics or bound.startswith("="):
+        return text
+    return f"{name}{'>=' if metrics[name].is_better_high else '<='}{bound}"
+
+
+# What a bundle's manifest states of itself.
+SIZE = Metric(name="bundle.size", described="the bundle", unit="bytes")
+INT8 = Metric(name="int8", described="the linears' part in INT8", unit="share", is_better_high=True)
+
+# Option -> what its text is in the grammar above. Every older spelling is here.
+_OLDER: Mapping[str, Callable[[str, Mapping[str, Metric]], str]] = {
+    "--fail-on": _from_failing,
+    "--check": _from_equality,
+    "--budget": _from_equality,
+    "--require-int8": lambda text, _: f"int8>={text}",
+}

@@ -1,0 +1,19 @@
+"""Text and tables as Markdown, for comments and summaries of code hosts."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from markupsafe import Markup
+
+
+def text(value: str) -> str:
+    """Text on one line that is read neither as markup of HTML nor as the end of a cell; Markup stays as it is."""
+    if not isinstance(value, Markup):
+        value = value.replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table, and an empty one after it."""
+    for row in (heads, ["---"] * len(heads), *rows):
+        yield f"| {' | '.join(map(text, row))} |"
+    yield ""
