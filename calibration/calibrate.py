@@ -57,6 +57,7 @@ class Calibrated:
     check: Check
     spent: Spent | None  # on a budget
     saturated: dict[str, Saturated]  # by what reads the value, or its cache; empty unless asked for
+    data_warning: str | None  # the recipe was made with other data
 
     @property
     def remainders(self) -> dict[str, int]:
@@ -185,6 +186,7 @@ class _Calibration:
             kept=self.recipe.stores_kept if self.recipe.scheme == "w8a8" else None,
             kv_scales=scales,
             model=self.graph.sha256,
+            data=self.recipe.data if self.rows is None else self.rows.hashes,
         )
         errors = dict(prepared.errors)
         record = {
@@ -206,7 +208,10 @@ class _Calibration:
         made_by = {**manifest.made_by, "calibration": {**record, "check": found.to_json()}}
         manifest = dataclasses.replace(manifest, made_by=made_by)
         manifest.write(work)
-        return Calibrated(manifest, settled, names, kept, weight_only, size, errors, harm, found, spent, saturated)
+        warning = None if self.rows is None else self.recipe.data_warning(self.rows.hashes)
+        return Calibrated(
+            manifest, settled, names, kept, weight_only, size, errors, harm, found, spent, saturated, warning
+        )
 
     def _prepare(self, scratch: Path) -> Prepared:
         graph, recipe, progress = self.graph, self.recipe, self.progress

@@ -126,8 +126,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.save_recipe.write_text(json.dumps(result.recipe.to_json(), indent=1) + "\n", encoding="utf-8")
     if arguments.report is not None:
         arguments.report.write_text(page_of(result), encoding="utf-8")
-    if result.check.held_out.warning is not None:
-        note(result.check.held_out.warning)
+    for warning in (result.data_warning, result.check.held_out.warning):
+        if warning is not None:
+            note(warning)
     if arguments.json:
         print_json(to_json(arguments.output, result))
         return 0
