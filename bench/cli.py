@@ -21,8 +21,8 @@ from piston.bench.systems import KINDS, bundle_contender, read_against
 from piston.bench.workload import Work, settings_of, work_of_file
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.core.gates import add_gate_arguments, gates_of
 from piston.core.machine import num_cores
+from piston.evaluation.metrics import add_gate_arguments, gates_of
 from piston.runtime.backends.ort_cpu import check_threads
 from piston.runtime.bundle import Bundle
 

@@ -30,7 +30,7 @@ from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError, ShortfallError
-from piston.core.gates import Gate, Metric
+from piston.evaluation.metrics import Gate, Metric
 from piston.runtime.bundle import Bundle
 
 PREPARED = "prepared"  # the float model directory that is measured
@@ -59,6 +59,7 @@ class Calibrated:
     check: Check
     spent: Spent | None  # on a budget
     saturated: dict[str, Saturated]  # by what reads the value, or its cache; empty unless asked for
+    data_warning: str | None  # the recipe was made with other data
 
     @property
     def remainders(self) -> dict[str, int]:
@@ -209,6 +210,7 @@ class _Calibration:
             kept=self.recipe.stores_kept if self.recipe.scheme == "w8a8" else None,
             kv_scales=scales,
             model=self.graph.sha256,
+            data=self.recipe.data if self.rows is None else self.rows.hashes,
         )
         errors = dict(prepared.errors)
         record = {
@@ -230,7 +232,10 @@ class _Calibration:
         made_by = {**manifest.made_by, "calibration": {**record, "check": found.to_json()}}
         manifest = dataclasses.replace(manifest, made_by=made_by)
         manifest.write(work)
-        return Calibrated(manifest, settled, names, kept, weight_only, size, errors, harm, found, spent, saturated)
+        warning = None if self.rows is None else self.recipe.data_warning(self.rows.hashes)
+        return Calibrated(
+            manifest, settled, names, kept, weight_only, size, errors, harm, found, spent, saturated, warning
+        )
 
     def _prepare(self, scratch: Path) -> Prepared:
         graph, recipe, progress = self.graph, self.recipe, self.progress

@@ -24,6 +24,7 @@ COPIES, WHOLE, FEWEST = 16, 64, 32
 # Of the tables. For a 135M Llama 32, 64 and 128 cost 0.15, 0.37 and 0.73 % of perplexity, activations rounded by the
 # kernel included, and their scales 12, 6 and 3 % of the tables' size: w4 has the less for it and the more to lose.
 TABLE_BLOCK, W4_TABLE_BLOCK = 32, 64
+SHOWN = 3  # names in a warning
 HEAD = "lm_head"  # in float unless a scheme says otherwise: it reads the model's last, least redundant values
 
 
@@ -55,6 +56,7 @@ class Recipe:
         kv_granularity: whether each channel of each head has a scale, or all of a layer's keys, or values, have one.
         kv_scales: of each cache by name; found by calibration where it is empty.
         model: SHA-256 of the files of the model that the recipe was made for; empty for any.
+        data: SHA-256 of each file that its values were found on, by name; empty for any.
     """
 
     scheme: Scheme
@@ -75,6 +77,7 @@ class Recipe:
     kv_granularity: Granularity = "channel"
     kv_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     model: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES or self.rounding not in ROUNDINGS:
@@ -197,6 +200,17 @@ class Recipe:
                     raise MisuseError(f"--{option} {pattern!r} names no linear; they are called as {linears[0].name}.")
         kept = (HEAD, *self.keep)
         return [linear for linear in linears if not linear.is_transposed and not _is_named(linear, kept)]
+
+    def data_warning(self, data: Mapping[str, str]) -> str | None:
+        """One line if the recipe was made with other files than `data`, SHA-256 by name."""
+        others = [name for name in {**self.data, **data} if self.data.get(name) != data.get(name)]
+        if not self.data or not others:
+            return None
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        return (
+            f"warning: the recipe was made with other calibration data, so the result may differ: "
+            f"{'; '.join(others[:SHOWN])}{more}."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For a file and the manifest."""

@@ -17,8 +17,8 @@ from piston.bench.publish import check_outputs, publish
 from piston.bench.report import Options, Report
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.core.gates import gates_of
 from piston.core.machine import num_cores
+from piston.evaluation.metrics import gates_of
 from piston.pipeline.stage_recipes import jobs_of
 from piston.pipeline.stages import measure_stages
 

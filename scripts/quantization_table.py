@@ -1,4 +1,4 @@
-"""Every scheme on one model: calibrated, built and evaluated on held-out text, as a table in Markdown.
+"""Every scheme on one model: calibrated, built and evaluated on held-out texts, as a table in Markdown.
 
     python scripts/quantization_table.py MODEL_DIR
 
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TEXTS = ("prose", "technical")
+from heldout_texts import SOURCES, UnavailableError, heldout_text
+
 NEAR, FAR = 512, 2048
 ANYTHING = ("--require", "ppl<=10000%")  # rows that are there for contrast
 BUILTIN = ("--data", "builtin")
@@ -91,7 +92,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("--work", type=Path, default=Path("models/quantization"), help="directories, bundles, figures")
-    parser.add_argument("--texts", type=Path, default=Path("tests/data"), help="where heldout_*.txt are")
     parser.add_argument("--max-tokens", type=int, default=8192, metavar="N", help="tokens of each text (default 8192)")
     parser.add_argument("--quick", action="store_true", help="try the commands on little text")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="rows to make; repeatable")
@@ -103,11 +103,25 @@ def main() -> None:
     if unknown := sorted(set(arguments.only) - {row.name for row in ROWS}):
         parser.error(f"no row {unknown[0]!r}; there are {', '.join(row.name for row in ROWS)}")
     wanted = [row for row in ROWS if row.name in arguments.only or not (arguments.only or row.is_optional)]
+    arguments.texts = available_texts()
     made = {row.name: make(row, arguments) for row in with_bases(wanted)}
     print(table(made, [row for row in wanted if not row.on_top_of and row.words], arguments))
     if caches := [row for row in wanted if row.on_top_of]:
         print()
         print(cache_table(caches, arguments))
+
+
+def available_texts() -> dict[str, Path]:
+    """The held-out texts that can be had here, by name; exits where there is none."""
+    found = {}
+    for name in SOURCES:
+        try:
+            found[name] = heldout_text(name)
+        except UnavailableError as reason:
+            print(f"skipped {name}: {reason}", file=sys.stderr)
+    if not found:
+        sys.exit("No held-out text can be had; see scripts/heldout_texts.py.")
+    return found
 
 
 def with_bases(rows: list[Row]) -> list[Row]:
@@ -160,7 +174,7 @@ def compared(row: Row, base: Row, text: str, window: int, arguments: argparse.Na
     record = arguments.work / f"{row.place}-{base.place}-{text}-{window}.json"
     if record.is_file() and (found := json.loads(record.read_text()))["key"] == key:
         return dict(found["report"])
-    data = arguments.texts / f"heldout_{text}.txt"
+    data = arguments.texts[text]
     sizes = ["--window", window, "--stride", stride, "--max-tokens", max_tokens, "--answer-tokens", 0]
     report = json.loads(piston("eval", paths[0], "--reference", paths[1], "--data", data, "--json", *sizes))
     record.write_text(json.dumps({"key": key, "report": report}))
@@ -176,13 +190,13 @@ def piston(*words: object) -> str:
 
 def table(made: dict[str, dict[str, Any]], rows: list[Row], arguments: argparse.Namespace) -> str:
     """Every scheme against the float bundle."""
-    heads = [f"{text}: perplexity | change | top-1" for text in TEXTS]
+    heads = [f"{text}: perplexity | change | top-1" for text in arguments.texts]
     lines = [
         f"| scheme | {' | '.join(heads)} | weights, MB (promised) | bundle, MB | linears in INT8 | calibrated in |",
-        f"|{'---|' * (1 + 3 * len(TEXTS) + 4)}",
+        f"|{'---|' * (1 + 3 * len(arguments.texts) + 4)}",
     ]
     for row in rows:
-        reports = [compared(row, ROWS[0], text, arguments.extent.near, arguments) for text in TEXTS]
+        reports = [compared(row, ROWS[0], text, arguments.extent.near, arguments) for text in arguments.texts]
         cells = [f"{report['candidate']['perplexity']['value']:.2f} | {agreement(report)}" for report in reports]
         entry = made[row.name]
         weights = entry["weights"]
@@ -197,14 +211,14 @@ def table(made: dict[str, dict[str, Any]], rows: list[Row], arguments: argparse.
 def cache_table(rows: list[Row], arguments: argparse.Namespace) -> str:
     """An INT8 cache against the same scheme without one."""
     windows = (arguments.extent.near, arguments.extent.far)
-    heads = [f"{text}, windows of {window:,}" for window in windows for text in TEXTS]
+    heads = [f"{text}, windows of {window:,}" for window in windows for text in arguments.texts]
     lines = [f"| INT8 cache on top of | {' | '.join(heads)} |", f"|{'---|' * (1 + len(heads))}"]
     by_name = {row.name: row for row in ROWS}
     for row in rows:
         cells = [
             change(compared(row, by_name[row.on_top_of], text, window, arguments))
             for window in windows
-            for text in TEXTS
+            for text in arguments.texts
         ]
         lines.append(f"| {row.on_top_of} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -15,7 +15,9 @@ def script(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("quantization_table", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(__import__("sys").modules, spec.name, module)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec.loader.exec_module(module)
+    module.heldout_text = lambda name: tmp_path / name
     module.ran = []
 
     def piston(*words):
@@ -56,6 +58,25 @@ def test_every_row_of_both_tables_has_as_many_cells_as_its_head(script, tmp_path
     num_optional = sum(row.is_optional for row in script.ROWS)
     assert (len(schemes) - 2, len(caches) - 2) == (len(script.ROWS) - 1 - num_caches - num_optional, num_caches)
     assert "| 103.0 (100.0) |" in schemes[2]
+
+
+def test_a_text_that_cannot_be_had_is_left_out_with_the_reason(script, tmp_path, monkeypatch, capsys):
+    def heldout_text(name):
+        if name in missing:
+            raise script.UnavailableError("not in this shop")
+        return tmp_path / name
+
+    missing = {"prose"}
+    monkeypatch.setattr(script, "heldout_text", heldout_text)
+    run(script, tmp_path, monkeypatch, "--only", "w8+kv8")
+    shown = capsys.readouterr()
+    assert "technical, windows of 512" in shown.out
+    assert "prose" not in shown.out
+    assert "skipped prose: not in this shop" in shown.err
+    missing.add("technical")
+    with pytest.raises(SystemExit, match="No held-out text can be had"):
+        run(script, tmp_path, monkeypatch, "--only", "w8")
+    assert script.ran == []
 
 
 def test_an_optional_row_is_made_where_it_is_named_and_an_unknown_one_is_misuse(script, tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from piston.calibration.data.documents import Document, parse_documents
 from piston.calibration.data.noise import code_points, is_noise
 from piston.calibration.data.packing import pack
+from piston.calibration.data.python_texts import python_texts
 from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 from piston.runtime.text.tokenizer import Tokenizer
 
-BUILTIN = "builtin"  # the texts beside this file
+BUILTIN = "builtin"  # the texts beside this file, then those of the Python that runs
 TEXTS = Path(__file__).parents[1] / "texts"
 CHATS = "chat.jsonl"  # of them, the one that needs a chat template
 
@@ -58,6 +59,11 @@ class Rows:
         """Of shape and ids, the same for any integer type and byte order."""
         return hash_rows(self.ids)
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each file by name."""
+        return {file.name: file.sha256 for file in self.files}
+
     def to_json(self) -> dict[str, Any]:
         """What the manifest says of them."""
         num_rows, seq_len = self.ids.shape
@@ -83,8 +89,7 @@ def load_rows(sources: Sequence[str | Path], model: Bundle, options: RowOptions 
     _check_options(options, model)
     tokenizer, template = model.tokenizer(), model.chat_template()
     documents, files = list[Document](), list[DataFile]()
-    for path in _paths(sources, has_template=template is not None):
-        data = read_bytes(path)
+    for path, data in _files(sources, has_template=template is not None):
         found = parse_documents(data, path, field=options.field, template=template)
         _check_documents(found, path, model.manifest.model.vocab_size)
         documents += found
@@ -118,16 +123,18 @@ def chat_rows(model: Bundle, seq_len: int, num_rows: int = 4) -> NDArray[np.int6
     return np.array(rows, np.int64)
 
 
-def _paths(sources: Sequence[str | Path], *, has_template: bool) -> list[Path]:
+def _files(sources: Sequence[str | Path], *, has_template: bool) -> Iterator[tuple[Path, bytes]]:
+    """Each file with its bytes; a text of Python's has a name in place of a path."""
     if not sources:
         raise MisuseError(f"No data was given; name a file, or {BUILTIN!r} for the texts that come with Piston.")
-    paths = list[Path]()
     for source in sources:
-        if str(source) == BUILTIN:
-            paths += [*sorted(TEXTS.glob("*.txt")), *([TEXTS / CHATS] if has_template else [])]
-        else:
-            paths.append(Path(source))
-    return paths
+        if str(source) != BUILTIN:
+            yield Path(source), read_bytes(Path(source))
+            continue
+        for path in (*sorted(TEXTS.glob("*.txt")), *([TEXTS / CHATS] if has_template else [])):
+            yield path, read_bytes(path)
+        for name, data in python_texts():
+            yield Path(name), data
 
 
 def _packed(documents: list[Document], tokenizer: Tokenizer, options: RowOptions) -> NDArray[np.int64]:

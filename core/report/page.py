@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from piston.core.gates import GateResult
+from piston.evaluation.metrics import GateResult
 
 NUMBERS = "The numbers as a table"
 

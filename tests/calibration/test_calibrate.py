@@ -126,7 +126,8 @@ def test_the_worst_linears_stay_in_float_and_the_recorded_recipe_replays_to_the_
     assert len(first.quantized) == LINEARS - 2
     recipe = Recipe.from_json(first.manifest.made_by["calibration"]["recipe"])
     assert first.weight_only == [name for name in first.kept if name != "lm_head"]
-    calibrate(model_dir, tmp_path / "second", recipe, [text], rows=ROWS)
+    second = calibrate(model_dir, tmp_path / "second", recipe, [text], rows=ROWS)
+    assert (first.data_warning, second.data_warning) == (None, None)
     for name in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 

@@ -41,3 +41,15 @@ def test_copies_that_were_asked_for_are_those(wanted):
 @pytest.mark.parametrize(("scheme", "block"), [("w4", 64), ("w8", 32), ("w8a8", 32)])
 def test_scales_of_tables_are_fewer_where_weights_have_four_bits(scheme, block):
     assert Recipe(scheme=scheme, block=128 if scheme == "w4" else 0).table_block == block
+
+
+def test_a_recipe_names_the_data_that_differs_from_what_it_was_made_with():
+    recipe = Recipe(scheme="w8a8", data={"a.txt": "1", "Python 3.11.7, source of csv": "2", "c.txt": "3"})
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.data_warning(recipe.data) is None
+    assert Recipe(scheme="w8a8").data_warning(recipe.data) is None
+    found = recipe.data_warning({"a.txt": "1", "Python 3.12.1, source of csv": "4", "c.txt": "5", "d.txt": "6"})
+    assert found == (
+        "warning: the recipe was made with other calibration data, so the result may differ: "
+        "Python 3.11.7, source of csv; c.txt; Python 3.12.1, source of csv and 1 more."
+    )

@@ -22,7 +22,7 @@ TEMPLATES = {
 }
 JUDGED = """
 [eval]
-data = "../../tests/data/heldout_prose.txt"
+data = "../../tests/data/held_out.txt"
 reference = "float"
 max_tokens = 1000
 window = 64

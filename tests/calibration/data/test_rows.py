@@ -52,11 +52,13 @@ def test_a_hash_is_of_values_and_shape_not_of_how_they_are_stored():
 
 def test_the_builtin_texts_fill_the_default_rows_without_the_held_out_ones(model):
     rows = load_rows(["builtin"], model, RowOptions(num_rows=64, seq_len=90))
-    assert [file.name for file in rows.files][-1] == "chat.jsonl"
-    held_out = sorted((Path(__file__).parents[2] / "data").glob("heldout*.txt"))
-    assert len(held_out) == 2
-    everything = load_rows(["builtin"], model, RowOptions(num_rows=3000, seq_len=90))
-    evaluated = load_rows(held_out, model, RowOptions(num_rows=500, seq_len=90))
+    names = [file.name for file in rows.files]
+    assert names[:4] == ["languages.txt", "prose.txt", "technical.txt", "chat.jsonl"]
+    assert all(name.startswith("Python ") for name in names[4:])
+    assert len(names) == len(set(names)) > 4
+    held_out = Path(__file__).parents[2] / "data/held_out.txt"
+    everything = load_rows(["builtin"], model, RowOptions(num_rows=4000, seq_len=90))
+    evaluated = load_rows([held_out], model, RowOptions(num_rows=170, seq_len=90))
     # A byte vocabulary: 40 tokens are about as long a passage as 13 of a real one.
     assert overlap(evaluated.ids, everything.ids, n=40).share < 0.001
 
