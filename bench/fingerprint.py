@@ -9,6 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from piston.core.machine import num_cores, num_cpus
+
 # What decides how fast products run; a machine without one of them is another machine.
 _TELLING = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "i8mm", "sve")
 _PACKAGES = ("piston", "onnxruntime", "numpy", "tokenizers")
@@ -58,21 +60,6 @@ def take_fingerprint(threads: int) -> Fingerprint:
         versions=_versions(),
         load_average=_load(),
     )
-
-
-def num_cpus() -> int:
-    """Logical processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def num_cores() -> int:
-    """Physical cores this process may use: threads beyond them do not speed products up."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    topology = "/sys/devices/system/cpu/cpu{}/topology/{}"
-    files = ("physical_package_id", "core_id")
-    cores = {tuple(_read(topology.format(cpu, file)) for file in files) for cpu in os.sched_getaffinity(0)}
-    return len(cores) if all(all(core) for core in cores) else num_cpus()
 
 
 def _plain(value: object) -> str:

@@ -10,19 +10,32 @@ from importlib.metadata import version
 from pathlib import Path
 
 from piston.bench.baseline import Reference, read_reference
-from piston.bench.fingerprint import num_cores, take_fingerprint
+from piston.bench.fingerprint import take_fingerprint
 from piston.bench.gate import Gate, judge, parse_gate, strictest
 from piston.bench.publish import check_outputs, publish
 from piston.bench.report import Options, Report
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.core.machine import num_cores
 from piston.pipeline.stage_recipes import jobs_of
 from piston.pipeline.stages import Job, Side, measure_stages
 
 SUFFIX = ".toml"
 REPEATS, WARMUP = 6, 1  # stages take minutes
 # Options that speak of a bundle; a recipe says the rest itself.
-_OF_BUNDLES = ("target", "batch", "prompt_len", "gen_len", "prompts", "starts", "threads", "against", "env", "rivals")
+_OF_BUNDLES = (
+    "target",
+    "batch",
+    "prompt_len",
+    "gen_len",
+    "neighbours",
+    "prompts",
+    "starts",
+    "threads",
+    "against",
+    "env",
+    "rivals",
+)
 
 
 def is_of_recipes(paths: Sequence[Path]) -> bool:

@@ -185,7 +185,7 @@ def load(
         max_batch: slots, that is rows decoded together; by default what the bundle was built for, or on the
             CPU as many of them as a container's memory limit allows.
         max_length: positions of each slot; by default likewise.
-        threads: of the engine; 0 leaves it to the backend.
+        threads: of the engine; 0: one for each physical core, no more than a container's CPU quota allows.
 
     Raises:
         BundleError: it is missing, damaged, too new, or has no such engine, or none that runs here.

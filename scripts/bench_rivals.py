@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from rivals_table import table_of
 
 from piston.bench.child import Contender
-from piston.bench.fingerprint import num_cores, take_fingerprint
+from piston.bench.fingerprint import take_fingerprint
 from piston.bench.measure import measure, open_child
 from piston.bench.page import page_of
 from piston.bench.ratios import ratios_of
@@ -42,6 +42,7 @@ from piston.bench.systems import bundle_contender, read_against
 from piston.bench.workload import Setting, Work
 from piston.core.console import Progress
 from piston.core.errors import Error, MisuseError
+from piston.core.machine import num_cores
 from piston.pipeline.stage_cli import measured
 from piston.pipeline.stage_recipes import jobs_of
 from piston.runtime.bundle import Bundle

@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 from piston.calibration.observe.widen import WidenPass
 from piston.core.bundle.manifest import CacheSpec
 from piston.core.errors import MisuseError
+from piston.core.machine import num_cores
 from piston.runtime.backends.ort_cpu import translated
 
 Array = NDArray[np.float32]
@@ -138,7 +139,7 @@ def _session(model: ir.Model, data_dir: Path, threads: int) -> Any:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
+    settings.intra_op_num_threads = threads or num_cores()
     settings.log_severity_level = 3
     # As it is written: folding constants would keep the casts of narrow weights, and nothing else gains (1.32).
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
