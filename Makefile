@@ -12,7 +12,7 @@ WORDS_w8    := --scheme w8
 WORDS_w8kv8 := --scheme w8 --data builtin --kv int8
 WORDS_w4    := --scheme w4 --data builtin
 
-.PHONY: demo test setup format check unit slow gpu bench bench-rivals quantization-table clean
+.PHONY: demo test setup format check unit slow gpu sanitize bench bench-rivals quantization-table clean
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -42,6 +42,13 @@ slow: setup
 
 gpu: setup
 	$(BIN)/python -m pytest tests/gpu
+
+# Piston's own kernels under AddressSanitizer, which stops at the first read or write out of bounds. Interpreters leak on
+# purpose, so leaks are not reported. Needs GCC's libasan; some minutes.
+sanitize: setup
+	PISTON_KERNELS_FLAGS="-g -fsanitize=address" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	$(BIN)/python -m pytest --capture=sys tests/runtime/kernels tests/engines/test_own_kernels.py
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,7 @@ from piston.bench.fingerprint import take_fingerprint
 from piston.bench.gate import FIGURES, Gate, check_measured, judge, strictest
 from piston.bench.measure import measure
 from piston.bench.metrics import METRICS
+from piston.bench.neighbours import neighbours
 from piston.bench.profile import profile
 from piston.bench.publish import add_output_arguments, check_outputs, publish
 from piston.bench.ratios import ratios_of
@@ -21,8 +22,8 @@ from piston.bench.systems import KINDS, bundle_contender, read_against
 from piston.bench.workload import Work, settings_of, work_of_file
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.core.gates import add_gate_arguments, gates_of
 from piston.core.machine import num_cores
-from piston.evaluation.metrics import add_gate_arguments, gates_of
 from piston.runtime.backends.ort_cpu import check_threads
 from piston.runtime.bundle import Bundle
 
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--batch", "1", "rows generated together"),
         ("--prompt-len", None, "tokens of each prompt"),
         ("--gen-len", "64", "tokens to generate"),
+        ("--neighbours", "0", "busy processes beside the system, one thread each"),
     ):
         parser.add_argument(
             name, type=_numbers, default=default, metavar="N,N...", help=f"{text} (default: {default or '128,512'})"
@@ -109,7 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
         report = replace(report, baseline=plan.reference.baseline(report))
     if arguments.profile:
         bundle = Bundle.open(arguments.bundle[0])
-        found = profile(bundle, arguments.target, plan.works[0], plan.options.threads, Progress(quiet=arguments.quiet))
+        with neighbours(plan.works[0].setting.neighbours):
+            progress = Progress(quiet=arguments.quiet)
+            found = profile(bundle, arguments.target, plan.works[0], plan.options.threads, progress)
         report = replace(report, profile=found)
     gates = judge(plan.gates, report, plan.reference, arguments.alpha)
     return publish(replace(report, gates=gates), arguments)
@@ -189,6 +193,10 @@ def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
         lengths = [128, 512] if arguments.prompt_len is None else arguments.prompt_len
         settings = settings_of(arguments.batch, lengths, arguments.gen_len)
         works = [Work(setting, model.vocab_size) for setting in settings]
+    if min(arguments.neighbours, default=-1) < 0:
+        raise MisuseError("--neighbours is a list of numbers of processes, each at least 0.")
+    beside = list(dict.fromkeys(arguments.neighbours))
+    works = [replace(work, setting=replace(work.setting, neighbours=count)) for work in works for count in beside]
     for work in works:
         if work.setting.num_positions > model.max_positions:
             raise MisuseError(

@@ -113,7 +113,7 @@ def _latency(report: Report) -> Iterator[Markup]:
 def _against_length(report: Report, metric: str, over: str) -> Iterator[Markup]:
     """Speed over prompt lengths or rows, one plot for each of the other numbers of a setting."""
     settings = [measured.setting for measured in report.systems[0].settings if metric in measured.metrics]
-    others = ("batch", "gen_len") if over == "prompt_len" else ("prompt_len", "gen_len")
+    others = ("batch" if over == "prompt_len" else "prompt_len", "gen_len", "neighbours")
     groups = dict.fromkeys(tuple(getattr(setting, name) for name in others) for setting in settings)
     for index, group in enumerate(groups):
         same = [s for s in settings if tuple(getattr(s, name) for name in others) == group]
@@ -125,7 +125,8 @@ def _against_length(report: Report, metric: str, over: str) -> Iterator[Markup]:
             medians = {m.setting: m.metrics[metric]["p50"].value for m in system.settings}
             lines.append(Curve(system.name, style_of(which), xs, [medians[setting] for setting in sorted(same)]))
         label = "prompt length" if over == "prompt_len" else "rows together"
-        fixed = ", ".join(f"{name.replace('_len', '')} {value}" for name, value in zip(others, group, strict=True))
+        numbers = [(name, value) for name, value in zip(others, group, strict=True) if value]
+        fixed = ", ".join(f"{name.replace('_len', '')} {value}" for name, value in numbers)
         chart = Chart(
             f"{metric}-{over}-{index}",
             f"{METRICS[metric].described} against {label}",

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from piston.core.machine import num_cores, num_cpus, read_or_empty
 
@@ -44,7 +45,7 @@ class Fingerprint:
 def take_fingerprint(threads: int) -> Fingerprint:
     """Describe the machine at hand."""
     gpu, driver = _gpu()
-    text = read_or_empty("/proc/cpuinfo")
+    text = read_or_empty(Path("/proc/cpuinfo"))
     return Fingerprint(
         cpu=_cpu(text),
         architecture=platform.machine(),

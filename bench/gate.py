@@ -20,8 +20,8 @@ from piston.bench.report import Options, Report, System
 from piston.bench.workload import Setting
 from piston.core import gates
 from piston.core.errors import MisuseError
+from piston.core.gates import GateResult
 from piston.core.statistics import PERCENTS, Array, Estimate
-from piston.evaluation.metrics import GateResult
 
 SHUFFLES = 4000
 ALPHA = 0.05

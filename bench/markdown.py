@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from piston.bench.junit import Case
-from piston.bench.junit import junit_of as document_of
 from piston.bench.metrics import STAGE_METRICS
 from piston.bench.report import Report
 from piston.bench.table import beside, machine_lines, stage_rows
 from piston.core.report import code
+from piston.core.report.junit import Case
+from piston.core.report.junit import junit_of as document_of
 from piston.core.report.markdown import table, text
 
 

@@ -1,14 +1,17 @@
 """The measurement: starts in new processes, then every system loaded once and run in turns, A B A B."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from piston.bench.child import Child, Contender, Ran
 from piston.bench.metrics import of_run, of_start, summary
+from piston.bench.neighbours import neighbours
 from piston.bench.report import Measured, Options, Run, Start, System
 from piston.bench.workload import Setting, Work
 from piston.core.console import Progress
@@ -107,15 +110,27 @@ def _runs(
         with progress.phase("loading"):
             children = [stack.enter_context(opener(contender, limits)) for contender in contenders]
         with progress.phase(name):
-            for work, own in zip(works, found, strict=True):
-                for round_index in range(rounds):
-                    prompts = work.rows(round_index)
+            for round_index, (work, own) in _turns(works, found, rounds):
+                prompts = work.rows(round_index)
+                with neighbours(work.setting.neighbours):
                     for child, runs in zip(children, own, strict=True):
                         progress.step(name, done, total)
                         ran, done = child.run(prompts, work.setting.gen_len), done + 1
                         if round_index >= options.warmup:
                             runs.append(_run(ran, len(prompts[0])))
         return found, [child.versions for child in children]
+
+
+def _turns(
+    works: Sequence[Work], found: Sequence[list[list[Run]]], rounds: int
+) -> Iterator[tuple[int, tuple[Work, list[list[Run]]]]]:
+    """Rounds of one work after the other; works that differ in their neighbours alone take turns."""
+    pairs = list(zip(works, found, strict=True))
+    for _, alike in groupby(pairs, key=lambda pair: replace(pair[0].setting, neighbours=0)):
+        group = list(alike)
+        for round_index in range(rounds):
+            for pair in group:
+                yield round_index, pair
 
 
 def _limits(works: Sequence[Work], options: Options) -> dict[str, Any]:

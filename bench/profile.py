@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ from piston.bench.limits import Limits, measure_limits
 from piston.bench.workload import Work
 from piston.core.console import Progress
 from piston.core.errors import EngineError, MisuseError
-from piston.runtime.backends.registry import Sizes, choose, family_of, open_engine
+from piston.runtime.backends.registry import choose, family_of, open_engine
 from piston.runtime.bundle import Bundle
+from piston.runtime.memory_budget import sizes_for
 
 _STEPS = 32  # decode steps; the first ones are not counted
 _WARM = 4
@@ -83,7 +84,7 @@ def profile(bundle: Bundle, target: str | None, work: Work, threads: int, progre
     """Run one prompt and some decode steps under ONNX Runtime's profiler.
 
     Raises:
-        MisuseError: the engine that runs here is not ONNX Runtime's on the processor.
+        MisuseError: the engine that runs here is not ONNX Runtime's on the processor, or has fewer positions.
         EngineError: it fails, or leaves no profile.
     """
     spec, _ = choose(bundle, target)
@@ -91,12 +92,12 @@ def profile(bundle: Bundle, target: str | None, work: Work, threads: int, progre
         raise MisuseError(f"--profile reads ONNX Runtime's profile; {spec.target} is another backend, try --target.")
     rows = work.rows(0)
     capacity = len(rows[0]) + _STEPS + 1
+    asked, _ = sizes_for(bundle.manifest, spec, max_batch=len(rows), max_length=capacity, threads=threads)
     with progress.phase("measuring the machine's limits"):
         limits = measure_limits(threads)
     with tempfile.TemporaryDirectory() as folder, progress.phase("profiling"):
         prefix = str(Path(folder) / "profile")
-        sizes = Sizes(num_slots=len(rows), capacity=capacity, threads=threads, profile=prefix)
-        engine = open_engine(bundle, spec, sizes)
+        engine = open_engine(bundle, spec, replace(asked, profile=prefix))
         try:
             slots = [engine.cache.admit() for _ in rows]
             for slot, row in zip(slots, rows, strict=True):

@@ -10,8 +10,8 @@ from piston.bench.roofline import profile_lines
 from piston.bench.table import lines_of
 from piston.core.console import print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.gates import tell_gates
 from piston.core.outputs import check_output_files, write_output
-from piston.evaluation.metrics import tell_gates
 
 _WRITERS = {"html": page_of, "junit": junit_of, "markdown": markdown_of}
 

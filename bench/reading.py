@@ -74,7 +74,7 @@ def _stage(data: dict[str, Any]) -> MeasuredStage:
 def _measured(data: dict[str, Any]) -> Measured:
     setting = data["setting"]
     numbers = {name: int(setting[name]) for name in ("batch", "prompt_len", "gen_len")}
-    named = Setting(**numbers, prompts=setting["prompts"])
+    named = Setting(**numbers, prompts=setting["prompts"], neighbours=int(setting.get("neighbours", 0)))
     runs = tuple(_run(item, named.gen_len) for item in data["runs"])
     if not runs:
         raise ValueError("a setting without runs")

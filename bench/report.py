@@ -6,9 +6,9 @@ from typing import Any, Literal
 from piston.bench.fingerprint import Fingerprint
 from piston.bench.profile import Profile
 from piston.bench.workload import Setting
+from piston.core.gates import GateResult
 from piston.core.schema import to_plain
 from piston.core.statistics import Estimate
-from piston.evaluation.metrics import GateResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError, ShortfallError
-from piston.evaluation.metrics import Gate, Metric
+from piston.core.gates import Gate, Metric
 from piston.runtime.bundle import Bundle
 
 PREPARED = "prepared"  # the float model directory that is measured

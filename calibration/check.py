@@ -17,10 +17,10 @@ from piston.calibration.data.packing import Ids
 from piston.calibration.data.rows import hash_rows
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
+from piston.core.gates import Gate, GateResult, Metric, parse_gate
 from piston.core.statistics import Estimate
 from piston.evaluation.corpus import Corpus, Document
 from piston.evaluation.evaluate import EvalOptions, evaluate
-from piston.evaluation.metrics import Gate, GateResult, Metric, parse_gate
 from piston.evaluation.metrics import METRICS, measured
 from piston.evaluation.report import Report
 from piston.evaluation.subject import Opened, Subject

@@ -16,8 +16,8 @@ from piston.calibration.report import page_of, remainders_text
 from piston.calibration.search.budget import Budget
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.gates import add_gate_arguments, from_older, gates_of
 from piston.core.outputs import check_output_files, write_output
-from piston.evaluation.metrics import add_gate_arguments, from_older, gates_of
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears

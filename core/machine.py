@@ -1,27 +1,55 @@
-"""How many processors this process may use."""
+"""How many processors this process may use: what it is bound to, and what a container's CPU quota allows."""
 
+import math
 import os
 from pathlib import Path
 
+from piston.core.control_groups import Version, groups
 
-def num_cpus() -> int:
-    """Logical processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def num_cores() -> int:
-    """Physical cores this process may use: threads beyond them do not speed products up."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    topology = "/sys/devices/system/cpu/cpu{}/topology/{}"
-    files = ("physical_package_id", "core_id")
-    cores = {tuple(read_or_empty(topology.format(cpu, file)) for file in files) for cpu in os.sched_getaffinity(0)}
-    return len(cores) if all(all(core) for core in cores) else num_cpus()
+ROOT = Path("/")
 
 
-def read_or_empty(path: str) -> str:
+def num_cpus(root: Path = ROOT) -> int:
+    """Logical processors, at least 1: those it is bound to, no more than a CPU quota, rounded up, keeps busy.
+
+    `root` is where /proc and /sys are found.
+    """
+    return _within_quota(len(_bound_to()), root)
+
+
+def num_cores(root: Path = ROOT) -> int:
+    """Physical cores, counted as `num_cpus` counts processors: more threads than that do not speed products up."""
+    cpus = _bound_to()
+    topology, files = root / "sys/devices/system/cpu", ("physical_package_id", "core_id")
+    cores = {tuple(read_or_empty(topology / f"cpu{cpu}" / "topology" / file) for file in files) for cpu in cpus}
+    return _within_quota(len(cores) if all(all(core) for core in cores) else len(cpus), root)
+
+
+def _bound_to() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _within_quota(count: int, root: Path) -> int:
+    quotas = [_quota(directory, version) for directory, version in groups(root, "cpu")]
+    return max(min([count, *(math.ceil(quota) for quota in quotas if quota is not None)]), 1)
+
+
+def _quota(directory: Path, version: Version) -> float | None:
+    """Processors' worth of time that a group gives; None where it is not limited."""
+    if version == 1:
+        quota, period = read_or_empty(directory / "cpu.cfs_quota_us"), read_or_empty(directory / "cpu.cfs_period_us")
+    else:
+        quota, _, period = read_or_empty(directory / "cpu.max").partition(" ")
+    try:
+        time, of = int(quota), int(period)
+    except ValueError:  # no such group, or "max"
+        return None
+    return time / of if time > 0 and of > 0 else None  # version 1 writes -1 for no limit
+
+
+def read_or_empty(path: Path) -> str:
     """A file's text without surrounding white space; empty where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

@@ -8,10 +8,10 @@ from typing import Any
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.gates import INT8, add_gate_arguments, gates_of
 from piston.engines import AVAILABLE, DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_TARGETS, LM_HEADS, build
 from piston.engines.compiler_cli import add_compiler_arguments, compiler_options, engine_cache_dir
 from piston.engines.registry import family_of
-from piston.evaluation.metrics import INT8, add_gate_arguments, gates_of
 
 ARITHMETIC = {
     "int8": "in INT8",

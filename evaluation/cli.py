@@ -8,11 +8,11 @@ from pathlib import Path
 
 from piston.core.console import Progress, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.gates import Gate, Metric, add_gate_arguments, gates_of, tell_gates
 from piston.core.outputs import check_output_files, write_output
 from piston.evaluation.answers import check_prompts_fit
 from piston.evaluation.corpus import Corpus, read_corpus
 from piston.evaluation.evaluate import EvalOptions, check_length, evaluate
-from piston.evaluation.metrics import Gate, Metric, add_gate_arguments, gates_of, tell_gates
 from piston.evaluation.html import page_of
 from piston.evaluation.metrics import METRICS, measured
 from piston.evaluation.prompts import DEFAULT_PROMPTS, Prompt, read_prompts

@@ -1,6 +1,6 @@
 """The figures of an evaluation that gates may name, and their values in a report."""
 
-from piston.evaluation.metrics import Metric
+from piston.core.gates import Metric
 from piston.evaluation.report import Report
 
 METRICS = {

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any, Literal
 
 from piston.core.bundle.manifest import Kind
+from piston.core.gates import GateResult
 from piston.core.schema import to_plain
 from piston.core.statistics import Estimate
-from piston.evaluation.metrics import GateResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from piston.core.bundle.manifest import sha256_of
 from piston.core.errors import MisuseError
+from piston.core.machine import num_cpus
 
 TOOLS = {  # verb: the distributions whose version may change its result
     "export": (
@@ -94,7 +95,7 @@ def code_of(verb: str) -> str:
 
 def machine() -> dict[str, str]:
     """What a measured time, and the last bits of a result, depend on."""
-    return {"system": platform.system(), "machine": platform.machine(), "cpu": _cpu(), "cpus": str(os.cpu_count())}
+    return {"system": platform.system(), "machine": platform.machine(), "cpu": _cpu(), "cpus": str(num_cpus())}
 
 
 def hashed_files(values: Iterable[Any], base: Path) -> dict[str, str]:

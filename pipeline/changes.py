@@ -10,7 +10,7 @@ from piston.bench.gate import BUNDLE_FIGURES, check_measured, judge, strictest
 from piston.bench.reading import report_from
 from piston.bench.report import Report
 from piston.core.errors import MisuseError
-from piston.evaluation.metrics import Gate, GateResult, Metric, parse_gate
+from piston.core.gates import Gate, GateResult, Metric, parse_gate
 
 ALPHA = 0.05  # chance that equal bundles fail, all gates over the baseline together
 

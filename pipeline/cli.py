@@ -5,8 +5,8 @@ from pathlib import Path
 
 from piston.core.cache_dir import cache_dir
 from piston.core.console import note, print_json, print_text
+from piston.core.gates import tell_gates
 from piston.core.units import parse_size
-from piston.evaluation.metrics import tell_gates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

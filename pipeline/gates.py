@@ -11,9 +11,9 @@ bench.tpot.p50 <= 5% over baseline   by the test of `piston bench --require`: se
 from dataclasses import replace
 
 from piston.bench.gate import BUNDLE_FIGURES
+from piston.core.gates import INT8, SIZE, Gate, Metric
+from piston.core.gates import parse_gate as parse
 from piston.core.units import shown
-from piston.evaluation.metrics import INT8, SIZE, Gate, Metric
-from piston.evaluation.metrics import parse_gate as parse
 from piston.evaluation.metrics import METRICS as EVAL_METRICS
 
 VERIFY = Metric(name="verify", described="piston verify", unit="verdict", is_better_high=True)

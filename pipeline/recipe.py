@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piston.core.errors import MisuseError
+from piston.core.gates import Gate, Metric
 from piston.core.schema import ShapeError, shaped
-from piston.evaluation.metrics import Gate, Metric
 from piston.pipeline.gates import parse_gate, stage_of
 from piston.pipeline.options import check_table
 

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from piston.bench.junit import Case
-from piston.bench.junit import junit_of as document_of
 from piston.core.bundle.manifest import Manifest
 from piston.core.bundle.sbom import sbom_of
 from piston.core.errors import Error
 from piston.core.outputs import write_output
 from piston.core.report import code
+from piston.core.report.junit import Case
+from piston.core.report.junit import junit_of as document_of
 from piston.core.report.markdown import table, text
 from piston.core.units import shown
 from piston.pipeline.gates import shown_value

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from piston.core.gates import GateResult
 from piston.core.schema import to_plain
-from piston.evaluation.metrics import GateResult
 
 FILES = ("report.json", "junit.xml", "summary.md", "index.html")
 SBOM = "sbom.cdx.json"

@@ -17,15 +17,27 @@ from piston.bench.publish import check_outputs, publish
 from piston.bench.report import Options, Report
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.core.gates import gates_of
 from piston.core.machine import num_cores
-from piston.evaluation.metrics import gates_of
 from piston.pipeline.stage_recipes import jobs_of
 from piston.pipeline.stages import measure_stages
 
 SUFFIX = ".toml"
 REPEATS, WARMUP = 6, 1  # stages take minutes
 # Options that speak of a bundle; a recipe says the rest itself.
-_OF_BUNDLES = ("target", "batch", "prompt_len", "gen_len", "prompts", "starts", "threads", "against", "env", "rivals")
+_OF_BUNDLES = (
+    "target",
+    "batch",
+    "prompt_len",
+    "gen_len",
+    "neighbours",
+    "prompts",
+    "starts",
+    "threads",
+    "against",
+    "env",
+    "rivals",
+)
 
 
 def is_of_recipes(paths: Sequence[Path]) -> bool:

@@ -209,8 +209,8 @@ def load(
         max_batch: slots, that is rows decoded together; by default what the bundle was built for, or on the
             CPU as many of them as a container's memory limit allows.
         max_length: positions of each slot; by default likewise.
-        threads: of the engine; 0 leaves it to the backend.
-        public_key: the .pub file of the key that must have signed the bundle (`piston sign`). The signature is checked
+        threads: of the engine; 0: one for each physical core, no more than a container's CPU quota allows.
+        public_key: the .pub file of the key that must have signed the bundle (minisign). The signature is checked
             over the very bytes whose hashes the files are then held against.
 
     Raises:

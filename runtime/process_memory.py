@@ -1,12 +1,13 @@
-"""How much memory a container leaves this process, from Linux control groups (both versions), and what it has taken.
+"""How much memory a container leaves this process, from Linux control groups, and what it has taken.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
 """
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from piston.core.control_groups import groups
 
 UNLIMITED = 1 << 60  # version 1 writes the largest number of pages it can count instead of a word
 
@@ -20,8 +21,10 @@ class Names:
     reclaimable: str  # of memory.stat: page cache that the kernel gives up first
 
 
-V1 = Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-V2 = Names("memory.max", "memory.current", "inactive_file")
+NAMES = {
+    1: Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: Names("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def container_memory(root: Path = Path("/")) -> int | None:
@@ -29,30 +32,8 @@ def container_memory(root: Path = Path("/")) -> int | None:
 
     `root` is where /proc and /sys are found. A group that cannot be read counts as not limited.
     """
-    left = [_left(directory, names) for directory, names in _groups(root)]
+    left = [_left(directory, NAMES[version]) for directory, version in groups(root, "memory")]
     return min((room for room in left if room is not None), default=None)
-
-
-def _groups(root: Path) -> Iterator[tuple[Path, Names]]:
-    """The groups of this process and all around them, whose limits hold as well."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0":
-            tops, names = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], V2
-        elif "memory" in controllers.split(","):
-            tops, names = ["sys/fs/cgroup/memory"], V1
-        else:
-            continue
-        # Inside a container the path is often that of the host, and only the top is mounted.
-        inner = PurePosixPath(path.lstrip("/"))
-        for top in tops:
-            for part in (inner, *inner.parents):
-                yield root / top / part, names
 
 
 def _left(directory: Path, names: Names) -> int | None:

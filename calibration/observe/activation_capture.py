@@ -17,6 +17,7 @@ from onnx_ir.passes import common
 
 from piston.core.bundle.interface import CacheSpec, is_present
 from piston.core.errors import MisuseError
+from piston.core.machine import num_cores
 from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.ort_cpu import translated
 
@@ -137,7 +138,7 @@ def _session(model: ir.Model, data_dir: Path, threads: int) -> Any:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
+    settings.intra_op_num_threads = threads or num_cores()
     settings.log_severity_level = 3
     # As it is written: folding constants would keep the casts of narrow weights, and nothing else gains (1.32).
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -5,6 +5,7 @@ activations rounded as `ort-cpu` rounds them. What is alive at a cut lies on dis
 grows neither with rows nor with layers.
 """
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from piston.runtime.backends.ort_cpu import translated
 Stream = Literal["float", "quantized"]
 STREAMS: tuple[Stream, Stream] = ("float", "quantized")
 Values = dict[str, NDArray[Any]]
-AT_ONCE = min(8, num_cores())  # rows: cores wait for each other less than if all work on one
+MOST_AT_ONCE = 8  # rows: cores wait for each other less than if all work on one
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Relay:
         def run_row(index: int) -> dict[Stream, Floats]:
             return {stream: self._run_row(segment, stream, index, *opened[stream]) for stream in STREAMS}
 
-        return in_order(run_row, len(self.rows), threads=AT_ONCE)
+        return in_order(run_row, len(self.rows), threads=min(MOST_AT_ONCE, num_cores()))
 
     def leave(self, segment: Segment) -> None:
         """Forget what is not alive behind the segment's cut; until then it can be run again."""
@@ -174,7 +175,7 @@ def _session(model: ir.Model, folder: Path) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.enable_cpu_mem_arena = False
-    settings.intra_op_num_threads = num_cores() // AT_ONCE
+    settings.intra_op_num_threads = math.ceil(num_cores() / MOST_AT_ONCE)  # no core idle
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works in between
     # The level at which DequantizeLinear and MatMul become one MatMulNBits, here with activations in eight bits.
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from piston.evaluation.metrics import GateResult
+from piston.core.gates import GateResult
 
 NUMBERS = "The numbers as a table"
 

@@ -216,19 +216,28 @@ def _opened(
 
 
 def _isolate(model: ir.Model) -> _Tape:
-    """Let every kernel read inputs of the graph, and give all that it makes out."""
+    """Let every kernel read inputs of the graph, and every other node that reads a kernel; give all that they make out.
+
+    A node that was not replaced would else make much of a code that fell to the other side of an edge.
+    """
     kernels = [node for node in model.graph if node.domain == KERNELS]
     inputs = set(model.graph.inputs)
     made = {value: node for node in kernels for value in node.outputs}
     given: dict[str, ir.Value] = {}
+
+    def replace(node: ir.Node, index: int, value: ir.Value) -> None:
+        name = str(value.name)
+        if name not in given:
+            given[name] = ir.Value(name=f"{name}{GIVEN}", type=value.type, shape=value.shape)
+        node.replace_input_with(index, given[name])
+
     for node in kernels:
         for index, value in enumerate(node.inputs):
-            if value is None or value.is_initializer() or value in inputs or value.name == "seqlens_k":
-                continue
-            name = str(value.name)
-            if name not in given:
-                given[name] = ir.Value(name=f"{name}{GIVEN}", type=value.type, shape=value.shape)
-            node.replace_input_with(index, given[name])
+            if not (value is None or value.is_initializer() or value in inputs or value.name == "seqlens_k"):
+                replace(node, index, value)
+    for value in made:
+        for use in list(value.uses()):
+            replace(use.node, use.idx, value)
     model.graph.inputs.extend(given.values())
     compared = [str(value.name) for value in made if value.name and not value.is_graph_output()]
     _expose(model, compared, OWN)

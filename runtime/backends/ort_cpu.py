@@ -15,6 +15,7 @@ import numpy as np
 
 from piston.core.bundle.interface import CacheSpec, is_past
 from piston.core.errors import EngineError, MissingExtraError, MisuseError
+from piston.core.machine import num_cores
 from piston.runtime import kernels
 from piston.runtime.backends.buffers import Buffers
 from piston.runtime.backends.engine import Logits
@@ -33,7 +34,7 @@ MAX_BINDINGS = 64  # kept of decode steps, each of its own range of rows; a new 
 class OrtOptions:
     """How a session is made. `optimize` is for graphs that were not saved optimized."""
 
-    threads: int = 0  # 0: ONNX Runtime decides, one per physical core
+    threads: int = 0  # 0: one for each physical core that this process may use
     optimize: bool = False
     prepack: bool = True  # False halves the memory of a session that is used once
     profile: str | None = None  # where ONNX Runtime's profile goes, written when the session is freed
@@ -192,7 +193,7 @@ def open_session(path: Path, options: OrtOptions) -> Any:
     except ImportError:
         raise MissingExtraError("ONNX Runtime is not installed; pip install 'piston[ort]'.") from None
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = threads = options.threads or num_cores()
     settings.log_severity_level = 3
     levels = onnxruntime.GraphOptimizationLevel
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
@@ -203,6 +204,9 @@ def open_session(path: Path, options: OrtOptions) -> Any:
     with translated(f"loading {path}"):
         if options.kernels:
             settings.register_custom_ops_library(str(kernels.require()))
+            kernels.set_threads(threads)
+            # The kernels have threads of their own: ONNX Runtime's, spinning, would take the cores from them.
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [(options.provider, dict(options.provider_options))]
         return onnxruntime.InferenceSession(str(path), settings, providers=providers)
 

@@ -7,21 +7,35 @@ place: without them, or on a processor without AVX-512 VNNI, such an engine is r
 import ctypes
 import functools
 import hashlib
+import os
 from pathlib import Path
 
+from piston.core.cache_dir import cache_dir
 from piston.core.errors import EngineError, MissingExtraError
 
 TARGET = "ort-cpu:avx512"  # of the engines that need them
 SOURCES = Path(__file__).parent / "src"
+FLAGS_VARIABLE = "PISTON_KERNELS_FLAGS"  # more options of the compiler, such as -fsanitize=address
 LEVELS = ("none", "avx512-vnni", "amx")  # what the library says of the processor
 
 
-def library_path() -> Path:
-    """Where the compiled library of these very sources lies: another version's is never found."""
-    digest = hashlib.sha256()
+def more_flags() -> list[str]:
+    """What the environment adds to the compiler's options: a library made with them is another library."""
+    return os.environ.get(FLAGS_VARIABLE, "").split()
+
+
+def library_paths() -> list[Path]:
+    """Where the compiled library of these very sources may lie: beside them, or in the cache of this user."""
+    digest = hashlib.sha256(" ".join(more_flags()).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return Path(__file__).parent / f"libpiston_kernels-{digest.hexdigest()[:16]}.so"
+    name = f"libpiston_kernels-{digest.hexdigest()[:16]}.so"
+    return [Path(__file__).parent / name, cache_dir("kernels") / name]
+
+
+def library_path() -> Path | None:
+    """Where the compiled library of these very sources lies: another version's is never found; None where it is not."""
+    return next((path for path in library_paths() if path.is_file()), None)
 
 
 @functools.cache
@@ -33,7 +47,7 @@ def open_library() -> ctypes.CDLL:
         EngineError: it cannot be loaded here.
     """
     path = library_path()
-    if not path.is_file():
+    if path is None:
         raise MissingExtraError(
             "Piston's CPU kernels are not compiled; run `python -m piston.runtime.kernels` (it needs a C++ compiler)."
         )
@@ -59,4 +73,11 @@ def require() -> Path:
         raise EngineError(
             "This processor has no AVX-512 VNNI, which Piston's CPU kernels are made for; use an engine for ort-cpu."
         )
-    return library_path()
+    path = library_path()
+    assert path is not None
+    return path
+
+
+def set_threads(count: int) -> None:
+    """Let the kernels of sessions that this thread makes from now on use so many threads, the caller's included."""
+    open_library().piston_kernels_set_threads(count)

@@ -1,4 +1,4 @@
-"""One call of the C++ compiler: sources in, library beside them out."""
+"""One call of the C++ compiler: sources in, a library out, beside them or in the cache of this user."""
 
 import os
 import platform
@@ -8,13 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from piston.core.cache_dir import VARIABLE
 from piston.core.errors import EngineError, MissingExtraError
-from piston.runtime.kernels import SOURCES, library_path
+from piston.runtime.kernels import SOURCES, library_path, library_paths, more_flags
 
 # Every file names the instructions it uses; the rest must run on any x86-64, for it decides whether they may be.
 # GCC 12 warns of what its own vector headers leave undefined on purpose.
 FLAGS = ("-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-LINKING = ("-shared", "-fPIC", "-fvisibility=hidden")
+# Its threads run for as long as the process: nobody may unload their code.
+LINKING = ("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wl,-z,nodelete")
 COMPILERS = ("g++", "c++", "clang++")
 
 
@@ -23,22 +25,36 @@ def compile_library(compiler: str | None = None) -> Path:
 
     Raises:
         MissingExtraError: there is no C++ compiler.
-        EngineError: not an x86-64 Linux, or the compiler refuses the sources.
+        EngineError: not an x86-64 Linux, the compiler refuses the sources, or no directory can be written.
     """
-    if (goal := library_path()).is_file():
-        return goal
+    if (done := library_path()) is not None:
+        return done
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise EngineError(f"Piston's CPU kernels are for x86-64 Linux, this is {sys.platform} {platform.machine()}.")
     found = shutil.which(compiler) if compiler else next(filter(None, map(shutil.which, COMPILERS)), None)
     if found is None:
         raise MissingExtraError(f"No C++ compiler found ({compiler or ', '.join(COMPILERS)}); install g++ 12 or later.")
-    with tempfile.TemporaryDirectory(dir=goal.parent) as work:
-        made = Path(work) / goal.name
-        sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
-        words = [found, *FLAGS, *LINKING, *sources, "-o", str(made)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise EngineError(f"{found} cannot compile Piston's CPU kernels: {first}")
-        os.replace(made, goal)  # noqa: PTH105 - whoever looks meanwhile sees no library or a whole one
+    problems = []
+    for goal in library_paths():
+        try:
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=goal.parent) as work:
+                made = _compile(found, Path(work) / goal.name)
+                os.replace(made, goal)  # noqa: PTH105 - whoever looks meanwhile sees no library or a whole one
+        except OSError as problem:
+            problems.append(f"{goal.parent}: {problem.strerror}")
+        else:
+            return goal
+    raise EngineError(
+        f"Piston's CPU kernels cannot be written ({'; '.join(problems)}); set {VARIABLE} to a directory that can be."
+    )
+
+
+def _compile(compiler: str, goal: Path) -> Path:
+    sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
+    words = [compiler, *FLAGS, *more_flags(), *LINKING, *sources, "-o", str(goal)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+        raise EngineError(f"{compiler} cannot compile Piston's CPU kernels: {first}")
     return goal

@@ -55,6 +55,17 @@ def test_one_bundle_is_measured_at_every_setting(bench):
     assert (found["ratios"], found["gates"], found["baseline"]) == ([], [], None)
 
 
+def test_neighbours_are_part_of_the_setting(bench, tmp_path):
+    found = json_of(bench("--neighbours", "0,1", "--json"))
+    settings = [item["setting"] for item in found["systems"][0]["settings"]]
+    assert [setting["neighbours"] for setting in settings] == [0, 1]
+    assert settings[0] | {"neighbours": 1} == settings[1]
+    assert "8 tokens, beside 1 busy" in bench("--neighbours", "1").out
+    (tmp_path / "base.json").write_text(json.dumps(found), encoding="utf-8")
+    result = bench("--neighbours", "2", "--baseline", tmp_path / "base.json", "--fail-on", "tpot>5%")
+    assert "was not measured at batch 1, prompt 16, 8 tokens, beside 2 busy" in result.err
+
+
 def test_new_processes_are_measured(bench):
     (system,) = json_of(bench("--starts", "2", "--json"))["systems"]
     assert [start["first_token"] for start in system["starts"]] == [0.5, 0.5]
@@ -176,6 +187,7 @@ def test_markdown_has_gates_tables_and_rows_of_equal_width(bench, tmp_path, slow
         (("--starts", "-1"), "--starts is -1"),
         (("--threads", "0"), "--threads is 0"),
         (("--threads", "100000"), "threads is 100000"),
+        (("--neighbours", "0,-1"), "--neighbours is a list"),
         (("--alpha", "1"), "--alpha is 1.0"),
         (("--batch", "0"), "--batch is 0"),
         (("--batch", "x"), "no list of whole numbers"),

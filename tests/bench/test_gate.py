@@ -20,7 +20,7 @@ from piston.bench.gate import (
 from piston.bench.report import Report
 from piston.bench.workload import Setting
 from piston.core.errors import MisuseError
-from piston.evaluation.metrics import parse_gate as parse
+from piston.core.gates import parse_gate as parse
 
 MACHINE = take_fingerprint(2)
 NAMED = Setting(1, 8, 16)

@@ -1,6 +1,9 @@
+from contextlib import contextmanager
+
 import pytest
 from benched import OPTIONS, contender, opener, ticking
 
+from piston.bench import measure as measure_module
 from piston.bench.measure import measure
 from piston.bench.report import Options
 from piston.bench.workload import Setting, Work
@@ -59,3 +62,23 @@ def test_medians_are_those_of_the_system():
     own, rival = measured()
     assert own.settings[0].metrics["tpot"]["p50"].value == pytest.approx(0.01, rel=0.05)
     assert rival.settings[0].metrics["tpot"]["p50"].value == pytest.approx(0.02, rel=0.05)
+
+
+def test_with_and_without_neighbours_takes_turns(monkeypatch):
+    beside, seen = [], []
+
+    @contextmanager
+    def counted(count):
+        beside.append(count)
+        yield
+        seen.append(len(log))
+
+    monkeypatch.setattr(measure_module, "neighbours", counted)
+    log = []
+    settings = [Setting(1, length, 4, neighbours=count) for length in (8, 16) for count in (0, 1)]
+    systems = measured(Options(repeats=2, warmup=1, starts=0, threads=2), [Work(each, 500) for each in settings], log)
+    assert beside == [0, 1] * 3 * 2
+    assert seen == [2 * turn for turn in range(1, 13)]  # both systems in each turn
+    assert [len(prompts[0]) for _, prompts, _ in log] == [8] * 12 + [16] * 12
+    assert [item.setting for item in systems[0].settings] == settings
+    assert [len(item.runs) for item in systems[0].settings] == [2] * 4

@@ -18,7 +18,7 @@ from piston.bench.ratios import ratios_of
 from piston.bench.report import Baseline, Report
 from piston.bench.workload import Setting, Work
 from piston.core.console import Progress
-from piston.evaluation.metrics import parse_gate
+from piston.core.gates import parse_gate
 
 HOSTILE = "<script>alert('&')</script>"
 LIMITS = Limits(read_bytes_per_s=3e10, float_ops_per_s=2e11, int8_ops_per_s=2e12, how="by hand")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piston.core.errors import MisuseError
-from piston.evaluation.metrics import GateResult, Metric, add_gate_arguments, from_older, gates_of, parse_gate, tell_gates
+from piston.core.gates import GateResult, Metric, add_gate_arguments, from_older, gates_of, parse_gate, tell_gates
 
 METRICS = {
     metric.name: metric

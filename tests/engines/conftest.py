@@ -1,5 +1,6 @@
 """Whole model directories of a few toys, exported once per session."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,18 @@ def wide_model_dir(tmp_path_factory) -> Path:
 def fitting_model_dir(tmp_path_factory) -> Path:
     """A llama toy of widths that Piston's own kernels take, quantized to w8a8."""
     directory = tmp_path_factory.mktemp("fitting")
-    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    return with_heads_of(32, directory)
+
+
+def with_heads_of(head_dim: int, directory: Path) -> Path:
+    """A llama toy with heads of that width, quantized to w8a8."""
+    sizes = {"hidden_size": 4 * head_dim, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim}
     write_checkpoint(directory / "checkpoint", "llama", torch.float32, intermediate_size=192, **sizes)
     export_model(directory / "checkpoint", directory / "float", ExportOptions(check_parity=False))
     return quantize_model_dir(directory / "float", directory / "model", "w8a8")
+
+
+@pytest.fixture(scope="session")
+def model_dir_with_heads(tmp_path_factory):
+    """model_dir_with_heads(head_dim) -> such a toy, exported and quantized once per session."""
+    return functools.cache(lambda head_dim: with_heads_of(head_dim, tmp_path_factory.mktemp("heads")))

@@ -9,7 +9,10 @@ import pytest
 from own_kernels import need_kernels
 from quantized import quantize, round_cache
 
-from piston.core.errors import EngineError, MissingExtraError, ParityError
+from piston.bench.profile import profile
+from piston.bench.workload import Setting, Work
+from piston.core.console import Progress
+from piston.core.errors import EngineError, MissingExtraError, MisuseError, ParityError
 from piston.engines import build
 from piston.engines.equivalence import replaced_nodes as prove_replaced_module
 from piston.engines.equivalence.replaced_nodes import prove_replaced
@@ -313,8 +316,38 @@ def test_a_bundle_with_both_engines_takes_its_own_kernels(fitting_model_dir, tmp
     assert (chosen.target, list(others)) == (kernels.TARGET, ["ort-cpu"])
 
 
+@pytest.mark.parametrize("head_dim", [20, 96, 100])
+def test_heads_of_any_width_are_built_and_proved(model_dir_with_heads, head_dim, tmp_path):
+    need_kernels()
+    (engine,) = build(model_dir_with_heads(head_dim), tmp_path / "bundle", [kernels.TARGET]).engines
+    assert engine.got["own_kernels"]["attention"] == (2 if head_dim == 96 else 0)
+    assert engine.got["own_kernels"]["norms"] == 3
+
+
+def test_a_node_that_was_not_replaced_reads_what_the_reference_computed(built):
+    # a code on an edge may differ, and its reader would make a step of it that no kernel made
+    _, own, _ = built
+    model = ir.load(own.path)
+    norm = next(node for node in model.graph if node.op_type == "NormCodes")
+    codes = norm.outputs[0]
+    reader = ir.node("Identity", [codes], name="left")
+    reader.outputs[0].name, reader.outputs[0].type, reader.outputs[0].shape = "left", codes.type, codes.shape
+    model.graph.insert_after(norm, reader)
+    tape = prove_replaced_module._isolate(model)
+    assert reader.inputs[0].name == f"{codes.name}.given"
+    assert codes.name in tape.given
+
+
+def test_a_profile_beyond_the_positions_of_an_engine_is_refused(fitting_model_dir, tmp_path):
+    need_kernels()
+    build(fitting_model_dir, tmp_path / "bundle", [kernels.TARGET], max_length=64)
+    bundle, work = Bundle.open(tmp_path / "bundle"), Work(Setting(1, 60, 4), vocab_size=100)
+    with pytest.raises(MisuseError, match="the engine was built for 64 positions"):
+        profile(bundle, None, work, 2, Progress(quiet=True))
+
+
 def test_without_a_library_the_reason_is_given(monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "library_path", lambda: tmp_path / "none.so")
+    monkeypatch.setattr(kernels, "library_paths", lambda: [tmp_path / "none.so"])
     kernels.open_library.cache_clear()
     with pytest.raises(MissingExtraError, match=r"python -m piston\.runtime\.kernels"):
         kernels.require()

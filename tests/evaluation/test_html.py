@@ -7,8 +7,8 @@ from evaluated import corpus_of, opened, other_script
 from page_outline import Outline
 from toy_model import VOCAB_SIZE, answering, history_script, ids_of
 
+from piston.core.gates import parse_gate
 from piston.evaluation.evaluate import EvalOptions, evaluate
-from piston.evaluation.metrics import parse_gate
 from piston.evaluation.html import page_of
 from piston.evaluation.metrics import METRICS, measured
 from piston.evaluation.prompts import Prompt

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 
-from piston.evaluation.metrics import GateResult
+from piston.core.gates import GateResult
 from piston.pipeline.page import page_of
 from piston.pipeline.render import FILES, junit_of, lines_of, markdown_of, write_reports
 from piston.pipeline.report import EngineReport, LockReport, Report, StageReport

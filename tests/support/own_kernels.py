@@ -40,7 +40,7 @@ def need_kernels():
         pytest.skip(reason)
 
 
-def run_alone(op_type, inputs, num_outputs=1, **attributes):
+def run_alone(op_type, inputs, num_outputs=1, *, threads=2, **attributes):
     """Outputs of one operator on arrays; None leaves an input out. Initializers and inputs are the same to it.
 
     Instead of a number of outputs, whether each is asked for.
@@ -58,6 +58,8 @@ def run_alone(op_type, inputs, num_outputs=1, **attributes):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 2
+    options.enable_cpu_mem_arena = False  # so that each output is an allocation of its own, whose bounds can be checked
     options.register_custom_ops_library(str(kernels.require()))
+    kernels.set_threads(threads)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, given)

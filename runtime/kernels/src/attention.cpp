@@ -39,7 +39,6 @@ struct Pair {
 Pair rotated(const Attention& attention, const float* head, int64_t position, int64_t channel) {
   const int64_t half = attention.head_dim / 2;
   const __m512 low = _mm512_loadu_ps(head + channel), high = _mm512_loadu_ps(head + half + channel);
-  if (attention.cos == nullptr) return {low, high};
   const __m512 cos = _mm512_loadu_ps(attention.cos + position * half + channel);
   const __m512 sin = _mm512_loadu_ps(attention.sin + position * half + channel);
   return {_mm512_fmsub_ps(low, cos, _mm512_mul_ps(high, sin)), _mm512_fmadd_ps(high, cos, _mm512_mul_ps(low, sin))};
@@ -157,16 +156,18 @@ void merge_parts(const Attention& attention, int64_t row, int64_t token, int64_t
                  int64_t count, int64_t stride) {
   const int64_t dim = attention.head_dim, group = attention.heads / attention.kv_heads, width = 2 + dim;
   for (int64_t g = 0; g < group; ++g) {
-    float most = -INFINITY, total = 0;
+    float most = -INFINITY, total = 0, weights[kMostPastParts];
     for (int64_t p = 0; p < count; ++p) most = std::fmax(most, parts[p * stride + g * width]);
-    for (int64_t p = 0; p < count; ++p) total += parts[p * stride + g * width + 1] * std::exp(parts[p * stride + g * width] - most);
+    for (int64_t p = 0; p < count; ++p) {
+      const float* part = parts + p * stride + g * width;
+      weights[p] = std::exp(part[0] - most);
+      total += part[1] * weights[p];
+    }
     const int64_t at = ((row * attention.seq + token) * attention.heads + kv_head * group + g) * dim;
     for (int64_t i = 0; i < dim; i += kLanes) {
       __m512 sum = _mm512_setzero_ps();
-      for (int64_t p = 0; p < count; ++p) {
-        const float* part = parts + p * stride + g * width;
-        sum = _mm512_fmadd_ps(_mm512_set1_ps(std::exp(part[0] - most)), _mm512_loadu_ps(part + 2 + i), sum);
-      }
+      for (int64_t p = 0; p < count; ++p)
+        sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[p]), _mm512_loadu_ps(parts + p * stride + g * width + 2 + i), sum);
       give_out(attention, at + i, kv_head * dim + i, _mm512_mul_ps(sum, _mm512_set1_ps(1.0f / total)));
     }
   }

@@ -17,7 +17,7 @@ struct Attention {
   int64_t query_stride, key_stride, value_stride;
   Cache keys, values;
   const int32_t* last;      // [rows] position of the last new token
-  const float *cos, *sin;   // [positions, head_dim / 2], or null: no rotation
+  const float *cos, *sin;   // [positions, head_dim / 2]
   int64_t rows, seq, heads, kv_heads, head_dim, capacity;
   float scale;
   float* out;  // [rows, seq, heads * head_dim] or null
@@ -25,8 +25,8 @@ struct Attention {
   float inverse_scale;
   float* queries;  // room for [rows, seq, heads, head_dim]: rotated and scaled
 
-  int64_t start(int64_t row) const { return last[row] + 1 - seq; }
-  int64_t length(int64_t row) const { return last[row] + 1; }
+  int64_t start(int64_t row) const { return length(row) - seq; }
+  int64_t length(int64_t row) const { return int64_t{last[row]} + 1; }
   int64_t at(int64_t row, int64_t kv_head) const { return (row * kv_heads + kv_head) * capacity * head_dim; }
 };
 
@@ -37,7 +37,8 @@ void write_tokens(const Attention& attention, int64_t begin, int64_t end);
 // largest score, the sum of weights and the weighted values: heads / kv_heads times [2 + head_dim].
 void attend_part(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, int64_t begin, int64_t end,
                  float* part);
-// Put the parts of one token's kv_head together and give them out.
+constexpr int64_t kMostPastParts = 16;
+// Put the parts of one token's kv_head, at most kMostPastParts, together and give them out.
 void merge_parts(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, const float* parts,
                  int64_t count, int64_t stride);
 

@@ -1,4 +1,5 @@
 // Attention as ONNX Runtime calls it: what it reads and gives, and how its work is shared among threads.
+#include <algorithm>
 #include <cstring>
 
 #include "attention.h"
@@ -9,28 +10,36 @@
 namespace piston {
 namespace {
 
-// One piece of work is some positions of one token: of a short past all, of a long one a share for each core. How a
-// token's past is cut depends on nothing but its length: it gets the same bits among others as alone.
+// How a token's past is cut into parts depends on nothing but its length: a token gets the same bits among others as
+// alone, on any number of cores.
+int64_t parts_of(int64_t length) {
+  constexpr int64_t kWorth = 64;
+  const int64_t parts = length / kWorth;
+  return parts < 1 ? 1 : parts < kMostPastParts ? parts : kMostPastParts;
+}
+
+// A unit of work is one part of one token's past, for one kv_head.
 void attend_tokens(const Context& context, const Attention& attention) {
   static thread_local Scratch room;
-  constexpr int64_t kWorth = 32;  // positions that are worth a piece of their own
-  const int64_t tokens = attention.rows * attention.seq, heads = attention.kv_heads, most = num_cores();
+  const int64_t tokens = attention.rows * attention.seq, heads = attention.kv_heads;
   const int64_t stride = attention.heads / heads * (2 + attention.head_dim);
-  float* part = room.at_least<float>(static_cast<size_t>(tokens * heads * most * stride));
   const auto length_of = [&](int64_t at) { return attention.start(at / attention.seq) + at % attention.seq + 1; };
-  const auto parts_of = [&](int64_t at) { return pieces(length_of(at), kWorth); };
-  const int64_t tasks = tokens == 1 ? parts_of(0) : tokens * most;
-  context.parallel(static_cast<size_t>(tasks), [&](size_t index) {
-    const int64_t at = static_cast<int64_t>(index) / most, p = static_cast<int64_t>(index) % most;
-    const int64_t length = length_of(at), parts = parts_of(at);
-    for (int64_t head = 0; head < heads && p < parts; ++head)
-      attend_part(attention, at / attention.seq, at % attention.seq, head, length * p / parts, length * (p + 1) / parts,
-                  part + ((at * heads + head) * most + p) * stride);
+  int64_t most = 1;
+  for (int64_t at = 0; at < tokens; ++at) most = std::max(most, parts_of(length_of(at)));
+  float* part = room.at_least<float>(static_cast<size_t>(tokens * heads * most * stride));
+  share(context, tokens * heads * most, 2, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t at = unit / most / heads, head = unit / most % heads, p = unit % most;
+      const int64_t length = length_of(at), parts = parts_of(length);
+      if (p < parts)
+        attend_part(attention, at / attention.seq, at % attention.seq, head, length * p / parts, length * (p + 1) / parts,
+                    part + unit * stride);
+    }
   });
   for (int64_t at = 0; at < tokens; ++at)
     for (int64_t head = 0; head < heads; ++head)
       merge_parts(attention, at / attention.seq, at % attention.seq, head, part + (at * heads + head) * most * stride,
-                  parts_of(at), stride);
+                  parts_of(length_of(at)), stride);
 }
 
 void attend_blocks(const Context& context, const Attention& attention, const Blocks& way) {
@@ -39,9 +48,9 @@ void attend_blocks(const Context& context, const Attention& attention, const Blo
     const int64_t key_blocks = (attention.length(row) + way.keys - 1) / way.keys;
     const int64_t size = way.size(attention, attention.length(row));
     uint8_t* made = room.at_least<uint8_t>(static_cast<size_t>(attention.kv_heads * size));
-    context.parallel(static_cast<size_t>(attention.kv_heads * key_blocks), [&](size_t index) {
-      const int64_t head = static_cast<int64_t>(index) / key_blocks;
-      way.make(attention, row, head, static_cast<int64_t>(index) % key_blocks, made + head * size);
+    share(context, attention.kv_heads * key_blocks, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at)
+        way.make(attention, row, at / key_blocks, at % key_blocks, made + at / key_blocks * size);
     });
     const int64_t blocks = (attention.seq + way.tokens - 1) / way.tokens;
     context.parallel(static_cast<size_t>(attention.heads * blocks), [&](size_t index) {
@@ -52,6 +61,7 @@ void attend_blocks(const Context& context, const Attention& attention, const Blo
   }
 }
 
+// A cache as output `index`; no scales where INT8 codes have none of their form at input `scale_at`.
 Cache cache_of(const Context& context, size_t index, size_t scale_at, const Tensor& past) {
   const size_t item = past.type == ort::kInt8 ? 1 : 4;
   size_t bytes = item;
@@ -61,7 +71,7 @@ Cache cache_of(const Context& context, size_t index, size_t scale_at, const Tens
   Cache cache{};
   if (past.type == ort::kInt8) {
     cache.codes = reinterpret_cast<int8_t*>(present);
-    cache.scales = context.data<float>(scale_at);
+    cache.scales = context.sized<float>(scale_at, past.dims[1] * past.dims[3]);
   } else {
     cache.values = reinterpret_cast<float*>(present);
   }
@@ -73,8 +83,8 @@ bool find_heads(const Context& context, const Tensor& query, Attention* call) {
   const int64_t width = call->heads * call->head_dim, kv_width = call->kv_heads * call->head_dim;
   call->query_stride = query.dims[2];
   const Tensor key = context.input(9), value = context.input(10);
-  if (key.is_given() != value.is_given()) return false;
-  if (!key.is_given()) {
+  if (key.is_given != value.is_given) return false;
+  if (!key.is_given) {
     call->key_stride = call->value_stride = query.dims[2];
     call->key = call->query + width;
     call->value = call->key + kv_width;
@@ -83,6 +93,7 @@ bool find_heads(const Context& context, const Tensor& query, Attention* call) {
   call->key = key.as<float>();
   call->value = value.as<float>();
   call->key_stride = call->value_stride = kv_width;
+  if (!key.has_axes() || !value.has_axes()) return false;
   return query.dims[2] == width && key.last() == kv_width && value.last() == kv_width && key.rows() == query.rows() &&
          value.rows() == query.rows();
 }
@@ -93,7 +104,7 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gi
   // query or all three packed, past key, past value, last, cos, sin, [key scales], [value scales], [code_scale], [key],
   // [value] -> out, present key, present value
   static thread_local Scratch queries;
-  const Tensor query = context.input(0), past_key = context.input(1), past_value = context.input(2), last = context.input(3);
+  const Tensor query = context.input(0), past_key = context.input(1), past_value = context.input(2), cos = context.input(4), sin = context.input(5);
   if (query.rank != 3 || past_key.rank != 4) return context.failure("piston: attention takes [batch, seq, width] and a cache of rank 4");
   Attention call{};
   call.query = query.as<float>();
@@ -104,25 +115,35 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gi
   call.capacity = past_key.dims[2];
   call.head_dim = past_key.dims[3];
   call.scale = kernel.real;
-  call.last = last.as<int32_t>();
-  call.cos = context.data<float>(4);
-  call.sin = context.data<float>(5);
-  if (!find_heads(context, query, &call) || call.head_dim % 32 != 0 || past_key.dims[0] != call.rows)
+  call.last = context.sized<int32_t>(3, call.rows);
+  call.cos = cos.as<float>();
+  call.sin = sin.as<float>();
+  if (call.kv_heads <= 0 || call.heads <= 0 || call.heads % call.kv_heads != 0 || call.head_dim <= 0 || call.head_dim % 32 != 0 ||
+      !find_heads(context, query, &call) || past_key.dims[0] != call.rows || !past_value.is_like(past_key))
     return context.failure("piston: heads and cache do not fit");
-  for (int64_t row = 0; row < call.rows; ++row)
+  if (call.last == nullptr && call.rows > 0) return context.failure("piston: attention needs one length for each row");
+  if (cos.rank != 2 || cos.dims[1] != call.head_dim / 2 || !sin.is_like(cos))
+    return context.failure("piston: rotary tables are not [positions, head_dim / 2]");
+  for (int64_t row = 0; row < call.rows; ++row) {
     if (call.start(row) < 0 || call.length(row) > call.capacity) return context.failure("piston: lengths lie outside the cache");
+    if (call.length(row) > cos.dims[0]) return context.failure("piston: lengths lie beyond the rotary tables, which end at the engine's longest");
+  }
   call.keys = cache_of(context, 1, 6, past_key);
   call.values = cache_of(context, 2, 7, past_value);
+  if (past_key.type == ort::kInt8 && (call.keys.scales == nullptr || call.values.scales == nullptr))
+    return context.failure("piston: the scales of an INT8 cache do not fit its heads");
   const int64_t dims[3] = {call.rows, call.seq, call.heads * call.head_dim};
   if (gives_codes) {
-    call.inverse_scale = 1.0f / *context.data<float>(8);
+    const float* code_scale = context.sized<float>(8, 1);
+    if (code_scale == nullptr) return context.failure("piston: the codes of attention need one scale");
+    call.inverse_scale = 1.0f / *code_scale;
     call.codes = context.output<uint8_t>(0, dims, 3);
   } else {
     call.out = context.output<float>(0, dims, 3);
   }
   const int64_t tokens = call.rows * call.seq;
   call.queries = queries.at_least<float>(static_cast<size_t>(tokens * dims[2]));
-  share(context, tokens, pieces(tokens, 16), [&](int64_t begin, int64_t end) { write_tokens(call, begin, end); });
+  share(context, tokens, 16, [&](int64_t begin, int64_t end) { write_tokens(call, begin, end); });
   if (call.seq > kAlone) {
     attend_blocks(context, call, level() == kAmx ? kOnTiles : kOnVectors);
   } else {

@@ -25,7 +25,7 @@ bool find_weights(const Context& context, size_t index, int64_t depth, int64_t b
 // Which inputs are copied, at input `index`; whether all are there and a block of them has room.
 bool find_copies(const Context& context, size_t index, BlockInput* input) {
   const Tensor source = context.input(index);
-  if (source.rank != 1 || input->block > kLargestBlock) return false;
+  if (source.rank != 1) return false;
   input->source = source.as<int64_t>();
   input->depth += source.dims[0];
   for (int64_t at = 0; at < source.dims[0]; ++at)
@@ -33,25 +33,19 @@ bool find_copies(const Context& context, size_t index, BlockInput* input) {
   return true;
 }
 
-// A pair of few rows is part of a stream of weights, one for each core; of many it is a piece of work.
 void multiply(const Context& context, const BlockProduct& product, int64_t num_parts) {
   const BlockInput& input = product.input;
-  const bool many = input.rows > 8;
-  const bool on_tiles = many && level() == kAmx && input.depth % kTileDepth == 0 && input.block % kTileDepth == 0;
+  const bool on_tiles = input.rows > 8 && level() == kAmx && input.depth % kTileDepth == 0 && input.block % kTileDepth == 0;
   const auto multiply_part = on_tiles ? multiply_blocks_amx : multiply_blocks_vnni;
   int64_t pairs = 0;
   for (int64_t part = 0; part < num_parts; ++part) pairs += product.pairs(part);
-  const int64_t count = many ? pairs : pieces(pairs, 2);
-  context.parallel(static_cast<size_t>(count), [&](size_t index) {
-    int64_t at = static_cast<int64_t>(index);
+  const int64_t worth = input.rows > 8 ? 1 : worth_reading(2 * kLanes * input.depth * product.parts[0].bits / 8);
+  share(context, pairs, worth, [&](int64_t begin, int64_t end) {
     for (int64_t part = 0; part < num_parts; ++part) {
       const int64_t size = product.pairs(part);
-      if (!many) {
-        multiply_part(product, part, size * at / count, size * (at + 1) / count);
-      } else if (at >= 0 && at < size) {
-        multiply_part(product, part, at, at + 1);
-      }
-      if (many) at -= size;
+      if (begin < size && end > 0) multiply_part(product, part, begin < 0 ? 0 : begin, end < size ? end : size);
+      begin -= size;
+      end -= size;
     }
   });
 }
@@ -63,6 +57,7 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
   // or of both
   static thread_local Scratch codes, scales, sums;
   const Tensor given = context.input(0);
+  if (!given.has_axes()) return context.failure("piston: the input of a linear layer has no such rank");
   BlockProduct product{};
   BlockInput& input = product.input;
   product.is_gated = is_gated;
@@ -71,12 +66,13 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
   input.depth = input.given = given.last();
   input.block = kernel.integer;
   if (is_split && !find_copies(context, 1, &input)) return context.failure("piston: what is copied is not in the input of a linear layer");
-  if (given.rank < 1 || input.block <= 0 || input.block % kLanes != 0 || input.depth % kLanes != 0)
+  if (input.block <= 0 || input.block % kLanes != 0 || (is_split && input.block > kLargestBlock) || input.depth % kLanes != 0 || input.depth == 0)
     return context.failure("piston: the input of a linear layer does not fit its blocks");
   input.blocks = (input.depth + input.block - 1) / input.block;
   const size_t first = is_split ? 2 : 1;
-  const int64_t num_parts = static_cast<int64_t>((context.num_inputs() - first) / 2);
-  if (num_parts > kMostParts || (is_gated && num_parts != 2)) return context.failure("piston: a linear layer has no such parts");
+  const size_t num_inputs = context.num_inputs();
+  const int64_t num_parts = static_cast<int64_t>((num_inputs - first) / 2);
+  if ((num_inputs - first) % 2 != 0 || num_parts > kMostParts || (is_gated && num_parts != 2)) return context.failure("piston: a linear layer has no such parts");
   int64_t dims[kMaxRank];
   std::memcpy(dims, given.dims, sizeof dims);
   for (int64_t part = 0; part < num_parts; ++part) {
@@ -85,13 +81,15 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
         (is_gated && weights.tiles != product.parts[0].tiles))
       return context.failure("piston: input, weights and blocks of a linear layer do not fit");
     dims[given.rank - 1] = weights.tiles * kLanes;
-    if (part == 0 || !is_gated) weights.out = context.output<float>(static_cast<size_t>(part), dims, given.rank);
+    if (part > 0 && is_gated) continue;
+    weights.out = context.output<float>(static_cast<size_t>(part), dims, given.rank);
+    if (!weights.out && input.rows * weights.tiles > 0) return context.failure("piston: a linear layer has no output for a part");
   }
   if (input.rows == 0) return nullptr;
   input.codes = codes.at_least<int8_t>(static_cast<size_t>(input.rows * input.depth));
   input.scales = scales.at_least<float>(static_cast<size_t>(input.rows * input.blocks));
   input.sums = sums.at_least<int32_t>(static_cast<size_t>(input.rows * input.blocks));
-  share(context, input.rows, pieces(input.rows, 16), [&](int64_t begin, int64_t end) { round_blocks(input, begin, end); });
+  share(context, input.rows, 16, [&](int64_t begin, int64_t end) { round_blocks(input, begin, end); });
   multiply(context, product, is_gated ? 1 : num_parts);
   return nullptr;
 }
@@ -113,7 +111,7 @@ ort::Status* run_block_rows(const Context& context, const Kernel& kernel) {
     if (ids.as<int64_t>()[at] < 0 || ids.as<int64_t>()[at] >= table.weights.tiles * kLanes)
       return context.failure("piston: an id lies outside the table");
   float* out = context.output<float>(0, dims, ids.rank + 1);
-  share(context, count, pieces(count, 64), [&](int64_t begin, int64_t end) {
+  share(context, count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) read_row(table, ids.as<int64_t>()[at], out + at * table.depth);
   });
   return nullptr;

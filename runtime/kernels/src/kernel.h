@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #include "context.h"
-#include "cpu.h"
 
 namespace piston {
 
@@ -11,22 +10,24 @@ struct Kernel {
   const ort::Api* api;
   float real = 0;
   int64_t integer = 0;
+  int threads = 1;
 };
 
-// Work for as many rows as are worth a thread.
-inline int64_t pieces(int64_t count, int64_t worth) {
-  const int64_t most = count / worth, cores = num_cores();
-  return most < 1 ? 1 : most < cores ? most : cores;
-}
-
-// Call work(begin, end) on `count` items cut into so many pieces, on the session's threads.
+// Call work(begin, end) on `count` items in pieces of at least `worth`: several for each thread, since threads that share
+// their cores with other processes are not equally fast.
 template <typename Work>
-void share(const Context& context, int64_t count, int64_t pieces, const Work& work) {
-  context.parallel(static_cast<size_t>(pieces), [&](size_t index) {
+void share(const Context& context, int64_t count, int64_t worth, const Work& work) {
+  constexpr int64_t kForEachThread = 16;
+  const int64_t most = count / worth, wanted = kForEachThread * context.threads();
+  const int64_t cut = most < 1 ? 1 : most < wanted ? most : wanted;
+  context.parallel(static_cast<size_t>(cut), [&](size_t index) {
     const int64_t at = static_cast<int64_t>(index);
-    work(count * at / pieces, count * (at + 1) / pieces);
+    work(count * at / cut, count * (at + 1) / cut);
   });
 }
+
+// Of what reads `bytes` of weights for each item, so many items are worth a piece: a few microseconds.
+inline int64_t worth_reading(int64_t bytes) { return 1 + (int64_t{1} << 16) / bytes; }
 
 ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated);

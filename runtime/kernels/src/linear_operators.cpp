@@ -26,11 +26,12 @@ std::vector<int64_t> first_of_tiles(const int64_t* channels, int64_t count, int6
 
 // Inputs 5 and 6 of a plain layer: values in float and their weights.
 const char* take_outliers(const Context& context, Product& product) {
-  const Tensor values = context.num_inputs() > 5 ? context.input(5) : Tensor{};
-  if (!values.is_given()) return nullptr;
+  const Tensor values = context.input(5);
+  if (!values.is_given) return nullptr;
   Epilogue& epilogue = product.epilogue;
-  const Tensor weight = context.num_inputs() > 6 ? context.input(6) : Tensor{};
-  if (weight.rank != 2 || weight.dims[0] != values.last() || weight.last() != epilogue.width || values.rows() != product.rows)
+  const Tensor weight = context.input(6);
+  if (!values.has_axes() || weight.rank != 2 || weight.dims[0] != values.last() || weight.last() != epilogue.width ||
+      values.rows() != product.rows)
     return "piston: outliers of a linear layer and their weights do not fit";
   epilogue.outliers = values.as<float>();
   epilogue.outlier_weights = weight.as<float>();
@@ -40,10 +41,10 @@ const char* take_outliers(const Context& context, Product& product) {
 
 // Inputs 7 and 8 of a plain layer: codes of what its own codes leave over, and the ratio of their scales.
 const char* take_remainder(const Context& context, Product& product) {
-  const Tensor codes = context.num_inputs() > 7 ? context.input(7) : Tensor{};
-  if (!codes.is_given()) return nullptr;
-  const float* ratio = context.num_inputs() > 8 ? context.data<float>(8) : nullptr;
-  if (ratio == nullptr || codes.last() != product.depth || codes.rows() != product.rows)
+  const Tensor codes = context.input(7);
+  if (!codes.is_given) return nullptr;
+  const float* ratio = context.sized<float>(8, 1);
+  if (ratio == nullptr || !codes.has_axes() || codes.last() != product.depth || codes.rows() != product.rows)
     return "piston: the remainder of a linear layer does not fit its codes, or has no ratio";
   static thread_local Scratch groups, first_of_rows;  // other threads read them while this one waits
   auto* found = groups.at_least<int32_t>(static_cast<size_t>(product.rows * product.depth / 4));
@@ -56,8 +57,12 @@ const char* take_remainder(const Context& context, Product& product) {
 // Inputs 4 to 6 of a gated layer that gives codes: their scale, channels given in float too, the scale of a remainder.
 const char* take_codes(const Context& context, Product& product, int64_t* dims, size_t rank, std::vector<int64_t>& first) {
   Epilogue& epilogue = product.epilogue;
-  const Tensor channels = context.num_inputs() > 5 ? context.input(5) : Tensor{};
-  if (channels.is_given()) {
+  const float *scale = context.sized<float>(4, 1), *coarse = context.sized<float>(6, 1);
+  if (scale == nullptr || (coarse == nullptr && context.input(6).is_given))
+    return "piston: a gated layer's codes need one scale, and their remainder another";
+  const Tensor channels = context.input(5);
+  if (channels.is_given) {
+    if (channels.rank != 1) return "piston: the channels of a gated layer are no list";
     first = first_of_tiles(channels.as<int64_t>(), channels.last(), epilogue.width);
     if (first.empty()) return "piston: the channels of a gated layer are not ascending, or not its own";
     epilogue.channels = channels.as<int64_t>();
@@ -66,10 +71,10 @@ const char* take_codes(const Context& context, Product& product, int64_t* dims, 
     epilogue.picked = context.output<float>(1, dims, rank);
   }
   dims[rank - 1] = epilogue.width;
-  epilogue.code_scale = *context.data<float>(4);
+  epilogue.code_scale = *scale;
   epilogue.inverse_scale = 1.0f / epilogue.code_scale;
   epilogue.codes = context.output<uint8_t>(0, dims, rank);
-  if (const float* coarse = context.num_inputs() > 6 ? context.data<float>(6) : nullptr) {
+  if (coarse != nullptr) {
     epilogue.inverse_coarse_scale = 1.0f / *coarse;
     epilogue.left_over = context.output<uint8_t>(2, dims, rank);
   }
@@ -83,20 +88,23 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated)
   // of a plain layer [bias], [outliers [.., k]], [outlier_weights [k, columns]], [remainder], [ratio];
   // of codes code_scale, [channels [k]], [coarse_scale], which asks for the remainder as output 2
   const Tensor codes = context.input(0), weights = context.input(1);
-  if (codes.rank < 1 || weights.rank != 3) return context.failure("piston: codes or weights of a linear layer have no such rank");
+  if (!codes.has_axes() || weights.rank != 3) return context.failure("piston: codes or weights of a linear layer have no such rank");
   Product product{};
   product.codes = codes.as<uint8_t>();
   product.weights = weights.as<int8_t>();
   product.rows = codes.rows();
   product.depth = codes.last();
   product.columns = weights.dims[0] * 16;
-  if (weights.dims[1] * 4 != product.depth || product.depth % 64 != 0)
+  if (weights.dims[1] * 4 != product.depth || weights.dims[2] != 64 || product.depth % 64 != 0 || product.depth == 0)
     return context.failure("piston: codes and weights of a linear layer do not fit");
   if (is_gated && weights.dims[0] % 2 != 0) return context.failure("piston: a gated layer has an odd number of tiles");
   Epilogue& epilogue = product.epilogue;
-  epilogue.offset = context.data<int32_t>(2);
-  epilogue.scale = context.data<float>(3);
-  epilogue.bias = is_gated ? nullptr : context.data<float>(4);
+  epilogue.offset = context.sized<int32_t>(2, product.columns);
+  epilogue.scale = context.sized<float>(3, product.columns);
+  epilogue.bias = is_gated ? nullptr : context.sized<float>(4, product.columns);
+  if (epilogue.offset == nullptr || epilogue.scale == nullptr ||
+      (!is_gated && epilogue.bias == nullptr && context.input(4).is_given))
+    return context.failure("piston: offsets, scales or bias of a linear layer do not fit its columns");
   epilogue.is_gated = is_gated;
   epilogue.width = is_gated ? product.columns / 2 : product.columns;
   int64_t dims[kMaxRank];
@@ -110,28 +118,30 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated)
   if (product.rows == 0) return nullptr;
   const int64_t strips = (weights.dims[0] + 1) / 2;
   const bool on_tiles = level() == kAmx && product.rows > 8;
-  // Few rows: one piece a core, since each is a stream of weights. Many: small pieces, since cores differ in progress.
-  const int64_t most = on_tiles ? strips : num_cores();
   const auto multiply = on_tiles ? multiply_amx : multiply_vnni;
-  share(context, strips, strips < most ? strips : most, [&](int64_t begin, int64_t end) { multiply(product, begin, end); });
+  const int64_t worth = product.rows > 8 ? 1 : worth_reading(32 * product.depth);
+  share(context, strips, worth, [&](int64_t begin, int64_t end) { multiply(product, begin, end); });
   return nullptr;
 }
 
 ort::Status* run_norm(const Context& context, const Kernel& kernel) {
   // input, skip, weight, code_scale -> codes, sum
-  const Tensor input = context.input(0);
+  const Tensor input = context.input(0), skip = context.input(1);
+  if (!input.has_axes() || !skip.is_like(input)) return context.failure("piston: a norm and what it adds do not fit");
   Norm norm{};
-  norm.input = input.as<float>();
-  norm.skip = context.data<float>(1);
-  norm.weight = context.data<float>(2);
-  norm.inverse_scale = 1.0f / *context.data<float>(3);
-  norm.epsilon = kernel.real;
   norm.width = input.last();
-  if (norm.width % 16 != 0) return context.failure("piston: the width of a norm is no multiple of 16");
+  norm.input = input.as<float>();
+  norm.skip = skip.as<float>();
+  norm.weight = context.sized<float>(2, norm.width);
+  const float* scale = context.sized<float>(3, 1);
+  if (norm.weight == nullptr || scale == nullptr || norm.width % 16 != 0)
+    return context.failure("piston: the width of a norm is no multiple of 16, or does not fit its weight");
+  norm.inverse_scale = 1.0f / *scale;
+  norm.epsilon = kernel.real;
   norm.codes = context.output<uint8_t>(0, input.dims, input.rank);
   norm.sum = context.output<float>(1, input.dims, input.rank);
   const int64_t rows = input.rows();
-  share(context, rows, pieces(rows, 16), [&](int64_t begin, int64_t end) { norm_rows(norm, begin, end); });
+  share(context, rows, 16, [&](int64_t begin, int64_t end) { norm_rows(norm, begin, end); });
   return nullptr;
 }
 

@@ -1,6 +1,7 @@
 // The operators of the domain `piston`, as ONNX Runtime registers them, and what Python asks of the library.
 #include <memory>
 
+#include "cpu.h"
 #include "kernel.h"
 
 namespace piston {
@@ -24,10 +25,13 @@ struct Instance {
   Kernel kernel;
 };
 
+thread_local int threads_of_sessions = num_cores();  // that this thread makes
+
 const Operator& self(const ort::CustomOp* op) { return *static_cast<const Operator*>(op); }
 
 ort::Status* create(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info, void** made) {
   auto instance = std::make_unique<Instance>(Instance{&self(op), Kernel{api}});
+  instance->kernel.threads = threads_of_sessions;
   ort::Status* status = nullptr;
   if (self(op).int_name != nullptr)
     status = api->call<ort::Status*>(ort::kKernelInfoGetAttributeInt64, info, self(op).int_name, &instance->kernel.integer);
@@ -39,7 +43,7 @@ ort::Status* create(const ort::CustomOp* op, const ort::Api* api, const ort::Ker
 
 ort::Status* compute(void* instance, ort::KernelContext* context) {
   const Instance& self = *static_cast<Instance*>(instance);
-  return self.op->run(Context(self.kernel.api, context), self.kernel);
+  return self.op->run(Context(self.kernel.api, context, self.kernel.threads), self.kernel);
 }
 
 Operator filled(Operator op) {
@@ -131,6 +135,11 @@ __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(ort::Optio
 
 // 0: this processor runs none of the operators. 1: AVX-512 with VNNI. 2: AMX too.
 __attribute__((visibility("default"))) int piston_kernels_level() { return piston::level(); }
+
+// How many threads the operators of sessions that this thread makes from now on use; at least 1.
+__attribute__((visibility("default"))) void piston_kernels_set_threads(int count) {
+  piston::threads_of_sessions = count < 1 ? 1 : count;
+}
 
 // For tests: use no more than this level from now on; what it became.
 __attribute__((visibility("default"))) int piston_kernels_set_level(int wanted) {

@@ -25,7 +25,6 @@ enum Slot : size_t {
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
   kReleaseTensorTypeAndShapeInfo = 99,
-  kKernelContextParallelFor = 274,
 };
 
 struct Status;
@@ -38,7 +37,7 @@ struct KernelContext;
 struct ShapeContext;
 
 struct Api {
-  void* slots[kKernelContextParallelFor + 1];
+  void* slots[kReleaseTensorTypeAndShapeInfo + 1];
 
   template <typename Result, typename... Arguments>
   Result call(Slot slot, Arguments... arguments) const {

@@ -17,7 +17,7 @@ from piston.calibration.search.meter import Meter
 from piston.cli.main import main
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
-from piston.evaluation.metrics import parse_gate
+from piston.core.gates import parse_gate
 from piston.runtime.bundle import Bundle
 
 ROWS = RowOptions(num_rows=4, seq_len=24)

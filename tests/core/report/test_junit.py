@@ -3,7 +3,7 @@ from xml.etree import ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piston.bench.junit import Case, junit_of
+from piston.core.report.junit import Case, junit_of
 
 
 def test_cases_are_counted_and_timed_and_failures_say_why():

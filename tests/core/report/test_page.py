@@ -4,6 +4,7 @@ import pytest
 from markupsafe import Markup
 from page_outline import Outline
 
+from piston.core.gates import GateResult
 from piston.core.report import code
 from piston.core.report.chart import Chart, Point, scatter
 from piston.core.report.page import (
@@ -19,7 +20,6 @@ from piston.core.report.page import (
     swatches,
     table,
 )
-from piston.evaluation.metrics import GateResult
 
 HOSTILE = "<script>alert('&')</script>"
 GATES = [

@@ -27,6 +27,15 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # one thread, another shape: only the orde
 OPTIONS = OrtOptions(threads=1)
 
 
+@pytest.mark.parametrize(("asked", "given"), [(0, 3), (2, 2)])
+def test_threads_that_are_left_open_are_the_cores_of_this_process(monkeypatch, asked, given):
+    made = []
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda _, settings, **_given: made.append(settings))
+    monkeypatch.setattr("piston.runtime.backends.ort_cpu.num_cores", lambda: 3)
+    open_session(Path("model.onnx"), OrtOptions(threads=asked))
+    assert [settings.intra_op_num_threads for settings in made] == [given]
+
+
 @pytest.fixture(scope="session")
 def session(toy_llama):
     return open_session(toy_llama.path, OPTIONS)

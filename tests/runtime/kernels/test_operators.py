@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
@@ -205,7 +206,7 @@ class Heads:
     def rounded(self, values, scales):
         return np.clip(np.rint(values / scales[:, None]), -128, 127).astype(np.int8)
 
-    def run(self, *, codes=False, apart=False):
+    def run(self, *, codes=False, apart=False, threads=2):
         name = f"Attention{'Int8' * self.int8}{'Codes' * codes}"
         scales = self.scales if self.int8 else [None, None]
         last = (self.past + self.seq - 1).astype(np.int32)
@@ -214,7 +215,7 @@ class Heads:
         inputs = [query, *self.caches, last, self.cos, self.sin, *scales, SCALE if codes else None, *rest]
         while inputs[-1] is None:
             inputs.pop()
-        return run_alone(name, inputs, 3, num_heads=self.heads, scale=0.2)
+        return run_alone(name, inputs, 3, threads=threads, num_heads=self.heads, scale=0.2)
 
     def rotated(self, head, position):
         low, high = head[..., : self.dim // 2].astype(np.float64), head[..., self.dim // 2 :].astype(np.float64)
@@ -444,3 +445,37 @@ def test_rows_of_a_table_are_their_codes_by_their_scales(level, count):
     np.testing.assert_array_equal(found, table[ids])
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside the table"):
         run_alone("BlockRows", [np.array([[0, 48]]), *stored], block_size=32)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_a_long_past_is_put_together_from_its_parts(level, int8):
+    heads = Heads(3, 1, [2050, 129, 60], capacity=2100, int8=int8)
+    expected = heads.expected()[0]
+    np.testing.assert_allclose(heads.run()[0], expected, atol=3e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("threads", [1, 3, 9, 100_000])
+def test_any_number_of_threads_gives_the_same_bits(level, threads):
+    rng = np.random.default_rng(0)
+    attention, chunk = Heads(3, 1, [2050, 129, 60], capacity=2100), Heads(1, 70, [61])
+    codes, weight, offset, scale, _ = linear(rng, 5, 512, 1536)
+    values = rng.standard_normal((1, 5, 512)).astype(np.float32)
+    parts = [blocks_of(rng, 512, width, 32, bits)[2] for width, bits in ((1520, 8), (16, 4), (528, 8))]
+    runs = [
+        lambda count: attention.run(threads=count),
+        lambda count: chunk.run(threads=count),
+        lambda count: run_alone("IntegerLinear", [codes, tiled(weight), offset, scale], threads=count),
+        lambda count: run_alone("BlockLinear", [values, *itertools.chain(*parts)], 3, threads=count, block_size=32),
+    ]
+    for run in runs:
+        for found, expected in zip(run(threads), run(2), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_operators_of_several_sessions_run_at_once(level):
+    attentions = [Heads(2, 1, [1500, 90], capacity=1600, seed=seed) for seed in range(4)]
+    alone = [attention.run()[0] for attention in attentions]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda attention: attention.run()[0], attentions * 8))
+    for found, expected in zip(together, alone * 8, strict=True):
+        np.testing.assert_array_equal(found, expected)
