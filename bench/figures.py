@@ -13,7 +13,7 @@ from piston.bench.table import ranged, ratio_text
 from piston.bench.workload import Setting
 from piston.core.report.chart import Bar, Chart, Curve, bars, curves
 from piston.core.report.page import figure, legend
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 
 _STYLES = ("own", *(f"c{number}" for number in range(1, 14)))  # the seven colours dashed, then six of them not
 _RATIOS = ("decode", "prefill", "first_token", "peak")
@@ -78,7 +78,7 @@ def _ratios(report: Report) -> Iterator[Markup]:
         yield figure(f"Against rivals: {name}", bars(chart, rows, reference=1.0), caption)
 
 
-def _verdict(ratio: Estimate) -> str:
+def _verdict(ratio: ConfidenceInterval) -> str:
     """The style of a ratio's bar: whether the whole interval lies on one side of 1."""
     low = ratio.value if ratio.low is None else ratio.low
     high = ratio.value if ratio.high is None else ratio.high

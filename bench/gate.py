@@ -21,7 +21,7 @@ from piston.bench.workload import Setting
 from piston.core import gates
 from piston.core.errors import MisuseError
 from piston.core.gates import GateResult
-from piston.core.statistics import PERCENTS, Array, Estimate
+from piston.core.statistics import PERCENTS, Array, ConfidenceInterval
 
 SHUFFLES = 4000
 ALPHA = 0.05
@@ -213,7 +213,7 @@ def _samples(gate: Gate, system: System, place: Place) -> list[Array]:
     return [of_run(run, place)[gate.metric.metric] for run in measured.runs]
 
 
-def _metrics(system: System, place: Place) -> dict[str, dict[str, Estimate]]:
+def _metrics(system: System, place: Place) -> dict[str, dict[str, ConfidenceInterval]]:
     if isinstance(place, str):
         return system.stage(place).metrics
     return system.metrics if place is None else next(m for m in system.settings if m.setting == place).metrics

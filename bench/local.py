@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from piston.runtime.bundle import Bundle
 from piston.runtime.model import LanguageModel, load_bundle
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from piston.runtime.generate.generation import Generation
@@ -50,7 +50,7 @@ class LocalRun:
         """
         from piston.runtime.generate.generation import run
 
-        sampling = Sampling(max_tokens=gen_len, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=gen_len, ignore_eos=True)
         generations = [self._model.prepare(list(prompt), sampling) for prompt in prompts]
         samplers = [_timed(generation, self._clock) for generation in generations]
         num_steps = 0

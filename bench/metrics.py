@@ -7,7 +7,7 @@ import numpy as np
 
 from piston.bench.report import Run, StageRun, Start
 from piston.bench.workload import Setting
-from piston.core.statistics import Array, Estimate, estimates
+from piston.core.statistics import Array, ConfidenceInterval, estimates
 from piston.core.units import Unit
 
 
@@ -83,7 +83,7 @@ def of_stage(run: StageRun) -> dict[str, Array]:
     return {name: np.asarray([value], np.float64) for name, value in values.items()}
 
 
-def summary(samples: Sequence[dict[str, Array]], seed: int) -> dict[str, dict[str, Estimate]]:
+def summary(samples: Sequence[dict[str, Array]], seed: int) -> dict[str, dict[str, ConfidenceInterval]]:
     """Quantiles of each metric over runs, starts or runs of a stage."""
     if not samples:
         return {}

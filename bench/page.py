@@ -10,7 +10,7 @@ from piston.bench.report import Report
 from piston.bench.table import beside, machine_lines, shown, stage_rows
 from piston.core.report import code
 from piston.core.report.page import Tile, details, gates, heading, page, paragraph, table
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 from piston.core.units import shown as written
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
@@ -71,5 +71,5 @@ def _details(report: Report) -> Iterator[Markup]:
             yield details([name, *_QUANTILES], rows, f"{system.name}, {name} ({versions})")
 
 
-def _row(name: str, quantiles: dict[str, Estimate]) -> list[str]:
+def _row(name: str, quantiles: dict[str, ConfidenceInterval]) -> list[str]:
     return [METRICS[name].described, *(shown(name, quantiles[quantile]) for quantile in _QUANTILES)]

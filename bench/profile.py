@@ -13,7 +13,7 @@ from piston.bench.limits import Limits, measure_limits
 from piston.bench.workload import Work
 from piston.core.console import Progress
 from piston.core.errors import EngineError, MisuseError
-from piston.runtime.backends.registry import choose, family_of, open_engine
+from piston.runtime.backends.registry import family_of, open_engine, select_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.memory_budget import sizes_for
 
@@ -87,7 +87,7 @@ def profile(bundle: Bundle, target: str | None, work: Work, threads: int, progre
         MisuseError: the engine that runs here is not ONNX Runtime's on the processor, or has fewer positions.
         EngineError: it fails, or leaves no profile.
     """
-    spec, _ = choose(bundle, target)
+    spec, _ = select_engine(bundle, target)
     if family_of(spec.target) != "ort-cpu":
         raise MisuseError(f"--profile reads ONNX Runtime's profile; {spec.target} is another backend, try --target.")
     rows = work.rows(0)

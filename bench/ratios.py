@@ -6,7 +6,7 @@ import numpy as np
 
 from piston.bench.metrics import METRICS, of_run, of_start
 from piston.bench.report import Ratio, System
-from piston.core.statistics import Array, Estimate, median_estimate
+from piston.core.statistics import Array, ConfidenceInterval, median_estimate
 
 COMPARED = ("ttft", "tpot", "total", "prefill", "decode")
 COMPARED_STARTS = ("first_token", "load", "peak")
@@ -30,7 +30,7 @@ def ratios_of(systems: Sequence[System]) -> tuple[Ratio, ...]:
 
 def _paired(
     ours: Sequence[dict[str, Array]], theirs: Sequence[dict[str, Array]], names: Sequence[str]
-) -> list[tuple[str, Estimate]]:
+) -> list[tuple[str, ConfidenceInterval]]:
     """The median over pairs of neighbouring runs: what drifts between pairs drops out of each ratio."""
     if not ours:
         return []

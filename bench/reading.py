@@ -9,7 +9,7 @@ from piston.bench.fingerprint import Fingerprint
 from piston.bench.report import Measured, MeasuredStage, Options, Report, Run, StageRun, Start, System
 from piston.bench.workload import Setting
 from piston.core.errors import MisuseError
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 
 
 def report_from(data: Any, path: Path) -> Report:
@@ -89,9 +89,9 @@ def _run(data: dict[str, Any], gen_len: int) -> Run:
     return Run(prompt_len=int(data["prompt_len"]), times=times, parts=parts)
 
 
-def _metrics(data: dict[str, Any]) -> dict[str, dict[str, Estimate]]:
+def _metrics(data: dict[str, Any]) -> dict[str, dict[str, ConfidenceInterval]]:
     return {
-        str(name): {str(quantile): Estimate(**values) for quantile, values in quantiles.items()}
+        str(name): {str(quantile): ConfidenceInterval(**values) for quantile, values in quantiles.items()}
         for name, quantiles in data.items()
     }
 

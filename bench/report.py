@@ -8,7 +8,7 @@ from piston.bench.profile import Profile
 from piston.bench.workload import Setting
 from piston.core.gates import GateResult
 from piston.core.schema import to_plain
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Measured:
 
     setting: Setting
     runs: tuple[Run, ...]
-    metrics: dict[str, dict[str, Estimate]]
+    metrics: dict[str, dict[str, ConfidenceInterval]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class MeasuredStage:
     verb: str
     options: tuple[str, ...]
     runs: tuple[StageRun, ...]
-    metrics: dict[str, dict[str, Estimate]]
+    metrics: dict[str, dict[str, ConfidenceInterval]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class System:
     digest: str | None  # of a bundle's manifest
     versions: dict[str, str]
     starts: tuple[Start, ...]
-    metrics: dict[str, dict[str, Estimate]]  # of the starts
+    metrics: dict[str, dict[str, ConfidenceInterval]]  # of the starts
     settings: tuple[Measured, ...] = ()
     stages: tuple[MeasuredStage, ...] = ()  # of recipes
     size_bytes: int | None = None  # of the files of a bundle or a rival's model
@@ -97,7 +97,7 @@ class Ratio:
     rival: str
     metric: str
     setting: Setting | None  # None: of the starts
-    ratio: Estimate
+    ratio: ConfidenceInterval
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

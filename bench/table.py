@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from piston.bench.metrics import METRICS, STAGE_METRICS
 from piston.bench.report import Measured, Ratio, Report, System
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 from piston.core.units import Unit
 from piston.core.units import shown as written
 
@@ -77,12 +77,12 @@ def stage_rows(report: Report) -> list[list[str]]:
     ]
 
 
-def shown(name: str, estimate: Estimate) -> str:
+def shown(name: str, estimate: ConfidenceInterval) -> str:
     """A figure of a run or start in its unit, with its interval."""
     return ranged(estimate, METRICS[name].unit)
 
 
-def ranged(estimate: Estimate, unit: Unit) -> str:
+def ranged(estimate: ConfidenceInterval, unit: Unit) -> str:
     """A value in its unit, with its interval."""
     value = written(estimate.value, unit)
     if estimate.low is None or estimate.high is None:
@@ -90,7 +90,7 @@ def ranged(estimate: Estimate, unit: Unit) -> str:
     return f"{value} [{written(estimate.low, unit)}, {written(estimate.high, unit)}]"
 
 
-def ratio_text(estimate: Estimate) -> str:
+def ratio_text(estimate: ConfidenceInterval) -> str:
     """A ratio with its interval."""
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.2f}x"
@@ -129,7 +129,7 @@ def _row(
     report: Report,
     system: System,
     names: Sequence[str],
-    metrics: dict[str, dict[str, Estimate]],
+    metrics: dict[str, dict[str, ConfidenceInterval]],
     measured: Measured | None,
 ) -> list[str]:
     cells = [
@@ -139,5 +139,5 @@ def _row(
     return [system.name, *cells]
 
 
-def _quantiles(name: str, quantiles: dict[str, Estimate]) -> list[str]:
+def _quantiles(name: str, quantiles: dict[str, ConfidenceInterval]) -> list[str]:
     return [METRICS[name].described, *(shown(name, quantiles[quantile]) for quantile in _QUANTILES)]

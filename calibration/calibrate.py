@@ -21,11 +21,11 @@ from piston.calibration.schemes.mixed_precision import usual_int8
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.w8a8 import round_all
 from piston.calibration.schemes.weight_only import round_weights
-from piston.calibration.search.budget import Budget, Ground, Spent, spend
+from piston.calibration.search.budget import Budget, BudgetResult, SearchContext, spend
 from piston.calibration.search.meter import Meter
 from piston.calibration.search.sensitivity import few, most_harmful
 from piston.calibration.size import Size, actual_bytes, promised_bytes
-from piston.core.atomic_dir import check_free, resumable_dir, staged_dir
+from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
@@ -57,7 +57,7 @@ class Calibrated:
     sensitivity: dict[str, float]  # w8a8: each linear's error in INT8, worst first
     harm: dict[str, float]  # with keep_worst: KL of the linears that were measured alone, worst by multiply-add first
     check: Check
-    spent: Spent | None  # on a budget
+    spent: BudgetResult | None  # on a budget
     saturated: dict[str, Saturated]  # by what reads the value, or its cache; empty unless asked for
     data_warning: str | None  # the recipe was made with other data
 
@@ -119,7 +119,7 @@ def calibrate(  # noqa: PLR0913
         job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, count_saturations, progress)
         with (
             resumable_dir(out, "calibration", reads=reads) as scratch,
-            staged_dir(out, overwrite=overwrite, reads=reads) as work,
+            atomic_dir(out, overwrite=overwrite, reads=reads) as work,
         ):
             try:
                 return job.run(work, scratch)
@@ -257,7 +257,7 @@ class _Calibration:
         finally:
             meter.close()
 
-    def _spared(self, prepared: Prepared, spent: Spent | None, harm: Mapping[str, float]) -> tuple[str, ...]:
+    def _spared(self, prepared: Prepared, spent: BudgetResult | None, harm: Mapping[str, float]) -> tuple[str, ...]:
         """What was rounded and stays in float all the same, in the order of the graph."""
         if unknown := sorted(set(self.recipe.spared) - set(prepared.weights)):
             raise MisuseError(f"The recipe spares {unknown[0]}, which the model has not, or keeps already.")
@@ -286,11 +286,11 @@ class _Calibration:
         granularity = self.recipe.kv_granularity
         return observe_cache(scratch / PREPARED, self.graph.model, rows, granularity, scratch, self.progress)
 
-    def _spend(self, prepared: Prepared, scales: Scales, scratch: Path) -> Spent | None:
+    def _spend(self, prepared: Prepared, scales: Scales, scratch: Path) -> BudgetResult | None:
         if self.budget is None:
             return None
         assert self.rows is not None
-        ground = Ground(
+        ground = SearchContext(
             graph=self.graph,
             prepared=prepared,
             kv_scales=scales,

@@ -18,7 +18,7 @@ from piston.calibration.data.rows import hash_rows
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import Gate, GateResult, Metric, parse_gate
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 from piston.evaluation.corpus import Corpus, Document
 from piston.evaluation.evaluate import EvalOptions, evaluate
 from piston.evaluation.metrics import METRICS, measured
@@ -27,7 +27,7 @@ from piston.evaluation.subject import Opened, Subject
 from piston.evaluation.table import change, number, share
 from piston.evaluation.windows import Windowing
 from piston.runtime.generate.generation import run
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 # What a bound may be on: figures of one model beside another that say how far it moved.
 BOUNDED = {name: METRICS[name] for name in ("ppl", "kl", "top1")}
@@ -145,7 +145,7 @@ def _evaluate(opened: Sequence[Opened], rows: Ids, progress: Progress) -> Report
 def _generate(opened: Opened, row: Ids, capacity: int) -> str:
     """Go on from the beginning of a row; raises EngineError where that fails."""
     prompt = row[: min(PROMPT_LEN, capacity - 1)].tolist()
-    sampling = Sampling(max_tokens=min(ANSWER_LEN, capacity - len(prompt)), ignore_eos=True)
+    sampling = SamplingParams(max_tokens=min(ANSWER_LEN, capacity - len(prompt)), ignore_eos=True)
     generation = opened.model.prepare(prompt, sampling)
     for _ in run(opened.model.engine, [generation]):
         pass
@@ -165,7 +165,7 @@ def _complaint(found: Check) -> str:
     )
 
 
-def _minus_one(ratio: Estimate) -> dict[str, float | None]:
+def _minus_one(ratio: ConfidenceInterval) -> dict[str, float | None]:
     return {
         name: None if value is None or math.isnan(value) else value - 1
         for name, value in dataclasses.asdict(ratio).items()

@@ -9,8 +9,8 @@ from markupsafe import Markup
 from piston.calibration.calibrate import Calibrated
 from piston.calibration.observe.saturation import Saturated
 from piston.calibration.recipe import HEAD
+from piston.calibration.search.budget import BudgetResult
 from piston.calibration.search.budget import Point as Measured
-from piston.calibration.search.budget import Spent
 from piston.core.report import code
 from piston.core.report.chart import Cell, Chart, Point, heat_map, scatter
 from piston.core.report.page import Tile, details, figure, gates, heading, page, paragraph, table
@@ -128,7 +128,7 @@ def _kind(names: Sequence[str]) -> str:
     return ", ".join(part.rpartition(".")[2].removesuffix("_proj") for part in parts)
 
 
-def _search(spent: Spent) -> list[Markup]:
+def _search(spent: BudgetResult) -> list[Markup]:
     best = spent.best
     assert best is not None
     metric = next((name for name in ("kl", "top1") if spent.bound.startswith(name)), "ppl_change")

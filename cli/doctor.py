@@ -1,4 +1,4 @@
-"""The `doctor` verb: what is missing or wrong on this machine or with a path, and the command that mends it."""
+"""The `doctor` verb: what is missing or wrong on this machine or with a path, and the command that fixes it."""
 
 import argparse
 import dataclasses

@@ -15,7 +15,7 @@ from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.bundle.plan_header import PlanHeader
 from piston.core.console import print_json, print_text
 from piston.core.errors import BundleCorruptError
-from piston.runtime.backends.registry import judge
+from piston.runtime.backends.registry import evaluate_candidates
 from piston.runtime.bundle import Bundle
 
 
@@ -44,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(dataclasses.asdict(manifest))
     else:
-        here = {verdict.spec.target: verdict.reason for verdict in judge(bundle)} if manifest.engines else {}
+        here = (
+            {verdict.spec.target: verdict.reason for verdict in evaluate_candidates(bundle)} if manifest.engines else {}
+        )
         for line in describe(manifest, verified=not arguments.no_verify, here=here, files=_files(bundle)):
             print_text(line)
     return 0

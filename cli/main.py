@@ -31,7 +31,7 @@ VERBS = {
     "verify": ("piston.cli.verify", "does a bundle answer here as it did when it was built"),
     "sbom": ("piston.cli.sbom", "a bundle's bill of materials (CycloneDX)"),
     "plan": ("piston.cli.plan", "the largest batch and length that fit into a memory, and what takes it"),
-    "doctor": ("piston.cli.doctor", "what is missing or wrong here, and the command that mends it"),
+    "doctor": ("piston.cli.doctor", "what is missing or wrong here, and the command that fixes it"),
     "inspect": ("piston.cli.inspect", "what a model directory or bundle is made of"),
 }
 # verb: what it imports beyond the runtime's own dependencies, all in the extra of the same name

@@ -17,7 +17,7 @@ from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.errors import BundleError, MisuseError
 from piston.runtime import kernels
-from piston.runtime.backends.registry import compute_capabilities_of, family_of, judge
+from piston.runtime.backends.registry import compute_capabilities_of, evaluate_candidates, family_of
 from piston.runtime.bundle import Bundle
 from piston.runtime.memory_budget import weights_bytes
 
@@ -153,7 +153,7 @@ def _engine(bundle: Bundle, target: str, sm: str | None) -> EngineSpec:
 
     there = ", ".join(spec.target for spec in bundle.manifest.engines) or "none"
     try:
-        verdicts = judge(bundle, target)
+        verdicts = evaluate_candidates(bundle, target)
     except BundleError:
         raise MisuseError(
             f"{bundle.directory} has no engine for {target} (it has {there}); plan its model directory."

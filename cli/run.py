@@ -11,7 +11,7 @@ from piston.core.console import note, print_json, print_text, reading_input
 from piston.core.data_files import BYTE_ORDER_MARK, check_text, read_text
 from piston.core.errors import MisuseError
 from piston.runtime.model import LanguageModel, load
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from piston.runtime.generate.completion import Completion, PositionLogprobs, TokenLogprob
@@ -68,12 +68,12 @@ def load_from(arguments: argparse.Namespace) -> LanguageModel:
 def check_sampling(arguments: argparse.Namespace) -> None:
     """Tell a wrong option before seconds of loading, unless it depends on what is loaded."""
     if not arguments.checkpoint_sampling:
-        sampling_from(arguments, Sampling())
+        sampling_from(arguments, SamplingParams())
 
 
-def sampling_for(arguments: argparse.Namespace, model: LanguageModel) -> Sampling:
+def sampling_for(arguments: argparse.Namespace, model: LanguageModel) -> SamplingParams:
     """The options given, over the checkpoint's recommendation where that was asked for."""
-    return sampling_from(arguments, model.default_sampling if arguments.checkpoint_sampling else Sampling())
+    return sampling_from(arguments, model.default_sampling if arguments.checkpoint_sampling else SamplingParams())
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -138,7 +138,7 @@ def report_speed(completion: "Completion") -> None:
     )
 
 
-def _stream(model: LanguageModel, prompt: Any, sampling: Sampling, *, quiet: bool) -> None:
+def _stream(model: LanguageModel, prompt: Any, sampling: SamplingParams, *, quiet: bool) -> None:
     stream = model.stream(prompt, sampling)
     try:
         for piece in stream:

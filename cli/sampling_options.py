@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from piston.core.errors import MisuseError
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 NUMBERS: dict[str, tuple[type, str]] = {
     "max_tokens": (int, "most tokens to generate (default 256)"),
@@ -70,13 +70,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampling_from(arguments: argparse.Namespace, base: Sampling) -> Sampling:
+def sampling_from(arguments: argparse.Namespace, base: SamplingParams) -> SamplingParams:
     """The options given, over `base`; raises MisuseError as Sampling does."""
     names = [*NUMBERS, *FLAGS, *LISTS]
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     if hasattr(arguments, "logit_bias"):
         given["logit_bias"] = dict(_pair(text) for text in arguments.logit_bias)
-    return Sampling.from_mapping((base.to_json() if arguments.checkpoint_sampling else {}) | given)
+    return SamplingParams.from_mapping((base.to_json() if arguments.checkpoint_sampling else {}) | given)
 
 
 def _pair(text: str) -> tuple[int, float]:

@@ -5,11 +5,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle.golden import Expected, ExpectedByTarget
+from piston.core.bundle.golden import Golden, GoldenByTarget
 from piston.core.bundle.signing import Signer
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
-from piston.runtime.backends.registry import choose
+from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.model import load_bundle
 from piston.runtime.verify import Verdict, verify
@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--signature needs --public-key, the key that it must be of.")
     signer = None if arguments.public_key is None else Signer.of(arguments.public_key, arguments.signature)
     bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
-    spec, _ = choose(bundle, arguments.target)
-    expected = ExpectedByTarget.read(arguments.bundle).of(spec.target)
+    spec, _ = select_engine(bundle, arguments.target)
+    expected = GoldenByTarget.read(arguments.bundle).of(spec.target)
     threshold = expected.threshold(str(spec.actual.get("dtype", "float32")))
     with progress.phase("verifying the hashes and loading"):
         model = load_bundle(bundle, target=spec.target, threads=arguments.threads)
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         if bundle.signed is not None:
             print_text(f"{arguments.bundle}: the signature is right; {bundle.signed}")
         print_text(f"{arguments.bundle}: {describe(spec.target, verdict)}")
-    for parting in verdict.partings:
+    for parting in verdict.mismatches:
         note(str(parting))
     return 0 if verdict.is_passed else 1
 
@@ -56,12 +56,12 @@ def describe(target: str, verdict: Verdict) -> str:
     counts = f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} prompts were decided"
     if verdict.is_passed:
         return f"{target} answers as built; {counts}"
-    if not verdict.partings:
+    if not verdict.mismatches:
         return f"{target} could not be judged: no token was decided; build the bundle again"
-    return f"{target} does NOT answer as built: {len(verdict.partings)} prompts part; {counts}"
+    return f"{target} does NOT answer as built: {len(verdict.mismatches)} prompts part; {counts}"
 
 
-def to_json(bundle: Path, target: str, expected: Expected, threshold: float, verdict: Verdict) -> dict[str, Any]:
+def to_json(bundle: Path, target: str, expected: Golden, threshold: float, verdict: Verdict) -> dict[str, Any]:
     """For --json."""
     return {
         "bundle": str(bundle),
@@ -72,5 +72,5 @@ def to_json(bundle: Path, target: str, expected: Expected, threshold: float, ver
         "num_prompts": verdict.num_prompts,
         "num_tokens": verdict.num_tokens,
         "num_decided": verdict.num_decided,
-        "partings": [dataclasses.asdict(parting) for parting in verdict.partings],
+        "mismatches": [dataclasses.asdict(parting) for parting in verdict.mismatches],
     }

@@ -21,7 +21,7 @@ _LEFTOVER = re.compile(r"\.(?P<goal>.+)\.[a-z0-9_]{8}\.part")
 
 
 @contextmanager
-def staged_dir(
+def atomic_dir(
     goal: Path, *, overwrite: bool = False, reads: Iterable[Path] = (), is_private: bool = False
 ) -> Iterator[Path]:
     """Yield an empty directory that becomes `goal` if the block succeeds and vanishes if it does not.
@@ -90,7 +90,7 @@ def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iter
         MisuseError: the directory contains one of `reads`.
         Error: another process works in it, or the place cannot be written.
     """
-    place = Path(os.path.abspath(goal.parent)) / f".{goal.name}.{stage}"  # noqa: PTH100 - as in staged_dir
+    place = Path(os.path.abspath(goal.parent)) / f".{goal.name}.{stage}"  # noqa: PTH100 - as in atomic_dir
     check_apart(place, reads)
     lock = _claim_alone(place, goal)
     try:
@@ -121,7 +121,7 @@ def check_free(goal: Path, *, overwrite: bool = False, reads: Iterable[Path] = (
         Error: no directory can be written at all, see `locks`.
     """
     locks()
-    goal = Path(os.path.abspath(goal))  # noqa: PTH100 - as in staged_dir
+    goal = Path(os.path.abspath(goal))  # noqa: PTH100 - as in atomic_dir
     try:
         str(goal).encode("utf-8")
     except UnicodeEncodeError:

@@ -14,7 +14,7 @@ Error:
     |   +-- BundleTooNewError
     |   +-- SignatureError                   its signature is not of the key: do not trust it
     +-- TemplateError (ValueError)           the chat template failed: change the messages or the template
-    +-- ParityError (ArithmeticError)        a proof failed: nothing was written
+    +-- ParityError (ArithmeticError)        a parity check failed: nothing was written
     +-- ShortfallError (ArithmeticError)     a result misses what was required of it: nothing was written
     +-- CalibrationError (ArithmeticError)   the model's own numbers cannot be quantized: the message names the tensor
     +-- EngineError (RuntimeError)           the backend failed while it ran

@@ -13,7 +13,7 @@ from typing import Any, Literal
 Path = tuple[str | int, ...]
 
 
-class ShapeError(Exception):
+class SchemaError(Exception):
     """What is wrong with a value, and where: `path` leads to it, or to what lacks it."""
 
     def __init__(self, message: str, path: Path) -> None:
@@ -21,10 +21,10 @@ class ShapeError(Exception):
         self.path = path
 
 
-def shaped(
+def validated(
     expected: Any, value: object, path: Path = (), *, whole: str = "the manifest", ignore_unknown: bool = False
 ) -> Any:
-    """Turn a parsed value into `expected`. Raises ShapeError.
+    """Turn a parsed value into `expected`. Raises SchemaError.
 
     Args:
         expected: a type, see above.
@@ -36,7 +36,7 @@ def shaped(
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
 
     def inner(kind: Any, item: object, *step: str | int) -> Any:
-        return shaped(kind, item, (*path, *step), whole=whole, ignore_unknown=ignore_unknown)
+        return validated(kind, item, (*path, *step), whole=whole, ignore_unknown=ignore_unknown)
 
     if dataclasses.is_dataclass(expected):
         return _dataclass(expected, value, path, whole, inner, ignore_unknown=ignore_unknown)
@@ -74,27 +74,27 @@ def _dataclass(
     fields = {item.name: item for item in dataclasses.fields(expected)}
     hints = typing.get_type_hints(expected)
     if not ignore_unknown and (unknown := sorted(set(found) - set(fields))):
-        raise ShapeError(f"unknown field {dotted((*path, unknown[0]))}", (*path, unknown[0]))
+        raise SchemaError(f"unknown field {dotted((*path, unknown[0]))}", (*path, unknown[0]))
     required = {
         name
         for name, item in fields.items()
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     }
     if missing := sorted(required - set(found)):
-        raise ShapeError(f"field {dotted((*path, missing[0]))} is missing", path)
+        raise SchemaError(f"field {dotted((*path, missing[0]))} is missing", path)
     return expected(**{name: inner(hints[name], item, name) for name, item in found.items() if name in fields})
 
 
 def _object(value: object, path: Path, whole: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ShapeError(f"{dotted(path) or whole} must be an object, it is {value!r:.80}", path)
+        raise SchemaError(f"{dotted(path) or whole} must be an object, it is {value!r:.80}", path)
     return value
 
 
 def _choice(choices: tuple[Any, ...], value: object, path: Path) -> object:
     if not any(value == choice and type(value) is type(choice) for choice in choices):
         listed = ", ".join(map(str, choices))
-        raise ShapeError(f"{dotted(path)} is {value!r:.80}, it must be one of {listed}", path)
+        raise SchemaError(f"{dotted(path)} is {value!r:.80}, it must be one of {listed}", path)
     return value
 
 
@@ -102,13 +102,13 @@ def _plain(expected: Any, value: object, path: Path) -> object:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (expected is int and (isinstance(value, bool) or value < 0)):
-        raise ShapeError(f"{dotted(path)} is {value!r:.80}, it must be a {expected.__name__}", path)
+        raise SchemaError(f"{dotted(path)} is {value!r:.80}, it must be a {expected.__name__}", path)
     return value
 
 
 def _items(value: object, path: Path, whole: str) -> list[object] | tuple[object, ...]:
     if not isinstance(value, list | tuple):
-        raise ShapeError(f"{dotted(path) or whole} must be a list, it is {value!r:.80}", path)
+        raise SchemaError(f"{dotted(path) or whole} must be a list, it is {value!r:.80}", path)
     return value
 
 

@@ -22,7 +22,7 @@ _BLOCK = 2**20  # picks held at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class ConfidenceInterval:
     """A figure and its interval of 95 %; without one where there is but one run or window to judge by."""
 
     value: float
@@ -64,7 +64,9 @@ def bootstrap_mean(sums: Array, counts: Array, rng: np.random.Generator, resampl
     return Interval(float(low), float(high))
 
 
-def estimates(runs: Sequence[Array], rng: np.random.Generator, resamples: int = RESAMPLES) -> dict[str, Estimate]:
+def estimates(
+    runs: Sequence[Array], rng: np.random.Generator, resamples: int = RESAMPLES
+) -> dict[str, ConfidenceInterval]:
     """p50, p90, p95 and p99 of all values of the runs, with bootstrap intervals of 95 % over runs.
 
     `runs` holds one array for each run, all of one length; the interval of a single run is None.
@@ -72,22 +74,26 @@ def estimates(runs: Sequence[Array], rng: np.random.Generator, resamples: int = 
     table = np.stack(runs)  # (runs, values)
     values = np.percentile(table, PERCENTS)
     if len(table) == 1:
-        return {f"p{percent}": Estimate(float(value)) for percent, value in zip(PERCENTS, values, strict=True)}
+        return {
+            f"p{percent}": ConfidenceInterval(float(value)) for percent, value in zip(PERCENTS, values, strict=True)
+        }
     picks = rng.integers(len(table), size=(resamples, len(table)))
     drawn = np.percentile(table[picks].reshape(resamples, -1), PERCENTS, axis=1)  # (percents, resamples)
     low, high = np.quantile(drawn, _ENDS, axis=1)
     return {
-        f"p{percent}": Estimate(float(values[index]), float(low[index]), float(high[index]))
+        f"p{percent}": ConfidenceInterval(float(values[index]), float(low[index]), float(high[index]))
         for index, percent in enumerate(PERCENTS)
     }
 
 
-def median_estimate(values: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES) -> Estimate:
+def median_estimate(
+    values: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES
+) -> ConfidenceInterval:
     """The median of one value for each run, with its bootstrap interval."""
     table = np.asarray(values, np.float64)
     median = float(np.median(table))
     if len(table) == 1:
-        return Estimate(median)
+        return ConfidenceInterval(median)
     drawn = np.median(table[rng.integers(len(table), size=(resamples, len(table)))], axis=1)
     low, high = np.quantile(drawn, _ENDS)
-    return Estimate(median, float(low), float(high))
+    return ConfidenceInterval(median, float(low), float(high))

@@ -1,10 +1,10 @@
-"""A model directory becomes a bundle of engines: lowered, proved equal to the canonical graph, and packed."""
+"""A model directory becomes a bundle of engines: lowered, checked against the canonical graph, and packed."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from piston.core.atomic_dir import check_free, staged_dir
+from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle import GRAPH
 from piston.core.bundle.external_data import check_external_data, plain_files
 from piston.core.bundle.manifest import Manifest
@@ -74,7 +74,7 @@ def build(  # noqa: PLR0913 - the options of one command
     from piston.engines.bundle import write_bundle
     from piston.engines.equivalence.golden import record_answers
 
-    with staged_dir(goal, overwrite=overwrite, reads=[source]) as work, plain_files(source, goal) as plain:
+    with atomic_dir(goal, overwrite=overwrite, reads=[source]) as work, plain_files(source, goal) as plain:
         engines = [
             family_of(target).build(target, plain, model, work, asked[target], options, progress) for target in targets
         ]

@@ -105,7 +105,7 @@ def _print_engine(spec: EngineSpec) -> None:
     if "compiler" in spec.actual:
         _print_compiled(spec)
         return
-    got, asked, proof = spec.actual, spec.requested, spec.actual["proof"]
+    got, asked, parity = spec.actual, spec.requested, spec.actual["parity"]
     print_text(
         f"{spec.target}: {got['dtype']}, cache {got['cache']}, batch up to {asked['max_batch']}, "
         f"length up to {asked['max_length']}; "
@@ -114,8 +114,8 @@ def _print_engine(spec: EngineSpec) -> None:
     )
     print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}")
     print_text(
-        f"proof: logits within {proof['max_abs']:.1e} of the canonical graph's (allowed {proof['bound']:.1e}), "
-        f"the same greedy tokens over {proof['steps']} decode steps of {len(proof['prompt_lengths'])} prompts"
+        f"parity: logits within {parity['max_abs']:.1e} of the canonical graph's (allowed {parity['bound']:.1e}), "
+        f"the same greedy tokens over {parity['steps']} decode steps of {len(parity['prompt_lengths'])} prompts"
     )
 
 
@@ -128,11 +128,11 @@ def _print_compiled(spec: EngineSpec) -> None:
         f"{got['plan_bytes'] / 1e6:,.0f} MB"
     )
     print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}")
-    for proof in got["proofs"]:
+    for parity in got["parities"]:
         print_text(
-            f"proof in {proof['dtype']}, on ONNX Runtime: logits within {proof['max_abs']:.1e} of the canonical "
-            f"graph's (allowed {proof['bound']:.1e}) over {proof['steps']} steps; {proof['tokens']} tokens chosen as "
-            "they should be"
+            f"parity in {parity['dtype']}, on ONNX Runtime: logits within {parity['max_abs']:.1e} of the canonical "
+            f"graph's (allowed {parity['bound']:.1e}) over {parity['steps']} steps; {parity['tokens']} tokens chosen "
+            "as they should be"
         )
     note(f"note: {spec.target} has been proved and compiled here; run `piston verify` where its GPU is")
 

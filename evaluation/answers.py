@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from piston.core.errors import EmptyPromptError, PromptTooLongError
-from piston.core.statistics import Estimate, wilson
+from piston.core.statistics import ConfidenceInterval, wilson
 from piston.evaluation.prompts import Prompt
 from piston.evaluation.report import Answer, Answers, Divergence, DivergingToken
 from piston.runtime.generate.completion import Completion, PositionLogprobs
 from piston.runtime.generate.generation import run
 from piston.runtime.model import LanguageModel
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.text.tokenizer import Tokenizer
 
 
@@ -30,7 +30,7 @@ def compare_answers(
         for prompt, left, right in zip(prompts, expected, found, strict=True)
     )
     num_same = sum(answer.is_same for answer in answers)
-    same = Estimate(num_same / len(answers), *wilson(num_same, len(answers)))
+    same = ConfidenceInterval(num_same / len(answers), *wilson(num_same, len(answers)))
     return Answers(num_prompts=len(answers), max_tokens=max_tokens, same=same, prompts=answers)
 
 
@@ -49,7 +49,7 @@ def check_prompts_fit(ids: Sequence[Sequence[int]], max_tokens: int, capacity: i
 def _answers(
     model: LanguageModel, ids: Sequence[list[int]], max_tokens: int, on_token: Callable[[int], None]
 ) -> list[Completion]:
-    sampling = Sampling(max_tokens=max_tokens, logprobs=True, top_logprobs=2)
+    sampling = SamplingParams(max_tokens=max_tokens, logprobs=True, top_logprobs=2)
     generations = [model.prepare(prompt_ids, sampling) for prompt_ids in ids]
     for done, _ in enumerate(run(model.engine, generations), 1):
         on_token(done)

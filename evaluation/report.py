@@ -6,7 +6,7 @@ from typing import Any, Literal
 from piston.core.bundle.manifest import Kind
 from piston.core.gates import GateResult
 from piston.core.schema import to_plain
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +35,9 @@ class Model:
     name: str
     scheme: str
     target: str  # of the engine; a model directory runs as it is
-    nll: Estimate  # nats a token
-    perplexity: Estimate
-    bits_per_byte: Estimate | None  # None where the scored tokens are no text
+    nll: ConfidenceInterval  # nats a token
+    perplexity: ConfidenceInterval
+    bits_per_byte: ConfidenceInterval | None  # None where the scored tokens are no text
     tokens_per_s: float  # read by the engine, context included
 
 
@@ -45,7 +45,7 @@ class Model:
 class Divergences:
     """KL(reference || candidate) over the scored tokens, in nats."""
 
-    mean: Estimate
+    mean: ConfidenceInterval
     p50: float
     p99: float
     max: float
@@ -61,7 +61,7 @@ class ContextBin:
     first_context: int
     last_context: int
     num_tokens: int
-    top1: Estimate
+    top1: ConfidenceInterval
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +69,9 @@ class Agreement:
     """The candidate against the reference, token by token."""
 
     kl: Divergences
-    top1: Estimate
+    top1: ConfidenceInterval
     logit_distance: float
-    perplexity_ratio: Estimate
+    perplexity_ratio: ConfidenceInterval
     by_context: tuple[ContextBin, ...]
 
 
@@ -127,7 +127,7 @@ class Answers:
 
     num_prompts: int
     max_tokens: int
-    same: Estimate
+    same: ConfidenceInterval
     prompts: tuple[Answer, ...]
 
 

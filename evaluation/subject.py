@@ -6,7 +6,7 @@ from typing import Self
 
 from piston.core.bundle import GRAPH
 from piston.core.errors import BundleError, MisuseError
-from piston.runtime.backends.registry import choose
+from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.model import LanguageModel, load_bundle
 from piston.runtime.text.chat_template import ChatTemplate
@@ -57,7 +57,7 @@ class Subject:
         manifest = self.bundle.manifest
         if manifest.kind != "bundle":
             return manifest.model.max_positions
-        built = choose(self.bundle, self.target)[0].actual.get("max_positions")
+        built = select_engine(self.bundle, self.target)[0].actual.get("max_positions")
         return built if isinstance(built, int) else manifest.model.max_positions
 
     def open(self, *, num_slots: int, capacity: int, threads: int = 0) -> Opened:

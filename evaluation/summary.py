@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.core.statistics import Array, Estimate, bootstrap_mean, wilson
+from piston.core.statistics import Array, ConfidenceInterval, bootstrap_mean, wilson
 from piston.evaluation.corpus import Corpus
 from piston.evaluation.distributions import Comparison
 from piston.evaluation.report import Agreement, ContextBin, Data, Divergences, WindowScore
@@ -24,17 +24,17 @@ def perplexity_of(nll: float) -> float:
     return math.exp(max(min(nll, _HIGHEST), -_HIGHEST))
 
 
-def mean_estimate(parts: list[Array], counts: Array, seed: int) -> Estimate:
+def mean_estimate(parts: list[Array], counts: Array, seed: int) -> ConfidenceInterval:
     """Mean over all tokens of all windows, with a bootstrap interval over the windows."""
     sums = np.array([part.sum() for part in parts])
     interval = bootstrap_mean(sums, counts, np.random.default_rng(seed))
-    return Estimate(float(sums.sum() / counts.sum()), *(interval or ()))
+    return ConfidenceInterval(float(sums.sum() / counts.sum()), *(interval or ()))
 
 
-def mapped(estimate: Estimate, function: Callable[[float], float]) -> Estimate:
+def mapped(estimate: ConfidenceInterval, function: Callable[[float], float]) -> ConfidenceInterval:
     """An increasing function of the figure and of both ends."""
     ends = (None if end is None else function(end) for end in (estimate.low, estimate.high))
-    return Estimate(function(estimate.value), *ends)
+    return ConfidenceInterval(function(estimate.value), *ends)
 
 
 def data_of(corpus: Corpus, windowing: Windowing, scores: Scores, tokenizer: Tokenizer) -> Data:
@@ -115,9 +115,9 @@ def _by_context(same: NDArray[np.bool_], contexts: NDArray[np.int64]) -> tuple[C
     return tuple(bins)
 
 
-def _share(hits: NDArray[np.bool_]) -> Estimate:
+def _share(hits: NDArray[np.bool_]) -> ConfidenceInterval:
     num_hits, total = int(hits.sum()), len(hits)
-    return Estimate(num_hits / total, *wilson(num_hits, total))
+    return ConfidenceInterval(num_hits / total, *wilson(num_hits, total))
 
 
 def _num_bytes(corpus: Corpus, tokenizer: Tokenizer) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 from piston.evaluation.report import Agreement, Answers, Model, Report
 
 _WIDTH = 26
@@ -26,21 +26,21 @@ def lines_of(report: Report) -> Iterator[str]:
         yield from _answers(report.answers)
 
 
-def shown(estimate: Estimate) -> str:
+def shown(estimate: ConfidenceInterval) -> str:
     """A figure with its interval."""
     if estimate.low is None or estimate.high is None:
         return number(estimate.value)
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
-def share(estimate: Estimate) -> str:
+def share(estimate: ConfidenceInterval) -> str:
     """A share with its interval."""
     assert estimate.low is not None
     assert estimate.high is not None
     return f"{estimate.value:.2%} [{estimate.low:.2%}, {estimate.high:.2%}]"
 
 
-def change(ratio: Estimate) -> str:
+def change(ratio: ConfidenceInterval) -> str:
     """A ratio as what it adds, with its interval."""
     added = f"{ratio.value - 1:+.2%}"
     if ratio.low is None or ratio.high is None:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from piston.core.atomic_dir import check_free, staged_dir
+from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import CacheSpec, FloatType
 from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
@@ -61,7 +61,7 @@ def export_model(
     wanted, remark = weights_dtype(checkpoint, stored)
     remarks = [remark] if remark is not None and options.dtype == "auto" else []
     wanted = DTYPES.get(options.dtype, wanted)
-    with staged_dir(out, overwrite=options.overwrite, reads=reads) as work:
+    with atomic_dir(out, overwrite=options.overwrite, reads=reads) as work:
         return _Export(checkpoint, config, positions, wanted, options, progress, remarks).run(work)
 
 

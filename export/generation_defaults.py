@@ -10,7 +10,7 @@ from typing import Any
 
 from piston.core.errors import CheckpointError, MisuseError
 from piston.export.checkpoint import Checkpoint
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 FILE_NAME = "generation_config.json"
 # What shapes a distribution to be drawn from, or only ends a text sooner: greedy picks are the same without it.
@@ -161,7 +161,7 @@ def _remarks(sampling: dict[str, Any], unknown: list[str]) -> list[str]:
 
 def _is_supported(name: str, value: Any) -> bool:
     try:
-        Sampling.from_mapping({name: value} | ({"temperature": 1.0} if name == "num_return_sequences" else {}))
+        SamplingParams.from_mapping({name: value} | ({"temperature": 1.0} if name == "num_return_sequences" else {}))
     except MisuseError:
         return False
     return True

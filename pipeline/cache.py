@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.core.atomic_dir import locks, staged_dir, sweep, try_lock
+from piston.core.atomic_dir import atomic_dir, locks, sweep, try_lock
 from piston.core.bundle.manifest import sha256_of
 from piston.core.console import note
 from piston.core.errors import Error
@@ -114,7 +114,7 @@ class Cache:
     def making(self, stage: str, key: str) -> Iterator["Making"]:
         """A place for the files of a new entry, which is there after the block. The caller holds its lock."""
         directory = self.root / stage / key
-        with staged_dir(directory, is_private=True) as work:
+        with atomic_dir(directory, is_private=True) as work:
             making = Making(work / OUTPUT)
             making.output.mkdir()
             yield making

@@ -15,12 +15,12 @@ from typing import Any, Literal, Self
 
 from piston.core.bundle import GRAPH
 from piston.core.bundle.golden import FILE_NAME as ANSWERS
-from piston.core.bundle.golden import Expected, ExpectedByTarget
+from piston.core.bundle.golden import Golden, GoldenByTarget
 from piston.core.bundle.manifest import Manifest
 from piston.core.bundle.provenance import checkpoint_hashes
 from piston.core.errors import Error, MisuseError, OutputExistsError
 from piston.core.outputs import write_output
-from piston.core.schema import ShapeError, shaped
+from piston.core.schema import SchemaError, validated
 from piston.pipeline.cache_key import machine
 from piston.pipeline.plan import Checkpoint, Stage
 from piston.pipeline.report import Equality, LockReport
@@ -37,15 +37,15 @@ class Lock:
     rows: str | None  # of the calibration rows, as token ids
     graph: Mapping[str, str]  # of the model directory that was built
     bundle: Mapping[str, str]
-    answers: Mapping[str, Expected]
+    answers: Mapping[str, Golden]
     tools: Mapping[str, str]
     machine: Mapping[str, str]
     schema: Literal[1] = 1
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Raises ShapeError."""
-        found: Self = shaped(cls, data, whole="the lock file")
+        """Raises SchemaError."""
+        found: Self = validated(cls, data, whole="the lock file")
         return found
 
 
@@ -63,7 +63,7 @@ def lock_of(
         rows=(calibration.get("data") or {}).get("sha256"),
         graph={name: record.sha256 for name, record in model.files.items() if name.startswith(GRAPH)},
         bundle={name: record.sha256 for name, record in bundle.files.items() if name != ANSWERS},
-        answers=dict(ExpectedByTarget.read(directory).engines),
+        answers=dict(GoldenByTarget.read(directory).engines),
         tools={name: version for stage in writers for name, version in stage.tools.items()},
         machine=machine(),
     )
@@ -75,7 +75,7 @@ def read_lock(path: Path) -> Lock:
         return Lock.from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise MisuseError(f"There is no {path}; run `piston make` once without --locked, which writes it.") from None
-    except (OSError, ValueError, RecursionError, ShapeError) as problem:
+    except (OSError, ValueError, RecursionError, SchemaError) as problem:
         raise MisuseError(f"{path} is no lock file ({problem}); run `piston make` without --locked.") from None
 
 
@@ -152,7 +152,7 @@ def _short(value: str | None) -> str:
     return "nothing" if value is None else value[:16]
 
 
-def _agree(old: Expected, new: Expected) -> bool:
+def _agree(old: Golden, new: Golden) -> bool:
     """The same prompts, and the same tokens up to the first that either could not tell from its second best."""
     if [answer.prompt_ids for answer in old.answers] != [answer.prompt_ids for answer in new.answers]:
         return False

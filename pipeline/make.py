@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.bench.baseline import Reference, read_reference
-from piston.core.atomic_dir import scratch_dir, staged_dir
+from piston.core.atomic_dir import atomic_dir, scratch_dir
 from piston.core.bundle.manifest import FILE_NAME, Manifest, sha256_of
 from piston.core.console import note
 from piston.core.errors import BundleError, Error, MisuseError
@@ -114,7 +114,7 @@ def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]],
         stages=tuple(run.reports[stage.name] for stage in run.stages),
         engines=tuple(_engine(spec.target, spec.actual) for spec in manifest.engines),
         values=values,
-        partings=tuple(_parting(item) for item in results.get("verify", {}).get("partings", ())),
+        mismatches=tuple(_parting(item) for item in results.get("verify", {}).get("mismatches", ())),
         gates=tuple(changes.get(gate.text) or gate.judge(values) for gate in gates),
         machine=machine(),
         tools={name: version for stage in run.stages for name, version in stage.tools.items()},
@@ -166,7 +166,7 @@ class Run:
         manifest = Manifest.read(source)
         if _is_same(source, bundle, manifest):
             return
-        with staged_dir(bundle, overwrite=True, reads=self.checkpoint.reads) as work:
+        with atomic_dir(bundle, overwrite=True, reads=self.checkpoint.reads) as work:
             for name in (*manifest.files, FILE_NAME):  # copytree would hide that the disk is full
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, work / name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from piston.core.errors import Error, MissingExtraError
-from piston.core.schema import Path, ShapeError
+from piston.core.schema import Path, SchemaError
 
 JUDGED = ("eval", "bench")  # verbs whose gates `make` judges itself
 # What `make` decides itself, or what has no place in a file that runs unattended.
@@ -28,10 +28,10 @@ class Option:
     help: str
 
     def check(self, value: object, path: Path) -> None:
-        """Raise ShapeError for a value that the command line would not take."""
+        """Raise SchemaError for a value that the command line would not take."""
         if self.is_list:
             if not isinstance(value, list) or not value:
-                raise ShapeError(f"{'.'.join(map(str, path))} must be a list that is not empty", path)
+                raise SchemaError(f"{'.'.join(map(str, path))} must be a list that is not empty", path)
             for index, item in enumerate(value):
                 self._check_one(item, (*path, index))
         else:
@@ -48,9 +48,9 @@ class Option:
         expected = types[self.kind]
         is_wrong = isinstance(value, bool) != (self.kind == "boolean") or not isinstance(value, expected)
         if is_wrong or (isinstance(value, int | float) and value < 0):
-            raise ShapeError(f"{name} is {value!r:.80}, it must be a {self.kind}", path)
+            raise SchemaError(f"{name} is {value!r:.80}, it must be a {self.kind}", path)
         if self.choices and value not in self.choices:
-            raise ShapeError(f"{name} is {value!r:.80}, it must be one of {', '.join(map(str, self.choices))}", path)
+            raise SchemaError(f"{name} is {value!r:.80}, it must be one of {', '.join(map(str, self.choices))}", path)
 
     def words(self, value: Any) -> list[str]:
         """As it is typed."""
@@ -82,15 +82,15 @@ def options_of(verb: str) -> dict[str, Option]:
 
 
 def check_table(verb: str, table: Mapping[str, Any]) -> None:
-    """Raise ShapeError for an option that the verb does not have or a value that it does not take."""
+    """Raise SchemaError for an option that the verb does not have or a value that it does not take."""
     from piston.cli.main import VERBS
 
     if verb not in VERBS:
-        raise ShapeError(f"this version of Piston has no verb {verb}", (verb,))
+        raise SchemaError(f"this version of Piston has no verb {verb}", (verb,))
     known = options_of(verb)
     for name, value in table.items():
         if name not in known:
-            raise ShapeError(f"unknown field {verb}.{name}; it has {', '.join(sorted(known))}", (verb, name))
+            raise SchemaError(f"unknown field {verb}.{name}; it has {', '.join(sorted(known))}", (verb, name))
         known[name].check(value, (verb, name))
 
 

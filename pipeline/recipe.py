@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from piston.core.errors import MisuseError
 from piston.core.gates import Gate, Metric
-from piston.core.schema import ShapeError, shaped
+from piston.core.schema import SchemaError, validated
 from piston.pipeline.gates import parse_gate, stage_of
 from piston.pipeline.options import check_table
 
@@ -101,9 +101,9 @@ def read_recipe(path: Path, *, needs_hash: bool = True) -> Recipe:
     except (ValueError, RecursionError) as problem:
         raise MisuseError(f"{path} is not TOML: {problem}.") from None
     try:
-        recipe: Recipe = shaped(Recipe, value, whole="the recipe")
+        recipe: Recipe = validated(Recipe, value, whole="the recipe")
         _check(recipe, needs_hash=needs_hash)
-    except ShapeError as problem:
+    except SchemaError as problem:
         raise MisuseError(f"{path}: {problem}.") from None
     return recipe
 
@@ -118,13 +118,13 @@ def _check(recipe: Recipe, *, needs_hash: bool) -> None:
 
 def _check_source(stated: Source, *, needs_hash: bool) -> None:
     if needs_hash and stated.sha256 is None and stated.revision is None:
-        raise ShapeError(
+        raise SchemaError(
             "the checkpoint has neither sha256 (of something local; `piston make --dry-run` prints it) nor revision "
             "(the commit of a hub id)",
             ("checkpoint",),
         )
     if stated.sha256 is not None and stated.revision is not None:
-        raise ShapeError(
+        raise SchemaError(
             "checkpoint.revision is of a hub id, checkpoint.sha256 of something local; give one",
             ("checkpoint", "revision"),
         )
@@ -136,12 +136,14 @@ def _check_gates(recipe: Recipe) -> None:
         try:
             parsed = parse_gate(gate)
         except MisuseError as problem:
-            raise ShapeError(str(problem).rstrip("."), path) from None
+            raise SchemaError(str(problem).rstrip("."), path) from None
         if recipe.table(needed := stage_of(parsed)) is None:
-            raise ShapeError(f"{gate!r} needs a table [{needed}]", path)
+            raise SchemaError(f"{gate!r} needs a table [{needed}]", path)
         if parsed.change_of == "baseline" and "baseline" not in (recipe.bench or {}):
-            raise ShapeError(f"{gate!r} needs bench.baseline, the file of an earlier run", path)
+            raise SchemaError(f"{gate!r} needs bench.baseline, the file of an earlier run", path)
     if VERIFY in recipe.gates.skip and (recipe.verify or any(gate.strip() == VERIFY for gate in recipe.gates.require)):
-        raise ShapeError("'verify' is skipped, and its table or its gate asks for it; take one away", ("gates", "skip"))
+        raise SchemaError(
+            "'verify' is skipped, and its table or its gate asks for it; take one away", ("gates", "skip")
+        )
     if len(set(recipe.gates.require)) != len(recipe.gates.require):
-        raise ShapeError("a gate is named twice", ("gates", "require"))
+        raise SchemaError("a gate is named twice", ("gates", "require"))

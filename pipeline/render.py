@@ -69,7 +69,7 @@ def markdown_of(report: Report) -> Iterator[str]:
     if report.lock is not None:
         yield f"Rebuilt against {code(Path(report.lock.path).name)}: **{report.lock.equality}**"
         yield ""
-    for parting in report.partings:
+    for parting in report.mismatches:
         yield f"- parts: {text(parting)}"
     yield from table(
         ("stage", "time", "memory", "written"),

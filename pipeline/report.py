@@ -59,7 +59,7 @@ class Report:
     stages: tuple[StageReport, ...]
     engines: tuple[EngineReport, ...]
     values: Mapping[str, float]  # every figure that a gate can name
-    partings: tuple[str, ...]  # of verify
+    mismatches: tuple[str, ...]  # of verify
     gates: tuple[GateResult, ...]
     machine: Mapping[str, str]
     tools: Mapping[str, str]

@@ -6,7 +6,7 @@ from typing import Any
 
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import Error
-from piston.core.schema import ShapeError, shaped
+from piston.core.schema import SchemaError, validated
 from piston.evaluation.metrics import measured
 from piston.evaluation.report import Report as EvalReport
 
@@ -28,8 +28,8 @@ def values_of(manifest: Manifest, results: Mapping[str, Mapping[str, Any]]) -> d
 
 def _eval_report(result: Mapping[str, Any]) -> EvalReport:
     try:
-        report: EvalReport = shaped(EvalReport, dict(result), whole="the report of piston eval")
-    except ShapeError as problem:
+        report: EvalReport = validated(EvalReport, dict(result), whole="the report of piston eval")
+    except SchemaError as problem:
         raise Error(f"`piston eval` printed what this version does not read: {problem}.") from None
     return report
 

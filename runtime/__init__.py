@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from piston.runtime.conversation import Conversation
     from piston.runtime.generate.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
     from piston.runtime.model import LanguageModel, Stream, load
-    from piston.runtime.sampling.params import Sampling
+    from piston.runtime.sampling.params import SamplingParams
 
 __all__ = [
     "BundleCorruptError",
@@ -67,7 +67,7 @@ __all__ = [
     "ParityError",
     "PositionLogprobs",
     "PromptTooLongError",
-    "Sampling",
+    "SamplingParams",
     "ScriptedEngine",
     "ShortfallError",
     "SignatureError",
@@ -109,7 +109,7 @@ _HOMES = {
     ),
     "piston.core.bundle.manifest": ("Manifest",),
     "piston.runtime.model": ("LanguageModel", "Stream", "load"),
-    "piston.runtime.sampling.params": ("Sampling",),
+    "piston.runtime.sampling.params": ("SamplingParams",),
     "piston.runtime.backends.scripted": ("ScriptedEngine",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -11,7 +11,7 @@ from piston.core.errors import MisuseError
 from piston.runtime.generate.completion import Completion
 from piston.runtime.generate.generation import Generation, run
 from piston.runtime.generate.request import check_fits
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from piston.runtime.model import LanguageModel
@@ -25,7 +25,12 @@ class Conversation:
     """
 
     def __init__(
-        self, model: "LanguageModel", *, system: str | None, sampling: Sampling, sanitize_control_tokens: bool = True
+        self,
+        model: "LanguageModel",
+        *,
+        system: str | None,
+        sampling: SamplingParams,
+        sanitize_control_tokens: bool = True,
     ) -> None:
         if sampling.n != 1 or sampling.echo:
             raise MisuseError("A conversation gives one answer and no echo; leave n and echo out.")

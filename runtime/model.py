@@ -15,7 +15,7 @@ from piston.core.bundle.hashing import Hashing
 from piston.core.errors import MisuseError, TemplateError
 from piston.runtime.bundle import Bundle
 from piston.runtime.process_memory import container_memory
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from piston.core.bundle.manifest import EngineSpec, Manifest
@@ -76,7 +76,7 @@ class LanguageModel:
         self.verification = Verification()  # of guessed tokens: learned once for all rows
 
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | None = None
+        self, prompt: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None
     ) -> "Completion | list[Completion]":
         """Complete one prompt (text or token ids), or a list of them together.
 
@@ -85,16 +85,16 @@ class LanguageModel:
         Raises:
             EmptyPromptError, PromptTooLongError, MisuseError: before anything is run.
         """
-        began, sampling = time.perf_counter(), sampling or Sampling()
+        began, sampling = time.perf_counter(), sampling or SamplingParams()
         is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Integral))
         prompts: Sequence[Any] = [prompt] if is_single else prompt
         return self._complete([self.encode(item) for item in prompts], sampling, began, is_single=is_single)
 
-    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Stream:
+    def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Stream:
         """Complete one prompt piece by piece; raises as `generate` does, before the first piece."""
         from piston.runtime.generate.request import check_fits
 
-        began, sampling = time.perf_counter(), sampling or Sampling()
+        began, sampling = time.perf_counter(), sampling or SamplingParams()
         if sampling.n != 1:
             raise MisuseError(f"A stream has one answer, n is {sampling.n}; use generate.")
         generation = self._prepare([self.encode(prompt)], sampling, began)[0]
@@ -102,15 +102,19 @@ class LanguageModel:
         return Stream(self.engine, generation)
 
     def chat(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, *, sanitize_control_tokens: bool = True
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        *,
+        sanitize_control_tokens: bool = True,
     ) -> "Completion | list[Completion]":
         """Answer a list of {"role", "content"} messages through the checkpoint's template; raises as `render` does."""
         began = time.perf_counter()
         ids = self.render(messages, sanitize_control_tokens=sanitize_control_tokens)
-        return self._complete([ids], sampling or Sampling(), began, is_single=True)
+        return self._complete([ids], sampling or SamplingParams(), began, is_single=True)
 
     def conversation(
-        self, system: str | None = None, sampling: Sampling | None = None, *, sanitize_control_tokens: bool = True
+        self, system: str | None = None, sampling: SamplingParams | None = None, *, sanitize_control_tokens: bool = True
     ) -> "Conversation":
         """A chat that keeps its cache between turns, and one slot until it is closed.
 
@@ -122,7 +126,7 @@ class LanguageModel:
         from piston.runtime.conversation import Conversation
 
         return Conversation(
-            self, system=system, sampling=sampling or Sampling(), sanitize_control_tokens=sanitize_control_tokens
+            self, system=system, sampling=sampling or SamplingParams(), sanitize_control_tokens=sanitize_control_tokens
         )
 
     def render(self, messages: Sequence[Message], *, sanitize_control_tokens: bool = True) -> list[int]:
@@ -144,7 +148,7 @@ class LanguageModel:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [operator.index(item) for item in prompt]
 
     @property
-    def default_sampling(self) -> Sampling:
+    def default_sampling(self) -> SamplingParams:
         """What the checkpoint's authors recommend; greedy where they say nothing.
 
         Their max_length, which counts the prompt, is left out: lengths are the caller's.
@@ -152,9 +156,9 @@ class LanguageModel:
         Raises:
             MisuseError: they recommend what Piston does not have.
         """
-        return Sampling.from_mapping({k: v for k, v in self.manifest.generation.items() if k != "max_length"})
+        return SamplingParams.from_mapping({k: v for k, v in self.manifest.generation.items() if k != "max_length"})
 
-    def prepare(self, prompt_ids: list[int], sampling: Sampling, began: float | None = None) -> "Generation":
+    def prepare(self, prompt_ids: list[int], sampling: SamplingParams, began: float | None = None) -> "Generation":
         """A generation of one row that is not yet run; its time counts from `began`, a time.perf_counter()."""
         return self._prepare([prompt_ids], sampling, time.perf_counter() if began is None else began)[0]
 
@@ -169,7 +173,7 @@ class LanguageModel:
         self.close()
 
     def _complete(
-        self, prompts: list[list[int]], sampling: Sampling, began: float, *, is_single: bool
+        self, prompts: list[list[int]], sampling: SamplingParams, began: float, *, is_single: bool
     ) -> "Completion | list[Completion]":
         from piston.runtime.generate.generation import run
 
@@ -179,7 +183,7 @@ class LanguageModel:
         completions = [generation.completion() for generation in generations]
         return completions[0] if is_single and sampling.n == 1 else completions
 
-    def _prepare(self, prompts: list[list[int]], sampling: Sampling, began: float) -> "list[Generation]":
+    def _prepare(self, prompts: list[list[int]], sampling: SamplingParams, began: float) -> "list[Generation]":
         from piston.runtime.generate.generation import prepare
 
         ends = self.manifest.tokenizer.eos_token_ids

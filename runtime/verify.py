@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from piston.core.bundle.golden import Expected, ExpectedAnswer
+from piston.core.bundle.golden import Golden, GoldenAnswer
 from piston.core.errors import BundleError
 from piston.runtime.backends.engine import Engine, Logits
 from piston.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parting:
+class Mismatch:
     """Where an engine, or the tokenizer, first gave another token than expected; `margin` is its own, in logits."""
 
     what: str  # "tokenizer" or "engine"
@@ -41,15 +41,15 @@ class Verdict:
     num_prompts: int
     num_tokens: int = 0
     num_decided: int = 0
-    partings: list[Parting] = field(default_factory=list)  # the first of each prompt
+    mismatches: list[Mismatch] = field(default_factory=list)  # the first of each prompt
 
     @property
     def is_passed(self) -> bool:
         """Whether every decided token was the expected one, and there were some."""
-        return not self.partings and self.num_decided > 0
+        return not self.mismatches and self.num_decided > 0
 
 
-def verify(engine: Engine, tokenizer: Tokenizer, expected: Expected, threshold: float) -> Verdict:
+def verify(engine: Engine, tokenizer: Tokenizer, expected: Golden, threshold: float) -> Verdict:
     """Encode the prompts, then let the engine continue them, as many together as it has slots.
 
     Raises:
@@ -66,7 +66,7 @@ def verify(engine: Engine, tokenizer: Tokenizer, expected: Expected, threshold: 
     return verdict
 
 
-def _check_fits(engine: Engine, answer: ExpectedAnswer) -> None:
+def _check_fits(engine: Engine, answer: GoldenAnswer) -> None:
     needed = len(answer.prompt_ids) + len(answer.token_ids)
     largest = max(*answer.prompt_ids, *answer.token_ids)
     if needed > engine.cache.capacity or largest >= engine.vocab_size:
@@ -76,15 +76,15 @@ def _check_fits(engine: Engine, answer: ExpectedAnswer) -> None:
         )
 
 
-def _compare_prompt(tokenizer: Tokenizer, answer: ExpectedAnswer, verdict: Verdict) -> None:
+def _compare_prompt(tokenizer: Tokenizer, answer: GoldenAnswer, verdict: Verdict) -> None:
     got, expected = tokenizer.encode(answer.prompt), list(answer.prompt_ids)
     if got[: len(expected)] == expected:  # a prompt longer than the engine was cut off behind
         return
     position = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), len(got))
     wanted, found = expected[position], got[position] if position < len(got) else None
     texts = [tokenizer.text_of(item) if item is not None else "" for item in (wanted, found)]
-    verdict.partings.append(
-        Parting(
+    verdict.mismatches.append(
+        Mismatch(
             what="tokenizer",
             prompt=answer.prompt,
             position=position,
@@ -106,7 +106,7 @@ class _Group:
     threshold: float
     parted: set[int] = field(default_factory=set)
 
-    def run(self, answers: Sequence[ExpectedAnswer]) -> None:
+    def run(self, answers: Sequence[GoldenAnswer]) -> None:
         of_slot = {self.engine.cache.admit(): answer for answer in answers}
         try:
             logits = {
@@ -123,7 +123,7 @@ class _Group:
             for slot in of_slot:
                 self.engine.cache.release(slot)
 
-    def _judge(self, slot: int, answer: ExpectedAnswer, position: int, logits: Logits) -> None:
+    def _judge(self, slot: int, answer: GoldenAnswer, position: int, logits: Logits) -> None:
         self.verdict.num_tokens += 1
         if not answer.margins[position] > self.threshold:
             return
@@ -133,8 +133,8 @@ class _Group:
         if is_right or slot in self.parted:
             return
         self.parted.add(slot)
-        self.verdict.partings.append(
-            Parting(
+        self.verdict.mismatches.append(
+            Mismatch(
                 what="engine",
                 prompt=answer.prompt,
                 position=position,

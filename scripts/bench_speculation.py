@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from piston.core.statistics import median_estimate
-from piston.runtime import Completion, LanguageModel, Sampling, load
+from piston.runtime import Completion, LanguageModel, SamplingParams, load
 
 PROMPTS = Path(__file__).with_name("speculation_prompts.json")
 GOAL = 1.7
@@ -57,8 +57,8 @@ def parsed() -> argparse.Namespace:
 def measure(model: LanguageModel, prompts: Sequence[Prompt], arguments: argparse.Namespace) -> Row:
     """Every round of one set; the first warms up and counts only for whether the answers agree."""
     options = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature, "seed": 1}
-    plain = Sampling.from_mapping(options)
-    guessed = Sampling.from_mapping(options | {"prompt_lookup_num_tokens": arguments.prompt_lookup})
+    plain = SamplingParams.from_mapping(options)
+    guessed = SamplingParams.from_mapping(options | {"prompt_lookup_num_tokens": arguments.prompt_lookup})
     rounds: list[list[Pair]] = [
         [(answer(model, prompt, plain), answer(model, prompt, guessed)) for prompt in prompts]
         for _ in range(1 + arguments.rounds)
@@ -80,7 +80,7 @@ def measure(model: LanguageModel, prompts: Sequence[Prompt], arguments: argparse
     }
 
 
-def answer(model: LanguageModel, prompt: Prompt, sampling: Sampling) -> Completion:
+def answer(model: LanguageModel, prompt: Prompt, sampling: SamplingParams) -> Completion:
     """One answer: through the chat template, or the continuation of a text."""
     if isinstance(prompt, str):
         completion = model.chat([{"role": "user", "content": prompt}], sampling)

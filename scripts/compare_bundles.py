@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.runtime import LanguageModel, Sampling, load
+from piston.runtime import LanguageModel, SamplingParams, load
 
 
 def main() -> None:
@@ -44,9 +44,11 @@ def measure(model: LanguageModel, arguments: argparse.Namespace) -> dict[str, fl
     rng = np.random.default_rng(0)
     longest = max(arguments.prompt_len, arguments.past)
     long = rng.integers(100, model.engine.vocab_size, longest).tolist()
-    prefill = model.generate(long[: arguments.prompt_len], Sampling(max_tokens=1)).timings
+    prefill = model.generate(long[: arguments.prompt_len], SamplingParams(max_tokens=1)).timings
     rows = [long[: arguments.past]] * arguments.batch
-    decode = model.generate(rows, Sampling(max_tokens=arguments.gen_len, ignore_eos=True))[-1].timings  # begins last
+    decode = model.generate(rows, SamplingParams(max_tokens=arguments.gen_len, ignore_eos=True))[
+        -1
+    ].timings  # begins last
     return {
         "prefill": arguments.prompt_len / prefill.time_to_first_token,
         "decode": arguments.batch * decode.tokens_per_second,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from piston.runtime import LanguageModel, Sampling, load
+from piston.runtime import LanguageModel, SamplingParams, load
 
 Prompts = list[list[int]]
 Side = Callable[[Prompts, int], list[list[int]]]  # prompts and how many tokens -> those tokens
@@ -62,7 +62,7 @@ def piston_side(model: LanguageModel) -> Side:
     """Generate through the runtime's public interface."""
 
     def run(prompts: Prompts, count: int) -> list[list[int]]:
-        found = model.generate(prompts, Sampling(max_tokens=count, ignore_eos=True))
+        found = model.generate(prompts, SamplingParams(max_tokens=count, ignore_eos=True))
         return [list(item.token_ids) for item in found]
 
     return run

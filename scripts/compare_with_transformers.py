@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.runtime import LanguageModel, Sampling, load
+from piston.runtime import LanguageModel, SamplingParams, load
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
 
 def run_piston(model: LanguageModel, prompt: list[int], gen_len: int) -> dict[str, float]:
     """One generation; tokens/s of prefill and of decode."""
-    completion = model.generate(prompt, Sampling(max_tokens=gen_len, ignore_eos=True))
+    completion = model.generate(prompt, SamplingParams(max_tokens=gen_len, ignore_eos=True))
     timings = completion.timings
     return {"prefill": len(prompt) / timings.time_to_first_token, "decode": timings.tokens_per_second}
 

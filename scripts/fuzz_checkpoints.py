@@ -181,7 +181,7 @@ def _compare(given: Path, out: Path, said: str) -> int:
     from piston.core.errors import MisuseError
     from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
     from piston.runtime.model import LanguageModel
-    from piston.runtime.sampling.params import Sampling
+    from piston.runtime.sampling.params import SamplingParams
     from piston.runtime.text.tokenizer import Tokenizer
 
     manifest = Manifest.read(out)
@@ -205,7 +205,7 @@ def _compare(given: Path, out: Path, said: str) -> int:
     try:
         options = model.default_sampling.to_json() | {"temperature": 0.0, "max_tokens": new}
         options["min_tokens"] = min(options["min_tokens"], new)
-        sampling = Sampling.from_json(options)
+        sampling = SamplingParams.from_json(options)
     except MisuseError:
         if "cannot apply" in said:
             return 3

@@ -14,12 +14,12 @@ from piston.runtime import Manifest
 
 CHILD = """
 import sys
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 with load(sys.argv[1], target="ort-cpu", max_batch=int(sys.argv[2]), max_length=int(sys.argv[3])) as model:
     for array in model.engine.cache.arrays:
         array.fill(0)  # the operating system gives pages when they are written
     prompts = [[5 + row, *range(100, 300)] for row in range(int(sys.argv[2]))]
-    model.generate(prompts, Sampling(max_tokens=4, ignore_eos=True))
+    model.generate(prompts, SamplingParams(max_tokens=4, ignore_eos=True))
     text = open("/proc/self/status").read()
 print(int(text.split("VmRSS:")[1].split()[0]) * 1024)
 """

@@ -16,7 +16,7 @@ from piston.bench.reading import report_from
 from piston.bench.report import Ratio, Report, System
 from piston.bench.scaling import growth_rows, growth_verdicts
 from piston.bench.table import machine_lines, ratio_text, stage_rows
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 from piston.core.units import shown
 
 LIMITS = Path(__file__).parents[1] / "docs/bench.md"
@@ -145,7 +145,7 @@ def row_of_speculation(task: Mapping[str, Any]) -> list[str]:
         f"prompt lookup, {task['task']}",
         f"{task['bundle']} {task['guessed_tokens_per_s']:.1f}/s",
         f"own greedy decode {task['plain_tokens_per_s']:.1f}/s",
-        ratio_text(Estimate(task["ratio"], task["low"], task["high"])) + differ,
+        ratio_text(ConfidenceInterval(task["ratio"], task["low"], task["high"])) + differ,
         f"{SPECULATION_GOAL:.1f}x",
         _mark(is_met),
     ]

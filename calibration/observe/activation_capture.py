@@ -26,7 +26,7 @@ LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32  # tokens; 256 is fastest on two cores (
 EXPOSED_BYTES = 256 << 20  # of chosen values alive at once
 
 
-def expose(model: ir.Model, names: Sequence[str]) -> None:
+def add_outputs(model: ir.Model, names: Sequence[str]) -> None:
     """Make `names` the outputs of the graph, with what is left of its cache, and drop what they do not need.
 
     Raises:
@@ -53,7 +53,7 @@ def expose(model: ir.Model, names: Sequence[str]) -> None:
         graph.inputs.remove(value)
 
 
-class ExposedGraph:
+class ActivationCapture:
     """Runs rows of tokens from position 0, one at a time, and hands out the chosen values chunk by chunk.
 
     Args:
@@ -84,7 +84,7 @@ class ExposedGraph:
             EngineError: ONNX Runtime refuses the graph.
         """
         model = ir.load(path)
-        expose(model, names)
+        add_outputs(model, names)
         return cls(_session(model, path.parent, threads), cache, names, capacity)
 
     def run(self, token_ids: NDArray[np.int64]) -> Iterator[dict[str, Array]]:
@@ -118,9 +118,9 @@ class ExposedGraph:
 
 
 @contextmanager
-def opened(path: Path, cache: CacheSpec, names: Sequence[str], capacity: int) -> Iterator[ExposedGraph]:
-    """An ExposedGraph that is closed at the end of the block."""
-    graph = ExposedGraph.open(path, cache, names, capacity)
+def opened(path: Path, cache: CacheSpec, names: Sequence[str], capacity: int) -> Iterator[ActivationCapture]:
+    """An ActivationCapture that is closed at the end of the block."""
+    graph = ActivationCapture.open(path, cache, names, capacity)
     try:
         yield graph
     finally:

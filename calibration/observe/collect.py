@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.calibration.data.rows import hash_rows
-from piston.calibration.observe.activation_capture import ExposedGraph, opened
+from piston.calibration.observe.activation_capture import ActivationCapture, opened
 from piston.calibration.observe.checkpoint_file import ProgressFile, key_of
 from piston.calibration.observe.consumers import Consumer
 from piston.calibration.observe.interrupt import Interrupt, deferred_interrupt
@@ -72,7 +72,7 @@ def collect(
     file.remove()
 
 
-def _run_row(graph: ExposedGraph, row: Ids, consumers: Mapping[str, Consumer]) -> None:
+def _run_row(graph: ActivationCapture, row: Ids, consumers: Mapping[str, Consumer]) -> None:
     for arrays in graph.run(row):
         for name in list(arrays):
             consumers[name].update(arrays.pop(name))  # popped: freed before the next chunk is computed

@@ -73,7 +73,7 @@ class Gram:
         self.num_tokens = int(state["num_tokens"]) if state else 0
 
 
-class Without:
+class DropChannels:
     """Feeds a consumer all channels but some."""
 
     def __init__(self, consumer: Consumer, channels: NDArray[np.int64]) -> None:
@@ -97,7 +97,7 @@ class Without:
         self.consumer.restore(state)
 
 
-class Several:
+class Tee:
     """Feeds one value to several consumers."""
 
     def __init__(self, *consumers: Consumer) -> None:

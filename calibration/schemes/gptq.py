@@ -1,4 +1,4 @@
-"""GPTQ: round weights one input at a time and let the inputs not yet rounded make up for the error; then mend.
+"""GPTQ: round weights one input at a time and let the inputs not yet rounded make up for the error; then fix.
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023,
 algorithm 1, with the inputs that matter most rounded first and all scales chosen beforehand (the authors' act-order and

@@ -29,7 +29,7 @@ from piston.calibration.schemes.channel_splitting import Source, apply_split, nu
 from piston.calibration.schemes.gptq import Hessian, gptq
 from piston.calibration.schemes.gptq_checkpoint import ROUNDED, Rounded, RoundedFiles, RoundedGroup
 from piston.calibration.schemes.prepared import Prepared
-from piston.calibration.schemes.segments import Relay, Segment, cut
+from piston.calibration.schemes.segments import Segment, StreamedModel, cut
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
 
@@ -120,7 +120,7 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
     """
     segments = cut(graph.model.graph, by_input(recipe.chosen(graph.linears)))
     files = RoundedFiles(work / ROUNDED, _key(graph, recipe, rows))
-    relay = Relay(graph, rows, files.directory / "rows")  # within, so that rows of other work go with it
+    relay = StreamedModel(graph, rows, files.directory / "rows")  # within, so that rows of other work go with it
     rounded = list[RoundedGroup]()
     found = files.load([segment.group for segment in segments], recipe)
     for done, segment in enumerate(segments):
@@ -142,7 +142,7 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
     return Prepared({name: weight for new in rounded for name, weight in new.weights.items()})
 
 
-def _round_group(segment: Segment, relay: Relay, recipe: Recipe) -> RoundedGroup:
+def _round_group(segment: Segment, relay: StreamedModel, recipe: Recipe) -> RoundedGroup:
     """Bring all rows to the group, and round its weights for what arrives there."""
     weights = [weight_of(linear) for linear in segment.group]
     joined = np.concatenate(weights, axis=1)

@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 AHEAD = 2  # results for each thread that are computed or waited for: memory does not grow with the pieces
 
 
-def in_order(work: Callable[[int], Result], count: int, *, threads: int) -> Iterator[Result]:
+def imap_bounded(work: Callable[[int], Result], count: int, *, threads: int) -> Iterator[Result]:
     """work(0), work(1) and so on to count - 1; once nobody takes more, what was begun is finished and nothing else."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque[Future[Result]]()

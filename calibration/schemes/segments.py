@@ -24,7 +24,7 @@ from piston.calibration.numeric.rounding import Floats
 from piston.calibration.observe.row_files import RowFiles
 from piston.calibration.schemes.channel_splitting import num_copies, read_copies
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
-from piston.calibration.schemes.ordered_pool import in_order
+from piston.calibration.schemes.ordered_pool import imap_bounded
 from piston.core.machine import num_cores
 from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.ort_cpu import translated
@@ -66,7 +66,7 @@ def cut(graph: ir.Graph, groups: Mapping[str, list[Linear]]) -> list[Segment]:
     return segments
 
 
-class Relay:
+class StreamedModel:
     """Carries rows of token ids from cut to cut.
 
     Args:
@@ -91,7 +91,7 @@ class Relay:
         def run_row(index: int) -> dict[Stream, Floats]:
             return {stream: self._run_row(segment, stream, index, *opened[stream]) for stream in STREAMS}
 
-        return in_order(run_row, len(self.rows), threads=min(MOST_AT_ONCE, num_cores()))
+        return imap_bounded(run_row, len(self.rows), threads=min(MOST_AT_ONCE, num_cores()))
 
     def leave(self, segment: Segment) -> None:
         """Forget what is not alive behind the segment's cut; until then it can be run again."""

@@ -13,7 +13,7 @@ from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear
 from piston.calibration.numeric.rounding import Floats, Grid, Quantized, round_to_nearest
 from piston.calibration.observe.collect import collect
-from piston.calibration.observe.consumers import Consumer, Several, Without
+from piston.calibration.observe.consumers import Consumer, DropChannels, Tee
 from piston.calibration.observe.observers import MinMax, make_observer
 from piston.calibration.observe.sample import Lengths, Sample
 from piston.calibration.recipe import Recipe
@@ -55,7 +55,7 @@ def observe(graph: ModelGraph, rows: Ids, work: Path, progress: Progress) -> dic
     sums = {name: total for name, group in groups.items() if (total := residual_sum(group)) is not None}
     sums = {name: total for name, total in sums.items() if total not in groups}
     lengths = {total: Lengths(total, TOKENS) for total in sums.values()}
-    consumers: dict[str, Consumer] = {name: Several(extremes[name], samples[name]) for name in groups}
+    consumers: dict[str, Consumer] = {name: Tee(extremes[name], samples[name]) for name in groups}
     collect(graph.directory, rows, consumers | lengths, work_dir=work / "observe", progress=progress, name="observing")
     return {
         name: Activation(
@@ -151,7 +151,7 @@ def choose_scales(
     else:
         graph.save_float(work / "smoothed")
         observers = {name: make_observer(recipe.method, name) for name in activations}
-        consumers = {name: Without(observers[name], one.outliers) for name, one in activations.items()}
+        consumers = {name: DropChannels(observers[name], one.outliers) for name, one in activations.items()}
         collect(work / "smoothed", rows, consumers, work_dir=work / "ranges", progress=progress, name="ranging")
         amax = {name: float(observer.range().amax) for name, observer in observers.items()}
     for name, activation in activations.items():

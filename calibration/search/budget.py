@@ -21,7 +21,7 @@ from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.schemes.kv_cache import Scales
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.meter import Meter
-from piston.calibration.search.sensitivity import Alone, few
+from piston.calibration.search.sensitivity import SoloSensitivity, few
 from piston.calibration.search.subset_search import Group, Kept, OutOfTimeError, search
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.console import Progress
@@ -59,7 +59,7 @@ class Point:
 
 
 @dataclass(slots=True)
-class Spent:
+class BudgetResult:
     """What a search measured and found."""
 
     bound: str
@@ -76,14 +76,14 @@ class Spent:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Spent":
+    def from_json(cls, data: Mapping[str, Any]) -> "BudgetResult":
         """Read what was measured; what was found is to be found again."""
         points = [Point(**point) for point in data["points"]]
         return cls(data["bound"], dict(data["harm"]), data["floor"], points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
+class SearchContext:
     """What a search works on: the float model, what its linears would become, and the rows it measures on."""
 
     graph: ModelGraph
@@ -123,7 +123,7 @@ class Ground:
         )
 
 
-def spend(ground: Ground, budget: Budget, scratch: Path, progress: Progress) -> Spent:
+def spend(ground: SearchContext, budget: Budget, scratch: Path, progress: Progress) -> BudgetResult:
     """Search the linears to keep. `scratch / prepared` holds the prepared float model directory.
 
     Raises:
@@ -146,7 +146,7 @@ class _Search:
     """One search under way."""
 
     def __init__(
-        self, ground: Ground, budget: Budget, meter: Meter, path: Path, progress: Progress, started: float
+        self, ground: SearchContext, budget: Budget, meter: Meter, path: Path, progress: Progress, started: float
     ) -> None:
         self.ground, self.budget, self.meter, self.path, self.progress = ground, budget, meter, path, progress
         self.deadline = started + budget.seconds
@@ -155,7 +155,7 @@ class _Search:
         self.spent = self._load()
         self.work = ground.work
 
-    def run(self) -> Spent:
+    def run(self) -> BudgetResult:
         """Rank, search, and say what was found."""
         try:
             groups = self._rank()
@@ -165,7 +165,7 @@ class _Search:
             found = search(groups, self._is_met)
         return self._over(found.kept, is_complete=found.is_complete and len(self.spent.harm) == len(groups))
 
-    def _over(self, kept: Kept | None, *, is_complete: bool) -> Spent:
+    def _over(self, kept: Kept | None, *, is_complete: bool) -> BudgetResult:
         self.spent.best = None if kept is None else self._known(kept)
         self.spent.is_complete, self.spent.seconds = is_complete, round(time.monotonic() - self.started, 1)
         return self.spent
@@ -183,7 +183,7 @@ class _Search:
                 if ",".join(group) not in self.spent.harm:
                     if time.monotonic() > self.started + RANKING * self.budget.seconds:
                         break
-                    alone = alone or Alone(self.meter, self.ground.rows, self.spent.floor)
+                    alone = alone or SoloSensitivity(self.meter, self.ground.rows, self.spent.floor)
                     self.spent.floor = alone.floor
                     self.spent.harm[",".join(group)] = alone.harm(group)
                     self._save()
@@ -212,14 +212,14 @@ class _Search:
         if time.monotonic() > self.deadline:
             raise OutOfTimeError
 
-    def _load(self) -> Spent:
+    def _load(self) -> BudgetResult:
         try:
             state = json.loads(self.path.read_text(encoding="utf-8"))
-            spent = Spent.from_json(state["spent"])
+            spent = BudgetResult.from_json(state["spent"])
         except (OSError, ValueError, KeyError, TypeError):
-            return Spent(self.budget.bound.text)
+            return BudgetResult(self.budget.bound.text)
         if state["key"] != self.key:
-            return Spent(self.budget.bound.text)
+            return BudgetResult(self.budget.bound.text)
         spent.bound = self.budget.bound.text
         return spent
 
@@ -229,7 +229,7 @@ class _Search:
         partial.replace(self.path)
 
 
-def _complaint(spent: Spent, budget: Budget) -> str:
+def _complaint(spent: BudgetResult, budget: Budget) -> str:
     if not spent.points:
         return (
             f"The {budget.seconds:.0f} s of --budget-time were over before any whole model was measured. Nothing was "

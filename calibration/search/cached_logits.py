@@ -11,7 +11,7 @@ from piston.core.errors import MisuseError
 from piston.runtime.backends.engine import Engine, Logits
 
 
-class RememberedEngine:
+class CachedLogitsEngine:
     """Prefills of one slot, always whole texts in the same pieces; logits float32 lie on disk, not in memory."""
 
     def __init__(self, engine: Engine, path: Path) -> None:

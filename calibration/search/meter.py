@@ -10,7 +10,7 @@ from piston.calibration.data.packing import Ids
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.schemes.kv_cache import Scales
 from piston.calibration.schemes.prepared import Prepared
-from piston.calibration.search.cached_logits import RememberedEngine
+from piston.calibration.search.cached_logits import CachedLogitsEngine
 from piston.calibration.search.switched import NAME, SwitchedEngine, write_switched
 from piston.core.bundle import GRAPH
 from piston.evaluation.scoring import score
@@ -37,7 +37,7 @@ class Meter:
         cache, capacity = graph.manifest.cache, max(rows.shape[1] for rows in texts)
         options = OrtOptions(optimize=True, prepack=False)  # weights are read from where they lie: half the memory
         plain = OrtEngine.open(graph.directory / GRAPH, cache, num_slots=1, capacity=capacity, options=options)
-        self._reference = RememberedEngine(plain, directory / "logits")
+        self._reference = CachedLogitsEngine(plain, directory / "logits")
         for rows in texts:
             score(self._reference, None, corpus_of(rows, "rows"), whole_rows(rows))
         self._reference.let_go()

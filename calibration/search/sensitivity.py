@@ -19,7 +19,7 @@ def few(rows: Ids) -> Ids:
     return rows[:FEW_ROWS, :FEW_LEN]
 
 
-class Alone:
+class SoloSensitivity:
     """Measures linears alone.
 
     What is left when none is in integers (an INT8 cache, kept weights in INT8) is not their doing, and is taken off.
@@ -59,7 +59,7 @@ def most_harmful(
     """
     names = [name for name in prepared.errors if name in prepared.weights][: CANDIDATES * count]
     work = {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
-    alone, harm, title = Alone(meter, rows), dict[str, float](), "measuring the worst alone"
+    alone, harm, title = SoloSensitivity(meter, rows), dict[str, float](), "measuring the worst alone"
     with progress.phase(title):
         for done, name in enumerate(names):
             progress.step(title, done, len(names))

@@ -5,7 +5,7 @@ from pathlib import Path
 from piston.cli.checks.finding import Finding
 from piston.core.bundle.manifest import FILE_NAME, FileRecord, Manifest, sha256_of, stays_inside
 from piston.core.errors import BundleCorruptError, BundleTooNewError, Error
-from piston.runtime.backends.registry import judge
+from piston.runtime.backends.registry import evaluate_candidates
 from piston.runtime.bundle import TOKENIZER, Bundle
 from piston.runtime.text.chat_template import ChatTemplate
 
@@ -23,8 +23,8 @@ def examine_bundle(path: Path) -> list[Finding]:
         return [Finding(str(path / FILE_NAME), "wrong", str(problem), "pip install --upgrade piston")]
     except BundleCorruptError as problem:
         # Without a manifest nothing says that Piston wrote the directory, and --overwrite leaves it alone.
-        mend = f"copy it whole, or remove it and piston build MODEL_DIR -o {path} --target TARGET"
-        return [Finding(str(path / FILE_NAME), "wrong", str(problem), mend)]
+        fix = f"copy it whole, or remove it and piston build MODEL_DIR -o {path} --target TARGET"
+        return [Finding(str(path / FILE_NAME), "wrong", str(problem), fix)]
     targets = " --target ".join(spec.target for spec in manifest.engines) or "TARGET"
     again = AGAIN[manifest.kind].format(path, targets)
     findings = [
@@ -64,8 +64,8 @@ def _texts(path: Path, manifest: Manifest, again: str, damaged: set[str]) -> lis
     """What loading tokenizer and chat template says, where their files are the recorded ones."""
     bundle, findings = Bundle(path, manifest), []
     if TOKENIZER not in manifest.files and not (path / TOKENIZER).is_file():
-        mend = "put the checkpoint's tokenizer.json into the checkpoint's directory and export it again"
-        return [Finding(str(path / TOKENIZER), "wrong", "it has no tokenizer", mend)]
+        fix = "put the checkpoint's tokenizer.json into the checkpoint's directory and export it again"
+        return [Finding(str(path / TOKENIZER), "wrong", "it has no tokenizer", fix)]
     for name, opened in (("tokenizer", bundle.tokenizer), ("chat template", bundle.chat_template)):
         if damaged:
             break
@@ -89,12 +89,12 @@ def _engines(bundle: Bundle, again: str) -> list[Finding]:
     ]
     if findings or not all((path / spec.path).is_file() for spec in manifest.engines):
         return findings
-    verdicts = judge(bundle)
+    verdicts = evaluate_candidates(bundle)
     runs = any(verdict.problem is None for verdict in verdicts)
-    mend = "" if runs else f"piston build MODEL_DIR -o {path} --target ort-cpu --overwrite"
+    fix = "" if runs else f"piston build MODEL_DIR -o {path} --target ort-cpu --overwrite"
     return [
         Finding(f"{path}, {verdict.spec.target}", "ok", "it runs here")
         if verdict.problem is None
-        else Finding(f"{path}, {verdict.spec.target}", "missing" if runs else "wrong", verdict.reason, mend)
+        else Finding(f"{path}, {verdict.spec.target}", "missing" if runs else "wrong", verdict.reason, fix)
         for verdict in verdicts
     ]

@@ -1,4 +1,4 @@
-"""One thing a doctor has to say: of what, how bad, in a sentence, and the command that mends it."""
+"""One thing a doctor has to say: of what, how bad, in a sentence, and the command that fixes it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +8,14 @@ Level = Literal["ok", "missing", "wrong"]  # missing: something optional; wrong:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A finding; `mend` is a command or an action, empty where nothing need be done."""
+    """A finding; `fix` is a command or an action, empty where nothing need be done."""
 
     subject: str
     level: Level
     says: str
-    mend: str = ""
+    fix: str = ""
 
     def lines(self) -> list[str]:
         """For people."""
         shown = self.says.rstrip(".")
-        return [f"{self.level:8}{self.subject}: {shown}", *([f"{'':8}mend: {self.mend}"] if self.mend else [])]
+        return [f"{self.level:8}{self.subject}: {shown}", *([f"{'':8}fix: {self.fix}"] if self.fix else [])]

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for each target, and the command that mends it. Nothing heavy is imported."""
+"""What this machine has and lacks for each target, and the command that fixes it. Nothing heavy is imported."""
 
 import platform
 import re
@@ -48,8 +48,8 @@ def examine_machine(
     findings += [finding for target in TARGETS for finding in _target(target, installed, least, has_gpu=has_gpu)]
     if installed("onnxruntime") and installed("onnxruntime-gpu"):
         says = "onnxruntime and onnxruntime-gpu are both installed: they overwrite one another's files"
-        mend = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-        findings.append(Finding("onnxruntime", "wrong", says, mend))
+        fix = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        findings.append(Finding("onnxruntime", "wrong", says, fix))
     if not any(found.level == "ok" and found.subject in TARGETS for found in findings):
         findings.append(Finding("targets", "wrong", "no engine can run here", "pip install 'piston[ort]'"))
     return findings

@@ -60,8 +60,8 @@ def _examine_directory(path: Path) -> list[Finding]:
         return examine_bundle(path)
     for name, what in FOREIGN.items():
         if name in names:
-            mend = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
-            return [Finding(str(path), "wrong", f"{what} ({name}), which Piston cannot run", mend)]
+            fix = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
+            return [Finding(str(path), "wrong", f"{what} ({name}), which Piston cannot run", fix)]
     if "config.json" in names:
         found = _examine_checkpoint(path, names)
         return (_examine_weights(path) if found.level == "ok" else []) or [found]
@@ -84,8 +84,8 @@ def _examine_checkpoint(path: Path, names: set[str]) -> Finding:
     except (OSError, ValueError, RecursionError) as problem:
         return Finding(str(path / "config.json"), "wrong", f"it cannot be read ({problem})", "download it again")
     if isinstance(config, dict) and {"build_config", "pretrained_config"} <= set(config):
-        mend = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
-        return Finding(str(path), "wrong", "an engine of TensorRT-LLM, which Piston cannot run", mend)
+        fix = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
+        return Finding(str(path), "wrong", "an engine of TensorRT-LLM, which Piston cannot run", fix)
     if not any(name.endswith(WEIGHTS) for name in names):
         says = "a checkpoint's config without weights (*.safetensors)"
         return Finding(str(path), "wrong", says, "download the checkpoint whole")
@@ -122,8 +122,8 @@ def _examine_plan(path: Path, installed: Installed) -> list[Finding]:
     built = ".".join(str(number) for number in header.version)
     target = header.compiler.replace("_", "-")
     if (path.parent.parent / FILE_NAME).is_file():
-        mend = f"what runs is the bundle: piston doctor {path.parent.parent}"
-        findings = [Finding(str(path), "ok", f"a plan of {header.compiler} {built} in its bundle", mend)]
+        fix = f"what runs is the bundle: piston doctor {path.parent.parent}"
+        findings = [Finding(str(path), "ok", f"a plan of {header.compiler} {built} in its bundle", fix)]
     else:
         says = f"a plan of {header.compiler} {built} without its bundle: it is not loaded on its word alone"
         findings = [Finding(str(path), "wrong", says, _build("BUNDLE", target))]
@@ -152,12 +152,12 @@ def _examine_onnx(path: Path) -> list[Finding]:
     if not {info.name for info in header.inputs} >= DECODER_INPUTS:
         inputs = ", ".join(info.name for info in header.inputs[:6])
         says = f"an ONNX graph that is no decoder of Piston's (its inputs: {inputs or 'none'})"
-        mend = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
-        return [*findings, Finding(str(path), "wrong", says, mend)]
+        fix = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
+        return [*findings, Finding(str(path), "wrong", says, fix)]
     for directory in (path.parent, path.parent.parent):
         if (directory / FILE_NAME).is_file():
-            mend = f"what runs is the directory: piston doctor {directory}"
-            return [*findings, Finding(str(path), "ok", "a graph of Piston's in its directory", mend)]
+            fix = f"what runs is the directory: piston doctor {directory}"
+            return [*findings, Finding(str(path), "ok", "a graph of Piston's in its directory", fix)]
     says = f"a graph of Piston's without its directory: {FILE_NAME} is missing"
     return [*findings, Finding(str(path), "wrong", says, "copy the directory whole")]
 

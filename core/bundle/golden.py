@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from piston.core.errors import BundleCorruptError, BundleNotFoundError
-from piston.core.schema import ShapeError, shaped
+from piston.core.schema import SchemaError, validated
 
 FILE_NAME = "verify.json"
 # Logits that an engine may be off however well the build's own agreed: kernels of other machines add in another order.
@@ -21,7 +21,7 @@ FLOORS = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedAnswer:
+class GoldenAnswer:
     """One prompt and its greedy continuation; `margins` are logits by which each token leads the second best."""
 
     prompt: str
@@ -31,14 +31,14 @@ class ExpectedAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class Golden:
     """The answers of one engine.
 
     `noise` is how far its margins are off, in logits, when the same positions are computed in another order. They were
     recorded `by` the engine itself, or by the canonical graph where the engine could not run on the building machine.
     """
 
-    answers: tuple[ExpectedAnswer, ...]
+    answers: tuple[GoldenAnswer, ...]
     noise: float
     by: Literal["engine", "canonical graph"]
 
@@ -48,13 +48,13 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedByTarget:
+class GoldenByTarget:
     """The file: what each engine of the bundle must answer."""
 
-    engines: Mapping[str, Expected]
+    engines: Mapping[str, Golden]
     schema: Literal[1] = 1
 
-    def of(self, target: str) -> Expected:
+    def of(self, target: str) -> Golden:
         """The answers of a target; raises BundleCorruptError if there are none."""
         if target not in self.engines:
             raise BundleCorruptError(f"{FILE_NAME} has no answers of {target}; build the bundle again.")
@@ -71,12 +71,12 @@ class ExpectedByTarget:
         path = directory / FILE_NAME
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            found: Self = shaped(cls, value, whole=FILE_NAME)
+            found: Self = validated(cls, value, whole=FILE_NAME)
         except FileNotFoundError:
             raise BundleNotFoundError(
                 f"{directory} has no {FILE_NAME}; it was built before answers travelled with bundles: build it again."
             ) from None
-        except (ShapeError, ValueError, OSError, RecursionError) as problem:
+        except (SchemaError, ValueError, OSError, RecursionError) as problem:
             raise BundleCorruptError(f"{path} cannot be read ({problem}); build the bundle again.") from None
         for answer in (answer for engine in found.engines.values() for answer in engine.answers):
             if not answer.prompt_ids or not len(answer.token_ids) == len(answer.margins) > 0:

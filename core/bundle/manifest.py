@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from piston.core.bundle.interface import DECODER, CacheSpec, FloatType, GraphInterface, StateSpec, decoder_interface
 from piston.core.bundle.schema1 import upgraded
 from piston.core.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError
-from piston.core.schema import ShapeError, shaped
+from piston.core.schema import SchemaError, validated
 
 SCHEMA = 2
 FILE_NAME = "manifest.json"
@@ -154,8 +154,8 @@ class Manifest:
                 f"{source} has schema {schema}, this Piston reads up to {SCHEMA}; upgrade Piston or build it again."
             )
         try:
-            found = typing.cast("Self", shaped(cls, upgraded(data), ignore_unknown=True))
-        except ShapeError as problem:
+            found = typing.cast("Self", validated(cls, upgraded(data), ignore_unknown=True))
+        except SchemaError as problem:
             raise BundleCorruptError(f"{source}: {problem}; make the directory again.") from None
         known = {item.name for item in dataclasses.fields(cls)}
         if unknown := [name for name in found.requires if name not in known]:

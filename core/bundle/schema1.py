@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from piston.core.bundle.interface import DECODER, CacheSpec, StateType, decoder_interface
-from piston.core.schema import shaped
+from piston.core.schema import validated
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class _Manifest:
 
 
 def upgraded(data: Any) -> Any:
-    """The manifest in schema 2; one that is not of schema 1 is returned as it is. Raises ShapeError."""
+    """The manifest in schema 2; one that is not of schema 1 is returned as it is. Raises SchemaError."""
     if data["schema"] != 1:
         return data
-    old: _Manifest = shaped(_Manifest, data, ignore_unknown=True)
+    old: _Manifest = validated(_Manifest, data, ignore_unknown=True)
     interface = decoder_interface(old.cache.spec(), old.model.vocab_size)
     engines = [
         {

@@ -25,14 +25,14 @@ Array = NDArray[np.float32]
 GIVEN, OWN = ".given", ".own"
 
 
-def expose_activations(model: ir.Model) -> None:
+def add_activation_outputs(model: ir.Model) -> None:
     """Give each QuantizeLinear's input of a canonical graph out, as `<name of the codes>.given`."""
     for quantize in quantizers(model.graph):
         model.graph.outputs.append(copied(model.graph, quantize, GIVEN))
 
 
 @contextmanager
-def forcible(lowered: Path) -> Iterator[tuple[Path, list[str], bool]]:
+def injectable(lowered: Path) -> Iterator[tuple[Path, list[str], bool]]:
     """A copy of the lowered graph where each QuantizeLinear reads an input, or itself if it has none.
 
     Also the names of the codes, and whether there is a MatMulNBits. The copy lies beside the graph, reads the same
@@ -114,7 +114,7 @@ class RecordingEngine(OrtEngine):
         self.tape.runs.append(fetch(super()._run, binding, self.tape.names, GIVEN))
 
 
-class ForcedEngine(OrtEngine):
+class InjectedEngine(OrtEngine):
     """Takes the activations of every run from the tape."""
 
     tape: Tape

@@ -1,4 +1,4 @@
-"""The proof after every lowering: canonical and lowered graph answer the same prompts, or nothing is written.
+"""The parity check after every lowering: canonical and lowered graph answer the same prompts, or nothing is written.
 
 They run side by side (side_by_side.py). Where a model makes much of little, the bounds follow what float rounding alone
 does to the canonical graph (prove_noise.py). Quantized weights are multiplied in float here; that ONNX Runtime's
@@ -16,13 +16,13 @@ import onnx_ir as ir
 from piston.core.bundle.interface import CacheSpec
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import ParityError
-from piston.engines.equivalence.activation_injection import expose_activations
+from piston.engines.equivalence.activation_injection import add_activation_outputs
 from piston.engines.equivalence.lockstep import compare
 from piston.engines.equivalence.rounding_noise import slack_of
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Parity:
     """How far the two are apart: recorded in the manifest."""
 
     max_abs: float
@@ -35,14 +35,14 @@ class Proof:
     slack: float = 1.0  # by how much the bound was widened for the canonical graph's own noise
 
 
-def prove(
+def check_parity(
     canonical: Path,
     lowered: Path,
     cache: CacheSpec,
     *,
     max_length: int,
     windows: Sequence[int] = (),
-) -> Proof:
+) -> Parity:
     """Compare the float32 graph at `canonical` with `lowered`, which has `cache`.
 
     Raises:
@@ -56,7 +56,7 @@ def prove(
         if slack <= 1:
             raise
         pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows, slack=slack)
-    return Proof(
+    return Parity(
         max_abs=pair.max_abs,
         bound=pair.bound * slack,
         steps=pair.steps,
@@ -70,9 +70,9 @@ def prove(
 
 @contextmanager
 def reference_of(canonical: Path, model: Manifest, work: Path, *, int8_head: bool = False) -> Iterator[Path]:
-    """The canonical graph as the proof reads it: itself, or a copy below `work` for as long as the block lasts.
+    """The canonical graph as the parity check reads it: itself, or a copy below `work` for as long as the block lasts.
 
-    A copy is in float32: the CPU has no bfloat16 kernels, and float16 rounding would drown what the proof looks for;
+    A copy is in float32: the CPU has no bfloat16 kernels, and float16 rounding would drown what the parity check looks for;
     widening is exact. It gives out the activations that it rounds to codes, and its head is in INT8 where the engine's
     is.
     """
@@ -88,7 +88,7 @@ def reference_of(canonical: Path, model: Manifest, work: Path, *, int8_head: boo
     Float32Pass()(graph)
     if int8_head:
         QuantizeHeadPass()(graph)
-    expose_activations(graph)
+    add_activation_outputs(graph)
     ir.save(graph, copy / canonical.name, external_data=f"{canonical.name}.data")
     try:
         yield copy / canonical.name

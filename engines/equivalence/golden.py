@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.core.bundle.golden import Expected, ExpectedAnswer, ExpectedByTarget
+from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.engines.equivalence.answers import reference_of
 from piston.runtime import kernels
@@ -35,7 +35,7 @@ def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequen
     prompts = {text: ids for text, ids in prompts.items() if ids and max(ids) < model.model.vocab_size}
     slots = max(len(prompts), 1)
     capacity = num_tokens + max((len(ids) for ids in prompts.values()), default=1)
-    found: dict[str, Expected] = {}
+    found: dict[str, Golden] = {}
     for spec in engines:
         if spec.target in ("ort-cpu", kernels.TARGET):
             path, options = work / spec.path, OrtOptions(kernels=spec.target == kernels.TARGET)
@@ -50,16 +50,16 @@ def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequen
             with closing(OrtEngine.open(path, cache, num_slots=slots, capacity=capacity, options=options)) as engine:
                 answers = replace(_expected(engine, prompts, num_tokens), by="canonical graph")
         found |= dict.fromkeys(absent, answers)
-    ExpectedByTarget(engines={spec.target: found[spec.target] for spec in engines}).write(work)
+    GoldenByTarget(engines={spec.target: found[spec.target] for spec in engines}).write(work)
 
 
-def _expected(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int) -> Expected:
+def _expected(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int) -> Golden:
     answers = _answered(engine, prompts, num_tokens)
     noise = max((_noise(engine, answer) for answer in answers), default=0.0)
-    return Expected(answers=tuple(answers), noise=round(noise, DIGITS), by="engine")
+    return Golden(answers=tuple(answers), noise=round(noise, DIGITS), by="engine")
 
 
-def _answered(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int) -> list[ExpectedAnswer]:
+def _answered(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int) -> list[GoldenAnswer]:
     """Greedy answers of all prompts, stepped together."""
     slots = {engine.cache.admit(): item for item in prompts.items()}
     logits = {slot: engine.prefill(slot, ids)[-1].copy() for slot, (_, ids) in slots.items()}
@@ -74,12 +74,12 @@ def _answered(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int)
     for slot in slots:
         engine.cache.release(slot)
     return [
-        ExpectedAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=tuple(tokens[slot]), margins=tuple(margins[slot]))
+        GoldenAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=tuple(tokens[slot]), margins=tuple(margins[slot]))
         for slot, (text, ids) in slots.items()
     ]
 
 
-def _noise(engine: Engine, answer: ExpectedAnswer) -> float:
+def _noise(engine: Engine, answer: GoldenAnswer) -> float:
     """The largest change of a margin when prompt and answer are read at once: other sizes, another order of sums."""
     slot = engine.cache.admit()
     count = len(answer.token_ids)

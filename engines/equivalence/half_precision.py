@@ -1,4 +1,4 @@
-"""The proof of an engine's float16 file: its answers are those of its float32 twin, as near as float16 comes."""
+"""The parity check of an engine's float16 file: its answers are those of its float32 twin, as near as float16 comes."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NUM_STEPS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class NarrowProof:
+class DowncastParity:
     """How far the two are apart, relative to the largest logit: recorded in the manifest."""
 
     max_relative: float
@@ -27,7 +27,9 @@ class NarrowProof:
     compared: int  # rows of logits
 
 
-def prove_narrow(twin: Path, wide: CacheSpec, narrow: Path, cache: CacheSpec, *, max_length: int) -> NarrowProof:
+def check_half_precision(
+    twin: Path, wide: CacheSpec, narrow: Path, cache: CacheSpec, *, max_length: int
+) -> DowncastParity:
     """Run both on ONNX Runtime's CPU kernels: prefills, then steps of all rows, along the twin's greedy tokens.
 
     Raises:
@@ -53,7 +55,7 @@ def prove_narrow(twin: Path, wide: CacheSpec, narrow: Path, cache: CacheSpec, *,
                 found = max(found, _apart(expected, ours[slot], f"step {step} of row {slot}"))
                 compared += 1
             tokens = {slot: int(row.argmax()) for slot, row in theirs.items()}
-    return NarrowProof(found, BOUND, compared)
+    return DowncastParity(found, BOUND, compared)
 
 
 def _apart(expected: np.ndarray, found: np.ndarray, where: str) -> float:

@@ -22,7 +22,7 @@ from piston.engines.equivalence.activation_injection import (
     GIVEN,
     OWN,
     Array,
-    ForcedEngine,
+    InjectedEngine,
     Tape,
     check_known,
     copied,
@@ -92,7 +92,7 @@ def steerable(canonical: Path, names: list[str]) -> Iterator[tuple[Path, list[Ar
         yield path, [scales[state_name(PRESENT, layer, part)] for layer in layers for part in PARTS]
 
 
-class LeadingEngine(OrtEngine):
+class RecordingCacheEngine(OrtEngine):
     """Puts activations, attentions and the cache of every run on the tape."""
 
     tape: CacheTape
@@ -103,7 +103,7 @@ class LeadingEngine(OrtEngine):
         self.tape.caches.append([array.numpy().copy() for array in arrays])
 
 
-class SteeredEngine(ForcedEngine):
+class InjectedCacheEngine(InjectedEngine):
     """Takes them from the tape."""
 
     tape: CacheTape

@@ -19,12 +19,18 @@ from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
-from piston.engines.equivalence.activation_injection import ForcedEngine, RecordingEngine, Tape, check_known, forcible
+from piston.engines.equivalence.activation_injection import (
+    InjectedEngine,
+    RecordingEngine,
+    Tape,
+    check_known,
+    injectable,
+)
 from piston.engines.equivalence.int8_cache_lockstep import (
     ATTENTION,
     CacheTape,
-    LeadingEngine,
-    SteeredEngine,
+    InjectedCacheEngine,
+    RecordingCacheEngine,
     recordable,
     steerable,
 )
@@ -97,15 +103,15 @@ def _opened(canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, ca
         if cache.dtype == "int8":
             path, names, has_nbits = stack.enter_context(recordable(lowered))
             given, scales = stack.enter_context(steerable(canonical, names))
-            steered = opened(SteeredEngine, given, wide, PLAIN)
-            leading = opened(LeadingEngine, path, cache, PLAIN if has_nbits else OrtOptions())
+            steered = opened(InjectedCacheEngine, given, wide, PLAIN)
+            leading = opened(RecordingCacheEngine, path, cache, PLAIN if has_nbits else OrtOptions())
             steered.tape = leading.tape = CacheTape(names, twice, scales=scales)
             yield Pair(steered, leading, steered.tape, scales)
             return
-        path, names, has_nbits = stack.enter_context(forcible(lowered))
+        path, names, has_nbits = stack.enter_context(injectable(lowered))
         reference = opened(RecordingEngine, canonical, wide, PLAIN)
         check_known(names, reference.exposed())
-        engine = opened(ForcedEngine, path, cache, PLAIN if has_nbits else OrtOptions())
+        engine = opened(InjectedEngine, path, cache, PLAIN if has_nbits else OrtOptions())
         reference.tape = engine.tape = Tape(names, twice)
         yield Pair(reference, engine, engine.tape, [])
 

@@ -1,4 +1,4 @@
-"""The proof of the quantized products: packed as they will run, each gives what it gives unpacked.
+"""The parity check of the quantized products: packed as they will run, each gives what it gives unpacked.
 
 ONNX Runtime packs quantized weights when it loads them, and only then multiplies MatMulNBits in integers: activations
 are rounded to INT8 block by block on the way (accuracy_level 4). Unpacked, the same node multiplies in float32. Every
@@ -24,14 +24,14 @@ ROWS = (1, 17)  # tokens at once: a decode step and a chunk take different paths
 
 
 @dataclass(frozen=True, slots=True)
-class KernelProof:
+class PackedProductsParity:
     """How far packed and unpacked products are apart: recorded in the manifest."""
 
     products: int
     max_relative: float
 
 
-def prove_kernels(lowered: Path) -> KernelProof:
+def check_packed_products(lowered: Path) -> PackedProductsParity:
     """Run each quantized product of an engine packed and unpacked.
 
     Raises:
@@ -40,7 +40,7 @@ def prove_kernels(lowered: Path) -> KernelProof:
     model = ir.load(lowered)
     products = [node for node in model.graph if node.op_type in BOUNDS]
     if not products:
-        return KernelProof(0, 0.0)
+        return PackedProductsParity(0, 0.0)
     _isolate(model, products)
     path = lowered.with_name("kernels.onnx")
     ir.save(model, path)
@@ -58,7 +58,7 @@ def prove_kernels(lowered: Path) -> KernelProof:
                 f"the same weights in float; allowed are {BOUNDS[node.op_type]:.2g}. Nothing was written."
             )
         worst = max(worst, relative)
-    return KernelProof(len(products), worst)
+    return PackedProductsParity(len(products), worst)
 
 
 def _isolate(model: ir.Model, products: list[ir.Node]) -> None:

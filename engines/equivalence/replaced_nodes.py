@@ -1,4 +1,4 @@
-"""The proof of Piston's own kernels: each gives what the nodes it replaced give, on the activations of real steps.
+"""The parity check of Piston's own kernels: each gives what the nodes it replaced give, on the activations of real steps.
 
 Both engines run the same prefill and decode steps. Every kernel reads what the engine it was made from computed, so
 that one difference does not become another, and all that it gives is compared: floats to the bound of float
@@ -28,7 +28,7 @@ from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
 # score, which the exponent turns into as much of a weight times the score. 6e-5 was found where scores reach 30.
 RELATIVE = 2e-4
 # Of products that round activations by blocks, logits among them, by relative L2: each kernel rounds on its own, and a
-# value on an edge may fall to either side. Rounding itself is 6e-3 (see prove_kernels.py); a wrong code is far more.
+# value on an edge may fall to either side. Rounding itself is 6e-3 (see packed_products.py); a wrong code is far more.
 ROUNDED_RELATIVE = 2e-3
 # Codes that fall to the other side of an edge between two. What parts by 2^-16 of the largest parts by 2e-3 of a step
 # at 127 steps, and crosses an edge as often where values lie anywhere between two; in a small tensor one or two may
@@ -43,7 +43,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class ReplacedProof:
+class ReplacedParity:
     """How far kernels and what they replaced are apart: recorded in the manifest."""
 
     kernels: int
@@ -52,7 +52,7 @@ class ReplacedProof:
     codes_apart: float  # the largest share of one tensor's codes
 
 
-def prove_replaced(before: Path, after: Path, cache: CacheSpec, *, max_length: int) -> ReplacedProof:
+def check_replaced(before: Path, after: Path, cache: CacheSpec, *, max_length: int) -> ReplacedParity:
     """Compare the engine `after` with `before`, which it was made from, kernel by kernel.
 
     Raises:
@@ -71,7 +71,7 @@ def prove_replaced(before: Path, after: Path, cache: CacheSpec, *, max_length: i
         for _ in range(NUM_STEPS):
             tokens = {slot: int(rng.integers(0, reference.vocab_size)) for slot in range(len(lengths))}
             _lockstep(reference, kernels, partial(_step, tokens))
-        return ReplacedProof(len(tape.kernels), tape.compared, tape.max_relative, tape.codes_apart)
+        return ReplacedParity(len(tape.kernels), tape.compared, tape.max_relative, tape.codes_apart)
 
 
 def _prefill(slot: int, ids: list[int], engine: OrtEngine) -> Array:

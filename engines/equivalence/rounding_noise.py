@@ -1,7 +1,7 @@
-"""How far float rounding alone moves the canonical graph: what a proof may not hold against a lowering.
+"""How far float rounding alone moves the canonical graph: what a parity check may not hold against a lowering.
 
 Two float32 kernels that both are right add in different orders. Most models make little of that, some, roughly
-quantized ones above all, thirty times more, and then a bound that holds on one CPU fails on another. So where a proof
+quantized ones above all, thirty times more, and then a bound that holds on one CPU fails on another. So where a parity check
 fails, the canonical graph is compared with itself, its first activations nudged by one rounding, and the bounds are
 widened by what that made of it, within limits: a wrong lowering is off by the size of what it computes.
 """
@@ -29,7 +29,7 @@ MOST = 20.0  # 0.2 % of the largest logit
 def slack_of(
     canonical: Path, cache: CacheSpec, *, max_length: int, windows: Sequence[int], work: Path | None = None
 ) -> float:
-    """By how much to widen the bounds of a proof against `canonical`: at least 1, at most MOST.
+    """By how much to widen the bounds of a parity check against `canonical`: at least 1, at most MOST.
 
     Copies of the graph and its weights are written below `work`, by default the system's temporary directory: the model
     directory is the user's, and perhaps cannot be written. Beside an INT8 cache it is 1: the two graphs share keys,

@@ -32,7 +32,7 @@ class Float16RangeError(EngineError, ParityError):
         self.what = what
 
 
-class NarrowPass(ir.passes.InPlacePass):
+class DowncastPass(ir.passes.InPlacePass):
     """Computes everything else in `dtype`; graph inputs become narrow, the logits leave as float32.
 
     Weights are converted one at a time, while the model is saved.

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from piston.core.bundle.interface import StateType
 from piston.core.errors import EngineError
-from piston.engines.lowering.downcast import NarrowPass
+from piston.engines.lowering.downcast import DowncastPass
 from piston.engines.lowering.group_query_attention import GroupQueryAttentionPass
 from piston.engines.lowering.int8_tables import Int8TablesPass
 from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
@@ -51,7 +51,7 @@ def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: StateType = DTYP
         name, reason = next(iter(attention.refused.items()))
         raise EngineError(f"{name} does not become GroupQueryAttention: {reason}. Build this model for ort-cpu.")
     if dtype != "float32":
-        NarrowPass(dtype)(model)
+        DowncastPass(dtype)(model)
     fused = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
     return {
         "attention_layers": len(fused),  # else it would have been refused

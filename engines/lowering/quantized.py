@@ -123,7 +123,9 @@ def is_remainder(node: ir.Node) -> bool:
     if node.op_type != "Sub" or node.domain:
         return False
     pair = activation_pair(node.inputs[1])
-    readers = [use.node.op_type for use in node.outputs[0].uses() if use.node.op_type != "Identity"]  # a proof's copies
+    readers = [
+        use.node.op_type for use in node.outputs[0].uses() if use.node.op_type != "Identity"
+    ]  # a parity's copies
     return pair is not None and pair.source is node.inputs[0] and readers == ["QuantizeLinear"]
 
 

@@ -57,20 +57,20 @@ def build_ort_cpu(
 def _build_kernels(
     plain: EngineSpec, aside: Path, work: Path, asked: Mapping[str, Any], progress: Progress
 ) -> EngineSpec:
-    from piston.engines.equivalence.replaced_nodes import prove_replaced
+    from piston.engines.equivalence.replaced_nodes import check_replaced
     from piston.engines.ort.cpu_graph import count_operators
     from piston.engines.ort.cpu_kernels import build_kernels
 
     with progress.phase(f"lowering for {TARGET}"):
         built = build_kernels(aside / plain.path, work / TARGET.replace(":", "-"))
-    with progress.phase("proving the kernels equal to what they replace"):
-        proof = prove_replaced(aside / plain.path, built.path, plain.cache, max_length=asked["max_length"])
+    with progress.phase("checking the kernels against what they replace"):
+        parity = check_replaced(aside / plain.path, built.path, plain.cache, max_length=asked["max_length"])
     replaced = {name: getattr(built, name) for name in ("attention", "linears", "gated", "norms", "blocks", "tables")}
     got = {
         **plain.actual,
         "operators": count_operators(built.path),
         "weights_bytes": built.weights_bytes,
-        "own_kernels": {**replaced, "proof": dataclasses.asdict(proof)},
+        "own_kernels": {**replaced, "parity": dataclasses.asdict(parity)},
     }
     path = built.path.relative_to(work).as_posix()
     return EngineSpec.of(target=TARGET, path=path, cache=plain.cache, requested=dict(asked), actual=got)
@@ -79,8 +79,8 @@ def _build_kernels(
 def _build_plain(
     target: str, source: Path, model: Manifest, work: Path, asked: Mapping[str, Any], progress: Progress
 ) -> EngineSpec:
-    from piston.engines.equivalence.answers import prove, reference_of
-    from piston.engines.equivalence.packed_products import prove_kernels
+    from piston.engines.equivalence.answers import check_parity, reference_of
+    from piston.engines.equivalence.packed_products import check_packed_products
     from piston.engines.linear_work import check_int8
     from piston.engines.ort.cpu_graph import build_ort, describe
 
@@ -90,12 +90,12 @@ def _build_plain(
     if asked["require_int8"] is not None:
         check_int8(built.work, asked["require_int8"])
     with (
-        progress.phase("proving it equal to the canonical graph"),
+        progress.phase("checking it against the canonical graph"),
         reference_of(source / GRAPH, model, work, int8_head=int8_head) as path,
     ):
-        kernels = prove_kernels(built.path)
+        kernels = check_packed_products(built.path)
         cache = model.cache.with_dtype(built.cache_type)
-        proof = prove(path, built.path, cache, max_length=asked["max_length"], windows=built.lowered.windows)
+        parity = check_parity(path, built.path, cache, max_length=asked["max_length"], windows=built.lowered.windows)
     return EngineSpec.of(
         target=target,
         path=built.path.relative_to(work).as_posix(),
@@ -104,7 +104,7 @@ def _build_plain(
         actual={
             **describe(built),
             "max_positions": asked["max_length"],
-            "proof": dataclasses.asdict(proof),
+            "parity": dataclasses.asdict(parity),
             "kernels": dataclasses.asdict(kernels),
         },
     )

@@ -12,8 +12,8 @@ from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import StateType
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
-from piston.engines.equivalence.answers import prove, reference_of
-from piston.engines.equivalence.half_precision import prove_narrow
+from piston.engines.equivalence.answers import check_parity, reference_of
+from piston.engines.equivalence.half_precision import check_half_precision
 from piston.engines.equivalence.same_graph import check_same
 from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
 from piston.engines.lowering.ort_cuda import lower_for_ort_cuda
@@ -47,12 +47,12 @@ def build(
         if asked["require_int8"] is not None:
             check_int8(mix, asked["require_int8"])
         with (
-            progress.phase("proving it equal to the canonical graph"),
+            progress.phase("checking it against the canonical graph"),
             reference_of(source / GRAPH, model, Path(scratch)) as reference,
         ):
-            proof = prove(reference, twin, wide, max_length=length, windows=_windows(graph))
+            parity = check_parity(reference, twin, wide, max_length=length, windows=_windows(graph))
             check_same(twin, path)
-            narrow = prove_narrow(twin, wide, path, cache, max_length=length)
+            narrow = check_half_precision(twin, wide, path, cache, max_length=length)
     got = {
         "dtype": DTYPE,
         "cache": DTYPE,
@@ -62,7 +62,7 @@ def build(
         "linears": {name: mix.share(name) for name in ARITHMETIC},
         "lm_head": next(iter(mix.head), "unknown"),
         "weights_bytes": (engine_dir / GRAPH_DATA).stat().st_size,
-        "proof": dataclasses.asdict(proof),
+        "parity": dataclasses.asdict(parity),
         "proof_narrow": dataclasses.asdict(narrow),
         "run_on_gpu": False,
     }

@@ -1,1 +1,1 @@
-"""Engines for TensorRT and TensorRT-RTX: one lowering, one proof without a GPU, one compiler call for both."""
+"""Engines for TensorRT and TensorRT-RTX: one lowering, one parity without a GPU, one compiler call for both."""

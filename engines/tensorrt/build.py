@@ -23,7 +23,7 @@ from piston.engines.lowering.window_mask import window_of
 from piston.engines.tensorrt.allowed import check_file
 from piston.engines.tensorrt.compile import Compiled, compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
-from piston.engines.tensorrt.equivalence.answers import Proof, prove
+from piston.engines.tensorrt.equivalence.answers import Parity, check_parity
 from piston.engines.tensorrt.equivalence.lockstep import write_exposed
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes, lower_for_tensorrt, vocab_size
 from piston.engines.tensorrt.profiles import profiles_of
@@ -92,10 +92,10 @@ def _build(  # noqa: PLR0913, PLR0917 - as build_tensorrt
         graph = ir.load(lowered.path).graph
         mix = precision_of(graph, asked)
         with (
-            progress.phase("proving it equal to the canonical graph"),
+            progress.phase("checking it against the canonical graph"),
             reference_of(source / GRAPH, model, Path(scratch)) as reference,
         ):
-            proofs = prove_file(write_exposed(reference, Path(scratch) / "exposed"), model, lowered)
+            parities = prove_file(write_exposed(reference, Path(scratch) / "exposed"), model, lowered)
         profiles = profiles_of(graph, lowered.sizes)
         engine_dir.mkdir(parents=True)
         plan = engine_dir / PLAN
@@ -114,8 +114,8 @@ def _build(  # noqa: PLR0913, PLR0917 - as build_tensorrt
             "weights_bytes": lowered.path.with_name(GRAPH_DATA).stat().st_size,
             "plan_bytes": compiled.plan_bytes,
             "layers": compiled.layers,
-            "proof": proofs[-1],
-            "proofs": proofs,
+            "parity": parities[-1],
+            "parities": parities,
         }
     return EngineSpec.of(
         target=target.text,
@@ -146,7 +146,7 @@ def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[st
 def prove_file(reference: Path, model: Manifest, lowered: LoweredFile) -> list[dict[str, Any]]:
     """The twin against the reference, the file against the twin, and the file, executed, against the reference."""
     wide = model.cache.with_dtype("float32")
-    proofs: list[Proof] = [prove(reference, lowered.twin, wide, lowered.sizes, "float32", lowered.window)]
+    parities: list[Parity] = [check_parity(reference, lowered.twin, wide, lowered.sizes, "float32", lowered.window)]
     check_same(lowered.twin, lowered.path)
     executable = lowered.path
     dtype = lowered.cache.dtype
@@ -154,10 +154,10 @@ def prove_file(reference: Path, model: Manifest, lowered: LoweredFile) -> list[d
         from piston.engines.tensorrt.equivalence.simulate import write_simulated
 
         executable = write_simulated(lowered.path, lowered.path.parent.with_name("simulated"))
-    proofs.append(prove(reference, executable, wide, lowered.sizes, dtype, lowered.window))
+    parities.append(check_parity(reference, executable, wide, lowered.sizes, dtype, lowered.window))
     if executable is not lowered.path:
         shutil.rmtree(executable.parent)
-    return [dataclasses.asdict(proof) for proof in proofs]
+    return [dataclasses.asdict(parity) for parity in parities]
 
 
 def precision_of(graph: ir.Graph, asked: Mapping[str, Any]) -> LinearWork:

@@ -19,7 +19,7 @@ from typing import Any
 from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import EngineSpec, Manifest, record_files, stays_inside
 from piston.core.console import note
-from piston.core.schema import ShapeError, shaped
+from piston.core.schema import SchemaError, validated
 from piston.engines.tensorrt.target import Target
 from piston.runtime.backends.tensorrt.log import open_module
 
@@ -60,11 +60,11 @@ class EngineCache:
         with tempfile.TemporaryDirectory(dir=work, prefix="taken.") as scratch:
             try:
                 data = json.loads((entry / SPEC).read_text(encoding="utf-8"))
-                spec: EngineSpec = shaped(EngineSpec, data["spec"])
+                spec: EngineSpec = validated(EngineSpec, data["spec"])
                 is_whole = spec.path in data["files"] and all(
                     _copy_hashed(entry / "files", name, Path(scratch)) == sha for name, sha in data["files"].items()
                 )
-            except (OSError, ValueError, KeyError, TypeError, ShapeError):
+            except (OSError, ValueError, KeyError, TypeError, SchemaError):
                 is_whole = False
             if not is_whole:
                 self._drop(entry)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class DeviceRow:
     """
 
     token_id: int
-    sampling: Sampling
+    sampling: SamplingParams
     uniforms: NDArray[np.float32]
 
 
@@ -29,7 +29,7 @@ class DeviceRow:
 class DeviceDecoding(Protocol):
     """An engine whose decode steps feed one another."""
 
-    def can_choose(self, sampling: Sampling) -> bool:
+    def can_choose(self, sampling: SamplingParams) -> bool:
         """Whether the device can choose tokens by these options, whatever depends on a row's history aside."""
 
     def run(self, rows: Mapping[int, DeviceRow], num_steps: int) -> Iterator[dict[int, int]]:

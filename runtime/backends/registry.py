@@ -43,7 +43,7 @@ class Verdict:
     problem: Error | None = None
 
 
-def choose(
+def select_engine(
     bundle: Bundle, target: str | None = None, machine: Machine | None = None
 ) -> tuple[EngineSpec, dict[str, str]]:
     """The best engine that runs here, and a sentence about each of the others by target.
@@ -55,7 +55,7 @@ def choose(
         BundleError: this is no bundle, or it has no such engine.
         Error: none runs here. With one candidate it is that engine's own error, else a BundleError with every reason.
     """
-    verdicts = judge(bundle, target, machine)
+    verdicts = evaluate_candidates(bundle, target, machine)
     chosen = _usable(bundle, verdicts)[0]
     return chosen, {verdict.spec.target: verdict.reason for verdict in verdicts if verdict.spec is not chosen}
 
@@ -65,7 +65,7 @@ def candidates(bundle: Bundle, target: str | None = None) -> list[EngineSpec]:
 
     With a `target` it is the one that `choose` takes: it is never replaced.
     """
-    found = _usable(bundle, judge(bundle, target))
+    found = _usable(bundle, evaluate_candidates(bundle, target))
     return found if target is None else found[:1]
 
 
@@ -78,7 +78,7 @@ def _usable(bundle: Bundle, verdicts: list[Verdict]) -> list[EngineSpec]:
     raise BundleError(f"No engine of {bundle.directory} runs here. {reasons}.")
 
 
-def judge(bundle: Bundle, target: str | None = None, machine: Machine | None = None) -> list[Verdict]:
+def evaluate_candidates(bundle: Bundle, target: str | None = None, machine: Machine | None = None) -> list[Verdict]:
     """A verdict about each engine that `target` admits, the best family first; raises BundleError as `choose` does."""
     machine = machine or Machine()
     verdicts: list[Verdict] = []

@@ -9,7 +9,7 @@ from piston.runtime.generate.completion import Completion, Drafts, PositionLogpr
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request, Token
 from piston.runtime.generate.speculation import INEXACT, Speculator, Verification
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import FinishReason, Pick, RowSampler
 from piston.runtime.text.stop_strings import StopScanner
 from piston.runtime.text.tokenizer import StreamDecoder, Tokenizer
@@ -21,7 +21,7 @@ class Generation:
 
     request: Request
     tokenizer: Tokenizer
-    sampling: Sampling
+    sampling: SamplingParams
     pieces: list[str] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -76,7 +76,7 @@ class Generation:
 
     def completion(self) -> Completion:
         """What there is so far, or in the end."""
-        sampler, spent = self.request.sampler, self.request.spent
+        sampler, times = self.request.sampler, self.request.times
         token_stop = sampler.stopped_by if self.finish_reason == "stop" else None
         return Completion(
             text="".join(self.pieces),
@@ -90,10 +90,10 @@ class Generation:
                 time_to_first_token=max(self.first_at - self.started, 0.0),
                 total=max(self.last_at - self.started, 0.0),
                 num_tokens=len(self.request.output_ids),
-                queue=spent.queue,
-                prefill=spent.prefill,
+                queue=times.queue,
+                prefill=times.prefill,
                 tokenizing=self.tokenizing,
-                sampling=spent.sampling,
+                sampling=times.sampling,
             ),
             drafts=_drafts_of(self.request.speculator),
             logprobs=tuple(self.logprobs) if self.sampling.logprobs else None,
@@ -123,7 +123,7 @@ class Generation:
 
 def prepare(
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     tokenizer: Tokenizer,
     eos_token_ids: Iterable[int],
     verification: Verification | None = None,

@@ -13,7 +13,7 @@ EndReason = Literal["cancelled", "deadline", "error"]
 
 
 @dataclass(slots=True)
-class Spent:
+class RequestTimes:
     """Seconds that one row waited for a slot, was prefilled, and had its tokens picked."""
 
     queue: float = 0.0
@@ -44,7 +44,7 @@ class Request:
     cache_salt: str = ""
     num_prefilled: int = 0
     num_cached: int = 0  # tokens of the prompt that a slot held already
-    spent: Spent = field(default_factory=Spent)
+    times: RequestTimes = field(default_factory=RequestTimes)
     output_ids: list[int] = field(default_factory=list)
     is_cancelled: bool = False
     added_at: float = field(default_factory=time.perf_counter)

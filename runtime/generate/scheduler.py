@@ -149,7 +149,7 @@ class Scheduler:
         request.num_cached = int(self.engine.cache.lengths[slot])
         if request.num_cached >= len(request.prompt_ids):
             raise MisuseError(f"Slot {slot} holds {request.num_cached} positions, not a part of the prompt; rewind it.")
-        request.spent.queue = time.perf_counter() - request.added_at
+        request.times.queue = time.perf_counter() - request.added_at
         return slot, request
 
     def _chunk(self) -> int:
@@ -172,7 +172,7 @@ class Scheduler:
             logits = self.engine.prefill(slot, request.prompt_ids[start:stop], num_logits=int(is_last))
             seconds = time.perf_counter() - began
             request.num_prefilled += stop - start
-            request.spent.prefill += seconds
+            request.times.prefill += seconds
             self._observe_prefill(stop - start, seconds)
             if not is_last:
                 return
@@ -295,5 +295,5 @@ def _pick(request: Request, logits: Logits) -> Token:
     pick = request.sampler.pick(logits)
     if request.speculator is not None:
         request.speculator.observe(pick.token_id)
-    request.spent.sampling += time.perf_counter() - began
+    request.times.sampling += time.perf_counter() - began
     return Token(request, pick, request.sampler.finish_reason)

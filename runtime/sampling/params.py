@@ -1,4 +1,4 @@
-"""Sampling: how tokens are chosen and when a text ends, as one frozen, validated set of options.
+"""SamplingParams: how tokens are chosen and when a text ends, as one frozen, validated set of options.
 
 It knows names and ranges only: the arithmetic is in `logits`, the state of a generated row in `row_sampler`.
 """
@@ -17,7 +17,7 @@ from piston.core.errors import MisuseError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class SamplingParams:
     """How to choose tokens and when to stop; the default is greedy, hence deterministic.
 
     Options mean what they mean in transformers; those it lacks mean what they mean in OpenAI's API or vLLM. `top_k`
@@ -75,7 +75,7 @@ class Sampling:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only mapping cannot be pickled or deep-copied as it stands.
-        return Sampling.from_json, (self.to_json(),)
+        return SamplingParams.from_json, (self.to_json(),)
 
     @property
     def is_greedy(self) -> bool:
@@ -90,7 +90,7 @@ class Sampling:
         `do_sample=False` forces temperature 0, and `do_sample=True` without a temperature means 1.0.
 
         Raises:
-            MisuseError: a name is unknown, unsupported or given twice, or a value is refused by `Sampling`.
+            MisuseError: a name is unknown, unsupported or given twice, or a value is refused by `SamplingParams`.
         """
         given: dict[str, Any] = {}
         for name, value in options.items():
@@ -234,7 +234,7 @@ def _bias(value: Any) -> Mapping[int, float]:
     return MappingProxyType(bias)
 
 
-def _check_together(sampling: Sampling) -> None:
+def _check_together(sampling: SamplingParams) -> None:
     if sampling.min_tokens > sampling.max_tokens:
         raise _refusal("min_tokens", sampling.min_tokens, f"at most max_tokens, which is {sampling.max_tokens}")
     if sampling.top_logprobs and not sampling.logprobs:
@@ -248,14 +248,14 @@ def _check_together(sampling: Sampling) -> None:
 
 def _option(name: str) -> str:
     """Name of the field (or `do_sample`) meant by `name`."""
-    known = [field.name for field in dataclasses.fields(Sampling)] + [*_SYNONYMS, "do_sample"]
+    known = [field.name for field in dataclasses.fields(SamplingParams)] + [*_SYNONYMS, "do_sample"]
     if name in known:
         return _SYNONYMS.get(name, name)
     if name in _UNSUPPORTED:
         raise MisuseError(f"{name} is not supported: Piston has no {_UNSUPPORTED[name]}; leave it out.")
     nearest = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"the options are {', '.join(sorted(known))}."
-    raise MisuseError(f"{name} is not an option of Sampling; {hint}")
+    raise MisuseError(f"{name} is not an option of SamplingParams; {hint}")
 
 
 def _settle_do_sample(given: dict[str, Any]) -> dict[str, Any]:

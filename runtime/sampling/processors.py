@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.errors import EngineError, MisuseError
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 Logits = NDArray[np.float32]
 TokenIds = NDArray[np.int64]
 
 
-def pick(logits: Logits, sampling: Sampling, rng: np.random.Generator) -> int:
+def pick(logits: Logits, sampling: SamplingParams, rng: np.random.Generator) -> int:
     """Choose a token: the likeliest if greedy, else drawn from what `warp` leaves of `logits`.
 
     Raises:
@@ -49,7 +49,7 @@ def likeliest(logits: Logits) -> int:
     return token_id
 
 
-def warp(logits: Logits, sampling: Sampling) -> Logits:
+def warp(logits: Logits, sampling: SamplingParams) -> Logits:
     """Apply the options that shape a distribution to be sampled from: temperature (above 0), then the filters."""
     warped = temperature(logits, sampling.temperature)
     if sampling.top_k > 0:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from piston.core.errors import MisuseError
 from piston.runtime.sampling import processors as row
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.processors import Logits, TokenIds
 
 FinishReason = Literal["stop", "length"]
@@ -49,7 +49,7 @@ class RowSampler:
 
     def __init__(
         self,
-        sampling: Sampling,
+        sampling: SamplingParams,
         prompt_ids: Sequence[int] | NDArray[np.integer],
         *,
         eos_token_ids: Iterable[int] = (),

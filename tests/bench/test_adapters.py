@@ -117,10 +117,10 @@ def toy_bundle(toy_llama, tmp_path):
 
 
 def test_piston_in_a_process_of_its_own_answers_as_in_this_one(toy_bundle):
-    from piston.runtime import Sampling, load
+    from piston.runtime import SamplingParams, load
 
     with load(toy_bundle, max_batch=1, max_length=64) as model:
-        wanted = model.generate(PROMPTS, Sampling(max_tokens=5, ignore_eos=True))
+        wanted = model.generate(PROMPTS, SamplingParams(max_tokens=5, ignore_eos=True))
     own = contender("toy", path=str(toy_bundle), python=sys.executable)
     with Child(own, OPTIONS, timeout=60) as child:
         ran = child.run(PROMPTS, 5)

@@ -9,7 +9,7 @@ from piston.bench.fingerprint import take_fingerprint
 from piston.bench.page import page_of
 from piston.bench.report import Report, Run
 from piston.bench.scaling import growth_rows, growth_verdicts, line_through
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 
 LENGTHS = (128, 512, 1024, 2048, 4000)
 
@@ -24,7 +24,7 @@ def system(name="own", *, prefill, decode, size=200, load=0.2):
             name: dict.fromkeys(("p50", "p90", "p95", "p99"), found["p50"]) for name, found in measured.metrics.items()
         }
         settings.append(dataclasses.replace(measured, metrics=full))
-    metrics = {"load": dict.fromkeys(("p50", "p90", "p95", "p99"), Estimate(load))}
+    metrics = {"load": dict.fromkeys(("p50", "p90", "p95", "p99"), ConfidenceInterval(load))}
     return dataclasses.replace(
         system_of((run, run), name, 4, 4000), settings=tuple(settings), metrics=metrics, size_bytes=size * 10**6
     )

@@ -10,7 +10,7 @@ from toy_model import CACHE, manifest_of, write_bundle
 from piston.cli.plan_memory import Planned, planned
 from piston.core.bundle.manifest import EngineSpec, ModelSpec
 from piston.core.errors import BundleCorruptError, MissingExtraError, MisuseError
-from piston.runtime.backends.registry import choose
+from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
 
 onnx = pytest.importorskip("onnx")
@@ -117,7 +117,7 @@ def test_of_the_cpus_engines_that_is_planned_which_load_takes_here(tmp_path, mon
     else:
         monkeypatch.setattr("piston.runtime.kernels.require", lambda: tmp_path)
     manifest = bundle_of(tmp_path, engine_of("ort-cpu", "a"), engine_of("ort-cpu:avx512", "b"))
-    taken, _ = choose(Bundle.open(tmp_path))
+    taken, _ = select_engine(Bundle.open(tmp_path))
     plan = planned(tmp_path, manifest, "ort-cpu:avx512" if compiled else "ort-cpu")
     assert plan.target == taken.target
     assert plan.weights == (2000 if compiled else 1000) + 4 * HEAD
@@ -127,7 +127,7 @@ def test_a_family_is_planned_as_load_takes_it(tmp_path, monkeypatch):
     monkeypatch.setattr("piston.runtime.kernels.require", lambda: tmp_path)
     manifest = bundle_of(tmp_path, engine_of("ort-cpu:avx512", "a"))
     plan = planned(tmp_path, manifest, "ort-cpu")
-    assert plan.target == choose(Bundle.open(tmp_path), "ort-cpu")[0].target == "ort-cpu:avx512"
+    assert plan.target == select_engine(Bundle.open(tmp_path), "ort-cpu")[0].target == "ort-cpu:avx512"
 
 
 @pytest.mark.parametrize(("sm", "weights"), [("sm86", 1000), ("sm89", 2000), ("sm120", 3000)])

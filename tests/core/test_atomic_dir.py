@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from piston.core.atomic_dir import resumable_dir, staged_dir, sweep
+from piston.core.atomic_dir import atomic_dir, resumable_dir, sweep
 from piston.core.errors import Error, OutputExistsError
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from piston.core.atomic_dir import staged_dir
+from piston.core.atomic_dir import atomic_dir
 goal = Path(sys.argv[1])
 while True:
-    with staged_dir(goal, is_private=True) as work:
+    with atomic_dir(goal, is_private=True) as work:
         for name in range(30):
             (work / str(name)).write_bytes(b"x" * 1000)
     print("published", flush=True)
@@ -29,12 +29,12 @@ def contents(directory):
 
 
 def write(goal, text="new", **options):
-    with staged_dir(goal, **options) as work:
+    with atomic_dir(goal, **options) as work:
         (work / "a").write_text(text)
 
 
 def write_half(goal, problem):
-    with staged_dir(goal) as work:
+    with atomic_dir(goal) as work:
         (work / "deep").mkdir()
         (work / "deep/a").write_text("half")
         raise problem
@@ -62,7 +62,7 @@ def test_a_block_that_succeeds_publishes_its_files(goal):
 
 
 def test_the_goal_is_not_there_before_the_block_ends(goal):
-    with staged_dir(goal) as work:
+    with atomic_dir(goal) as work:
         (work / "a").write_text("new")
         assert not goal.exists()
         assert goal.parent in work.parents  # one file system: the rename is atomic
@@ -82,7 +82,7 @@ def test_a_block_that_fails_leaves_nothing(goal, problem):
 
 
 def test_an_existing_goal_is_refused_before_the_work(old):
-    with pytest.raises(OutputExistsError, match=r"goal exists already.*--overwrite"), staged_dir(old):
+    with pytest.raises(OutputExistsError, match=r"goal exists already.*--overwrite"), atomic_dir(old):
         pytest.fail("the work began")
     assert contents(old) == {"a": "old"}
     assert beside(old) == ["goal"]
@@ -91,7 +91,7 @@ def test_an_existing_goal_is_refused_before_the_work(old):
 def test_a_file_in_the_way_is_refused_before_the_work(goal):
     goal.parent.mkdir()
     goal.write_text("old")
-    with pytest.raises(OutputExistsError), staged_dir(goal):
+    with pytest.raises(OutputExistsError), atomic_dir(goal):
         pytest.fail("the work began")
 
 
@@ -102,7 +102,7 @@ def test_an_empty_directory_may_become_the_goal(goal):
 
 
 def test_a_goal_that_appeared_during_the_work_is_left_alone(goal):
-    with pytest.raises(OutputExistsError), staged_dir(goal):
+    with pytest.raises(OutputExistsError), atomic_dir(goal):
         make_directory(goal, "theirs")
     assert contents(goal) == {"a": "theirs"}
     assert beside(goal) == ["goal"]
@@ -116,14 +116,14 @@ def test_the_old_is_replaced_as_a_whole(old):
 
 
 def test_the_old_is_kept_until_the_new_is_whole(old):
-    with staged_dir(old, is_private=True) as work:
+    with atomic_dir(old, is_private=True) as work:
         (work / "a").write_text("new")
         assert contents(old) == {"a": "old"}
     assert contents(old) == {"a": "new"}
 
 
 def test_the_old_is_kept_when_the_block_fails(old):
-    with pytest.raises(ValueError, match="no"), staged_dir(old, is_private=True):
+    with pytest.raises(ValueError, match="no"), atomic_dir(old, is_private=True):
         raise ValueError("no")
     assert contents(old) == {"a": "old"}
     assert beside(old) == ["goal"]
@@ -195,7 +195,7 @@ def test_a_disk_that_is_really_full_is_our_error_and_leaves_nothing(tmp_path):
     if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs needs root and the right to mount")
     try:
-        with pytest.raises(Error, match="is full"), staged_dir(disk / "goal") as work:
+        with pytest.raises(Error, match="is full"), atomic_dir(disk / "goal") as work:
             (work / "a").write_bytes(b"x" * 1_000_000)
         assert list(disk.iterdir()) == []
     finally:
@@ -204,7 +204,7 @@ def test_a_disk_that_is_really_full_is_our_error_and_leaves_nothing(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_our_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Error, match="Cannot write beside"), staged_dir(tmp_path / "file" / "goal"):
+    with pytest.raises(Error, match="Cannot write beside"), atomic_dir(tmp_path / "file" / "goal"):
         pytest.fail("the work began")
 
 
@@ -212,14 +212,14 @@ def test_a_place_that_cannot_be_written_is_our_error(tmp_path):
 def test_the_current_directory_is_refused_before_the_work(tmp_path, monkeypatch, name):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(OutputExistsError, match="current directory"), staged_dir(Path(name)):
+    with pytest.raises(OutputExistsError, match="current directory"), atomic_dir(Path(name)):
         pytest.fail("the work began")
 
 
 def test_a_mount_point_is_refused_before_the_work(goal, monkeypatch):
     goal.mkdir(parents=True)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == goal)
-    with pytest.raises(OutputExistsError, match=r"mount point.*directory inside it"), staged_dir(goal):
+    with pytest.raises(OutputExistsError, match=r"mount point.*directory inside it"), atomic_dir(goal):
         pytest.fail("the work began")
 
 
@@ -278,7 +278,7 @@ def test_without_overwrite_a_goal_that_is_put_back_is_not_replaced(goal):
 
 
 def test_the_directory_of_a_living_process_is_not_swept(goal):
-    with staged_dir(goal) as work:
+    with atomic_dir(goal) as work:
         assert sweep(goal.parent) == []
         write(goal.with_name("other"))
         (work / "a").write_text("mine")

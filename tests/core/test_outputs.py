@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toy_model import write_bundle
 
-from piston.core.atomic_dir import check_free, resumable_dir, staged_dir
+from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.errors import Error, MisuseError, OutputExistsError
 from piston.core.outputs import check_output_files, write_output
 
@@ -39,7 +39,7 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_read_is_never_replaced_by_whatever_name(model, name):
     goal = NAMES[name](model)
-    with pytest.raises(MisuseError), staged_dir(goal, overwrite=True, reads=[model]):
+    with pytest.raises(MisuseError), atomic_dir(goal, overwrite=True, reads=[model]):
         pytest.fail("the work began")
     with pytest.raises(MisuseError, match="would replace"):
         check_free(goal, overwrite=True, reads=[model])
@@ -138,7 +138,7 @@ def test_overwrite_replaces_what_piston_wrote_in_whatever_state(model, change):
         (model / "manifest.json").write_text(text.replace('"schema": 1', '"schema": 99'))
     elif change == "files are gone":
         (model / "tokenizer.json").unlink()
-    with staged_dir(model, overwrite=True) as work:
+    with atomic_dir(model, overwrite=True) as work:
         (work / "new").write_text("new")
     assert [path.name for path in model.iterdir()] == ["new"]
 
@@ -150,7 +150,7 @@ def test_a_directory_that_contains_the_current_one_is_not_replaced(model, monkey
 
 
 def test_a_name_that_is_not_utf8_is_refused_before_the_work(tmp_path):
-    with pytest.raises(MisuseError, match="not UTF-8"), staged_dir(tmp_path / os.fsdecode(b"\xff/goal")):
+    with pytest.raises(MisuseError, match="not UTF-8"), atomic_dir(tmp_path / os.fsdecode(b"\xff/goal")):
         pytest.fail("the work began")
 
 

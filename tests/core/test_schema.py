@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from piston.core.schema import ShapeError, dotted, shaped, to_plain
+from piston.core.schema import SchemaError, dotted, to_plain, validated
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Outer:
 def test_nested_values_become_dataclasses():
     value = {"share": 1, "inner": [{"size": 2}], "named": {"x": {"size": 3, "kind": "b"}}, "free": [1], "is_on": True}
     expected = Outer(1.0, (Inner(2),), {"x": Inner(3, "b")}, [1], is_on=True)
-    assert shaped(Outer, value) == expected
-    assert isinstance(shaped(Outer, value).share, float)
+    assert validated(Outer, value) == expected
+    assert isinstance(validated(Outer, value).share, float)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_nested_values_become_dataclasses():
     ],
 )
 def test_what_is_wrong_and_where_is_said(value, path, said):
-    with pytest.raises(ShapeError) as caught:
-        shaped(Outer, value)
+    with pytest.raises(SchemaError) as caught:
+        validated(Outer, value)
     assert (caught.value.path, said in str(caught.value)) == (path, True)
 
 
 def test_a_choice_is_not_met_by_an_equal_value_of_another_type():
-    with pytest.raises(ShapeError):
-        shaped(Literal[1], True)
+    with pytest.raises(SchemaError):
+        validated(Literal[1], True)
 
 
 def test_paths_are_written_as_in_code():
@@ -65,4 +65,4 @@ def test_plain_values_become_the_same_dataclasses_again():
     plain = to_plain(value)
     assert plain["inner"] == [{"size": 2, "kind": "a"}]
     assert plain["free"] == [1, 2]
-    assert to_plain(shaped(Outer, plain)) == plain
+    assert to_plain(validated(Outer, plain)) == plain

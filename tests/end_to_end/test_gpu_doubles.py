@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from piston.cli.main import main
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 from piston.runtime.backends import cuda_driver as cuda
 from piston.runtime.backends import registry as backends
 
@@ -35,7 +35,7 @@ def test_the_capital_of_france_is_paris_on_a_gpu_too(demo_model_dir, tmp_path, m
     answers = {}
     for target in ("ort-cpu", None):
         with load(tmp_path / "bundle", target=target) as model:
-            answers[type(model.engine).__name__] = model.chat(MESSAGES, Sampling(max_tokens=12))
+            answers[type(model.engine).__name__] = model.chat(MESSAGES, SamplingParams(max_tokens=12))
     assert answers["TensorRTEngine"].text == "The capital of France is Paris."
     assert answers["TensorRTEngine"].token_ids == answers["OrtEngine"].token_ids
     assert "cudaGraphLaunch" in machine.names()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from piston.cli.main import main
-from piston.runtime import Sampling
+from piston.runtime import SamplingParams
 
 pytestmark = pytest.mark.model
 QUESTION = "What is the capital of France?"
@@ -42,12 +42,12 @@ def test_the_demo_knows_the_capital_of_france(demo_bundle, capsys):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_tokens_are_those_of_transformers(demo, transformers_model, prompt):
     ids = demo.encode(prompt)
-    completion = demo.generate(prompt, Sampling(max_tokens=24, min_tokens=24))
+    completion = demo.generate(prompt, SamplingParams(max_tokens=24, min_tokens=24))
     assert completion.token_ids == transformers_greedy(transformers_model, ids, 24)
 
 
 def test_a_ragged_batch_answers_each_prompt_as_alone(demo):
-    sampling = Sampling(max_tokens=24)
+    sampling = SamplingParams(max_tokens=24)
     together = demo.generate(PROMPTS, sampling)  # five rows on four slots: the fifth is admitted when one is free
     alone = [demo.generate(prompt, sampling) for prompt in PROMPTS]
     assert [completion.token_ids for completion in together] == [completion.token_ids for completion in alone]
@@ -66,14 +66,14 @@ def test_logits_of_a_long_prompt_match_transformers(demo, transformers_model):
 
 
 def test_streamed_pieces_join_to_the_generated_text(demo):
-    sampling = Sampling(max_tokens=40)
+    sampling = SamplingParams(max_tokens=40)
     prompt = "Write 'hello' in Japanese, Arabic and Hindi, then an emoji of a family:"
     assert "".join(demo.stream(prompt, sampling)) == demo.generate(prompt, sampling).text
 
 
 def test_same_seed_same_text_and_another_seed_another(demo):
     def text(seed):
-        return demo.generate(PROMPTS[1], Sampling(max_tokens=24, temperature=1.0, seed=seed)).text
+        return demo.generate(PROMPTS[1], SamplingParams(max_tokens=24, temperature=1.0, seed=seed)).text
 
     assert text(1) == text(1)
     assert len({text(seed) for seed in range(4)}) > 1
@@ -92,7 +92,7 @@ def test_a_second_turn_prefills_only_what_is_new(demo):
 
 
 def test_a_stop_string_over_token_borders_ends_the_text_before_it(demo):
-    text = demo.generate(PROMPTS[0], Sampling(max_tokens=24)).text
+    text = demo.generate(PROMPTS[0], SamplingParams(max_tokens=24)).text
     stop = text[3:12]
-    completion = demo.generate(PROMPTS[0], Sampling(max_tokens=24, stop=(stop,)))
+    completion = demo.generate(PROMPTS[0], SamplingParams(max_tokens=24, stop=(stop,)))
     assert (completion.text, completion.stop_reason) == (text[:3], stop)

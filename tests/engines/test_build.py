@@ -14,7 +14,7 @@ from piston.core.errors import (
 )
 from piston.engines import build
 from piston.engines.lowering import skip_norm
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def bundle(model_dir, tmp_path_factory):
 
 def test_the_runtime_opens_a_bundle_and_generates(bundle):
     with load(bundle) as model:
-        completion = model.generate("hello", Sampling(max_tokens=5))
+        completion = model.generate("hello", SamplingParams(max_tokens=5))
     assert 1 <= len(completion.token_ids) <= 5
 
 
@@ -37,7 +37,7 @@ def test_the_manifest_says_what_was_asked_and_what_came_of_it(bundle):
     assert engine.requested == {"max_batch": 3, "max_length": 50, "lm_head": "float32", "require_int8": None}
     assert (engine.actual["attention_fused"], engine.actual["attention_layers"]) == (2, 2)
     assert engine.actual["max_positions"] == 50
-    assert engine.actual["proof"]["max_abs"] <= 2e-5
+    assert engine.actual["parity"]["max_abs"] <= 2e-5
     assert engine.actual["not_lowered"] == {}
 
 
@@ -75,7 +75,7 @@ def test_the_same_model_directory_gives_the_same_bundle_byte_for_byte(bundle, mo
 def test_a_bfloat16_model_is_built_in_float32_and_proved_against_its_own_values(bfloat16_model_dir, tmp_path):
     manifest = build(bfloat16_model_dir, tmp_path / "bundle")
     assert (manifest.model.dtype, manifest.engines[0].cache.dtype) == ("bfloat16", "float32")
-    assert manifest.engines[0].actual["proof"]["max_abs"] <= 2e-5
+    assert manifest.engines[0].actual["parity"]["max_abs"] <= 2e-5
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == [
         "chat_template.jinja",
         "manifest.json",

@@ -11,10 +11,10 @@ from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError, ShortfallError
 from piston.engines import build
-from piston.engines.equivalence.activation_injection import expose_activations
-from piston.engines.equivalence.answers import prove
+from piston.engines.equivalence.activation_injection import add_activation_outputs
+from piston.engines.equivalence.answers import check_parity
 from piston.engines.ort.cpu_graph import build_ort
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 
 SCHEMES = ("w8a8", "w8", "w8 block 32", "w4", "w4 block 128")
 ARITHMETIC = {"w8a8": "int8", "w8": "weights8", "w4": "weights4"}
@@ -50,8 +50,8 @@ def test_every_linear_runs_in_the_arithmetic_of_its_scheme(model_dirs, scheme, t
     assert got["lm_head"] == "float"
     assert (got["not_fused"], got["linears_in_float"], got["not_lowered"]) == ({}, [], {})
     assert "DequantizeLinear" not in got["operators"]
-    assert got["proof"]["max_abs"] <= 2e-5
-    assert got["proof"]["activations"] == (8 if scheme == "w8a8" else 0)
+    assert got["parity"]["max_abs"] <= 2e-5
+    assert got["parity"]["activations"] == (8 if scheme == "w8a8" else 0)
     assert got["kernels"]["products"] == 10  # qkv is one: five a layer
     assert got["kernels"]["max_relative"] <= 1e-2
 
@@ -67,7 +67,7 @@ def test_other_architectures_are_lowered_as_well(name, scheme, toy, tmp_path):
     assert built.work.share(ARITHMETIC[scheme.partition(" ")[0]]) == 1
     assert built.work.unfused == {}
     exposed = exposed_copy(path, tmp_path)
-    assert prove(exposed, built.path, canonical.cache, max_length=64).max_abs <= 2e-5
+    assert check_parity(exposed, built.path, canonical.cache, max_length=64).max_abs <= 2e-5
 
 
 def test_a_quantized_bundle_generates_with_a_head_in_int8(bundle):
@@ -75,7 +75,7 @@ def test_a_quantized_bundle_generates_with_a_head_in_int8(bundle):
     assert (engine.requested["lm_head"], engine.actual["lm_head"]) == ("int8", "weights8")
     assert engine.actual["linears"]["int8"] == 1
     with load(bundle) as model:
-        assert 1 <= len(model.generate("hello", Sampling(max_tokens=5)).token_ids) <= 5
+        assert 1 <= len(model.generate("hello", SamplingParams(max_tokens=5)).token_ids) <= 5
 
 
 def test_a_bundle_holds_nothing_of_the_proof(bundle):
@@ -85,7 +85,7 @@ def test_a_bundle_holds_nothing_of_the_proof(bundle):
 def test_the_head_of_a_float_model_can_be_int8(model_dir, tmp_path):
     got = build(model_dir, tmp_path / "bundle", lm_head="int8").engines[0].actual
     assert (got["lm_head"], got["linears"]["float"], got["linears_in_float"]) == ("weights8", 1.0, [])
-    assert got["proof"]["max_abs"] <= 2e-5
+    assert got["parity"]["max_abs"] <= 2e-5
 
 
 def test_a_bfloat16_model_is_quantized_and_built(bfloat16_model_dir, tmp_path):
@@ -109,8 +109,8 @@ def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(model_
     assert got["linears"] == pytest.approx(expected)
     assert (got["not_fused"], got["linears_in_float"], got["not_lowered"]) == ({}, [], {})
     assert got["operators"]["MatMulNBits"] == 2
-    assert got["proof"]["max_abs"] <= 2e-5
-    assert got["proof"]["activations"] == 7  # v_proj shares its value with query and key
+    assert got["parity"]["max_abs"] <= 2e-5
+    assert got["parity"]["activations"] == 7  # v_proj shares its value with query and key
 
 
 def test_layers_left_in_float_are_named_and_counted(model_dir, tmp_path):
@@ -182,7 +182,7 @@ def test_a_pair_that_does_not_fuse_is_named_with_the_reason(model_dirs, tmp_path
 
 def exposed_copy(path, tmp_path):
     graph = ir.load(path)
-    expose_activations(graph)
+    add_activation_outputs(graph)
     ir.save(graph, tmp_path / "exposed.onnx", external_data="exposed.onnx.data")
     return tmp_path / "exposed.onnx"
 
@@ -191,5 +191,5 @@ def exposed_copy(path, tmp_path):
 def test_heads_of_any_width_are_built_and_proved(model_dir_with_heads, head_dim, tmp_path):
     got = build(model_dir_with_heads(head_dim), tmp_path / "bundle").engines[0].got
     assert got["linears"]["int8"] == 1
-    assert got["proof"]["activations"] == 8  # four a layer: all that are rounded, under their names
+    assert got["parity"]["activations"] == 8  # four a layer: all that are rounded, under their names
     assert "DequantizeLinear" not in got["operators"]

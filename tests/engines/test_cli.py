@@ -12,8 +12,8 @@ def test_build_prints_what_came_of_it_and_progress_apart(model_dir, tmp_path, ca
     assert out.splitlines()[0].startswith(f"{tmp_path / 'bundle'}: LlamaForCausalLM")
     assert "attention fused in 2 of 2" in out
     assert "length up to 50" in out
-    assert "proof: logits within" in out
-    assert "proving it equal to the canonical graph" in err
+    assert "parity: logits within" in out
+    assert "checking it against the canonical graph" in err
 
 
 def test_json_is_one_object(model_dir, tmp_path, capsys):

@@ -10,10 +10,10 @@ from quantized import quantize, round_cache
 from piston.core.bundle.manifest import Manifest, record_files
 from piston.core.errors import EngineError, ParityError
 from piston.engines import build
-from piston.engines.equivalence.answers import prove
-from piston.engines.equivalence.int8_cache_lockstep import LeadingEngine
+from piston.engines.equivalence.answers import check_parity
+from piston.engines.equivalence.int8_cache_lockstep import RecordingCacheEngine
 from piston.engines.ort.cpu_graph import build_ort
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 from piston.runtime.backends.ort_cpu import OrtEngine
 
 MAX_LENGTH = 64
@@ -45,10 +45,10 @@ def test_the_kernel_rounds_as_the_canonical_graph_does(toy, tmp_path, name, per_
     assert built.cache_type == "int8"
     assert "QuantizeLinear" not in built.operators
     cache = canonical.cache.with_dtype("int8")
-    proof = prove(path, built.path, cache, max_length=MAX_LENGTH, windows=built.lowered.windows)
-    assert proof.max_abs < proof.bound / 2
-    assert proof.activations == canonical.cache.num_layers
-    assert 0.3 < proof.code_distance < 0.51
+    parity = check_parity(path, built.path, cache, max_length=MAX_LENGTH, windows=built.lowered.windows)
+    assert parity.max_abs < parity.bound / 2
+    assert parity.activations == canonical.cache.num_layers
+    assert 0.3 < parity.code_distance < 0.51
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8 remainder", "w8", "w4"])
@@ -58,8 +58,8 @@ def test_linears_may_be_in_integers_too(toy, tmp_path, scheme):
     path = rounded(path, tmp_path / "model", canonical.cache, per_channel=True)
     built = build_ort(path, tmp_path / "engine", MAX_LENGTH)
     files = sorted(tmp_path.rglob("*"))
-    proof = prove(path, built.path, canonical.cache.with_dtype("int8"), max_length=MAX_LENGTH)
-    assert proof.activations >= canonical.cache.num_layers
+    parity = check_parity(path, built.path, canonical.cache.with_dtype("int8"), max_length=MAX_LENGTH)
+    assert parity.activations >= canonical.cache.num_layers
     assert sorted(tmp_path.rglob("*")) == files
 
 
@@ -82,7 +82,7 @@ def prove_broken(engines, name, per_channel, out, change):
     shutil.copyfile(built.path.parent / "model.onnx.data", out / "model.onnx.data")
     ir.save(model, out / "model.onnx")
     cache = cache.with_dtype("int8")
-    prove(path, out / "model.onnx", cache, max_length=MAX_LENGTH, windows=built.lowered.windows)
+    check_parity(path, out / "model.onnx", cache, max_length=MAX_LENGTH, windows=built.lowered.windows)
 
 
 def scaled(index, factor):
@@ -132,14 +132,14 @@ def test_a_window_off_by_one_is_found_with_codes_that_all_agree(engines, tmp_pat
 
 
 def test_codes_that_are_one_too_high_are_found(engines, monkeypatch, tmp_path):
-    run = LeadingEngine._run
+    run = RecordingCacheEngine._run
 
     def run_and_change(engine, binding):
         run(engine, binding)
         engine.tape.caches[-1][3][0, 0, 0] += 1
         engine.cache.arrays[3][0, 0, 0] += 1
 
-    monkeypatch.setattr(LeadingEngine, "_run", run_and_change)
+    monkeypatch.setattr(RecordingCacheEngine, "_run", run_and_change)
     with pytest.raises(ParityError, match="a code of layer 1's values"):
         prove_broken(engines, "llama", False, tmp_path, lambda node: None)
 
@@ -167,6 +167,6 @@ def test_a_bundle_with_an_int8_cache_generates(model_dir, tmp_path):
     assert (manifest.engines[0].cache.dtype, manifest.engines[0].actual["cache"]) == ("int8", "int8")
     assert manifest.engines[0].cache.bytes_per_token == 2 * 2 * 2 * 16
     with load(tmp_path / "bundle") as opened:
-        assert opened.generate("hello", Sampling(max_tokens=5)).token_ids
+        assert opened.generate("hello", SamplingParams(max_tokens=5)).token_ids
     with pytest.raises(EngineError, match="is not float32, as its manifest states"):
         OrtEngine.open(tmp_path / "bundle/ort-cpu/model.onnx", model.cache, num_slots=1, capacity=8)

@@ -15,11 +15,11 @@ from piston.core.console import Progress
 from piston.core.errors import EngineError, MissingExtraError, MisuseError, ParityError
 from piston.engines import build
 from piston.engines.equivalence import replaced_nodes as prove_replaced_module
-from piston.engines.equivalence.replaced_nodes import prove_replaced
+from piston.engines.equivalence.replaced_nodes import check_replaced
 from piston.engines.ort.cpu_graph import build_ort
 from piston.engines.ort.cpu_kernels import build_kernels
-from piston.runtime import Sampling, kernels, load
-from piston.runtime.backends.registry import choose
+from piston.runtime import SamplingParams, kernels, load
+from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
 
 MAX_LENGTH = 128
@@ -53,10 +53,10 @@ def test_every_group_of_nodes_is_replaced(built):
 
 def test_kernels_give_what_they_replaced_gave(built):
     plain, own, cache = built
-    proof = prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
-    assert proof.kernels == 13  # the head of this one is in float
-    assert proof.max_relative < 2e-5
-    assert proof.codes_apart < 5e-3
+    parity = check_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
+    assert parity.kernels == 13  # the head of this one is in float
+    assert parity.max_relative < 2e-5
+    assert parity.codes_apart < 5e-3
 
 
 def test_outliers_are_given_and_added_by_the_products_themselves(toy, tmp_path):
@@ -68,9 +68,9 @@ def test_outliers_are_given_and_added_by_the_products_themselves(toy, tmp_path):
     found = Counter((node.op_type, len(node.inputs), len(node.outputs)) for node in ir.load(own.path).graph)
     assert found["GatedLinearCodes", 6, 2] == 2
     assert found["IntegerLinear", 7, 1] == 2
-    proof = prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
-    assert proof.max_relative < 2e-5
-    assert proof.codes_apart < 5e-3
+    parity = check_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    assert parity.max_relative < 2e-5
+    assert parity.codes_apart < 5e-3
 
 
 def test_remainders_are_given_and_added_by_the_products_themselves(toy, tmp_path):
@@ -86,9 +86,9 @@ def test_remainders_are_given_and_added_by_the_products_themselves(toy, tmp_path
     assert found["GatedLinearCodes", 7, 3] == 2
     assert found["IntegerLinear", 9, 1] == 2
     assert not [node.name for node in nodes if node.op_type == "MatMulIntegerToFloat" or "remainder" in node.name]
-    proof = prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
-    assert proof.max_relative < 2e-5
-    assert proof.codes_apart < 5e-3
+    parity = check_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    assert parity.max_relative < 2e-5
+    assert parity.codes_apart < 5e-3
 
 
 def test_remainders_without_outliers_leave_no_output_that_nobody_asked_for(toy, tmp_path):
@@ -100,12 +100,12 @@ def test_remainders_without_outliers_leave_no_output_that_nobody_asked_for(toy, 
     own = build_kernels(plain.path, tmp_path / "kernels")
     gated = [node for node in ir.load(own.path).graph if node.op_type == "GatedLinearCodes"]
     assert [[bool(output.name) for output in node.outputs] for node in gated] == [[True, False, True]] * 2
-    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    check_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
 
 
 def test_the_proof_leaves_nothing_behind(built):
     plain, own, cache = built
-    prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
+    check_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
     for engine in (plain, own):
         assert sorted(path.name for path in engine.path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
 
@@ -135,7 +135,7 @@ def test_a_wrong_constant_is_found(built, op_type, index, change):
     path = own.path.with_name("wrong.onnx")
     ir.save(model, path)
     with pytest.raises(ParityError, match="parts from what it replaced"):
-        prove_replaced(plain.path, path, cache, max_length=MAX_LENGTH)
+        check_replaced(plain.path, path, cache, max_length=MAX_LENGTH)
     path.unlink()
 
 
@@ -168,7 +168,7 @@ def int8_cached(toy, tmp_path_factory):
 
 
 def prove_scaled(engines, out, index, factor):
-    """The proof of kernels of which the last attention has other scales of its keys (6) or values (7)."""
+    """The parity check of kernels of which the last attention has other scales of its keys (6) or values (7)."""
     plain, own, cache = engines
     model = ir.load(own.path)
     node = [node for node in model.graph if node.op_type.startswith("AttentionInt8")][-1]
@@ -179,22 +179,22 @@ def prove_scaled(engines, out, index, factor):
     node.replace_input_with(index, other)
     shutil.copyfile(own.path.with_name("model.onnx.data"), out / "model.onnx.data")
     ir.save(model, out / "model.onnx")
-    return prove_replaced(plain.path, out / "model.onnx", cache, max_length=MAX_LENGTH)
+    return check_replaced(plain.path, out / "model.onnx", cache, max_length=MAX_LENGTH)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_an_int8_cache_is_written_as_before(toy, tmp_path, per_channel):
     canonical = toy("llama", **FITTING)
     plain, own, cache = with_int8_cache(canonical.path, tmp_path, canonical.cache, per_channel=per_channel)
-    prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
+    check_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
 
 
 @pytest.mark.parametrize("scheme", ["fp", "w8a8"])
 @pytest.mark.parametrize("index", [6, 7])
 def test_a_key_or_value_on_an_edge_may_become_either_code(int8_cached, tmp_path, scheme, index):
     # a scale so little off moves only what lies on an edge, and there by the whole step that rounding may take
-    proof = prove_scaled(int8_cached[scheme], tmp_path, index, 1 + 2e-5)
-    assert 0 < proof.codes_apart < 5e-3
+    parity = prove_scaled(int8_cached[scheme], tmp_path, index, 1 + 2e-5)
+    assert 0 < parity.codes_apart < 5e-3
 
 
 @pytest.mark.parametrize("scheme", ["fp", "w8a8"])
@@ -217,7 +217,7 @@ def test_a_code_beside_the_one_that_a_value_is_rounded_to_is_found(int8_cached, 
     monkeypatch.setattr(prove_replaced_module, "_caches", one_higher)
     plain, own, cache = int8_cached["fp"]
     with pytest.raises(ParityError, match=r"at present\.1\.value: a code is"):
-        prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
+        check_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
 
 
 @pytest.mark.parametrize("scheme", ["w8", "w4", "w4 block 128"])
@@ -228,7 +228,7 @@ def test_weights_in_blocks_are_read_as_before(toy, tmp_path, scheme):
     plain = build_ort(path, tmp_path / "plain", MAX_LENGTH, int8_head=True)
     own = build_kernels(plain.path, tmp_path / "kernels")
     assert (own.blocks, own.gated, own.linears) == (6, 2, 0)  # qkv, o, down of two layers; the head is too narrow
-    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    check_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
     model = ir.load(own.path)
     node = next(node for node in model.graph if node.op_type == "GatedBlockLinear")
     tiles = node.inputs[1].const_value.numpy()
@@ -237,7 +237,7 @@ def test_weights_in_blocks_are_read_as_before(toy, tmp_path, scheme):
     node.replace_input_with(1, wrong)
     ir.save(model, own.path.with_name("wrong.onnx"))
     with pytest.raises(ParityError, match="parts from what it replaced"):
-        prove_replaced(plain.path, own.path.with_name("wrong.onnx"), canonical.cache, max_length=MAX_LENGTH)
+        check_replaced(plain.path, own.path.with_name("wrong.onnx"), canonical.cache, max_length=MAX_LENGTH)
 
 
 def test_copies_of_large_inputs_are_read_where_the_originals_lie(toy, tmp_path):
@@ -250,7 +250,7 @@ def test_copies_of_large_inputs_are_read_where_the_originals_lie(toy, tmp_path):
     assert (counted["SplitBlockLinear"], counted["SplitGatedBlockLinear"], counted["BlockLinear"]) == (2, 2, 4)
     before = Counter(node.op_type for node in ir.load(plain.path).graph)
     assert [before[name] - counted[name] for name in ("Concat", "Gather")] == [4, 4]
-    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    check_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_layers_of_several_widths_keep_their_attention_and_their_products(toy, t
     for op_type, parts in products.items():  # of each of two layers
         inputs = [len(node.inputs) // 2 if "Block" in op_type else 1 for node in nodes if node.op_type == op_type]
         assert sorted(inputs) == sorted(parts * 2)
-    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    check_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
 
 
 def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(toy, tmp_path):
@@ -284,14 +284,14 @@ def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(toy, t
     counted = Counter(node.op_type for node in ir.load(own.path).graph)
     assert counted["BlockLinear"] + counted["MatMulNBits"] == 2
     assert counted["MatMulIntegerToFloat"] == 0
-    prove_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
+    check_replaced(plain.path, own.path, canonical.cache, max_length=MAX_LENGTH)
 
 
 def test_an_int8_cache_is_written_from_keys_and_values_of_their_own(toy, tmp_path):
     canonical = toy("llama", **FITTING)
     path = quantize(canonical.path, tmp_path / "linears", canonical.cache, "w8a8", ("k_proj",))
     plain, own, cache = with_int8_cache(path, tmp_path, canonical.cache, per_channel=True)
-    prove_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
+    check_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt2"])
@@ -310,9 +310,9 @@ def test_a_bundle_with_both_engines_takes_its_own_kernels(fitting_model_dir, tmp
     answers = []
     for target in (kernels.TARGET, None):
         with load(tmp_path / "bundle", target=target) as model:
-            answers.append(model.generate("hello", Sampling(max_tokens=8)).token_ids)
+            answers.append(model.generate("hello", SamplingParams(max_tokens=8)).token_ids)
     assert answers[0] == answers[1]
-    chosen, others = choose(Bundle.open(tmp_path / "bundle"))
+    chosen, others = select_engine(Bundle.open(tmp_path / "bundle"))
     assert (chosen.target, list(others)) == (kernels.TARGET, ["ort-cpu"])
 
 

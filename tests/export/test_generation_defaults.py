@@ -12,7 +12,7 @@ from piston.export.checkpoint import load_config, load_model, locate
 from piston.export.generation_defaults import check_readable, read_defaults
 from piston.export.quiet import quiet
 from piston.export.tokenizer import write_tokenizer
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 ABSENT = object()
 
@@ -101,7 +101,7 @@ def test_settings_that_change_greedy_answers_are_recorded_and_told(checkpoint):
     (remark,) = defaults.remarks
     assert all(name in remark for name in settings)
     assert "--checkpoint-sampling" in remark
-    sampling = Sampling.from_mapping(defaults.sampling)
+    sampling = SamplingParams.from_mapping(defaults.sampling)
     assert (sampling.suppress_tokens, sampling.bad_words_ids, sampling.stop) == ((5,), ((7, 8),), ("x",))
 
 

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 from piston.runtime.backends.registry import BACKENDS
 
 BOUND = {"fp16": 0.02, "bf16": 0.15}  # of the largest logit
@@ -99,7 +99,8 @@ def test_e_cache_outputs_are_aliased_to_their_inputs(pair, finding):
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(max_tokens=30), Sampling(max_tokens=30, temperature=0.8, top_k=40, top_p=0.9, seed=1)]
+    "sampling",
+    [SamplingParams(max_tokens=30), SamplingParams(max_tokens=30, temperature=0.8, top_k=40, top_p=0.9, seed=1)],
 )
 def test_e_tokens_chosen_on_the_device_are_those_the_host_picks(bundle_of, target, finding, sampling):
     bundle = bundle_of()

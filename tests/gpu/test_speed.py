@@ -79,7 +79,7 @@ def test_f_building_takes_time_once(target, tmp_path, finding):
         began = time.perf_counter()
         build(tmp_path / "model", tmp_path / run, [target], max_batch=4, compiler=options)
         kept = "timing cache" if has_timing_cache else "no timing cache"
-        finding("f", f"build, {run}, {kept}", f"{time.perf_counter() - began:.1f} s with its proof")
+        finding("f", f"build, {run}, {kept}", f"{time.perf_counter() - began:.1f} s with its parity")
 
 
 def _layers(engine):

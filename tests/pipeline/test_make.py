@@ -9,7 +9,7 @@ import pytest
 from making import EXPECTED, Commands, write_recipe
 from toy_model import edit_manifest, write_bundle
 
-from piston.core.bundle.golden import Expected, ExpectedAnswer
+from piston.core.bundle.golden import Golden, GoldenAnswer
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import Error, MisuseError, OutputExistsError
 from piston.pipeline import cache as cache_module
@@ -434,8 +434,8 @@ def test_other_engines_of_the_same_graph_are_graph_equal(place):
 
 def with_answers(*token_ids, margins=(2.0, 1.0)):
     answer = EXPECTED.answers[0]
-    changed = ExpectedAnswer(prompt=answer.prompt, prompt_ids=answer.prompt_ids, token_ids=token_ids, margins=margins)
-    return Expected(answers=(changed,), noise=0.0, by="engine")
+    changed = GoldenAnswer(prompt=answer.prompt, prompt_ids=answer.prompt_ids, token_ids=token_ids, margins=margins)
+    return Golden(answers=(changed,), noise=0.0, by="engine")
 
 
 def test_another_graph_with_the_same_answers_is_numerically_equal(place):
@@ -490,7 +490,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from making import Commands
-from piston.core.bundle.golden import Expected, ExpectedAnswer
+from piston.core.bundle.golden import Golden, GoldenAnswer
 from piston.pipeline import cache as cache_module
 from piston.pipeline.cache import Cache
 from piston.pipeline.make import MakeOptions, make

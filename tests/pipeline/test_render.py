@@ -40,7 +40,7 @@ REPORT = Report(
         ),
     ),
     values={"bundle.size": 2e6, "verify": 1.0, "eval.ppl_change": 0.01},
-    partings=(),
+    mismatches=(),
     gates=(gate("verify"), gate("int8 >= 95%")),
     machine={"cpu": "x"},
     tools={"numpy": "2"},
@@ -51,7 +51,7 @@ FAILED = dataclasses.replace(
     model=HOSTILE,
     is_published=False,
     gates=(gate("verify"), gate("int8 >= 95%", is_met=False, message=HOSTILE)),
-    partings=(HOSTILE,),
+    mismatches=(HOSTILE,),
     lock=LockReport(path="piston.lock", equality="none", changed=(HOSTILE,)),
 )
 

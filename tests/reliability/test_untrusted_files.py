@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from piston.calibration.float_graph import ModelGraph
 from piston.core.bundle.external_data import check_external_data
-from piston.core.bundle.golden import ExpectedByTarget
+from piston.core.bundle.golden import GoldenByTarget
 from piston.core.bundle.manifest import Manifest, record_files
 from piston.core.errors import BundleCorruptError, BundleError, Error
-from piston.core.schema import ShapeError
+from piston.core.schema import SchemaError
 from piston.engines import build
 from piston.pipeline.cache import read_entry, write_record
 from piston.pipeline.lock import Lock
@@ -87,7 +87,7 @@ def test_a_damaged_description_is_refused_or_means_the_same_shape(made_bundle, t
     start = place % len(text)
     text[start : start + len(data)] = data
     (directory / name).write_bytes(bytes(text))
-    for kind in (Manifest, ExpectedByTarget):
+    for kind in (Manifest, GoldenByTarget):
         try:
             assert isinstance(kind.read(directory), kind)
         except BundleError:
@@ -123,7 +123,7 @@ JSON = st.recursive(
 def test_any_json_is_no_manifest_no_lock_and_no_answers(value):
     with pytest.raises(BundleError):
         Manifest.from_json(value)
-    with pytest.raises(ShapeError):
+    with pytest.raises(SchemaError):
         Lock.from_json(value)
 
 

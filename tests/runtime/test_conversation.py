@@ -6,7 +6,7 @@ from toy_model import CHAT, END, history_script, ids_of, replying, toy_model
 
 from piston.core.errors import EngineError, MisuseError, PromptTooLongError, TemplateError
 from piston.runtime import conversation as conversation_module
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 FORGETFUL = (  # shows only the last answer's first letter, as templates drop earlier reasoning
     "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}>"
@@ -52,7 +52,7 @@ def test_the_next_turn_prefills_exactly_the_new_tokens():
 @pytest.mark.parametrize("template", [CHAT, FORGETFUL])
 def test_a_cached_conversation_gives_the_tokens_of_one_rendered_from_scratch(template):
     model = toy_model(HISTORY, template=template)
-    sampling = Sampling(max_tokens=12)
+    sampling = SamplingParams(max_tokens=12)
     with model.conversation(sampling=sampling) as conversation:
         for text in TALK:
             so_far = [*conversation.messages, {"role": "user", "content": text}]
@@ -72,7 +72,7 @@ def test_the_cache_is_really_reused_by_a_template_that_rewrites():
 
 def test_a_message_that_is_too_long_is_taken_back():
     model = toy_model(replying("ok"), capacity=60)
-    conversation = model.conversation(sampling=Sampling(max_tokens=8))
+    conversation = model.conversation(sampling=SamplingParams(max_tokens=8))
     say(conversation, "hi")
     before = list(conversation.messages)
     with pytest.raises(PromptTooLongError):
@@ -111,7 +111,7 @@ def test_closing_the_iterator_keeps_what_was_said():
 @pytest.mark.parametrize("heard", [1, 2, 5])
 def test_a_conversation_goes_on_rightly_after_an_interrupt(heard):
     model = toy_model(HISTORY)
-    sampling = Sampling(max_tokens=12, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=12, ignore_eos=True)
     conversation = model.conversation(sampling=sampling)
     pieces = conversation.say("hi")
     list(itertools.islice(pieces, heard))
@@ -141,7 +141,7 @@ def test_a_keyboard_interrupt_in_the_engine_keeps_what_was_said():
 
 def test_a_stop_string_leaves_no_trace_of_what_it_cut():
     model = toy_model(HISTORY)
-    sampling = Sampling(max_tokens=12, stop="e", ignore_eos=True)
+    sampling = SamplingParams(max_tokens=12, stop="e", ignore_eos=True)
     conversation = model.conversation(sampling=sampling)
     for text in TALK:
         so_far = [*conversation.messages, {"role": "user", "content": text}]
@@ -201,7 +201,7 @@ def test_a_second_message_is_refused_while_an_answer_is_being_streamed():
 @pytest.mark.parametrize("end", [lambda pieces: pieces.close(), lambda pieces: None])
 def test_an_answer_that_was_closed_or_forgotten_makes_way_for_the_next_message(end):
     model = toy_model(HISTORY)
-    conversation = model.conversation(sampling=Sampling(max_tokens=12, ignore_eos=True))
+    conversation = model.conversation(sampling=SamplingParams(max_tokens=12, ignore_eos=True))
     pieces = conversation.say("one")
     next(pieces)
     end(pieces)
@@ -221,7 +221,7 @@ def test_an_answer_that_nobody_began_to_read_leaves_no_trace():
 
 
 def test_closing_the_conversation_ends_the_answer_that_is_being_streamed():
-    model, sampling = toy_model(HISTORY), Sampling(max_tokens=12, ignore_eos=True)
+    model, sampling = toy_model(HISTORY), SamplingParams(max_tokens=12, ignore_eos=True)
     conversation = model.conversation(sampling=sampling)
     pieces = conversation.say("hi")
     heard = next(pieces)
@@ -236,7 +236,7 @@ def test_closing_the_conversation_ends_the_answer_that_is_being_streamed():
 )
 def test_an_interrupt_before_the_answer_leaves_no_message(step, monkeypatch):
     model = toy_model(HISTORY)
-    conversation = model.conversation(sampling=Sampling(max_tokens=12))
+    conversation = model.conversation(sampling=SamplingParams(max_tokens=12))
     say(conversation, "one")
     before = list(conversation.messages)
 
@@ -268,7 +268,7 @@ def interrupting(line):
 
 
 def test_an_interrupt_before_any_line_leaves_the_conversation_whole():
-    sampling = Sampling(max_tokens=2, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=2, ignore_eos=True)
     fresh = toy_model(HISTORY)
     for line in itertools.count():
         conversation = toy_model(HISTORY).conversation(sampling=sampling)
@@ -292,14 +292,14 @@ def test_an_interrupt_before_any_line_leaves_the_conversation_whole():
 
 def test_two_conversations_take_turns_without_mixing():
     model = toy_model(HISTORY, num_slots=2)
-    sampling = Sampling(max_tokens=10)
+    sampling = SamplingParams(max_tokens=10)
     both = [model.conversation(sampling=sampling), model.conversation(sampling=sampling)]
     answers = [[say(conversation, text) for conversation in both] for text in TALK]
     alone = toy_model(HISTORY).conversation(sampling=sampling)
     assert answers == [[answer, answer] for answer in (say(alone, text) for text in TALK)]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(n=2, temperature=1.0), Sampling(echo=True)])
+@pytest.mark.parametrize("sampling", [SamplingParams(n=2, temperature=1.0), SamplingParams(echo=True)])
 def test_options_without_meaning_in_a_conversation_are_refused(sampling):
     model = toy_model(replying("ok"))
     with pytest.raises(MisuseError, match=r"conversation"):
@@ -316,7 +316,7 @@ def test_a_conversation_without_a_template_is_refused_at_the_first_message():
 
 def test_the_scripts_answers_are_spelt_anew_when_they_are_rendered():
     # Else the comparisons above would never rewind: bytes that are no UTF-8 come back as other tokens.
-    conversation = toy_model(HISTORY).conversation(sampling=Sampling(max_tokens=12))
+    conversation = toy_model(HISTORY).conversation(sampling=SamplingParams(max_tokens=12))
     assert any("\ufffd" in say(conversation, text) for text in TALK)
 
 
@@ -326,7 +326,7 @@ def test_a_conversation_with_guesses_says_the_same_turn_by_turn(script, monkeypa
     answers = {}
     for limit in (0, 12):
         model = toy_model(script)
-        with model.conversation(sampling=Sampling(max_tokens=40, prompt_lookup_num_tokens=limit)) as conversation:
+        with model.conversation(sampling=SamplingParams(max_tokens=40, prompt_lookup_num_tokens=limit)) as conversation:
             answers[limit] = [(say(conversation, text), conversation.completion.token_ids) for text in TALK]
         assert model.engine.cache.num_free == 1
     assert answers[12] == answers[0]

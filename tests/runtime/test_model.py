@@ -33,10 +33,10 @@ from piston.core.errors import (
 from piston.runtime.generate.completion import Completion
 from piston.runtime.memory_budget import LEAST_LENGTH, WORKING
 from piston.runtime.model import load
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 SCRIPT = history_script(end=END, every=12)
-SHORT = Sampling(max_tokens=24)
+SHORT = SamplingParams(max_tokens=24)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_list_of_one_prompt_is_completed_by_a_list_of_one():
 
 
 def test_several_answers_to_one_prompt_are_a_list():
-    completions = toy_model(SCRIPT).generate("a", Sampling(max_tokens=4, n=3, temperature=1.0, seed=1))
+    completions = toy_model(SCRIPT).generate("a", SamplingParams(max_tokens=4, n=3, temperature=1.0, seed=1))
     assert len(completions) == 3
 
 
@@ -138,7 +138,7 @@ def test_a_stream_closed_early_frees_its_slot_and_ends():
 
 def test_a_stream_has_one_answer():
     with pytest.raises(MisuseError, match="n is 2"):
-        toy_model(SCRIPT).stream("a", Sampling(n=2, temperature=1.0))
+        toy_model(SCRIPT).stream("a", SamplingParams(n=2, temperature=1.0))
 
 
 def test_streams_may_be_read_in_turns():
@@ -170,16 +170,16 @@ def test_chat_without_a_template_names_the_model():
 
 def test_default_sampling_is_what_the_manifest_recommends():
     model = toy_model(SCRIPT, manifest=manifest_of(generation={"temperature": 0.6, "top_p": 0.9}))
-    assert model.default_sampling == Sampling(temperature=0.6, top_p=0.9)
+    assert model.default_sampling == SamplingParams(temperature=0.6, top_p=0.9)
 
 
 def test_default_sampling_leaves_out_the_limit_that_counts_the_prompt():
     model = toy_model(SCRIPT, manifest=manifest_of(generation={"max_length": 50, "suppress_tokens": [3]}))
-    assert model.default_sampling == Sampling(suppress_tokens=(3,))
+    assert model.default_sampling == SamplingParams(suppress_tokens=(3,))
 
 
 def test_default_sampling_is_greedy_where_nothing_is_recommended():
-    assert toy_model(SCRIPT).default_sampling == Sampling()
+    assert toy_model(SCRIPT).default_sampling == SamplingParams()
 
 
 def test_leaving_the_context_closes_the_engine():

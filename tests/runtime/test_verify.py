@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from toy_model import END, VOCAB_SIZE, byte_tokenizer, history_script, ids_of, said, write_bundle
 
-from piston.core.bundle.golden import FILE_NAME, Expected, ExpectedAnswer, ExpectedByTarget
+from piston.core.bundle.golden import FILE_NAME, Golden, GoldenAnswer, GoldenByTarget
 from piston.core.errors import BundleCorruptError, BundleError, BundleNotFoundError
 from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.verify import margin_of, verify
@@ -18,10 +18,10 @@ def answer_of(text, script=SCRIPT, num_tokens=6):
     ids = ids_of(text)
     tokens = [*said(lambda history: np.where(np.arange(VOCAB_SIZE) == END, -99, script(history)), ids, num_tokens)]
     margins = [margin_of(script((*ids, *tokens[:index])), token) for index, token in enumerate(tokens)]
-    return ExpectedAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=tuple(tokens), margins=tuple(margins))
+    return GoldenAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=tuple(tokens), margins=tuple(margins))
 
 
-EXPECTED = Expected(answers=tuple(answer_of(text) for text in TEXTS), noise=0.0, by="engine")
+EXPECTED = Golden(answers=tuple(answer_of(text) for text in TEXTS), noise=0.0, by="engine")
 
 
 def changed_at(text, position, token_id, value=50.0, script=SCRIPT):
@@ -57,7 +57,7 @@ def test_a_parting_names_prompt_position_and_both_tokens():
     position = int(np.argmax(EXPECTED.answers[1].margins))
     wanted = EXPECTED.answers[1].token_ids[position]
     verdict = verdict_of(changed_at("no world", position, 7))
-    (parting,) = verdict.partings
+    (parting,) = verdict.mismatches
     assert not verdict.is_passed
     assert (parting.what, parting.prompt, parting.position) == ("engine", "no world", position)
     assert (parting.expected_id, parting.got_id) == (wanted, 7)
@@ -68,7 +68,7 @@ def test_a_parting_does_not_hide_a_later_one_of_another_prompt():
     first, last = EXPECTED.answers[0], EXPECTED.answers[2]
     script = changed_at(first.prompt, int(np.argmax(first.margins)), 9)
     script = changed_at(last.prompt, int(np.argmax(last.margins)), 9, script=script)
-    assert [parting.prompt for parting in verdict_of(script).partings] == [first.prompt, last.prompt]
+    assert [parting.prompt for parting in verdict_of(script).mismatches] == [first.prompt, last.prompt]
 
 
 def test_an_undecided_token_is_not_judged():
@@ -81,7 +81,7 @@ def test_an_undecided_token_is_not_judged():
 
 def test_where_nothing_is_decided_nothing_passes():
     verdict = verdict_of(SCRIPT, threshold=1e9)
-    assert (verdict.is_passed, verdict.num_decided, verdict.partings) == (False, 0, [])
+    assert (verdict.is_passed, verdict.num_decided, verdict.mismatches) == (False, 0, [])
 
 
 def test_a_logit_that_is_not_finite_parts():
@@ -91,7 +91,7 @@ def test_a_logit_that_is_not_finite_parts():
 
 def test_another_tokenizer_parts_at_its_first_token():
     answer = dataclasses.replace(EXPECTED.answers[0], prompt="hello ni")
-    (parting,) = verdict_of(SCRIPT, Expected(answers=(answer,), noise=0.0, by="engine")).partings
+    (parting,) = verdict_of(SCRIPT, Golden(answers=(answer,), noise=0.0, by="engine")).mismatches
     assert (parting.what, parting.position) == ("tokenizer", 1)
     assert "the tokenizer parts at token 1 of 'hello ni'" in str(parting)
 
@@ -101,17 +101,17 @@ def test_answers_that_do_not_fit_are_refused():
         verdict_of(SCRIPT, capacity=8)
     answer = dataclasses.replace(EXPECTED.answers[0], token_ids=(VOCAB_SIZE,), margins=(1.0,))
     with pytest.raises(BundleError, match="ids up to"):
-        verdict_of(SCRIPT, Expected(answers=(answer,), noise=0.0, by="engine"))
+        verdict_of(SCRIPT, Golden(answers=(answer,), noise=0.0, by="engine"))
 
 
 def test_a_half_precision_engine_is_judged_by_wider_margins():
     thresholds = [EXPECTED.threshold(dtype) for dtype in ("float32", "float16", "bfloat16", "unknown")]
     assert thresholds == sorted(thresholds)
-    assert Expected(answers=(), noise=3.0, by="engine").threshold("float32") == 6.0
+    assert Golden(answers=(), noise=3.0, by="engine").threshold("float32") == 6.0
 
 
 def by_target(expected):
-    return ExpectedByTarget(engines={"ort-cpu": expected})
+    return GoldenByTarget(engines={"ort-cpu": expected})
 
 
 def test_a_target_without_answers_is_damage():
@@ -137,7 +137,7 @@ def test_the_command_fails_and_says_where(piston, tmp_path):
     position = int(np.argmax(EXPECTED.answers[1].margins))
     script = changed_at("no world", position, 7)
     result = piston("verify", bundle_with(tmp_path / "b"), "--quiet", "--json", script=script)
-    parting = json.loads(result.out)["partings"][0]
+    parting = json.loads(result.out)["mismatches"][0]
     assert (result.status, parting["prompt"], parting["position"], parting["got_id"]) == (1, "no world", position, 7)
     assert "the engine parts at" in result.err
 
@@ -146,7 +146,7 @@ def test_a_bundle_without_answers_says_so(refused, bundle):
     status, message = refused("verify", bundle)
     assert (status, "build it again" in message) == (1, True)
     with pytest.raises(BundleNotFoundError):
-        ExpectedByTarget.read(bundle)
+        GoldenByTarget.read(bundle)
 
 
 def test_a_changed_answers_file_is_damage(refused, tmp_path):
@@ -172,4 +172,4 @@ def test_answers_of_another_shape_are_refused(tmp_path, edit):
     edit(data)
     (tmp_path / FILE_NAME).write_text(json.dumps(data))
     with pytest.raises(BundleCorruptError, match="build the bundle again"):
-        ExpectedByTarget.read(tmp_path)
+        GoldenByTarget.read(tmp_path)

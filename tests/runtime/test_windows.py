@@ -8,7 +8,7 @@ import pytest
 from toy_model import write_bundle
 
 from piston.core.bundle.manifest import EngineSpec
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 
 pytest.importorskip("onnxruntime")
 
@@ -25,9 +25,9 @@ for name in ("SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGALRM", "s
 """
 LOAD = """
 import json
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 with load(sys.argv[1]) as model:
-    answers = model.generate([[5, 6, 7], [8]], Sampling(max_tokens=5, ignore_eos=True))
+    answers = model.generate([[5, 6, 7], [8]], SamplingParams(max_tokens=5, ignore_eos=True))
 print(json.dumps([item.token_ids for item in answers]))
 """
 COMMAND = """
@@ -57,7 +57,7 @@ def test_a_bundle_is_loaded_and_answers_as_it_does_here(bundle):
     found = on_windows(LOAD, bundle)
     assert found.stderr == ""
     with load(bundle) as model:
-        expected = model.generate([[5, 6, 7], [8]], Sampling(max_tokens=5, ignore_eos=True))
+        expected = model.generate([[5, 6, 7], [8]], SamplingParams(max_tokens=5, ignore_eos=True))
     assert json.loads(found.stdout) == [list(item.token_ids) for item in expected]
 
 

@@ -9,7 +9,7 @@ from piston.bench.child import Contender, Ran
 from piston.bench.metrics import of_run
 from piston.bench.report import Measured, Options, Run, System
 from piston.bench.workload import Setting
-from piston.core.statistics import Estimate
+from piston.core.statistics import ConfidenceInterval
 
 OPTIONS = Options(repeats=10, warmup=1, starts=0, threads=2)
 
@@ -67,7 +67,9 @@ def system_of(runs, name="own", gen_len=16, prompt_len=8):
     """A system with runs at one setting and their medians, without intervals and starts."""
     setting = Setting(1, prompt_len, gen_len)
     samples = [of_run(run, setting) for run in runs]
-    medians = {metric: Estimate(float(np.median([sample[metric] for sample in samples]))) for metric in samples[0]}
+    medians = {
+        metric: ConfidenceInterval(float(np.median([sample[metric] for sample in samples]))) for metric in samples[0]
+    }
     metrics = {metric: {"p50": value} for metric, value in medians.items()}
     measured = Measured(setting=setting, runs=tuple(runs), metrics=metrics)
     return System(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from toy_model import manifest_of, write_bundle
 
-from piston.core.bundle.golden import Expected, ExpectedAnswer, ExpectedByTarget
-from piston.core.statistics import Estimate
+from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget
+from piston.core.statistics import ConfidenceInterval
 from piston.evaluation.report import Agreement, Data, Divergences, Model, Report, WindowScore
 from piston.pipeline.cache_key import digest_of_files, files_of_checkpoint
 from piston.pipeline.child import Outcome
@@ -53,8 +53,8 @@ require = ["ppl<=10000%"]
 target = ["ort-cpu"]
 max_length = 90
 """
-EXPECTED = Expected(
-    answers=(ExpectedAnswer(prompt="a", prompt_ids=(1, 2), token_ids=(3, 4), margins=(2.0, 1.0)),),
+EXPECTED = Golden(
+    answers=(GoldenAnswer(prompt="a", prompt_ids=(1, 2), token_ids=(3, 4), margins=(2.0, 1.0)),),
     noise=0.0,
     by="engine",
 )
@@ -86,12 +86,12 @@ def eval_json(change=0.01):
         name="toy",
         scheme="w8a8",
         target="ort-cpu",
-        nll=Estimate(1.0),
-        perplexity=Estimate(20.0 * (1 + change)),
+        nll=ConfidenceInterval(1.0),
+        perplexity=ConfidenceInterval(20.0 * (1 + change)),
         bits_per_byte=None,
         tokens_per_s=1.0,
     )
-    estimate = Estimate(0.5, 0.4, 0.6)
+    estimate = ConfidenceInterval(0.5, 0.4, 0.6)
     kl = Divergences(mean=estimate, p50=0.1, p99=0.2, max=0.3, num_zero=0, edges=(1.0,), counts=(0,))
     report = Report(
         data=Data(
@@ -111,9 +111,9 @@ def eval_json(change=0.01):
         windows=(
             WindowScore(document=0, start=0, num_scored=8, perplexity=1.0, reference_perplexity=1.0, kl=0.1, top1=0.5),
         ),
-        reference=dataclasses.replace(model, perplexity=Estimate(20.0)),
+        reference=dataclasses.replace(model, perplexity=ConfidenceInterval(20.0)),
         agreement=Agreement(
-            kl=kl, top1=estimate, logit_distance=0.1, perplexity_ratio=Estimate(1 + change), by_context=()
+            kl=kl, top1=estimate, logit_distance=0.1, perplexity_ratio=ConfidenceInterval(1 + change), by_context=()
         ),
     )
     return report.to_json()
@@ -150,7 +150,7 @@ class Commands:
         elif verb == "build":
             self._bundle(out, (source / "model.onnx").read_bytes())
         elif verb == "verify":
-            result = {"passed": self.passed, "partings": []}
+            result = {"passed": self.passed, "mismatches": []}
         elif verb == "eval":
             html = next(Path(word.removeprefix("--html=")) for word in words if word.startswith("--html="))
             html.write_text("page")
@@ -166,7 +166,7 @@ class Commands:
     def _bundle(self, out, content):
         (out / "ort-cpu").mkdir(parents=True)
         (out / "ort-cpu/model.onnx").write_bytes(self.engine + content)
-        ExpectedByTarget(engines={"ort-cpu": self.expected}).write(out)
+        GoldenByTarget(engines={"ort-cpu": self.expected}).write(out)
         (spec,) = manifest_of().engines
         spec = dataclasses.replace(spec, actual={"linears": {"int8": 0.96, "float": 0.04}, "dtype": "float32"})
         made_by = {"source": {"made_by": {"source": {"sha256": {}}}}}

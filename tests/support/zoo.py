@@ -24,7 +24,7 @@ COMMON = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-WINDOW = 7  # shorter than every prompt of the parity tests
+WINDOW = 7  # shorter than every prompt of the parity check tests
 
 # model type -> what differs from COMMON
 ZOO: dict[str, dict] = {

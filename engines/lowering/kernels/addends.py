@@ -24,7 +24,7 @@ WEIGHT, SCALE, WEIGHT_SCALES, ZERO_POINTS = 1, 2, 3, 4  # inputs of MatMulIntege
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class Addends:
     """What is added to a product of codes."""
 
     total: ir.Node  # whose output is the whole linear layer: the product itself, where nothing is added
@@ -41,17 +41,17 @@ class Codes:
     coarse: ir.Node | None = None
 
 
-def beside(product: ir.Node) -> Beside:
+def beside(product: ir.Node) -> Addends:
     """What is added to a MatMulIntegerToFloat by another product of the same input."""
-    found = Beside(product)
+    found = Addends(product)
     while (total := sole_consumer(found.total.outputs[0])) is not None and total.op_type == "Add" and not total.domain:
         other = total.inputs[1] if total.inputs[0] is found.total.outputs[0] else total.inputs[0]
         if other is None or sole_consumer(other) is None or not same_shape(other, product.outputs[0]):
             break
         if found.outliers is None and (outliers := _outliers(other)) is not None:
-            found = Beside(total, outliers, found.remainder)
+            found = Addends(total, outliers, found.remainder)
         elif found.remainder is None and (remainder := _remainder(other, product)) is not None:
-            found = Beside(total, found.outliers, remainder)
+            found = Addends(total, found.outliers, remainder)
         else:
             break
     return found

@@ -1,4 +1,4 @@
-"""The proof without a GPU: the file the compiler gets answers as the canonical graph does.
+"""The parity without a GPU: the file the compiler gets answers as the canonical graph does.
 
 Two files are lowered by the same passes: the engine's own, in float16 or bfloat16, and its float32 twin, in which an
 error cannot hide behind rounding. The twin is held to the bound of float32 arithmetic, or to what that does to the
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
-from piston.engines.equivalence.activation_injection import GIVEN, OWN, forcible, largest_of
+from piston.engines.equivalence.activation_injection import GIVEN, OWN, injectable, largest_of
 from piston.engines.equivalence.rounding_noise import slack_of
 from piston.engines.lowering.downcast import LARGEST, Float16RangeError
 from piston.engines.lowering.quantized import Remainder, remainders
@@ -42,7 +42,7 @@ Array = NDArray[Any]
 
 
 @dataclass(slots=True)
-class Proof:
+class Parity:
     """How far a file is from the canonical graph: recorded in the manifest."""
 
     dtype: str
@@ -58,7 +58,7 @@ class Proof:
     slack: float = 1.0  # by how much the bound was widened for the canonical graph's own noise
 
 
-def prove(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtype: str, window: int = 0) -> Proof:
+def check_parity(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtype: str, window: int = 0) -> Parity:
     """Compare `lowered`, in `dtype`, with the float32 graph at `canonical`, which `write_exposed` wrote.
 
     `cache` is the canonical graph's; `window` the longest of its sliding windows.
@@ -70,7 +70,7 @@ def prove(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtype:
         ParityError: beyond the bound, another token, or another next step; the message names the node.
     """
     try:
-        return _run(canonical, lowered, cache, sizes, Proof(dtype), window)
+        return _run(canonical, lowered, cache, sizes, Parity(dtype), window)
     except ParityError:
         if dtype != "float32":
             raise
@@ -78,11 +78,11 @@ def prove(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtype:
         slack = slack_of(canonical, cache, max_length=sizes.max_length, windows=windows, work=canonical.parent)
         if slack <= 1:
             raise
-        return _run(canonical, lowered, cache, sizes, Proof(dtype, slack=slack), window)
+        return _run(canonical, lowered, cache, sizes, Parity(dtype, slack=slack), window)
 
 
-def _run(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, proof: Proof, window: int) -> Proof:
-    with _opened(canonical, lowered, cache, sizes, proof) as pair:
+def _run(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, parity: Parity, window: int) -> Parity:
+    with _opened(canonical, lowered, cache, sizes, parity) as pair:
         rng, last = np.random.default_rng(0), sizes.max_length
         longest = max(1, last - STEPS - PADDED)
         pair.prefill(0, [min(PROMPT, longest)], rng)
@@ -99,27 +99,27 @@ def _run(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, proof: 
         pair.decode(1, 2, rng)
         pair.decode(0, 1, rng)
         pair.decode(2, 3, rng)
-        return pair.proof
+        return pair.parity
 
 
 @contextmanager
-def _opened(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, proof: Proof) -> Iterator["_Pair"]:
+def _opened(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, parity: Parity) -> Iterator["_Pair"]:
     executable = write_executable(lowered, lowered.with_name("executable.onnx"))
     with ExitStack() as stack:
         stack.callback(executable.unlink)
-        path, codes, _ = stack.enter_context(forcible(executable))
-        streams = [] if proof.dtype == "float32" else stream_names(executable)
+        path, codes, _ = stack.enter_context(injectable(executable))
+        streams = [] if parity.dtype == "float32" else stream_names(executable)
         path, names = stack.enter_context(in_lockstep(path, streams)), [*codes, *streams]
         opened, narrow = canonical, dict[str, str]()
-        if proof.dtype == "float16":
+        if parity.dtype == "float16":
             opened, narrow = stack.enter_context(exposed(canonical, lowered))
         reference = StepSession(opened, cache, ROWS, sizes.capacity)
         engine = StepSession(path, cache, ROWS, sizes.capacity)
         if lost := sorted(name for name in names if f"{name}{GIVEN}" not in reference.outputs):
             raise ParityError(f"The lowered graph rounds {lost[0]}, which the canonical one does not.")
         twice = remainders(ir.load(canonical).graph)
-        proof.activations, proof.layers = len(codes), len(streams)
-        yield _Pair(canonical, path, reference, engine, sizes, names, narrow, twice, proof)
+        parity.activations, parity.layers = len(codes), len(streams)
+        yield _Pair(canonical, path, reference, engine, sizes, names, narrow, twice, parity)
 
 
 @dataclass(slots=True)
@@ -134,7 +134,7 @@ class _Pair:
     names: list[str]  # of codes and of layers' results
     narrow: Mapping[str, str]  # values that the engine keeps in float16, and the nodes that they are of
     remainders: Mapping[str, Remainder]  # by the names of their codes
-    proof: Proof
+    parity: Parity
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ROWS, np.int64))
     tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ROWS, np.int64))
 
@@ -160,7 +160,7 @@ class _Pair:
         where = f"decode step at position {', '.join(map(str, at))}"
         self._step(self.tokens[low:high, None], low, np.zeros((high - low, 1), np.int64), rng, where)
         self.lengths[low:high] += 1
-        self.proof.positions += at
+        self.parity.positions += at
 
     def jump(self, lengths: list[int], rng: np.random.Generator) -> None:
         """Pretend that rows hold `lengths` positions: keys and values that the model computed itself, in random order.
@@ -201,7 +201,7 @@ class _Pair:
         self._compare_logits(expected["logits"], actual["logits"], blame)
         self._compare_next(np.take_along_axis(positions, kept, 1), actual, draw, blame)
         self.tokens[low:high] = expected["logits"][:, -1].argmax(axis=-1)
-        self.proof.steps += 1
+        self.parity.steps += 1
 
     def _compare_activations(self, expected: dict[str, Array], actual: dict[str, Array], blame: "_Blame") -> None:
         given = {name: expected[f"{name}{GIVEN}"] for name in self.names}
@@ -212,7 +212,7 @@ class _Pair:
                 blame.fail(f"what becomes {name} differs by {difference:.3g}", bound)
 
     def _compare_logits(self, expected: Array, actual: Array, blame: "_Blame") -> None:
-        proof = self.proof
+        parity = self.parity
         bound = self._bound(float(np.abs(expected).max(initial=0)))
         difference = float(np.abs(expected - actual).max())
         if not difference <= bound:
@@ -221,9 +221,9 @@ class _Pair:
         sure = best[..., 1] - best[..., 0] > 2 * bound
         if (expected.argmax(axis=-1) != actual.argmax(axis=-1))[sure].any():
             blame.fail("another greedy token", bound)
-        proof.max_abs, proof.bound = max(proof.max_abs, difference), max(proof.bound, bound)
-        proof.relative = max(proof.relative, difference / max(float(np.abs(expected).max()), 1e-30))
-        proof.compared += expected.shape[0] * expected.shape[1]
+        parity.max_abs, parity.bound = max(parity.max_abs, difference), max(parity.bound, bound)
+        parity.relative = max(parity.relative, difference / max(float(np.abs(expected).max()), 1e-30))
+        parity.compared += expected.shape[0] * expected.shape[1]
 
     def _compare_next(self, positions: Array, actual: dict[str, Array], draw: Draw, blame: "_Blame") -> None:
         later = np.minimum(positions + 1, self.sizes.max_length - 1)
@@ -239,15 +239,15 @@ class _Pair:
             token, at = int(actual["next.input_ids"][row, place]), int(positions[row, place])
             if not draw.is_right(actual["logits"][row, place], row, at, token):
                 blame.fail(f"next.input_ids holds {token}, which its logits and options do not give")
-            self.proof.tokens += 1
+            self.parity.tokens += 1
 
     def _step_of(self, name: str) -> float:
         """Where a value of fewer bits falls to the other side of an edge, its remainder has what the code lost."""
-        is_narrow = name in self.remainders and self.proof.dtype != "float32"
+        is_narrow = name in self.remainders and self.parity.dtype != "float32"
         return self.remainders[name].step if is_narrow else 0.0
 
     def _bound(self, largest: float) -> float:
-        return max(ABSOLUTE, RELATIVE[self.proof.dtype] * largest) * self.proof.slack
+        return max(ABSOLUTE, RELATIVE[self.parity.dtype] * largest) * self.parity.slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,10 +265,10 @@ class _Blame:
         pair = self.pair
         place = first_to_differ(
             pair.canonical, pair.lowered, pair.reference, pair.engine, self.feed, (self.low, self.high),
-            RELATIVE[pair.proof.dtype],
+            RELATIVE[pair.parity.dtype],
         )  # fmt: skip
         allowed = "" if bound is None else f", allowed are {bound:.3g}"
         raise ParityError(
-            f"The {pair.proof.dtype} graph for TensorRT parts from the canonical one at the {self.where}: "
+            f"The {pair.parity.dtype} graph for TensorRT parts from the canonical one at the {self.where}: "
             f"{what}{allowed}. {place} Nothing was written."
         )

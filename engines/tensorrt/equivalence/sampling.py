@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.runtime.sampling import processors as row
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 # Sums of at most 64 weights in float32 are right to about 64 units in the last place, 4e-6; a number nearer than this
 # to a boundary may fall to either side.
@@ -41,7 +41,7 @@ class Draw:
         """Whether `token` may follow `position` of row `index`, given the logits [vocab] there."""
         if self.temperature[index] == 0:
             return int(logits.argmax()) == token
-        options = Sampling(
+        options = SamplingParams(
             temperature=float(self.temperature[index]),
             top_k=int(self.top_k[index]),
             top_p=float(self.top_p[index]),
@@ -55,7 +55,9 @@ class Draw:
             return bool(lower - ROUNDING <= uniform <= upper + ROUNDING)
         return self._on_the_edge(logits, options, token)
 
-    def _on_the_edge(self, logits: NDArray[np.float32], options: Sampling, token: int) -> bool:
+    def _on_the_edge(self, logits: NDArray[np.float32], options: SamplingParams, token: int) -> bool:
         """Whether a slightly larger nucleus would hold `token`: sums in float32 may reach top_p one token later."""
-        wider = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=min(1.0, options.top_p + ROUNDING))
+        wider = SamplingParams(
+            temperature=options.temperature, top_k=options.top_k, top_p=min(1.0, options.top_p + ROUNDING)
+        )
         return bool(np.isfinite(row.warp(logits, wider)[token]))

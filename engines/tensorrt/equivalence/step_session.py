@@ -1,6 +1,6 @@
 """One graph in ONNX Runtime with a cache of a few rows bound in place: any batch, any positions, any padding.
 
-It runs canonical and lowered graphs alike, and gives out whatever values a proof asks for. No slots, no chunks.
+It runs canonical and lowered graphs alike, and gives out whatever values a parity check asks for. No slots, no chunks.
 """
 
 import copy

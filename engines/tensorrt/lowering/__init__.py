@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from piston.core.bundle.interface import CacheSpec, StateType, is_present, past_of
 from piston.core.errors import EngineError
-from piston.engines.lowering.downcast import NarrowPass
+from piston.engines.lowering.downcast import DowncastPass
 from piston.engines.lowering.quantized import activation_pair, cache_rounding, quantized_weight
 from piston.engines.lowering.trim_rotary import TrimRotaryPass
 from piston.engines.lowering.upcast import Float32Pass
@@ -59,7 +59,7 @@ def lower_for_tensorrt(model: ir.Model, sizes: Sizes, dtype: StateType) -> None:
         TrtAttentionPass(),
         WholeBlocksPass(),
         TrimRotaryPass(sizes.max_length),
-        *([] if dtype == "float32" else [NarrowPass(dtype)]),
+        *([] if dtype == "float32" else [DowncastPass(dtype)]),
         NextStepPass(sizes.max_length),
         SamplingHeadPass(sizes.capacity),
     ):

@@ -21,7 +21,7 @@ from piston.runtime.backends.tensorrt.device_cache import DeviceCache
 from piston.runtime.backends.tensorrt.interface import DECODE, PREFILL, Interface
 from piston.runtime.backends.tensorrt.plan import Plan
 from piston.runtime.backends.tensorrt.prefill_step import PrefillStep
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 AHEAD = RING // 2  # steps in the stream beyond the one the host waits for: enough to hide its work
 
@@ -111,7 +111,7 @@ class TensorRTEngine:
             self.cache.advance(slot, 1)
         return {slot: logits[row] for row, slot in enumerate(placed) if slot in tokens}
 
-    def can_choose(self, sampling: Sampling) -> bool:
+    def can_choose(self, sampling: SamplingParams) -> bool:
         """See DeviceDecoding: greedy, or temperature and top_p over a top_k that the plan's sampling covers."""
         plain = sampling.min_p == 0 and sampling.typical_p == 1
         return plain and (sampling.is_greedy or 1 <= sampling.top_k <= self._max_top_k)

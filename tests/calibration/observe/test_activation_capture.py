@@ -5,7 +5,7 @@ import pytest
 
 from piston.calibration.graph.linears import by_input, find_linears
 from piston.calibration.observe import activation_capture as exposed
-from piston.calibration.observe.activation_capture import ExposedGraph
+from piston.calibration.observe.activation_capture import ActivationCapture
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError
 
@@ -17,7 +17,7 @@ def names_of(model_dir):
 
 
 def opened(model_dir, names, capacity=64):
-    return ExposedGraph.open(model_dir / "model.onnx", Manifest.read(model_dir).cache, names, capacity)
+    return ActivationCapture.open(model_dir / "model.onnx", Manifest.read(model_dir).cache, names, capacity)
 
 
 def values_of(model_dir, names, row=ROW):
@@ -65,7 +65,7 @@ def test_a_row_does_not_see_the_one_before(model_dir):
 def test_what_no_value_depends_on_is_not_run(model_dir):
     model = ir.load(model_dir / "model.onnx")
     name = names_of(model_dir)[2]  # of gate_proj in layer 0
-    exposed.expose(model, [name])
+    exposed.add_outputs(model, [name])
     assert [value.name for value in model.graph.outputs] == [name, "present.0.key", "present.0.value"]
     assert not any("layers.1" in (node.name or "") or "lm_head" in (node.name or "") for node in model.graph)
     assert {value.name for value in model.graph.inputs if value.name.startswith("past.")} == {

@@ -12,7 +12,7 @@ import pytest
 from piston.calibration.graph.linears import by_input, find_linears
 from piston.calibration.observe import checkpoint_file as progress_file
 from piston.calibration.observe.collect import collect
-from piston.calibration.observe.consumers import Gram, Several
+from piston.calibration.observe.consumers import Gram, Tee
 from piston.calibration.observe.observers import make_observer
 from piston.core.errors import CalibrationError, MisuseError
 
@@ -46,7 +46,7 @@ def groups(model_dir):
 
 def consumers_of(groups):
     return {
-        name: Several(make_observer("mse", name), make_observer("moving", name, per_channel=True), Gram(name))
+        name: Tee(make_observer("mse", name), make_observer("moving", name, per_channel=True), Gram(name))
         for name in groups
     }
 
@@ -92,7 +92,7 @@ def test_observers_find_the_range_of_what_was_recorded(model_dir, groups):
 def with_recorder(groups, after=lambda arrays: None):
     """Consumers of every group, and a recorder beside those of the first."""
     consumers, name, recorder = consumers_of(groups), next(iter(groups)), Recorder(after)
-    consumers[name] = Several(*consumers[name].consumers, recorder)
+    consumers[name] = Tee(*consumers[name].consumers, recorder)
     return consumers, recorder
 
 

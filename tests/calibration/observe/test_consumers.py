@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from piston.calibration.observe.consumers import Gram, Several, Without
+from piston.calibration.observe.consumers import DropChannels, Gram, Tee
 from piston.calibration.observe.observers import make_observer
 from piston.core.errors import CalibrationError
 
@@ -38,16 +38,16 @@ def test_a_gram_refuses_what_is_not_finite():
 def test_channels_left_out_are_never_seen():
     channels = np.array([1, 4])
     gram = Gram("x")
-    fed(Without(gram, channels), BLOCKS)
+    fed(DropChannels(gram, channels), BLOCKS)
     direct = fed(Gram("x"), [np.delete(block, channels, axis=-1) for block in BLOCKS])
     np.testing.assert_array_equal(gram.matrix, direct.matrix)
-    assert Without(gram, channels).kind != Without(gram, np.array([1, 5])).kind
+    assert DropChannels(gram, channels).kind != DropChannels(gram, np.array([1, 5])).kind
 
 
 @pytest.mark.parametrize("cut", range(4))
 def test_several_restored_consumers_go_on(cut):
     def several():
-        return Several(Gram("x"), make_observer("minmax", "x"), make_observer("mse", "x", per_channel=True))
+        return Tee(Gram("x"), make_observer("minmax", "x"), make_observer("mse", "x", per_channel=True))
 
     resumed = several()
     resumed.restore(fed(several(), BLOCKS[:cut]).state())
@@ -57,7 +57,7 @@ def test_several_restored_consumers_go_on(cut):
 
 
 def test_several_are_of_the_kind_of_all():
-    assert Several(Gram("x"), make_observer("minmax", "x")).kind == "gram + minmax, tensor"
+    assert Tee(Gram("x"), make_observer("minmax", "x")).kind == "gram + minmax, tensor"
 
 
 def test_a_gram_of_unit_tokens_counts_every_token_alike():

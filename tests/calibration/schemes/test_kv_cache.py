@@ -20,7 +20,7 @@ from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import CalibrationError, MisuseError
 from piston.engines import build
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 
 ROWS = RowOptions(num_rows=4, seq_len=24)
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions by night"
@@ -106,7 +106,7 @@ def test_a_float_model_with_an_int8_cache_is_built_and_generates(model_dir, text
     manifest = build(tmp_path / "out", tmp_path / "bundle")
     assert (manifest.engines[0].cache.dtype, manifest.engines[0].requested["lm_head"]) == ("int8", "float32")
     with load(tmp_path / "bundle") as opened:
-        assert opened.generate("hello", Sampling(max_tokens=5, ignore_eos=True)).token_ids
+        assert opened.generate("hello", SamplingParams(max_tokens=5, ignore_eos=True)).token_ids
 
 
 def test_a_saved_recipe_gives_the_same_bytes_without_reading_text(model_dir, text, tmp_path, capsys):

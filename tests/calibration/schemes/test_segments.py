@@ -10,7 +10,7 @@ from piston.calibration.numeric.rounding import Grid, round_to_nearest
 from piston.calibration.observe.collect import collect
 from piston.calibration.schemes.channel_splitting import split_largest
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
-from piston.calibration.schemes.segments import Relay, cut
+from piston.calibration.schemes.segments import StreamedModel, cut
 from piston.calibration.schemes.w8a8 import weight_of
 
 ROWS = np.random.default_rng(0).integers(3, 131, (3, 12))
@@ -43,7 +43,7 @@ def in_one_piece(directory, names):
 def test_what_linears_read_is_what_the_whole_model_gives_them(model_dir, tmp_path):
     graph = ModelGraph.open(model_dir)
     expected = in_one_piece(model_dir, graph.groups())
-    relay = Relay(graph, ROWS, tmp_path / "relay")
+    relay = StreamedModel(graph, ROWS, tmp_path / "relay")
     for segment in cut(graph.model.graph, graph.groups()):
         for row, values in enumerate(relay.run(segment)):
             for stream in ("float", "quantized"):
@@ -55,7 +55,7 @@ def test_what_linears_read_is_what_the_whole_model_gives_them(model_dir, tmp_pat
 
 def test_the_second_stream_has_the_weights_it_was_given(model_dir, tmp_path):
     graph = ModelGraph.open(model_dir)
-    relay = Relay(graph, ROWS, tmp_path / "relay")
+    relay = StreamedModel(graph, ROWS, tmp_path / "relay")
     first, second, *_ = cut(graph.model.graph, graph.groups())
     values_of = next(linear for linear in first.group if linear.name.endswith("v_proj"))
     list(relay.run(first))
@@ -69,7 +69,7 @@ def test_the_second_stream_has_the_weights_it_was_given(model_dir, tmp_path):
 def test_linears_of_the_second_stream_that_read_copies_give_what_they_gave(model_dir, tmp_path):
     """But for rounding: in the second stream what makes the values is not divided, so the relay does it."""
     graph = ModelGraph.open(model_dir)
-    relay = Relay(graph, ROWS, tmp_path / "relay")
+    relay = StreamedModel(graph, ROWS, tmp_path / "relay")
     first, second, *_ = cut(graph.model.graph, graph.groups())
     list(relay.run(first))
     source = split_largest(np.arange(1.0, 65.0), 64)
@@ -82,7 +82,7 @@ def test_linears_of_the_second_stream_that_read_copies_give_what_they_gave(model
 def test_what_is_dead_is_written_over(model_dir, tmp_path):
     """A residual stream and what is read next are alive, in two streams of three rows, after any number of layers."""
     graph = ModelGraph.open(model_dir)
-    relay = Relay(graph, ROWS, tmp_path / "relay")
+    relay = StreamedModel(graph, ROWS, tmp_path / "relay")
     counts = []
     for segment in cut(graph.model.graph, graph.groups()):
         assert len(segment.alive) == 2
@@ -96,14 +96,14 @@ def test_a_segment_that_was_not_left_can_be_run_again(model_dir, tmp_path):
     """From the files alone, as a process does that goes on where another was stopped."""
     graph = ModelGraph.open(model_dir)
     first, second, third, *_ = cut(graph.model.graph, graph.groups())
-    relay = Relay(graph, ROWS, tmp_path / "relay")
+    relay = StreamedModel(graph, ROWS, tmp_path / "relay")
     for segment in (first, second):
         list(relay.run(segment))
         relay.leave(segment)
     whole = list(relay.run(third))
-    again = Relay(graph, ROWS, tmp_path / "relay")
+    again = StreamedModel(graph, ROWS, tmp_path / "relay")
     next(again.run(third))  # stopped after a row
-    for one, other in zip(whole, Relay(graph, ROWS, tmp_path / "relay").run(third), strict=True):
+    for one, other in zip(whole, StreamedModel(graph, ROWS, tmp_path / "relay").run(third), strict=True):
         assert np.array_equal(one["quantized"], other["quantized"])
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from piston.calibration.search.cached_logits import RememberedEngine
+from piston.calibration.search.cached_logits import CachedLogitsEngine
 from piston.core.errors import MisuseError
 
 VOCAB = 11
@@ -49,7 +49,7 @@ class Engine:
 @pytest.fixture
 def rig(tmp_path):
     engine = Engine()
-    remembered = RememberedEngine(engine, tmp_path / "logits")
+    remembered = CachedLogitsEngine(engine, tmp_path / "logits")
     yield SimpleNamespace(engine=engine, remembered=remembered, directory=tmp_path)
     remembered.close()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from piston.calibration.schemes.prepared import Prepared
-from piston.calibration.search.sensitivity import CANDIDATES, Alone, few, most_harmful
+from piston.calibration.search.sensitivity import CANDIDATES, SoloSensitivity, few, most_harmful
 from piston.core.console import Progress
 
 FLOOR = 0.0125
@@ -36,7 +36,7 @@ def ranked(count, known="abcde"):
 
 def test_what_is_there_without_any_linear_in_integers_is_taken_off():
     meter = Meter()
-    alone = Alone(meter, ROWS)
+    alone = SoloSensitivity(meter, ROWS)
     assert alone.floor == FLOOR
     assert alone.harm(["a", "c"]) == pytest.approx(0.06)
     assert meter.passes == [(), ("a", "c")]
@@ -44,12 +44,12 @@ def test_what_is_there_without_any_linear_in_integers_is_taken_off():
 
 def test_a_floor_that_is_known_is_not_measured_again():
     meter = Meter()
-    assert Alone(meter, ROWS, floor=0.03).harm(["a"]) == pytest.approx(FLOOR + 0.04 - 0.03)
+    assert SoloSensitivity(meter, ROWS, floor=0.03).harm(["a"]) == pytest.approx(FLOOR + 0.04 - 0.03)
     assert meter.passes == [("a",)]
 
 
 def test_a_linear_that_costs_less_than_nothing_costs_nothing():
-    assert Alone(Meter(), ROWS, floor=1.0).harm(["a"]) == 0
+    assert SoloSensitivity(Meter(), ROWS, floor=1.0).harm(["a"]) == 0
 
 
 def test_the_worst_come_first_by_multiply_add():

@@ -20,13 +20,13 @@ def test_a_machine_with_the_least_runs_on_the_cpu():
 
 
 def test_a_machine_where_nothing_can_run_is_ill():
-    assert (said()["targets"].level, said()["targets"].mend) == ("wrong", "pip install 'piston[ort]'")
+    assert (said()["targets"].level, said()["targets"].fix) == ("wrong", "pip install 'piston[ort]'")
 
 
 def test_both_packages_of_onnx_runtime_are_a_trap():
     found = said(onnxruntime="1.32.0", onnxruntime_gpu="1.32.0")["onnxruntime"]
     assert found.level == "wrong"
-    assert found.mend.startswith("pip uninstall -y onnxruntime onnxruntime-gpu")
+    assert found.fix.startswith("pip uninstall -y onnxruntime onnxruntime-gpu")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_both_packages_of_onnx_runtime_are_a_trap():
 )
 def test_a_version_below_the_least_is_wrong(package, version, subject):
     found = said(**{"onnxruntime": "1.32.0", package: version})[subject]
-    assert (found.level, f"{package}>={LEAST[package]}" in found.mend) == ("wrong", True)
+    assert (found.level, f"{package}>={LEAST[package]}" in found.fix) == ("wrong", True)
 
 
 def test_a_missing_part_of_the_runtime_is_wrong():
@@ -50,7 +50,7 @@ def test_a_gpu_target_needs_a_driver_to_run(driver, level):
 
 
 def test_a_driver_without_bindings_says_what_to_install():
-    assert said(driver=True)["cuda"].mend == "pip install 'piston[cuda]'"
+    assert said(driver=True)["cuda"].fix == "pip install 'piston[cuda]'"
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_the_least_versions_are_those_of_the_metadata():
 def test_the_verb_tells_people_and_programs_the_same(piston, bundle):
     healthy, ill = piston("doctor", bundle), piston("doctor", bundle / "absent")
     assert (healthy.status, ill.status) == (0, 1)
-    assert "mend: check the path" in ill.out
+    assert "fix: check the path" in ill.out
     found = json.loads(piston("doctor", bundle / "absent", "--json").out)
-    assert (found["healthy"], found["findings"][0]["mend"]) == (False, "check the path")
+    assert (found["healthy"], found["findings"][0]["fix"]) == (False, "check the path")
 
 
 def test_the_verb_examines_this_machine(piston):

@@ -123,7 +123,7 @@ def changed(path):
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 
 
-# what it is: (how it is made, in tmp_path; which part is given, what is said, what mends it)
+# what it is: (how it is made, in tmp_path; which part is given, what is said, what fixes it)
 GGUF = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
 BROKEN = {
     "nothing": (lambda d: None, "absent", "there is nothing", "check the path"),
@@ -291,21 +291,21 @@ def findings_of(tmp_path, make, part):
     return examine_path(tmp_path / part if part else tmp_path, INSTALLED.get)
 
 
-@pytest.mark.parametrize(("make", "part", "said", "mended"), BROKEN.values(), ids=BROKEN)
-def test_what_is_wrong_is_said_with_what_mends_it(tmp_path, make, part, said, mended):
+@pytest.mark.parametrize(("make", "part", "said", "fixed"), BROKEN.values(), ids=BROKEN)
+def test_what_is_wrong_is_said_with_what_mends_it(tmp_path, make, part, said, fixed):
     findings = findings_of(tmp_path, make, part)
     bad = [finding for finding in findings if finding.level != "ok"]
     assert any(finding.level == "wrong" for finding in bad)
-    assert all(finding.mend for finding in bad)
+    assert all(finding.fix for finding in bad)
     assert any(said in finding.says for finding in bad), findings
-    assert any(mended in finding.mend for finding in bad), findings
+    assert any(fixed in finding.fix for finding in bad), findings
 
 
 @pytest.mark.parametrize(("make", "part", "said", "next_step"), WHOLE.values(), ids=WHOLE)
 def test_what_is_whole_is_said_with_the_next_step(tmp_path, make, part, said, next_step):
     findings = findings_of(tmp_path, make, part)
     assert {finding.level for finding in findings} == {"ok"}
-    assert any(said in finding.says and next_step in finding.mend for finding in findings), findings
+    assert any(said in finding.says and next_step in finding.fix for finding in findings), findings
 
 
 def test_every_damaged_file_is_named_not_only_the_first(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from zoo import WINDOW
 
 from piston.core.errors import ParityError
-from piston.engines.equivalence.answers import prove
+from piston.engines.equivalence.answers import check_parity
 from piston.engines.ort.cpu_graph import build_ort
 
 MAX_LENGTH = 64
@@ -38,28 +38,28 @@ def scale(node, factor):
 
 def prove_change(lowered, out, change, **options):
     canonical, _, broken = lowered
-    return prove(canonical.path, broken(out, change), canonical.cache, max_length=MAX_LENGTH, **options)
+    return check_parity(canonical.path, broken(out, change), canonical.cache, max_length=MAX_LENGTH, **options)
 
 
 def test_what_was_compared_is_recorded(lowered):
     canonical, path, _ = lowered
-    proof = prove(canonical.path, path, canonical.cache, max_length=MAX_LENGTH, windows=[WINDOW, 5000])
-    assert proof.prompt_lengths == [3, 8, WINDOW + 9, 21]
-    assert proof.steps == 8
-    assert proof.compared == 3 + 8 + 16 + 21 + 4 * proof.steps
-    assert 0 < proof.max_abs < proof.bound
+    parity = check_parity(canonical.path, path, canonical.cache, max_length=MAX_LENGTH, windows=[WINDOW, 5000])
+    assert parity.prompt_lengths == [3, 8, WINDOW + 9, 21]
+    assert parity.steps == 8
+    assert parity.compared == 3 + 8 + 16 + 21 + 4 * parity.steps
+    assert 0 < parity.max_abs < parity.bound
 
 
 def test_prompts_fit_a_short_engine(lowered):
     canonical, path, _ = lowered
-    proof = prove(canonical.path, path, canonical.cache, max_length=10)
-    assert (proof.prompt_lengths, proof.steps) == ([2], 8)
+    parity = check_parity(canonical.path, path, canonical.cache, max_length=10)
+    assert (parity.prompt_lengths, parity.steps) == ([2], 8)
 
 
 def test_an_engine_of_two_positions_is_still_proved(lowered):
     canonical, path, _ = lowered
-    proof = prove(canonical.path, path, canonical.cache, max_length=2)
-    assert (proof.prompt_lengths, proof.steps) == ([1], 1)
+    parity = check_parity(canonical.path, path, canonical.cache, max_length=2)
+    assert (parity.prompt_lengths, parity.steps) == ([1], 1)
 
 
 def test_a_wrong_scale_in_the_first_layer_is_found_and_the_layer_named(lowered, tmp_path):

@@ -1,4 +1,4 @@
-"""What the proof must find in a quantized engine: one thing broken by hand at a time."""
+"""What the parity check must find in a quantized engine: one thing broken by hand at a time."""
 
 import shutil
 
@@ -10,9 +10,9 @@ from quantized import quantize
 
 from piston.core.errors import ParityError
 from piston.engines.equivalence import packed_products as kernels
-from piston.engines.equivalence.activation_injection import expose_activations
-from piston.engines.equivalence.answers import prove
-from piston.engines.equivalence.packed_products import prove_kernels
+from piston.engines.equivalence.activation_injection import add_activation_outputs
+from piston.engines.equivalence.answers import check_parity
+from piston.engines.equivalence.packed_products import check_packed_products
 from piston.engines.ort.cpu_graph import build_ort
 
 MAX_LENGTH = 64
@@ -20,14 +20,14 @@ MAX_LENGTH = 64
 
 @pytest.fixture(scope="module")
 def engines(toy, tmp_path_factory):
-    """scheme -> cache, the canonical graph as the proof reads it, the engine."""
+    """scheme -> cache, the canonical graph as the parity check reads it, the engine."""
     canonical = toy("llama")
     made = {}
     for scheme in ("w8a8", "w8a8 remainder", "w8", "w4"):
         root = tmp_path_factory.mktemp(scheme.replace(" ", "-"))
         path = quantize(canonical.path, root / "model", canonical.cache, scheme)
         graph = ir.load(path)
-        expose_activations(graph)
+        add_activation_outputs(graph)
         ir.save(graph, root / "exposed.onnx", external_data="exposed.onnx.data")
         made[scheme] = canonical.cache, root / "exposed.onnx", build_ort(path, root / "engine", MAX_LENGTH).path
     return made
@@ -39,7 +39,7 @@ def prove_broken(engines, scheme, out, change):
     change(model)
     shutil.copyfile(path.parent / "model.onnx.data", out / "model.onnx.data")
     ir.save(model, out / "model.onnx")
-    return prove(canonical, out / "model.onnx", cache, max_length=MAX_LENGTH)
+    return check_parity(canonical, out / "model.onnx", cache, max_length=MAX_LENGTH)
 
 
 def products(model, op_type):
@@ -183,22 +183,22 @@ def test_activations_that_only_the_lowered_graph_rounds_are_found(engines):
     cache, _, path = engines["w8a8"]
     _, other, _ = engines["w8"]
     with pytest.raises(ParityError, match="which the canonical one does not"):
-        prove(other, path, cache, max_length=MAX_LENGTH)
+        check_parity(other, path, cache, max_length=MAX_LENGTH)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8", "w4"])
 def test_kernels_are_within_their_bounds_and_leave_no_file(engines, scheme):
     path = engines[scheme][2]
-    proof = prove_kernels(path)
-    assert proof.products == 10
-    assert proof.max_relative <= (0 if scheme == "w8a8" else 1e-2)
+    parity = check_packed_products(path)
+    assert parity.products == 10
+    assert parity.max_relative <= (0 if scheme == "w8a8" else 1e-2)
     assert sorted(item.name for item in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
 
 
 def test_a_kernel_that_rounds_more_than_it_may_is_named(engines, monkeypatch):
     monkeypatch.setitem(kernels.BOUNDS, "MatMulNBits", 1e-3)
     with pytest.raises(ParityError, match=r"MatMulNBits of model\.layers\.0\.\S+ is 0\.00\d+ of its size away"):
-        prove_kernels(engines["w8"][2])
+        check_packed_products(engines["w8"][2])
 
 
 def test_the_simulation_in_float_is_not_fused(engines):

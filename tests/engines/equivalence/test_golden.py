@@ -7,7 +7,7 @@ import torch
 from checkpoints import write_checkpoint
 
 from piston.cli.main import main
-from piston.core.bundle.golden import ExpectedByTarget
+from piston.core.bundle.golden import GoldenByTarget
 from piston.core.bundle.manifest import Manifest
 from piston.engines import build
 from piston.engines.equivalence.golden import record_answers
@@ -22,7 +22,7 @@ def bundle(model_dir, tmp_path_factory):
 
 def test_the_answers_are_the_greedy_ones_of_the_checkpoint(bundle, tmp_path):
     model = write_checkpoint(tmp_path / "checkpoint", "llama", torch.float32)
-    for answer in ExpectedByTarget.read(bundle).of("ort-cpu").answers:
+    for answer in GoldenByTarget.read(bundle).of("ort-cpu").answers:
         ids = torch.tensor([[*answer.prompt_ids, *answer.token_ids]])
         with torch.no_grad():
             logits = model(ids, use_cache=False).logits[0, len(answer.prompt_ids) - 1 : -1].numpy()
@@ -32,7 +32,7 @@ def test_the_answers_are_the_greedy_ones_of_the_checkpoint(bundle, tmp_path):
 
 
 def test_an_engine_in_float_is_off_by_less_than_its_floor(bundle):
-    assert ExpectedByTarget.read(bundle).of("ort-cpu").noise < 0.005
+    assert GoldenByTarget.read(bundle).of("ort-cpu").noise < 0.005
 
 
 def test_the_answers_are_recorded_in_the_manifest(bundle):
@@ -46,7 +46,7 @@ def test_the_bundle_verifies(bundle, capsys):
 
 def test_a_short_engine_gets_short_answers(model_dir, tmp_path):
     build(model_dir, tmp_path / "short", max_length=5)
-    for answer in ExpectedByTarget.read(tmp_path / "short").of("ort-cpu").answers:
+    for answer in GoldenByTarget.read(tmp_path / "short").of("ort-cpu").answers:
         assert len(answer.prompt_ids) + len(answer.token_ids) <= 5
     assert main(["verify", str(tmp_path / "short"), "--quiet"]) == 0
 
@@ -56,7 +56,7 @@ def test_an_engine_that_cannot_run_here_gets_the_canonical_graphs_answers(model_
     model, (spec,) = Manifest.read(model_dir), Manifest.read(bundle).engines
     elsewhere = dataclasses.replace(spec, target="tensorrt")
     record_answers(tmp_path / "b", model_dir / "model.onnx", model, [spec, elsewhere])
-    found = ExpectedByTarget.read(tmp_path / "b")
+    found = GoldenByTarget.read(tmp_path / "b")
     own, others = found.of("ort-cpu"), found.of("tensorrt")
     assert (own.by, others.by) == ("engine", "canonical graph")
     assert [answer.token_ids for answer in own.answers] == [answer.token_ids for answer in others.answers]

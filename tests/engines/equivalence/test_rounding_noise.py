@@ -43,7 +43,7 @@ def off_by(canonical, tmp_path):
 
 
 def proved(canonical, path):
-    return prove.prove(canonical.path, path, canonical.cache, max_length=MAX_LENGTH)
+    return prove.check_parity(canonical.path, path, canonical.cache, max_length=MAX_LENGTH)
 
 
 def test_a_sound_model_hardly_moves_when_its_first_activations_are_rounded_otherwise(canonical):
@@ -106,9 +106,9 @@ def test_what_is_within_the_bound_is_not_asked_for_its_noise(canonical, off_by, 
 
 def test_a_difference_that_rounding_explains_is_allowed_and_recorded(canonical, off_by, monkeypatch):
     monkeypatch.setattr(prove, "slack_of", lambda *_, **__: 3.0)
-    proof = proved(canonical, off_by(2.0))
-    assert proof.slack == 3
-    assert proof.bound / 3 < proof.max_abs < proof.bound
+    parity = proved(canonical, off_by(2.0))
+    assert parity.slack == 3
+    assert parity.bound / 3 < parity.max_abs < parity.bound
 
 
 @pytest.mark.parametrize("slack", [1.0, 3.0])
@@ -121,4 +121,4 @@ def test_a_larger_one_is_not(canonical, off_by, monkeypatch, slack):
 def test_the_slack_stands_in_the_manifest(model_dir, tmp_path):
     build(model_dir, tmp_path / "bundle", ["ort-cpu"], max_length=MAX_LENGTH)
     (engine,) = Manifest.read(tmp_path / "bundle").engines
-    assert engine.actual["proof"]["slack"] == 1
+    assert engine.actual["parity"]["slack"] == 1

@@ -4,7 +4,7 @@ import pytest
 from zoo import WINDOW
 
 from piston.core.errors import EngineError
-from piston.engines.equivalence.answers import prove
+from piston.engines.equivalence.answers import check_parity
 from piston.engines.ort.cpu_graph import build_ort, count_operators, save_optimized
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
 
@@ -37,9 +37,9 @@ def test_every_attention_is_fused_and_the_answers_stay(name, toy, tmp_path):
     assert (lowered.fused_attention, lowered.attention, lowered.refused) == (2, 2, {})
     assert (lowered.fused_rotary, lowered.packed_qkv, lowered.fused_norms) == (rotary, packed, norms)
     assert lowered.windows == windows
-    proof = prove(canonical.path, built.path, canonical.cache, max_length=MAX_LENGTH, windows=windows)
-    assert proof.max_abs <= 2e-5 < proof.bound
-    assert not windows or proof.prompt_lengths[-1] > WINDOW + proof.steps
+    parity = check_parity(canonical.path, built.path, canonical.cache, max_length=MAX_LENGTH, windows=windows)
+    assert parity.max_abs <= 2e-5 < parity.bound
+    assert not windows or parity.prompt_lengths[-1] > WINDOW + parity.steps
 
 
 def test_an_attention_that_does_not_fit_stays_and_is_named(toy, tmp_path):
@@ -47,7 +47,7 @@ def test_an_attention_that_does_not_fit_stays_and_is_named(toy, tmp_path):
     built = build_ort(canonical.path, tmp_path, MAX_LENGTH)
     assert (built.lowered.fused_attention, built.lowered.attention) == (0, 4)
     assert built.lowered.refused["model.layers.0.self_attn/Attention"] == "its keys have other readers"
-    assert prove(canonical.path, built.path, canonical.cache, max_length=MAX_LENGTH).max_abs <= 2e-5
+    assert check_parity(canonical.path, built.path, canonical.cache, max_length=MAX_LENGTH).max_abs <= 2e-5
 
 
 def test_the_file_holds_onnx_runtimes_own_fusions(toy, tmp_path):

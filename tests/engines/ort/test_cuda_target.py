@@ -6,7 +6,7 @@ from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import EngineError, MisuseError, ParityError
 from piston.engines import build
-from piston.engines.equivalence import half_precision as prove_narrow
+from piston.engines.equivalence import half_precision as check_half_precision
 from piston.engines.lowering import ort_cuda as lowering
 from piston.engines.ort import cuda as build_ort_cuda
 
@@ -43,7 +43,7 @@ def test_a_scheme_is_built_proved_and_described(bundle_of, scheme, share):
     assert (engine.target, engine.path, engine.cache.dtype) == ("ort-cuda", "ort-cuda/model.onnx", "float16")
     assert engine.actual["attention_fused"] == 2
     assert engine.actual["linears"][share] > 0.99
-    assert engine.actual["proof"]["max_abs"] < 1e-4
+    assert engine.actual["parity"]["max_abs"] < 1e-4
     assert 0 < engine.actual["proof_narrow"]["max_relative"] < 0.01
     assert engine.actual["run_on_gpu"] is False
 
@@ -113,7 +113,7 @@ def test_a_float16_file_that_computes_something_else_is_not_written(model_dir, t
 
 
 def test_answers_that_are_too_far_apart_fail_the_proof_in_float16(model_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(prove_narrow, "BOUND", 1e-5)
+    monkeypatch.setattr(check_half_precision, "BOUND", 1e-5)
     with pytest.raises(ParityError, match=r"In float16 the logits of a prefill of 2 tokens are .* apart"):
         build(model_dir, tmp_path / "out", ["ort-cuda"], max_length=50)
 

@@ -1,4 +1,4 @@
-"""Toys lowered for TensorRT once per session, in any scheme, with what the proof compares them to."""
+"""Toys lowered for TensorRT once per session, in any scheme, with what the parity check compares them to."""
 
 import dataclasses
 from pathlib import Path

@@ -13,7 +13,7 @@ from piston.core.bundle.manifest import Manifest, sha256_of
 from piston.core.errors import EngineError, MissingExtraError, MisuseError, ParityError, ShortfallError
 from piston.engines import build
 from piston.engines.tensorrt.compiler_options import CompilerOptions
-from piston.runtime import Sampling, load
+from piston.runtime import SamplingParams, load
 
 RTX = "tensorrt-rtx:sm89"
 
@@ -34,7 +34,7 @@ def test_a_bundle_holds_engines_of_both_kinds_and_runs_the_one_this_machine_can(
     ]
     manifest.verify(bundle)
     with load(bundle, target="ort-cpu") as model:
-        assert model.generate("hello", Sampling(max_tokens=3)).token_ids
+        assert model.generate("hello", SamplingParams(max_tokens=3)).token_ids
 
 
 def test_the_manifest_says_what_the_runtime_must_know(bundle):
@@ -52,7 +52,7 @@ def test_the_manifest_says_what_the_runtime_must_know(bundle):
     assert got["io"]["past.1.value"] == {"mode": "input", "dtype": "float16", "shape": ["batch", 2, 52, 16]}
     assert got["io"]["next.input_ids"] == {"mode": "output", "dtype": "int64", "shape": ["batch", "k"]}
     assert got["plan_sha256"] == sha256_of(bundle / spec.path)
-    assert [proof["dtype"] for proof in got["proofs"]] == ["float32", "float16"]
+    assert [parity["dtype"] for parity in got["parities"]] == ["float32", "float16"]
     assert got["linears"]["float"] == 1
 
 
@@ -70,7 +70,7 @@ def test_the_command_prints_what_came_of_it(bundle, model_dir, tmp_path, capsys)
     assert main([*arguments, "--max-length", "50", "--cache-dir", str(bundle.parent / "cache")]) == 0
     out, err = capsys.readouterr()
     assert f"{RTX}: tensorrt_rtx 1.7.1.116 for sm89; float16, cache float16, batch up to 3, length up to 50" in out
-    assert "proof in float16, on ONNX Runtime: logits within" in out
+    assert "parity in float16, on ONNX Runtime: logits within" in out
     assert "has been proved and compiled here; run `piston verify` where its GPU is" in err
     assert f"taking {RTX} from the engine cache" in err
 
@@ -80,7 +80,7 @@ def test_bfloat16_is_proved_by_rounding_every_result(model_dir, tmp_path):
     (spec,) = build(model_dir, tmp_path / "bundle", [RTX], max_batch=1, max_length=20, dtype="bf16").engines
     assert (spec.cache.dtype, spec.actual["dtype"]) == ("bfloat16", "bfloat16")
     assert spec.actual["io"]["present.0.key"]["dtype"] == "bfloat16"
-    twin, narrow = spec.actual["proofs"]
+    twin, narrow = spec.actual["parities"]
     assert twin["relative"] < 1e-5 < narrow["relative"] < 0.1
 
 

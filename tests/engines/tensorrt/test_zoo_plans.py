@@ -32,12 +32,12 @@ def test_an_architecture_is_lowered_and_answers_as_the_canonical_graph(model_typ
     made = lowered_toy(model_type, scheme)
     twin, narrow = prove_file(made.reference, made.model, made.file)
     assert (twin["dtype"], narrow["dtype"]) == ("float32", "float16")
-    for proof in (twin, narrow):
-        assert proof["relative"] <= MOST_LOST[proof["dtype"]]
-        assert proof["steps"] == 14
-        assert proof["tokens"] == proof["compared"] > 30
-        assert {0, 1, 7, 24, 49} <= set(proof["positions"])
-        assert (proof["activations"] > 0) == scheme.startswith("w8a8")
+    for parity in (twin, narrow):
+        assert parity["relative"] <= MOST_LOST[parity["dtype"]]
+        assert parity["steps"] == 14
+        assert parity["tokens"] == parity["compared"] > 30
+        assert {0, 1, 7, 24, 49} <= set(parity["positions"])
+        assert (parity["activations"] > 0) == scheme.startswith("w8a8")
 
 
 @pytest.mark.parametrize(("model_type", "scheme"), CASES)

@@ -15,7 +15,7 @@ from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request
 from piston.runtime.model import LanguageModel
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import RowSampler
 from piston.runtime.text.chat_template import ChatTemplate
 
@@ -60,7 +60,7 @@ def prefilled(engine, ids=IDS, num_logits=1):
 
 
 def greedy(engine, prompts, max_tokens=8):
-    requests = [Request(list(ids), RowSampler(Sampling(max_tokens=max_tokens), ids)) for ids in prompts]
+    requests = [Request(list(ids), RowSampler(SamplingParams(max_tokens=max_tokens), ids)) for ids in prompts]
     for _ in decode(engine, requests):
         pass
     return [request.output_ids for request in requests]
@@ -318,14 +318,14 @@ def test_a_manifest_of_another_cache_is_an_engine_error(toy_llama, change):
 
 def test_generation_on_a_real_graph_streams_what_it_generates(make):
     model = LanguageModel(manifest_of(), make(num_slots=2), byte_tokenizer(), ChatTemplate(CHAT, special_tokens={}))
-    sampling = Sampling(max_tokens=12, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=12, ignore_eos=True)
     completion = model.generate([3, 40, 50], sampling)
     assert "".join(model.stream([3, 40, 50], sampling)) == completion.text
     assert len(completion.token_ids) == 12
 
 
 def test_a_conversation_on_a_real_graph_gives_the_tokens_of_a_fresh_prompt(make):
-    sampling = Sampling(max_tokens=5)
+    sampling = SamplingParams(max_tokens=5)
     ids = [[3, 40], [50, 60, 4], [70, 5]]
     cached, slot, held = make(), 0, []
     cached.cache.admit()

@@ -19,11 +19,11 @@ from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.kv_cache import KVCache
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
 from piston.runtime.backends.ort_cuda import OrtCudaEngine, check_provider
-from piston.runtime.backends.registry import Sizes, choose, open_engine
+from piston.runtime.backends.registry import Sizes, open_engine, select_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import RowSampler
 
 pytest.importorskip("onnxruntime")
@@ -81,7 +81,9 @@ def test_texts_are_those_of_the_cpu(rig, toy_llama):
     other = OrtEngine(open_session(toy_llama.path, OrtOptions(threads=1)), KVCache(toy_llama.spec, 3, 40))
     found = []
     for engine in (rig.engine(), other):
-        requests = [Request(IDS[:count], RowSampler(Sampling(max_tokens=9), IDS[:count])) for count in (3, 11, 1, 6, 2)]
+        requests = [
+            Request(IDS[:count], RowSampler(SamplingParams(max_tokens=9), IDS[:count])) for count in (3, 11, 1, 6, 2)
+        ]
         for _ in decode(engine, requests):
             pass
         found.append([request.output_ids for request in requests])
@@ -168,7 +170,7 @@ def test_a_capture_that_fails_is_told_once_and_the_text_is_the_same(captured, to
     failing.fail["1"] = Fail("operation not permitted when stream is capturing")
     texts = []
     for each in (engine, other):
-        request = Request(IDS, RowSampler(Sampling(max_tokens=9), IDS))
+        request = Request(IDS, RowSampler(SamplingParams(max_tokens=9), IDS))
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             list(decode(each, [request]))
@@ -308,7 +310,7 @@ def bundle(tmp_path):
 
 def test_with_a_gpu_and_its_provider_the_gpu_is_taken(bundle):
     machine = machine_with(gpu(), providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
-    assert choose(bundle, machine=machine)[0].target == "ort-cuda"
+    assert select_engine(bundle, machine=machine)[0].target == "ort-cuda"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,7 @@ def test_with_a_gpu_and_its_provider_the_gpu_is_taken(bundle):
     ],
 )
 def test_without_one_of_them_the_cpu_is_and_the_reason_told(bundle, machine, reason):
-    spec, reasons = choose(bundle, machine=machine)
+    spec, reasons = select_engine(bundle, machine=machine)
     assert spec.target == "ort-cpu"
     assert reason in reasons["ort-cuda"]
 

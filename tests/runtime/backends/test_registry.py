@@ -6,7 +6,7 @@ from toy_model import CACHE, edit_manifest, write_bundle
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.errors import BundleError, MissingExtraError, MisuseError, NoDeviceError
 from piston.runtime.backends.cuda_driver import has_driver
-from piston.runtime.backends.registry import BACKENDS, Sizes, choose, judge, open_engine
+from piston.runtime.backends.registry import BACKENDS, Sizes, evaluate_candidates, open_engine, select_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.model import load
 
@@ -26,29 +26,29 @@ def bundle_of(tmp_path):
 
 
 def test_the_only_engine_that_runs_is_taken(bundle_of):
-    spec, reasons = choose(bundle_of("ort-cpu"), machine=machine_with())
+    spec, reasons = select_engine(bundle_of("ort-cpu"), machine=machine_with())
     assert (spec.target, reasons) == ("ort-cpu", {})
 
 
 def test_an_unknown_family_is_passed_over_with_its_name(bundle_of):
-    spec, reasons = choose(bundle_of("quantum:q7", "ort-cpu"), machine=machine_with())
+    spec, reasons = select_engine(bundle_of("quantum:q7", "ort-cpu"), machine=machine_with())
     assert spec.target == "ort-cpu"
     assert "no backend for quantum:q7" in reasons["quantum:q7"]
 
 
 def test_a_target_that_is_named_is_never_replaced(bundle_of):
     with pytest.raises(BundleError, match="no backend for quantum"):
-        choose(bundle_of("quantum", "ort-cpu"), "quantum", machine_with())
+        select_engine(bundle_of("quantum", "ort-cpu"), "quantum", machine_with())
 
 
 def test_a_missing_package_is_the_error_of_a_lone_engine(bundle_of):
     with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed; pip install 'piston\[ort\]'"):
-        choose(bundle_of("ort-cpu"), machine=machine_with(modules=()))
+        select_engine(bundle_of("ort-cpu"), machine=machine_with(modules=()))
 
 
 def test_where_nothing_runs_every_engine_says_why(bundle_of):
     with pytest.raises(BundleError, match=r"No engine of .* runs here.*ort-cpu: onnxruntime is not .*no backend for q"):
-        choose(bundle_of("quantum", "ort-cpu"), machine=machine_with(modules=()))
+        select_engine(bundle_of("quantum", "ort-cpu"), machine=machine_with(modules=()))
 
 
 def test_inspect_says_which_engine_this_machine_takes_and_why_not_another(piston, bundle):
@@ -60,7 +60,7 @@ def test_inspect_says_which_engine_this_machine_takes_and_why_not_another(piston
 
 def test_every_verdict_is_about_one_engine_the_best_family_first(bundle_of):
     targets = ["quantum", *reversed(BACKENDS)]
-    verdicts = judge(bundle_of(*targets), machine=machine_with())
+    verdicts = evaluate_candidates(bundle_of(*targets), machine=machine_with())
     assert [verdict.spec.target for verdict in verdicts] == [*BACKENDS, "quantum"]
 
 
@@ -84,13 +84,13 @@ def two(tmp_path):
 
 
 def test_without_a_driver_the_cpu_engine_is_taken_and_the_reason_told(two):
-    spec, reasons = choose(two(), machine=machine_with())
+    spec, reasons = select_engine(two(), machine=machine_with())
     assert spec.target == "ort-cpu"
     assert reasons["tensorrt-rtx:sm89"].startswith("There is no CUDA driver on this machine")
 
 
 def test_on_its_gpu_the_plan_is_taken_before_the_cpu_engine(two):
-    spec, reasons = choose(two(), machine=machine_with(gpu("sm89")))
+    spec, reasons = select_engine(two(), machine=machine_with(gpu("sm89")))
     assert spec.target == "tensorrt-rtx:sm89"
     assert reasons == {"ort-cpu": "It runs here too, tensorrt-rtx:sm89 is preferred."}
 
@@ -108,20 +108,20 @@ def test_on_its_gpu_the_plan_is_taken_before_the_cpu_engine(two):
     ],
 )
 def test_what_stands_in_the_way_of_a_plan_is_said(two, machine, plan, reason):
-    spec, reasons = choose(two(**plan), machine=machine)
+    spec, reasons = select_engine(two(**plan), machine=machine)
     assert spec.target == "ort-cpu"
     assert reason in reasons["tensorrt-rtx:sm89"]
 
 
 def test_a_plan_for_later_gpus_runs_on_a_later_one(two):
-    assert choose(two(gpus=0b1111110), machine=machine_with(gpu("sm130")))[0].target == "tensorrt-rtx:sm89"
+    assert select_engine(two(gpus=0b1111110), machine=machine_with(gpu("sm130")))[0].target == "tensorrt-rtx:sm89"
 
 
 @pytest.mark.parametrize(("sm", "chosen"), [("sm90", "tensorrt:sm90"), ("sm89", "ort-cpu")])
 def test_a_plan_of_tensorrt_is_for_the_gpus_that_the_manifest_names(two, sm, chosen):
     spec = plan_spec("tensorrt:sm90", compute_capabilities=["sm90"])
     plan = trt_header() + b"plan"
-    assert choose(two(plan, spec), machine=machine_with(gpu(sm), version="11.4.0.106"))[0].target == chosen
+    assert select_engine(two(plan, spec), machine=machine_with(gpu(sm), version="11.4.0.106"))[0].target == chosen
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_lean_runtime_takes_version_compatible_plans_that_are_not_younger(tw
         actual={"capacity": 64, "max_top_k": 64, "compute_capabilities": ["sm90"]},
     )
     machine = machine_with(gpu("sm90"), modules=("onnxruntime", *modules), version=version)
-    chosen, reasons = choose(two(trt_header() + b"plan", spec), machine=machine)
+    chosen, reasons = select_engine(two(trt_header() + b"plan", spec), machine=machine)
     assert chosen.target == ("tensorrt:sm90" if reason is None else "ort-cpu")
     assert reason is None or reason in reasons["tensorrt:sm90"]
 
@@ -153,7 +153,7 @@ def test_the_lean_runtime_takes_version_compatible_plans_that_are_not_younger(tw
 @pytest.mark.parametrize("target", ["tensorrt-rtx", "tensorrt-rtx:sm89"])
 def test_a_named_gpu_engine_fails_without_a_gpu_though_another_would_run(two, target):
     with pytest.raises(NoDeviceError, match="no CUDA driver"):
-        choose(two(), target, machine_with())
+        select_engine(two(), target, machine_with())
 
 
 def test_loading_here_what_needs_a_gpu_says_so(two):

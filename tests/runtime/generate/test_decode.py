@@ -10,7 +10,7 @@ from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request, check_fits
 from piston.runtime.generate.speculation import PROBE_SIZES, PROBE_STEPS, Speculator, Verification
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import RowSampler
 
 VOCAB, END = 23, 2
@@ -23,7 +23,9 @@ def engine_of(num_slots=1, capacity=64, script=SCRIPT):
 
 
 def request_of(prompt, max_tokens=12, **options):
-    return Request(list(prompt), RowSampler(Sampling(max_tokens=max_tokens), prompt, eos_token_ids=[END]), **options)
+    return Request(
+        list(prompt), RowSampler(SamplingParams(max_tokens=max_tokens), prompt, eos_token_ids=[END]), **options
+    )
 
 
 def tokens_of(engine, requests):
@@ -291,18 +293,18 @@ OPTIONS = {
 @pytest.mark.parametrize("num_slots", [1, 2, 4])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_guessing_changes_no_token_and_no_logprob(options, num_slots):
-    plain, guessed = guessing(LONG, Sampling(max_tokens=60, **options), num_slots)
+    plain, guessed = guessing(LONG, SamplingParams(max_tokens=60, **options), num_slots)
     assert guessed[:2] == plain[:2]
 
 
 def test_the_end_token_inside_a_guess_ends_the_row():
-    plain, guessed = guessing(LONG, Sampling(max_tokens=60), 1, script=looping_script(end=END, every=17))
+    plain, guessed = guessing(LONG, SamplingParams(max_tokens=60), 1, script=looping_script(end=END, every=17))
     assert guessed[:2] == plain[:2]
     assert "stop" in guessed[1]
 
 
 def test_guesses_that_come_true_save_engine_calls():
-    plain, guessed = guessing(LONG[:1], Sampling(max_tokens=100), 1)
+    plain, guessed = guessing(LONG[:1], SamplingParams(max_tokens=100), 1)
     _, _, _, (request,) = guessed
     assert request.speculator.num_accepted > 20
     assert len(guessed[2].calls) - PROBE_STEPS - len(PROBE_SIZES) < 0.7 * len(plain[2].calls)
@@ -310,13 +312,13 @@ def test_guesses_that_come_true_save_engine_calls():
 
 def test_a_row_may_fill_the_capacity_exactly_with_guesses():
     engine = ScriptedEngine(looping_script(), vocab_size=VOCAB, capacity=58)
-    sampler = RowSampler(Sampling(max_tokens=40), LONG[0])
+    sampler = RowSampler(SamplingParams(max_tokens=40), LONG[0])
     request = Request(LONG[0], sampler, speculator=Speculator(cheaply_verifying(), LONG[0], 16))
     assert len(tokens_of(engine, [request])[0]) == 40
 
 
 def test_a_kept_slot_holds_all_but_the_last_token_after_guesses_too():
-    _, guessed = guessing(LONG[:2], Sampling(max_tokens=30), 2, keep_slot=True)
+    _, guessed = guessing(LONG[:2], SamplingParams(max_tokens=30), 2, keep_slot=True)
     engine, requests = guessed[2:]
     held = [len(request.prompt_ids) + len(request.output_ids) - 1 for request in requests]
     assert sorted(engine.cache.lengths) == sorted(held)
@@ -326,7 +328,7 @@ def test_cancelling_inside_a_right_guess_drops_what_was_verified_behind_it():
     engine = ScriptedEngine(looping_script(), vocab_size=VOCAB, capacity=160)
     request = Request(
         LONG[0],
-        RowSampler(Sampling(max_tokens=90), LONG[0]),
+        RowSampler(SamplingParams(max_tokens=90), LONG[0]),
         keep_slot=True,
         speculator=Speculator(cheaply_verifying(), LONG[0], 16),
     )

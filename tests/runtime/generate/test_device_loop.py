@@ -7,7 +7,7 @@ from piston.runtime.backends.device_decoding import DeviceDecoding
 from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.processors import pick
 from piston.runtime.sampling.sampler import RowSampler
 
@@ -68,7 +68,7 @@ def test_a_scripted_engine_is_none_that_decodes_on_a_device():
 
 @pytest.mark.parametrize("temperature", [0, 0.5, 1.5])
 def test_texts_are_those_of_the_host_whatever_ends_them(temperature):
-    options = [Sampling(max_tokens=count, temperature=temperature, seed=4) for count in (1, 2, 30, 17, 30)]
+    options = [SamplingParams(max_tokens=count, temperature=temperature, seed=4) for count in (1, 2, 30, 17, 30)]
     engine = RunningEngine()
     assert answers(engine, *options, ends=(2,)) == plain(*options, ends=(2,))
     assert engine.runs
@@ -77,38 +77,38 @@ def test_texts_are_those_of_the_host_whatever_ends_them(temperature):
 
 def test_a_run_goes_on_until_the_rows_change():
     engine = RunningEngine()
-    answers(engine, Sampling(max_tokens=4), Sampling(max_tokens=9))
+    answers(engine, SamplingParams(max_tokens=4), SamplingParams(max_tokens=9))
     assert engine.runs == [([0, 1], 3), ([1], 5)]
 
 
 @pytest.mark.parametrize(
     "special",
     [
-        Sampling(max_tokens=6, repetition_penalty=1.2),
-        Sampling(max_tokens=6, presence_penalty=0.2),
-        Sampling(max_tokens=6, frequency_penalty=0.2),
-        Sampling(max_tokens=6, no_repeat_ngram_size=2),
-        Sampling(max_tokens=6, logit_bias={7: 3.0}),
-        Sampling(max_tokens=6, logprobs=True),
-        Sampling(max_tokens=6, temperature=1.0, top_p=0.5, seed=1),
+        SamplingParams(max_tokens=6, repetition_penalty=1.2),
+        SamplingParams(max_tokens=6, presence_penalty=0.2),
+        SamplingParams(max_tokens=6, frequency_penalty=0.2),
+        SamplingParams(max_tokens=6, no_repeat_ngram_size=2),
+        SamplingParams(max_tokens=6, logit_bias={7: 3.0}),
+        SamplingParams(max_tokens=6, logprobs=True),
+        SamplingParams(max_tokens=6, temperature=1.0, top_p=0.5, seed=1),
     ],
 )
 def test_one_row_that_needs_logits_is_picked_on_the_host_as_are_those_beside_it(special):
     engine = RunningEngine()
-    assert answers(engine, special, Sampling(max_tokens=6)) == plain(special, Sampling(max_tokens=6))
+    assert answers(engine, special, SamplingParams(max_tokens=6)) == plain(special, SamplingParams(max_tokens=6))
     assert engine.runs == []
 
 
 def test_min_tokens_are_counted_on_the_host_and_the_rest_on_the_device():
     engine = RunningEngine()
-    options = Sampling(max_tokens=12, min_tokens=5)
+    options = SamplingParams(max_tokens=12, min_tokens=5)
     assert answers(engine, options, ends=(2,)) == plain(options, ends=(2,))
     assert engine.runs == [([0], 7)]
 
 
 def test_streams_read_in_turns_are_not_mixed_up():
     engine = RunningEngine()
-    options = [Sampling(max_tokens=12, temperature=1.0, seed=seed) for seed in (1, 2)]
+    options = [SamplingParams(max_tokens=12, temperature=1.0, seed=seed) for seed in (1, 2)]
     requests = [Request([5 + i, 9], RowSampler(o, [5 + i, 9], index=i)) for i, o in enumerate(options)]
     streams = [decode(engine, [request]) for request in requests]
     for _ in range(12):
@@ -122,7 +122,7 @@ def test_streams_read_in_turns_are_not_mixed_up():
 
 def test_numbers_handed_out_are_drawn_when_their_tokens_are_recorded():
     logits = np.zeros(VOCAB_SIZE, np.float32)
-    one, two = (RowSampler(Sampling(temperature=1.0, seed=8), []) for _ in range(2))
+    one, two = (RowSampler(SamplingParams(temperature=1.0, seed=8), []) for _ in range(2))
     for token_id in (3, 4, 5):
         one.record(token_id)
         two.pick(logits)
@@ -131,14 +131,14 @@ def test_numbers_handed_out_are_drawn_when_their_tokens_are_recorded():
 
 
 def test_numbers_stay_below_one_in_single_precision():
-    sampler = RowSampler(Sampling(temperature=1.0), [])
+    sampler = RowSampler(SamplingParams(temperature=1.0), [])
     sampler._rng = type("Rng", (), {"random": lambda _, count: np.full(count, 1 - 2.0**-53)})()
     assert sampler.uniforms(2).dtype == np.float32
     assert float(sampler.uniforms(2).max()) < 1
 
 
 def test_a_finished_row_records_nothing():
-    sampler = RowSampler(Sampling(max_tokens=1), [])
+    sampler = RowSampler(SamplingParams(max_tokens=1), [])
     sampler.record(3)
     assert sampler.finish_reason == "length"
     with pytest.raises(MisuseError, match="finished"):

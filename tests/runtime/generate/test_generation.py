@@ -9,7 +9,7 @@ from toy_model import END, VOCAB_SIZE, answering, byte_backend, byte_tokenizer, 
 from piston.core.errors import MisuseError
 from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.generate.generation import prepare, run, spellings
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.text.tokenizer import Tokenizer
 
 PROMPT = "Q:"
@@ -28,7 +28,7 @@ def generate(script, sampling, prompts=(PROMPT,), num_slots=1):
 
 
 def answer(text, **options):
-    (completion,) = generate(answering((ids_of(PROMPT), ids_of(text))), Sampling(max_tokens=64, **options))
+    (completion,) = generate(answering((ids_of(PROMPT), ids_of(text))), SamplingParams(max_tokens=64, **options))
     return completion
 
 
@@ -44,7 +44,7 @@ def test_an_end_token_is_the_stop_reason():
 
 
 def test_max_tokens_end_by_length_for_no_stop_reason():
-    (completion,) = generate(answering((ids_of(PROMPT), ids_of("abcdef"))), Sampling(max_tokens=3))
+    (completion,) = generate(answering((ids_of(PROMPT), ids_of("abcdef"))), SamplingParams(max_tokens=3))
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("abc", "length", None)
 
 
@@ -142,7 +142,7 @@ def test_prompt_and_answer_are_one_text(kind, options, expected):
     prompt, said = backend.encode("The capital is").ids, backend.encode("Paris, no").ids
     assert backend.decode(prompt + said) == "The capital is Paris, no"
     engine = ScriptedEngine.saying([*said, 1], vocab_size=len(WORDS), prompt_len=len(prompt))
-    (generation,) = prepare([prompt], Sampling(max_tokens=9, **options), Tokenizer(backend), [1])
+    (generation,) = prepare([prompt], SamplingParams(max_tokens=9, **options), Tokenizer(backend), [1])
     assert "".join(piece for _, piece in run(engine, [generation])) == expected
 
 
@@ -156,7 +156,7 @@ def test_a_word_has_its_spelling_after_a_space_and_after_anything_else(kind):
 def test_a_character_that_begins_in_the_prompt_is_written_by_the_answer(echo):
     prompt, said = ids_of("a👍")[:-1], ids_of("👍")[-1:]
     engine = ScriptedEngine.saying([*said, END], vocab_size=VOCAB_SIZE, prompt_len=len(prompt))
-    (generation,) = prepare([prompt], Sampling(max_tokens=9, echo=echo), byte_tokenizer(), [END])
+    (generation,) = prepare([prompt], SamplingParams(max_tokens=9, echo=echo), byte_tokenizer(), [END])
     assert "".join(piece for _, piece in run(engine, [generation])) == ("a👍" if echo else "👍")
 
 
@@ -207,18 +207,18 @@ def test_min_tokens_hold_the_end_token_back():
 
 
 def test_a_stop_string_in_the_very_last_token_beats_the_length():
-    (completion,) = generate(answering((ids_of(PROMPT), ids_of("abcd"))), Sampling(max_tokens=4, stop="d"))
+    (completion,) = generate(answering((ids_of(PROMPT), ids_of("abcd"))), SamplingParams(max_tokens=4, stop="d"))
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("abc", "stop", "d")
 
 
 def test_half_a_character_at_the_end_becomes_one_replacement_character():
-    (completion,) = generate(answering((ids_of(PROMPT), ids_of("a👍"))), Sampling(max_tokens=3))
+    (completion,) = generate(answering((ids_of(PROMPT), ids_of("a👍"))), SamplingParams(max_tokens=3))
     assert completion.text == "a\ufffd"
 
 
 def test_a_stop_string_ends_its_row_while_others_go_on():
     script = answering((ids_of("A:"), ids_of("one. two")), (ids_of("B:"), ids_of("three and four")))
-    first, second = generate(script, Sampling(max_tokens=64, stop="."), ["A:", "B:"], num_slots=2)
+    first, second = generate(script, SamplingParams(max_tokens=64, stop="."), ["A:", "B:"], num_slots=2)
     assert (first.text, first.stop_reason) == ("one", ".")
     assert (second.text, second.stop_reason) == ("three and four", END)
 
@@ -264,26 +264,26 @@ def test_logprobs_name_tokens_as_the_vocabulary_spells_them():
 
 
 def test_answers_that_share_a_seed_differ():
-    completions = generate(history_script(), Sampling(max_tokens=8, n=4, temperature=1.0, seed=5), num_slots=2)
+    completions = generate(history_script(), SamplingParams(max_tokens=8, n=4, temperature=1.0, seed=5), num_slots=2)
     assert len({completion.token_ids for completion in completions}) == 4
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 4])
 def test_answers_that_share_a_seed_reproduce_whatever_the_number_of_slots(num_slots):
-    sampling = Sampling(max_tokens=8, n=4, temperature=1.0, seed=5)
+    sampling = SamplingParams(max_tokens=8, n=4, temperature=1.0, seed=5)
     rows = [row.token_ids for row in generate(history_script(), sampling, ["A:", "BB:"], num_slots=num_slots)]
     assert rows == [row.token_ids for row in generate(history_script(), sampling, ["A:", "BB:"], num_slots=3)]
 
 
 def test_answers_come_prompt_by_prompt():
-    sampling = Sampling(max_tokens=1, n=2, temperature=0.01, seed=0)
+    sampling = SamplingParams(max_tokens=1, n=2, temperature=0.01, seed=0)
     script = answering((ids_of("A:"), ids_of("x")), (ids_of("B:"), ids_of("y")))
     assert [row.text for row in generate(script, sampling, ["A:", "B:"], num_slots=3)] == ["x", "x", "y", "y"]
 
 
 def test_a_completion_tells_a_seed_that_repeats_it():
-    (first,) = generate(history_script(), Sampling(max_tokens=8, temperature=1.0))
-    (again,) = generate(history_script(), Sampling(max_tokens=8, temperature=1.0, seed=first.seed))
+    (first,) = generate(history_script(), SamplingParams(max_tokens=8, temperature=1.0))
+    (again,) = generate(history_script(), SamplingParams(max_tokens=8, temperature=1.0, seed=first.seed))
     assert again.token_ids == first.token_ids
 
 
@@ -321,7 +321,7 @@ def test_counts_and_timings_are_of_the_row():
 
 def test_an_interrupted_row_has_no_finish_reason():
     engine = ScriptedEngine(history_script(), vocab_size=VOCAB_SIZE)
-    (generation,) = prepare([ids_of("ab")], Sampling(max_tokens=5), byte_tokenizer(), [END])
+    (generation,) = prepare([ids_of("ab")], SamplingParams(max_tokens=5), byte_tokenizer(), [END])
     for _ in itertools.islice(run(engine, [generation]), 2):
         pass
     completion = generation.completion()
@@ -330,7 +330,7 @@ def test_an_interrupted_row_has_no_finish_reason():
 
 def test_an_error_while_text_is_made_gives_the_slots_back(monkeypatch):
     engine = ScriptedEngine(history_script(), vocab_size=VOCAB_SIZE)
-    (generation,) = prepare([ids_of("ab")], Sampling(max_tokens=5), byte_tokenizer(), [END])
+    (generation,) = prepare([ids_of("ab")], SamplingParams(max_tokens=5), byte_tokenizer(), [END])
     monkeypatch.setattr(type(generation), "push", lambda *_: spellings(None, None))
     with pytest.raises(TypeError) as problem:
         list(run(engine, [generation]))
@@ -339,7 +339,7 @@ def test_an_error_while_text_is_made_gives_the_slots_back(monkeypatch):
 
 def test_options_that_leave_no_token_are_told_and_give_the_slot_back():
     engine = ScriptedEngine(history_script(8), vocab_size=8)
-    sampling = Sampling(max_tokens=8, no_repeat_ngram_size=1)
+    sampling = SamplingParams(max_tokens=8, no_repeat_ngram_size=1)
     (generation,) = prepare([[3]], sampling, byte_tokenizer(), [])
     with pytest.raises(MisuseError, match="leave none to pick"):
         list(run(engine, [generation]))
@@ -353,7 +353,7 @@ def test_an_engine_that_does_not_verify_exactly_is_named_in_the_completion():
 
     engine = Rounding(history_script(), vocab_size=VOCAB_SIZE, capacity=200)
     prompt = ids_of("one two one two one two")
-    (generation,) = prepare([prompt], Sampling(max_tokens=9, prompt_lookup_num_tokens=5), byte_tokenizer(), [END])
+    (generation,) = prepare([prompt], SamplingParams(max_tokens=9, prompt_lookup_num_tokens=5), byte_tokenizer(), [END])
     list(run(engine, [generation]))
     drafts = generation.completion().drafts
     assert (drafts.num_drafted, "rounds" in drafts.problem) == (0, True)

@@ -10,7 +10,7 @@ from piston.core.errors import EmptyPromptError, EngineError, MisuseError, Promp
 from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.generate.request import Ended, Request, Token
 from piston.runtime.generate.scheduler import LEAST_CHUNK, Scheduler
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import RowSampler
 
 VOCAB, END = 23, 2
@@ -22,7 +22,9 @@ def engine_of(num_slots=2, capacity=256, script=SCRIPT):
 
 
 def request_of(prompt, max_tokens=6, ends=(), **options):
-    return Request(list(prompt), RowSampler(Sampling(max_tokens=max_tokens), prompt, eos_token_ids=ends), **options)
+    return Request(
+        list(prompt), RowSampler(SamplingParams(max_tokens=max_tokens), prompt, eos_token_ids=ends), **options
+    )
 
 
 def continuation(prompt, max_tokens=6, script=SCRIPT, ends=()):

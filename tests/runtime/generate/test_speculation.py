@@ -156,9 +156,9 @@ def test_a_row_that_begins_to_repeat_is_noticed_without_having_guessed():
     row = [token for fresh in range(10, 90) for token in (5, fresh)]
     speculator = Speculator(exact(), row[:20], 8)
     guesses(speculator, row[20:])
-    spent = speculator.num_drafted
+    times = speculator.num_drafted
     guesses(speculator, row[20:])
-    assert speculator.num_drafted > spent
+    assert speculator.num_drafted > times
 
 
 def test_nothing_is_guessed_where_each_token_of_a_step_costs_a_step():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from piston.core.errors import MisuseError
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 EVERY_OPTION = {
     "max_tokens": 9,
@@ -40,15 +40,15 @@ EVERY_OPTION = {
 
 
 def test_default_is_greedy():
-    assert Sampling().is_greedy
+    assert SamplingParams().is_greedy
 
 
 def test_any_temperature_above_zero_is_not_greedy():
-    assert not Sampling(temperature=1e-9).is_greedy
+    assert not SamplingParams(temperature=1e-9).is_greedy
 
 
 def test_sampling_cannot_be_changed():
-    sampling = Sampling(logit_bias={1: 2.0})
+    sampling = SamplingParams(logit_bias={1: 2.0})
     with pytest.raises(FrozenInstanceError):
         sampling.top_k = 3
     with pytest.raises(TypeError):
@@ -57,13 +57,17 @@ def test_sampling_cannot_be_changed():
 
 def test_logit_bias_is_a_copy_of_the_callers():
     bias = {1: 2.0}
-    sampling = Sampling(logit_bias=bias)
+    sampling = SamplingParams(logit_bias=bias)
     bias[1] = 3.0
     assert sampling.logit_bias == {1: 2.0}
 
 
 def test_equal_samplings_hash_equally_and_bias_tells_them_apart():
-    one, same, other = Sampling(logit_bias={1: 2}), Sampling(logit_bias={1: 2.0}), Sampling(logit_bias={1: 3})
+    one, same, other = (
+        SamplingParams(logit_bias={1: 2}),
+        SamplingParams(logit_bias={1: 2.0}),
+        SamplingParams(logit_bias={1: 3}),
+    )
     assert hash(one) == hash(same)
     assert one == same
     assert one != other
@@ -71,7 +75,7 @@ def test_equal_samplings_hash_equally_and_bias_tells_them_apart():
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda sampling: pickle.loads(pickle.dumps(sampling))])  # noqa: S301
 def test_copies_and_pickles_are_equal(duplicate):
-    sampling = Sampling.from_mapping(EVERY_OPTION)
+    sampling = SamplingParams.from_mapping(EVERY_OPTION)
     assert duplicate(sampling) == sampling
 
 
@@ -92,9 +96,9 @@ def test_copies_and_pickles_are_equal(duplicate):
 )
 def test_values_are_stored_as_the_declared_type(given, stored):
     name, value = stored
-    kept = getattr(Sampling(**given), name)
+    kept = getattr(SamplingParams(**given), name)
     assert kept == value
-    json.dumps(Sampling(**given).to_json())
+    json.dumps(SamplingParams(**given).to_json())
     assert type(kept) is type(value) or name == "logit_bias"
 
 
@@ -152,7 +156,7 @@ def test_values_are_stored_as_the_declared_type(given, stored):
 )
 def test_a_wrong_value_is_refused_naming_option_value_and_what_is_allowed(name, value, allowed):
     with pytest.raises(MisuseError) as error:
-        Sampling(**{name: value})
+        SamplingParams(**{name: value})
     message = str(error.value)
     assert message.startswith(f"{name} is {value!r}; it must be ")
     assert allowed in message
@@ -173,7 +177,7 @@ def test_a_wrong_value_is_refused_naming_option_value_and_what_is_allowed(name, 
 )
 def test_a_wrong_element_is_refused_by_its_place(given, named):
     with pytest.raises(MisuseError) as error:
-        Sampling(**given)
+        SamplingParams(**given)
     assert str(error.value).startswith(named)
 
 
@@ -190,23 +194,23 @@ def test_a_wrong_element_is_refused_by_its_place(given, named):
     ],
 )
 def test_the_edges_of_every_range_are_allowed(edge):
-    Sampling(**edge)
+    SamplingParams(**edge)
 
 
 def test_several_greedy_answers_are_refused_because_they_would_be_identical():
     with pytest.raises(MisuseError, match="3 identical answers"):
-        Sampling(n=3)
+        SamplingParams(n=3)
 
 
 def test_json_round_trip_keeps_every_option():
-    assert {field.name for field in fields(Sampling)} == set(EVERY_OPTION)
-    sampling = Sampling.from_mapping(EVERY_OPTION)
+    assert {field.name for field in fields(SamplingParams)} == set(EVERY_OPTION)
+    sampling = SamplingParams.from_mapping(EVERY_OPTION)
     assert sampling.to_json() == EVERY_OPTION
-    assert Sampling.from_json(json.loads(json.dumps(sampling.to_json()))) == sampling
+    assert SamplingParams.from_json(json.loads(json.dumps(sampling.to_json()))) == sampling
 
 
 def test_default_survives_the_json_round_trip():
-    assert Sampling.from_json(Sampling().to_json()) == Sampling()
+    assert SamplingParams.from_json(SamplingParams().to_json()) == SamplingParams()
 
 
 @pytest.mark.parametrize(
@@ -219,52 +223,52 @@ def test_default_survives_the_json_round_trip():
     ],
 )
 def test_synonyms_set_the_option_they_mean(synonym, option, value):
-    assert getattr(Sampling.from_mapping({synonym: value}), option) == value
+    assert getattr(SamplingParams.from_mapping({synonym: value}), option) == value
 
 
 def test_num_return_sequences_means_n():
-    assert Sampling.from_mapping({"num_return_sequences": 2, "do_sample": True}).n == 2
+    assert SamplingParams.from_mapping({"num_return_sequences": 2, "do_sample": True}).n == 2
 
 
 def test_an_option_given_twice_is_refused():
     with pytest.raises(MisuseError, match="max_tokens is given twice"):
-        Sampling.from_mapping({"max_tokens": 1, "max_new_tokens": 1})
+        SamplingParams.from_mapping({"max_tokens": 1, "max_new_tokens": 1})
 
 
 def test_do_sample_false_forces_greedy():
-    assert Sampling.from_mapping({"do_sample": False, "temperature": 0.7}).is_greedy
+    assert SamplingParams.from_mapping({"do_sample": False, "temperature": 0.7}).is_greedy
 
 
 def test_do_sample_true_alone_means_temperature_one():
-    assert Sampling.from_mapping({"do_sample": True}).temperature == 1.0
+    assert SamplingParams.from_mapping({"do_sample": True}).temperature == 1.0
 
 
 def test_do_sample_true_keeps_the_temperature_given():
-    assert Sampling.from_mapping({"do_sample": True, "temperature": 0.7}).temperature == 0.7
+    assert SamplingParams.from_mapping({"do_sample": True, "temperature": 0.7}).temperature == 0.7
 
 
 @pytest.mark.parametrize("given", [{"do_sample": True, "temperature": 0}, {"do_sample": "yes"}])
 def test_contradictory_or_unreadable_do_sample_is_refused(given):
     with pytest.raises(MisuseError, match=r"^do_sample is "):
-        Sampling.from_mapping(given)
+        SamplingParams.from_mapping(given)
 
 
 @pytest.mark.parametrize(
     ("typo", "meant"), [("temprature", "temperature"), ("topp", "top_p"), ("max_new_token", "max_new_tokens")]
 )
 def test_an_unknown_name_is_refused_with_the_nearest_option(typo, meant):
-    with pytest.raises(MisuseError, match=rf"{typo} is not an option of Sampling; did you mean {meant}\?"):
-        Sampling.from_mapping({typo: 1})
+    with pytest.raises(MisuseError, match=rf"{typo} is not an option of SamplingParams; did you mean {meant}\?"):
+        SamplingParams.from_mapping({typo: 1})
 
 
 def test_a_name_near_to_nothing_is_refused_with_the_list():
-    with pytest.raises(MisuseError, match="zzz is not an option of Sampling; the options are bad_words, "):
-        Sampling.from_mapping({"zzz": 1})
+    with pytest.raises(MisuseError, match="zzz is not an option of SamplingParams; the options are bad_words, "):
+        SamplingParams.from_mapping({"zzz": 1})
 
 
 def test_an_unknown_name_is_refused_even_without_a_value():
     with pytest.raises(MisuseError, match="temprature"):
-        Sampling.from_mapping({"temprature": None})
+        SamplingParams.from_mapping({"temprature": None})
 
 
 @pytest.mark.parametrize(
@@ -272,9 +276,9 @@ def test_an_unknown_name_is_refused_even_without_a_value():
 )
 def test_an_option_known_elsewhere_is_refused_by_name_with_the_reason(name):
     with pytest.raises(MisuseError, match=f"^{name} is not supported: Piston has no .+; leave it out"):
-        Sampling.from_mapping({name: 1})
+        SamplingParams.from_mapping({name: 1})
 
 
 def test_none_means_not_given():
     absent = {"temperature": None, "stop": None, "seed": None, "do_sample": None, "response_format": None}
-    assert Sampling.from_mapping(absent) == Sampling()
+    assert SamplingParams.from_mapping(absent) == SamplingParams()

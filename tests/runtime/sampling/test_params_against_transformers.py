@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from piston.runtime.sampling import processors as row
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import RowSampler
 
 VOCAB = 300
@@ -173,7 +173,7 @@ def test_greedy_rows_are_those_of_transformers_generate(generate):
     tokens, logits, _ = generate(
         do_sample=False, sequence_bias=elsewhere(BIAS), bad_words_ids=BAD_WORDS, eos_token_id=[EOS, 40], **common
     )
-    sampling = Sampling.from_mapping({"logit_bias": BIAS, "bad_words": ["a", "b"], **common})
+    sampling = SamplingParams.from_mapping({"logit_bias": BIAS, "bad_words": ["a", "b"], **common})
     sampler = RowSampler(sampling, PROMPT, eos_token_ids=[EOS, 40], bad_words_ids=BAD_WORDS)
     assert [sampler.pick(step).token_id for step in logits] == tokens
     assert sampler.finish_reason
@@ -188,7 +188,7 @@ def test_greedy_rows_under_a_generation_configs_lists_of_ids_are_those_of_transf
         "bad_words_ids": [[EOS], [plain[0]], [plain[5], plain[6]]],
     }
     tokens, logits, _ = generate(do_sample=False, max_new_tokens=24, eos_token_id=EOS, **lists)
-    sampler = RowSampler(Sampling.from_mapping({"max_new_tokens": 24, **lists}), PROMPT, eos_token_ids=[EOS])
+    sampler = RowSampler(SamplingParams.from_mapping({"max_new_tokens": 24, **lists}), PROMPT, eos_token_ids=[EOS])
     assert [sampler.pick(step).token_id for step in logits] == tokens
     assert tokens[:2] != plain[:2]
 
@@ -196,14 +196,14 @@ def test_greedy_rows_under_a_generation_configs_lists_of_ids_are_those_of_transf
 def test_a_bad_word_of_one_end_token_does_not_forbid_the_end_as_in_transformers():
     logits = np.zeros(VOCAB, np.float32)
     logits[EOS] = 9
-    sampler = RowSampler(Sampling(bad_words_ids=((EOS,), (3,))), PROMPT, eos_token_ids=[EOS])
+    sampler = RowSampler(SamplingParams(bad_words_ids=((EOS,), (3,))), PROMPT, eos_token_ids=[EOS])
     assert sampler.pick(logits).token_id == EOS
 
 
 def test_tokens_suppressed_at_the_beginning_may_come_later():
     logits = np.zeros(VOCAB, np.float32)
     logits[7], logits[8] = 9, 8
-    sampler = RowSampler(Sampling(begin_suppress_tokens=(7,)), PROMPT)
+    sampler = RowSampler(SamplingParams(begin_suppress_tokens=(7,)), PROMPT)
     assert sampler.needs_logits
     assert [sampler.pick(logits).token_id for _ in range(2)] == [8, 7]
     assert not sampler.needs_logits
@@ -215,7 +215,7 @@ def test_sampled_rows_draw_from_the_distribution_transformers_draws_from(generat
     tokens, logits, scores = generate(
         do_sample=True, sequence_bias=elsewhere(BIAS), bad_words_ids=BAD_WORDS, eos_token_id=EOS, **common
     )
-    sampling = Sampling.from_mapping({"logit_bias": BIAS, "bad_words": ["a", "b"], **common})
+    sampling = SamplingParams.from_mapping({"logit_bias": BIAS, "bad_words": ["a", "b"], **common})
     sampler = RowSampler(sampling, PROMPT, eos_token_ids=[EOS], bad_words_ids=BAD_WORDS)
     for token_id, raw, score in zip(tokens, logits, scores, strict=True):
         ours = row.warp(sampler._adjust(raw), sampling)

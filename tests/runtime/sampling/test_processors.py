@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime.sampling import processors as row
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 VOCAB = 300
 # 99.9% quantiles of chi-square: a right sampler exceeds them for one seed in a thousand, and the seeds here are
@@ -139,30 +139,30 @@ def test_warp_takes_the_filters_in_the_order_of_transformers():
     # Probabilities 0.40, 0.25, 0.20, 0.15. After top_k=3 they are 0.471, 0.294, 0.235, so top_p=0.75 keeps two; were
     # top_p first, it would keep three, and top_k all of them.
     logits = np.log(f32(0.40, 0.25, 0.20, 0.15))
-    assert kept(row.warp(logits, Sampling(temperature=1, top_k=3, top_p=0.75))) == {0, 1}
+    assert kept(row.warp(logits, SamplingParams(temperature=1, top_k=3, top_p=0.75))) == {0, 1}
 
 
 def test_warp_filters_what_temperature_has_reshaped():
     logits = np.log(f32(0.5, 0.3, 0.2))
-    assert kept(row.warp(logits, Sampling(temperature=0.25, top_p=0.8))) == {0}
-    assert kept(row.warp(logits, Sampling(temperature=4, top_p=0.8))) == {0, 1, 2}
+    assert kept(row.warp(logits, SamplingParams(temperature=0.25, top_p=0.8))) == {0}
+    assert kept(row.warp(logits, SamplingParams(temperature=4, top_p=0.8))) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("option", [{"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.5}, {"typical_p": 0.3}])
 def test_warp_applies_every_filter(option):
     logits = random_row(8, vocab=50)
-    assert len(kept(row.warp(logits, Sampling(temperature=1, **option)))) < 50
+    assert len(kept(row.warp(logits, SamplingParams(temperature=1, **option)))) < 50
 
 
 def test_warp_without_filters_keeps_every_token():
-    assert len(kept(row.warp(random_row(8), Sampling(temperature=1, top_k=0)))) == VOCAB
+    assert len(kept(row.warp(random_row(8), SamplingParams(temperature=1, top_k=0)))) == VOCAB
 
 
 def test_greedy_takes_the_lowest_of_equal_tokens_and_draws_nothing():
-    assert row.pick(f32(1, 5, 2, 5), Sampling(), rng=None) == 1
+    assert row.pick(f32(1, 5, 2, 5), SamplingParams(), rng=None) == 1
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1)])
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=1)])
 @pytest.mark.parametrize(
     "logits", [f32(1, np.nan, 2), f32(np.nan, 9), f32(-np.inf, np.nan), f32(-np.inf, -np.inf), f32(0, np.inf)]
 )
@@ -173,7 +173,7 @@ def test_logits_no_token_can_be_picked_from_are_an_error(logits, sampling):
 
 def test_pick_spends_one_uniform_number_per_token():
     rng, twin = np.random.default_rng(4), np.random.default_rng(4)
-    for sampling in (Sampling(temperature=1), Sampling(temperature=0.3, top_k=5, top_p=0.5)):
+    for sampling in (SamplingParams(temperature=1), SamplingParams(temperature=0.3, top_k=5, top_p=0.5)):
         row.pick(random_row(1), sampling, rng)
         twin.random()
     assert rng.bit_generator.state == twin.bit_generator.state
@@ -210,14 +210,14 @@ def test_draws_follow_the_distribution():
 
 
 def test_picks_follow_the_distribution_at_a_temperature():
-    logits, sampling = random_row(13, vocab=8, scale=1.0), Sampling(temperature=0.6)
+    logits, sampling = random_row(13, vocab=8, scale=1.0), SamplingParams(temperature=0.6)
     statistic, freedom = chi_square(logits / np.float32(0.6), lambda rng: row.pick(logits, sampling, rng))
     assert statistic < CHI_SQUARE_999[freedom]
 
 
 def test_picks_never_leave_the_nucleus_and_are_renormalised_in_it():
     logits = np.log(f32(0.1, 0.4, 0.05, 0.3, 0.15))
-    sampling = Sampling(temperature=1, top_p=0.75)
+    sampling = SamplingParams(temperature=1, top_p=0.75)
     nucleus = np.where([False, True, False, True, True], logits, np.float32(-np.inf))
     statistic, freedom = chi_square(nucleus, lambda rng: row.pick(logits, sampling, rng))
     assert statistic < CHI_SQUARE_999[freedom]
@@ -295,7 +295,7 @@ def test_top_p_keeps_enough_and_no_token_too_many(logits, p):
 @given(
     rows,
     st.builds(
-        Sampling,
+        SamplingParams,
         temperature=st.floats(0.01, 10),
         top_k=st.integers(-1, 20),
         top_p=st.floats(0.05, 1),

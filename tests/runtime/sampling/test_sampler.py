@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime.sampling import processors as row
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import Pick, RowSampler
 
 VOCAB = 64
@@ -33,26 +33,26 @@ def run(sampling, logits, **kwargs):
 
 
 def test_a_row_that_goes_on_has_no_finish_reason():
-    sampler = RowSampler(Sampling(max_tokens=2), [1], eos_token_ids=[EOS])
+    sampler = RowSampler(SamplingParams(max_tokens=2), [1], eos_token_ids=[EOS])
     assert sampler.finish_reason is None
     sampler.pick(favouring(5))
     assert (sampler.finish_reason, sampler.stopped_by) == (None, None)
 
 
 def test_eos_stops_the_row():
-    sampler = RowSampler(Sampling(), [1], eos_token_ids=[EOS])
+    sampler = RowSampler(SamplingParams(), [1], eos_token_ids=[EOS])
     sampler.pick(favouring(EOS))
     assert (sampler.finish_reason, sampler.stopped_by, sampler.output_ids) == ("stop", EOS, (EOS,))
 
 
 def test_a_stop_token_stops_the_row():
-    sampler = RowSampler(Sampling(stop_token_ids=(STOP,)), [1], eos_token_ids=[EOS])
+    sampler = RowSampler(SamplingParams(stop_token_ids=(STOP,)), [1], eos_token_ids=[EOS])
     sampler.pick(favouring(STOP))
     assert (sampler.finish_reason, sampler.stopped_by) == ("stop", STOP)
 
 
 def test_ignore_eos_goes_on_after_eos_but_not_after_a_stop_token():
-    sampler = RowSampler(Sampling(ignore_eos=True, stop_token_ids=(STOP,)), [1], eos_token_ids=[EOS])
+    sampler = RowSampler(SamplingParams(ignore_eos=True, stop_token_ids=(STOP,)), [1], eos_token_ids=[EOS])
     sampler.pick(favouring(EOS))
     assert sampler.finish_reason is None
     sampler.pick(favouring(STOP))
@@ -60,24 +60,24 @@ def test_ignore_eos_goes_on_after_eos_but_not_after_a_stop_token():
 
 
 def test_max_tokens_ends_the_row_by_length():
-    sampler = RowSampler(Sampling(max_tokens=2), [1])
+    sampler = RowSampler(SamplingParams(max_tokens=2), [1])
     sampler.pick(favouring(5))
     sampler.pick(favouring(6))
     assert (sampler.finish_reason, sampler.stopped_by, sampler.output_ids) == ("length", None, (5, 6))
 
 
 def test_eos_as_the_last_allowed_token_counts_as_stop():
-    sampler = RowSampler(Sampling(max_tokens=1), [1], eos_token_ids=[EOS])
+    sampler = RowSampler(SamplingParams(max_tokens=1), [1], eos_token_ids=[EOS])
     sampler.pick(favouring(EOS))
     assert sampler.finish_reason == "stop"
 
 
 def test_end_tokens_in_the_prompt_do_not_end_the_row():
-    assert RowSampler(Sampling(), [EOS], eos_token_ids=[EOS]).finish_reason is None
+    assert RowSampler(SamplingParams(), [EOS], eos_token_ids=[EOS]).finish_reason is None
 
 
 def test_picking_for_a_finished_row_is_refused():
-    sampler = RowSampler(Sampling(max_tokens=1), [1])
+    sampler = RowSampler(SamplingParams(max_tokens=1), [1])
     sampler.pick(favouring(5))
     with pytest.raises(MisuseError, match=r"finished \(length\)"):
         sampler.pick(favouring(5))
@@ -85,57 +85,57 @@ def test_picking_for_a_finished_row_is_refused():
 
 
 def test_min_tokens_holds_back_eos_and_stop_tokens_until_reached():
-    sampling = Sampling(min_tokens=2, stop_token_ids=(STOP,))
+    sampling = SamplingParams(min_tokens=2, stop_token_ids=(STOP,))
     assert run(sampling, [favouring(EOS, STOP, 7)] * 3, eos_token_ids=[EOS]) == [7, 7, EOS]
 
 
 def test_min_tokens_lets_an_ignored_eos_through():
-    assert run(Sampling(min_tokens=2, ignore_eos=True), [favouring(EOS, 7)], eos_token_ids=[EOS]) == [EOS]
+    assert run(SamplingParams(min_tokens=2, ignore_eos=True), [favouring(EOS, 7)], eos_token_ids=[EOS]) == [EOS]
 
 
 def test_repetition_penalty_sees_the_prompt():
-    sampler = RowSampler(Sampling(repetition_penalty=1.5), [5])
+    sampler = RowSampler(SamplingParams(repetition_penalty=1.5), [5])
     assert sampler.pick(favouring(5, 6)).token_id == 6
 
 
 @pytest.mark.parametrize("option", ["presence_penalty", "frequency_penalty"])
 def test_openai_penalties_see_the_output_and_not_the_prompt(option):
-    sampler = RowSampler(Sampling(**{option: 1.5}), [5])
+    sampler = RowSampler(SamplingParams(**{option: 1.5}), [5])
     assert [sampler.pick(favouring(5, 6)).token_id for _ in range(2)] == [5, 6]
 
 
 def test_frequency_penalty_grows_where_presence_penalty_does_not():
     logits = [favouring(5) * np.float32(0.3)] * 3  # leads by 3
-    assert run(Sampling(frequency_penalty=2), logits) == [5, 5, 0]
-    assert run(Sampling(presence_penalty=2), logits) == [5, 5, 5]
+    assert run(SamplingParams(frequency_penalty=2), logits) == [5, 5, 0]
+    assert run(SamplingParams(presence_penalty=2), logits) == [5, 5, 5]
 
 
 def test_no_repeat_ngram_sees_prompt_and_output():
-    sampler = RowSampler(Sampling(no_repeat_ngram_size=2), [5, 6, 5])
+    sampler = RowSampler(SamplingParams(no_repeat_ngram_size=2), [5, 6, 5])
     assert [sampler.pick(favouring(6, 5)).token_id for _ in range(3)] == [5, 0, 6]
 
 
 def test_bad_words_are_never_completed():
-    sampler = RowSampler(Sampling(bad_words=("rude",)), [1], bad_words_ids=[[5, 6]])
+    sampler = RowSampler(SamplingParams(bad_words=("rude",)), [1], bad_words_ids=[[5, 6]])
     assert [sampler.pick(favouring(token_id, 9)).token_id for token_id in (6, 5, 6)] == [6, 5, 9]
 
 
 def test_bad_words_without_their_ids_are_refused_rather_than_ignored():
     with pytest.raises(MisuseError, match="'rude'"):
-        RowSampler(Sampling(bad_words="rude"), [1])
+        RowSampler(SamplingParams(bad_words="rude"), [1])
 
 
 def test_a_bad_word_without_tokens_is_refused():
     with pytest.raises(MisuseError, match="must come with its token ids"):
-        RowSampler(Sampling(bad_words="rude"), [1], bad_words_ids=[[]])
+        RowSampler(SamplingParams(bad_words="rude"), [1], bad_words_ids=[[]])
 
 
 def test_logit_bias_moves_the_choice():
-    assert run(Sampling(logit_bias={9: 100}), [favouring(5)]) == [9]
+    assert run(SamplingParams(logit_bias={9: 100}), [favouring(5)]) == [9]
 
 
 def test_options_that_leave_no_token_are_told_from_a_broken_engine():
-    sampling = Sampling(no_repeat_ngram_size=1)
+    sampling = SamplingParams(no_repeat_ngram_size=1)
     with pytest.raises(MisuseError, match="After 0 tokens the options leave none to pick"):
         RowSampler(sampling, [0, 1]).pick(f32(1, 2))
     with pytest.raises(EngineError):
@@ -143,20 +143,20 @@ def test_options_that_leave_no_token_are_told_from_a_broken_engine():
 
 
 def test_an_absurd_penalty_is_reported_and_not_picked_from():
-    sampler = RowSampler(Sampling(repetition_penalty=1e-300), [0])
+    sampler = RowSampler(SamplingParams(repetition_penalty=1e-300), [0])
     with pytest.raises(MisuseError, match="highest logit is inf"):
         sampler.pick(f32(1, 2))
 
 
 def test_a_failed_pick_records_nothing():
-    sampler = RowSampler(Sampling(), [1])
+    sampler = RowSampler(SamplingParams(), [1])
     with pytest.raises(EngineError):
         sampler.pick(f32(np.nan))
     assert sampler.output_ids == ()
 
 
 def test_options_apply_when_sampling_as_well():
-    sampling = Sampling(temperature=1, seed=0, logit_bias={9: 100})
+    sampling = SamplingParams(temperature=1, seed=0, logit_bias={9: 100})
     assert run(sampling, [favouring(5)] * 5) == [9] * 5
 
 
@@ -165,29 +165,29 @@ WARM = {"temperature": 1.0, "max_tokens": 32}
 
 def test_the_same_seed_gives_the_same_tokens():
     logits = scripted(0, 32)
-    assert run(Sampling(seed=5, **WARM), logits) == run(Sampling(seed=5, **WARM), logits)
+    assert run(SamplingParams(seed=5, **WARM), logits) == run(SamplingParams(seed=5, **WARM), logits)
 
 
 def test_another_seed_gives_other_tokens():
     logits = scripted(0, 32)
-    assert run(Sampling(seed=5, **WARM), logits) != run(Sampling(seed=6, **WARM), logits)
+    assert run(SamplingParams(seed=5, **WARM), logits) != run(SamplingParams(seed=6, **WARM), logits)
 
 
 def test_another_index_gives_other_tokens():
     logits = scripted(0, 32)
-    sampling = Sampling(seed=5, **WARM)
+    sampling = SamplingParams(seed=5, **WARM)
     streams = {tuple(run(sampling, logits, index=index)) for index in range(4)}
     assert len(streams) == 4
 
 
 def test_index_and_seed_do_not_add_up_to_the_same_stream():
     logits = scripted(0, 32)
-    assert run(Sampling(seed=5, **WARM), logits, index=1) != run(Sampling(seed=6, **WARM), logits, index=0)
+    assert run(SamplingParams(seed=5, **WARM), logits, index=1) != run(SamplingParams(seed=6, **WARM), logits, index=0)
 
 
 def test_rows_stepped_together_get_the_tokens_they_get_alone():
     logits = scripted(1, 32)
-    sampling = Sampling(seed=5, **WARM)
+    sampling = SamplingParams(seed=5, **WARM)
     together = [RowSampler(sampling, [1], index=index) for index in range(3)]
     for step in logits:
         for sampler in together:
@@ -196,43 +196,43 @@ def test_rows_stepped_together_get_the_tokens_they_get_alone():
 
 
 def test_the_stream_of_a_seed_never_changes():
-    assert run(Sampling(seed=5, **WARM), scripted(0, 6)) == [42, 36, 5, 3, 3, 34]
+    assert run(SamplingParams(seed=5, **WARM), scripted(0, 6)) == [42, 36, 5, 3, 3, 34]
 
 
 def test_without_a_seed_rows_differ_and_the_seed_used_reproduces_them():
     logits = scripted(0, 32)
-    sampler, other = RowSampler(Sampling(**WARM), [1]), RowSampler(Sampling(**WARM), [1])
+    sampler, other = RowSampler(SamplingParams(**WARM), [1]), RowSampler(SamplingParams(**WARM), [1])
     tokens = [sampler.pick(step).token_id for step in logits]
     assert sampler.seed != other.seed
-    assert run(Sampling(seed=sampler.seed, **WARM), logits) == tokens
+    assert run(SamplingParams(seed=sampler.seed, **WARM), logits) == tokens
 
 
 def test_the_seed_given_is_the_seed_used():
-    assert RowSampler(Sampling(seed=7), [1]).seed == 7
+    assert RowSampler(SamplingParams(seed=7), [1]).seed == 7
 
 
 def test_logprobs_are_absent_unless_asked_for():
-    assert RowSampler(Sampling(), [1]).pick(favouring(5)) == Pick(5, None, ())
+    assert RowSampler(SamplingParams(), [1]).pick(favouring(5)) == Pick(5, None, ())
 
 
 def test_logprobs_are_of_the_distribution_before_any_option():
     options = {"temperature": 0.1, "top_k": 1, "logit_bias": {9: 100}, "logprobs": True, "top_logprobs": 2}
     logits = favouring(5, 6)
-    chosen = RowSampler(Sampling(seed=0, **options), [1]).pick(logits)
+    chosen = RowSampler(SamplingParams(seed=0, **options), [1]).pick(logits)
     expected, top = row.logprobs(logits, 9, 2)
     assert chosen == Pick(9, expected, top)
     assert [token_id for token_id, _ in chosen.top] == [5, 6]
 
 
 def test_logprobs_without_top_logprobs_is_the_chosen_token_alone():
-    chosen = RowSampler(Sampling(logprobs=True), [1]).pick(f32(0, 0))
+    chosen = RowSampler(SamplingParams(logprobs=True), [1]).pick(f32(0, 0))
     assert chosen == Pick(0, pytest.approx(-np.log(2)), ())
 
 
 @settings(derandomize=True, deadline=None)
 @given(
     st.builds(
-        Sampling,
+        SamplingParams,
         max_tokens=st.integers(8, 12),
         min_tokens=st.integers(0, 8),
         temperature=st.sampled_from([0.0, 0.7, 5.0]),

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from toy_model import BOT, CHAT, END, USER, byte_tokenizer, ids_of, replying, toy_model
 
 from piston.core.errors import MisuseError
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
 
@@ -160,7 +160,7 @@ def test_chats_take_messages_as_text_unless_told_otherwise():
     assert model.chat(messages).num_prompt_tokens > len(trusting)
     assert model.chat(messages, sanitize_control_tokens=False).num_prompt_tokens == len(trusting)
     for sanitize in (True, False):
-        with model.conversation(sampling=Sampling(), sanitize_control_tokens=sanitize) as conversation:
+        with model.conversation(sampling=SamplingParams(), sanitize_control_tokens=sanitize) as conversation:
             assert "".join(conversation.say(FORGED)) == "ok"
             assert (conversation.completion.num_prompt_tokens == len(trusting)) == (not sanitize)
 

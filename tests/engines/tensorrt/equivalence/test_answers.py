@@ -1,4 +1,4 @@
-"""What the proof must find: one thing broken by hand at a time, and the node named."""
+"""What the parity check must find: one thing broken by hand at a time, and the node named."""
 
 import shutil
 
@@ -9,7 +9,7 @@ import pytest
 from piston.core.errors import EngineError, ParityError
 from piston.engines.equivalence.same_graph import check_same
 from piston.engines.tensorrt.equivalence import answers as proving
-from piston.engines.tensorrt.equivalence.answers import prove
+from piston.engines.tensorrt.equivalence.answers import check_parity
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def prove_broken(lowered_toy, tmp_path):
         path = broken(made.file.twin if twin else made.file.path, tmp_path, change)
         cache = made.model.cache.with_dtype("float32")
         dtype = "float32" if twin else "float16"
-        return prove(made.reference, path, cache, made.file.sizes, dtype, made.file.window)
+        return check_parity(made.reference, path, cache, made.file.sizes, dtype, made.file.window)
 
     return prove_changed
 
@@ -211,9 +211,9 @@ def test_a_twin_is_given_what_rounding_alone_does_to_the_canonical_graph(prove_b
     with pytest.raises(ParityError):
         prove_broken(slightly, twin=True)
     monkeypatch.setattr(proving, "slack_of", lambda *_, **__: 20.0)
-    proof = prove_broken(slightly, twin=True)
-    assert proof.slack == 20
-    assert proof.bound / 20 < proof.max_abs < proof.bound
+    parity = prove_broken(slightly, twin=True)
+    assert parity.slack == 20
+    assert parity.bound / 20 < parity.max_abs < parity.bound
 
 
 def test_the_file_in_float16_is_not_asked_for_its_noise(prove_broken, monkeypatch):

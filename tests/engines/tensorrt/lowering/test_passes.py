@@ -7,7 +7,7 @@ from onnx_text import only, parse, run
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError
-from piston.engines.lowering.downcast import NarrowPass
+from piston.engines.lowering.downcast import DowncastPass
 from piston.engines.tensorrt.lowering import Sizes
 from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
 from piston.engines.tensorrt.lowering.trt_attention import TrtAttentionPass
@@ -54,7 +54,7 @@ def test_statistics_and_norms_stay_wide_and_everything_else_is_narrow():
         gain=np.ones(4, np.float32), w=np.eye(4, dtype=np.float32), two=np.float32(2), axes=np.array([-1]),
         epsilon=np.float32(1e-6),
     )  # fmt: skip
-    NarrowPass("float16")(model)
+    DowncastPass("float16")(model)
     types = {node.op_type: node.outputs[0].dtype for node in model.graph if node.op_type != "Cast"}
     wide = {"RMSNormalization", "Pow", "ReduceMean", "Add", "Sqrt", "Div"}
     assert {name for name, dtype in types.items() if dtype == ir.DataType.FLOAT} == wide
@@ -73,7 +73,7 @@ def test_codes_are_made_of_what_there_is_and_scales_stay_float32():
         }""",
         gain=np.ones(4, np.float32), scale=np.float32(0.1), zero=np.int8(0), w=np.eye(4, dtype=np.float32),
     )  # fmt: skip
-    NarrowPass("float16")(model)
+    DowncastPass("float16")(model)
     quantize, product = only(model, "QuantizeLinear"), only(model, "MatMul")
     assert [value.dtype for value in quantize.inputs[:2]] == [ir.DataType.FLOAT] * 2
     assert product.inputs[0].producer().op_type == "Cast"
@@ -83,7 +83,7 @@ def test_codes_are_made_of_what_there_is_and_scales_stay_float32():
 def test_a_weight_beyond_float16_is_named():
     model = parse("g (float[a, 1] x) => (float[a, 1] logits) { logits = MatMul (x, w) }", w=np.float32([[1e5]]))
     with pytest.raises(EngineError, match=r"w reaches 1e\+05, beyond float16; build with --dtype bf16"):
-        NarrowPass("float16")(model)
+        DowncastPass("float16")(model)
 
 
 def test_the_scale_goes_into_the_query_and_the_lengths_to_input_five():

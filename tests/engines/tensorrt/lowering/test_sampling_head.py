@@ -10,7 +10,7 @@ from piston.engines.tensorrt.equivalence.sampling import Draw
 from piston.engines.tensorrt.lowering.next_step import NextStepPass
 from piston.engines.tensorrt.lowering.sampling_head import SamplingHeadPass
 from piston.runtime.sampling import processors as row
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 VOCAB, CAPACITY = 200, 16
 TEXT = f"""
@@ -64,7 +64,7 @@ def test_temperature_zero_is_greedy_whatever_the_rest(choose):
 def test_tokens_are_the_runtimes_own_for_the_same_uniform_numbers(choose, temperature, top_k, top_p):
     rows = 400
     logits, uniforms = normal(rows, 1), np.random.default_rng(2).random(rows, np.float32)
-    options = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    options = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
 
     class Given:
         def __init__(self, value):
@@ -82,7 +82,7 @@ def test_frequencies_follow_the_distribution(choose):
     rows = 4000
     logits = np.repeat(normal(1, 4), rows, axis=0)
     tokens = choose(logits, draw_of(rows, (np.arange(rows) + 0.5) / rows, 0.8, 20, 0.9))
-    weights = np.exp(row.warp(logits[0], Sampling(temperature=0.8, top_k=20, top_p=0.9)).astype(np.float64))
+    weights = np.exp(row.warp(logits[0], SamplingParams(temperature=0.8, top_k=20, top_p=0.9)).astype(np.float64))
     np.testing.assert_allclose(np.bincount(tokens, minlength=VOCAB) / rows, weights / weights.sum(), atol=1e-3)
 
 
@@ -99,4 +99,4 @@ def test_the_ends_of_the_unit_interval_give_a_token_that_is_left(choose, uniform
     logits = normal(200, 5)
     tokens = choose(logits, draw_of(200, np.full(200, uniform), 1.0, 5, 0.9))
     for one, token in zip(logits, tokens, strict=True):
-        assert np.isfinite(row.warp(one, Sampling(temperature=1.0, top_k=5, top_p=0.9))[token])
+        assert np.isfinite(row.warp(one, SamplingParams(temperature=1.0, top_k=5, top_p=0.9))[token])

@@ -11,7 +11,7 @@ from piston.runtime.backends.kv_cache import KVCache
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import RowSampler
 
 pytest.importorskip("onnxruntime")
@@ -19,8 +19,8 @@ pytest.importorskip("torch")
 
 IDS = [17, 3, 90, 44, 5, 5, 128, 61, 22, 9, 77]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-GREEDY = Sampling()
-WARM = Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=3)
+GREEDY = SamplingParams()
+WARM = SamplingParams(temperature=0.9, top_k=20, top_p=0.9, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_a_failed_capture_leaves_a_stream_that_works(rig, reference, failing):
     assert found == stepped(other, tokens, 4)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(temperature=2.0, top_k=64, seed=9)])
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, SamplingParams(temperature=2.0, top_k=64, seed=9)])
 @pytest.mark.parametrize("lengths", [(4,), (3, 11, 1), (6, 2, 9, 9)])
 def test_a_run_on_the_device_chooses_what_the_host_picks_from_onnx_runtime(rig, reference, sampling, lengths):
     engine, other = rig.engine(), reference()
@@ -284,10 +284,10 @@ def test_a_run_fills_a_row_to_its_last_position(rig, reference):
     [
         (GREEDY, True),
         (WARM, True),
-        (Sampling(temperature=1.0), False),
-        (Sampling(temperature=1.0, top_k=65), False),
-        (Sampling(temperature=1.0, top_k=5, min_p=0.1), False),
-        (Sampling(temperature=1.0, top_k=5, typical_p=0.5), False),
+        (SamplingParams(temperature=1.0), False),
+        (SamplingParams(temperature=1.0, top_k=65), False),
+        (SamplingParams(temperature=1.0, top_k=5, min_p=0.1), False),
+        (SamplingParams(temperature=1.0, top_k=5, typical_p=0.5), False),
     ],
 )
 def test_the_device_chooses_by_what_its_graph_has(rig, sampling, can):
@@ -299,7 +299,7 @@ def test_the_decode_loop_gives_the_same_texts_as_over_onnx_runtime(rig, referenc
     found = []
     for engine in (rig.engine(), reference()):
         sampling = [
-            Sampling(max_tokens=4 + 3 * index, temperature=index % 2, top_k=9, seed=index) for index in range(6)
+            SamplingParams(max_tokens=4 + 3 * index, temperature=index % 2, top_k=9, seed=index) for index in range(6)
         ]
         requests = [
             Request(list(ids), RowSampler(options, ids)) for ids, options in zip(prompts, sampling, strict=True)

@@ -13,13 +13,13 @@ from piston.core.errors import BundleCorruptError, DeviceMemoryError
 from piston.runtime.backends import cuda_driver as cuda
 from piston.runtime.backends import registry as backends
 from piston.runtime.model import load
-from piston.runtime.sampling.params import Sampling
+from piston.runtime.sampling.params import SamplingParams
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 PROMPTS = [[17, 3, 90], [44, 5, 5, 128, 61], [9]]
-WARM = Sampling(max_tokens=12, temperature=0.8, top_k=30, top_p=0.95, seed=5)
+WARM = SamplingParams(max_tokens=12, temperature=0.8, top_k=30, top_p=0.95, seed=5)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def machine(monkeypatch):
     return SimpleNamespace(runtime=runtime, module=module)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(max_tokens=12), WARM])
+@pytest.mark.parametrize("sampling", [SamplingParams(max_tokens=12), WARM])
 def test_a_bundle_answers_alike_on_the_gpu_and_on_the_cpu(both, machine, sampling):
     with load(both, target="ort-cpu") as model:
         expected = model.generate(PROMPTS, sampling)
@@ -67,14 +67,14 @@ def test_a_bundle_answers_alike_on_the_gpu_and_on_the_cpu(both, machine, samplin
 def test_kernels_are_kept_beside_the_plan_and_do_not_harm_the_hashes(both, machine):
     for _ in range(2):
         with load(both) as model:
-            model.generate([5, 6], Sampling(max_tokens=3))
+            model.generate([5, 6], SamplingParams(max_tokens=3))
     kept = [arguments[0] for name, arguments in machine.module.calls if name == "IRuntimeCache.deserialize"]
     assert kept == [machine.module.kernels]
 
 
 def test_a_plan_that_was_exchanged_between_the_check_and_the_load_is_not_run(both, machine, monkeypatch):
     opener = backends.open_engine
-    spec, _ = backends.choose(bundle := backends.Bundle.open(both))
+    spec, _ = backends.select_engine(bundle := backends.Bundle.open(both))
     (both / "rtx/engine.plan").write_bytes((both / "rtx/engine.plan").read_bytes() + b"payload")
     with pytest.raises(BundleCorruptError, match="is not the plan that was recorded"):
         opener(bundle, spec, backends.Sizes(num_slots=1, capacity=48))
@@ -86,7 +86,7 @@ def test_a_gpu_that_is_full_is_told_and_the_cpu_engine_can_be_named(both, machin
     with pytest.raises(DeviceMemoryError, match=r"MB are free; load with a smaller max_batch"):
         load(both, target="tensorrt-rtx")
     with load(both, target="ort-cpu") as model:
-        assert model.generate([5, 6], Sampling(max_tokens=3)).token_ids
+        assert model.generate([5, 6], SamplingParams(max_tokens=3)).token_ids
         assert model.remarks == ()
 
 
@@ -97,7 +97,7 @@ def test_without_a_target_the_cpu_engine_takes_the_place_of_one_that_cannot_be_o
         (remark,) = model.remarks
         assert remark.startswith("tensorrt-rtx:sm89 could not be opened (TensorRT failed while creating a context")
         assert remark.endswith("no such kernel); ort-cpu is used instead.")
-        sampling = Sampling(max_tokens=5)
+        sampling = SamplingParams(max_tokens=5)
         assert model.generate([5, 6], sampling).token_ids == other.generate([5, 6], sampling).token_ids
     assert machine.runtime.leaks() == 0
 
@@ -105,4 +105,4 @@ def test_without_a_target_the_cpu_engine_takes_the_place_of_one_that_cannot_be_o
 def test_fewer_rows_and_positions_than_built_for_can_be_had(both, machine):
     with load(both, max_batch=2, max_length=20) as model:
         assert (model.engine.cache.num_slots, model.engine.cache.capacity) == (2, 20)
-        assert len(model.generate([PROMPTS[0]] * 3, Sampling(max_tokens=17))) == 3
+        assert len(model.generate([PROMPTS[0]] * 3, SamplingParams(max_tokens=17))) == 3
