@@ -72,7 +72,7 @@ def check_parity(
 def reference_of(canonical: Path, model: Manifest, work: Path, *, int8_head: bool = False) -> Iterator[Path]:
     """The canonical graph as the parity check reads it: itself, or a copy below `work` for as long as the block lasts.
 
-    A copy is in float32: the CPU has no bfloat16 kernels, and float16 rounding would drown what the parity check looks for;
+    A copy is in float32: the CPU has no bfloat16 kernels, and float16 rounding would drown what is looked for;
     widening is exact. It gives out the activations that it rounds to codes, and its head is in INT8 where the engine's
     is.
     """

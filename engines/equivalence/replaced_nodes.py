@@ -1,4 +1,4 @@
-"""The parity check of Piston's own kernels: each gives what the nodes it replaced give, on the activations of real steps.
+"""Parity of Piston's own kernels: each gives what the nodes it replaced give, on the activations of real steps.
 
 Both engines run the same prefill and decode steps. Every kernel reads what the engine it was made from computed, so
 that one difference does not become another, and all that it gives is compared: floats to the bound of float

@@ -1,7 +1,7 @@
 """How far float rounding alone moves the canonical graph: what a parity check may not hold against a lowering.
 
 Two float32 kernels that both are right add in different orders. Most models make little of that, some, roughly
-quantized ones above all, thirty times more, and then a bound that holds on one CPU fails on another. So where a parity check
+quantized ones above all, thirty times more, and then a bound that holds on one CPU fails on another. So where a check
 fails, the canonical graph is compared with itself, its first activations nudged by one rounding, and the bounds are
 widened by what that made of it, within limits: a wrong lowering is off by the size of what it computes.
 """
