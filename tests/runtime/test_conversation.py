@@ -232,7 +232,13 @@ def test_closing_the_conversation_ends_the_answer_that_is_being_streamed():
 
 
 @pytest.mark.parametrize(
-    "step", ["model.LanguageModel.render", "model.LanguageModel.prepare", "kv_cache.KVCache.rewind", "decode._prefill"]
+    "step",
+    [
+        "model.LanguageModel.render",
+        "model.LanguageModel.prepare",
+        "backends.kv_cache.KVCache.rewind",
+        "generate.scheduler.Scheduler._prefill",
+    ],
 )
 def test_an_interrupt_before_the_answer_leaves_no_message(step, monkeypatch):
     model = toy_model(HISTORY)
