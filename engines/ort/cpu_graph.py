@@ -16,6 +16,9 @@ from piston.engines.lowering import Lowered, lower_for_ort_cpu
 from piston.runtime.backends.ort_cpu import translated
 
 EXTERNAL_FROM = 1024  # bytes: what is smaller stays in the graph
+# These, and those of Q/DQ, move a QuantizeLinear to before the Transpose and Reshape around an attention that is not
+# fused, where codes have other names, or put another pair there. Integer products are written down already.
+MOVING = ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +83,15 @@ def save_optimized(source: Path, goal: Path) -> str:
     settings.intra_op_num_threads = num_cores()
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.optimized_model_filepath = str(goal)
-    # Integer products are written down already. What is left to these passes is to move QuantizeLinear to before the
-    # Transpose and Reshape of an attention that is not fused, where codes have another name and a pair of nodes more.
-    settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")  # see MOVING
     prefix = "session.optimized_model_external_initializers"
     settings.add_session_config_entry(f"{prefix}_file_name", GRAPH_DATA)
     settings.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(EXTERNAL_FROM))
     settings.add_session_config_entry("session.disable_prepacking", "1")  # it would copy every weight, for nothing
     with translated(f"optimizing {source}"):
-        onnxruntime.InferenceSession(str(source), settings, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            str(source), settings, providers=["CPUExecutionProvider"], disabled_optimizers=MOVING
+        )
     return str(onnxruntime.__version__)
 
 

@@ -12,6 +12,9 @@ from piston.core.errors import EngineError, ParityError
 from piston.engines import build
 from piston.engines.equivalence.answers import check_parity
 from piston.engines.equivalence.int8_cache_lockstep import RecordingCacheEngine
+from piston.engines.equivalence.activation_injection import expose_activations
+from piston.engines.equivalence.answers import prove
+from piston.engines.equivalence.int8_cache_lockstep import LeadingEngine
 from piston.engines.ort.cpu_graph import build_ort
 from piston.runtime import SamplingParams, load
 from piston.runtime.backends.ort_cpu import OrtEngine
@@ -61,6 +64,21 @@ def test_linears_may_be_in_integers_too(toy, tmp_path, scheme):
     parity = check_parity(path, built.path, canonical.cache.with_dtype("int8"), max_length=MAX_LENGTH)
     assert parity.activations >= canonical.cache.num_layers
     assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_cache_of_heads_that_are_not_fused_is_rounded_where_the_canonical_graph_rounds_it(toy, tmp_path, per_channel):
+    canonical = toy("llama", head_dim=20, hidden_size=80)
+    path = quantize(canonical.path, tmp_path / "linears", canonical.cache, "w8a8")
+    path = rounded(path, tmp_path / "model", canonical.cache, per_channel=per_channel)
+    built = build_ort(path, tmp_path / "engine", MAX_LENGTH)
+    assert built.cache_type == "float32"
+    assert all("head_dim 20" in reason for reason in built.lowered.refused.values())
+    model = ir.load(path)
+    expose_activations(model)
+    ir.save(model, path.with_name("exposed.onnx"), external_data="exposed.onnx.data")
+    proof = prove(path.with_name("exposed.onnx"), built.path, canonical.cache, max_length=MAX_LENGTH)
+    assert proof.activations == 8 + 2 * canonical.cache.num_layers  # what linears read, and each cache
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Carried from cut to cut, a model computes what it computes in one piece."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
@@ -8,6 +9,7 @@ pytest.importorskip("torch")
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.numeric.rounding import Grid, round_to_nearest
 from piston.calibration.observe.collect import collect
+from piston.calibration.schemes import segments
 from piston.calibration.schemes.channel_splitting import split_largest
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.segments import StreamedModel, cut
@@ -112,3 +114,19 @@ def test_cuts_come_in_the_order_of_the_graph_and_cover_every_group(model_dir):
     segments = cut(graph.model.graph, graph.groups())
     assert [segment.reads for segment in segments] == list(graph.groups())
     assert all(segment.reads in segment.outputs for segment in segments)
+
+
+@pytest.mark.parametrize(("cores", "rows", "threads"), [(1, 1, 1), (6, 6, 1), (8, 8, 1), (12, 8, 2), (64, 8, 8)])
+def test_no_core_is_idle_whatever_their_number(monkeypatch, tmp_path, cores, rows, threads):
+    asked = []
+    monkeypatch.setattr(segments, "num_cores", lambda: cores)
+    monkeypatch.setattr(segments, "in_order", lambda _work, _count, *, threads: asked.append(threads) or iter(()))
+    monkeypatch.setattr(
+        "onnxruntime.InferenceSession", lambda _, settings, **_given: asked.append(settings.intra_op_num_threads)
+    )
+    segments._session(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), tmp_path)
+    monkeypatch.setattr(Relay, "_open", lambda *_: ([], None))
+    relay = Relay.__new__(Relay)
+    relay.rows = ROWS
+    list(relay.run(segments.Segment("x", [], [], [], frozenset())))
+    assert asked == [threads, rows]
