@@ -10,11 +10,9 @@ from quantized import quantize, round_cache
 from piston.core.bundle.manifest import Manifest, record_files
 from piston.core.errors import EngineError, ParityError
 from piston.engines import build
+from piston.engines.equivalence.activation_injection import add_activation_outputs
 from piston.engines.equivalence.answers import check_parity
 from piston.engines.equivalence.int8_cache_lockstep import RecordingCacheEngine
-from piston.engines.equivalence.activation_injection import expose_activations
-from piston.engines.equivalence.answers import prove
-from piston.engines.equivalence.int8_cache_lockstep import LeadingEngine
 from piston.engines.ort.cpu_graph import build_ort
 from piston.runtime import SamplingParams, load
 from piston.runtime.backends.ort_cpu import OrtEngine
@@ -75,10 +73,10 @@ def test_a_cache_of_heads_that_are_not_fused_is_rounded_where_the_canonical_grap
     assert built.cache_type == "float32"
     assert all("head_dim 20" in reason for reason in built.lowered.refused.values())
     model = ir.load(path)
-    expose_activations(model)
+    add_activation_outputs(model)
     ir.save(model, path.with_name("exposed.onnx"), external_data="exposed.onnx.data")
-    proof = prove(path.with_name("exposed.onnx"), built.path, canonical.cache, max_length=MAX_LENGTH)
-    assert proof.activations == 8 + 2 * canonical.cache.num_layers  # what linears read, and each cache
+    parity = check_parity(path.with_name("exposed.onnx"), built.path, canonical.cache, max_length=MAX_LENGTH)
+    assert parity.activations == 8 + 2 * canonical.cache.num_layers  # what linears read, and each cache
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import argparse
 import base64
 import json
 from pathlib import Path
@@ -18,10 +19,10 @@ def byte_ids(text):
 
 REAL = {
     "prose": (TEXTS / "prose.txt").read_text(encoding="utf-8"),
-    "code": (TEXTS / "code.txt").read_text(encoding="utf-8"),
+    "code": Path(argparse.__file__).read_text(encoding="utf-8"),
     "chats": (TEXTS / "chat.jsonl").read_text(encoding="utf-8"),
-    "chinese": LANGUAGES[3],
-    "arabic": LANGUAGES[4],
+    "chinese": LANGUAGES[28],
+    "arabic": LANGUAGES[23],
     "a page": (TEXTS / "technical.txt").read_text(encoding="utf-8")[:1500],
     "json": json.dumps([{"name": f"n{n}", "value": n * n} for n in range(300)]),
     "floats": "\n".join(f"{x:.6f},{y:.6f}" for x, y in RNG.standard_normal((2000, 2))),

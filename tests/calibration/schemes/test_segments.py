@@ -120,12 +120,12 @@ def test_cuts_come_in_the_order_of_the_graph_and_cover_every_group(model_dir):
 def test_no_core_is_idle_whatever_their_number(monkeypatch, tmp_path, cores, rows, threads):
     asked = []
     monkeypatch.setattr(segments, "num_cores", lambda: cores)
-    monkeypatch.setattr(segments, "in_order", lambda _work, _count, *, threads: asked.append(threads) or iter(()))
+    monkeypatch.setattr(segments, "imap_bounded", lambda _work, _count, *, threads: asked.append(threads) or iter(()))
     monkeypatch.setattr(
         "onnxruntime.InferenceSession", lambda _, settings, **_given: asked.append(settings.intra_op_num_threads)
     )
     segments._session(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), tmp_path)
-    monkeypatch.setattr(Relay, "_open", lambda *_: ([], None))
+    monkeypatch.setattr(StreamedModel, "_open", lambda *_: ([], None))
     relay = Relay.__new__(Relay)
     relay.rows = ROWS
     list(relay.run(segments.Segment("x", [], [], [], frozenset())))
