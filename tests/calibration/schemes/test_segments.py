@@ -126,7 +126,7 @@ def test_no_core_is_idle_whatever_their_number(monkeypatch, tmp_path, cores, row
     )
     segments._session(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), tmp_path)
     monkeypatch.setattr(StreamedModel, "_open", lambda *_: ([], None))
-    relay = Relay.__new__(Relay)
+    relay = StreamedModel.__new__(StreamedModel)
     relay.rows = ROWS
     list(relay.run(segments.Segment("x", [], [], [], frozenset())))
     assert asked == [threads, rows]
