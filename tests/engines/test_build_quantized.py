@@ -189,7 +189,7 @@ def exposed_copy(path, tmp_path):
 
 @pytest.mark.parametrize("head_dim", [6, 80, 100])
 def test_heads_of_any_width_are_built_and_proved(model_dir_with_heads, head_dim, tmp_path):
-    got = build(model_dir_with_heads(head_dim), tmp_path / "bundle").engines[0].got
+    got = build(model_dir_with_heads(head_dim), tmp_path / "bundle").engines[0].actual
     assert got["linears"]["int8"] == 1
     assert got["parity"]["activations"] == 8  # four a layer: all that are rounded, under their names
     assert "DequantizeLinear" not in got["operators"]

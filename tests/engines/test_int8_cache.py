@@ -114,18 +114,18 @@ def scaled(index, factor):
 
 
 @pytest.mark.parametrize("factor", [0.995, 1.005])
-@pytest.mark.parametrize(("index", "part"), [(12, "keys"), (13, "values")])
+@pytest.mark.parametrize(("index", "part"), [(12, "key"), (13, "value")])
 @pytest.mark.parametrize("engine", [("llama", False), ("llama", True), ("mistral", True)])
 def test_scales_half_a_per_cent_off_are_found_and_the_layer_named(engines, tmp_path, engine, index, part, factor):
-    with pytest.raises(ParityError, match=rf"a code of layer 1's {part} is \S+ steps from"):
+    with pytest.raises(ParityError, match=rf"a code of present\.1\.{part} is \S+ steps from"):
         prove_broken(engines, *engine, tmp_path, scaled(index, factor))
 
 
-@pytest.mark.parametrize(("index", "part"), [(12, "keys"), (13, "values")])
+@pytest.mark.parametrize(("index", "part"), [(12, "key"), (13, "value")])
 def test_one_channel_half_a_per_cent_off_is_found(engines, tmp_path, index, part):
     factors = np.ones((1, 2, 1, 16))
     factors[0, 1, 0, 5] = 1.005
-    with pytest.raises(ParityError, match=rf"layer 1's ({part}|attention)"):
+    with pytest.raises(ParityError, match=rf"present\.1\.{part}|layer 1's attention"):
         prove_broken(engines, "llama", True, tmp_path, scaled(index, factors))
 
 
@@ -156,7 +156,7 @@ def test_codes_that_are_one_too_high_are_found(engines, monkeypatch, tmp_path):
         engine.cache.arrays[3][0, 0, 0] += 1
 
     monkeypatch.setattr(RecordingCacheEngine, "_run", run_and_change)
-    with pytest.raises(ParityError, match="a code of layer 1's values"):
+    with pytest.raises(ParityError, match=r"a code of present\.1\.value"):
         prove_broken(engines, "llama", False, tmp_path, lambda node: None)
 
 

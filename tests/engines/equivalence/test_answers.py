@@ -63,7 +63,7 @@ def test_an_engine_of_two_positions_is_still_proved(lowered):
 
 
 def test_a_wrong_scale_in_the_first_layer_is_found_and_the_layer_named(lowered, tmp_path):
-    expected = r"prefill of 3 tokens: logits differ by .*Layer 1's keys are the first to differ .*layer 0's attention"
+    expected = r"prefill of 3 tokens: logits differ by .*present\.1\.key is the first state to differ .*layer 0's attention"
     with pytest.raises(ParityError, match=expected):
         prove_change(lowered, tmp_path, lambda model: scale(attentions(model)[0], 1.2))
 
@@ -77,7 +77,7 @@ def test_wrong_keys_are_found_in_their_own_layer(lowered, tmp_path):
     def rotate_otherwise(model):
         attentions(model)[0].attributes["rotary_interleaved"] = ir.AttrInt64("rotary_interleaved", 1)
 
-    with pytest.raises(ParityError, match=r"Layer 0's keys are the first .*layer 0's projections or rotary"):
+    with pytest.raises(ParityError, match=r"present\.0\.key is the first .*layer 0's projections or rotary"):
         prove_change(lowered, tmp_path, rotate_otherwise)
 
 

@@ -64,7 +64,7 @@ def test_the_command_line_says_what_was_built(model_dir, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "ort-cuda: float16, cache float16, batch up to 8, length up to 50; " in said
     assert "attention fused in 2 of 2 (rotary in 2, packed in 2), 4 residual norms" in said
-    assert "linears: 100.0% in float; lm_head in float\nproof: logits within" in said
+    assert "linears: 100.0% in float; lm_head in float\nparity: logits within" in said
 
 
 def test_lengths_that_kernels_read_on_the_host_come_as_an_input(bundle_of):
