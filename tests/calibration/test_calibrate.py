@@ -215,7 +215,7 @@ def test_what_gptq_rounded_is_kept_where_the_result_misses_its_bound(model_dir, 
         return calibrate(model_dir, tmp_path / "q", RECIPES["w4"], [text], rows=ROWS, checked=checked)
 
     with pytest.raises(ShortfallError, match=r"outside its bound.*is kept in .*\.q\.calibration"):
-        with_bound("kl=0.0000001")
+        with_bound("kl<=0.0000001")
     assert [path.name for path in tmp_path.iterdir()] == [".q.calibration"]
     assert [path.name for path in (tmp_path / ".q.calibration").iterdir()] == ["rounded"]
 
@@ -223,11 +223,11 @@ def test_what_gptq_rounded_is_kept_where_the_result_misses_its_bound(model_dir, 
         pytest.fail("weights were rounded a second time")
 
     monkeypatch.setattr(sequential, "gptq", again)
-    result = with_bound("kl=1000")
+    result = with_bound("kl<=1000")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["q"]
     plain = calibrate(
-        model_dir, tmp_path / "plain", RECIPES["w4"], [text], rows=ROWS, checked=CheckOptions(bounds=("kl=1000",))
+        model_dir, tmp_path / "plain", RECIPES["w4"], [text], rows=ROWS, checked=CheckOptions(bounds=("kl<=1000",))
     )
     assert result.manifest.files == plain.manifest.files
 
@@ -258,7 +258,7 @@ def test_a_model_directory_of_links_is_quantized_as_any_other(model_dir, tmp_pat
     (tmp_path / "linked").mkdir()
     for path in model_dir.iterdir():
         (tmp_path / "linked" / path.name).symlink_to(path)
-    free = CheckOptions(bounds=("kl=1000",), data="builtin")
+    free = CheckOptions(bounds=("kl<=1000",), data="builtin")
     plain, linked = (
         calibrate(source, tmp_path / "q" / source.name, RECIPES["w8"], rows=ROWS, checked=free)
         for source in (model_dir, tmp_path / "linked")

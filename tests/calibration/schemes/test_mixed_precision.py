@@ -64,7 +64,7 @@ def test_what_reads_a_norm_is_not_behind_an_activation():
 def test_a_calibration_settles_which_they_are(model_dir, tmp_path):
     """So that it can be replayed should the usual ones ever be others."""
     result = calibrate(
-        model_dir, tmp_path / "out", Recipe(scheme="w4", block=32), checked=CheckOptions(bounds=("kl=9",))
+        model_dir, tmp_path / "out", Recipe(scheme="w4", block=32), checked=CheckOptions(bounds=("kl<=9",))
     )
     assert result.recipe.int8 == usual_int8(ModelGraph.open(model_dir).linears)
 
@@ -72,7 +72,7 @@ def test_a_calibration_settles_which_they_are(model_dir, tmp_path):
 def test_a_recipe_that_was_settled_before_names_none_and_keeps_its_narrow_ones(model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrating, "usual_int8", lambda linears: tuple(linear.name for linear in linears))
     settled = Recipe(scheme="w4", block=32, model=ModelGraph.open(model_dir).sha256)
-    result = calibrate(model_dir, tmp_path / "out", settled, checked=CheckOptions(bounds=("kl=9",)))
+    result = calibrate(model_dir, tmp_path / "out", settled, checked=CheckOptions(bounds=("kl<=9",)))
     assert result.recipe.int8 is None
 
 
