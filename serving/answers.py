@@ -1,6 +1,7 @@
 """Pieces of text become OpenAI's answers, whole or as chunks of a stream."""
 
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from piston.runtime.generate.completion import PositionLogprobs, TokenLogprob
 from piston.serving.engine_thread import Piece, Ticket
 from piston.serving.event_stream import DONE, event
+from piston.serving.output_parser import OutputParser, Part
 from piston.serving.work import Work
 
 
@@ -15,7 +17,10 @@ from piston.serving.work import Work
 class Row:
     """What one row has got so far."""
 
+    parser: OutputParser
     text: str = ""
+    reasoning: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
     positions: list[PositionLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
 
@@ -31,7 +36,7 @@ class Answers:
         self._work = work
         self._ticket = ticket
         self._base = {"id": f"{self.prefix}{ticket.request_id}", "created": int(time.time()), "model": model}
-        self.rows = [Row() for _ in work.generations]
+        self.rows = [Row(work.new_parser()) for _ in work.generations]
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Pieces of all rows until each has ended; an error of one ends the request, and the other rows."""
@@ -42,7 +47,7 @@ class Answers:
                 if piece.error is not None:
                     raise piece.error
                 row = self.rows[piece.row]
-                row.text += piece.text
+                self.take(row, piece)
                 row.positions += piece.positions
                 row.finish_reason = piece.finish_reason
                 num_left -= piece.is_last
@@ -73,6 +78,10 @@ class Answers:
         usage = {"usage": None} if self._work.include_usage else {}
         return self._base | {"object": self.chunk, "choices": [choice]} | usage
 
+    def take(self, row: Row, piece: Piece) -> None:
+        """Note the text of a piece."""
+        row.text += piece.text
+
     def choice(self, index: int, row: Row) -> dict[str, Any]:
         """One element of `choices` of a whole answer."""
         raise NotImplementedError
@@ -101,14 +110,35 @@ class ChatAnswers(Answers):
 
     prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, model: str, work: Work, ticket: Ticket) -> None:
+        super().__init__(model, work, ticket)
+        self._new: list[Part] = []  # parts of the piece that came last
+
+    def take(self, row: Row, piece: Piece) -> None:
+        """See Answers."""
+        self._new = row.parser.push(piece.text) + (row.parser.flush() if piece.is_last else [])
+        for part in self._new:
+            if part.kind == "tool_call":
+                row.calls.append(_call(part))
+            elif part.kind == "reasoning":
+                row.reasoning += part.text
+            else:
+                row.text += part.text
+
     def choice(self, index: int, row: Row) -> dict[str, Any]:
         """See Answers."""
-        message = {"role": "assistant", "content": row.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": row.text or None, "refusal": None}
+        if not row.calls and not row.reasoning:
+            message["content"] = row.text
+        if row.reasoning:
+            message |= _reasoning(row.reasoning)
+        if row.calls:
+            message["tool_calls"] = row.calls
         return {
             "index": index,
             "message": message,
             "logprobs": self._logprobs(row.positions),
-            "finish_reason": row.finish_reason,
+            "finish_reason": self._reason(index),
         }
 
     def chunks(self, piece: Piece, *, is_first: bool) -> list[dict[str, Any]]:
@@ -116,11 +146,31 @@ class ChatAnswers(Answers):
         found = []
         if is_first:
             found.append(self._delta(piece.row, {"role": "assistant", "content": ""}))
-        if piece.text or piece.positions:
-            found.append(self._delta(piece.row, {"content": piece.text}, piece.positions))
+        deltas = self._deltas(piece.row)
+        if piece.positions and not deltas:
+            deltas = [{"content": ""}]
+        for number, delta in enumerate(deltas):
+            found.append(self._delta(piece.row, delta, piece.positions if number == 0 else ()))
         if piece.is_last:
-            found.append(self._delta(piece.row, {}, finish_reason=piece.finish_reason))
+            found.append(self._delta(piece.row, {}, finish_reason=self._reason(piece.row)))
         return found
+
+    def _deltas(self, index: int) -> list[dict[str, Any]]:
+        """What came last; a call comes whole, with its place among the calls."""
+        deltas: list[dict[str, Any]] = []
+        calls = self.rows[index].calls
+        place = len(calls) - sum(part.kind == "tool_call" for part in self._new)
+        for part in self._new:
+            if part.kind == "tool_call":
+                deltas.append({"tool_calls": [{"index": place} | calls[place]]})
+                place += 1
+            else:
+                deltas.append(_reasoning(part.text) if part.kind == "reasoning" else {"content": part.text})
+        return deltas
+
+    def _reason(self, index: int) -> str | None:
+        row = self.rows[index]
+        return "tool_calls" if row.calls and row.finish_reason == "stop" else row.finish_reason
 
     def _delta(
         self,
@@ -204,6 +254,16 @@ class CompletionAnswers(Answers):
         found["top_logprobs"].append(top)
         found["text_offset"].append(self._offsets[index])
         self._offsets[index] += len(token)
+
+
+def _call(part: Part) -> dict[str, Any]:
+    function = {"name": part.name, "arguments": part.text}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Under both names that clients read."""
+    return {"reasoning": text, "reasoning_content": text}
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from piston.serving.fields import (
 from piston.serving.metrics import Metrics
 from piston.serving.prompts import chat_ids
 from piston.serving.settings import Settings
+from piston.serving.structured import COMPILE_SECONDS, Grammars, may_need_grammar
 from piston.serving.work import Caller, Work, chat_work, completion_work
 
 IGNORED = "x-piston-ignored-fields"
@@ -45,6 +46,7 @@ class Served:
         self.name = name
         self.model = model
         self.created = int(time.time())
+        self.grammars = Grammars(model)
         self.thread = EngineThread(
             model,
             metrics.of(name),
@@ -73,8 +75,10 @@ class Server:
         self.metrics = Metrics(settings.metrics_prefix)
         self.served = {name: Served(name, model, self.metrics, settings) for name, model in models}
         self.is_draining = False
-        # Templates, tokenizers and grammars: off the event loop and off the engine threads.
+        # Templates, tokenizers and grammars: off the event loop and off the engine threads. A grammar may take long,
+        # and keeps only other grammars waiting.
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self._compilers = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         endpoints: dict[str, tuple[str, Callable[[Request], Any]]] = {
             "/v1/models": ("GET", self._models),
             "/v1/models/{name:path}": ("GET", self._model),
@@ -108,21 +112,23 @@ class Server:
         """End what still runs, and the threads."""
         self.is_draining = True
         await asyncio.gather(*(asyncio.to_thread(served.thread.stop) for served in self.served.values()))
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._workers, self._compilers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # -- generating -------------------------------------------------------------------------------------------------
 
     async def _generate(
         self,
         kind: type[Any],
-        prepare: Callable[[LanguageModel, Any, Caller], Work],
+        prepare: Callable[[LanguageModel, Grammars, Any, Caller], Work],
         form: type[Answers],
         request: Request,
     ) -> ASGIApp:
         body, ignored, served = await self._read(request, kind)
         request_id = body.request_id if isinstance(body.request_id, str) else request.state.request_id
         caller = Caller(request_id=request_id, salt=request.state.salt, deadline=_deadline(request))
-        work = await self._in_worker(partial(prepare, served.model, body, caller))
+        call = partial(prepare, served.model, served.grammars, body, caller)
+        work = await (self._in_compiler(call) if may_need_grammar(body) else self._in_worker(call))
         ticket = Ticket(work.generations, request_id)
         answers = form(served.name, work, ticket)
         headers = {IGNORED: ", ".join(ignored)} if ignored else {}
@@ -160,6 +166,15 @@ class Server:
 
     async def _in_worker(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+
+    async def _in_compiler(self, call: Callable[[], Result]) -> Result:
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._compilers, call)
+            return await asyncio.wait_for(future, COMPILE_SECONDS)
+        except TimeoutError:
+            raise RequestError(
+                f"The grammar was not compiled within {COMPILE_SECONDS:g} s; send a simpler one, or try again later."
+            ) from None
 
     # -- everything else --------------------------------------------------------------------------------------------
 
