@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from piston.serving.app import Server
 
-EXACT = "ort-cpu:avx512"  # whose rows have the same bits alone and beside others
+MAX_PORT = 65_535
+BACKLOG = 1024  # connections that may wait to be accepted
 PREFIXES = ("piston", "vllm")
 
 
@@ -77,6 +78,8 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         value = getattr(arguments, name)
         if value is not None and not 0 <= value < float("inf"):
             raise MisuseError(f"--{name.replace('_', '-')} is {value}; it must be at least 0.")
+    if not 0 <= arguments.port <= MAX_PORT:
+        raise MisuseError(f"--port is {arguments.port}; it must be 0 to {MAX_PORT}, or no socket can listen on it.")
     if not 0 < arguments.max_stall < float("inf"):
         raise MisuseError(f"--max-stall is {arguments.max_stall}; it must be a number of milliseconds above 0.")
     return Settings(
@@ -126,10 +129,15 @@ def described(name: str, model: LanguageModel) -> str:
     """One line: what a bundle holds, on which engine, and what it promises."""
     cache = model.engine.cache
     megabytes = cache.num_slots * cache.capacity * cache.spec.bytes_per_token / 1e6
-    promise = "does not change with the load" if model.target == EXACT else "may differ in the last bits with the load"
+    is_exact = cache.num_slots <= model.verification.limit
+    promise = (
+        "decode steps have the same bits alone and beside other rows; a prompt's may depend on how it is cut"
+        if is_exact
+        else "answers may differ in the last bits with the load"
+    )
     return (
         f"{name}: {cache.num_slots} rows x {cache.capacity:,} tokens = {megabytes:,.0f} MB of cache, each row "
-        f"the whole length; engine {model.target}, on which an answer {promise}"
+        f"the whole length; engine {model.target}: {promise}"
     )
 
 
@@ -140,6 +148,7 @@ async def serve(server: "Server", listener: socket.socket) -> None:
         loop.add_signal_handler(number, leaving.set)
     server.start()
     http = _http_server(server)
+    listener.listen(BACKLOG)
     running = asyncio.ensure_future(http.serve(sockets=[listener]))
     host, port = listener.getsockname()[:2]
     note(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}")

@@ -25,6 +25,13 @@ def get(url, body=None):
         return problem.code, problem.read().decode()
 
 
+def until_running(address):
+    end = time.monotonic() + 20
+    while 'num_requests_running{model_name="bundle"} 1.0' not in get(f"{address}/metrics")[1]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def serve(bundle):
     """serve(options...) -> (process, address) of a server that answers `hello you`, ten tokens a second."""
@@ -57,15 +64,15 @@ def test_the_start_says_what_it_holds_and_promises(serve):
 
 
 def test_sigterm_finishes_what_runs_while_ready_says_no(serve):
-    process, address, _ = serve(reply="hello no hello no hello no")
+    process, address, _ = serve(reply="hello no hello no hello no", seconds="0.2")
     body = {"model": "bundle", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
     answers = []
     asking = threading.Thread(target=lambda: answers.append(get(f"{address}/v1/chat/completions", body)))
     asking.start()
-    time.sleep(0.3)
+    until_running(address)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
-    assert get(f"{address}/ready")[0] == 503
+    while get(f"{address}/ready")[0] == 200:
+        assert process.poll() is None
     assert get(f"{address}/health")[0] == 200
     status, refused = get(f"{address}/v1/chat/completions", body)
     assert (status, json.loads(refused)["error"]["code"]) == (503, "shutting_down")
@@ -76,12 +83,12 @@ def test_sigterm_finishes_what_runs_while_ready_says_no(serve):
 
 
 def test_what_does_not_finish_in_time_is_told_and_the_server_ends(serve):
-    process, address, _ = serve("--shutdown-timeout", "0.1", reply="hello no " * 10)
+    process, address, _ = serve("--shutdown-timeout", "0.1", reply="hello no " * 10, seconds="0.2")
     body = {"model": "bundle", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "stream": True}
     answers = []
     asking = threading.Thread(target=lambda: answers.append(get(f"{address}/v1/chat/completions", body)))
     asking.start()
-    time.sleep(0.6)
+    until_running(address)
     process.send_signal(signal.SIGTERM)
     asking.join(20)
     assert '"code":"shutting_down"' in answers[0][1]
