@@ -30,6 +30,7 @@ from piston.serving.fields import (
     read,
 )
 from piston.serving.metrics import Metrics
+from piston.serving.page import page
 from piston.serving.prompts import chat_ids
 from piston.serving.settings import Settings
 from piston.serving.structured import COMPILE_SECONDS, Grammars, may_need_grammar
@@ -91,6 +92,8 @@ class Server:
             "/version": ("GET", self._version),
             "/metrics": ("GET", self._metrics_text),
         }
+        if settings.page:
+            endpoints["/"] = ("GET", self._page)
         self._paths = set(endpoints)
         routes = [Route(path, _endpoint(call), methods=[verb]) for path, (verb, call) in endpoints.items()]
         inner = Starlette(routes=routes, exception_handlers={HTTPException: _refuse, Exception: _raise})
@@ -231,6 +234,9 @@ class Server:
 
     async def _metrics_text(self, _request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+
+    async def _page(self, _request: Request) -> Response:
+        return page()
 
     def _count(self, path: str, status: int) -> None:
         self.metrics.http.labels(path if path in self._paths else "other", str(status)).inc()
