@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from piston.core.console import note
 from piston.runtime.model import LanguageModel
 from piston.serving.access import Access, ApiKeys, body_of, json_response
 from piston.serving.answers import Answers, ChatAnswers, CompletionAnswers
@@ -26,12 +27,14 @@ from piston.serving.fields import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ResponsesRequest,
     TokenizeRequest,
     read,
 )
 from piston.serving.metrics import Metrics
 from piston.serving.page import page
 from piston.serving.prompts import chat_ids
+from piston.serving.responses import ResponsesAnswers, responses_work
 from piston.serving.settings import Settings
 from piston.serving.structured import COMPILE_SECONDS, Grammars, may_need_grammar
 from piston.serving.work import Caller, Work, chat_work, completion_work
@@ -85,6 +88,7 @@ class Server:
             "/v1/models/{name:path}": ("GET", self._model),
             "/v1/chat/completions": ("POST", partial(self._generate, ChatRequest, chat_work, ChatAnswers)),
             "/v1/completions": ("POST", partial(self._generate, CompletionRequest, completion_work, CompletionAnswers)),
+            "/v1/responses": ("POST", partial(self._generate, ResponsesRequest, responses_work, ResponsesAnswers)),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
             "/health": ("GET", self._health),
@@ -153,7 +157,10 @@ class Server:
         """The body of a request, the names of its fields that are ignored, and the bundle it is for."""
         if self.is_draining:
             raise ShuttingDownError
-        body, ignored = read(await body_of(request, self.settings.max_body), kind, lenient=self.settings.lenient)
+        data = await body_of(request, self.settings.max_body)
+        if self.settings.log_prompts:
+            note(f"request {request.state.request_id}: {data.decode(errors='replace')}")
+        body, ignored = read(data, kind, lenient=self.settings.lenient)
         name = getattr(body, "model", None)
         if not isinstance(name, str):
             return body, ignored, next(iter(self.served.values()))

@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that running requests have after SIGTERM (default %(default)g)",
     )
     add("--lenient", action="store_true", help="ignore fields that are not supported, and name them in a header")
+    add("--log-prompts", action="store_true", help="write the bodies of requests to the log, prompts and all")
     add("--no-page", action="store_true", help="no page at /")
     add("--metrics-prefix", choices=PREFIXES, default=default.metrics_prefix, help="of the names of metrics")
 
@@ -92,6 +93,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         shutdown_timeout=arguments.shutdown_timeout,
         lenient=arguments.lenient,
         page=not arguments.no_page,
+        log_prompts=arguments.log_prompts,
         metrics_prefix=arguments.metrics_prefix,
     )
 

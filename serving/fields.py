@@ -92,6 +92,27 @@ class CompletionRequest(Options, kw_only=True):
     logprobs: Annotated[int | UnsetType, Meta(description="number of likeliest tokens; 0 for the chosen alone")] = UNSET
 
 
+class ResponsesRequest(msgspec.Struct, kw_only=True):
+    """/v1/responses, without anything that is stored."""
+
+    model: Annotated[str, Meta(description="one of /v1/models")]
+    input: Annotated[str | list[Any], Meta(description="text, or a list of messages of text")]
+    instructions: Annotated[str | UnsetType, Meta(description="the system message")] = UNSET
+    max_output_tokens: int | UnsetType = UNSET
+    temperature: float | UnsetType = UNSET
+    top_p: float | UnsetType = UNSET
+    stream: bool = False
+    text: Annotated[Json | UnsetType, Meta(description="format: text, json_object or json_schema")] = UNSET
+    reasoning: Annotated[Json | UnsetType, Meta(description="effort, where the chat template reads it")] = UNSET
+    chat_template_kwargs: Annotated[Json | UnsetType, Meta(description="variables of the template")] = UNSET
+    cache_salt: Annotated[Text | UnsetType, Meta(description="prefixes are shared within one salt only")] = UNSET
+    request_id: Annotated[Identifier | UnsetType, Meta(description="becomes part of the answer's id")] = UNSET
+    user: Annotated[str | UnsetType, Meta(description="accepted; nothing depends on it")] = UNSET
+    metadata: Annotated[Json | UnsetType, Meta(description="accepted; nothing depends on it")] = UNSET
+    safety_identifier: Annotated[str | UnsetType, Meta(description="accepted; nothing depends on it")] = UNSET
+    prompt_cache_key: Annotated[str | UnsetType, Meta(description="accepted: prefixes are found without it")] = UNSET
+
+
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """/tokenize: either a prompt or messages."""
 
@@ -166,9 +187,32 @@ REFUSED_COMPLETION = {
     "response_format": Refused("use structured_outputs", ({"type": "text"},)),
     "add_special_tokens": Refused("send token ids instead", (True,)),
 }
+_STATELESS = "answers are not stored"
+REFUSED_RESPONSES = {
+    **{name: REFUSED_OPTIONS[name] for name in ("service_tier", "moderation", "prompt_cache_options")},
+    "prompt_cache_retention": REFUSED_OPTIONS["prompt_cache_retention"],
+    "store": Refused(_STATELESS, (False,)),
+    "previous_response_id": Refused(_STATELESS),
+    "conversation": Refused(_STATELESS),
+    "prompt": Refused(_STATELESS),
+    "background": Refused(_STATELESS, (False,)),
+    "background_options": Refused(_STATELESS),
+    "context_management": Refused(_NEITHER, ([],)),
+    "access_programs": Refused(_NEITHER),
+    "image": Refused("the model reads and writes text"),
+    "include": Refused(_NEITHER, ([],)),
+    "tools": Refused("use /v1/chat/completions", ([],)),
+    "tool_choice": Refused("use /v1/chat/completions", ("auto", "none")),
+    "max_tool_calls": Refused("use /v1/chat/completions"),
+    "parallel_tool_calls": REFUSED_CHAT["parallel_tool_calls"],
+    "top_logprobs": Refused("use /v1/chat/completions", (0,)),
+    "truncation": Refused("a prompt is never cut", ("disabled",)),
+    "stream_options": Refused(_NEITHER, ({"include_obfuscation": False},)),
+}
 REFUSED: dict[type, dict[str, Refused]] = {
     ChatRequest: REFUSED_OPTIONS | REFUSED_CHAT,
     CompletionRequest: REFUSED_OPTIONS | REFUSED_COMPLETION,
+    ResponsesRequest: REFUSED_RESPONSES,
     TokenizeRequest: {"continue_final_message": REFUSED_CHAT["continue_final_message"]},
     DetokenizeRequest: {},
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import llguidance
+import msgspec
 import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
@@ -144,9 +145,9 @@ def grammar_of(request: Options) -> str | None:
     return _grammar(*wanted[0])
 
 
-def may_need_grammar(request: Options) -> bool:
+def may_need_grammar(request: msgspec.Struct) -> bool:
     """Whether preparing this request may compile a grammar."""
-    names = ("structured_outputs", "response_format", "tools", *GUIDED)
+    names = ("structured_outputs", "response_format", "text", "tools", *GUIDED)
     return any(getattr(request, name, UNSET) is not UNSET for name in names)
 
 

@@ -95,13 +95,14 @@ def test_what_does_not_finish_in_time_is_told_and_the_server_ends(serve):
     assert process.wait(10) == 0
 
 
-def test_the_log_has_no_prompt(serve):
-    process, address, _ = serve()
+@pytest.mark.parametrize("options", [[], ["--log-prompts"]])
+def test_the_log_has_no_prompt_unless_asked(serve, options):
+    process, address, _ = serve(*options)
     get(f"{address}/v1/chat/completions", {"model": "bundle", "messages": [{"role": "user", "content": "secret"}]})
     process.send_signal(signal.SIGTERM)
     log = process.stderr.read()
     assert "POST /v1/chat/completions 200" in log
-    assert "secret" not in log
+    assert ("secret" in log) == bool(options)
 
 
 @pytest.mark.parametrize(

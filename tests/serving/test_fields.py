@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
-from piston.serving.fields import REFUSED, ChatRequest, CompletionRequest
+from piston.serving.fields import REFUSED, ChatRequest, CompletionRequest, ResponsesRequest
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,10 +19,11 @@ ROOT = Path(__file__).parents[2]
         (ChatRequest, chat_create_params.CompletionCreateParamsStreaming),
         (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
         (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
+        (ResponsesRequest, response_create_params.ResponseCreateParamsBase),
     ],
 )
 def test_every_field_of_the_official_client_is_known(kind, params):
-    assert {"model", "stop", "stream_options"} <= params.__annotations__.keys()
+    assert {"model", "temperature", "stream_options"} <= params.__annotations__.keys()
     known = set(kind.__struct_fields__) | set(REFUSED[kind])
     assert set(params.__annotations__) - known == set()
 
