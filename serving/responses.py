@@ -68,6 +68,7 @@ class ResponsesAnswers(Answers):
         self._items: list[dict[str, Any]] = []
         self._new: list[Part] = []
         self._number = -1
+        self._num_reasoning = 0  # tokens until the reasoning ended
 
     def take(self, row: Row, piece: Piece) -> None:
         """See Answers."""
@@ -83,7 +84,7 @@ class ResponsesAnswers(Answers):
         """See Answers; an item is closed when the next one begins."""
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
-        async for _ in self.pieces():
+        async for piece in self.pieces():
             for part in self._new:
                 kind = "reasoning" if part.kind == "reasoning" else "message"
                 if not self._items or self._items[-1]["type"] != kind:
@@ -91,6 +92,8 @@ class ResponsesAnswers(Answers):
                         yield data
                 self._items[-1]["content"][0]["text"] += part.text
                 yield self._event(f"{self._prefix()}.delta", **self._place(), delta=part.text, **self._logprobs())
+            if self._items and self._items[-1]["type"] == "reasoning":
+                self._num_reasoning = piece.num_tokens
         status = self._status()
         for data in self._closed(status):
             yield data
@@ -139,11 +142,13 @@ class ResponsesAnswers(Answers):
 
     def _response(self, status: str) -> dict[str, Any]:
         sampling, usage = self._work.generations[0].sampling, self.usage()
-        details = {
+        tokens = {
+            "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": usage["prompt_tokens_details"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": self._num_reasoning},
+            "total_tokens": usage["total_tokens"],
         }
-        tokens = {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]}
         return {
             "id": self._id,
             "object": "response",

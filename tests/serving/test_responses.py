@@ -35,6 +35,9 @@ def test_the_client_s_own_stream_helper_gives_what_the_whole_gives(live):
     assert final.output_text == whole.output_text == "hello no"
     assert [item.type for item in final.output] == ["reasoning", "message"]
     assert final.output[0].content[0].text == "why"
+    # the last token before the content begins is the line break behind the marker
+    before = len(ids_of("<think>why\n</think>\n"))
+    assert final.usage.output_tokens_details.reasoning_tokens == before
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert [events[0].type, events[-1].type] == ["response.created", "response.completed"]
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
