@@ -26,6 +26,7 @@ VERBS = {
     "make": ("piston.pipeline.cli", "a recipe becomes a bundle that met its gates, cached by content"),
     "run": ("piston.cli.run", "complete a prompt with a bundle"),
     "chat": ("piston.cli.chat", "talk with a bundle"),
+    "serve": ("piston.serving.cli", "an OpenAI-compatible HTTP server over bundles"),
     "eval": ("piston.evaluation.cli", "how good a model is on a text, and how near to a reference"),
     "bench": ("piston.pipeline.bench_cli", "how fast a bundle is, beside rivals and against a baseline"),
     "verify": ("piston.cli.verify", "does a bundle answer here as it did when it was built"),
@@ -39,6 +40,7 @@ NEEDS = {
     "export": ("torch", "transformers", "accelerate", "gguf", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     "build": ("onnx", "onnx_ir", "onnxruntime"),
     "calibrate": ("ml_dtypes", "onnx", "onnx_ir", "onnxruntime"),
+    "serve": ("llguidance", "msgspec", "prometheus_client", "starlette", "uvicorn"),
 }
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 

@@ -120,6 +120,8 @@ def completion_to_json(completion: "Completion") -> dict[str, Any]:
     }
     if completion.drafts is not None:
         result["drafts"] = completion.drafts.to_json()
+    if completion.prompt_logprobs is not None:
+        result["prompt_logprobs"] = [_position(position) for position in completion.prompt_logprobs]
     if completion.logprobs is not None:
         result["logprobs"] = [_position(position) for position in completion.logprobs]
     return result

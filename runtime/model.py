@@ -129,8 +129,17 @@ class LanguageModel:
             self, system=system, sampling=sampling or SamplingParams(), sanitize_control_tokens=sanitize_control_tokens
         )
 
-    def render(self, messages: Sequence[Message], *, sanitize_control_tokens: bool = True) -> list[int]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        sanitize_control_tokens: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
         """Token ids of a conversation up to the start of the assistant's answer.
+
+        `tools` and `variables` are those of ChatTemplate.render.
 
         Control tokens in the messages, such as <|im_end|>, become ordinary text, so that who writes a message cannot
         forge turns; `sanitize_control_tokens=False` lets them be tokens (see ChatTemplate.encode).
@@ -141,7 +150,9 @@ class LanguageModel:
         """
         if self.template is None:
             raise TemplateError(f"{self.manifest.model.name} has no chat template; use generate with a plain prompt.")
-        return self.template.encode(messages, self.tokenizer, sanitize_control_tokens=sanitize_control_tokens)
+        return self.template.encode(
+            messages, self.tokenizer, sanitize_control_tokens=sanitize_control_tokens, tools=tools, **variables
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; ids pass through."""

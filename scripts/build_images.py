@@ -117,6 +117,7 @@ class Container:
         group = limited_group(memory)
         script = f"""set -e
             echo 0 > {group}/cgroup.procs
+            ip link set lo up
             mount --bind {root} {root}
             mount --bind {self.bundle.resolve()} {root}/bundle; mount -o remount,bind,ro {root}/bundle
             mount -t proc proc {root}/proc; mount --rbind /sys {root}/sys; mount -t tmpfs tmpfs {root}/tmp
@@ -177,9 +178,7 @@ def judge(container: Container, checks: dict[str, tuple[bool, object]]) -> None:
     answer(container, checks)
     status, _, err, _ = container.run("run", "/bundle", "--prompt", "x", memory=150_000_000)
     checks["150 MB are refused in words"] = (status == 1 and "container leaves" in err, err.strip()[-200:])
-    health = container.config["Healthcheck"]["Test"]
-    status = container.run(*health[2:], entrypoint=health[1:2])[0]
-    checks["health check"] = (status == 0, f"exit status {status}")
+    serve(container, checks)
     terminate(container, checks)
 
 
@@ -199,6 +198,31 @@ def answer(container: Container, checks: dict[str, tuple[bool, object]]) -> None
     peak = "; print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
     err = container.run("-c", code + peak, *words, entrypoint=["python3"])[2]
     checks["peak memory, MB"] = (True, round(int(err.split()[-1]) * 1024 / 1e6))
+
+
+SERVED = """
+import json, os, subprocess, sys, time, urllib.request
+server = subprocess.Popen([sys.executable, "-m", "piston.cli.main", "serve", "/bundle", "--max-batch", "2"])
+health = json.loads(os.environ.get("HEALTH", "null")) or [sys.executable, "-m", "piston.serving.health"]
+while subprocess.run(health, stderr=subprocess.DEVNULL).returncode and server.poll() is None:
+    time.sleep(0.1)
+body = {"model": "bundle", "messages": [{"role": "user", "content": sys.argv[1]}], "temperature": 0, "max_tokens": 32}
+request = urllib.request.Request("http://127.0.0.1:8000/v1/chat/completions", json.dumps(body).encode())
+print(json.loads(urllib.request.urlopen(request, timeout=60).read())["choices"][0]["message"]["content"])
+server.terminate()
+sys.exit(server.wait(30))
+"""
+
+
+def serve(container: Container, checks: dict[str, tuple[bool, object]]) -> None:
+    """The server, its health check, a real request through HTTP, and SIGTERM."""
+    health = container.config["Healthcheck"]["Test"][1:]
+    entrypoint = ["env", f"HEALTH={json.dumps(health)}", "python3", "-c", SERVED]
+    status, out, err, _ = container.run(QUESTION, entrypoint=entrypoint)
+    checks["serves, health check passes, ends with 0"] = (
+        status == 0 and bool(out.strip()),
+        (out or err).strip()[-200:],
+    )
 
 
 def terminate(container: Container, checks: dict[str, tuple[bool, object]]) -> None:

@@ -58,7 +58,7 @@ def test_help_waits_for_no_library(words):
     assert {"numpy", "onnxruntime", "tokenizers", "jinja2", *HEAVY}.isdisjoint(loaded)
 
 
-@pytest.mark.parametrize("verb", ["inspect", "run", "chat"])
+@pytest.mark.parametrize("verb", ["inspect", "run", "chat", "serve"])
 def test_the_help_of_a_runtime_verb_needs_no_backend(verb):
     result = python(HELP, verb, "--help")
     assert result.stderr == ""

@@ -21,6 +21,7 @@ def sources():
             *(ROOT / top).rglob("py.typed"),
             *(ROOT / top / "texts").glob("*"),
             *(ROOT / top / "kernels/src").glob("*"),
+            *(ROOT / top).glob("*.html"),
         ]
     ]
 

@@ -111,4 +111,5 @@ class Completion:
     seed: int
     timings: Timings
     logprobs: tuple[PositionLogprobs, ...] | None = None
+    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None  # from the second token on, with echo and logprobs
     drafts: Drafts | None = None  # None unless prompt_lookup_num_tokens was asked for

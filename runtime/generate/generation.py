@@ -1,7 +1,7 @@
 """One row from prompt to completion: the decode loop's tokens become text, stop strings end the row."""
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from piston.runtime.backends.engine import Engine
@@ -10,18 +10,22 @@ from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request, Token
 from piston.runtime.generate.speculation import INEXACT, Speculator, Verification
 from piston.runtime.sampling.params import SamplingParams
-from piston.runtime.sampling.sampler import FinishReason, Pick, RowSampler
+from piston.runtime.sampling.sampler import Constraint, FinishReason, Pick, RowSampler
 from piston.runtime.text.stop_strings import StopScanner
 from piston.runtime.text.tokenizer import StreamDecoder, Tokenizer
 
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """The text side of one request."""
+    """The text side of one request.
+
+    `shown_ids` are special tokens that are text here, such as markers of tool calls.
+    """
 
     request: Request
     tokenizer: Tokenizer
     sampling: SamplingParams
+    shown_ids: frozenset[int] = frozenset()
     pieces: list[str] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -96,6 +100,7 @@ class Generation:
                 sampling=times.sampling,
             ),
             drafts=_drafts_of(self.request.speculator),
+            prompt_logprobs=self.prompt_logprobs(),
             logprobs=tuple(self.logprobs) if self.sampling.logprobs else None,
         )
 
@@ -104,11 +109,24 @@ class Generation:
         # Stop strings count from min_tokens on, as stop tokens do, wherever they began.
         may_stop = len(self.request.output_ids) >= self.sampling.min_tokens
         if self.tokenizer.is_special(token_id):
-            return self._scanner.push(self.tokenizer.token_of(token_id) or "", may_stop=may_stop, shown=False)
+            shown = token_id in self.shown_ids
+            return self._scanner.push(self.tokenizer.token_of(token_id) or "", may_stop=may_stop, shown=shown)
         # The token's own reason: the sampler may be ahead of it, where several tokens were verified at once.
         if token.finish_reason == "stop" and not self.sampling.include_stop_str_in_output:
             return ""
         return self._scanner.push(self._decoder.push(token_id), may_stop=may_stop)
+
+    @property
+    def echo(self) -> str:
+        """The prompt's text, where the answer begins with it."""
+        return self._echo
+
+    def prompt_logprobs(self) -> tuple[PositionLogprobs, ...] | None:
+        """Of each prompt token but the first; None unless `echo` and `logprobs` are asked for together."""
+        if self.request.num_prompt_logprobs is None:
+            return None
+        pairs = zip(self.request.prompt_ids[1:], self.request.prompt_logprobs, strict=False)
+        return tuple(self._logprobs_of(Pick(token_id, *measured)) for token_id, measured in pairs)
 
     def _logprobs_of(self, pick: Pick) -> PositionLogprobs:
         assert pick.logprob is not None
@@ -127,10 +145,12 @@ def prepare(
     tokenizer: Tokenizer,
     eos_token_ids: Iterable[int],
     verification: Verification | None = None,
+    constrain: Callable[[], Constraint] | None = None,
 ) -> list[Generation]:
     """One generation for each of `sampling.n` answers to each prompt, prompt by prompt.
 
-    `verification` is what is known of the engine they will run on, for sampling with prompt_lookup_num_tokens.
+    `verification` is what is known of the engine they will run on, for sampling with prompt_lookup_num_tokens;
+    `constrain` makes what the tokens of each answer must follow.
     """
     bad_words = spellings(sampling.bad_words, tokenizer)
     limit, shared = sampling.prompt_lookup_num_tokens, verification or Verification()
@@ -144,7 +164,9 @@ def prepare(
                     eos_token_ids=eos_token_ids,
                     bad_words_ids=bad_words,
                     index=row * sampling.n + answer,
+                    constraint=None if constrain is None else constrain(),
                 ),
+                num_prompt_logprobs=sampling.top_logprobs if sampling.echo and sampling.logprobs else None,
                 speculator=Speculator(shared, prompt, limit) if limit else None,
             ),
             tokenizer,

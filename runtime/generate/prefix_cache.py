@@ -39,7 +39,10 @@ class PrefixCache:
         self._idle[slot] = _Idle(list(token_ids), salt)
 
     def admit(self, prompt_ids: Sequence[int], salt: str) -> int:
-        """A slot that holds the longest known prefix of the prompt; MisuseError where no slot is free."""
+        """A slot that holds the longest known prefix of the prompt; MisuseError where no slot is free.
+
+        For a prompt without tokens it is an empty one.
+        """
         lengths = {
             slot: _num_shared(idle.token_ids, prompt_ids) for slot, idle in self._idle.items() if idle.salt == salt
         }

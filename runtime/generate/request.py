@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from piston.core.errors import EmptyPromptError, PromptTooLongError
-from piston.runtime.backends.engine import Engine
+from piston.runtime.backends.engine import Engine, Logits
 from piston.runtime.generate.speculation import Speculator
+from piston.runtime.sampling.processors import logprobs
 from piston.runtime.sampling.sampler import FinishReason, Pick, RowSampler
 
 EndReason = Literal["cancelled", "deadline", "error"]
@@ -33,6 +34,8 @@ class Request:
         speculator: its drafts are verified, several tokens a step.
         deadline: a time.monotonic() at which the row ends, finished or not.
         cache_salt: prompts share cached prefixes only with prompts of the same salt.
+        num_prompt_logprobs: collect `prompt_logprobs`, with so many of the likeliest tokens at each position; such a
+            prompt is computed whole, since no logits of a cached prefix are kept.
     """
 
     prompt_ids: list[int]
@@ -42,6 +45,9 @@ class Request:
     speculator: Speculator | None = None
     deadline: float | None = None
     cache_salt: str = ""
+    num_prompt_logprobs: int | None = None
+    # (logprob, likeliest as (token id, logprob)) of each prompt token but the first, which nothing came before
+    prompt_logprobs: list[tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
     num_prefilled: int = 0
     num_cached: int = 0  # tokens of the prompt that a slot held already
     times: RequestTimes = field(default_factory=RequestTimes)
@@ -52,6 +58,12 @@ class Request:
     def cancel(self) -> None:
         """End this row; the others go on. May be called from any thread."""
         self.is_cancelled = True
+
+    def observe_prompt(self, rows: Logits, start: int) -> None:
+        """Collect what was asked for of the prompt; `rows` are the logits, [num, vocab], of positions from `start`."""
+        if self.num_prompt_logprobs is not None:
+            for logits, token_id in zip(rows, self.prompt_ids[start + 1 :], strict=False):
+                self.prompt_logprobs.append(logprobs(logits, token_id, self.num_prompt_logprobs))
 
     @property
     def num_held(self) -> int:

@@ -17,6 +17,7 @@ from piston.runtime.generate.request import Ended, EndReason, Request, Token, ch
 
 LEAST_CHUNK = 16  # tokens of a prefill chunk, however short the stall may be
 FIRST_CHUNK = 32  # of the first one, before the speed of prefills is known
+LOGITS_CHUNK = 64  # where the logits of every position are wanted: bounds what they take
 
 
 class Scheduler:
@@ -142,7 +143,8 @@ class Scheduler:
         if request.slot is not None:
             slot = request.slot
         elif self.prefixes is not None:
-            slot = self.prefixes.admit(request.prompt_ids, request.cache_salt)
+            reusable = request.prompt_ids if request.num_prompt_logprobs is None else []
+            slot = self.prefixes.admit(reusable, request.cache_salt)
         else:
             slot = self.engine.cache.admit()
         self._waiting.popleft()
@@ -164,19 +166,24 @@ class Scheduler:
         slot, request = self._prefilling or self._admit()
         self._prefilling = slot, request
         start = int(self.engine.cache.lengths[slot])
+        wants_all = request.num_prompt_logprobs is not None
+        if wants_all:
+            limit = min(limit or LOGITS_CHUNK, LOGITS_CHUNK)
         stop = len(request.prompt_ids) if limit is None else min(start + limit, len(request.prompt_ids))
         is_last = stop == len(request.prompt_ids)
         self._device_runs.close()
         began = time.perf_counter()
         try:
-            logits = self.engine.prefill(slot, request.prompt_ids[start:stop], num_logits=int(is_last))
+            num_logits = stop - start if wants_all else int(is_last)
+            logits = self.engine.prefill(slot, request.prompt_ids[start:stop], num_logits=num_logits)
             seconds = time.perf_counter() - began
             request.num_prefilled += stop - start
             request.times.prefill += seconds
             self._observe_prefill(stop - start, seconds)
+            request.observe_prompt(logits, start)
             if not is_last:
                 return
-            token = _pick(request, logits[0])
+            token = _pick(request, logits[-1])
         except Exception as problem:  # noqa: BLE001 - whatever it is, it is this row's
             self._prefilling = None
             self._running[slot] = request

@@ -5,7 +5,7 @@ ruled out is -inf. Token ids are int64 arrays. Names, formulas and order are tho
 in 5.23), so that the same options give the same distribution here and there:
 
     1. logit_bias, repetition_penalty, frequency_penalty, presence_penalty     shift tokens
-    2. no_repeat_ngram, bad_words, suppress, min_tokens                        forbid tokens
+    2. no_repeat_ngram, bad_words, suppress, min_tokens, allow                 forbid tokens
     3. temperature, top_k, top_p, min_p, typical_p (`warp`; skipped if greedy) shape what is left
 
 transformers has no frequency and presence penalty: theirs is OpenAI's formula, at the place vLLM gives them.
@@ -155,6 +155,11 @@ def suppress(logits: Logits, token_ids: Sequence[int]) -> Logits:
 def min_tokens(logits: Logits, output_len: int, minimum: int, end_ids: Iterable[int]) -> Logits:
     """Forbid the tokens that would end the text while fewer than `minimum` tokens have been generated."""
     return _without(logits, np.array(list(end_ids), np.int64)) if output_len < minimum else logits.copy()
+
+
+def allow(logits: Logits, allowed: NDArray[np.bool_]) -> Logits:
+    """Forbid every token that is not allowed; `allowed` is bool (vocab,)."""
+    return np.where(allowed, logits, np.float32(-np.inf))
 
 
 def temperature(logits: Logits, value: float) -> Logits:

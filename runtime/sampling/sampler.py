@@ -7,7 +7,7 @@ import copy
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,16 @@ class Pick:
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Constraint(Protocol):
+    """What the tokens of one row must follow, such as a grammar; it learns every token that is picked."""
+
+    def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
+        """Which tokens may come next, bool (vocab_size,)."""
+
+    def accept(self, token_id: int) -> None:
+        """Take over the token that was picked."""
+
+
 class RowSampler:
     """Picks the tokens of one row, one `pick` per step, until `finish_reason` is not None.
 
@@ -42,6 +52,7 @@ class RowSampler:
         bad_words_ids: token ids of `sampling.bad_words`, one sequence for each spelling to forbid. A word that is an
             end token is forbidden like any other.
         index: which of the rows that share a seed this is; each has its own random stream.
+        constraint: what the tokens must follow; of this row alone.
 
     Raises:
         MisuseError: the sampling has bad_words but no ids came with it, or one of them is empty.
@@ -55,8 +66,10 @@ class RowSampler:
         eos_token_ids: Iterable[int] = (),
         bad_words_ids: Iterable[Sequence[int]] = (),
         index: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         self.sampling = sampling
+        self._constraint = constraint
         # 53 bits, so that a seed drawn here survives a JSON reader that keeps numbers as doubles.
         self.seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
         self.finish_reason: FinishReason | None = None
@@ -103,6 +116,7 @@ class RowSampler:
             or options.presence_penalty
             or options.no_repeat_ngram_size
             or self._bad_words_ids
+            or self._constraint is not None
             or self._suppressed()
             or len(self._output_ids) < options.min_tokens
         )
@@ -135,7 +149,7 @@ class RowSampler:
                 raise MisuseError(
                     f"After {len(self._output_ids)} tokens the options leave none to pick (the highest logit is "
                     f"{highest}); loosen logit_bias, the penalties, no_repeat_ngram_size, bad words, "
-                    "suppressed tokens or min_tokens."
+                    "suppressed tokens, min_tokens or the grammar."
                 )
         return adjusted
 
@@ -161,6 +175,8 @@ class RowSampler:
             logits = row.suppress(logits, suppressed)
         if len(self._output_ids) < options.min_tokens:
             logits = row.min_tokens(logits, len(self._output_ids), options.min_tokens, self._end_ids)
+        if self._constraint is not None:
+            logits = row.allow(logits, self._constraint.allowed(logits.size))
         return logits
 
     def _suppressed(self) -> tuple[int, ...]:
@@ -169,6 +185,8 @@ class RowSampler:
 
     def _record(self, token_id: int) -> None:
         self._output_ids.append(token_id)
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
         if token_id in self._end_ids:
             self.finish_reason, self.stopped_by = "stop", token_id
         elif len(self._output_ids) >= self.sampling.max_tokens:

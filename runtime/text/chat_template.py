@@ -43,6 +43,11 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._source = source
 
+    @property
+    def source(self) -> str:
+        """The Jinja source."""
+        return self._source
+
     def check(self) -> None:
         """Compile it now; raises TemplateError where the source has a syntax error."""
         _ = self._compiled

@@ -80,6 +80,10 @@ class Tokenizer:
         """Number of tokens, added ones included; a model's logits may be padded beyond it."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def to_json(self) -> str:
+        """The whole tokenizer as `tokenizer.json` holds it."""
+        return self._backend.to_str()
+
     def id_of(self, token: str) -> int | None:
         """The id of a token as `tokenizer.json` spells it, or None."""
         return self._backend.token_to_id(token)

@@ -1,4 +1,4 @@
-"""An environment with `piston[ort]` and nothing else: what is in it, what it weighs, and that it runs a bundle."""
+"""An environment with `piston[ort,serve]` alone: what is in it, what it weighs, and that it runs a bundle."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FORBIDDEN = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "accelerate")
+FORBIDDEN = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "accelerate", "fastapi", "pydantic")
 NOT_SOURCE = (".*", "models", "bundles", "build", "*.egg-info", "__pycache__", "tests")
 INSTALLED_LIMIT = 230e6  # bytes, without pip
 
@@ -26,14 +26,14 @@ def installed_bytes(site):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A fresh venv's python, with the wheel of this tree and its ort extra."""
+    """A fresh venv's python, with the wheel of this tree and what running and serving take."""
     directory = tmp_path_factory.mktemp("clean") / "venv"
     subprocess.run([sys.executable, "-m", "venv", directory], check=True)
     python = directory / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     # A copy: an in-tree build would leave build/lib behind, and its stale modules in every later wheel.
     source = shutil.copytree(ROOT, directory.parent / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE))
-    subprocess.run([*install, "-c", ROOT / "constraints.txt", f"{source}[ort]"], check=True, cwd=directory)
+    subprocess.run([*install, "-c", ROOT / "constraints.txt", f"{source}[ort,serve]"], check=True, cwd=directory)
     return python
 
 

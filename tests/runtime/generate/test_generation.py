@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
-from toy_model import END, VOCAB_SIZE, answering, byte_backend, byte_tokenizer, history_script, ids_of
+from toy_model import BOT, END, USER, VOCAB_SIZE, answering, byte_backend, byte_tokenizer, history_script, ids_of
 
 from piston.core.errors import MisuseError
 from piston.runtime.backends.scripted import ScriptedEngine
@@ -357,3 +357,25 @@ def test_an_engine_that_does_not_verify_exactly_is_named_in_the_completion():
     list(run(engine, [generation]))
     drafts = generation.completion().drafts
     assert (drafts.num_drafted, "rounds" in drafts.problem) == (0, True)
+
+
+def test_a_special_token_is_text_where_it_is_to_be_shown():
+    engine = ScriptedEngine.saying([USER, *ids_of("no"), END], vocab_size=VOCAB_SIZE, prompt_len=1)
+    texts = []
+    for shown in (frozenset(), frozenset([USER])):
+        (generation,) = prepare([[BOT]], SamplingParams(max_tokens=9), byte_tokenizer(), [END])
+        generation.shown_ids = shown
+        texts.append("".join(piece for _, piece in run(engine, [generation])))
+    assert texts == ["no", "<user>no"]
+
+
+def test_logprobs_with_echo_begin_with_the_prompt():
+    prompt = ids_of("hello no")
+    engine = ScriptedEngine.saying([END], vocab_size=VOCAB_SIZE, prompt_len=len(prompt))
+    (generation,) = prepare([prompt], SamplingParams(max_tokens=3, echo=True, logprobs=True), byte_tokenizer(), [END])
+    for _ in run(engine, [generation]):
+        pass
+    found = generation.completion().prompt_logprobs
+    assert [position.chosen.token_id for position in found] == prompt[1:]
+    (plain,) = prepare([prompt], SamplingParams(logprobs=True), byte_tokenizer(), [END])
+    assert plain.completion().prompt_logprobs is None

@@ -299,3 +299,22 @@ def test_whatever_is_added_cancelled_and_late_every_row_is_the_row_alone_and_no_
             assert request.output_ids == expected
     scheduler.close()
     assert engine.cache.num_free == engine.cache.num_slots
+
+
+@pytest.mark.parametrize("max_stall", [None, 0.001])
+def test_the_logprobs_of_a_prompt_are_those_of_its_positions_also_when_it_is_cached(max_stall):
+    prompt = [int(token) for token in np.random.default_rng(0).integers(3, VOCAB, 150)]
+    scheduler = Scheduler(engine_of(), max_stall=max_stall, keep_prefixes=True)
+    scheduler.add(request_of(prompt))
+    run(scheduler)
+    request = request_of(prompt, num_prompt_logprobs=2)
+    scheduler.add(request)
+    run(scheduler)
+    assert request.output_ids == continuation(prompt)
+    assert len(request.prompt_logprobs) == len(prompt) - 1
+    for position in (0, 63, 64, 100, 148):
+        logits = SCRIPT(tuple(prompt[: position + 1])).astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum())
+        logprob, top = request.prompt_logprobs[position]
+        assert logprob == pytest.approx(expected[prompt[position + 1]], abs=1e-5)
+        assert [token_id for token_id, _ in top] == np.argsort(-expected)[:2].tolist()

@@ -257,3 +257,40 @@ def test_any_options_yield_a_row_that_ends_within_its_bounds_and_leaves_the_logi
     assert sampling.min_tokens <= len(sampler.output_ids) <= sampling.max_tokens
     assert sampler.finish_reason == ("stop" if sampler.output_ids[-1] == EOS else "length")
     np.testing.assert_array_equal(logits, before)
+
+
+class Alternating:
+    """A Constraint by hand: tokens 5 and 6 in turn, then the end."""
+
+    def __init__(self, length):
+        self.length, self.accepted = length, []
+
+    def allowed(self, vocab_size):
+        mask = np.zeros(vocab_size, np.bool_)
+        mask[5 + len(self.accepted) % 2 if len(self.accepted) < self.length else EOS] = True
+        return mask
+
+    def accept(self, token_id):
+        self.accepted.append(token_id)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "seed": 1, "top_k": 2}])
+def test_a_constraint_rules_whatever_the_logits_say(options):
+    sampler = RowSampler(SamplingParams(**options), [1], eos_token_ids=[EOS], constraint=Alternating(3))
+    picked = []
+    for logits in scripted(0, 9):
+        picked.append(sampler.pick(logits).token_id)
+        if sampler.finish_reason is not None:
+            break
+    assert (picked, sampler.finish_reason) == ([5, 6, 5, EOS], "stop")
+
+
+def test_a_constraint_needs_logits_on_the_host():
+    assert RowSampler(SamplingParams(), [1], constraint=Alternating(1)).needs_logits
+    assert not RowSampler(SamplingParams(), [1]).needs_logits
+
+
+def test_a_constraint_that_allows_nothing_the_options_allow_is_told():
+    sampler = RowSampler(SamplingParams(logit_bias={}, suppress_tokens=(5,)), [1], constraint=Alternating(1))
+    with pytest.raises(MisuseError, match="grammar"):
+        sampler.pick(favouring(5))

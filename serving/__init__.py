@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP server over bundles: one process, one engine thread for each bundle, one event loop."""

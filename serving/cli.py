@@ -1,0 +1,214 @@
+"""The `serve` verb: bundles behind an OpenAI-compatible HTTP server."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from piston.core.console import note
+from piston.core.errors import MisuseError
+from piston.runtime.model import LanguageModel, load
+from piston.serving.settings import Settings, read_keys
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from piston.serving.app import Server
+
+MAX_PORT = 65_535
+BACKLOG = 1024  # connections that may wait to be accepted
+PREFIXES = ("piston", "vllm")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `piston serve`."""
+    default = Settings()
+    add = parser.add_argument
+    add("bundles", metavar="BUNDLE", nargs="+", type=Path, help="the directory `piston build` wrote; NAME=DIR names it")
+    add(
+        "--host",
+        default=default.host,
+        metavar="ADDRESS",
+        help=f"to listen on (default {default.host}: this machine alone)",
+    )
+    add("--port", type=int, default=default.port, metavar="N", help=f"default {default.port}; 0 takes a free one")
+    add("--target", help="which engine of the bundle")
+    add("--max-length", type=int, metavar="N", help="positions of each row (default: as built)")
+    add("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
+    add("--threads", type=int, default=0, metavar="N", help="threads of an engine")
+    add("--public-key", type=Path, metavar="FILE", help="load only what this key has signed")
+    add("--api-key-file", type=Path, metavar="FILE", help="ask for one of these keys, one a line")
+    add("--max-queue-requests", type=int, metavar="N", help="rows that may wait (default: four times --max-batch)")
+    add(
+        "--max-queue-tokens",
+        type=int,
+        metavar="N",
+        help="prompt tokens that may wait (default: four times --max-length)",
+    )
+    add(
+        "--max-stall",
+        type=float,
+        metavar="MS",
+        default=1e3 * (default.max_stall or 0),
+        help="most milliseconds that a running row waits for another row's prompt in one step (default %(default)g)",
+    )
+    add(
+        "--shutdown-timeout",
+        type=float,
+        metavar="S",
+        default=default.shutdown_timeout,
+        help="seconds that running requests have after SIGTERM (default %(default)g)",
+    )
+    add("--lenient", action="store_true", help="ignore fields that are not supported, and name them in a header")
+    add("--log-prompts", action="store_true", help="write the bodies of requests to the log, prompts and all")
+    add("--no-page", action="store_true", help="no page at /")
+    add("--metrics-prefix", choices=PREFIXES, default=default.metrics_prefix, help="of the names of metrics")
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """The options, checked.
+
+    Raises:
+        MisuseError: a number is out of range, or the keys cannot be read.
+    """
+    for name in ("max_queue_requests", "max_queue_tokens", "shutdown_timeout"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise MisuseError(f"--{name.replace('_', '-')} is {value}; it must be at least 0.")
+    if not 0 <= arguments.port <= MAX_PORT:
+        raise MisuseError(f"--port is {arguments.port}; it must be 0 to {MAX_PORT}, or no socket can listen on it.")
+    if not 0 < arguments.max_stall < float("inf"):
+        raise MisuseError(f"--max-stall is {arguments.max_stall}; it must be a number of milliseconds above 0.")
+    return Settings(
+        host=arguments.host,
+        port=arguments.port,
+        api_keys=() if arguments.api_key_file is None else read_keys(arguments.api_key_file),
+        max_queue_requests=arguments.max_queue_requests,
+        max_queue_tokens=arguments.max_queue_tokens,
+        max_stall=arguments.max_stall / 1e3,
+        shutdown_timeout=arguments.shutdown_timeout,
+        lenient=arguments.lenient,
+        page=not arguments.no_page,
+        log_prompts=arguments.log_prompts,
+        metrics_prefix=arguments.metrics_prefix,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; 0 once every running request is answered."""
+    from piston.serving.app import Server
+
+    settings = settings_from(arguments)
+    named = [_named(path) for path in arguments.bundles]
+    if len({name for name, _ in named}) < len(named):
+        raise MisuseError("Two bundles have one name; name them with NAME=DIR.")
+    with _listening(settings) as listener, contextlib.ExitStack() as stack:
+        models = []
+        for name, path in named:
+            model = stack.enter_context(
+                load(
+                    path,
+                    target=arguments.target,
+                    max_batch=arguments.max_batch,
+                    max_length=arguments.max_length,
+                    threads=arguments.threads,
+                    public_key=arguments.public_key,
+                )
+            )
+            for remark in model.remarks:
+                note(remark)
+            note(described(name, model))
+            models.append((name, model))
+        asyncio.run(serve(Server(models, settings), listener))
+    return 0
+
+
+def described(name: str, model: LanguageModel) -> str:
+    """One line: what a bundle holds, on which engine, and what it promises."""
+    cache = model.engine.cache
+    megabytes = cache.num_slots * cache.capacity * cache.spec.bytes_per_token / 1e6
+    is_exact = cache.num_slots <= model.verification.limit
+    promise = (
+        "decode steps have the same bits alone and beside other rows; a prompt's may depend on how it is cut"
+        if is_exact
+        else "answers may differ in the last bits with the load"
+    )
+    return (
+        f"{name}: {cache.num_slots} rows x {cache.capacity:,} tokens = {megabytes:,.0f} MB of cache, each row "
+        f"the whole length; engine {model.target}: {promise}"
+    )
+
+
+async def serve(server: "Server", listener: socket.socket) -> None:
+    """Serve on a socket that listens until SIGTERM or SIGINT; then finish what runs."""
+    loop, leaving = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leaving.set)
+    server.start()
+    http = _http_server(server)
+    listener.listen(BACKLOG)
+    running = asyncio.ensure_future(http.serve(sockets=[listener]))
+    host, port = listener.getsockname()[:2]
+    note(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}")
+    try:
+        await asyncio.wait((running, asyncio.ensure_future(leaving.wait())), return_when=asyncio.FIRST_COMPLETED)
+        if leaving.is_set():
+            note("shutting down: running requests are finished first")
+            await server.drain()
+    finally:
+        await server.close()
+        http.should_exit = True
+        await running
+
+
+def _http_server(server: "Server") -> "uvicorn.Server":
+    import uvicorn
+
+    class Quiet(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Signals are ours: running requests are finished before the socket closes."""
+            yield
+
+    config = uvicorn.Config(
+        server.app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        http="h11",
+        loop="asyncio",
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    return Quiet(config)
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The socket, taken before seconds of loading."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, OverflowError) as problem:
+        raise MisuseError(f"Cannot listen on {settings.host}:{settings.port}: {problem}.") from None
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except (OSError, OverflowError) as problem:
+            raise MisuseError(
+                f"Cannot listen on {settings.host}:{settings.port}: {problem}; choose another with --port."
+            ) from None
+        yield listener
+
+
+def _named(given: Path) -> tuple[str, Path]:
+    name, is_named, directory = str(given).partition("=")
+    return (name, Path(directory)) if is_named and name and not given.exists() else (given.resolve().name, given)

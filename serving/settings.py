@@ -1,0 +1,54 @@
+"""How a server is run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from piston.core.errors import MisuseError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Options of `piston serve` beside what loads a bundle.
+
+    Attributes:
+        api_keys: any of them is asked of every request; none: nobody is asked.
+        max_queue_requests: rows that may wait; None: four times those an engine holds.
+        max_queue_tokens: prompt tokens that may wait; None: four times what a row holds.
+        max_stall: seconds that a running row may wait for another row's prompt in one step.
+        shutdown_timeout: seconds that running requests have after SIGTERM.
+        max_body: bytes of a request.
+        lenient: fields that are not supported are ignored, and named in a header of the answer.
+        page: serve the page at /.
+        metrics_prefix: what the names of metrics begin with.
+        log_prompts: write bodies of requests into the log.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    max_queue_requests: int | None = None
+    max_queue_tokens: int | None = None
+    max_stall: float | None = 0.05
+    shutdown_timeout: float = 30.0
+    max_body: int = 8_000_000
+    lenient: bool = False
+    page: bool = True
+    metrics_prefix: str = "piston"
+    log_prompts: bool = False
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """The API keys of a file, one a line; empty lines do not count.
+
+    Raises:
+        MisuseError: it cannot be read, holds none, or one that no header can carry.
+    """
+    try:
+        keys = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise MisuseError(f"Cannot read the API keys in {path}: {problem}.") from None
+    if not keys:
+        raise MisuseError(f"{path} holds no API key; write one a line.")
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise MisuseError(f"{path} holds an API key that is no printable ASCII without spaces.")
+    return keys
