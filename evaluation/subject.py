@@ -75,7 +75,8 @@ class Subject:
             return Opened(str(path), model.target, model)
         manifest.verify(path)
 
-        from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+        from piston.runtime.backends.ort_cpu import OrtEngine
+        from piston.runtime.backends.session import OrtOptions
 
         options = OrtOptions(threads=threads, optimize=True)
         engine = OrtEngine.open(path / GRAPH, manifest.cache, num_slots=num_slots, capacity=capacity, options=options)

@@ -19,7 +19,7 @@ from piston.core.bundle.interface import CacheSpec, is_present
 from piston.core.errors import MisuseError
 from piston.core.machine import num_cores
 from piston.runtime.backends.buffers import step_feed
-from piston.runtime.backends.ort_cpu import translated
+from piston.runtime.backends.session import translated
 
 Array = NDArray[np.float32]
 LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32  # tokens; 256 is fastest on two cores (135M Llama, ONNX Runtime 1.32)

@@ -132,7 +132,8 @@ def _check_ort_cpu(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
 
 
 def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
-    from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+    from piston.runtime.backends.ort_cpu import OrtEngine
+    from piston.runtime.backends.session import OrtOptions
 
     return OrtEngine.open(
         bundle.directory / spec.path,
