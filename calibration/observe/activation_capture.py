@@ -58,14 +58,15 @@ class ActivationCapture:
 
     Args:
         session: of a graph that went through `expose`.
-        cache: of the model; ONNX Runtime computes it in float32.
+        cache: of the model, without states for an encoder; ONNX Runtime computes it in float32.
         names: the chosen values.
         capacity: positions of the longest row.
     """
 
     def __init__(self, session: Any, cache: CacheSpec, names: Sequence[str], capacity: int) -> None:
         self.names = tuple(names)
-        self.chunk = _chunk(session, names, capacity)
+        # Without states nothing is carried from chunk to chunk: a row is run whole.
+        self.chunk = _chunk(session, names, capacity) if cache.states else capacity
         self._session = session
         self._inputs = {item.name for item in session.get_inputs()}
         # What a row leaves behind its end is never read by the next one: kv_lengths ends before it.
