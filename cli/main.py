@@ -51,7 +51,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what `main` reports."""
-        raise MisuseError(f"{message}; see `{self.prog} --help`.")
+        hint = self.get_default("hint")  # what the words named, where options depend on it
+        reason = "" if hint is None else f" ({hint})"
+        raise MisuseError(f"{message}{reason}; see `{self.prog} --help`.")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help on stdout; argparse's own would ignore that it cannot be written."""
@@ -116,9 +118,7 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
             sub.set_defaults(run=module.run)
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
-        hint = getattr(arguments, "hint", "")
-        reason = f" ({hint})" if hint else ""
-        raise MisuseError(f"unrecognized arguments: {' '.join(unknown)}{reason}; see `piston {arguments.verb} --help`.")
+        verbs.choices[arguments.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.log_format is not None:
         os.environ[LOG_FORMAT] = arguments.log_format  # the processes that a verb starts speak likewise
     logs_json()  # a format that there is not is told before any work
