@@ -24,7 +24,7 @@ from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.core.gates import add_gate_arguments, gates_of
 from piston.core.machine import num_cores
-from piston.runtime.backends.ort_cpu import check_threads
+from piston.runtime.backends.session import check_threads
 from piston.runtime.bundle import Bundle
 
 REPEATS, WARMUP = 10, 2

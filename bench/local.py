@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from piston.runtime.bundle import Bundle
-from piston.runtime.model import LanguageModel, load_bundle
+from piston.runtime.model import LanguageModel
 from piston.runtime.sampling.params import SamplingParams
+from piston.runtime.tasks.text_generation import open_model
 
 if TYPE_CHECKING:
     from piston.runtime.generate.generation import Generation
@@ -32,7 +33,7 @@ class LocalRun:
     @classmethod
     def open(cls, path: str, options: Mapping[str, Any]) -> Self:
         """Load a bundle as the benchmark's options say; raises as `load` does."""
-        model = load_bundle(
+        model = open_model(
             Bundle.open(path, verify=False),
             target=options.get("target"),
             max_batch=options["max_batch"],

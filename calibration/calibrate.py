@@ -25,9 +25,10 @@ from piston.calibration.search.budget import Budget, BudgetResult, SearchContext
 from piston.calibration.search.meter import Meter
 from piston.calibration.search.sensitivity import few, most_harmful
 from piston.calibration.size import Size, actual_bytes, promised_bytes
+from piston.calibration.task_check import TaskCheck, check_task
 from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.bundle.external_data import plain_files
-from piston.core.bundle.manifest import Manifest
+from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, Metric
@@ -56,7 +57,7 @@ class Calibrated:
     size: Size
     sensitivity: dict[str, float]  # w8a8: each linear's error in INT8, worst first
     harm: dict[str, float]  # with keep_worst: KL of the linears that were measured alone, worst by multiply-add first
-    check: Check
+    check: Check | TaskCheck
     spent: BudgetResult | None  # on a budget
     saturated: dict[str, Saturated]  # by what reads the value, or its cache; empty unless asked for
     data_warning: str | None  # the recipe was made with other data
@@ -109,9 +110,11 @@ def calibrate(  # noqa: PLR0913
     checked = checked or CheckOptions()
     reads = [model_dir, *(Path(item) for item in (*data, checked.data) if item is not None and str(item) != BUILTIN)]
     check_free(out, overwrite=overwrite, reads=reads)
-    bounds = (*bounds_of(checked.bounds, recipe.scheme), *([] if budget is None else [budget.bound]))
+    task = Manifest.read(model_dir).task
+    bounds = (*bounds_of(checked.bounds, recipe.scheme, task), *([] if budget is None else [budget.bound]))
     _check_choice(recipe, keep_worst, budget)
     _check_data(recipe, data, budget)
+    _check_task(task, recipe, keep_worst, budget)
     with plain_files(model_dir, out) as plain:
         graph = ModelGraph.open(plain)
         recipe = _for_model(recipe, graph, model_dir)
@@ -154,6 +157,22 @@ def _check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> Non
         raise MisuseError("--budget finds what to leave in float; leave --keep-worst out.")
     if recipe.scheme == "fp" and budget is not None:
         raise MisuseError("--budget finds linears to leave in float, and fp leaves all; state --require instead.")
+
+
+def _check_task(task: str, recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
+    """Refuse what needs the logits or the cache of a language model."""
+    if task == TEXT_GENERATION:
+        return
+    asked = {
+        "--budget": budget is not None,
+        "--keep-worst": bool(keep_worst),
+        "--kv int8": recipe.kv != "float",
+        "--rounding gptq": recipe.rounding == "gptq",
+        "--rounding awq": recipe.rounding == "awq",
+    }
+    if given := [option for option, is_given in asked.items() if is_given]:
+        remedy = "give --rounding nearest" if "rounding" in given[0] else "leave it out"
+        raise MisuseError(f"{given[0]} is for language models, and this model is for {task}; {remedy}.")
 
 
 def _check_data(recipe: Recipe, data: Sequence[str | Path], budget: Budget | None) -> None:
@@ -317,9 +336,12 @@ class _Calibration:
         caches = {new.name or "": node.outputs[0].name or "" for node, new in written(self.graph.model.graph)}
         return {readers.get(name) or caches[name]: counted for name, counted in found.items()}
 
-    def _check(self, work: Path) -> Check:
+    def _check(self, work: Path) -> Check | TaskCheck:
         has_int8_cache = self.recipe.kv == "int8"
+        manifest = self.graph.manifest
         with self.progress.phase("checking the result"):
+            if manifest.task != TEXT_GENERATION:
+                return check_task(manifest.task, work, self.graph.directory, self.held_out, self.bounds, self.progress)
             return check(
                 work, self.graph.directory, self.held_out, self.bounds, far=has_int8_cache, progress=self.progress
             )

@@ -15,13 +15,16 @@ from typing import Any
 from piston.calibration.data.held_out import HeldOut
 from piston.calibration.data.packing import Ids
 from piston.calibration.data.rows import hash_rows
+from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import Gate, GateResult, Metric, parse_gate
 from piston.core.statistics import ConfidenceInterval
+from piston.core.tasks import task_module
+from piston.evaluation import tasks
 from piston.evaluation.corpus import Corpus, Document
 from piston.evaluation.evaluate import EvalOptions, evaluate
-from piston.evaluation.metrics import METRICS, measured
+from piston.evaluation.metrics import measured
 from piston.evaluation.report import Report
 from piston.evaluation.subject import Opened, Subject
 from piston.evaluation.table import change, number, share
@@ -29,10 +32,6 @@ from piston.evaluation.windows import Windowing
 from piston.runtime.generate.generation import run
 from piston.runtime.sampling.params import SamplingParams
 
-# What a bound may be on: figures of one model beside another that say how far it moved.
-BOUNDED = {name: METRICS[name] for name in ("ppl", "kl", "top1")}
-# Of a scheme by itself, on text that calibration did not see: what is beyond is no quantized model but a broken one.
-DEFAULTS = {"fp": "ppl<=1%", "w8": "ppl<=2%", "w8a8": "ppl<=10%", "w4": "ppl<=50%"}
 ROW_LEN = 256  # tokens of a row that are scored: 2,048 in all take half a minute on two cores (135M, w8a8)
 FAR = 4  # times the calibration length
 PROMPT_LEN, ANSWER_LEN = 16, 12
@@ -47,6 +46,11 @@ class Check:
     gates: tuple[GateResult, ...]
     generated: str
     held_out: HeldOut
+
+    @property
+    def summaries(self) -> list[str]:
+        """Each comparison in a line."""
+        return [summary(report) for report in (self.near, self.far) if report is not None]
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
@@ -98,9 +102,10 @@ def check(
     return found
 
 
-def bounds_of(texts: Sequence[str], scheme: str) -> tuple[Gate[Metric], ...]:
-    """The given bounds, or the default one of the scheme."""
-    return tuple(parse_gate(text, BOUNDED) for text in texts or [DEFAULTS[scheme]])
+def bounds_of(texts: Sequence[str], scheme: str, task: str = TEXT_GENERATION) -> tuple[Gate[Metric], ...]:
+    """The given bounds, or the default one of the scheme, on figures of the task."""
+    module = task_module(tasks, task)
+    return tuple(parse_gate(text, module.METRICS) for text in texts or [module.DEFAULTS[scheme]])
 
 
 def corpus_of(rows: Ids, source: str) -> Corpus:
@@ -157,10 +162,9 @@ def _generate(opened: Opened, row: Ids, capacity: int) -> str:
 
 def _complaint(found: Check) -> str:
     missed = next(gate for gate in found.gates if not gate.is_met)
-    reports = [report for report in (found.near, found.far) if report is not None]
     return (
         f"Checked on text it was not calibrated with, the quantized model is outside its bound: {missed} "
-        f"({'; '.join(map(summary, reports))}). Nothing was written; leave more in float (--budget, --keep-worst, "
+        f"({'; '.join(found.summaries)}). Nothing was written; leave more in float (--budget, --keep-worst, "
         "--keep), or state with --require what it may cost."
     )
 

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import get_args
 
 from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
-from piston.calibration.check import BOUNDED, DEFAULTS, summary
 from piston.calibration.data.rows import RowOptions
 from piston.calibration.observe.observers import Method
 from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe, Storage
 from piston.calibration.report import page_of, remainders_text
 from piston.calibration.search.budget import Budget
+from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
 from piston.core.gates import add_gate_arguments, from_older, gates_of
 from piston.core.outputs import check_output_files, write_output
+from piston.core.tasks import task_module, task_names
+from piston.evaluation import tasks
+from piston.evaluation.tasks.text_generation import METRICS
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--field", metavar="NAME", help="of objects and tables: where the text is")
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="rows to run (default 64)")
-    parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens of a row (default 512)")
+    parser.add_argument("--seq-len", type=int, metavar="N", help="tokens of a row (default 512, at most the model's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the packing (default 0)")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", type=Path, metavar="FILE", help="replay a recipe (JSON), instead of what follows")
@@ -87,10 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-granularity", choices=GRANULARITIES, help="a scale for each channel (default), or for a whole tensor"
     )
     recipe.add_argument("--save-recipe", type=Path, metavar="FILE", help="write the recipe, with what was measured")
-    defaults = ", ".join(f"{scheme} {bound}" for scheme, bound in DEFAULTS.items())
     recipe.add_argument("--report", type=Path, metavar="FILE", help="write a page with charts (HTML)")
     checked = parser.add_argument_group("check", "the result is compared with the float model before it is kept")
-    add_gate_arguments(checked, f"ppl<=2%, kl<=0.02 or top1>=95% (default: {defaults})", "--check")
+    add_gate_arguments(checked, _examples(), "--check")
     checked.add_argument("--check-data", type=Path, metavar="FILE", help="text for it (default: rows of --data)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -103,6 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
         {"--report": arguments.report, "--save-recipe": arguments.save_recipe},
         [arguments.model_dir, arguments.output, arguments.recipe, arguments.check_data, *map(Path, arguments.data)],
     )
+    task = Manifest.read(arguments.model_dir).task
+    metrics = task_module(tasks, task).METRICS
+    if arguments.report is not None and task != TEXT_GENERATION:
+        raise MisuseError(f"--report is of language models; {arguments.model_dir} is for {task}: leave it out.")
     result = calibrate(
         arguments.model_dir,
         arguments.output,
@@ -114,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         keep_worst=arguments.keep_worst or 0,
         budget=budget_of(arguments),
         checked=CheckOptions(
-            bounds=tuple(gate.text for gate in gates_of(arguments, BOUNDED, "--check")), data=arguments.check_data
+            bounds=tuple(gate.text for gate in gates_of(arguments, metrics, "--check")), data=arguments.check_data
         ),
         count_saturations=arguments.report is not None,
         overwrite=arguments.overwrite,
@@ -136,6 +142,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _examples() -> str:
+    """Gates of each task, and what holds where none is given."""
+    parts = []
+    for name in task_names(tasks):
+        defaults = ", ".join(f"{scheme} {bound}" for scheme, bound in task_module(tasks, name).DEFAULTS.items())
+        parts.append(f"{name}: by default {defaults}")
+    return f"kl<=0.02 or top1>=95% ({'; '.join(parts)})"
+
+
 def _print(output: Path, result: Calibrated) -> None:
     size = sum(record.size for record in result.manifest.files.values())
     print_text(
@@ -148,9 +163,8 @@ def _print(output: Path, result: Calibrated) -> None:
     )
     if result.remainders:
         print_text(f"  remainders: {remainders_text(result.remainders)}")
-    print_text(f"  checked: {summary(result.check.near)}")
-    if result.check.far is not None:
-        print_text(f"  checked: {summary(result.check.far)}")
+    for line in result.check.summaries:
+        print_text(f"  checked: {line}")
     if (spent := result.spent) is not None and spent.best is not None:
         how = "" if spent.is_complete else ", and time ran out"
         print_text(
@@ -176,7 +190,7 @@ def budget_of(arguments: argparse.Namespace) -> Budget | None:
         raise MisuseError(f"--budget-time {arguments.budget_time!r} is no time; write it as 90s, 10m or 1h.")
     if arguments.budget is None:
         return None
-    (bound,) = from_older("--budget", [arguments.budget], BOUNDED, "--budget")
+    (bound,) = from_older("--budget", [arguments.budget], METRICS, "--budget")
     return Budget(bound=bound, seconds=float(match[1]) * SECONDS[match[2]])
 
 

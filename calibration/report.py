@@ -7,6 +7,7 @@ from importlib.metadata import version
 from markupsafe import Markup
 
 from piston.calibration.calibrate import Calibrated
+from piston.calibration.check import Check
 from piston.calibration.observe.saturation import Saturated
 from piston.calibration.recipe import HEAD
 from piston.calibration.search.budget import BudgetResult
@@ -39,8 +40,13 @@ def page_of(result: Calibrated) -> str:
     return page(f"{model.name}: quantized to {model.scheme}", _tiles(result), parts, footer)
 
 
+def _checked(result: Calibrated) -> Check:
+    assert isinstance(result.check, Check)  # the command refuses a page of others
+    return result.check
+
+
 def _tiles(result: Calibrated) -> list[Tile]:
-    found, size = _agreement(result.check.near), result.size
+    found, size = _agreement(_checked(result).near), result.size
     alone = len(result.weight_only)
     in_float = sum(name != HEAD for name in result.kept) - alone
     whole = sum(record.size for record in result.manifest.files.values())
@@ -59,7 +65,7 @@ def _tiles(result: Calibrated) -> list[Tile]:
 
 
 def _check(result: Calibrated) -> Iterator[Markup]:
-    found = result.check
+    found = _checked(result)
     reports = [report for report in (found.near, found.far) if report is not None]
     rows = [
         ("tokens scored", *(f"{report.data.num_scored:,}" for report in reports)),

@@ -3,15 +3,10 @@
 import argparse
 import sys
 
-from piston.cli.run import (
-    add_load_arguments,
-    add_message_arguments,
-    check_sampling,
-    load_from,
-    report_speed,
-    sampling_for,
-)
 from piston.cli.sampling_options import add_sampling_arguments
+from piston.cli.shared_options import add_load_arguments, load_from
+from piston.cli.tasks.text_generation import add_message_arguments, check_sampling, report_speed, sampling_for
+from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import note, print_text, reading_input
 from piston.core.data_files import BYTE_ORDER_MARK
 from piston.core.errors import Error, MisuseError
@@ -35,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("A chat has nowhere to print --logprobs; use `piston run --chat --json`.")
     if arguments.max_batch is None:
         arguments.max_batch = 1
-    with load_from(arguments) as model:
+    with load_from(arguments, TEXT_GENERATION) as model:
         sampling = sampling_for(arguments, model)
         is_person = sys.stdin.isatty()
         if is_person and not arguments.quiet:

@@ -66,9 +66,10 @@ def describe(
     model, cache = manifest.model, manifest.cache
     size = sum(record.size for record in manifest.files.values())
     shape = f"{model.num_layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size:,}"
-    held = f"{_heads(cache)} {cache.dtype}, {cache.bytes_per_token / 1e3:.1f} kB a token"
+    held = f"{_heads(cache)} {cache.dtype}, {cache.bytes_per_token / 1e3:.1f} kB a token" if cache.states else "none"
     lines = [
         f"{manifest.kind} {model.name}: {model.architecture}, {shape}",
+        f"task       {manifest.task}; graphs {', '.join(manifest.graphs)}",
         f"precision  {model.dtype} weights, scheme {model.scheme}",
         f"positions  {model.max_positions:,}; cache {held}",
         f"files      {len(manifest.files)}, {size / 1e6:,.1f} MB, {'hashes match' if verified else 'not verified'}",
@@ -76,7 +77,9 @@ def describe(
     ]
     lines += [(files or {})[name] for name in [GRAPH] if manifest.kind == "model" and name in (files or {})]
     for engine in manifest.engines:
-        held = f"cache {engine.cache.dtype}, {engine.cache.bytes_per_token / 1e3:.1f} kB a token"
+        held = "no cache"
+        if engine.cache.states:
+            held = f"cache {engine.cache.dtype}, {engine.cache.bytes_per_token / 1e3:.1f} kB a token"
         lines += [f"engine     {engine.target} ({engine.path}), {held}", f"  requested {_flat(engine.requested)}"]
         lines += [f"  actual   {key}: {_flat(value)}" for key, value in engine.actual.items()]
         lines += [f"  {files[engine.path]}"] if files and engine.path in files else []

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from piston.core.console import LOG_FORMAT, LOG_FORMATS, is_coloured, logs_json, note, print_text
+from piston.cli.shared_options import add_common_arguments
+from piston.core.console import LOG_FORMAT, is_coloured, logs_json, note, print_text
 from piston.core.errors import Error, MissingExtraError, MisuseError
 from piston.core.signals import TERMINATED, Terminated, terminating
 from piston.core.standard_streams import OutputError, open_streams, silence
@@ -24,7 +25,7 @@ VERBS = {
     "calibrate": ("piston.calibration.cli", "a float model directory becomes a quantized one"),
     "build": ("piston.engines.cli", "a model directory becomes a bundle of engines"),
     "make": ("piston.pipeline.cli", "a recipe becomes a bundle that met its gates, cached by content"),
-    "run": ("piston.cli.run", "complete a prompt with a bundle"),
+    "run": ("piston.cli.run", "answer with a bundle: complete a prompt, or what else the bundle is for"),
     "chat": ("piston.cli.chat", "talk with a bundle"),
     "serve": ("piston.serving.cli", "an OpenAI-compatible HTTP server over bundles"),
     "eval": ("piston.evaluation.cli", "how good a model is on a text, and how near to a reference"),
@@ -48,9 +49,13 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 class Parser(argparse.ArgumentParser):
     """Reports as everything else does: one line, without the usage before it."""
 
+    words: Sequence[str] = ()  # that it is going to read: options may depend on what they name
+
     def error(self, message: str) -> NoReturn:
         """Raise what `main` reports."""
-        raise MisuseError(f"{message}; see `{self.prog} --help`.")
+        hint = self.get_default("hint")  # what the words named, where options depend on it
+        reason = "" if hint is None else f" ({hint})"
+        raise MisuseError(f"{message}{reason}; see `{self.prog} --help`.")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help on stdout; argparse's own would ignore that it cannot be written."""
@@ -109,17 +114,13 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
         sub = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if name == verb:
             module = importlib.import_module(VERBS[name][0])
+            sub.words = words[words.index(name) + 1 :]
             module.add_arguments(sub)
-            sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-            sub.add_argument(
-                "--log-format",
-                choices=LOG_FORMATS,
-                help=f"of progress and errors on stderr (default: ${LOG_FORMAT}, or text)",
-            )
+            add_common_arguments(sub)
             sub.set_defaults(run=module.run)
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
-        raise MisuseError(f"unrecognized arguments: {' '.join(unknown)}; see `piston {arguments.verb} --help`.")
+        verbs.choices[arguments.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.log_format is not None:
         os.environ[LOG_FORMAT] = arguments.log_format  # the processes that a verb starts speak likewise
     logs_json()  # a format that there is not is told before any work

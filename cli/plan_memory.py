@@ -13,7 +13,7 @@ from typing import Any
 
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import CacheSpec
-from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.bundle.manifest import TEXT_GENERATION, EngineSpec, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.errors import BundleError, MisuseError
 from piston.runtime import kernels
@@ -120,6 +120,7 @@ def planned(directory: Path, manifest: Manifest, target: str, sm: str | None = N
         MisuseError: the target is unknown, or a bundle has no engine for it.
         BundleCorruptError: the graph cannot be read.
     """
+    manifest.require_task(TEXT_GENERATION, directory)
     if target not in TARGETS:
         raise MisuseError(f"{target!r} is no target that can be planned; there are {', '.join(TARGETS)}.")
     on_device = family_of(target) in DEVICE_TARGETS

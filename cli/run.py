@@ -1,181 +1,67 @@
-"""The `run` verb: one prompt, streamed."""
+"""The `run` verb: a bundle does what it is for."""
 
 import argparse
-import sys
-from io import TextIOWrapper
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
-from piston.cli.sampling_options import add_sampling_arguments, sampling_from
-from piston.core.console import note, print_json, print_text, reading_input
-from piston.core.data_files import BYTE_ORDER_MARK, check_text, read_text
-from piston.core.errors import MisuseError
-from piston.runtime.model import LanguageModel, load
-from piston.runtime.sampling.params import SamplingParams
-
-if TYPE_CHECKING:
-    from piston.runtime.generate.completion import Completion, PositionLogprobs, TokenLogprob
+from piston.cli import tasks
+from piston.cli.shared_options import add_common_arguments, add_load_arguments
+from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
+from piston.core.errors import Error, MisuseError
+from piston.core.tasks import task_module, task_names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `piston run`."""
+    """Declare the options of `piston run`: those of every bundle, and those of the task of the bundle that is named."""
     add_load_arguments(parser)
-    prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="what to complete; - reads standard input")
-    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the prompt from a file")
-    parser.add_argument("--chat", action="store_true", help="put the prompt as a user's message into the chat template")
-    add_message_arguments(parser, "with --chat: ")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a stream")
-    add_sampling_arguments(parser)
-
-
-def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `load` takes."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
-    parser.add_argument("--target", help="which engine of the bundle")
-    parser.add_argument("--max-length", type=int, metavar="N", help="positions to hold (default: as built)")
-    parser.add_argument("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
-    parser.add_argument("--public-key", type=Path, metavar="FILE", help="load only what this key has signed")
-    parser.add_argument("--quiet", action="store_true", help="no speed report on stderr")
-
-
-def add_message_arguments(parser: argparse.ArgumentParser, condition: str = "") -> None:
-    """Declare what becomes of messages; `condition` begins each help text."""
-    parser.add_argument("--system", metavar="TEXT", help=f"{condition}the system message")
-    parser.add_argument(
-        "--no-sanitize-control-tokens",
-        action="store_true",
-        help=f"{condition}let tokens such as <|im_end|> in a message be control tokens, not text",
-    )
-
-
-def load_from(arguments: argparse.Namespace) -> LanguageModel:
-    """Load as the options say."""
-    model = load(
-        arguments.bundle,
-        target=arguments.target,
-        max_batch=arguments.max_batch,
-        max_length=arguments.max_length,
-        threads=arguments.threads,
-        public_key=arguments.public_key,
-    )
-    for remark in () if arguments.quiet else model.remarks:
-        note(remark)
-    return model
-
-
-def check_sampling(arguments: argparse.Namespace) -> None:
-    """Tell a wrong option before seconds of loading, unless it depends on what is loaded."""
-    if not arguments.checkpoint_sampling:
-        sampling_from(arguments, SamplingParams())
-
-
-def sampling_for(arguments: argparse.Namespace, model: LanguageModel) -> SamplingParams:
-    """The options given, over the checkpoint's recommendation where that was asked for."""
-    return sampling_from(arguments, model.default_sampling if arguments.checkpoint_sampling else SamplingParams())
+    task, bundle = _task_of(getattr(parser, "words", ()))
+    _module(task).add_arguments(parser)
+    parser.set_defaults(task=task)
+    if bundle is not None:
+        parser.set_defaults(hint=f"{bundle} is for {task}")
+    parser.epilog = f"These are the options of {task}; those of another task are shown for a bundle of that task."
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Complete the prompt."""
-    text = _prompt_text(arguments)
-    if arguments.system is not None and not arguments.chat:
-        raise MisuseError("--system needs --chat; a plain prompt has no roles.")
-    if arguments.no_sanitize_control_tokens and not arguments.chat:
-        raise MisuseError("--no-sanitize-control-tokens needs --chat; in a plain prompt control tokens are tokens.")
-    check_sampling(arguments)
-    if hasattr(arguments, "logprobs") and not arguments.json:
-        raise MisuseError("--logprobs are printed with --json only.")
-    with load_from(arguments) as model:
-        sampling = sampling_for(arguments, model)
-        prompt: Any = text
-        if arguments.chat:
-            sanitize = not arguments.no_sanitize_control_tokens
-            prompt = model.render(_messages(text, arguments.system), sanitize_control_tokens=sanitize)
-        if arguments.json:
-            completions = model.generate([prompt], sampling)
-            assert isinstance(completions, list)
-            print_json({"completions": [completion_to_json(completion) for completion in completions]})
-        elif sampling.n > 1:
-            completions = model.generate([prompt], sampling)
-            assert isinstance(completions, list)
-            for index, completion in enumerate(completions):
-                print_text(f"[{index}] {completion.text}")
-        else:
-            _stream(model, prompt, sampling, quiet=arguments.quiet)
-    return 0
+    """Answer as the task has it."""
+    return int(_module(arguments.task).run(arguments))
 
 
-def completion_to_json(completion: "Completion") -> dict[str, Any]:
-    """A completion as JSON, for --json."""
-    result: dict[str, Any] = {
-        "text": completion.text,
-        "token_ids": list(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-        "stop_reason": completion.stop_reason,
-        "prompt_tokens": completion.num_prompt_tokens,
-        "prefilled_tokens": completion.num_prefilled_tokens,
-        "seed": completion.seed,
-        "timings": completion.timings.to_json(),
-    }
-    if completion.drafts is not None:
-        result["drafts"] = completion.drafts.to_json()
-    if completion.prompt_logprobs is not None:
-        result["prompt_logprobs"] = [_position(position) for position in completion.prompt_logprobs]
-    if completion.logprobs is not None:
-        result["logprobs"] = [_position(position) for position in completion.logprobs]
-    return result
+class _Reader(argparse.ArgumentParser):
+    """Finds the bundle among words that may lack what the task requires."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        options.pop("required", None)
+        return super().add_argument(*names, **options)
+
+    def add_mutually_exclusive_group(self, **options: Any) -> Any:
+        options.pop("required", None)
+        return super().add_mutually_exclusive_group(**options)
+
+    def error(self, message: str) -> NoReturn:
+        raise MisuseError(message)
 
 
-def report_speed(completion: "Completion") -> None:
-    """One line on stderr."""
-    timings, drafts = completion.timings, completion.drafts
-    guessed = "" if drafts is None else f"{drafts.num_accepted} of {drafts.num_drafted} guessed tokens right, "
-    if drafts is not None and drafts.problem is not None:
-        guessed = f"none guessed ({drafts.problem}), "
-    note(
-        f"[{completion.num_prefilled_tokens} tokens in, first answered after "
-        f"{timings.time_to_first_token * 1e3:.0f} ms; {timings.num_tokens} out, "
-        f"{guessed}{timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason or 'an interrupt'}]"
-    )
+def _task_of(words: Sequence[str]) -> tuple[str, Path | None]:
+    """The task of the bundle among the words of the command line, and the bundle; text-generation where none is found.
+
+    Which word is the bundle depends on the options, and these on its task: so the words are read with the options of
+    each task, and the reading counts in which a bundle of that very task is named.
+    """
+    for task in task_names(tasks):
+        reader = _Reader(add_help=False, allow_abbrev=False)
+        add_common_arguments(reader)
+        add_load_arguments(reader)
+        _module(task).add_arguments(reader)
+        try:
+            bundle = reader.parse_known_args(list(words))[0].bundle
+            if Manifest.read(bundle).task == task:
+                return task, bundle
+        except Error:
+            continue
+    return TEXT_GENERATION, None
 
 
-def _stream(model: LanguageModel, prompt: Any, sampling: SamplingParams, *, quiet: bool) -> None:
-    stream = model.stream(prompt, sampling)
-    try:
-        for piece in stream:
-            print_text(piece, end="")
-    finally:
-        stream.close()
-        print_text("")
-        if not quiet and stream.completion.token_ids:
-            report_speed(stream.completion)
-
-
-def _prompt_text(arguments: argparse.Namespace) -> str:
-    if arguments.prompt_file is not None:
-        return read_text(arguments.prompt_file)
-    if arguments.prompt != "-":
-        return str(arguments.prompt)
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(newline="")  # line ends stay as they are, as in a file
-    with reading_input():
-        return check_text(sys.stdin.read().removeprefix(BYTE_ORDER_MARK), "Standard input")
-
-
-def _messages(text: str, system: str | None) -> list[dict[str, str]]:
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": text}]
-
-
-def _position(position: "PositionLogprobs") -> dict[str, Any]:
-    return _token(position.chosen) | {"top": [_token(token) for token in position.top]}
-
-
-def _token(token: "TokenLogprob") -> dict[str, Any]:
-    return {
-        "token_id": token.token_id,
-        "token": token.token,
-        "bytes": list(token.bytes_),
-        "logprob": token.logprob,
-    }
+def _module(task: str) -> Any:
+    return task_module(tasks, task)

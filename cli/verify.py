@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle.golden import Golden, GoldenByTarget
+from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.bundle.signing import Signer
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
-from piston.runtime.model import load_bundle
+from piston.runtime.tasks.text_generation import open_model
 from piston.runtime.verify import Verdict, verify
 
 
@@ -33,11 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--signature needs --public-key, the key that it must be of.")
     signer = None if arguments.public_key is None else Signer.of(arguments.public_key, arguments.signature)
     bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
+    bundle.manifest.require_task(TEXT_GENERATION, arguments.bundle)
     spec, _ = select_engine(bundle, arguments.target)
     expected = GoldenByTarget.read(arguments.bundle).of(spec.target)
     threshold = expected.threshold(str(spec.actual.get("dtype", "float32")))
     with progress.phase("verifying the hashes and loading"):
-        model = load_bundle(bundle, target=spec.target, threads=arguments.threads)
+        model = open_model(bundle, target=spec.target, threads=arguments.threads)
     with model, progress.phase("answering the prompts"):
         verdict = verify(model.engine, model.tokenizer, expected, threshold)
     if arguments.json:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle import GRAPH
 from piston.core.bundle.external_data import check_external_data, plain_files
-from piston.core.bundle.manifest import Manifest
+from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
 from piston.core.errors import BundleError, MisuseError
 from piston.core.outputs import check_output_files
@@ -66,6 +66,7 @@ def build(  # noqa: PLR0913 - the options of one command
         cache_dir=cache_dir,
     )
     _check_compiler_options(targets, options)
+    builders = {target: family_of(target).builder(target, model) for target in targets}
     asked = {target: family_of(target).ask(target, model, options) for target in targets}
     check_output_files({"--timing-cache": options.compiler.timing_cache}, [source, goal])
     with progress.phase("verifying the model directory"):
@@ -75,11 +76,10 @@ def build(  # noqa: PLR0913 - the options of one command
     from piston.engines.equivalence.golden import record_answers
 
     with atomic_dir(goal, overwrite=overwrite, reads=[source]) as work, plain_files(source, goal) as plain:
-        engines = [
-            family_of(target).build(target, plain, model, work, asked[target], options, progress) for target in targets
-        ]
-        with progress.phase("recording answers for piston verify"):
-            record_answers(work, plain / GRAPH, model, engines)
+        engines = [builders[target](target, plain, model, work, asked[target], options, progress) for target in targets]
+        if model.task == TEXT_GENERATION:
+            with progress.phase("recording answers for piston verify"):
+                record_answers(work, plain / GRAPH, model, engines)
         with progress.phase("hashing"):
             return write_bundle(work, plain, model, engines)
 

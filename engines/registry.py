@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piston.core.bundle.interface import DECODER
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
@@ -24,8 +25,19 @@ class Family:
     form: str  # how its targets are written
     check: Callable[[str], None]  # raises MisuseError for a target it has not got
     ask: Callable[[str, Manifest, BuildOptions], dict[str, Any]]  # raises MisuseError for an option it has not got
-    build: Builder
+    build: Builder  # of decoders
     has_compiler: bool  # takes --dtype and the options of the compiler
+    build_encoder: Builder | None = None  # None: the family has decoders alone
+
+    def builder(self, target: str, model: Manifest) -> Builder:
+        """What builds the graphs of a model; raises MisuseError where the target does not have them."""
+        if DECODER in model.graphs:
+            return self.build
+        if self.build_encoder is None or target != "ort-cpu":
+            raise MisuseError(
+                f"{target} has no engines for {model.task} yet; build {model.model.name} with --target ort-cpu."
+            )
+        return self.build_encoder
 
 
 def _build_ort_cpu(  # noqa: PLR0913, PLR0917 - what every builder gets
@@ -41,8 +53,25 @@ def _build_ort_cpu(  # noqa: PLR0913, PLR0917 - what every builder gets
     return build_ort_cpu(target, source, model, work, asked, progress)
 
 
+def _build_encoder(  # noqa: PLR0913, PLR0917 - what every builder gets
+    target: str,
+    source: Path,
+    model: Manifest,
+    work: Path,
+    asked: Mapping[str, Any],
+    options: BuildOptions,
+    progress: Progress,
+) -> EngineSpec:
+    from piston.engines.ort.encoder import build_encoder
+
+    del options
+    return build_encoder(target, source, model, work, asked, progress)
+
+
 FAMILIES: dict[str, Family] = {
-    "ort-cpu": Family("ort-cpu[:avx512]", check_ort_cpu, ask_ort_cpu, _build_ort_cpu, has_compiler=False),
+    "ort-cpu": Family(
+        "ort-cpu[:avx512]", check_ort_cpu, ask_ort_cpu, _build_ort_cpu, has_compiler=False, build_encoder=_build_encoder
+    ),
     "ort-cuda": Family("ort-cuda", check_ort_cuda, ask_ort_cuda, build_ort_cuda, has_compiler=False),
     "tensorrt-rtx": Family("tensorrt-rtx[:smXX,...]", check_tensorrt, ask_tensorrt, build_cached, has_compiler=True),
     "tensorrt": Family("tensorrt[:smXX]", check_tensorrt, ask_tensorrt, build_cached, has_compiler=True),

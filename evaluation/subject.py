@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Self
 
 from piston.core.bundle import GRAPH
+from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.errors import BundleError, MisuseError
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
-from piston.runtime.model import LanguageModel, load_bundle
+from piston.runtime.model import LanguageModel
+from piston.runtime.tasks.text_generation import open_model
 from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
 
@@ -37,9 +39,10 @@ class Subject:
 
         Raises:
             BundleError: it is neither a bundle nor a model directory, or not one that can be run here.
-            MisuseError: a target was asked of a model directory.
+            MisuseError: a target was asked of a model directory, or it is no language model.
         """
         bundle = Bundle.open(path, verify=False)
+        bundle.manifest.require_task(TEXT_GENERATION, path)
         if bundle.manifest.kind == "bundle":
             bundle.engines(target)
         elif target is not None:
@@ -64,7 +67,7 @@ class Subject:
         """Check the files' hashes and load; raises as `load` does."""
         path, manifest = self.bundle.directory, self.bundle.manifest
         if manifest.kind == "bundle":
-            model = load_bundle(
+            model = open_model(
                 self.bundle,
                 target=self.target,
                 max_batch=num_slots,
@@ -75,7 +78,8 @@ class Subject:
             return Opened(str(path), model.target, model)
         manifest.verify(path)
 
-        from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+        from piston.runtime.backends.ort_cpu import OrtEngine
+        from piston.runtime.backends.session import OrtOptions
 
         options = OrtOptions(threads=threads, optimize=True)
         engine = OrtEngine.open(path / GRAPH, manifest.cache, num_slots=num_slots, capacity=capacity, options=options)

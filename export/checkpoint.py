@@ -3,7 +3,7 @@
 import contextlib
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 ADAPTER_FILE = "adapter_config.json"
 LONGEST_REASON = 400  # characters of another library's message
 CONFIG_FILES = ("*.json", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "*.txt")
+# Modules behind the transformer, as sentence-transformers stores them: 1_Pooling, 2_Dense.
+MODULE_FILES = tuple(f"[0-9]*_*/{name}" for name in ("config.json", "model.safetensors", "pytorch_model.bin"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ class Checkpoint:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that the export reads."""
-        patterns = (self.gguf,) if self.gguf else (*WEIGHT_PATTERNS, *CONFIG_FILES)
+        patterns = (self.gguf,) if self.gguf else (*WEIGHT_PATTERNS, *CONFIG_FILES, *MODULE_FILES)
         paths = {path for pattern in patterns for path in self.directory.glob(pattern)}
         return {path.relative_to(self.directory).as_posix(): sha256_of(path) for path in sorted(paths)}
 
@@ -84,14 +86,36 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
     return Checkpoint(directory=path, name=name, revision=revision, trust_remote_code=trust_remote_code)
 
 
-def load_config(checkpoint: Checkpoint) -> Any:
-    """Read the config and refuse, before any weight is read, what cannot be exported.
+CAUSAL_LM = "AutoModelForCausalLM"  # the class of transformers that a task's model is loaded by
+
+
+def check_decoder(config: Any) -> None:
+    """Raise UnsupportedModelError for the config of what is no decoder that Piston exports."""
+    mapping = auto_class(CAUSAL_LM)._model_mapping  # noqa: SLF001
+    built = [mapping[type(config)].__name__] if type(config) in mapping else []
+    # A config names its class, GGUF does not; transformers builds that of the model type, unless it is remote code.
+    named = getattr(config, "architectures", None)
+    if not isinstance(named, list) or not named:
+        named = built or [f"of model type {config.model_type!r}"]
+    for name in (str(named[0]), *built):
+        check_supported(name)
+
+
+def auto_class(name: str) -> Any:
+    """AutoModelForCausalLM and its kin."""
+    import transformers
+
+    return getattr(transformers, name)
+
+
+def load_config(checkpoint: Checkpoint, check: Callable[[Any], None] = check_decoder) -> Any:
+    """Read the config and refuse, before any weight is read, what cannot be exported; `check` knows architectures.
 
     Raises:
         CheckpointError: the config cannot be parsed.
         UnsupportedModelError: unknown architecture, mixture of experts, or weights quantized already.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with quiet(), _reading(checkpoint, "config"):
@@ -103,14 +127,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
     except CheckpointError:
         _check_config_file(checkpoint)  # a size of 0 is a division by zero in there
         raise
-    mapping = AutoModelForCausalLM._model_mapping  # noqa: SLF001
-    built = [mapping[type(config)].__name__] if type(config) in mapping else []
-    # A config names its class, GGUF does not; transformers builds that of the model type, unless it is remote code.
-    named = getattr(config, "architectures", None)
-    if not isinstance(named, list) or not named:
-        named = built or [f"of model type {config.model_type!r}"]
-    for name in (str(named[0]), *built):
-        check_supported(name)
+    check(config)
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(
             f"{checkpoint.name} is quantized already; export the float checkpoint it came from."
@@ -127,14 +144,12 @@ def _check_config_file(checkpoint: Checkpoint) -> None:
             check_written_sizes(checkpoint.name, written)
 
 
-def check_weights(checkpoint: Checkpoint, config: Any) -> dict[str, StoredTensor]:
+def check_weights(checkpoint: Checkpoint, config: Any, auto: str = CAUSAL_LM) -> dict[str, StoredTensor]:
     """Compare the headers of the weight files with the config, before any memory is taken; what the files hold.
 
     Raises:
         CheckpointError: a header is damaged, a tensor has another shape, or the files hold far less than the model.
     """
-    from transformers import AutoModelForCausalLM
-
     if checkpoint.gguf:
         return {}
     with _reading(checkpoint, "weights"):
@@ -145,18 +160,20 @@ def check_weights(checkpoint: Checkpoint, config: Any) -> dict[str, StoredTensor
             "is wrong, or a file is missing."
         )
     with quiet(), _reading(checkpoint, "config"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.trust_remote_code)
+        model = auto_class(auto).from_config(config, trust_remote_code=checkpoint.trust_remote_code)
     check_sizes(checkpoint.name, model, stored)
     return stored
 
 
-def load_model(checkpoint: Checkpoint) -> nn.Module:
+def load_model(checkpoint: Checkpoint, auto: str = CAUSAL_LM, unused: tuple[str, ...] = ()) -> nn.Module:
     """Load the weights in float32 for evaluation, with transformers' eager attention.
+
+    Tensors whose names begin with one of `unused` do not matter: the task reads nothing that is computed from them.
 
     Raises:
         CheckpointError: a file is damaged, the model needs a tensor that no file holds, or does not take one they hold.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import GgufConfig
 
     with quiet(), _reading(checkpoint, "weights"), contextlib.ExitStack() as stack:
         arguments = checkpoint.arguments
@@ -166,7 +183,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
                 "quantization_config": GgufConfig(dequantize=True),
                 "config": gguf_config(checkpoint.header),
             }
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = auto_class(auto).from_pretrained(
             **arguments,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -174,7 +191,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
             ignore_mismatched_sizes=True,  # told below, by name
         )
     # transformers would go on with random values in their place
-    if missing := sorted(loading["missing_keys"]):
+    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith(unused)):
         raise CheckpointError(f"{checkpoint.name} lacks {len(missing)} tensors, {missing[0]} first; it is incomplete.")
     if wrong := sorted(loading["mismatched_keys"], key=str):
         name, stored, expected = wrong[0]
@@ -184,7 +201,9 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     if checkpoint.header is not None:
         restore_head_order(model, checkpoint.header)
         set_sampling(model.generation_config, checkpoint.header)
-    if extra := sorted(name for name in loading["unexpected_keys"] if not is_buffer(name)):
+    if extra := sorted(
+        name for name in loading["unexpected_keys"] if not is_buffer(name) and not name.startswith(unused)
+    ):
         shown = ", ".join(extra[:3]) + (", ..." if len(extra) > 3 else "")  # noqa: PLR2004
         raise CheckpointError(
             f"{checkpoint.name} stores {len(extra)} tensors that {type(model).__name__} with this config does not "
@@ -218,7 +237,7 @@ def _download(source: str, revision: str | None, *, with_code: bool) -> tuple[Pa
     from huggingface_hub.errors import HFValidationError
 
     try:
-        patterns = [*WEIGHT_PATTERNS, *CONFIG_FILES, *(["*.py"] if with_code else [])]
+        patterns = [*WEIGHT_PATTERNS, *CONFIG_FILES, *MODULE_FILES, *(["*.py"] if with_code else [])]
         path = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except HFValidationError:
         raise CheckpointNotFoundError(f"{source} is neither a directory, nor a .gguf file, nor a hub id.") from None

@@ -7,13 +7,17 @@ from pathlib import Path
 
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
-from piston.export import ExportOptions, export_model
+from piston.core.tasks import task_module, task_names
+from piston.export import ExportOptions, export_model, tasks
 from piston.runtime.process_memory import peak_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston export`."""
     parser.add_argument("source", metavar="SRC", help="a Hugging Face directory, a hub id, or a .gguf file")
+    parser.add_argument(
+        "--task", choices=task_names(tasks), help="what the model is for (default: what the checkpoint says)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
     parser.add_argument(
         "--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="weights (auto: the checkpoint's own)"
@@ -35,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.context is not None and arguments.context < 1:
         raise MisuseError(f"--context {arguments.context} must be at least 1.")
     options = ExportOptions(
+        task=arguments.task,
         dtype=arguments.dtype,
         context=arguments.context,
         revision=arguments.revision,
@@ -54,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(
             {
                 "output": str(arguments.output),
+                "task": manifest.task,
                 "architecture": manifest.model.architecture,
                 "dtype": manifest.model.dtype,
                 "positions": manifest.model.max_positions,
@@ -72,7 +78,5 @@ def run(arguments: argparse.Namespace) -> int:
     if parity is None:
         note("warning: not compared with transformers (--no-parity)")
     else:
-        print_text(
-            f"parity with transformers: logits within {parity['max_abs']:.1e} over {parity['steps']} decode steps"
-        )
+        print_text(f"parity with transformers: {task_module(tasks, manifest.task).summary(manifest)}")
     return 0

@@ -20,7 +20,8 @@ from torch import nn
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import CheckpointError, ParityError
 from piston.runtime.backends.buffers import step_feed
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions, open_session
 
 PROMPT_LENGTHS = (3, 8, 21)  # a ragged batch of three rows
 NUM_STEPS = 8

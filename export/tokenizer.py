@@ -32,6 +32,28 @@ def write_tokenizer(
             chat templates leave open which one to take.
         MisuseError: no chat template has the name that was asked for.
     """
+    tokenizer = save_tokenizer(checkpoint, out)
+    template = _template_of(checkpoint, tokenizer, chat_template)
+    if template is not None:
+        (out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    ends, remarks = _ends(checkpoint, config, defaults, tokenizer)
+    spec = TokenizerSpec(
+        bos_token_id=tokenizer.bos_token_id if defaults.bos_token_id is None else defaults.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id if defaults.pad_token_id is None else defaults.pad_token_id,
+        eos_token_ids=ends,
+        special_tokens=special_tokens(tokenizer),
+        has_chat_template=template is not None,
+    )
+    return spec, remarks
+
+
+def special_tokens(tokenizer: Any) -> dict[str, str]:
+    """Those that have a text, by role, such as bos_token."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+
+def save_tokenizer(checkpoint: Checkpoint, out: Path) -> Any:
+    """Write tokenizer.json; returns transformers' tokenizer. Raises CheckpointError as `write_tokenizer` does."""
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
@@ -62,20 +84,7 @@ def write_tokenizer(
             raise CheckpointError(
                 f"tokenizer.json of {checkpoint.name} would split {text!r} differently than transformers."
             )
-    template = _template_of(checkpoint, tokenizer, chat_template)
-    if template is not None:
-        (out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
-    ends, remarks = _ends(checkpoint, config, defaults, tokenizer)
-    spec = TokenizerSpec(
-        bos_token_id=tokenizer.bos_token_id if defaults.bos_token_id is None else defaults.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id if defaults.pad_token_id is None else defaults.pad_token_id,
-        eos_token_ids=ends,
-        special_tokens={
-            name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
-        },
-        has_chat_template=template is not None,
-    )
-    return spec, remarks
+    return tokenizer
 
 
 def _template_of(checkpoint: Checkpoint, tokenizer: Any, name: str | None) -> str | None:

@@ -58,12 +58,15 @@ def digest_of(value: Any) -> str:
 
 
 def files_of_checkpoint(path: Path) -> dict[str, str]:
-    """SHA-256 by name: of a file, or of a directory's files, hidden ones and folders aside but for chat templates."""
+    """SHA-256 by name: of a file, or of a directory's files, hidden ones and folders aside but those that belong to it.
+
+    These are chat templates, and modules of sentence-transformers such as 1_Pooling.
+    """
     if path.is_file():
         return {path.name: sha256_of(path)}
     if not path.is_dir():
         raise MisuseError(f"There is no checkpoint {path}; correct checkpoint.source, or give --checkpoint PATH.")
-    items = [*path.iterdir(), *path.glob("additional_chat_templates/*.jinja")]
+    items = [*path.iterdir(), *path.glob("additional_chat_templates/*.jinja"), *path.glob("[0-9]*_*/*")]
     files = sorted(item for item in items if item.is_file() and not item.name.startswith("."))
     return {item.relative_to(path).as_posix(): sha256_of(item) for item in files}
 

@@ -7,13 +7,12 @@ so its hash is checked first.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from piston.core.bundle.hashing import Hashing
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.errors import EngineError, Error, MissingExtraError
-from piston.runtime.backends.engine import Engine
-from piston.runtime.backends.registry import Sizes, family_of, open_engine
+from piston.runtime.backends.registry import Sizes, family_of
 from piston.runtime.bundle import Bundle
 from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
@@ -22,17 +21,36 @@ Result = TypeVar("Result")
 INERT = ("ort-cpu", "ort-cuda")  # families whose files are data until a step is run
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What a language model is made of."""
+class Closeable(Protocol):
+    """An engine or a session."""
 
-    engine: Engine
+    def close(self) -> None:
+        """Free it."""
+
+
+Loaded = TypeVar("Loaded", bound=Closeable)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Generic[Loaded]):
+    """What the object of a task is made of."""
+
+    engine: Loaded
     tokenizer: Tokenizer
     template: ChatTemplate | None
 
 
-def open_verified(bundle: Bundle, spec: EngineSpec, sizes: Sizes, hashing: Hashing | None = None) -> Opened:
+def open_verified(
+    bundle: Bundle,
+    spec: EngineSpec,
+    sizes: Sizes,
+    hashing: Hashing | None = None,
+    *,
+    opening: Callable[[Bundle, EngineSpec, Sizes], Loaded],
+) -> Opened[Loaded]:
     """Load the engine `spec` of a bundle that was opened unverified, its tokenizer and its template.
+
+    `opening` is `open_engine`, or `open_session` where the graph has no states.
 
     Raises:
         BundleCorruptError: a file is not the recorded one; nothing stays open.
@@ -41,12 +59,12 @@ def open_verified(bundle: Bundle, spec: EngineSpec, sizes: Sizes, hashing: Hashi
     hashing = hashing or Hashing.begin(bundle.manifest, bundle.directory)
     if family_of(spec.target) not in INERT:
         hashing.result()
-        return Opened(open_engine(bundle, spec, sizes), bundle.tokenizer(), bundle.chat_template())
+        return Opened(opening(bundle, spec, sizes), bundle.tokenizer(), bundle.chat_template())
     with ThreadPoolExecutor(max_workers=1) as pool:
         reading = pool.submit(bundle.tokenizer)
         try:
             template = bundle.chat_template()
-            engine = open_engine(bundle, spec, sizes)
+            engine = opening(bundle, spec, sizes)
         except Error:
             hashing.result()  # a damaged file is the better reason
             raise

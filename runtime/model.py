@@ -11,14 +11,13 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from piston.core.bundle.hashing import Hashing
 from piston.core.errors import MisuseError, TemplateError
+from piston.core.tasks import task_module
 from piston.runtime.bundle import Bundle
-from piston.runtime.process_memory import container_memory
 from piston.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from piston.core.bundle.manifest import EngineSpec, Manifest
+    from piston.core.bundle.manifest import Manifest
     from piston.runtime.backends.engine import Engine
     from piston.runtime.conversation import Conversation
     from piston.runtime.generate.completion import Completion
@@ -212,8 +211,8 @@ def load(
     max_length: int | None = None,
     threads: int = 0,
     public_key: str | os.PathLike[str] | None = None,
-) -> LanguageModel:
-    """Open a bundle and load its engine.
+) -> Any:
+    """Open a bundle and load its engine: the object of its task, such as LanguageModel (piston.runtime.tasks).
 
     Without a `target` the best engine that runs here is loaded (runtime/backends/registry.py); where it cannot be
     opened, the next one is, and `remarks` of the model tells why. A target that is named is never replaced.
@@ -231,7 +230,8 @@ def load(
     Raises:
         BundleError: it is missing, damaged, too new, or has no such engine, or none that runs here.
         SignatureError: there is no signature of `public_key`.
-        MisuseError: more positions than the model has, or a key that cannot be read.
+        MisuseError: more positions than the model has, a key that cannot be read, or a task that this Piston does not
+            know.
         HostMemoryError: a container's memory limit leaves no room.
         EngineError, MissingExtraError: the backend refuses it or is not installed.
     """
@@ -241,43 +241,7 @@ def load(
 
         signer = Signer.of(Path(public_key))
     opened = Bundle.open(Path(bundle), verify=False, signer=signer)
-    return load_bundle(opened, target=target, max_batch=max_batch, max_length=max_length, threads=threads)
+    from piston.runtime import tasks
 
-
-def load_bundle(
-    bundle: Bundle,
-    *,
-    target: str | None = None,
-    max_batch: int | None = None,
-    max_length: int | None = None,
-    threads: int = 0,
-    best_only: bool = False,
-) -> LanguageModel:
-    """Load an engine of a bundle that was opened unverified; arguments and errors as of `load`.
-
-    With `best_only` the best engine is not replaced either: for whoever states figures of it.
-    """
-    hashing = Hashing.begin(bundle.manifest, bundle.directory)
-    from piston.runtime.backends.registry import candidates, family_of
-    from piston.runtime.generate.speculation import Verification, exact_tokens
-    from piston.runtime.loading import open_first, open_verified
-    from piston.runtime.memory_budget import sizes_for
-
-    def opened(spec: "EngineSpec") -> LanguageModel:
-        sizes, remarks = sizes_for(
-            bundle.manifest,
-            spec,
-            max_batch=max_batch,
-            max_length=max_length,
-            threads=threads,
-            memory=container_memory() if family_of(spec.target) == "ort-cpu" else None,
-        )
-        parts = open_verified(bundle, spec, sizes, hashing)
-        model = LanguageModel(bundle.manifest, parts.engine, parts.tokenizer, parts.template)
-        model.target, model.remarks, model.verification = spec.target, remarks, Verification(exact_tokens(spec))
-        return model
-
-    specs = candidates(bundle, target)
-    model, passed_over = open_first(specs[:1] if best_only else specs, opened)
-    model.remarks = (*passed_over, *model.remarks)
-    return model
+    module = task_module(tasks, opened.manifest.task)
+    return module.open_model(opened, target=target, max_batch=max_batch, max_length=max_length, threads=threads)

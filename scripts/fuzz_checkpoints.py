@@ -179,7 +179,8 @@ def _compare(given: Path, out: Path, said: str) -> int:
 
     from piston.core.bundle.manifest import Manifest
     from piston.core.errors import MisuseError
-    from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+    from piston.runtime.backends.ort_cpu import OrtEngine
+    from piston.runtime.backends.session import OrtOptions
     from piston.runtime.model import LanguageModel
     from piston.runtime.sampling.params import SamplingParams
     from piston.runtime.text.tokenizer import Tokenizer

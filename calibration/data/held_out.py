@@ -7,7 +7,7 @@ from pathlib import Path
 
 from piston.calibration.data.overlap import Overlap, overlap
 from piston.calibration.data.packing import Ids
-from piston.calibration.data.rows import BUILTIN, RowOptions, Rows, load_rows
+from piston.calibration.data.rows import BUILTIN, RowOptions, Rows, load_rows, with_length
 from piston.runtime.bundle import Bundle
 
 NUM_ROWS = 8
@@ -49,7 +49,7 @@ def load_data(
     if not sources or check_data is not None:
         rows = load_rows(sources, model, options) if sources else None
         file = BUILTIN if check_data is None else check_data
-        length = min(options.seq_len, model.manifest.model.max_positions)
+        length = min(with_length(options, model).seq_len or 0, model.manifest.model.max_positions)
         apart = load_rows([file], model, dataclasses.replace(options, num_rows=NUM_ROWS, seq_len=length)).ids
         source = str(file)
     else:

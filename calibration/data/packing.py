@@ -21,7 +21,7 @@ class Packed:
     num_tokens: int
 
 
-def pack(
+def pack(  # noqa: PLR0913
     documents: Sequence[Document],
     encode: Callable[[str], Sequence[int]],
     *,
@@ -29,6 +29,7 @@ def pack(
     seq_len: int,
     seed: int,
     prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
 ) -> Packed:
     """Fill at most `num_rows` different rows of `seq_len` tokens from pieces of the documents in random order.
 
@@ -39,10 +40,12 @@ def pack(
         documents: what to take from.
         encode: text to ids, without special tokens.
         num_rows: rows wanted.
-        seq_len: tokens of a row, prefix included.
+        seq_len: tokens of a row, prefix and suffix included.
         seed: of the order.
         prefix: what every row begins with, such as BOS; a row that has it already is left alone.
+        suffix: what every row ends with, such as a separator.
     """
+    wanted, seq_len = seq_len, seq_len - len(suffix)
     pieces = [piece for document in documents for piece in _pieces(document.content, seq_len)]
     order = np.random.default_rng(seed).permutation(len(pieces))
     rows: dict[bytes, Ids] = {}
@@ -59,10 +62,10 @@ def pack(
         while len(row := _row(waiting, seq_len, prefix)) == seq_len:
             taken = seq_len if waiting[: len(prefix)] == list(prefix) else seq_len - len(prefix)
             del waiting[:taken]
-            rows.setdefault(row.tobytes(), row)
+            rows.setdefault(row.tobytes(), np.array([*row, *suffix], np.int64))
             if len(rows) == num_rows:
                 return Packed(np.stack(list(rows.values())), num_tokens)
-    return Packed(np.stack(list(rows.values())) if rows else np.empty((0, seq_len), np.int64), num_tokens)
+    return Packed(np.stack(list(rows.values())) if rows else np.empty((0, wanted), np.int64), num_tokens)
 
 
 def _row(waiting: list[int], seq_len: int, prefix: Sequence[int]) -> Ids:

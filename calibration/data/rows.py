@@ -1,5 +1,6 @@
 """Calibration rows: from files of text, conversations or token ids to one array, and its hash for the manifest."""
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 from piston.runtime.text.tokenizer import Tokenizer
 
+DEFAULT_LENGTH = 512  # tokens
 BUILTIN = "builtin"  # the texts beside this file, then those of the Python that runs
 TEXTS = Path(__file__).parents[1] / "texts"
 CHATS = "chat.jsonl"  # of them, the one that needs a chat template
@@ -33,7 +35,7 @@ class RowOptions:
 
     num_rows: int = 64
     num_apart: int = 0
-    seq_len: int = 512
+    seq_len: int | None = None  # None: DEFAULT_LENGTH, or the model's positions where it has fewer
     seed: int = 0
     field: str | None = None
 
@@ -85,7 +87,7 @@ def load_rows(sources: Sequence[str | Path], model: Bundle, options: RowOptions 
             than the model's positions; too few tokens for the rows.
         TemplateError: the chat template refuses a conversation.
     """
-    options = options or RowOptions()
+    options = with_length(options or RowOptions(), model)
     _check_options(options, model)
     tokenizer, template = model.tokenizer(), model.chat_template()
     documents, files = list[Document](), list[DataFile]()
@@ -94,7 +96,9 @@ def load_rows(sources: Sequence[str | Path], model: Bundle, options: RowOptions 
         _check_documents(found, path, model.manifest.model.vocab_size)
         documents += found
         files.append(DataFile(path.name, hashlib.sha256(data).hexdigest()))
-    ids = _packed(documents, tokenizer, options)
+    # An encoder reads a text in its whole frame; a decoder reads text that goes on.
+    is_framed = not model.manifest.cache.states
+    ids = _packed(documents, tokenizer, options, is_framed=is_framed)
     _check_ids(ids, "The tokenizer's output", model.manifest.model.vocab_size)
     return Rows(ids=ids, files=tuple(files), seed=options.seed)
 
@@ -137,7 +141,10 @@ def _files(sources: Sequence[str | Path], *, has_template: bool) -> Iterator[tup
             yield Path(name), data
 
 
-def _packed(documents: list[Document], tokenizer: Tokenizer, options: RowOptions) -> NDArray[np.int64]:
+def _packed(
+    documents: list[Document], tokenizer: Tokenizer, options: RowOptions, *, is_framed: bool
+) -> NDArray[np.int64]:
+    assert options.seq_len is not None
     is_text = any(isinstance(document.content, str) for document in documents)
 
     def encode(text: str) -> list[int]:
@@ -150,7 +157,8 @@ def _packed(documents: list[Document], tokenizer: Tokenizer, options: RowOptions
         num_rows=wanted,
         seq_len=options.seq_len,
         seed=options.seed,
-        prefix=prefix_of(tokenizer) if is_text else (),
+        prefix=tokenizer.frame[0] if is_text else (),
+        suffix=tokenizer.frame[1] if is_text and is_framed else (),
     )
     if len(packed.ids) < wanted:
         apart = f" and {options.num_apart} to check the result on" if options.num_apart else ""
@@ -163,17 +171,17 @@ def _packed(documents: list[Document], tokenizer: Tokenizer, options: RowOptions
     return packed.ids
 
 
-def prefix_of(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts in front of every text, such as BOS."""
-    plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-    starts = range(len(whole) - len(plain) + 1)
-    return whole[: next((start for start in starts if whole[start : start + len(plain)] == plain), 0)]
+def with_length(options: RowOptions, model: Bundle) -> RowOptions:
+    """The options with the default length where none was given."""
+    length = options.seq_len or min(DEFAULT_LENGTH, model.manifest.model.max_positions)
+    return dataclasses.replace(options, seq_len=length)
 
 
 def _check_options(options: RowOptions, model: Bundle) -> None:
     positions = model.manifest.model.max_positions
     if options.num_rows < 1:
         raise MisuseError(f"{options.num_rows} calibration rows were asked for; at least 1 is needed.")
+    assert options.seq_len is not None
     if not 2 <= options.seq_len <= positions:  # noqa: PLR2004
         raise MisuseError(
             f"Calibration rows of {options.seq_len:,} tokens were asked for; {model.manifest.model.name} takes 2 to "

@@ -19,7 +19,7 @@ from piston.core.bundle.interface import CacheSpec, is_present
 from piston.core.errors import MisuseError
 from piston.core.machine import num_cores
 from piston.runtime.backends.buffers import step_feed
-from piston.runtime.backends.ort_cpu import translated
+from piston.runtime.backends.session import translated
 
 Array = NDArray[np.float32]
 LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32  # tokens; 256 is fastest on two cores (135M Llama, ONNX Runtime 1.32)
@@ -58,14 +58,15 @@ class ActivationCapture:
 
     Args:
         session: of a graph that went through `expose`.
-        cache: of the model; ONNX Runtime computes it in float32.
+        cache: of the model, without states for an encoder; ONNX Runtime computes it in float32.
         names: the chosen values.
         capacity: positions of the longest row.
     """
 
     def __init__(self, session: Any, cache: CacheSpec, names: Sequence[str], capacity: int) -> None:
         self.names = tuple(names)
-        self.chunk = _chunk(session, names, capacity)
+        # Without states nothing is carried from chunk to chunk: a row is run whole.
+        self.chunk = _chunk(session, names, capacity) if cache.states else capacity
         self._session = session
         self._inputs = {item.name for item in session.get_inputs()}
         # What a row leaves behind its end is never read by the next one: kv_lengths ends before it.

@@ -27,7 +27,7 @@ from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.ordered_pool import imap_bounded
 from piston.core.machine import num_cores
 from piston.runtime.backends.buffers import step_feed
-from piston.runtime.backends.ort_cpu import translated
+from piston.runtime.backends.session import translated
 
 Stream = Literal["float", "quantized"]
 STREAMS: tuple[Stream, Stream] = ("float", "quantized")

@@ -15,7 +15,8 @@ from piston.calibration.search.switched import NAME, SwitchedEngine, write_switc
 from piston.core.bundle import GRAPH
 from piston.evaluation.scoring import score
 from piston.evaluation.summary import agreement_of, perplexity_of
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions
 
 SEED = 0
 

@@ -17,7 +17,7 @@ from piston.core.bundle.weights_header import damage_of, missing_shards
 from piston.core.errors import BundleCorruptError
 
 PLAN_TAGS, GGUF_TAG = (b"ftrt", b"vtrt"), b"GGUF"
-DECODER_INPUTS = {"input_ids", "kv_lengths"}  # a lowering may make the others superfluous
+LENGTHS = {"kv_lengths", "lengths"}  # of a decoder, of an encoder; a lowering may make others superfluous
 PACKAGES = {
     "tensorrt": (("tensorrt-cu13", "tensorrt"), "piston[trt]"),
     "tensorrt_rtx": (("tensorrt-rtx-cu13", "tensorrt_rtx"), "piston[rtx]"),
@@ -149,9 +149,10 @@ def _examine_onnx(path: Path) -> list[Finding]:
         for name in header.external_files
         if Path(name).is_absolute() or ".." in Path(name).parts or not (path.parent / name).is_file()
     ]
-    if not {info.name for info in header.inputs} >= DECODER_INPUTS:
+    names = {info.name for info in header.inputs}
+    if "input_ids" not in names or not names & LENGTHS:
         inputs = ", ".join(info.name for info in header.inputs[:6])
-        says = f"an ONNX graph that is no decoder of Piston's (its inputs: {inputs or 'none'})"
+        says = f"an ONNX graph that is none of Piston's (its inputs: {inputs or 'none'})"
         fix = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
         return [*findings, Finding(str(path), "wrong", says, fix)]
     for directory in (path.parent, path.parent.parent):

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 from piston.core.bundle.interface import DECODER, CacheSpec, FloatType, GraphInterface, StateSpec, decoder_interface
 from piston.core.bundle.schema1 import upgraded
-from piston.core.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError
+from piston.core.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError, MisuseError
 from piston.core.schema import SchemaError, validated
 
 SCHEMA = 2
@@ -84,8 +84,8 @@ class EngineSpec:
 
     @property
     def cache(self) -> CacheSpec:
-        """The states of the decoder."""
-        return CacheSpec(tuple(self.states[DECODER]))
+        """The states of the decoder; none where there is no decoder."""
+        return CacheSpec(tuple(self.states.get(DECODER, ())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +115,13 @@ class Manifest:
 
     @property
     def cache(self) -> CacheSpec:
-        """The states of the decoder."""
-        return CacheSpec(tuple(self.graphs[DECODER].states))
+        """The states of the decoder; none where there is no decoder."""
+        return CacheSpec(tuple(self.graphs[DECODER].states) if DECODER in self.graphs else ())
+
+    def require_task(self, task: str, source: str | Path) -> None:
+        """Raise MisuseError for a manifest of another task; `source` is the directory that it is of."""
+        if self.task != task:
+            raise MisuseError(f"{source} is for {self.task}, and this is for {task}; `piston run {source}` answers.")
 
     @classmethod
     def of_decoder(cls, *, cache: CacheSpec, model: ModelSpec, **fields: Any) -> Self:

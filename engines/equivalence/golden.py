@@ -12,7 +12,8 @@ from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.engines.equivalence.answers import reference_of
 from piston.runtime import kernels
 from piston.runtime.backends.engine import Engine
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions
 from piston.runtime.bundle import Bundle
 from piston.runtime.verify import margin_of
 

@@ -9,7 +9,8 @@ import numpy as np
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.lowering.downcast import Float16RangeError
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions
 
 # Of the largest logit. float16 has 11 bits: what is summed over a layer is off by some 2^-11, and more from layer to
 # layer. A wrong constant, cast or cache is off by the size of the logits.

@@ -35,7 +35,8 @@ from piston.engines.equivalence.int8_cache_lockstep import (
     steerable,
 )
 from piston.engines.lowering.quantized import remainders
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions
 
 ABSOLUTE, RELATIVE = 1e-3, 1e-4  # float32: the larger of the two, RELATIVE times the largest logit
 # Each code of an INT8 cache is the nearest to what the canonical graph rounds, or, where that lies on the edge between

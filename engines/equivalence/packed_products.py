@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 
 from piston.core.errors import ParityError
 from piston.engines.lowering.pattern import static_dims
-from piston.runtime.backends.ort_cpu import OrtOptions, open_session, translated
+from piston.runtime.backends.session import OrtOptions, open_session, translated
 
 # Relative L2 of a product. The largest of 128 normal activations is about 2.7 deviations, which makes the step of their
 # codes 2.7 / 127, and a step's rounding error is 0.29 steps: 0.006 of the deviation. Three times that is no rounding.

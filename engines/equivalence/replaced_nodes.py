@@ -22,7 +22,8 @@ from piston.core.errors import ParityError
 from piston.engines.equivalence.int8_attention import Int8Attention, int8_attentions
 from piston.engines.lowering.kernels.blocks import ROUNDING
 from piston.engines.lowering.kernels.kernel_pass import KERNELS
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions
 
 # Of a value's size: sums of thousands of terms in another order, and what two bfloat16 leave of a float: 2^-16 of a
 # score, which the exponent turns into as much of a weight times the score. 6e-5 was found where scores reach 30.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle import GRAPH
+from piston.core.bundle.interface import DECODER
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
@@ -30,6 +31,14 @@ def check_ort_cpu(target: str) -> None:
 def ask_ort_cpu(target: str, model: Manifest, options: BuildOptions) -> dict[str, Any]:
     """What the engine is built with."""
     del target
+    if DECODER not in model.graphs:
+        if options.lm_head is not None:
+            raise MisuseError(f"--lm-head is for language models; {model.model.name} is for {model.task}.")
+        return {
+            "max_batch": options.max_batch,
+            "max_length": options.max_length,
+            "require_int8": options.require_int8,
+        }
     # fp+kv8 is float, too
     default = "float32" if model.model.scheme.partition("+")[0] == "fp" else "int8"
     return {

@@ -13,7 +13,7 @@ from piston.core.bundle.interface import StateType
 from piston.core.machine import num_cores
 from piston.engines.linear_work import ARITHMETIC, LinearWork, linear_work
 from piston.engines.lowering import Lowered, lower_for_ort_cpu
-from piston.runtime.backends.ort_cpu import translated
+from piston.runtime.backends.session import translated
 
 EXTERNAL_FROM = 1024  # bytes: what is smaller stays in the graph
 # These, and those of Q/DQ, move a QuantizeLinear to before the Transpose and Reshape around an attention that is not

@@ -1,4 +1,4 @@
-"""A float32 graph becomes float16 or bfloat16: weights, activations and cache; logits leave as float32.
+"""A float32 graph becomes float16 or bfloat16: weights, activations and cache; its result leaves as float32.
 
 RMSNormalization and LayerNormalization still compute in float32 inside (stash_type 1), Attention as the backend does.
 """
@@ -14,7 +14,7 @@ NUMPY_TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.b
 
 
 class CastPrecisionPass(ir.passes.InPlacePass):
-    """Changes every float32 value but the logits; weights are converted one at a time, while they are saved.
+    """Changes every float32 value but the first output; weights are converted one at a time, while they are saved.
 
     Raises:
         CheckpointError: a weight is beyond the range of the type.
@@ -41,7 +41,7 @@ class CastPrecisionPass(ir.passes.InPlacePass):
             to = node.attributes.get("to") if node.op_type == "Cast" else None
             if to is not None and to.as_int() == ir.DataType.FLOAT:
                 node.attributes["to"] = ir.AttrInt64("to", target)
-        self._widen_logits(graph)
+        self._widen_result(graph)
         return ir.passes.PassResult(model, modified=True)
 
     def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
@@ -61,14 +61,12 @@ class CastPrecisionPass(ir.passes.InPlacePass):
             wider = "--dtype bf16 or fp32" if self.dtype == "float16" else "--dtype fp32"
             raise CheckpointError(f"{name} reaches {largest:.3g}, beyond {self.dtype}; use {wider}.")
 
-    def _widen_logits(self, graph: ir.Graph) -> None:
-        logits = graph.outputs[0]
-        narrow = ir.Value(name="logits_narrow", shape=logits.shape, type=ir.TensorType(TYPES[self.dtype]))
-        producer = logits.producer()
-        assert producer is not None
-        widened = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT}, name="step/Cast_logits")
+    def _widen_result(self, graph: ir.Graph) -> None:
+        result = graph.outputs[0]
+        name = result.name
+        widened = ir.node("Cast", [result], {"to": ir.DataType.FLOAT}, name=f"step/Cast_{name}")
         graph.append(widened)
         output = widened.outputs[0]
-        output.shape, output.dtype = logits.shape, ir.DataType.FLOAT
+        output.shape, output.dtype = result.shape, ir.DataType.FLOAT
         graph.outputs[0] = output
-        logits.name, output.name = narrow.name, "logits"
+        result.name, output.name = f"{name}_narrow", name

@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 
 
 def step_feed(ids: NDArray[np.int64], start: int = 0) -> dict[str, NDArray[np.int64]]:
-    """The inputs, states aside, of a step of one row behind `start` positions, with logits of each token; int64."""
+    """Every input that a graph may have, states aside, for one row behind `start` positions: token ids [tokens] int64.
+
+    A decoder gives logits of each token. An encoder begins at 0; the row has no padding and is its first segment.
+    """
     size = len(ids)
     return {
         "input_ids": ids[None],
@@ -15,6 +18,8 @@ def step_feed(ids: NDArray[np.int64], start: int = 0) -> dict[str, NDArray[np.in
         "write_indices": np.array([start]),
         "kv_lengths": np.array([start + size]),
         "logits_positions": np.arange(size)[None],
+        "lengths": np.array([size]),
+        "token_type_ids": np.zeros((1, size), np.int64),
     }
 
 

@@ -1,25 +1,20 @@
 """The engine over ONNX Runtime: one session, every input and output bound to memory that never moves.
 
-It runs any graph of the canonical interface, lowered or not; inputs that a lowering made superfluous are not bound.
-ONNX Runtime's exceptions become EngineError here and nowhere else.
+It runs any decoder graph, lowered or not; inputs that a lowering made superfluous are not bound.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from piston.core.bundle.interface import CacheSpec, is_past
-from piston.core.errors import EngineError, MissingExtraError, MisuseError
-from piston.core.machine import num_cores
-from piston.runtime import kernels
+from piston.core.errors import EngineError, MisuseError
 from piston.runtime.backends.buffers import Buffers
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
+from piston.runtime.backends.session import OrtOptions, agree, open_session, translated
 
 CACHE_ITEMS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
@@ -28,23 +23,6 @@ CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8":
 PREFILL_CHUNK = 128
 KERNELS_CHUNK = 512  # of Piston's own kernels, which skip what the mask drops
 MAX_BINDINGS = 64  # kept of decode steps, each of its own range of rows; a new one takes less time than a step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrtOptions:
-    """How a session is made. `optimize` is for graphs that were not saved optimized."""
-
-    threads: int = 0  # 0: one for each physical core that this process may use
-    optimize: bool = False
-    prepack: bool = True  # False halves the memory of a session that is used once
-    profile: str | None = None  # where ONNX Runtime's profile goes, written when the session is freed
-    kernels: bool = False  # the graph has operators of piston.runtime.kernels
-    provider: str = "CPUExecutionProvider"
-    provider_options: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Raise MisuseError for threads that no machine of this size can use."""
-        check_threads(self.threads)
 
 
 class OrtEngine:
@@ -170,13 +148,6 @@ class OrtEngine:
             self._session.run_with_iobinding(binding, self._run_options)
 
 
-def check_threads(threads: int) -> None:
-    """Raise MisuseError unless it is 0 or a number of threads that this machine may reasonably run."""
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if not 0 <= threads <= most:
-        raise MisuseError(f"threads is {threads}; it must be from 0, which leaves it to the backend, to {most} here.")
-
-
 def bind_cache(binding: Any, cache: KVCache, low: int, rows: int) -> None:
     """Bind rows low .. low + rows of the cache as past and as present: one memory, written in place."""
     for index, state in enumerate(cache.spec.states):
@@ -184,31 +155,6 @@ def bind_cache(binding: Any, cache: KVCache, low: int, rows: int) -> None:
         address = cache.address(index, low)
         binding.bind_input(state.input, cache.device, 0, item, shape, address)
         binding.bind_output(state.output, cache.device, 0, item, shape, address)
-
-
-def open_session(path: Path, options: OrtOptions) -> Any:
-    """Make an onnxruntime.InferenceSession; raises as OrtEngine.open does, and as kernels.require does."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("ONNX Runtime is not installed; pip install 'piston[ort]'.") from None
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads = options.threads or num_cores()
-    settings.log_severity_level = 3
-    levels = onnxruntime.GraphOptimizationLevel
-    settings.graph_optimization_level = levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
-    if options.profile is not None:
-        settings.enable_profiling, settings.profile_file_prefix = True, options.profile
-    if not options.prepack:
-        settings.add_session_config_entry("session.disable_prepacking", "1")
-    with translated(f"loading {path}"):
-        if options.kernels:
-            settings.register_custom_ops_library(str(kernels.require()))
-            kernels.set_threads(threads)
-            # The kernels have threads of their own: ONNX Runtime's, spinning, would take the cores from them.
-            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = [(options.provider, dict(options.provider_options))]
-        return onnxruntime.InferenceSession(str(path), settings, providers=providers)
 
 
 def check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
@@ -224,27 +170,10 @@ def check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
         )
     types = {item.name: item.type for item in session.get_inputs()}
     for state in spec.states:
-        if not _agree(shapes[state.input], list(state.shape)):
+        if not agree(shapes[state.input], list(state.shape)):
             raise EngineError(
                 f"{state.input} of {path} is {shapes[state.input]}, not {list(state.shape)} as its manifest states; "
                 "build it again."
             )
         if types[state.input] != CACHE_TYPES.get(state.dtype):
             raise EngineError(f"{state.input} of {path} is not {state.dtype}, as its manifest states; build it again.")
-
-
-def _agree(shape: list[Any], wanted: list[int | str]) -> bool:
-    pairs = zip(shape, wanted, strict=False)  # symbolic sizes are names
-    return len(shape) == len(wanted) and all(isinstance(w, str) or not isinstance(s, int) or s == w for s, w in pairs)
-
-
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn ONNX Runtime's exceptions, which are bare RuntimeErrors of many names, into EngineError."""
-    try:
-        yield
-    except Exception as problem:
-        if type(problem).__module__.startswith("onnxruntime"):
-            reason = str(problem).strip().splitlines()[0]
-            raise EngineError(f"ONNX Runtime failed while {doing}: {reason}") from problem
-        raise

@@ -19,8 +19,9 @@ from piston.runtime.backends.cuda_driver import Cuda, Stream, warn_not_captured
 from piston.runtime.backends.device_rows import DeviceRows
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, check_interface, open_session
+from piston.runtime.backends.ort_cpu import OrtEngine, check_interface
 from piston.runtime.backends.ort_cuda_step import NO_GRAPH, DeviceStep, run_options
+from piston.runtime.backends.session import OrtOptions, open_session
 
 PROVIDER = "CUDAExecutionProvider"
 PREFILL_CHUNK = 512  # tokens of one prefill step: a device is idle with fewer

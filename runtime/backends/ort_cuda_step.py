@@ -20,7 +20,8 @@ from piston.runtime.backends.cuda_driver import Cuda, Stream, warn_not_captured
 from piston.runtime.backends.device_block import MOVING, Block
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
-from piston.runtime.backends.ort_cpu import bind_cache, translated
+from piston.runtime.backends.ort_cpu import bind_cache
+from piston.runtime.backends.session import translated
 
 NO_GRAPH = "-1"  # the number of runs that are not captured
 INTEGERS = (*MOVING, "logits_positions")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.bundle.plan_header import PlanHeader
@@ -12,6 +13,9 @@ from piston.runtime.backends.cuda_driver import Device
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.environment import Machine
 from piston.runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    from piston.runtime.backends.session import Session
 
 TENSORRT_EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
@@ -32,6 +36,7 @@ class Backend:
 
     check: Callable[[Bundle, EngineSpec, Machine], None]
     open: Callable[[Bundle, EngineSpec, Sizes], Engine]
+    open_session: Callable[[Bundle, EngineSpec, Sizes], "Session"] | None = None  # None: it runs decoders alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,14 @@ def open_engine(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
     return backend_of(spec).open(bundle, spec, sizes)
 
 
+def open_session(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> "Session":
+    """Load the one graph without states of an engine that `choose` gave; raises as `open_engine` does."""
+    opener = backend_of(spec).open_session
+    if opener is None:
+        raise BundleError(f"{spec.target} runs decoders alone here; build the bundle for ort-cpu.")
+    return opener(bundle, spec, sizes)
+
+
 def backend_of(spec: EngineSpec) -> Backend:
     """The table's entry for an engine's family; raises BundleError for one that this version does not know."""
     if (backend := BACKENDS.get(family_of(spec.target))) is None:
@@ -132,7 +145,8 @@ def _check_ort_cpu(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
 
 
 def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
-    from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+    from piston.runtime.backends.ort_cpu import OrtEngine
+    from piston.runtime.backends.session import OrtOptions
 
     return OrtEngine.open(
         bundle.directory / spec.path,
@@ -141,6 +155,14 @@ def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
         capacity=sizes.capacity,
         options=OrtOptions(threads=sizes.threads, profile=sizes.profile, kernels=spec.target == kernels.TARGET),
     )
+
+
+def _open_ort_cpu_session(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> "Session":
+    from piston.runtime.backends.session import OrtOptions, OrtSession
+
+    ((graph, file),) = spec.files.items()
+    options = OrtOptions(threads=sizes.threads, profile=sizes.profile, kernels=spec.target == kernels.TARGET)
+    return OrtSession.open(bundle.directory / file, bundle.manifest.graphs[graph], options)
 
 
 def _check_tensorrt(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
@@ -239,5 +261,5 @@ BACKENDS: Mapping[str, Backend] = {
     "tensorrt": Backend(_check_tensorrt, _open_tensorrt),
     "tensorrt-rtx": Backend(_check_tensorrt, _open_tensorrt),
     "ort-cuda": Backend(_check_ort_cuda, _open_ort_cuda),
-    "ort-cpu": Backend(_check_ort_cpu, _open_ort_cpu),
+    "ort-cpu": Backend(_check_ort_cpu, _open_ort_cpu, _open_ort_cpu_session),
 }

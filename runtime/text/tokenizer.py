@@ -99,6 +99,14 @@ class Tokenizer:
         except (OverflowError, TypeError) as error:
             raise MisuseError(f"{token_id!r} is not a token id; ids are integers from 0") from error
 
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of every text, such as BOS, and what behind it, such as a separator."""
+        plain, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        starts = range(len(whole) - len(plain) + 1)
+        start = next((start for start in starts if whole[start : start + len(plain)] == plain), 0)
+        return whole[:start], whole[start + len(plain) :]
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Turn text into ids, all of it however long.
 

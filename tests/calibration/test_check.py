@@ -7,7 +7,7 @@ import pytest
 
 from piston.calibration import calibrate as module
 from piston.calibration.calibrate import CheckOptions, calibrate
-from piston.calibration.check import DEFAULTS, bounds_of
+from piston.calibration.check import bounds_of
 from piston.calibration.data.held_out import HeldOut
 from piston.calibration.data.overlap import Overlap
 from piston.calibration.data.rows import RowOptions
@@ -16,6 +16,7 @@ from piston.calibration.schemes.w8a8 import round_all
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import EngineError, MisuseError, ShortfallError
+from piston.evaluation.tasks.text_generation import DEFAULTS
 
 ROWS = RowOptions(num_rows=4, seq_len=24)
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions by night"

@@ -147,7 +147,8 @@ def test_an_engine_for_another_gpu_is_not_planned(tmp_path):
 
 
 def test_a_prefill_step_has_the_tokens_that_the_engine_gives_it(tmp_path):
-    from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+    from piston.runtime.backends.ort_cpu import OrtEngine
+    from piston.runtime.backends.session import OrtOptions
 
     opened = []
     for options in (OrtOptions(), OrtOptions(kernels=True)):

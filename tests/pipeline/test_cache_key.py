@@ -52,6 +52,14 @@ def test_benchmarks_commands_and_the_pipeline_are_no_input_of_a_stage(verb):
     assert {"piston.bench", "piston.cli", "piston.pipeline"}.isdisjoint(cache_key.PACKAGES[verb])
 
 
+def test_a_checkpoint_is_its_files_and_the_modules_of_sentence_transformers(tmp_path):
+    for name in ("config.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "onnx/model.onnx"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = cache_key.files_of_checkpoint(tmp_path)
+    assert sorted(found) == ["1_Pooling/config.json", "2_Dense/model.safetensors", "config.json"]
+
+
 def test_a_checkpoint_is_its_files_and_its_named_chat_templates(tmp_path):
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "other").mkdir()

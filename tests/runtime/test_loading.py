@@ -45,38 +45,40 @@ def damage(bundle):
 
 
 def test_what_is_right_is_given_out(bundle, monkeypatch):
-    monkeypatch.setattr(opening, "open_engine", opens := Opens())
-    opened = opening.open_verified(bundle, bundle.engine(), SIZES)
+    opens = Opens()
+    opened = opening.open_verified(bundle, bundle.engine(), SIZES, opening=opens)
     assert (opened.engine, opens.closed) == (opens, 0)
     assert opened.tokenizer.encode("a")
 
 
 def test_an_engine_of_other_bytes_is_closed_and_never_given_out(bundle, monkeypatch):
     damage(bundle)
-    monkeypatch.setattr(opening, "open_engine", opens := Opens())
+    opens = Opens()
     with pytest.raises(BundleCorruptError, match="SHA-256 differs"):
-        opening.open_verified(bundle, bundle.engine(), SIZES)
+        opening.open_verified(bundle, bundle.engine(), SIZES, opening=opens)
     assert opens.opened == opens.closed == 1
 
 
 def test_damage_is_named_rather_than_what_came_of_it(bundle, monkeypatch):
     damage(bundle)
-    monkeypatch.setattr(opening, "open_engine", Opens(EngineError("cannot be parsed")))
+    opens = Opens(EngineError("cannot be parsed"))
     with pytest.raises(BundleCorruptError, match="SHA-256 differs"):
-        opening.open_verified(bundle, bundle.engine(), SIZES)
+        opening.open_verified(bundle, bundle.engine(), SIZES, opening=opens)
 
 
 def test_an_engine_that_fails_on_the_right_bytes_says_why(bundle, monkeypatch):
-    monkeypatch.setattr(opening, "open_engine", Opens(EngineError("too new")))
+    opens = Opens(EngineError("too new"))
     with pytest.raises(EngineError, match="too new"):
-        opening.open_verified(bundle, bundle.engine(), SIZES)
+        opening.open_verified(bundle, bundle.engine(), SIZES, opening=opens)
 
 
 def test_a_plan_is_not_even_loaded_before_its_hash_is_right(bundle, monkeypatch):
     damage(bundle)
-    monkeypatch.setattr(opening, "open_engine", opens := Opens())
+    opens = Opens()
     with pytest.raises(BundleCorruptError):
-        opening.open_verified(bundle, dataclasses.replace(bundle.engine(), target="tensorrt:sm90"), SIZES)
+        opening.open_verified(
+            bundle, dataclasses.replace(bundle.engine(), target="tensorrt:sm90"), SIZES, opening=opens
+        )
     assert opens.opened == 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec, is_present
-from piston.runtime.backends.ort_cpu import OrtOptions, open_session, translated
+from piston.runtime.backends.session import OrtOptions, open_session, translated
 
 Array = NDArray[Any]
 NUMPY = {

@@ -6,7 +6,7 @@ from tokenizers import processors
 from toy_model import BEGIN, CHAT, VOCAB_SIZE, write_bundle
 
 from piston.calibration.data.overlap import overlap
-from piston.calibration.data.rows import RowOptions, hash_rows, load_rows, prefix_of
+from piston.calibration.data.rows import RowOptions, hash_rows, load_rows
 from piston.core.bundle.manifest import TokenizerSpec
 from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
@@ -81,8 +81,8 @@ def test_conversations_are_rendered(model, tmp_path):
 def test_rows_begin_as_the_tokenizer_begins_a_text(model, text):
     tokenizer = model.tokenizer()
     tokenizer._backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
-    assert prefix_of(tokenizer) == [BEGIN]
-    assert prefix_of(model.tokenizer()) == []
+    assert tokenizer.frame[0] == [BEGIN]
+    assert model.tokenizer().frame[0] == []
 
 
 def test_too_few_tokens_are_refused_with_both_numbers(model, text):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from piston.calibration.calibrate import calibrate
-from piston.calibration.check import BOUNDED
 from piston.calibration.data.rows import RowOptions, load_rows
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
@@ -18,6 +17,7 @@ from piston.cli.main import main
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import parse_gate
+from piston.evaluation.tasks.text_generation import METRICS
 from piston.runtime.bundle import Bundle
 
 ROWS = RowOptions(num_rows=4, seq_len=24)
@@ -34,7 +34,7 @@ def text(tmp_path_factory):
 
 
 def budget(text, seconds=600.0):
-    return Budget(bound=parse_gate(text, BOUNDED), seconds=seconds)
+    return Budget(bound=parse_gate(text, METRICS), seconds=seconds)
 
 
 # ONNX Runtime makes MatMulNBits of a weight in INT8 alone, which rounds activations in blocks; the meter has floats.

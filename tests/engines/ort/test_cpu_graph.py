@@ -6,7 +6,8 @@ from zoo import WINDOW
 from piston.core.errors import EngineError
 from piston.engines.equivalence.answers import check_parity
 from piston.engines.ort.cpu_graph import build_ort, count_operators, save_optimized
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions
 
 MAX_LENGTH = 64
 WIDE = {"head_dim": 32}  # partial rotary of 16 elements: the narrowest the kernel takes

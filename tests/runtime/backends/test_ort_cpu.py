@@ -11,7 +11,8 @@ from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError, MisuseError, PromptTooLongError
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.kv_cache import KVCache
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions, open_session
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request
 from piston.runtime.model import LanguageModel
@@ -249,7 +250,8 @@ PEAK = """
 import sys
 from pathlib import Path
 from piston.core.bundle.interface import CacheSpec
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions
 
 def kilobytes(field):
     lines = Path("/proc/self/status").read_text().splitlines()

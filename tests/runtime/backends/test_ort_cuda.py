@@ -17,9 +17,10 @@ from piston.runtime.backends import ort_cuda as ort_cuda_engine
 from piston.runtime.backends.cuda_driver import Cuda
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.kv_cache import KVCache
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
+from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.ort_cuda import OrtCudaEngine, check_provider
 from piston.runtime.backends.registry import Sizes, open_engine, select_engine
+from piston.runtime.backends.session import OrtOptions, open_session
 from piston.runtime.bundle import Bundle
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request

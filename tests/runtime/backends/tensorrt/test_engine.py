@@ -8,7 +8,8 @@ from piston.core.errors import DeviceMemoryError, EngineError, MisuseError, Prom
 from piston.runtime.backends.device_decoding import DeviceDecoding, DeviceRow
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.kv_cache import KVCache
-from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions, open_session
+from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.session import OrtOptions, open_session
 from piston.runtime.generate.decode import decode
 from piston.runtime.generate.request import Request
 from piston.runtime.sampling.params import SamplingParams

@@ -1,0 +1,214 @@
+"""The canonical encoder graph: an unmodified transformers encoder, traced for ragged batches.
+
+| name           | type, shape          | meaning                                                        |
+|----------------|----------------------|----------------------------------------------------------------|
+| input_ids      | int64 [batch, seq]   | token ids, padded on the right with any id of the vocabulary   |
+| lengths        | int64 [batch]        | tokens of each row that are no padding, 1 or more              |
+| token_type_ids | int64 [batch, seq]   | segments, of models that have several                          |
+
+Attention is the standard operator with `nonpad_kv_seqlen`, so that padding never changes a row. A model that computes
+attention by itself (MPNet, whose scores have a bias) is traced as it stands, behind the mask that transformers makes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.onnx import ops
+
+from piston.core.bundle.interface import BATCH, GraphInterface, TensorSpec
+from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
+from piston.export.layers import replace_linear, replace_norm
+from piston.export.quiet import quiet
+from piston.export.signature import OPSET
+
+ATTENTION = "piston-encoder"
+# Seeded two-layer models of these model types match transformers (tests/export/test_encoder.py runs this table).
+MODEL_TYPES = (
+    "albert",
+    "bert",
+    "camembert",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
+IGNORED_OPTIONS = {"dropout", "is_causal", "output_attentions", "position_ids", "use_cache"}
+TOKENS = TensorSpec(name="input_ids", dtype="int64", shape=(BATCH, "seq"), role="tokens")
+LENGTHS = TensorSpec(name="lengths", dtype="int64", shape=(BATCH,), role="lengths")
+TOKEN_TYPES = TensorSpec(name="token_type_ids", dtype="int64", shape=(BATCH, "seq"), role="token_types")
+
+
+def check_encoder(config: Any) -> None:
+    """Raise UnsupportedModelError for the config of what is no encoder that Piston exports."""
+    if config.model_type not in MODEL_TYPES:
+        raise UnsupportedModelError(
+            f"Encoders of model type {config.model_type!r} are not supported; supported: {', '.join(MODEL_TYPES)}."
+        )
+    if getattr(config, "is_decoder", False):
+        raise UnsupportedModelError("The config says is_decoder; set it to false to export the model as an encoder.")
+
+
+def inputs_of(config: Any) -> tuple[TensorSpec, ...]:
+    """What the canonical graph reads."""
+    has_types = (getattr(config, "type_vocab_size", None) or 0) > 1
+    return (TOKENS, LENGTHS, TOKEN_TYPES) if has_types else (TOKENS, LENGTHS)
+
+
+def positions_of(model: nn.Module, limits: Sequence[int | None], context: int | None) -> int:
+    """Tokens that a text may have: the least of the model's table, the `limits` and `context`.
+
+    Raises:
+        MisuseError: `context` is more than the table has.
+    """
+    found = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    tables = [module for module in found if isinstance(module, nn.Embedding)]
+    # Tables with a padding index begin behind it (RoBERTa).
+    sizes = [table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1) for table in tables]
+    largest = min(sizes or [int(model.config.max_position_embeddings)])  # type: ignore[union-attr, arg-type]
+    if context is not None and context > largest:
+        raise MisuseError(f"--context {context} is more than the {largest} positions of the model.")
+    return min(largest, *(limit for limit in [*limits, context] if limit))
+
+
+@dataclass(slots=True)
+class LengthsHolder:
+    """Where attention finds the lengths of the rows that are being traced.
+
+    transformers keeps registered functions for good, so they hold this and never the model.
+    """
+
+    lengths: torch.Tensor | None = None
+
+    def current(self) -> torch.Tensor:
+        """The lengths; only while tracing."""
+        assert self.lengths is not None
+        return self.lengths
+
+
+class CanonicalEncoder(nn.Module):
+    """The encoder and what a task computes of its hidden states."""
+
+    def __init__(self, model: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.holder = LengthsHolder()
+
+    def forward(
+        self, input_ids: torch.Tensor, lengths: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The head's output for hidden states [batch, seq, hidden] and a mask bool [batch, seq]."""
+        self.holder.lengths = lengths
+        mask = torch.arange(input_ids.shape[1])[None] < lengths[:, None]
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.model(input_ids=input_ids, attention_mask=mask.to(torch.int64), **types).last_hidden_state
+        result: torch.Tensor = self.head(hidden, mask)
+        return result
+
+
+def trace_encoder(encoder: CanonicalEncoder, interface: GraphInterface) -> ir.Model:
+    """Trace a float32 model; replaces parts of it for good, so take reference outputs before.
+
+    Raises:
+        UnsupportedModelError: the model does something the canonical graph has no form for.
+    """
+    # Sizes differ from one another and from 0 and 1, so that none is taken for a constant or for another.
+    batch, seq = 2, 5
+    example = {
+        "input_ids": torch.full((batch, seq), 3),
+        "lengths": torch.tensor([seq, seq - 2]),
+        "token_type_ids": torch.zeros(batch, seq, dtype=torch.int64),
+    }
+    dim = torch.export.Dim
+    sizes = {BATCH: dim(BATCH), "seq": dim("seq", min=2)}
+    shapes = {
+        tensor.name: {axis: sizes[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+        for tensor in interface.inputs
+    }
+    with quiet(), torch.no_grad(), _replaced(encoder):
+        program = torch.onnx.export(
+            encoder.eval(),
+            (),
+            kwargs={name: example[name] for name in shapes},
+            input_names=interface.input_names,
+            output_names=interface.output_names,
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=True,
+            dynamic_shapes=shapes,
+            optimize=False,  # see piston.export.trace
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+@contextmanager
+def _replaced(encoder: CanonicalEncoder) -> Iterator[None]:
+    """Answer attention, masks, norms and linears with ONNX operators."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    model, current = encoder.model, encoder.holder.current
+    AttentionInterface.register(ATTENTION, _attention_of(current))
+    AttentionMaskInterface.register(ATTENTION, _mask)
+    if _takes_attention(model):
+        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+    for module in encoder.modules():
+        replace_norm(module)
+        replace_linear(module, tied=False)
+    yield
+    encoder.holder.lengths = None
+
+
+def _takes_attention(model: nn.Module) -> bool:
+    """Whether the model asks transformers' AttentionInterface; others compute attention themselves."""
+    import sys
+
+    return hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def _attention_of(current: Callable[[], torch.Tensor]) -> Callable[..., tuple[torch.Tensor, None]]:
+    """Attention-24 over the tokens that are no padding."""
+
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        if unknown := sorted(name for name, given in options.items() if given and name not in IGNORED_OPTIONS):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} passes {unknown[0]!r} to attention; no graph form for it."
+            )
+        assert attention_mask is None
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        inputs = (query, key, value, None, None, None, current())
+        shape = (*query.shape[:3], value.shape[3])
+        output = ops.symbolic(
+            "::Attention", inputs, {"scale": float(scale)}, dtype=query.dtype, shape=shape, version=OPSET
+        )
+        return output.transpose(1, 2).contiguous(), None  # (batch, seq, heads, head_dim)
+
+    return attention
+
+
+def _mask(*, mask_function: Callable[..., Any], **_: Any) -> None:
+    """None: attention knows the lengths. Refuses whatever is not plainly bidirectional."""
+    name = getattr(mask_function, "__name__", "")
+    if name != "bidirectional_mask_function":
+        raise UnsupportedModelError(f"The attention mask {name!r} is not bidirectional over the whole text.")
+
+
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """Raise CheckpointError where transformers itself computes NaN or infinity."""
+    if not torch.isfinite(values).all():
+        raise CheckpointError(f"transformers computes values of {name} that are not finite; the checkpoint is damaged.")

@@ -1,0 +1,67 @@
+"""One export under way: what was asked, and what every task writes alike."""
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from piston.core.bundle import GRAPH, GRAPH_DATA
+from piston.core.bundle.interface import FloatType
+from piston.core.console import Progress
+from piston.export import DTYPES, ExportOptions
+from piston.export.checkpoint import Checkpoint, weights_dtype
+from piston.export.passes import canonicalize
+from piston.export.passes.cast_precision import CastPrecisionPass
+from piston.export.weight_files import StoredTensor
+
+
+@dataclass(slots=True)
+class ExportJob:
+    """What a task's `export` works on."""
+
+    checkpoint: Checkpoint
+    options: ExportOptions
+    progress: Progress
+    remarks: list[str] = field(default_factory=list)  # what the person who exports should know
+
+    def dtype_of(self, stored: dict[str, StoredTensor]) -> FloatType:
+        """The type to write: what was asked for, or what the files store."""
+        wanted, remark = weights_dtype(self.checkpoint, stored)
+        if remark is not None and self.options.dtype == "auto":
+            self.remarks.append(remark)
+        return DTYPES.get(self.options.dtype, wanted)
+
+    def provenance(self, parity: dict[str, Any] | None) -> dict[str, Any]:
+        """The manifest's `made_by`."""
+        tools = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+        return {
+            "stage": "export",
+            "piston": version("piston"),
+            "source": {"revision": self.checkpoint.revision, "sha256": self.checkpoint.hashes()},
+            "tools": {name: version(name) for name in tools},
+            "parity": parity,
+            "remarks": self.remarks,
+        }
+
+
+def save_graph(graph: ir.Model, work: Path) -> None:
+    """Write a traced graph in its canonical form."""
+    canonicalize(graph)
+    ir.save(graph, work / GRAPH, external_data=GRAPH_DATA)
+    # onnxscript 0.7's rewrite rules, which live as long as the process, remember the last graph they matched.
+    for value in graph.graph.initializers.values():
+        value.const_value = None
+
+
+def round_graph(work: Path, dtype: str) -> None:
+    """Replace the float32 graph, proved before, by its rounding; the weights pass through memory one at a time."""
+    graph = ir.load(work / GRAPH)
+    CastPrecisionPass(dtype)(graph)
+    narrow = work / "narrow"
+    narrow.mkdir()
+    ir.save(graph, narrow / GRAPH, external_data=GRAPH_DATA)
+    for name in (GRAPH, GRAPH_DATA):
+        (narrow / name).replace(work / name)
+    narrow.rmdir()

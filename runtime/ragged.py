@@ -1,0 +1,32 @@
+"""Rows of token ids of different lengths as the inputs of an encoder graph."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+def padded(rows: Sequence[Ids | Sequence[int]]) -> dict[str, Ids]:
+    """One batch: ids [rows, longest] padded with 0 on the right, their lengths [rows], and one segment; all int64."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    ids = np.zeros((len(rows), int(lengths.max())), np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    return {"input_ids": ids, "lengths": lengths, "token_type_ids": np.zeros_like(ids)}
+
+
+def batches(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:
+    """Indices of rows in batches of like length, each of at most so many `tokens`, padding included.
+
+    A longer row is a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

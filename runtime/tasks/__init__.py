@@ -1,0 +1,8 @@
+"""How the bundle of each task is opened and called: one module a task, found by name (piston.core.tasks).
+
+A module has
+
+    open_model(bundle, *, target, max_batch, max_length, threads) -> the object that `piston.runtime.load` returns
+
+The object has `manifest`, `target`, `remarks` and `close()`, and is a context manager.
+"""

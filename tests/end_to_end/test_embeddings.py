@@ -1,0 +1,103 @@
+"""Sentence embeddings from a checkpoint to the command line: a seeded BERT of two layers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from command_fixtures import piston, plain, refused  # noqa: F401 - fixtures
+from embedding_fixtures import sentence_bundle, sentence_model  # noqa: F401 - fixtures
+from encoders import mean_of_tokens
+from transformers import AutoTokenizer
+
+from piston.calibration.calibrate import calibrate
+from piston.calibration.data.rows import RowOptions
+from piston.calibration.recipe import Recipe
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import MisuseError, ShortfallError
+from piston.engines import build
+from piston.runtime import load
+
+TEXTS = ["a girl is styling her hair", "men play football on the beach", "girl", "on the beach: a girl"]
+
+
+def expected(directory, encoder, texts):
+    """By transformers: the mean of the tokens of each text alone, brought to length 1."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    rows = torch.stack([mean_of_tokens(encoder, tokenizer(text)["input_ids"]) for text in texts])
+    return torch.nn.functional.normalize(rows).numpy()
+
+
+def test_embeddings_are_those_of_transformers(sentence_model, sentence_bundle):  # noqa: F811
+    directory, encoder = sentence_model
+    wanted = expected(directory.parent / "checkpoint", encoder, TEXTS)
+    with load(sentence_bundle) as model:
+        np.testing.assert_allclose(model.embed(TEXTS), wanted, atol=2e-5)
+        assert (model.target, model.max_length, model.prompts) == ("ort-cpu", 16, {"query": "query: "})
+
+
+def test_the_command_prints_the_vectors_as_json(piston, sentence_bundle):  # noqa: F811
+    result = piston("run", sentence_bundle, "--text", TEXTS[0], "--text", TEXTS[2], "--dimensions", 8, "--json")
+    assert result.status == 0
+    found = json.loads(result.out)
+    assert found["dimensions"] == 8
+    with load(sentence_bundle) as model:
+        np.testing.assert_allclose(found["embeddings"], model.embed([TEXTS[0], TEXTS[2]], dimensions=8), rtol=1e-6)
+
+
+@pytest.mark.parametrize("words", [("--prompt", "hi"), ("--text", "a", "--max-tokens", "3")])
+def test_options_of_another_task_are_refused_naming_that_of_the_bundle(refused, sentence_bundle, words):  # noqa: F811
+    status, message = refused("run", sentence_bundle, *words)
+    assert status == 2
+    assert f"{sentence_bundle} is for feature-extraction" in message
+
+
+def test_a_chat_with_an_embedding_model_is_refused(refused, sentence_bundle):  # noqa: F811
+    assert "is for feature-extraction, and this is for text-generation" in refused("chat", sentence_bundle)[1]
+
+
+def test_targets_without_encoders_are_refused_in_a_line(sentence_model, tmp_path):  # noqa: F811
+    for target in ("ort-cuda", "tensorrt-rtx"):
+        with pytest.raises(MisuseError, match=f"{target} has no engines for feature-extraction yet; .* ort-cpu"):
+            build(sentence_model[0], tmp_path / "out", [target])
+
+
+def calibrated(sentence_model, out, recipe, **options):  # noqa: F811
+    """Calibrate on rows of a written text."""
+    data = out.with_suffix(".txt")
+    lines = [f"{first} {second}: {third}" for first in TEXTS for second in TEXTS for third in TEXTS]
+    data.write_text("\n".join(lines))
+    return calibrate(sentence_model[0], out, recipe, [data], rows=RowOptions(num_rows=4, seq_len=12, seed=1), **options)
+
+
+def test_w8a8_has_every_linear_in_int8_and_stays_near(sentence_model, sentence_bundle, tmp_path):  # noqa: F811
+    result = calibrated(sentence_model, tmp_path / "w8a8", Recipe(scheme="w8a8"))
+    assert len(result.quantized) == 12
+    assert all(gate.is_met for gate in result.check.gates)
+    manifest = build(tmp_path / "w8a8", tmp_path / "bundle", require_int8=1.0)
+    assert manifest.engines[0].actual["parity"]["activations"] > 0
+    with load(sentence_bundle) as exact, load(tmp_path / "bundle") as model:
+        assert (exact.embed(TEXTS) * model.embed(TEXTS)).sum(axis=1).min() > 0.97
+        np.testing.assert_allclose(model.embed(TEXTS)[2], model.embed([TEXTS[2]])[0], atol=1e-5)
+
+
+def test_a_bound_that_is_not_met_leaves_nothing(sentence_model, tmp_path):  # noqa: F811
+    from piston.calibration.calibrate import CheckOptions
+
+    with pytest.raises(ShortfallError, match=r"cosine>=0\.9999999: .* cosine to the float model"):
+        calibrated(
+            sentence_model, tmp_path / "out", Recipe(scheme="w8a8"), checked=CheckOptions(bounds=("cosine>=0.9999999",))
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_needs_logits_is_refused(sentence_model, tmp_path):  # noqa: F811
+    with pytest.raises(MisuseError, match="--keep-worst is for language models"):
+        calibrated(sentence_model, tmp_path / "out", Recipe(scheme="w8a8"), keep_worst=1)
+
+
+def test_the_manifest_says_what_the_bundle_is(sentence_bundle):  # noqa: F811
+    manifest = Manifest.read(sentence_bundle)
+    assert (manifest.task, list(manifest.graphs)) == ("feature-extraction", ["encoder"])
+    assert [tensor.role for tensor in manifest.graphs["encoder"].inputs] == ["tokens", "lengths", "token_types"]
+    assert manifest.settings["pooling"] == ["mean"]

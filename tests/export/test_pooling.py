@@ -1,0 +1,93 @@
+import pytest
+import torch
+from encoders import HIDDEN, write_json, write_sentence_checkpoint
+
+from piston.core.errors import CheckpointError, UnsupportedModelError
+from piston.export.checkpoint import locate
+from piston.export.pooling import POOLINGS, read_modules
+from piston.export.tasks.feature_extraction import recognises
+
+# Two rows: three tokens, and one token with two of padding that must not count.
+HIDDEN_STATES = torch.tensor([[[1.0, -4.0], [3.0, -1.0], [5.0, -7.0]], [[2.0, -2.0], [100.0, 100.0], [-100.0, 9.0]]])
+MASK = torch.tensor([[True, True, True], [True, False, False]])
+# By hand, of the first row; the second row is its one token.
+POOLED = {
+    "cls": [1.0, -4.0],
+    "max": [5.0, -1.0],
+    "mean": [3.0, -4.0],
+    "mean_sqrt_len_tokens": [9 / 3**0.5, -12 / 3**0.5],
+    "weightedmean": [(1 + 6 + 15) / 6, (-4 - 2 - 21) / 6],
+    "lasttoken": [5.0, -7.0],
+}
+
+
+@pytest.mark.parametrize("mode", POOLINGS)
+def test_a_pooling_is_what_it_is_called_and_never_sees_padding(mode):
+    torch.testing.assert_close(POOLINGS[mode](HIDDEN_STATES, MASK), torch.tensor([POOLED[mode], [2.0, -2.0]]))
+
+
+def modules_of(directory, **options):
+    write_sentence_checkpoint(directory, **options)
+    return read_modules(locate(str(directory)))
+
+
+def test_modules_are_read_from_the_checkpoints_own_files(tmp_path):
+    dense = torch.nn.Linear(2 * HIDDEN, 5)
+    pooling = {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}
+    found = modules_of(tmp_path, pooling=pooling, dense=dense, prompts={"q": "ask: "}, default_prompt="q")
+    assert (found.head.modes, found.is_normalized, found.max_length) == (("cls", "max"), True, 16)
+    assert (found.prompts, found.default_prompt) == ({"q": "ask: "}, "q")
+    hidden, mask = torch.randn(3, 4, HIDDEN), torch.ones(3, 4, dtype=torch.bool)
+    pooled = torch.cat([hidden[:, 0], hidden.max(dim=1).values], dim=1)
+    expected = torch.tanh(pooled @ dense.weight.T + dense.bias)
+    expected /= expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(found.head(hidden, mask), expected)
+
+
+def test_the_newer_form_names_the_pooling(tmp_path):
+    assert modules_of(tmp_path, pooling={"pooling_mode": "lasttoken"}, normalize=False).head.modes == ("lasttoken",)
+
+
+def test_a_bare_encoder_gets_the_mean_and_a_remark(tmp_path):
+    write_sentence_checkpoint(tmp_path)
+    (tmp_path / "modules.json").unlink()
+    found = read_modules(locate(str(tmp_path)))
+    assert (found.head.modes, found.is_normalized) == (("mean",), False)
+    assert "no modules.json" in found.remarks[0]
+    assert recognises(locate(str(tmp_path)))
+
+
+def last_module(directory, kind):
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Last", kind)]
+    items = [{"path": path, "type": f"sentence_transformers.models.{name}"} for path, name in modules]
+    write_json(directory / "modules.json", items)
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem", "message"),
+    [
+        (lambda place: last_module(place, "LSTM"), UnsupportedModelError, "The module LSTM"),
+        (lambda place: last_module(place, "Dense"), CheckpointError, "config.json cannot be read"),
+        (
+            lambda place: write_json(place / "1_Pooling/config.json", {"pooling_mode": "median"}),
+            UnsupportedModelError,
+            "no pooling 'median'; there are cls, max, mean",
+        ),
+        (
+            lambda place: write_json(place / "1_Pooling/config.json", {"include_prompt": False}),
+            UnsupportedModelError,
+            "leaves prompts out",
+        ),
+        (
+            lambda place: write_json(place / "config_sentence_transformers.json", {"default_prompt_name": "q"}),
+            CheckpointError,
+            "no such prompt",
+        ),
+        (lambda place: (place / "modules.json").write_text("{"), CheckpointError, r"modules\.json cannot be read"),
+    ],
+)
+def test_what_has_no_form_in_the_graph_is_refused_by_name(tmp_path, edit, problem, message):
+    write_sentence_checkpoint(tmp_path)
+    edit(tmp_path)
+    with pytest.raises(problem, match=message):
+        read_modules(locate(str(tmp_path)))

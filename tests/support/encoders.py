@@ -1,0 +1,110 @@
+"""Seeded two-layer encoders, and checkpoints of them in the layout of sentence-transformers."""
+
+import json
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+WORDS = ["a", "girl", "is", "styling", "her", "hair", "men", "play", "football", "on", "the", "beach", "query", ":"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+VOCAB_SIZE, POSITIONS, HIDDEN = len(SPECIAL) + len(WORDS) + 13, 24, 32
+COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": HIDDEN,
+    "embedding_size": 24,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+# model type -> what differs from COMMON
+ENCODERS: dict[str, dict] = {
+    "albert": {},
+    "bert": {},
+    "camembert": {"type_vocab_size": 1},
+    "distilbert": {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 56},
+    "electra": {},
+    "mpnet": {},
+    "roberta": {"type_vocab_size": 1},
+    "xlm-roberta": {"type_vocab_size": 1},
+}
+
+
+def make_encoder(model_type: str, **overrides: object) -> torch.nn.Module:
+    """A model whose weights are spread so that attention and norms matter."""
+    config = AutoConfig.for_model(model_type, **(COMMON | ENCODERS[model_type] | overrides))
+    torch.manual_seed(zlib.crc32(model_type.encode()))
+    model = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1) * 0.3)
+    return model.requires_grad_(requires_grad=False)
+
+
+def write_encoder_tokenizer(directory: Path) -> None:
+    """Whole words, written small, in a frame of [CLS] and [SEP]."""
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(directory)
+
+
+def write_sentence_checkpoint(
+    directory: Path,
+    model_type: str = "bert",
+    *,
+    pooling: dict | None = None,
+    dense: torch.nn.Linear | None = None,
+    normalize: bool = True,
+    prompts: dict | None = None,
+    default_prompt: str | None = None,
+    max_length: int = 16,
+) -> torch.nn.Module:
+    """Write a whole checkpoint as sentence-transformers saves it; returns the encoder."""
+    model = make_encoder(model_type)
+    model.save_pretrained(directory)
+    write_encoder_tokenizer(directory)
+    kinds = ["Transformer", "Pooling", *(["Dense"] if dense is not None else []), *(["Normalize"] * normalize)]
+    paths = ["" if kind == "Transformer" else f"{index}_{kind}" for index, kind in enumerate(kinds)]
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    write_json(directory / "modules.json", modules)
+    write_json(directory / "1_Pooling/config.json", pooling or {"pooling_mode_mean_tokens": True})
+    if dense is not None:
+        sizes = {"in_features": dense.in_features, "out_features": dense.out_features, "bias": True}
+        activation = "torch.nn.modules.activation.Tanh"
+        write_json(directory / "2_Dense/config.json", sizes | {"activation_function": activation})
+        tensors = {f"linear.{name}": value.detach() for name, value in dense.named_parameters()}
+        save_file(tensors, directory / "2_Dense/model.safetensors")
+    write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    saved = {"prompts": prompts or {}, "default_prompt_name": default_prompt}
+    write_json(directory / "config_sentence_transformers.json", saved)
+    return model
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a file, and the directory that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def mean_of_tokens(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    """The mean of the hidden states of one row without padding, [hidden]."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(dim=0)
