@@ -73,14 +73,14 @@ def as_text(data: bytes, name: str | Path) -> str:
 
 
 def check_text(text: str, name: str | Path) -> str:
-    """The text, unless it has NUL characters: a MisuseError."""
+    """Return the text; raises MisuseError if it has NUL characters."""
     if (place := text.find("\0")) >= 0:
         raise MisuseError(f"{name} is not UTF-8 text: character {place:,} is NUL, as in UTF-16 and binary files.")
     return text
 
 
 def records_of(text: str, path: Path) -> list[Record] | None:
-    """The records of a file and where each stands, as "FILE, line 3", or None for a file of plain text.
+    """The records of a file with their places, such as "FILE, line 3"; None for a file of plain text.
 
     Raises:
         MisuseError: the file is not what its suffix says; the message names the line.
@@ -94,10 +94,10 @@ def records_of(text: str, path: Path) -> list[Record] | None:
 
 
 def field_of(record: object, names: Sequence[str], where: str, remedy: str = "rename one of them") -> Any:
-    """A record that is no object, or the first of the named fields that an object has; `remedy` ends the message.
+    """A record that is not an object, or the first of the named fields that it has; `remedy` ends the error message.
 
     Raises:
-        MisuseError: it has none of them, or "messages" that are no list.
+        MisuseError: it has none of them, or its "messages" is not a list.
     """
     if not isinstance(record, dict):
         return record

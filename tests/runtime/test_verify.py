@@ -115,7 +115,7 @@ def by_target(expected):
 
 
 def test_a_target_without_answers_is_damage():
-    with pytest.raises(BundleCorruptError, match="no answers of tensorrt"):
+    with pytest.raises(BundleCorruptError, match="no answers for tensorrt"):
         by_target(EXPECTED).of("tensorrt")
 
 
