@@ -30,18 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `load` takes."""
+    """Declare the options of `load`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
     parser.add_argument("--target", help="which engine of the bundle")
     parser.add_argument("--max-length", type=int, metavar="N", help="positions to hold (default: as built)")
     parser.add_argument("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
-    parser.add_argument("--public-key", type=Path, metavar="FILE", help="load only what this key has signed")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads of the engine (default: the physical cores)"
+    )
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help="load only a bundle signed with this key")
     parser.add_argument("--quiet", action="store_true", help="no speed report on stderr")
 
 
 def add_message_arguments(parser: argparse.ArgumentParser, condition: str = "") -> None:
-    """Declare what becomes of messages; `condition` begins each help text."""
+    """Declare the options for messages; `condition` begins each help text."""
     parser.add_argument("--system", metavar="TEXT", help=f"{condition}the system message")
     parser.add_argument(
         "--no-sanitize-control-tokens",
@@ -51,7 +53,7 @@ def add_message_arguments(parser: argparse.ArgumentParser, condition: str = "") 
 
 
 def load_from(arguments: argparse.Namespace) -> LanguageModel:
-    """Load as the options say."""
+    """Load the bundle with the given options."""
     model = load(
         arguments.bundle,
         target=arguments.target,
@@ -66,13 +68,13 @@ def load_from(arguments: argparse.Namespace) -> LanguageModel:
 
 
 def check_sampling(arguments: argparse.Namespace) -> None:
-    """Tell a wrong option before seconds of loading, unless it depends on what is loaded."""
+    """Check sampling options before loading, which takes seconds, unless they depend on the bundle."""
     if not arguments.checkpoint_sampling:
         sampling_from(arguments, SamplingParams())
 
 
 def sampling_for(arguments: argparse.Namespace, model: LanguageModel) -> SamplingParams:
-    """The options given, over the checkpoint's recommendation where that was asked for."""
+    """The given options, on top of the checkpoint's settings with --checkpoint-sampling."""
     return sampling_from(arguments, model.default_sampling if arguments.checkpoint_sampling else SamplingParams())
 
 
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--no-sanitize-control-tokens needs --chat; in a plain prompt control tokens are tokens.")
     check_sampling(arguments)
     if hasattr(arguments, "logprobs") and not arguments.json:
-        raise MisuseError("--logprobs are printed with --json only.")
+        raise MisuseError("--logprobs needs --json.")
     with load_from(arguments) as model:
         sampling = sampling_for(arguments, model)
         prompt: Any = text
@@ -107,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def completion_to_json(completion: "Completion") -> dict[str, Any]:
-    """A completion as JSON, for --json."""
+    """A completion as JSON."""
     result: dict[str, Any] = {
         "text": completion.text,
         "token_ids": list(completion.token_ids),
@@ -126,7 +128,7 @@ def completion_to_json(completion: "Completion") -> dict[str, Any]:
 
 
 def report_speed(completion: "Completion") -> None:
-    """One line on stderr."""
+    """One line about speed, for stderr."""
     timings, drafts = completion.timings, completion.drafts
     guessed = "" if drafts is None else f"{drafts.num_accepted} of {drafts.num_drafted} guessed tokens right, "
     if drafts is not None and drafts.problem is not None:

@@ -1,4 +1,4 @@
-"""What is evaluated: a bundle, or a model directory that ONNX Runtime runs as it is."""
+"""What is evaluated: a bundle, or a model directory whose canonical graph ONNX Runtime runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,8 @@ class Subject:
         """Read the manifest and the tokenizer; the files' hashes are checked by `open`.
 
         Raises:
-            BundleError: it is neither a bundle nor a model directory, or not one that can be run here.
-            MisuseError: a target was asked of a model directory.
+            BundleError: it is neither a bundle nor a model directory, or cannot run here.
+            MisuseError: a target was given for a model directory.
         """
         bundle = Bundle.open(path, verify=False)
         if bundle.manifest.kind == "bundle":
@@ -53,7 +53,7 @@ class Subject:
 
     @property
     def max_positions(self) -> int:
-        """Positions that the model, or the engine that was built, is right for."""
+        """Positions that the model, or the built engine, supports."""
         manifest = self.bundle.manifest
         if manifest.kind != "bundle":
             return manifest.model.max_positions

@@ -104,7 +104,7 @@ class GgufHeader:
         if self.data_start + end > self.file_size and self.tensors:
             raise CheckpointError(
                 f"{self.name} has {self.file_size:,} bytes, but tensor {last} ends at byte {self.data_start + end:,}: "
-                "it was cut short, copy it again."
+                "it was truncated, copy it again."
             )
 
 

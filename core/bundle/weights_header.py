@@ -30,9 +30,9 @@ def damage_of(path: Path) -> str | None:
         except _UNREADABLE as problem:
             return f"its header cannot be read ({problem})"
         size = path.stat().st_size
-        return None if end <= size else f"it was cut short: its tensors end at byte {end:,}, and it has {size:,}"
+        return None if end <= size else f"it was truncated: its tensors end at byte {end:,}, and it has {size:,}"
     if _begins_with(path, b"PK") and not zipfile.is_zipfile(path):  # as torch.save writes them
-        return "it was cut short: the end of its archive is missing"
+        return "it was truncated: the end of its archive is missing"
     return None
 
 

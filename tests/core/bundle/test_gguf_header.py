@@ -84,8 +84,8 @@ DAMAGED = {
     "an alignment of 0": (
         header(keys=1, rest=text(b"general.alignment") + struct.pack("<II", 4, 0)), "alignment"
     ),
-    "a tensor beyond the end": (header(tensors=1, rest=tensor(dims=(LONG,)) + bytes(64)), "cut short"),
-    "a tensor that starts beyond the end": (header(tensors=1, rest=tensor(offset=LONG) + bytes(64)), "cut short"),
+    "a tensor beyond the end": (header(tensors=1, rest=tensor(dims=(LONG,)) + bytes(64)), "truncated"),
+    "a tensor that starts beyond the end": (header(tensors=1, rest=tensor(offset=LONG) + bytes(64)), "truncated"),
     "tensors on top of one another": (
         header(tensors=2, rest=tensor() + tensor(b"u", offset=8) + bytes(99)), "overlap"
     ),
