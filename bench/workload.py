@@ -1,4 +1,4 @@
-"""What is run: settings (rows, prompt length, tokens to generate) and the token ids of each round."""
+"""The workload: settings (rows, prompt length, tokens to generate) and the token ids of each round."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ from piston.core.data_files import field_of, read_text, records_of
 from piston.core.errors import MisuseError
 from piston.runtime.text.tokenizer import Tokenizer
 
-_FIRST_WORD = 100  # ids below are often special
+_FIRST_WORD = 100  # lower ids are often special tokens
 _SEED = 20
 
 
@@ -28,19 +28,19 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Short, for tables."""
-        beside = f", beside {self.neighbours} busy" if self.neighbours else ""
+        """A short name, for tables."""
+        beside = f", {self.neighbours} busy neighbour{'s' * (self.neighbours > 1)}" if self.neighbours else ""
         return f"batch {self.batch}, prompt {self.prompt_len:,}, {self.gen_len:,} tokens{beside}"
 
     @property
     def num_positions(self) -> int:
-        """What one slot must hold."""
+        """Positions that one slot must hold."""
         return self.prompt_len + self.gen_len
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A setting and where its prompts come from: `texts` of a file in token ids, or none: random ids."""
+    """A setting and its prompts: `texts` of a file as token ids, or None for random ids."""
 
     setting: Setting
     vocab_size: int
@@ -100,12 +100,12 @@ def _read(path: Path) -> list[str]:
     else:
         prompts = [_text_of(record, where) for where, record in records]
     if not prompts:
-        raise MisuseError(f"{path} holds no prompt; write one a line.")
+        raise MisuseError(f"{path} holds no prompt; write one on each line.")
     return prompts
 
 
 def _text_of(record: object, where: str) -> str:
     text = field_of(record, ("prompt", "text"), where)
     if not isinstance(text, str) or not text:
-        raise MisuseError(f'{where}, is no prompt; give {{"prompt": "..."}} or a string that is not empty.')
+        raise MisuseError(f'{where}, is not a prompt; give {{"prompt": "..."}} or a string that is not empty.')
     return text
