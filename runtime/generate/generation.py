@@ -49,7 +49,7 @@ class Generation:
         return self.finish_reason is not None
 
     def push(self, token: Token) -> str:
-        """Take a token of this row; returns the text that is now certain, often none."""
+        """Add a token to this row; return the text that is now final, often none."""
         self.last_at = time.perf_counter()
         self.first_at = self.first_at or self.last_at
         text = self._push(token)
@@ -75,7 +75,7 @@ class Generation:
         return text
 
     def completion(self) -> Completion:
-        """What there is so far, or in the end."""
+        """The completion so far, or the final one."""
         sampler, times = self.request.sampler, self.request.times
         token_stop = sampler.stopped_by if self.finish_reason == "stop" else None
         return Completion(
@@ -105,7 +105,7 @@ class Generation:
         may_stop = len(self.request.output_ids) >= self.sampling.min_tokens
         if self.tokenizer.is_special(token_id):
             return self._scanner.push(self.tokenizer.token_of(token_id) or "", may_stop=may_stop, shown=False)
-        # The token's own reason: the sampler may be ahead of it, where several tokens were verified at once.
+        # The token's own reason: the sampler may be ahead, where several tokens were verified at once.
         if token.finish_reason == "stop" and not self.sampling.include_stop_str_in_output:
             return ""
         return self._scanner.push(self._decoder.push(token_id), may_stop=may_stop)
@@ -130,7 +130,7 @@ def prepare(
 ) -> list[Generation]:
     """One generation for each of `sampling.n` answers to each prompt, prompt by prompt.
 
-    `verification` is what is known of the engine they will run on, for sampling with prompt_lookup_num_tokens.
+    `verification` belongs to the engine they will run on; it is used with prompt_lookup_num_tokens.
     """
     bad_words = spellings(sampling.bad_words, tokenizer)
     limit, shared = sampling.prompt_lookup_num_tokens, verification or Verification()
@@ -156,7 +156,7 @@ def prepare(
 
 
 def run(engine: Engine, generations: Sequence[Generation]) -> Generator[tuple[Generation, str]]:
-    """Decode all rows together; yields each row's text as it becomes certain."""
+    """Decode all rows together; yield each row's text as it becomes final."""
     of_request = {id(generation.request): generation for generation in generations}
     for token in decode(engine, [generation.request for generation in generations]):
         generation = of_request[id(token.request)]
@@ -164,7 +164,7 @@ def run(engine: Engine, generations: Sequence[Generation]) -> Generator[tuple[Ge
 
 
 def spellings(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of each word after a space and after anything else: both spell it, however it is written here.
+    """Token ids of each word with and without a leading space, since a text may contain either.
 
     The option of vLLM, where SentencePiece-like tokenizers miss the spelling inside a text.
     """

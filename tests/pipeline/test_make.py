@@ -187,7 +187,7 @@ def test_a_checkpoint_elsewhere_is_taken_by_its_hash(place, tmp_path):
     (place.directory / "model.gguf").rename(tmp_path / "other/model.gguf")
     place.make(checkpoint=str(tmp_path / "other/model.gguf"))
     assert place.commands.calls == []
-    with pytest.raises(MisuseError, match="does not exist; correct checkpoint.source"):
+    with pytest.raises(MisuseError, match="does not exist; correct checkpoint"):
         place.make()
 
 

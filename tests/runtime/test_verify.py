@@ -93,7 +93,7 @@ def test_another_tokenizer_parts_at_its_first_token():
     answer = dataclasses.replace(EXPECTED.answers[0], prompt="hello ni")
     (parting,) = verdict_of(SCRIPT, Golden(answers=(answer,), noise=0.0, by="engine")).mismatches
     assert (parting.what, parting.position) == ("tokenizer", 1)
-    assert "the tokenizer parts at token 1 of 'hello ni'" in str(parting)
+    assert "the tokenizer differs at token 1 of 'hello ni'" in str(parting)
 
 
 def test_answers_that_do_not_fit_are_refused():
@@ -139,7 +139,7 @@ def test_the_command_fails_and_says_where(piston, tmp_path):
     result = piston("verify", bundle_with(tmp_path / "b"), "--quiet", "--json", script=script)
     parting = json.loads(result.out)["mismatches"][0]
     assert (result.status, parting["prompt"], parting["position"], parting["got_id"]) == (1, "no world", position, 7)
-    assert "the engine parts at" in result.err
+    assert "the engine differs at" in result.err
 
 
 def test_a_bundle_without_answers_says_so(refused, bundle):

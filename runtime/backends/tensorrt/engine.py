@@ -63,7 +63,7 @@ class TensorRTEngine:
             stack.callback(self._stream.close)
             self._make_steps(cuda, plan, spec, num_slots, stack)
             stack.callback(plan.save_kernels)
-            # First thing when all ends: nothing may be freed under work that is still going on.
+            # Wait first: nothing may be freed while work is still running.
             stack.callback(self._stream.synchronize)
             self._release = weakref.finalize(self, _release, stack.pop_all())
 
@@ -80,7 +80,7 @@ class TensorRTEngine:
         """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the host."""
         ids = self._checked(token_ids)
         if not 0 <= num_logits <= len(ids):
-            raise MisuseError(f"Logits of {num_logits} positions were asked of a prefill of {len(ids)} tokens.")
+            raise MisuseError(f"Logits of {num_logits} positions were requested from a prefill of {len(ids)} tokens.")
         self.cache.reserve(slot, len(ids))
         self._settle()
         found, start = np.empty((num_logits, self.vocab_size), np.float32), 0
@@ -197,7 +197,7 @@ class TensorRTEngine:
 
 
 def _release(stack: ExitStack) -> None:
-    """Free everything, whatever fails: after a fault every call does, and the fault has been reported."""
+    """Free everything and ignore errors: after a fault every call fails, and the fault has been reported."""
     with contextlib.suppress(EngineError):
         stack.close()
 
