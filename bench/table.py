@@ -58,7 +58,7 @@ def gate_lines(report: Report) -> Iterator[str]:
 
 
 def stage_lines(report: Report) -> Iterator[str]:
-    """Stages of recipes: medians with intervals; a Piston that is the baseline in rows of its own."""
+    """Stages of recipes: medians with intervals; a baseline Piston has its own rows."""
     if report.systems[0].stages:
         yield ""
         yield from grid(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))

@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         if bundle.signed is not None:
             print_text(f"{arguments.bundle}: the signature is valid; {bundle.signed}")
         print_text(f"{arguments.bundle}: {describe(spec.target, verdict)}")
-    for parting in verdict.mismatches:
-        note(str(parting))
+    for mismatch in verdict.mismatches:
+        note(str(mismatch))
     return 0 if verdict.is_passed else 1
 
 
@@ -74,5 +74,5 @@ def to_json(bundle: Path, target: str, expected: Golden, threshold: float, verdi
         "num_prompts": verdict.num_prompts,
         "num_tokens": verdict.num_tokens,
         "num_decided": verdict.num_decided,
-        "mismatches": [dataclasses.asdict(parting) for parting in verdict.mismatches],
+        "mismatches": [dataclasses.asdict(mismatch) for mismatch in verdict.mismatches],
     }

@@ -14,7 +14,7 @@ def cache_dir(name: str) -> Path:
     """The directory `name` of the cache; it need not exist yet, nor be writable.
 
     The cache is $PISTON_CACHE_DIR, or piston below $XDG_CACHE_HOME or ~/.cache. A process without a home directory (a
-    container that runs as a user id with neither HOME nor an entry in /etc/passwd) gets a directory of its own below
+    container that runs as a user id with neither HOME nor an entry in /etc/passwd) gets its own directory below
     the system's temporary directory. The cache may hold executable code, so only this user may be able to write it.
 
     Raises:

@@ -149,7 +149,9 @@ def _rows(text: str, path: Path, delimiter: str) -> list[Record]:
 def _row(row: dict[str, Any], reader: "csv.DictReader[str]", path: Path) -> Record:
     where = f"{path}, line {reader.line_num}"
     if None in row or None in row.values():
-        raise MisuseError(f"{where}, has not as many columns as the first row, {len(reader.fieldnames or ())}.")
+        raise MisuseError(
+            f"{where}, has a different number of columns than the first row, {len(reader.fieldnames or ())}."
+        )
     return where, row | {name: _parsed(row[name], where) for name in ("messages",) if name in row}
 
 

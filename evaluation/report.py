@@ -11,7 +11,7 @@ from piston.core.statistics import ConfidenceInterval
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """What was scored, and how."""
+    """The scored text, and how it was scored."""
 
     path: str
     sha256: str

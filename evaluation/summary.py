@@ -16,7 +16,7 @@ from piston.runtime.text.tokenizer import Tokenizer
 
 EDGES = tuple(float(f"{10 ** (half / 2):.4g}") for half in range(-20, 5))  # of the KL histogram: half decades
 NUM_BINS = 16  # of agreement by context
-_HIGHEST = 700.0  # nats; exp of more is no float
+_HIGHEST = 700.0  # nats; exp of more overflows a float
 
 
 def perplexity_of(nll: float) -> float:
@@ -38,7 +38,7 @@ def mapped(estimate: ConfidenceInterval, function: Callable[[float], float]) -> 
 
 
 def data_of(corpus: Corpus, windowing: Windowing, scores: Scores, tokenizer: Tokenizer) -> Data:
-    """What was scored."""
+    """Describe the scored text."""
     return Data(
         path=corpus.path,
         sha256=corpus.sha256,
@@ -69,7 +69,7 @@ def agreement_of(scores: Scores, seed: int) -> Agreement:
 
 
 def windows_of(scores: Scores) -> tuple[WindowScore, ...]:
-    """Each window by itself."""
+    """The figures of each window."""
     comparisons: Sequence[Comparison | None] = scores.comparisons or [None] * len(scores.windows)
     return tuple(
         WindowScore(

@@ -155,7 +155,7 @@ class _Export:
 
 
 def _round(work: Path, dtype: str) -> None:
-    """Replace the float32 graph, proved above, by its rounding; the weights pass through memory one at a time."""
+    """Replace the float32 graph, checked above, by its rounding; the weights pass through memory one at a time."""
     import onnx_ir as ir
 
     from piston.export.passes.cast_precision import CastPrecisionPass

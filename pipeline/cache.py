@@ -2,7 +2,7 @@
 
 ROOT/locks/STAGE-KEY     held while an entry is read, made or removed; STAGE-KEY.used is shared by runs that use it
 ROOT/STAGE/KEY/          an entry, renamed into place when complete
-    entry.json           what it is made of, with its own hash; touched at each use
+    entry.json           its record and the hash of that; touched at each use
     output/              files
 """
 

@@ -30,7 +30,7 @@ TOOLS = {  # verb: the distributions whose version may change its result
     "calibrate": ("jinja2", "ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers"),
     "build": ("numpy", "onnx", "onnx-ir", "onnxruntime", "tensorrt-cu13", "tensorrt-rtx-cu13", "tokenizers"),
 }
-COMPILED = (".pyc", ".so")  # from the sources beside them
+COMPILED = (".pyc", ".so")  # generated from the sources next to them
 PAGES = "piston.core.report"  # modules that only show results: an input only of stages that name them
 RUN_TOOLS = (
     "jinja2",

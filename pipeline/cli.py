@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-size", default="20GiB", metavar="SIZE", help="maximum size of the cache (default: 20GiB)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the stages and what is cached")
-    parser.add_argument("--locked", action="store_true", help="make everything anew and compare it with piston.lock")
+    parser.add_argument("--locked", action="store_true", help="make everything again and compare it with piston.lock")
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write report.json, junit.xml, summary.md, index.html"
     )

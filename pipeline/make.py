@@ -37,7 +37,7 @@ class MakeOptions:
     cache_dir: Path
     cache_bytes: int = DEFAULT_CACHE_BYTES
     checkpoint: str | None = None  # instead of the recipe's path
-    locked: bool = False  # make everything anew and compare it with the lock file
+    locked: bool = False  # make everything again and compare it with the lock file
     pages: Path | None = None  # where the page of `piston eval` is copied to
     quiet: bool = False
     run: Runner = run_verb
@@ -114,7 +114,7 @@ def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]],
         stages=tuple(run.reports[stage.name] for stage in run.stages),
         engines=tuple(_engine(spec.target, spec.actual) for spec in manifest.engines),
         values=values,
-        mismatches=tuple(_parting(item) for item in results.get("verify", {}).get("mismatches", ())),
+        mismatches=tuple(_mismatch(item) for item in results.get("verify", {}).get("mismatches", ())),
         gates=tuple(changes.get(gate.text) or gate.judge(values) for gate in gates),
         machine=machine(),
         tools={name: version for stage in run.stages for name, version in stage.tools.items()},
@@ -253,7 +253,7 @@ def _report(stage: Stage, entry: Entry, *, is_cached: bool) -> StageReport:
     )
 
 
-def _parting(item: Mapping[str, Any]) -> str:
+def _mismatch(item: Mapping[str, Any]) -> str:
     return (
         f"{item['what']}, token {item['position']} of {item['prompt']!r:.60}: "
         f"expected {item['expected_id']} {item['expected_text']!r}, got {item['got_id']} {item['got_text']!r}"

@@ -69,8 +69,8 @@ def markdown_of(report: Report) -> Iterator[str]:
     if report.lock is not None:
         yield f"Rebuilt against {code(Path(report.lock.path).name)}: **{report.lock.equality}**"
         yield ""
-    for parting in report.mismatches:
-        yield f"- differs: {text(parting)}"
+    for mismatch in report.mismatches:
+        yield f"- differs: {text(mismatch)}"
     yield from table(
         ("stage", "time", "memory", "written"),
         [(stage.name, _seconds(stage), shown(stage.peak_bytes, "bytes"), _written(stage)) for stage in report.stages],

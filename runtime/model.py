@@ -1,4 +1,4 @@
-"""LanguageModel: a bundle, opened, behind generate, stream and chat.
+"""LanguageModel: an open bundle with generate, stream and chat.
 
 Modules that compute are imported when needed: `load` hashes files while numpy is imported.
 """

@@ -18,7 +18,7 @@ Role = Literal[
     "token_types",
     "positions",
     "write_indices",  # where each row's new entries begin in states that grow
-    "lengths",  # of each row; entries of a state that a step may see, or tokens that are no padding
+    "lengths",  # of each row; entries of a state that a step may see, or tokens that are not padding
     "logits_positions",
     "source_lengths",
     "audio",

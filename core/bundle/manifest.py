@@ -54,7 +54,7 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One engine of a bundle: its file and states for each graph, what was requested of the build and what came out."""
+    """One engine of a bundle: its file and states for each graph, the requested options and the actual result."""
 
     target: str
     files: Mapping[str, str]  # graph -> file, relative to the bundle
@@ -90,7 +90,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """Size and hash of one file beside the manifest."""
+    """Size and hash of one file of the directory."""
 
     sha256: str
     size: int

@@ -11,7 +11,7 @@ from piston.core.report.axis import Axis, axis_of
 WIDTH, HEIGHT = 720, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 24, 12, 46
 _ROW, _LABELS = 26, 262  # pixels of a bar's place, and of what stands before the bars
-_VALUES, _LETTER = 130, 6.6  # pixels of what stands behind the bars at least, and of a letter of it
+_VALUES, _LETTER = 130, 6.6  # least pixels right of the bars for their texts, and pixels of a letter
 _CELL, _KEY = 16, 46  # of a heat map: a row, and what stands below
 _MOST_LABELS = 12
 _FAINT = 0.06  # opacity of the smallest value
@@ -46,7 +46,7 @@ class Series(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point with what it is; `low` and `high` are ends of its interval."""
+    """A labelled point; `low` and `high` are the ends of its interval."""
 
     x: float
     y: float
@@ -57,7 +57,7 @@ class Point(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A value with its interval, on a row of its own."""
+    """A value with its interval, in its own row."""
 
     name: str
     style: str

@@ -53,7 +53,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> Markup:
 
 
 def stack(shares: Iterable[tuple[str, float]]) -> Markup:
-    """Parts of a whole side by side; shares are (style, part)."""
+    """A stacked bar of parts of a whole; shares are (style, part)."""
     return _part("stack", list(shares))
 
 

@@ -24,7 +24,7 @@ class Block:
 
     Args:
         cuda: the device.
-        fields: elements and type of each array, in the order they lie in memory.
+        fields: elements and type of each array, in memory order.
         purpose: what the memory is for, in errors.
         on_host: whether there is a host copy; outputs that stay on the device need none.
     """

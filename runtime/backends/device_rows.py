@@ -1,7 +1,7 @@
 """Rows of a cache in device memory, moved so that those of a step are the first ones.
 
 A CUDA graph of a step holds addresses and a number of rows. Over the first 1, 2, 4, 8, ... rows there are few graphs;
-over any range of rows there would be thousands, each with device memory of its own.
+over any range of rows there would be thousands, each with its own device memory.
 """
 
 from collections.abc import Iterable, Sequence

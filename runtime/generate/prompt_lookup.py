@@ -21,7 +21,7 @@ class Draft:
 class PromptLookup:
     """The tokens of a row so far, indexed by every run of 1 to LONGEST_MATCH of them.
 
-    Appending and looking up cost a few dictionary operations each, whatever the length of the row.
+    Appending and looking up take a few dictionary operations each, independent of the length of the row.
     """
 
     def __init__(self, token_ids: Iterable[int]) -> None:

@@ -254,7 +254,7 @@ class Scheduler:
         """Take a row out of the batch; its slot holds all delivered tokens except the last."""
         request, cache = self._running.pop(slot), self.engine.cache
         if (held := request.num_held) < cache.lengths[slot]:
-            cache.rewind(slot, held)  # cancelled at a token behind which more were verified
+            cache.rewind(slot, held)  # cancelled at a token after which more were verified
         if request.keep_slot:
             return
         if self.prefixes is not None and request.slot is None:

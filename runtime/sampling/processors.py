@@ -66,7 +66,7 @@ def warp(logits: Logits, sampling: SamplingParams) -> Logits:
 def draw(logits: Logits, rng: np.random.Generator) -> int:
     """Draw a token from softmax(logits) by inverting its distribution function, at the cost of one uniform number.
 
-    One number per token, whatever the options, is what makes a row's text depend on its seed and nothing else.
+    One number per token, independent of the options, makes a row's text depend on its seed alone.
     """
     left = _left(logits)
     cumulative = np.exp(logits[left].astype(np.float64) - float(logits.max())).cumsum()
@@ -181,7 +181,7 @@ def top_p(logits: Logits, p: float) -> Logits:
     """
     left = _left(logits)
     probability = _softmax(logits[left])
-    # Sorting is the cost. All tokens less likely than (1 - p) / vocab together weigh less than 1 - p, hence lie
+    # Sorting is the cost. All tokens less likely than (1 - p) / vocab together weigh less than 1 - p, so they are
     # outside the nucleus; half of that leaves room for rounding and always keeps the likeliest.
     left, probability = _where(probability >= (1 - p) / (2 * left.size), left, probability)
     order = np.argsort(-probability, kind="stable")

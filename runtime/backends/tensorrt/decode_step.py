@@ -101,7 +101,7 @@ class DecodeStep:
         return self._host_logits.array[:rows]
 
     def start(self, ids: Sequence[int], lengths: NDArray[np.int64], choice: "Choice") -> None:
-        """Make ready for steps of the first rows that feed themselves."""
+        """Prepare steps of the first rows whose outputs feed the next step."""
         self._now = self._enter(len(ids))
         self._inputs.fill(ids, lengths)
         arrays, rows = self._inputs.arrays, len(ids)
@@ -115,7 +115,7 @@ class DecodeStep:
         self._inputs.upload(self._stream, MOVING[0], None if drawn else "uniforms")
 
     def advance(self, index: int) -> None:
-        """Put step `index` since `start` into the stream, and the copy of its tokens to the host."""
+        """Enqueue step `index` since `start`, and the copy of its tokens to the host."""
         rows, place = self._now.rows, index % RING
 
         def enqueue() -> None:
@@ -138,7 +138,7 @@ class DecodeStep:
         self._stack.close()
 
     def _enter(self, rows: int) -> Captured:
-        """What steps of the first `rows` rows are run with, made when there is none yet."""
+        """The context and graphs for steps of the first `rows` rows, created at first use."""
         if (found := self._captured.get(rows)) is not None:
             return found
         context = self._make_context()
@@ -152,7 +152,7 @@ class DecodeStep:
         return self._captured[rows]
 
     def _perform(self, kind: str, enqueue: Callable[[], None]) -> None:
-        """Run a step of one kind: as it is the first time, since backends allocate lazily; as a graph afterwards."""
+        """Run a step: directly the first time, since backends allocate lazily; as a captured graph afterwards."""
         now = self._now
         if kind not in now.graphs and kind in now.has_run and self.capture_problem is None:
             self._capture(kind, enqueue)
@@ -179,7 +179,7 @@ class DecodeStep:
 
 
 class Choice:
-    """How the tokens of some rows are chosen on the device: greedily, until said otherwise."""
+    """How the device chooses the tokens of rows: greedily by default."""
 
     def __init__(self, rows: int) -> None:
         self.temperature = np.zeros(rows, np.float32)

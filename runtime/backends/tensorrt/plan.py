@@ -64,11 +64,11 @@ class Plan:
 
     @property
     def scratch_bytes(self) -> int:
-        """Device memory that a context needs while it runs, whatever its profile."""
+        """Device memory in bytes that a context needs while it runs, for any profile."""
         return int(self.engine.device_memory_size_v2)
 
     def create_context(self, *, is_captured: bool) -> Any:
-        """A new IExecutionContext without memory of its own; `is_captured` says that its steps become CUDA graphs."""
+        """A new IExecutionContext without its own memory; `is_captured` says that its steps become CUDA graphs."""
         module = self.module
         with reported(self.log, f"creating a context of {self.source}"):
             config = accepted(self.engine.create_runtime_config())
@@ -76,7 +76,7 @@ class Plan:
             config.set_execution_context_allocation_strategy(strategy)
             if self._kernels is not None:
                 # We capture steps ourselves, which needs their kernels in final form before. A prefill has another
-                # shape each time, and must not wait for kernels of its own.
+                # shape each time and must not wait for kernels of that shape.
                 kinds = module.DynamicShapesKernelSpecializationStrategy
                 config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
                 config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if is_captured else kinds.LAZY
@@ -84,7 +84,7 @@ class Plan:
             return accepted(self.engine.create_execution_context(config))
 
     def save_kernels(self) -> None:
-        """Keep what was compiled on this machine for the next load."""
+        """Save kernels that were compiled on this machine for the next load."""
         if self._kernels is not None:
             self._kernels.save()
 
