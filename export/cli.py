@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chat-template", metavar="NAME", help="which of several chat templates (default: default)")
     parser.add_argument(
-        "--no-parity", action="store_true", help="write the graph without the parity check; the manifest records this"
+        "--no-parity", action="store_true", help="skip the comparison with transformers; recorded in the manifest"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
