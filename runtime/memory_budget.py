@@ -37,7 +37,10 @@ def sizes_for(
     if slots < 1 or length < 1:
         raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
     if length > limit:
-        raise MisuseError(f"max_length is {length:,}, but the engine was built for {limit:,}; lower it or build again.")
+        raise MisuseError(
+            f"max_length is {length:,}, but the engine was built for {limit:,} positions; lower it, or build the bundle "
+            "with a larger --max-length."
+        )
     if memory is None:
         return Sizes(num_slots=slots, capacity=length, threads=threads), ()
     weights = weights_bytes(manifest, spec)

@@ -97,7 +97,7 @@ def test_another_tokenizer_parts_at_its_first_token():
 
 
 def test_answers_that_do_not_fit_are_refused():
-    with pytest.raises(BundleError, match=r"take .* positions"):
+    with pytest.raises(BundleError, match=r"need .* positions"):
         verdict_of(SCRIPT, capacity=8)
     answer = dataclasses.replace(EXPECTED.answers[0], token_ids=(VOCAB_SIZE,), margins=(1.0,))
     with pytest.raises(BundleError, match="ids up to"):

@@ -76,7 +76,7 @@ def test_bytes_that_are_no_plan_never_reach_tensorrt_though_they_are_recorded(mo
 
 def test_a_plan_of_another_version_never_reaches_tensorrt(module, written):
     module.__version__ = "1.7.1.117"
-    with pytest.raises(EngineError, match=r"built by tensorrt_rtx 1\.7\.1\.116, 1\.7\.1\.117 is installed"):
+    with pytest.raises(EngineError, match=r"built by tensorrt_rtx 1\.7\.1\.116, but 1\.7\.1\.117 is installed"):
         load(written)
     assert module.calls == []
 
