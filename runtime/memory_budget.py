@@ -38,8 +38,8 @@ def sizes_for(
         raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
     if length > limit:
         raise MisuseError(
-            f"max_length is {length:,}, but the engine was built for {limit:,} positions; lower it, or build the bundle "
-            "with a larger --max-length."
+            f"max_length is {length:,}, but the engine was built for {limit:,} positions; lower it, or build the "
+            "bundle with a larger --max-length."
         )
     if memory is None:
         return Sizes(num_slots=slots, capacity=length, threads=threads), ()
