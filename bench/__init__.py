@@ -1,1 +1,1 @@
-"""What users feel, measured: latency, speed and memory, beside rivals and against a baseline. Torch-free."""
+"""Measures latency, speed and memory, next to other systems and against a baseline. Imports no torch."""

@@ -1,6 +1,6 @@
-"""What a run is compared with: the JSON of an earlier run, or what is measured in turns with this one.
+"""The baseline of a run: the JSON of an earlier run, or a system that is measured in turns with this one.
 
-That is another bundle, or another Piston that runs the same recipes.
+The latter is another bundle, or another Piston that runs the same recipes.
 """
 
 import json
@@ -19,7 +19,7 @@ from piston.core.errors import MisuseError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """One of the three: `earlier` of a file, `contender` of a bundle, `side` of an environment."""
+    """Exactly one is set: `earlier` for a file, `contender` for a bundle, `side` for an environment."""
 
     path: str
     earlier: Report | None = None
@@ -27,7 +27,7 @@ class Reference:
     side: Side | None = None
 
     def check(self, options: Options, settings: list[Setting]) -> None:
-        """Refuse an earlier run of other settings, before anything is measured; raises MisuseError."""
+        """Refuse an earlier run with other settings, before measuring; raises MisuseError."""
         if self.earlier is None:
             return
         there = [measured.setting for measured in self.earlier.systems[0].settings]
@@ -35,23 +35,23 @@ class Reference:
         if missing:
             raise MisuseError(
                 f"--baseline {self.path} was not measured at {missing[0].name}, but at "
-                f"{'; '.join(setting.name for setting in there)}; give the same options, or measure it anew."
+                f"{'; '.join(setting.name for setting in there)}; give the same options, or measure it again."
             )
         self._check_options(options, ("threads", "warmup"))
 
     def check_stages(self, jobs: Sequence[Job]) -> None:
-        """Refuse an earlier run of other stages or other options, before any is run; raises MisuseError."""
+        """Refuse an earlier run with other stages or options, before running any; raises MisuseError."""
         if self.earlier is None:
             return
         there = {stage.name: stage for stage in self.earlier.systems[0].stages}
         for job in jobs:
             if job.name not in there:
                 names = ", ".join(there) or "none"
-                raise MisuseError(f"--baseline {self.path} has no stage {job.name}, but {names}; measure it anew.")
+                raise MisuseError(f"--baseline {self.path} has no stage {job.name}, but {names}; measure it again.")
             if there[job.name].options != job.options:
                 raise MisuseError(
                     f"--baseline {self.path} ran {job.name} with {' '.join(there[job.name].options) or 'no options'}, "
-                    f"this is {' '.join(job.options) or 'none'}; measure it anew."
+                    f"this is {' '.join(job.options) or 'none'}; measure it again."
                 )
 
     def _check_options(self, options: Options, names: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ class Reference:
                 raise MisuseError(f"--baseline {self.path} was measured with --{name} {then}, this is {now}.")
 
     def samples(self, options: Options) -> Options | None:
-        """The options with as many repeats and starts as an earlier run really holds; None of a bundle."""
+        """The options with the repeats and starts that an earlier run really has; None for a bundle."""
         if self.earlier is None:
             return None
         own = self.earlier.systems[0]
@@ -70,16 +70,16 @@ class Reference:
         return replace(options, repeats=repeats, starts=len(own.starts))
 
     def system(self, report: Report) -> System:
-        """The other side, from the file or, the last of this run's systems, what was measured in turns."""
+        """The baseline's system: from the file, or the last system of this run."""
         return self.earlier.systems[0] if self.earlier is not None else report.systems[-1]
 
     def baseline(self, report: Report) -> Baseline:
-        """What the report says of it."""
+        """The baseline as the report states it."""
         if self.earlier is None:
             return Baseline(path=self.path, kind="bundle" if self.side is None else "environment", notes=())
         notes = report.machine.differences(self.earlier.machine)
         if notes:
-            notes.append("figures of different machines or versions: a change may be theirs, not the code's")
+            notes.append("machines or versions differ: they may explain a change, not the code")
         return Baseline(path=self.path, kind="file", notes=tuple(notes))
 
 
@@ -87,7 +87,7 @@ def read_reference(path: Path) -> Reference:
     """A directory is a bundle or, with a Python in it, an environment; a file is an earlier report.
 
     Raises:
-        MisuseError: there is neither, or the file is no report of `piston bench --json`.
+        MisuseError: the path does not exist, or the file is not a report of `piston bench --json`.
         BundleError: the bundle cannot be opened.
     """
     if path.is_dir() and (python := python_of(path)) is not None:

@@ -1,4 +1,4 @@
-"""A system under test in a process of its own, spoken to in lines of JSON (see adapters/serve.py)."""
+"""A system under test in its own process, controlled by lines of JSON (see adapters/serve.py)."""
 
 import json
 import subprocess
@@ -14,24 +14,24 @@ from typing import Any, Self
 from piston.core.errors import EngineError
 
 SERVE = Path(__file__).parent / "adapters" / "serve.py"
-_SHOWN = 400  # characters of a rival's last words
+_SHOWN = 400  # characters of the system's stderr to keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A system that can be measured: its kind, what it opens, and the Python it lives in."""
+    """A system to measure: its kind, the path it opens, and its Python."""
 
     name: str
     kind: str
     path: str
     python: str
     target: str | None = None  # of a bundle's engines
-    digest: str | None = None  # of a bundle's manifest: says whether two runs measured the same bytes
+    digest: str | None = None  # of a bundle's manifest: shows whether two runs measured the same files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """One call: seconds after its start at which every row had 1, 2, ... tokens, and what else the adapter told."""
+    """One call: seconds after its start at which every row had 1, 2, ... tokens, and the adapter's other figures."""
 
     times: tuple[float, ...]
     token_ids: tuple[tuple[int, ...], ...]
@@ -43,14 +43,14 @@ class Child:
     """A loaded system. Leaving the context ends its process.
 
     Raises:
-        EngineError: it cannot be started, fails, says nothing for `timeout` seconds or answers out of turn.
+        EngineError: it cannot be started, fails, is silent for `timeout` seconds or breaks the protocol.
     """
 
     def __init__(self, contender: Contender, options: dict[str, Any], *, timeout: float) -> None:
         self.contender = contender
         self._timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        # A rival's Python must not see our paths; ours must: Piston may lie on one (containers, `pip install --user`).
+        # Another system's Python must not see our paths. Ours must, as Piston may be on one (`pip install --user`).
         shield = "-P" if contender.python == sys.executable else "-I"
         words = [contender.python, shield, str(SERVE), contender.kind, contender.path]
         self.started = time.perf_counter()
@@ -79,7 +79,7 @@ class Child:
         if lengths != {gen_len} or len(token_ids) != len(prompts) or len(answer["times"]) != gen_len:
             raise EngineError(
                 f"{self.contender.name} gave {len(token_ids)} rows of {sorted(lengths)} tokens at "
-                f"{len(answer['times'])} times, not {len(prompts)} rows of {gen_len}; its figures would not compare."
+                f"{len(answer['times'])} times, not {len(prompts)} rows of {gen_len}; its figures cannot be compared."
             )
         return Ran(
             times=tuple(answer["times"]), token_ids=token_ids, parts=answer["parts"], peak_bytes=answer["peak_bytes"]
@@ -109,7 +109,7 @@ class Child:
         try:
             self._process.stdin.close()
         except OSError:
-            self._process.kill()  # it left already, with our last line unread
+            self._process.kill()  # it has ended already, with our last line unread
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -117,7 +117,7 @@ class Child:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError:
-            raise self._failure("ended before it was asked") from None
+            raise self._failure("ended before the first request") from None
 
     def _receive(self, event: str) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -137,12 +137,12 @@ class Child:
         if message.get("event") == "error":
             raise self._failure(f"failed: {message.get('message')}")
         if message.get("event") != event:
-            raise self._failure(f"answered {message.get('event')!r} where {event!r} was due")
+            raise self._failure(f"answered {message.get('event')!r} instead of {event!r}")
         return message
 
     def _failure(self, what: str) -> EngineError:
         last = self._last_words()
-        said = f"; it said: {last}" if last else ""
+        said = f"; its last output: {last}" if last else ""
         self.close()
         return EngineError(f"{self.contender.name} ({self.contender.path}) {what}{said}")
 

@@ -1,4 +1,4 @@
-"""`piston bench BUNDLE`: latency, speed and memory of a bundle, beside rivals, against a baseline."""
+"""`piston bench BUNDLE`: latency, speed and memory, alone, next to other systems, or against a baseline."""
 
 import argparse
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ _EPILOG = f"""rivals: --against KIND:PATH, where KIND is {", ".join(KINDS)};
 scripts/prepare_rivals.py made.
 
 recipes: in place of a bundle, RECIPE.toml of `piston make`, one or several: export, calibrate and each target's build
-are run in new processes, 6 times after 1, and their time and memory are told.
+run in new processes, 6 times after one warm-up, and their time and memory are reported.
 
-gates: --require 'tpot.p50<=105%' (of the baseline's, beyond what chance explains), 'ttft.p95<=200ms', 'peak<=400MB';
+gates: --require 'tpot.p50<=105%' (of the baseline's, if the change is significant), 'ttft.p95<=200ms', 'peak<=400MB';
 the figures are {", ".join(METRICS)},
-with .p50, .p90, .p95 or .p99. A baseline is a file of --json, or a bundle: that is measured in turns with this one, so
-that a drifting machine does not matter.
+with .p50, .p90, .p95 or .p99. A baseline is a file of --json, or a bundle. A bundle is measured in turns with this one,
+so changes of the machine's speed cancel out.
 Of recipes: 'export.seconds<=110%', 'calibrate.peak<=105%', 'build.cpu<=110%', 'build.written<=101%'; in place of a
 bundle the baseline is a virtual environment with another Piston, which runs them in turns.
 A gate that is not met exits with 1."""
@@ -46,7 +46,7 @@ A gate that is not met exits with 1."""
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that was decided from the options, before anything is loaded."""
+    """Everything derived from the options, before anything is loaded."""
 
     contenders: tuple[Contender, ...]
     works: tuple[Work, ...]
@@ -62,13 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", metavar="BUNDLE", nargs="+", type=Path, help="the directory `piston build` wrote, or recipes (*.toml)"
     )
-    parser.add_argument("--checkpoint", metavar="PATH", help="of recipes: where the checkpoint lies here")
+    parser.add_argument("--checkpoint", metavar="PATH", help="for recipes: path of the checkpoint on this machine")
     parser.add_argument("--target", help="which engine of the bundle")
     for name, default, text in (
         ("--batch", "1", "rows generated together"),
         ("--prompt-len", None, "tokens of each prompt"),
         ("--gen-len", "64", "tokens to generate"),
-        ("--neighbours", "0", "busy processes beside the system, one thread each"),
+        ("--neighbours", "0", "busy processes next to the system, one thread each"),
     ):
         parser.add_argument(
             name, type=_numbers, default=default, metavar="N,N...", help=f"{text} (default: {default or '128,512'})"
@@ -76,25 +76,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", type=Path, help="real prompts, one a line or as .jsonl, .json, .csv, .tsv"
     )
-    parser.add_argument("--repeats", type=int, metavar="N", help="runs that count (default: 10; of recipes 6)")
-    parser.add_argument("--warmup", type=int, metavar="N", help="runs before them (default: 2; of recipes 1)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="measured runs (default: 10; for recipes 6)")
+    parser.add_argument(
+        "--warmup", type=int, metavar="N", help="runs before them that do not count (default: 2; for recipes 1)"
+    )
     parser.add_argument("--starts", type=int, default=3, metavar="N", help="new processes to time (default: 3)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of every system (default: the physical cores)")
-    parser.add_argument("--against", action="append", default=[], metavar="KIND:PATH", help="a rival; repeatable")
-    parser.add_argument("--env", action="append", default=[], metavar="KIND=DIR", help="where a kind of rival lives")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads of every system (default: the physical cores)"
+    )
+    parser.add_argument(
+        "--against", action="append", default=[], metavar="KIND:PATH", help="another system to compare with; repeatable"
+    )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="KIND=DIR", help="Python environment of a kind of system"
+    )
     parser.add_argument("--rivals", metavar="FILE", type=Path, help="rivals.json of scripts/prepare_rivals.py")
     parser.add_argument("--baseline", metavar="PATH", type=Path, help="an earlier --json file, or a bundle")
     add_gate_arguments(parser, "'tpot.p50<=105%'", "--fail-on")
     parser.add_argument(
-        "--alpha", type=float, default=0.05, metavar="P", help="chance of a false alarm, all gates together"
+        "--alpha", type=float, default=0.05, metavar="P", help="probability of a false alarm, all gates together"
     )
-    parser.add_argument("--profile", action="store_true", help="where a step's time goes, and the machine's limits")
+    parser.add_argument(
+        "--profile", action="store_true", help="profile a step by operator and compare it with the machine's limits"
+    )
     add_output_arguments(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, judge. Everything that can be refused is refused before a system is started."""
+    """Measure, print, judge. Wrong options are refused before a system is started."""
     plan = _plan(arguments)
     machine = take_fingerprint(plan.options.threads)
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -138,10 +148,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     reference = None
     if arguments.baseline is not None:
         if not any(gate.change_of is not None for gate in gates):
-            raise MisuseError("--baseline is what gates compare with; give --require 'tpot<=105%', or use --against.")
+            raise MisuseError("--baseline needs a gate; give one such as --require 'tpot<=105%', or use --against.")
         reference = read_reference(arguments.baseline)
         if reference.side is not None:
-            raise MisuseError(f"--baseline {arguments.baseline} is an environment; that is for recipes, give a bundle.")
+            raise MisuseError(
+                f"--baseline {arguments.baseline} is an environment, which only recipes can use; give a bundle."
+            )
         if reference.contender is not None:
             contenders.append(reference.contender)
         reference.check(options, [work.setting for work in works])
@@ -160,11 +172,11 @@ def _check_options(options: Options, arguments: argparse.Namespace) -> None:
             raise MisuseError(f"{name} is {value}; it must be at least {least}.")
     check_threads(options.threads)
     if arguments.checkpoint is not None:
-        raise MisuseError("--checkpoint is of recipes; a bundle needs none.")
+        raise MisuseError("--checkpoint is for recipes; leave it out for a bundle.")
     if not 0 < arguments.alpha < 1:
-        raise MisuseError(f"--alpha is {arguments.alpha}; it is a chance, between 0 and 1.")
+        raise MisuseError(f"--alpha is {arguments.alpha}; it must be a probability between 0 and 1.")
     if arguments.prompts is not None and arguments.prompt_len is not None:
-        raise MisuseError("--prompts have lengths of their own; drop --prompt-len.")
+        raise MisuseError("--prompts have their own lengths; leave out --prompt-len.")
     check_outputs(arguments)
 
 
@@ -181,7 +193,7 @@ def _check_gates(
             try:
                 check_measured(gate, there, settings, level)
             except MisuseError as problem:
-                raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None
+                raise MisuseError(f"--baseline {reference.path} has too few runs. {problem}") from None
 
 
 def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
@@ -194,7 +206,7 @@ def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
         settings = settings_of(arguments.batch, lengths, arguments.gen_len)
         works = [Work(setting, model.vocab_size) for setting in settings]
     if min(arguments.neighbours, default=-1) < 0:
-        raise MisuseError("--neighbours is a list of numbers of processes, each at least 0.")
+        raise MisuseError("--neighbours must be a list of numbers of processes, each at least 0.")
     beside = list(dict.fromkeys(arguments.neighbours))
     works = [replace(work, setting=replace(work.setting, neighbours=count)) for work in works for count in beside]
     for work in works:
@@ -207,7 +219,7 @@ def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
 
 
 def _named_apart(contenders: Sequence[Contender]) -> list[Contender]:
-    """Names told apart by a number where two are equal."""
+    """Make equal names different by a number."""
     names: list[str] = []
     for contender in contenders:
         same = [name for name in names if name.partition(" #")[0] == contender.name]
@@ -219,4 +231,4 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part.replace("_", "")) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 128,512") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 128,512") from None

@@ -1,4 +1,4 @@
-"""The plots of a report: how latency scatters, speed against length and rows, ratios to rivals, the roofline."""
+"""The plots of a report: latency distribution, speed by length and rows, ratios to other systems, roofline."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,14 +15,17 @@ from piston.core.report.chart import Bar, Chart, Curve, bars, curves
 from piston.core.report.page import figure, legend
 from piston.core.statistics import ConfidenceInterval
 
-_STYLES = ("own", *(f"c{number}" for number in range(1, 14)))  # the seven colours dashed, then six of them not
+_STYLES = (
+    "own",
+    *(f"c{number}" for number in range(1, 14)),
+)  # line styles: the seven colours dashed, then six of them solid
 _RATIOS = ("decode", "prefill", "first_token", "peak")
 _STAGE_FIGURES = ("seconds", "peak")
 _POINTS = 101  # of a distribution's curve
 
 
 def figures_of(report: Report) -> Iterator[Markup]:
-    """Every plot the report has data for, as markup with headings and captions."""
+    """All plots for which the report has data, as markup with headings and captions."""
     yield from _ratios(report)
     yield from _latency(report)
     yield from _against_length(report, "decode", "prompt_len")
@@ -37,7 +40,7 @@ def figures_of(report: Report) -> Iterator[Markup]:
 
 
 def style_of(index: int) -> str:
-    """The class of the index-th system: the bundle's own colour, then others; beyond them grey."""
+    """The style class of the index-th system: the bundle's own colour, then others, then grey."""
     return _STYLES[index] if index < len(_STYLES) else "other"
 
 
@@ -72,14 +75,14 @@ def _ratios(report: Report) -> Iterator[Markup]:
             "",
         )
         caption = (
-            "Medians over neighbouring runs, with intervals of 95 %. Right of the dashed line the bundle is better; "
-            "grey: the interval holds both."
+            "Medians over neighbouring runs, with intervals of 95 %. Right of the dashed line the bundle is better. "
+            "Grey: the interval contains 1."
         )
         yield figure(f"Against rivals: {name}", bars(chart, rows, reference=1.0), caption)
 
 
 def _verdict(ratio: ConfidenceInterval) -> str:
-    """The style of a ratio's bar: whether the whole interval lies on one side of 1."""
+    """The style of a ratio's bar: whether the whole interval is on one side of 1."""
     low = ratio.value if ratio.low is None else ratio.low
     high = ratio.value if ratio.high is None else ratio.high
     return "won" if low > 1 else "lost" if high < 1 else "even"
@@ -141,7 +144,7 @@ def _against_length(report: Report, metric: str, over: str) -> Iterator[Markup]:
 
 
 def _stages(report: Report, name: str) -> Iterator[Markup]:
-    """A figure of the stages of recipes, a bar for each; those of a baseline below this Piston's."""
+    """A figure of the stages of recipes, one bar each; the baseline's below this Piston's."""
     metric = STAGE_METRICS[name]
     scale = 1.0 if metric.unit == "s" else 1e-6
     rows = []

@@ -1,4 +1,4 @@
-"""The machine a figure belongs to: processor, instructions, threads, GPU, system, versions, load."""
+"""Fingerprint of the machine: processor, instructions, threads, GPU, system, versions, load."""
 
 import importlib.metadata
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from piston.core.machine import num_cores, num_cpus, read_or_empty
 
-# What decides how fast products run; a machine without one of them is another machine.
+# Instructions that decide how fast matrix products run.
 _TELLING = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "i8mm", "sve")
 _PACKAGES = ("piston", "onnxruntime", "numpy", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """What a machine is; `differences` of two tell whether their figures compare."""
+    """A machine; `differences` says whether figures of two machines can be compared."""
 
     cpu: str
     architecture: str
@@ -34,7 +34,7 @@ class Fingerprint:
     load_average: float | None  # of the minute before the run; None where the system has none
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """What differs from `other` and bears on speed, as `what: there, here`."""
+        """Differences from `other` that affect speed, as `what: there, here`."""
         names = ("cpu", "architecture", "instructions", "num_cores", "num_cpus", "threads", "memory_bytes")
         pairs = [(name, getattr(other, name), getattr(self, name)) for name in (*names, "gpu", "driver", "system")]
         named = sorted(set(self.versions) | set(other.versions))
@@ -43,7 +43,7 @@ class Fingerprint:
 
 
 def take_fingerprint(threads: int) -> Fingerprint:
-    """Describe the machine at hand."""
+    """Describe this machine."""
     gpu, driver = _gpu()
     text = read_or_empty(Path("/proc/cpuinfo"))
     return Fingerprint(
@@ -70,7 +70,7 @@ def _cpu(text: str) -> str:
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     if match is None:
         return platform.processor() or platform.machine()
-    # A virtual machine often calls every processor the same; family and model still tell generations apart.
+    # A virtual machine often gives every processor the same name; family and model still identify the generation.
     numbers = re.findall(r"^(?:cpu family|model|stepping)\s*:\s*(\d+)$", text, re.MULTILINE)[:3]
     return f"{' '.join(match[1].split())} ({'/'.join(numbers)})" if numbers else match[1]
 
@@ -100,7 +100,7 @@ def _versions() -> dict[str, str]:
 
 
 def _gpu() -> tuple[str | None, str | None]:
-    """Names and driver as nvidia-smi tells; (None, None) where there is none."""
+    """Names of the GPUs and the driver version from nvidia-smi; (None, None) without it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None, None

@@ -1,9 +1,9 @@
-"""The figures that gates of a benchmark may name, and the judgement of bounds over a baseline.
+"""The figures that gates of a benchmark may name, and the test of bounds over a baseline.
 
-A bound over a baseline fails when the figure is above it AND shuffling runs between the two sides rarely gives so large
-a change (a permutation test, Holm's correction over all such gates of a run). So two equal runs fail, all gates
-together, in at most `alpha` of cases; each verdict also states its own chance, which is lower where the bound is far
-outside the noise.
+A bound over a baseline fails when the figure is above it AND the change is significant: shuffling runs between the two
+sides rarely gives a change that large (a permutation test, with Holm's correction over all such gates of a run). Two
+equal systems fail, all gates together, in at most `alpha` of runs. Each verdict also states its own probability, which
+is lower where the bound is far outside the noise.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ Place = Setting | str | None  # a setting, a stage's name, or the starts
 
 
 class Change(NamedTuple):
-    """How one figure moved: the ratio less 1, and what shuffled runs say of it."""
+    """The change of one figure: the ratio minus 1, and the changes between shuffled runs."""
 
     value: float
     p_value: float
@@ -57,7 +57,7 @@ Gate = gates.Gate[Figure]
 
 
 def _figures(metrics: Mapping[str, Metric], verb: str | None = None) -> dict[str, Figure]:
-    """Every quantile of the metrics by name; a metric alone is its median."""
+    """Every quantile of the metrics by name; a metric without quantile means its median."""
     found: dict[str, Figure] = {}
     for metric, known in metrics.items():
         name = metric if verb is None else f"{verb}.{metric}"
@@ -84,13 +84,13 @@ FIGURES = BUNDLE_FIGURES | STAGE_FIGURES
 
 
 def check_measured(gate: Gate, options: Options, settings: Sequence[Setting], level: float = ALPHA) -> None:
-    """Refuse a bound on what this run will not measure, or too seldom to decide; raises MisuseError.
+    """Refuse a bound on a figure that this run does not measure, or not often enough; raises MisuseError.
 
-    `level` is the chance of a false alarm at which it must be able to fail: see `strictest`.
+    `level` is the significance level at which it must be able to fail: see `strictest`.
     """
     figure = gate.metric
     if figure.verb is not None:
-        raise MisuseError(f"--require {gate.text!r} bounds a stage; give a recipe instead of a bundle.")
+        raise MisuseError(f"--require {gate.text!r} is for stages; give a recipe instead of a bundle.")
     is_of_start = figure.known.is_of_start
     if is_of_start and not options.starts:
         raise MisuseError(f"--require {gate.text!r} needs new processes; raise --starts.")
@@ -102,30 +102,30 @@ def check_measured(gate: Gate, options: Options, settings: Sequence[Setting], le
 
 
 def check_stages(gate: Gate, num_runs: int, verbs: Sequence[str], level: float = ALPHA) -> None:
-    """Refuse a bound on what these recipes' stages will not give, as `check_measured` does."""
+    """Refuse a bound on a figure that these recipes' stages do not have, as `check_measured` does."""
     figure = gate.metric
     if figure.verb is None:
-        raise MisuseError(f"--require {gate.text!r} bounds a bundle; of recipes write {STAGES[0]}.{figure.metric}.")
+        raise MisuseError(f"--require {gate.text!r} is for a bundle; for recipes write {STAGES[0]}.{figure.metric}.")
     if figure.verb not in verbs:
-        raise MisuseError(f"--require {gate.text!r}: no recipe has the stage; they have {', '.join(verbs)}.")
+        raise MisuseError(f"--require {gate.text!r}: no recipe has this stage; the recipes have {', '.join(verbs)}.")
     _check_samples(gate, num_runs, "--repeats", level)
 
 
 def _check_samples(gate: Gate, num_samples: int, option: str, level: float) -> None:
     if gate.change_of is not None and num_samples < (fewest := fewest_samples(level)):
         raise MisuseError(
-            f"--require {gate.text!r}: {num_samples} runs on each side cannot tell a change from chance (level "
+            f"--require {gate.text!r}: {num_samples} runs on each side cannot show a significant change (level "
             f"{level:.2g}, --alpha over all bounds over the baseline); raise {option} to at least {fewest}."
         )
 
 
 def fewest_samples(level: float) -> int:
-    """Runs of each side with which the most extreme of all their assignments is surely found rarer than `level`."""
+    """Runs of each side from which the most extreme assignment is certainly rarer than `level`."""
     return next(count for count in range(1, 100) if _least_p_value(count) <= level)
 
 
 def _least_p_value(count: int) -> float:
-    """What shuffling gives at worst for the most extreme change of a median, with three standard errors.
+    """The largest p-value that shuffling gives for the most extreme change of a median, with three standard errors.
 
     Runs below the median of the slower side may change places with runs above that of the faster without moving either.
     """
@@ -140,7 +140,7 @@ def strictest(wanted: Sequence[Gate], places: Callable[[Gate], int], alpha: floa
 
 
 def judge(wanted: Sequence[Gate], report: Report, reference: Reference | None, alpha: float) -> tuple[GateResult, ...]:
-    """Every gate at every setting or stage that has its figure."""
+    """Judge every gate at every setting or stage that has its figure."""
     own = report.systems[0]
     results: list[GateResult] = []
     pending: list[tuple[Gate, Place, Change]] = []
@@ -176,7 +176,7 @@ def change(here: Sequence[Array], there: Sequence[Array], percent: int, shuffles
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[float]:
-    """The level each p-value must not exceed to be rejected (Holm 1979); 0 where an earlier one was not."""
+    """The level that each p-value must not exceed (Holm 1979); 0 after the first that exceeds its own."""
     levels = [0.0] * len(p_values)
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         level = alpha / (len(p_values) - rank)
@@ -187,7 +187,7 @@ def holm(p_values: Sequence[float], alpha: float) -> list[float]:
 
 
 def false_alarm(found: Change, bound: float, level: float) -> float:
-    """Share of shuffles this gate would fail: above the bound, and among the largest `level` of all.
+    """Share of shuffles that would fail this gate: above the bound, and among the largest `level` of all.
 
     With several gates `level` is the strictest of Holm's: the one that decides while no other gate has failed.
     """
@@ -230,7 +230,7 @@ def _relative(gate: Gate, place: Place, found: Change, level: float, alarm: floa
     chance = f"p = {found.p_value:.2g}"
     verdict = "" if is_inside else f", {chance}"
     if is_met and not is_inside:
-        verdict = f", but equal runs that scatter so differ as much ({chance}); raise --repeats to decide"
+        verdict = f", which is not significant at this noise level ({chance}); raise --repeats to decide"
     return GateResult(
         expression=gate.text,
         value=found.value,

@@ -1,4 +1,4 @@
-"""What a benchmark of stages runs: commands of recipes, and the Pistons that run them."""
+"""Jobs of a stage benchmark: commands of recipes, and the Pistons that run them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from pathlib import Path
 class Job:
     """One command of a recipe.
 
-    `words(work, read)` is its command line: what it writes lies below `work`; `read` is where the job of the name
-    `reads` wrote, None for an export.
+    `words(work, read)` is its command line: it writes below `work`; `read` is the output of the job of the name
+    `reads`, None for an export.
     """
 
     name: str
     verb: str
     options: tuple[str, ...]
-    directory: Path  # that relative paths among the options begin at
+    directory: Path  # base of relative paths among the options
     reads: str | None
     words: Callable[[Path, Path | None], Sequence[str]]
 

@@ -1,7 +1,7 @@
-"""What this machine can do at most, measured: memory read, and float32 and INT8 products.
+"""Measures this machine's limits: memory bandwidth for reading, and float32 and INT8 matrix products.
 
 The kernels are numpy's (BLAS) for reading and float32, ONNX Runtime's MatMulInteger for INT8; each figure is the best
-of several trials, for a limit is not a typical value.
+of several trials, since a limit is wanted and not a typical value.
 """
 
 import time
@@ -14,7 +14,7 @@ import numpy as np
 
 from piston.bench.tiny_onnx import matmul_integer
 
-_READ_BYTES = 2**29  # far beyond the last cache a machine of few cores has to itself
+_READ_BYTES = 2**29  # far larger than the last-level cache of a small machine
 _SIDE = 1024
 _TRIALS = 5
 
@@ -30,7 +30,7 @@ class Limits:
 
 
 def measure_limits(threads: int) -> Limits:
-    """Take a second or two of the whole machine."""
+    """Measure the limits; uses the whole machine for a second or two."""
     int8 = _int8_ops(threads)
     return Limits(
         read_bytes_per_s=_read_speed(threads),
@@ -44,7 +44,7 @@ def measure_limits(threads: int) -> Limits:
 
 
 def _best(work: Callable[[], Any]) -> float:
-    """Seconds of the fastest trial, after one that is not counted."""
+    """Seconds of the fastest trial, after one warm-up."""
     work()
     times = []
     for _ in range(_TRIALS):

@@ -1,4 +1,4 @@
-"""A bundle generating in this process, each token's time noted: what the adapter of Piston runs."""
+"""Generates with a bundle in this process and records the time of each token; used by Piston's adapter."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ class LocalRun:
         return cls(model)
 
     def run(self, prompts: Sequence[Sequence[int]], gen_len: int, step: Callable[[], None]) -> list[list[int]]:
-        """Token ids of each row; calls `step` whenever every row has one more token.
+        """Generate and return the token ids of each row; calls `step` whenever every row has one more token.
 
         Afterwards `parts` holds the seconds of choosing tokens from logits (`sample`) and, apart from the run, of
         encoding the prompts' text (`tokenize`).
@@ -75,7 +75,7 @@ class LocalRun:
 
 
 class _TimedSampler:
-    """A row's sampler, with the seconds its picks took."""
+    """A row's sampler that adds up the seconds of its picks."""
 
     def __init__(self, sampler: Any, clock: Clock) -> None:
         self.seconds = 0.0

@@ -1,4 +1,4 @@
-"""The report as Markdown for a comment on a pull request, and its gates as JUnit for what counts tests."""
+"""The report as Markdown for a pull request's comment, and its gates as JUnit XML."""
 
 from collections.abc import Iterator
 

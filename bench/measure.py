@@ -1,4 +1,4 @@
-"""The measurement: starts in new processes, then every system loaded once and run in turns, A B A B."""
+"""The measurement: start-ups in new processes, then every system loaded once and run in turns, A B A B."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from piston.core.console import Progress
 
 SEED = 0  # of the bootstrap
 TIMEOUT = 600.0  # seconds one call may take
-_PLACES = 6  # of a second that are kept: microseconds
+_PLACES = 6  # decimals of a second that are kept: microseconds
 Clock = Callable[[], float]
 Opener = Callable[[Contender, dict[str, Any]], Child]
 
@@ -36,12 +36,12 @@ def measure(
     opener: Opener = open_child,
     clock: Clock = time.perf_counter,
 ) -> list[System]:
-    """Measure every contender at every setting, all with the same prompts.
+    """Measure every system at every setting, all with the same prompts.
 
     Times within a call are the system's own; `clock` times new processes from outside.
 
     Raises:
-        EngineError: a contender fails, or does not generate what it was asked to.
+        EngineError: a system fails, or does not generate the requested tokens.
     """
     timed = partial(_start, opener=opener, clock=clock)
     starts = _starts(contenders, works[0], options, progress, timed)
@@ -65,7 +65,7 @@ def measure(
 def _starts(
     contenders: Sequence[Contender], work: Work, options: Options, progress: Progress, timed: Callable[..., Start]
 ) -> list[list[Start]]:
-    """New processes in turns. The first of each warms the disk and is not counted."""
+    """Time new processes in turns. The first of each warms the page cache and does not count."""
     found: list[list[Start]] = [[] for _ in contenders]
     if not options.starts:
         return found
@@ -101,7 +101,7 @@ def _start(
 def _runs(
     contenders: Sequence[Contender], works: Sequence[Work], options: Options, progress: Progress, opener: Opener
 ) -> tuple[list[list[list[Run]]], list[dict[str, str]]]:
-    """Runs by setting and contender, and the contenders' versions."""
+    """Runs by setting and system, and the systems' versions."""
     limits, name = _limits(works, options), "running"
     rounds = options.warmup + options.repeats
     total, done = len(works) * rounds * len(contenders), 0
@@ -124,7 +124,7 @@ def _runs(
 def _turns(
     works: Sequence[Work], found: Sequence[list[list[Run]]], rounds: int
 ) -> Iterator[tuple[int, tuple[Work, list[list[Run]]]]]:
-    """Rounds of one work after the other; works that differ in their neighbours alone take turns."""
+    """The rounds of each work in order; works that differ only in their neighbours take turns."""
     pairs = list(zip(works, found, strict=True))
     for _, alike in groupby(pairs, key=lambda pair: replace(pair[0].setting, neighbours=0)):
         group = list(alike)
@@ -134,7 +134,7 @@ def _turns(
 
 
 def _limits(works: Sequence[Work], options: Options) -> dict[str, Any]:
-    """What every system is loaded for."""
+    """The sizes that every system is loaded for."""
     return {
         "threads": options.threads,
         "max_length": max(work.setting.num_positions for work in works),
@@ -148,7 +148,7 @@ def _run(ran: Ran, prompt_len: int) -> Run:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file, or of all files of a directory; None where there is nothing."""
+    """Bytes of a file, or of all files of a directory; None if the path does not exist."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files) or None
 

@@ -1,11 +1,11 @@
-"""Other processes that keep processors busy while a system is measured, as on a shared machine."""
+"""Busy processes that run while a system is measured, as on a shared machine."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-# One that outlives whoever started it would be busy for ever.
+# A process that survived its parent would be busy for ever.
 _BUSY = "import os\nparent = os.getppid()\nprint(flush=True)\nwhile os.getppid() == parent:\n    sum(range(10**6))"
 
 

@@ -1,4 +1,4 @@
-"""Where a step's time goes: ONNX Runtime's own profile, summed by operator and held against the machine's limits."""
+"""Profiles a step: ONNX Runtime's own profile, summed by operator and compared with the machine's limits."""
 
 import gc
 import json
@@ -59,12 +59,12 @@ class Operator:
     seconds: float
     num_bytes: float
     num_ops: float
-    limit: float  # seconds the machine's limits allow at best
+    limit: float  # lower bound in seconds from the machine's limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """A step by operator, the longest first; `seconds` is of the whole step, nodes and what is between them."""
+    """A step by operator, the longest first; `seconds` is the whole step, including time between nodes."""
 
     name: str
     num_tokens: int
@@ -74,7 +74,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Prefill and decode of one setting, and what they are held against."""
+    """Prefill and decode of one setting, and the limits they are compared with."""
 
     limits: Limits
     phases: tuple[Phase, ...]
@@ -84,12 +84,14 @@ def profile(bundle: Bundle, target: str | None, work: Work, threads: int, progre
     """Run one prompt and some decode steps under ONNX Runtime's profiler.
 
     Raises:
-        MisuseError: the engine that runs here is not ONNX Runtime's on the processor, or has fewer positions.
+        MisuseError: the engine is not one of ONNX Runtime on the CPU, or has fewer positions.
         EngineError: it fails, or leaves no profile.
     """
     spec, _ = select_engine(bundle, target)
     if family_of(spec.target) != "ort-cpu":
-        raise MisuseError(f"--profile reads ONNX Runtime's profile; {spec.target} is another backend, try --target.")
+        raise MisuseError(
+            f"--profile needs an engine of ONNX Runtime on the CPU, not {spec.target}; choose one with --target."
+        )
     rows = work.rows(0)
     capacity = len(rows[0]) + _STEPS + 1
     asked, _ = sizes_for(bundle.manifest, spec, max_batch=len(rows), max_length=capacity, threads=threads)
@@ -147,24 +149,24 @@ def _node(event: Mapping[str, Any], bits_of: BitsOf) -> Node:
         int(details.get(f"{what}_size", 0) or 0) for what in ("parameter", "activation", "output")
     )
     if op.startswith("Gather") or op == "BlockRows":
-        parameters, read = 0, written  # of a table only the rows that were asked for are read
+        parameters, read = 0, written  # only the requested rows of a table are read
     inputs, outputs = _shapes(details.get("input_type_shape")), _shapes(details.get("output_type_shape"))
     num_ops = 0.0
     if op in _FLOAT_PRODUCTS + _INTEGER_PRODUCTS and inputs and outputs and inputs[0] and outputs[0]:
         inner, columns = inputs[0][-1], sum(shape[-1] for shape in outputs)
         if "Gated" in op:
-            columns = 2 * outputs[0][-1]  # gate and up in one; other outputs say the same in another way
+            columns = 2 * outputs[0][-1]  # gate and up in one; other outputs hold the same values in another form
         num_ops = 2.0 * math.prod(outputs[0][:-1]) * columns * inner
         bits = _FLOAT_BITS if op in _FLOAT_PRODUCTS else bits_of(op, name)
-        weights = inner * columns * bits // 8 if num_ops else 0  # of no rows, no weights are read
-        # Weights that ONNX Runtime packed are in no figure of the profile: such a product has no second matrix.
+        weights = inner * columns * bits // 8 if num_ops else 0  # without rows no weights are read
+        # The profile does not show weights that ONNX Runtime packed: such a product has no second matrix.
         if parameters < weights and not any(len(shape) > 1 for shape in inputs[1:]):
             parameters += weights
     return Node(op, event["dur"] * 1e-6, parameters + read + written, num_ops)
 
 
 def _bits_of(scheme: str, lm_head: object) -> BitsOf:
-    """Bits of an integer product's weights: MatMulNBits has 4 or 8, which only the scheme tells."""
+    """Bits of an integer product's weights: MatMulNBits has 4 or 8, which only the scheme shows."""
 
     def bits(op: str, name: str) -> int:
         is_four = op == "MatMulNBits" and scheme == "w4" and not (name.startswith("lm_head") and lm_head == "int8")

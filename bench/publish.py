@@ -1,4 +1,4 @@
-"""Where a report goes: terminal or JSON, and the files that were asked for."""
+"""Writes a report: to the terminal or as JSON, and to the requested files."""
 
 import argparse
 from pathlib import Path
@@ -25,12 +25,12 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse a file that could not be written or is read, before an hour of measuring; raises MisuseError."""
+    """Refuse output files that cannot be written or are inputs, before an hour of measuring; raises MisuseError."""
     reads = [*arguments.bundle, arguments.prompts, arguments.baseline, arguments.rivals]
     reads.append(None if arguments.checkpoint is None else Path(arguments.checkpoint))
     check_output_files({f"--{name}": getattr(arguments, name) for name in _WRITERS}, reads)
     if arguments.junit is not None and not (arguments.require or arguments.fail_on):
-        raise MisuseError("--junit holds the verdicts of gates; give --require.")
+        raise MisuseError("--junit writes the verdicts of gates; give --require.")
 
 
 def publish(report: Report, arguments: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def publish(report: Report, arguments: argparse.Namespace) -> int:
             path = getattr(arguments, name)
             if path is not None:
                 write_output(path, written(report))
-    finally:  # what was measured is told all the same
+    finally:  # the figures are printed even if a file cannot be written
         _print(report, as_json=arguments.json)
     return tell_gates(report.gates)
 

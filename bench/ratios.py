@@ -1,4 +1,4 @@
-"""How many times better one system is than another, from runs that took turns."""
+"""Ratios between systems, from runs in turns."""
 
 from collections.abc import Sequence
 

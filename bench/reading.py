@@ -1,4 +1,4 @@
-"""A report back from its JSON. The bytes are foreign: whatever does not fit is refused in one line."""
+"""Reads a report from its JSON. The file is not trusted: anything malformed is refused in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from piston.core.statistics import ConfidenceInterval
 
 
 def report_from(data: Any, path: Path) -> Report:
-    """What a comparison needs: machine, options and every system; ratios, gates and profile are left out.
+    """Read machine, options and every system, which a comparison needs; ratios, gates and profile are left out.
 
     Raises:
-        MisuseError: it is no report, one of another schema, or one whose runs cannot be.
+        MisuseError: it is not a report, has another schema, or impossible runs.
     """
     try:
         if data["schema"] != 1:
-            raise MisuseError(f"--baseline {path} has schema {data['schema']!r}, this Piston reads 1; measure it anew.")
+            raise MisuseError(
+                f"--baseline {path} has schema {data['schema']!r}, but this Piston reads 1; measure it again."
+            )
         report = Report(
             machine=_machine(data["machine"]),
             options=Options(**{name: int(data["options"][name]) for name in Options.__slots__}),
@@ -31,9 +33,9 @@ def report_from(data: Any, path: Path) -> Report:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
         if isinstance(problem, MisuseError):
             raise
-        raise MisuseError(f"--baseline {path} is no report of `piston bench --json`; measure it anew.") from None
+        raise MisuseError(f"--baseline {path} is not a report of `piston bench --json`; measure it again.") from None
     if not report.systems or not (report.systems[0].settings or report.systems[0].stages):
-        raise MisuseError(f"--baseline {path} holds no measurement; measure it anew.")
+        raise MisuseError(f"--baseline {path} holds no measurement; measure it again.")
     return report
 
 
@@ -53,7 +55,7 @@ def _system(data: dict[str, Any]) -> System:
         starts=tuple(Start(**{name: _positive(item[name]) for name in Start.__slots__}) for item in data["starts"]),
         metrics=_metrics(data["metrics"]),
         settings=tuple(_measured(item) for item in data["settings"]),
-        stages=tuple(_stage(item) for item in data.get("stages", ())),  # reports of before there were any
+        stages=tuple(_stage(item) for item in data.get("stages", ())),  # older reports have none
         size_bytes=None if data.get("size_bytes") is None else int(_positive(data["size_bytes"])),
     )
 
@@ -84,7 +86,7 @@ def _measured(data: dict[str, Any]) -> Measured:
 def _run(data: dict[str, Any], gen_len: int) -> Run:
     times = tuple(_positive(value) for value in data["times"])
     if len(times) != gen_len or bool((np.diff(times) < 0).any()) or (gen_len > 1 and times[-1] == times[0]):
-        raise ValueError("times that cannot be")
+        raise ValueError("impossible times")
     parts = {str(name): float(value) for name, value in data["parts"].items()}
     return Run(prompt_len=int(data["prompt_len"]), times=times, parts=parts)
 
@@ -98,5 +100,5 @@ def _metrics(data: dict[str, Any]) -> dict[str, dict[str, ConfidenceInterval]]:
 
 def _positive(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{value!r} is no positive number")
+        raise ValueError(f"{value!r} is not a positive number")
     return value

@@ -1,4 +1,4 @@
-"""What a benchmark found, as frozen dataclasses: `to_json` of them is docs/schemas/bench.json."""
+"""The report of a benchmark as frozen dataclasses; `to_json` follows docs/schemas/bench.json."""
 
 import dataclasses
 from typing import Any, Literal
@@ -23,7 +23,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """One new process: seconds from its start to the first token of a prompt, its parts, and the most memory."""
+    """One new process: seconds from its start to the first token, their parts, and its peak memory."""
 
     first_token: float
     imports: float
@@ -51,7 +51,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StageRun:
-    """One command in a new process: seconds on the clock and of all cores, the most memory resident, bytes written."""
+    """One command in a new process: wall-clock and CPU seconds, peak resident memory, bytes written."""
 
     seconds: float
     cpu_seconds: float
@@ -72,7 +72,7 @@ class MeasuredStage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """One contender: what it is, what its starts cost, what it did at each setting and in each stage."""
+    """One system: its identity, its start-ups, and its figures at each setting and stage."""
 
     name: str
     kind: str
@@ -92,7 +92,7 @@ class System:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times better the bundle is than a rival, over pairs of neighbouring runs; above 1 it wins."""
+    """How many times better the bundle is than another system, over pairs of neighbouring runs."""
 
     rival: str
     metric: str
@@ -102,16 +102,16 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What was compared with: a file of an earlier run, or a bundle or another Piston measured in this one."""
+    """The baseline: a file of an earlier run, or a bundle or another Piston measured in this run."""
 
     path: str
     kind: Literal["file", "bundle", "environment"]
-    notes: tuple[str, ...]  # what differs besides the code
+    notes: tuple[str, ...]  # differences other than the code
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All of it; the first system is the bundle the command named, or the Piston it ran recipes with."""
+    """The whole report; the first system is the named bundle, or the Piston that ran the recipes."""
 
     machine: Fingerprint
     options: Options

@@ -1,4 +1,4 @@
-"""The profile as text and as plots: each operator's time, and how near it comes to what the machine allows."""
+"""The profile as text and as plots: each operator's time, and how close it comes to the machine's limits."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""How cost grows: prefill per token and decode step against context, load against size; and whether as it should.
+"""How cost grows: prefill per token and decode step by context, load by size; and whether as expected.
 
 Prefill per token should be flat, a decode step linear in the tokens before it, loading linear in the bundle's bytes.
 """
@@ -11,13 +11,13 @@ import numpy as np
 from piston.bench.report import Report, System
 
 FLAT_FROM = 512  # tokens: shorter prompts pay what every call costs
-FLAT_WITHIN = 1.25  # the dearest token over the cheapest
+FLAT_WITHIN = 1.25  # the most expensive token over the cheapest
 LINEAR_WITHIN = 0.10  # the largest distance from a straight line, as a share of the value
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A least-squares line: value at nothing, rise for each unit, and the largest distance as a share of the value."""
+    """A least-squares line: value at 0, rise for each unit, and the largest relative distance of a point."""
 
     start: float
     slope: float
@@ -62,7 +62,7 @@ def load_points(report: Report) -> list[tuple[str, float, float]]:
 
 
 def is_growth(report: Report) -> bool:
-    """Whether there is a range of contexts to judge."""
+    """Whether enough contexts were measured."""
     return bool(report.systems[0].settings) and len(contexts(report.systems[0])) > 2  # noqa: PLR2004 - a line has ends
 
 
@@ -80,7 +80,7 @@ def growth_rows(report: Report) -> list[list[str]]:
 
 
 def growth_verdicts(report: Report) -> list[str]:
-    """One sentence for each system and one for load, each saying yes or no with its numbers."""
+    """One sentence for each system and one for loading, each with a verdict and its numbers."""
     found = [sentence for system in report.systems for sentence in (_prefill_verdict(system), _decode_verdict(system))]
     return [*found, *_load_verdict(report)]
 
@@ -94,7 +94,7 @@ def _prefill_verdict(system: System) -> str:
     verdict = "is flat" if rise <= FLAT_WITHIN else "is not flat"
     return (
         f"{system.name}: prefill per token {verdict}: {first_ms:.3g} ms at {first:,} tokens, {last_ms:.3g} at "
-        f"{last:,}; the dearest is {rise:.2f} times the cheapest (flat: {FLAT_WITHIN:g})."
+        f"{last:,}; the most expensive is {rise:.2f} times the cheapest (flat: {FLAT_WITHIN:g})."
     )
 
 

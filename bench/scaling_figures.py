@@ -1,4 +1,4 @@
-"""Plots of how cost grows, each with what it shows in words."""
+"""Plots of how cost grows, each with a caption."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ Figure = tuple[str, Markup, str]  # heading, plot, caption
 
 
 def growth_figures(report: Report, styles: list[str]) -> Iterator[Figure]:
-    """Heading, plot and verdict of each; nothing where too few contexts were measured. `styles` is one a system."""
+    """Heading, plot and verdict of each; empty where too few contexts were measured. `styles` has one per system."""
     if not is_growth(report):
         return
     verdicts = growth_verdicts(report)

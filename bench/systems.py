@@ -1,4 +1,4 @@
-"""The systems a command names: KIND:PATH, the Python each lives in, or a list prepared beforehand."""
+"""Parses the systems of a command: KIND:PATH, the Python of each, or a prepared list."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ KINDS = ("piston", "genai", "ct2", "openvino", "llama.cpp", "transformers")
 
 
 def bundle_contender(path: Path, target: str | None = None, python: str | None = None) -> Contender:
-    """A bundle, in this Python or another; raises BundleError where it cannot be opened."""
+    """A bundle, in this Python or another; raises BundleError if it cannot be opened."""
     opened = Bundle.open(path)
     opened.engine(target)
     digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
@@ -32,7 +32,7 @@ def read_against(against: Sequence[str], environments: Sequence[str], rivals: Pa
     """The rivals of --against, --env and --rivals, in that order.
 
     Raises:
-        MisuseError: a kind nobody knows, a path that is not there, or a rival whose environment is not named.
+        MisuseError: an unknown kind, a path that does not exist, or a system whose environment is not named.
     """
     pythons = dict(_environment(text) for text in environments)
     found = [_against(text, pythons) for text in against]
@@ -47,10 +47,10 @@ def _against(text: str, pythons: Mapping[str, str]) -> Contender:
         raise MisuseError(f"Cannot read --against {text!r}: write KIND:PATH, where KIND is {', '.join(KINDS)}.")
     path = Path(place)
     if not path.exists():
-        raise MisuseError(f"--against {text!r}: there is nothing at {place}.")
+        raise MisuseError(f"--against {text!r}: {place} does not exist.")
     if kind == "piston":
         return bundle_contender(path, python=pythons.get(kind))
-    # A bare `--against transformers:DIR` is meant for this Python; a wrong guess fails at once, with the reason.
+    # `--against transformers:DIR` without --env uses this Python; if that is wrong, it fails at once with the reason.
     python = pythons.get(kind, sys.executable)
     return Contender(name=f"{kind} {path.resolve().name}", kind=kind, path=place, python=python)
 
@@ -65,12 +65,12 @@ def _environment(text: str) -> tuple[str, str]:
 def _python(place: Path, said: str) -> str:
     found = python_of(place) if place.is_dir() else place if place.is_file() else None
     if found is None:
-        raise MisuseError(f"{said}: there is no Python at {place}.")
+        raise MisuseError(f"{said}: {place} has no Python.")
     return str(found)
 
 
 def python_of(directory: Path) -> Path | None:
-    """The interpreter of a virtual environment; None where the directory is none."""
+    """The interpreter of a virtual environment; None if the directory is not one."""
     candidates = (directory / "bin" / "python", directory / "Scripts" / "python.exe")
     return next((path for path in candidates if path.is_file()), None)
 
@@ -93,7 +93,9 @@ def _listed(path: Path, pythons: Mapping[str, str]) -> list[Contender]:
     except (ValueError, KeyError, TypeError, RecursionError) as problem:
         if isinstance(problem, MisuseError):
             raise
-        raise MisuseError(f"--rivals {path} is no list of rivals; make it with scripts/prepare_rivals.py.") from None
+        raise MisuseError(
+            f"--rivals {path} is not a list of systems; make it with scripts/prepare_rivals.py."
+        ) from None
 
 
 def _known(kind: str) -> str:

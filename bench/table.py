@@ -1,4 +1,4 @@
-"""The report as lines of text for people."""
+"""The report as lines of text."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ _START_METRICS = ("first_token", "load", "peak")
 
 
 def lines_of(report: Report) -> Iterator[str]:
-    """The whole table: the machine, the bundle in detail, every system beside it, and the gates."""
+    """The whole table: the machine, the bundle in detail, the other systems, and the gates."""
     yield from machine_lines(report)
     own = report.systems[0]
     for measured in own.settings:
@@ -28,7 +28,7 @@ def lines_of(report: Report) -> Iterator[str]:
     if len(report.systems) > 1:
         for heads, rows in beside(report):
             yield ""
-            yield "medians (the bundle is so many times better)"
+            yield "medians (in brackets: how many times better the bundle is)"
             yield from grid(heads, rows)
     yield from stage_lines(report)
     if report.gates:
@@ -37,7 +37,7 @@ def lines_of(report: Report) -> Iterator[str]:
 
 
 def machine_lines(report: Report) -> Iterator[str]:
-    """What the figures belong to."""
+    """The machine and the options."""
     machine, options = report.machine, report.options
     load = "" if machine.load_average is None else f", load {machine.load_average:.2f} before"
     yield f"{machine.cpu}: {' '.join(machine.instructions)}; {machine.num_cores} cores, {machine.threads} threads{load}"
@@ -58,7 +58,7 @@ def gate_lines(report: Report) -> Iterator[str]:
 
 
 def stage_lines(report: Report) -> Iterator[str]:
-    """Stages of recipes: medians with intervals; a Piston that is the baseline in rows of its own."""
+    """Stages of recipes: medians with intervals; a baseline Piston has its own rows."""
     if report.systems[0].stages:
         yield ""
         yield from grid(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
@@ -98,7 +98,7 @@ def ratio_text(estimate: ConfidenceInterval) -> str:
 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as their longest cell."""
+    """Align columns to their longest cell."""
     table = [list(heads), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
     for row in table:
@@ -113,7 +113,7 @@ def ratio_of(ratios: Sequence[Ratio], system: System, metric: str, measured: Mea
 
 
 def beside(report: Report) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Heads and rows of every system's medians, for each setting and for the starts; rivals with how much worse."""
+    """Heads and rows of every system's medians, for each setting and for start-ups; other systems with their ratio."""
     systems = report.systems
     for index, measured in enumerate(systems[0].settings):
         names = [name for name in _RIVAL_METRICS if name in measured.metrics]

@@ -1,4 +1,4 @@
-"""One ONNX graph, written byte by byte: the runtime has no onnx package, and measuring INT8 products needs a product.
+"""Writes one ONNX graph byte by byte: measuring INT8 products needs a graph, and the runtime has no onnx package.
 
 Field numbers are those of onnx.proto3 (ONNX 1.x, IR version 8); the wire format is Protocol Buffers'.
 """

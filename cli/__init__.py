@@ -1,1 +1,1 @@
-"""The `piston` command, a file for each verb that no stage owns."""
+"""The `piston` command: one file for each verb that no stage provides."""

@@ -1,4 +1,4 @@
-"""The `chat` verb: a conversation on the terminal, whose cache is kept between turns."""
+"""The `chat` verb: a conversation in the terminal that keeps its cache between turns."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from piston.core.errors import Error, MisuseError
 from piston.core.signals import Terminated
 from piston.runtime.conversation import Conversation
 
-HELP = "/reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+HELP = "/reset starts again, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Talk until the user leaves."""
     check_sampling(arguments)
     if getattr(arguments, "logprobs", False):
-        raise MisuseError("A chat has nowhere to print --logprobs; use `piston run --chat --json`.")
+        raise MisuseError("`piston chat` cannot print --logprobs; use `piston run --chat --json`.")
     if arguments.max_batch is None:
         arguments.max_batch = 1
     with load_from(arguments, TEXT_GENERATION) as model:
@@ -68,7 +68,7 @@ def _converse(conversation: Conversation, prompt: str, *, quiet: bool) -> bool:
 
 
 def _next_line() -> str:
-    """As `input` without a person, which would write to stdout all the same."""
+    """Read one line without a prompt: `input` would print to stdout even where nobody types."""
     if not (line := sys.stdin.readline()):
         raise EOFError
     return line.strip()

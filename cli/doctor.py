@@ -1,4 +1,4 @@
-"""The `doctor` verb: what is missing or wrong on this machine or with a path, and the command that fixes it."""
+"""The `doctor` verb: finds what is missing or wrong on this machine or with a path, and how to fix it."""
 
 import argparse
 import dataclasses
@@ -18,13 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         type=Path,
         nargs="?",
-        help="anything: a bundle, a plan, an ONNX file; without: this machine",
+        help="a bundle, model directory, checkpoint, plan or ONNX file (default: check this machine)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings; the status is 1 where something is wrong."""
+    """Print the findings; the exit status is 1 if something is wrong."""
     findings = examine_machine() if arguments.path is None else examine_path(arguments.path)
     is_ill = any(finding.level == "wrong" for finding in findings)
     if arguments.json:

@@ -1,4 +1,4 @@
-"""The `inspect` verb: what a bundle, a model directory, an ONNX file or a plan says of itself; loads nothing."""
+"""The `inspect` verb: describes a bundle, a model directory, an ONNX file or a plan; loads nothing."""
 
 import argparse
 import contextlib
@@ -22,14 +22,14 @@ from piston.runtime.bundle import Bundle
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston inspect`."""
     parser.add_argument("path", metavar="PATH", type=Path, help="a bundle, model directory, ONNX file or plan")
-    parser.add_argument("--no-verify", action="store_true", help="skip the files' hashes")
+    parser.add_argument("--no-verify", action="store_true", help="do not check the files' hashes")
     parser.add_argument(
-        "--json", action="store_true", help="print the manifest, or the file's facts, as one JSON object"
+        "--json", action="store_true", help="print the manifest, or what the file contains, as one JSON object"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the manifest, after checking the files against it; or what a single file says."""
+    """Print the manifest after checking the files against it, or describe a single file."""
     path: Path = arguments.path
     if not path.is_dir() and path.name != FILE_NAME:
         facts, lines = inspect_file(path)
@@ -59,9 +59,9 @@ def describe(
     here: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The manifest in a few lines for people.
+    """The manifest as a few lines of text.
 
-    `here` says of each target whether this machine would use it, `files` what the file of a path says of itself.
+    `here` says for each target whether this machine would use it, `files` describes the file at a path.
     """
     model, cache = manifest.model, manifest.cache
     size = sum(record.size for record in manifest.files.values())
@@ -88,10 +88,10 @@ def describe(
 
 
 def _files(bundle: Bundle) -> dict[str, str]:
-    """A line about each graph or plan that can be read, by its path."""
+    """One line about each readable graph or plan, by its path."""
     found: dict[str, str] = {}
     for name in [spec.path for spec in bundle.manifest.engines] or [GRAPH]:
-        with contextlib.suppress(BundleCorruptError):  # hashes tell what is damaged; what is neither has no line
+        with contextlib.suppress(BundleCorruptError):  # the hashes find damaged files; other files get no line
             path = bundle.directory / name
             is_graph = path.suffix == ".onnx"
             found[name] = weights_line(OnnxHeader.read(path)) if is_graph else plan_line(PlanHeader.read(path), path)

@@ -1,4 +1,4 @@
-"""What single files say of themselves: an ONNX graph, a plan. As JSON and in lines for people; nothing is loaded."""
+"""Describes a single file, an ONNX graph or a plan, as JSON and as text; nothing is loaded."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from piston.core.bundle.plan_header import PlanHeader
 from piston.core.errors import BundleNotFoundError
 
 PLAN_TAGS = (b"ftrt", b"vtrt")
-MANY = 8  # inputs or operators beyond which the rest is only counted
+MANY = 8  # inputs or operators to list; the others are only counted
 
 
 def inspect_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The facts of a plan or an ONNX file, as JSON and as lines.
 
     Raises:
-        BundleNotFoundError: there is no such file.
-        BundleCorruptError: it is neither, or damaged.
+        BundleNotFoundError: the file does not exist.
+        BundleCorruptError: it is neither, or it is damaged.
     """
     if not path.is_file():
-        raise BundleNotFoundError(f"There is nothing at {path}; check the path.")
+        raise BundleNotFoundError(f"{path} does not exist; check the path.")
     with path.open("rb") as file:
         tag = file.read(4)
     if tag in PLAN_TAGS:
@@ -36,12 +36,12 @@ def plan_line(plan: PlanHeader, path: Path) -> str:
     version = ".".join(str(number) for number in plan.version)
     gpus = ", ".join(plan.compute_capabilities) or "the GPU it was built on"
     size = path.stat().st_size
-    cut = f", CUT SHORT: {plan.size:,} bytes were written" if plan.size not in (None, size) else ""
+    cut = f", TRUNCATED: {plan.size:,} bytes were written" if plan.size not in (None, size) else ""
     return f"plan       {plan.compiler} {version}, for {gpus}, {size / 1e6:,.1f} MB{cut}"
 
 
 def graph_lines(graph: OnnxHeader, path: Path) -> list[str]:
-    """A graph's facts for people."""
+    """A graph as lines of text."""
     opsets = ", ".join(f"{domain or 'onnx'} {version}" for domain, version in graph.opsets.items())
     lines = [
         f"onnx       {path.name}, IR {graph.ir_version}, opset {opsets}"
@@ -58,7 +58,7 @@ def graph_lines(graph: OnnxHeader, path: Path) -> list[str]:
 
 
 def weights_line(graph: OnnxHeader) -> str:
-    """How many bytes of weights are of which type."""
+    """The bytes of weights by type."""
     total = sum(graph.weights.values())
     mix = ", ".join(f"{name} {_size(size)}" for name, size in sorted(graph.weights.items(), key=lambda item: -item[1]))
     return f"weights    {graph.num_weights} tensors, {_size(total)}" + (f": {mix}" if mix else "")

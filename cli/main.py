@@ -1,4 +1,4 @@
-"""The `piston` command: a table of verbs, each imported when it is used, and one way to report errors.
+"""The `piston` command: a table of verbs, each imported when it is used, and one place that reports errors.
 
 A verb's module has `add_arguments(parser)` and `run(arguments) -> int`.
 """
@@ -21,22 +21,22 @@ from piston.core.standard_streams import OutputError, open_streams, silence
 
 # verb: (module, what --help says)
 VERBS = {
-    "export": ("piston.export.cli", "a checkpoint becomes a model directory (ONNX)"),
-    "calibrate": ("piston.calibration.cli", "a float model directory becomes a quantized one"),
-    "build": ("piston.engines.cli", "a model directory becomes a bundle of engines"),
-    "make": ("piston.pipeline.cli", "a recipe becomes a bundle that met its gates, cached by content"),
-    "run": ("piston.cli.run", "answer with a bundle: complete a prompt, or what else the bundle is for"),
-    "chat": ("piston.cli.chat", "talk with a bundle"),
-    "serve": ("piston.serving.cli", "an OpenAI-compatible HTTP server over bundles"),
-    "eval": ("piston.evaluation.cli", "how good a model is on a text, and how near to a reference"),
-    "bench": ("piston.pipeline.bench_cli", "how fast a bundle is, beside rivals and against a baseline"),
-    "verify": ("piston.cli.verify", "does a bundle answer here as it did when it was built"),
-    "sbom": ("piston.cli.sbom", "a bundle's bill of materials (CycloneDX)"),
-    "plan": ("piston.cli.plan", "the largest batch and length that fit into a memory, and what takes it"),
-    "doctor": ("piston.cli.doctor", "what is missing or wrong here, and the command that fixes it"),
-    "inspect": ("piston.cli.inspect", "what a model directory or bundle is made of"),
+    "export": ("piston.export.cli", "export a checkpoint to a model directory (ONNX)"),
+    "calibrate": ("piston.calibration.cli", "quantize a float model directory"),
+    "build": ("piston.engines.cli", "build a bundle of engines from a model directory"),
+    "make": ("piston.pipeline.cli", "make a bundle from a recipe, with gates and a cache"),
+    "run": ("piston.cli.run", "run a bundle once: complete a prompt, or what its task does"),
+    "chat": ("piston.cli.chat", "chat with a bundle"),
+    "serve": ("piston.serving.cli", "serve bundles over HTTP with an OpenAI-compatible API"),
+    "eval": ("piston.evaluation.cli", "measure quality on a text, alone or against a reference"),
+    "bench": ("piston.pipeline.bench_cli", "measure speed and memory, alone or against other systems or a baseline"),
+    "verify": ("piston.cli.verify", "check that a bundle answers here as it did when it was built"),
+    "sbom": ("piston.cli.sbom", "print a bundle's bill of materials (CycloneDX)"),
+    "plan": ("piston.cli.plan", "show which batch and length fit into a memory, and what takes it"),
+    "doctor": ("piston.cli.doctor", "find what is missing or wrong, and how to fix it"),
+    "inspect": ("piston.cli.inspect", "describe a bundle, model directory, ONNX file or plan"),
 }
-# verb: what it imports beyond the runtime's own dependencies, all in the extra of the same name
+# verb: packages it imports beyond the runtime's dependencies; the extra of the same name installs them
 NEEDS = {
     "export": ("torch", "transformers", "accelerate", "gguf", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     "build": ("onnx", "onnx_ir", "onnxruntime"),
@@ -47,7 +47,7 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports as everything else does: one line, without the usage before it."""
+    """Reports wrong usage in one line, as all other errors, without argparse's usage text."""
 
     words: Sequence[str] = ()  # that it is going to read: options may depend on what they name
 
@@ -58,13 +58,13 @@ class Parser(argparse.ArgumentParser):
         raise MisuseError(f"{message}{reason}; see `{self.prog} --help`.")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help on stdout; argparse's own would ignore that it cannot be written."""
+        """Print help on stdout; argparse's own method ignores write errors."""
         del file
         print_text(message, end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit status is 0 done, 1 failed, 2 misused."""
+    """Run one verb; return the exit status: 0 done, 1 failed, 2 wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), None)
     debug = "--debug" in words
@@ -85,14 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OutputError as problem:
         silence(sys.stdout)
-        # A reader of our output who has left knows it, as after `| head`.
+        # The reader of our output has closed it, as after `| head`: no message.
         return FAILED if problem.errno == errno.EPIPE else _report(problem, FAILED, debug=debug)
     except OSError as problem:
         return _report(problem, FAILED, debug=debug)
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse bytes that are no text: neither tokenizers nor ONNX Runtime take them, not even in a file's name."""
+    """Refuse arguments that are not UTF-8: neither tokenizers nor ONNX Runtime take them, not even as file names."""
     for word in words:
         try:
             word.encode("utf-8")
@@ -105,7 +105,7 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
     parser = Parser(
         prog="piston",
         description="PyTorch language models to ONNX and INT8 engines, run without PyTorch.",
-        epilog="`piston VERB --help` explains a verb.",
+        epilog="See `piston VERB --help` for the options of a verb.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"piston {version('piston')}")
@@ -122,8 +122,8 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
     if unknown:
         verbs.choices[arguments.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.log_format is not None:
-        os.environ[LOG_FORMAT] = arguments.log_format  # the processes that a verb starts speak likewise
-    logs_json()  # a format that there is not is told before any work
+        os.environ[LOG_FORMAT] = arguments.log_format  # child processes use the same format
+    logs_json()  # refuses an unknown format before any work
     _check_extra(arguments.verb)
     return int(arguments.run(arguments))
 
@@ -147,7 +147,7 @@ def _report(problem: BaseException, status: int, *, debug: bool) -> int:
 
 
 def _wants_json() -> bool:
-    """As `logs_json`, where the format itself may be what is wrong: that is told in text."""
+    """As `logs_json`, but an unknown format is reported as text."""
     try:
         return logs_json()
     except MisuseError:

@@ -1,4 +1,4 @@
-"""The `plan` verb: what a model takes of a memory, and the largest batch x length that fits. Loads nothing."""
+"""The `plan` verb: how much memory a model takes, and the largest batch x length that fits. Loads nothing."""
 
 import argparse
 from pathlib import Path
@@ -19,15 +19,15 @@ FITS, TOO_LARGE = 0, 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston plan`."""
     parser.add_argument("path", metavar="PATH", type=Path, help="a model directory or a bundle")
-    parser.add_argument("--memory", metavar="SIZE", required=True, help="what a process can have, such as 24GiB")
+    parser.add_argument("--memory", metavar="SIZE", required=True, help="memory of the process, such as 24GiB")
     parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help=f"default: {TARGETS[0]}")
-    parser.add_argument("--batch", type=int, metavar="N", help="rows together; with --length: does it fit?")
+    parser.add_argument("--batch", type=int, metavar="N", help="rows decoded together; with --length: does it fit?")
     parser.add_argument("--length", type=int, metavar="N", help="positions of each row")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the plan; the status is 1 where what was asked does not fit."""
+    """Print the plan; the exit status is 1 if the requested sizes do not fit."""
     for name in ("batch", "length"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise MisuseError(f"--{name} is {value}; it must be at least 1.")
@@ -56,7 +56,7 @@ def lengths_of(max_positions: int) -> list[int]:
 
 
 def describe(plan: Planned, where: str, memory: int, shown: Footprint, table: dict[int, int]) -> list[str]:
-    """The plan for people: one footprint as a picture, then how much batch each length leaves."""
+    """The plan as text: one footprint as a bar, then the largest batch for each length."""
     width = max(memory, shown.total)
     bar = "".join(MARKS[name] * round(BAR * size / width) for name, size in shown.parts().items())
     verdict = f"{_size(memory - shown.total)} free" if shown.total <= memory else "DOES NOT FIT"
@@ -74,7 +74,7 @@ def describe(plan: Planned, where: str, memory: int, shown: Footprint, table: di
 
 
 def _shown(plan: Planned, memory: int, batch: int | None, length: int | None) -> Footprint:
-    """The footprint that was asked about, or the largest: of one row first, then of as many as fit."""
+    """The requested footprint, or the largest that fits: first the length of one row, then the number of rows."""
     if length is None:
         length = plan.largest_length(batch or 1, memory) or min(256, plan.max_positions)
     return plan.at(batch or plan.largest_batch(length, memory) or 1, length)

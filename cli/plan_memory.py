@@ -1,8 +1,8 @@
-"""How much memory a model takes at a batch and a length: weights, cache, activations, and what is always there.
+"""How much memory a model takes at a batch and a length: weights, cache, activations, and a fixed part.
 
 Predictions, from the manifest and the graph's header alone. For ort-cpu they were compared with the resident memory of
 real processes (scripts/measure_footprint.py): SmolLM2-135M, off by at most 5 % in float32 and w8a8 (1 x 512, 8 x 1,024;
-the embedding's part was learned from these) and in w8 and w4 (1 x 2,048, 4 x 4,096; these were not looked at before).
+the embedding's part was fitted to these) and in w8 and w4 (1 x 2,048, 4 x 4,096; nothing was fitted to these).
 For ort-cpu:avx512 and the GPU targets they have not been compared with anything yet.
 """
 
@@ -26,7 +26,7 @@ TARGETS = ("ort-cpu", kernels.TARGET, *DEVICE_TARGETS)
 TOLERANCE = 0.10  # of the predicted resident memory on ort-cpu, in the range that was measured
 # Python, numpy, tokenizers and ONNX Runtime in a process that has loaded nothing (1.32, Linux).
 PROCESS_BYTES = 110_000_000
-# CUDA context, TensorRT or ONNX Runtime, and kernels. An assumption: no GPU was at hand.
+# CUDA context, TensorRT or ONNX Runtime, and kernels. An assumption: not measured on a GPU.
 DEVICE_BYTES = 700_000_000
 # Widths of a layer's tensors that are alive at once, in hidden sizes: residual, norm, gate, up and their product.
 ALIVE = 16
@@ -34,7 +34,7 @@ ALIVE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes by what takes them, at one batch and length."""
+    """Bytes of each part at one batch and length."""
 
     target: str
     batch: int
@@ -46,11 +46,11 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.cache + self.activations + self.fixed
 
     def parts(self) -> dict[str, int]:
-        """By name, the order of the picture."""
+        """The parts by name, in the order of the bar."""
         return {
             "weights": self.weights,
             "cache": self.cache,
@@ -61,7 +61,7 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A model on a target: all that its footprint depends on, beside batch and length."""
+    """A model on a target: everything that its footprint depends on, except batch and length."""
 
     target: str
     weights: int
@@ -70,8 +70,8 @@ class Planned:
     vocab_size: int
     max_positions: int
     chunk: int  # tokens of one prefill step
-    max_batch: int | None = None  # of a plan, which has no more rows
-    capacity: int | None = None  # of a plan, whose rows have this many positions whatever is asked for
+    max_batch: int | None = None  # rows that a plan was built for
+    capacity: int | None = None  # positions of a plan's rows, whatever is requested
 
     def at(self, batch: int, length: int) -> Footprint:
         """The footprint with `batch` slots of `length` positions, all filled."""
@@ -80,7 +80,9 @@ class Planned:
         chunk = min(self.chunk, length)  # of one row: rows are prefilled one after another, and decoded together
         tokens = max(batch, chunk)
         heads = max(self.hidden_size // int(self.cache.states[0].shape[-1]), 1)
-        scores = heads * chunk * length * 4 if self.target == "ort-cpu" else 0  # the others never hold all of them
+        scores = (
+            heads * chunk * length * 4 if self.target == "ort-cpu" else 0
+        )  # other targets never hold all of them at once
         activations = tokens * self.hidden_size * ALIVE * item + scores + batch * self.vocab_size * 4
         return Footprint(
             target=self.target,
@@ -112,9 +114,9 @@ class Planned:
 
 
 def planned(directory: Path, manifest: Manifest, target: str, sm: str | None = None) -> Planned:
-    """What a model directory or bundle becomes on a target; `sm`, such as sm89, is the GPU it is planned for.
+    """The plan of a model directory or bundle on a target; `sm`, such as sm89, is the GPU it is planned for.
 
-    Of a bundle's engines it is the one that `load` takes for the target: here, or on that GPU.
+    Of a bundle it is the engine that `load` takes for the target, on this machine or on that GPU.
 
     Raises:
         MisuseError: the target is unknown, or a bundle has no engine for it.
@@ -122,7 +124,7 @@ def planned(directory: Path, manifest: Manifest, target: str, sm: str | None = N
     """
     manifest.require_task(TEXT_GENERATION, directory)
     if target not in TARGETS:
-        raise MisuseError(f"{target!r} is no target that can be planned; there are {', '.join(TARGETS)}.")
+        raise MisuseError(f"{target!r} is not a target that can be planned; the targets are {', '.join(TARGETS)}.")
     on_device = family_of(target) in DEVICE_TARGETS
     got: Mapping[str, Any] = {}
     cache = _on_device(manifest.cache) if on_device else manifest.cache
@@ -191,15 +193,15 @@ def _weights(by_type: Mapping[str, int], manifest: Manifest, *, on_device: bool)
     if on_device:
         return total - wide // 2
     head = manifest.model.vocab_size * manifest.model.hidden_size
-    # A quantized model's head becomes INT8 in blocks of 32 beside the embedding, which stays as it is.
+    # A quantized model's head becomes INT8 in blocks of 32; the embedding stays as it is.
     return total + narrow + (head + head // 8 if _is_quantized(manifest) else 0) + _embedding(manifest)
 
 
 def _embedding(manifest: Manifest) -> int:
-    """What the embedding takes beyond its bytes in the file, as was measured with ONNX Runtime 1.32 on the CPU.
+    """Memory that the embedding takes beyond its bytes in the file, measured with ONNX Runtime 1.32 on the CPU.
 
-    Tied to a float head it is there twice, as it is and repacked. Beside an INT8 head it stays in the file, of which
-    the operating system reads the rows that are used.
+    Tied to a float head it is in memory twice, as stored and repacked. With an INT8 head it stays in the mapped file,
+    of which the operating system reads only the rows that are used.
     """
     nbytes = 4 * manifest.model.vocab_size * manifest.model.hidden_size
     return -nbytes if _is_quantized(manifest) else nbytes

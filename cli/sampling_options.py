@@ -1,4 +1,4 @@
-"""Sampling as command-line options, under the names users already type; shared by `run` and `chat`."""
+"""Sampling options of the command line, with the names of vLLM and transformers; shared by `run` and `chat`."""
 
 import argparse
 from typing import Any
@@ -48,7 +48,7 @@ ALIASES = {
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare every field of Sampling but bad_words_ids, for which words stand; what is not given keeps its default."""
+    """Declare every field of SamplingParams except bad_words_ids; options that are not given keep their default."""
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--checkpoint-sampling", action="store_true", help="start from the checkpoint's recommended settings"
@@ -71,7 +71,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_from(arguments: argparse.Namespace, base: SamplingParams) -> SamplingParams:
-    """The options given, over `base`; raises MisuseError as Sampling does."""
+    """The given options on top of `base`; raises MisuseError as SamplingParams does."""
     names = [*NUMBERS, *FLAGS, *LISTS]
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     if hasattr(arguments, "logit_bias"):

@@ -11,11 +11,11 @@ from piston.runtime.bundle import Bundle
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston sbom`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle, or a model directory")
-    parser.add_argument("--license", metavar="SPDX", help="of the model, which the bundle does not know")
+    parser.add_argument("--license", metavar="SPDX", help="licence of the model, which the bundle does not record")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the document, after every file was checked against the manifest."""
+    """Print the document after checking every file against the manifest."""
     bundle = Bundle.open(arguments.bundle)
     print_json(sbom_of(arguments.bundle, bundle.manifest, arguments.license))
     return 0

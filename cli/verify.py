@@ -1,4 +1,4 @@
-"""The `verify` verb: does the bundle answer on this machine as it did when it was built?"""
+"""The `verify` verb: checks that a bundle answers on this machine as it did when it was built."""
 
 import argparse
 import dataclasses
@@ -19,8 +19,10 @@ from piston.runtime.verify import Verdict, verify
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston verify`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
-    parser.add_argument("--target", help="which engine of the bundle (default: the one that is chosen here)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
+    parser.add_argument("--target", help="which engine of the bundle (default: the best that runs here)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads of the engine (default: the physical cores)"
+    )
     parser.add_argument("--public-key", type=Path, metavar="FILE", help="check the signature with this key first")
     parser.add_argument("--signature", type=Path, metavar="FILE", help="(default: BUNDLE/manifest.json.minisig)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -28,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the hashes, run the prompts that travel in the bundle, and say where the answers part if they do."""
+    """Check the hashes, run the bundle's golden prompts, and report where answers differ."""
     progress = Progress(quiet=arguments.quiet)
     if arguments.signature is not None and arguments.public_key is None:
-        raise MisuseError("--signature needs --public-key, the key that it must be of.")
+        raise MisuseError("--signature needs --public-key, the key that signed it.")
     signer = None if arguments.public_key is None else Signer.of(arguments.public_key, arguments.signature)
     bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
     bundle.manifest.require_task(TEXT_GENERATION, arguments.bundle)
@@ -46,25 +48,25 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": bundle.signed})
     else:
         if bundle.signed is not None:
-            print_text(f"{arguments.bundle}: the signature is right; {bundle.signed}")
+            print_text(f"{arguments.bundle}: the signature is valid; {bundle.signed}")
         print_text(f"{arguments.bundle}: {describe(spec.target, verdict)}")
-    for parting in verdict.mismatches:
-        note(str(parting))
+    for mismatch in verdict.mismatches:
+        note(str(mismatch))
     return 0 if verdict.is_passed else 1
 
 
 def describe(target: str, verdict: Verdict) -> str:
     """The verdict in one line."""
-    counts = f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} prompts were decided"
+    counts = f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} prompts were compared"
     if verdict.is_passed:
         return f"{target} answers as built; {counts}"
     if not verdict.mismatches:
-        return f"{target} could not be judged: no token was decided; build the bundle again"
-    return f"{target} does NOT answer as built: {len(verdict.mismatches)} prompts part; {counts}"
+        return f"{target} could not be checked: no token could be compared; build the bundle again"
+    return f"{target} does NOT answer as built: {len(verdict.mismatches)} prompts differ; {counts}"
 
 
 def to_json(bundle: Path, target: str, expected: Golden, threshold: float, verdict: Verdict) -> dict[str, Any]:
-    """For --json."""
+    """The verdict as JSON."""
     return {
         "bundle": str(bundle),
         "target": target,
@@ -74,5 +76,5 @@ def to_json(bundle: Path, target: str, expected: Golden, threshold: float, verdi
         "num_prompts": verdict.num_prompts,
         "num_tokens": verdict.num_tokens,
         "num_decided": verdict.num_decided,
-        "mismatches": [dataclasses.asdict(parting) for parting in verdict.mismatches],
+        "mismatches": [dataclasses.asdict(mismatch) for mismatch in verdict.mismatches],
     }

@@ -1,6 +1,6 @@
-"""A stage's output directory: filled beside its goal, renamed into place when whole, removed when not.
+"""A stage's output directory: filled next to its destination, renamed into place when complete, removed on failure.
 
-What a killed process left behind is found by the lock that died with it, and cleared away by the next one.
+A killed process loses its lock, so the next run finds what it left behind and removes it.
 """
 
 import errno
@@ -24,21 +24,21 @@ _LEFTOVER = re.compile(r"\.(?P<goal>.+)\.[a-z0-9_]{8}\.part")
 def atomic_dir(
     goal: Path, *, overwrite: bool = False, reads: Iterable[Path] = (), is_private: bool = False
 ) -> Iterator[Path]:
-    """Yield an empty directory that becomes `goal` if the block succeeds and vanishes if it does not.
+    """Yield an empty directory that becomes `goal` if the block succeeds and is removed if it fails.
 
-    Both lie on one file system, so the rename is atomic: nobody ever sees a half-written goal. Leftovers of killed
-    processes that wrote the same goal are swept first; where one died between moving the old goal aside and moving the
-    new one in, the old one is put back.
+    Both are on one file system, so the rename is atomic and no reader sees a half-written goal. Leftovers of killed
+    processes that wrote the same goal are removed first. If one was killed between moving the old goal aside and moving
+    the new one in, the old one is put back.
 
     Args:
         goal: the directory.
         overwrite: replace a goal that Piston wrote.
-        reads: what the work reads, which the goal must not contain.
-        is_private: the goal is an entry of a cache of Piston's, where whatever is there is replaced.
+        reads: files and directories that the work reads; the goal must not contain them.
+        is_private: the goal is an entry of Piston's own cache; anything at that path is replaced.
 
     Raises:
         OutputExistsError: the goal may not be replaced; checked before the work and again after it.
-        Error: no space was left, or the place cannot be written.
+        Error: the disk is full, or the place cannot be written.
     """
     goal = Path(os.path.abspath(goal))  # noqa: PTH100 - "." has no name, and a link is replaced, not followed
     sweep(goal.parent, goal.name)
@@ -62,7 +62,7 @@ def atomic_dir(
 
 @contextmanager
 def scratch_dir(parent: Path, name: str) -> Iterator[Path]:
-    """Yield an empty, private directory in `parent`, gone after the block; `sweep` clears it if the process is killed.
+    """Yield an empty, private directory in `parent`, removed after the block; `sweep` removes it after a kill.
 
     Raises:
         Error: the place cannot be written.
@@ -71,7 +71,7 @@ def scratch_dir(parent: Path, name: str) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         stage, lock = _claim(parent, name)
     except OSError as problem:
-        raise Error(f"Cannot write beside {parent / name}: {problem.strerror}; choose another place.") from problem
+        raise Error(f"Cannot write next to {parent / name}: {problem.strerror}; choose another place.") from problem
     try:
         yield stage
     finally:
@@ -81,10 +81,10 @@ def scratch_dir(parent: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iterator[Path]:
-    """Yield a directory beside `goal` for what an interrupted `stage` goes on from; gone after a success or an error.
+    """Yield a directory next to `goal` from which an interrupted `stage` resumes; removed after success or an error.
 
-    One process at a time works in it: two that write the same goal would take each other's files. What is left when a
-    result misses its bound is kept, too: another bound, or another choice of what to quantize, goes on from it.
+    One process at a time works in it: two that write the same goal would overwrite each other's files. The directory is
+    also kept when a result misses its bound: a run with another bound, or another choice of layers, resumes from it.
 
     Raises:
         MisuseError: the directory contains one of `reads`.
@@ -99,7 +99,7 @@ def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iter
         if not any(place.iterdir()):
             raise
         raise ShortfallError(
-            f"{problem} What was done is kept in {place}: with another bound the same command goes on from it."
+            f"{problem} The work so far is kept in {place}; run the same command with another bound to resume."
         ) from problem
     except Exception:
         shutil.rmtree(place, ignore_errors=True)
@@ -108,17 +108,17 @@ def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iter
         shutil.rmtree(place, ignore_errors=True)
     finally:
         with suppress(OSError):
-            place.rmdir()  # an interrupt before there was anything to go on from
+            place.rmdir()  # an interrupt before anything could be resumed
         os.close(lock)
 
 
 def check_free(goal: Path, *, overwrite: bool = False, reads: Iterable[Path] = ()) -> None:
-    """Raise unless a stage may write `goal`: nothing is there, an empty directory, or what it may replace.
+    """Raise unless a stage may write `goal`: it does not exist, is empty, or may be replaced.
 
     Raises:
-        OutputExistsError: it is there and overwrite is False, or Piston did not write it.
+        OutputExistsError: it exists and overwrite is False, or Piston did not write it.
         MisuseError: it contains one of `reads` or the current directory, or its name is not UTF-8.
-        Error: no directory can be written at all, see `locks`.
+        Error: this system cannot write directories safely, see `locks`.
     """
     locks()
     goal = Path(os.path.abspath(goal))  # noqa: PTH100 - as in atomic_dir
@@ -143,9 +143,9 @@ def check_free(goal: Path, *, overwrite: bool = False, reads: Iterable[Path] = (
 
 
 def sweep(parent: Path, name: str | None = None) -> list[Path]:
-    """Clear what killed processes left in `parent` while they wrote the goal `name`, or any goal; the leftovers found.
+    """Remove what killed processes left in `parent` while writing the goal `name`, or any goal; return what was found.
 
-    One whose process lives is left alone. A goal that had been moved aside and is missing now is put back.
+    Files of a running process are left alone. A goal that was moved aside and is missing now is put back.
     """
     swept: list[Path] = []
     for path in sorted(_leftovers(parent, name)):
@@ -162,7 +162,7 @@ def sweep(parent: Path, name: str | None = None) -> list[Path]:
 
 
 def locks() -> Any:
-    """The module fcntl; raises Error where there is none: whatever writes a directory holds a lock on it."""
+    """The module fcntl; raises Error where it does not exist: every writer of a directory holds a lock on it."""
     try:
         import fcntl
     except ImportError:
@@ -174,9 +174,9 @@ def locks() -> Any:
 
 
 def try_lock(path: Path) -> int | None:
-    """Take the lock of a directory or file that is there, without waiting; its descriptor, which holds it.
+    """Take the lock of an existing directory or file without waiting; return the descriptor that holds it.
 
-    None where another process holds it, it has gone, or the file system knows no locks.
+    None where another process holds it, it no longer exists, or the file system has no locks.
     """
     fcntl = locks()
     try:
@@ -192,21 +192,21 @@ def try_lock(path: Path) -> int | None:
 
 
 def _claim(parent: Path, name: str) -> tuple[Path, int]:
-    """A new directory, and the descriptor that keeps others from sweeping it."""
+    """Create a directory; return it and the descriptor whose lock keeps others from removing it."""
     locks()  # or nothing is made
     while True:
         stage = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=parent))
         lock = try_lock(stage)
-        if lock is not None and stage.exists():  # a sweeper may have been faster
+        if lock is not None and stage.exists():  # another process may have removed it already
             return stage, lock
         if lock is not None:
             os.close(lock)
-        elif stage.exists():  # no locks here: nobody can sweep it either
+        elif stage.exists():  # no locks here, so no other process can remove it either
             return stage, os.open(stage, os.O_RDONLY)
 
 
 def _claim_alone(place: Path, goal: Path) -> int:
-    """The descriptor of a directory, made if missing, that no other process holds."""
+    """Create the directory if it is missing; return its descriptor, locked by this process alone."""
     fcntl = locks()
     while True:
         try:
@@ -215,7 +215,7 @@ def _claim_alone(place: Path, goal: Path) -> int:
         except FileNotFoundError:
             continue  # removed in between, by the process that worked in it
         except OSError as problem:
-            raise Error(f"Cannot write beside {goal}: {problem.strerror}; choose another place.") from problem
+            raise Error(f"Cannot write next to {goal}: {problem.strerror}; choose another place.") from problem
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -250,7 +250,7 @@ def _restore(leftover: Path) -> None:
 
 
 def _publish(work: Path, goal: Path, aside: Path) -> None:
-    """Rename work to goal; what stood there is moved aside first, and back if that fails or is interrupted."""
+    """Rename work to goal; an existing goal is moved aside first, and back if that fails or is interrupted."""
     try:
         if os.path.lexists(goal):
             goal.rename(aside)

@@ -1,4 +1,4 @@
-"""Where Piston keeps what it can make again: compiled engines, kernels, finished stages."""
+"""The cache directory: compiled engines, kernels, finished stages, all of which can be made again."""
 
 import os
 import stat
@@ -14,11 +14,11 @@ def cache_dir(name: str) -> Path:
     """The directory `name` of the cache; it need not exist yet, nor be writable.
 
     The cache is $PISTON_CACHE_DIR, or piston below $XDG_CACHE_HOME or ~/.cache. A process without a home directory (a
-    container that runs as a user id with neither HOME nor an entry in /etc/passwd) gets a directory of its own below
-    the system's temporary directory. What is kept there may be executable code, so it must be ours alone.
+    container that runs as a user id with neither HOME nor an entry in /etc/passwd) gets its own directory below
+    the system's temporary directory. The cache may hold executable code, so only this user may be able to write it.
 
     Raises:
-        Error: there is no home directory, and the temporary one belongs to somebody else or cannot be made.
+        Error: there is no home directory, and the temporary one belongs to another user or cannot be created.
     """
     if given := os.environ.get(VARIABLE):
         return Path(given) / name
@@ -32,7 +32,7 @@ def cache_dir(name: str) -> Path:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Put the home directory for a leading `~`; where there is none, the path stays as it is."""
+    """Expand a leading `~`; without a home directory the path stays as it is."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -40,7 +40,7 @@ def expand_user(path: str | Path) -> Path:
 
 
 def _temporary() -> Path:
-    """A directory of this user's below the temporary one, closed to others."""
+    """A private directory of this user below the temporary one."""
     place = Path(tempfile.gettempdir()) / f"piston-{os.getuid()}"
     try:
         place.mkdir(mode=0o700, exist_ok=True)

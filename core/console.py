@@ -1,6 +1,6 @@
-"""What a command shows: results on stdout, progress on stderr, colour only where a person looks.
+"""Output of commands: results on stdout, progress on stderr, colour only on terminals.
 
-With PISTON_LOG_FORMAT=json (or --log-format json) stderr carries one JSON object a line, for those who collect logs.
+With PISTON_LOG_FORMAT=json (or --log-format json) stderr carries one JSON object a line, for log collectors.
 """
 
 import json
@@ -21,13 +21,13 @@ Level = Literal["info", "error"]
 
 
 def print_json(value: Any) -> None:
-    """Print one object on stdout, escaped where stdout cannot show it."""
+    """Print one object as JSON on stdout, escaped where stdout cannot encode it."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     print_text(text if _as_shown(text) == text else json.dumps(value, indent=1))
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print a result on stdout, at once; what stdout cannot show becomes a question mark.
+    """Print a result on stdout and flush it; characters that stdout cannot encode become question marks.
 
     Raises:
         OutputError: the text could not be written.
@@ -40,7 +40,7 @@ def print_text(text: str, end: str = "\n") -> None:
 
 @contextmanager
 def reading_input() -> Iterator[None]:
-    """Turn what reading standard input may raise into MisuseError."""
+    """Turn errors of reading standard input into MisuseError."""
     try:
         yield
     except UnicodeDecodeError as problem:
@@ -52,7 +52,7 @@ def reading_input() -> Iterator[None]:
 
 
 def note(text: str, level: Level = "info") -> None:
-    """Print a remark on stderr; if it cannot be written, there is nobody to tell, and the work goes on."""
+    """Print a remark on stderr; if stderr cannot be written, the work goes on without it."""
     if logs_json():
         text = log_line(level, message=text)
     _say(sys.stderr, f"{text}\n")
@@ -64,7 +64,7 @@ def pass_on(line: str) -> None:
 
 
 def logs_json() -> bool:
-    """Whether stderr carries JSON lines; raises MisuseError where the environment asks for a format there is not."""
+    """Whether stderr carries JSON lines; raises MisuseError if the environment names an unknown format."""
     chosen = os.environ.get(LOG_FORMAT) or "text"
     if chosen not in LOG_FORMATS:
         raise MisuseError(f"{LOG_FORMAT} is {chosen!r}; there are {' and '.join(LOG_FORMATS)}.")
@@ -72,7 +72,7 @@ def logs_json() -> bool:
 
 
 def log_line(level: Level, **fields: Any) -> str:
-    """One JSON object without a line break: the time in UTC (ISO 8601), the level, and what there is to say."""
+    """One JSON object on one line: the time in UTC (ISO 8601), the level, and the message."""
     return json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level} | fields)
 
 
@@ -84,7 +84,7 @@ def is_coloured(stream: TextIO) -> bool:
 
 
 class Progress:
-    """The phases of a long command, a line each on stderr with the seconds it took; a bar where steps are known."""
+    """Phases of a long command: one line each on stderr with its seconds; a bar where the number of steps is known."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._quiet = quiet
@@ -95,7 +95,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Announce a phase, and say how long it took when it is over."""
+        """Announce a phase, and print how long it took when it ends."""
         start, self._first = time.perf_counter(), None
         self._write(f"  {name} ...", live=True)
         try:
@@ -106,7 +106,7 @@ class Progress:
         self._end(name, time.perf_counter() - start, stopped=False)
 
     def step(self, name: str, done: int, total: int) -> None:
-        """Redraw the bar of the current phase, with the time that is left at the pace so far."""
+        """Redraw the bar of the current phase, with the estimated time left."""
         width = 24
         filled = width * done // max(total, 1)
         self._write(

@@ -1,4 +1,4 @@
-"""The Linux control groups around this process, of both versions: where a container's limits are written.
+"""The Linux control groups of this process, versions 1 and 2, which hold a container's limits.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/cgroups.html
 """
@@ -11,9 +11,9 @@ Version = Literal[1, 2]
 
 
 def groups(root: Path, controller: str) -> Iterator[tuple[Path, Version]]:
-    """Directories of the groups of this process and all around them, whose limits hold as well.
+    """Directories of this process's groups and of all their parents, whose limits apply too.
 
-    `root` is where /proc and /sys are found. A directory need not exist; no control groups give none.
+    `root` is where /proc and /sys are found. A directory need not exist; without control groups the result is empty.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -73,14 +73,14 @@ def as_text(data: bytes, name: str | Path) -> str:
 
 
 def check_text(text: str, name: str | Path) -> str:
-    """The text, unless it has NUL characters: a MisuseError."""
+    """Return the text; raises MisuseError if it has NUL characters."""
     if (place := text.find("\0")) >= 0:
         raise MisuseError(f"{name} is not UTF-8 text: character {place:,} is NUL, as in UTF-16 and binary files.")
     return text
 
 
 def records_of(text: str, path: Path) -> list[Record] | None:
-    """The records of a file and where each stands, as "FILE, line 3", or None for a file of plain text.
+    """The records of a file with their places, such as "FILE, line 3"; None for a file of plain text.
 
     Raises:
         MisuseError: the file is not what its suffix says; the message names the line.
@@ -94,10 +94,10 @@ def records_of(text: str, path: Path) -> list[Record] | None:
 
 
 def field_of(record: object, names: Sequence[str], where: str, remedy: str = "rename one of them") -> Any:
-    """A record that is no object, or the first of the named fields that an object has; `remedy` ends the message.
+    """A record that is not an object, or the first of the named fields that it has; `remedy` ends the error message.
 
     Raises:
-        MisuseError: it has none of them, or "messages" that are no list.
+        MisuseError: it has none of them, or its "messages" is not a list.
     """
     if not isinstance(record, dict):
         return record
@@ -149,7 +149,9 @@ def _rows(text: str, path: Path, delimiter: str) -> list[Record]:
 def _row(row: dict[str, Any], reader: "csv.DictReader[str]", path: Path) -> Record:
     where = f"{path}, line {reader.line_num}"
     if None in row or None in row.values():
-        raise MisuseError(f"{where}, has not as many columns as the first row, {len(reader.fieldnames or ())}.")
+        raise MisuseError(
+            f"{where}, has a different number of columns than the first row, {len(reader.fieldnames or ())}."
+        )
     return where, row | {name: _parsed(row[name], where) for name in ("messages",) if name in row}
 
 

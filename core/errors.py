@@ -1,21 +1,21 @@
-"""Everything Piston raises on purpose, grouped by what the reader of the message would do about it.
+"""Every error Piston raises on purpose, grouped by what the user can do about it.
 
 Error:
     +-- MisuseError (ValueError)             the call is wrong: change it
     |   +-- PromptTooLongError
     |   +-- EmptyPromptError
     |   +-- OutputExistsError (FileExistsError)
-    +-- CheckpointError (ValueError)         what was brought cannot be exported: bring another
+    +-- CheckpointError (ValueError)         the checkpoint cannot be exported: use another
     |   +-- CheckpointNotFoundError (FileNotFoundError)
     |   +-- UnsupportedModelError
     +-- BundleError (ValueError)             a model directory or bundle cannot be opened: make it again
     |   +-- BundleNotFoundError (FileNotFoundError)
     |   +-- BundleCorruptError
     |   +-- BundleTooNewError
-    |   +-- SignatureError                   its signature is not of the key: do not trust it
+    |   +-- SignatureError                   its signature does not match the key: do not trust it
     +-- TemplateError (ValueError)           the chat template failed: change the messages or the template
     +-- ParityError (ArithmeticError)        a parity check failed: nothing was written
-    +-- ShortfallError (ArithmeticError)     a result misses what was required of it: nothing was written
+    +-- ShortfallError (ArithmeticError)     a result misses a required bound: nothing was written
     +-- CalibrationError (ArithmeticError)   the model's own numbers cannot be quantized: the message names the tensor
     +-- EngineError (RuntimeError)           the backend failed while it ran
     |   +-- NoDeviceError                    no GPU, or none that this engine was built for
@@ -43,7 +43,7 @@ class EmptyPromptError(MisuseError):
 
 
 class OutputExistsError(MisuseError, FileExistsError):
-    """The goal of a stage is already there."""
+    """The output of a stage exists already."""
 
 
 class CheckpointError(Error, ValueError):
@@ -71,11 +71,11 @@ class BundleCorruptError(BundleError):
 
 
 class BundleTooNewError(BundleError):
-    """Written by a later Piston under a schema this one does not know."""
+    """Written by a newer Piston in a schema that this one does not know."""
 
 
 class SignatureError(BundleError):
-    """A signature that is of another key, over other bytes, or none."""
+    """A signature made with another key, for other bytes, or no signature at all."""
 
 
 class TemplateError(Error, ValueError):
@@ -87,11 +87,11 @@ class ParityError(Error, ArithmeticError):
 
 
 class ShortfallError(Error, ArithmeticError):
-    """What was made works, and is less than what was required."""
+    """The result works but misses a required bound."""
 
 
 class CalibrationError(Error, ArithmeticError):
-    """A tensor whose values no integers can stand for: NaN, infinite, or never computed."""
+    """A tensor whose values cannot be quantized: NaN, infinite, or never computed."""
 
 
 class EngineError(Error, RuntimeError):
@@ -99,15 +99,15 @@ class EngineError(Error, RuntimeError):
 
 
 class NoDeviceError(EngineError):
-    """No CUDA driver, no device, or one that the engine was not built for."""
+    """No CUDA driver, no device, or a device that the engine was not built for."""
 
 
 class DeviceMemoryError(EngineError, MemoryError):
-    """The device has less free memory than is wanted."""
+    """The device has less free memory than is needed."""
 
 
 class HostMemoryError(Error, MemoryError):
-    """A container's memory limit leaves no room for the model and the least of caches."""
+    """A container's memory limit leaves no room for the model and its smallest cache."""
 
 
 class MissingExtraError(Error, ImportError):

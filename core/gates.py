@@ -1,10 +1,10 @@
-"""Gates: conditions that must hold, such as `ppl<=2%` or `int8>=95%`. Text in, verdicts on values out.
+"""Gates: conditions that must hold, such as `ppl<=2%` or `int8>=95%`. Parses their text and judges values.
 
     METRIC OP BOUND [over baseline]
 
-A percentage is of what the metric says: a share of its own, what is added to the reference's figure (`ppl<=2%`), or the
-baseline's figure (`tpot.p50<=105%`, which is also written `tpot.p50<=5% over baseline`). Metrics are declared by the
-packages that measure them and handed in as a table.
+The metric decides what a percentage means: a share, an increase over the reference's figure (`ppl<=2%`), or a share of
+the baseline's figure (`tpot.p50<=105%`, also written `tpot.p50<=5% over baseline`). The packages that measure figures
+declare the metrics and pass them in as a table.
 """
 
 import argparse
@@ -36,8 +36,8 @@ class Metric:
     described: str
     unit: Unit = ""
     is_better_high: bool = False
-    percent_of: Whole | None = None  # what a percentage compares with, where the figure is no share
-    needs_reference: bool = False  # one model alone does not have it
+    percent_of: Whole | None = None  # what a percentage refers to, where the figure is not a share
+    needs_reference: bool = False  # cannot be measured on one model alone
 
 
 M = TypeVar("M", bound=Metric)
@@ -45,7 +45,7 @@ M = TypeVar("M", bound=Metric)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
-    """One gate at one place, and the value that it was judged by."""
+    """The verdict on one gate at one place, with the measured value."""
 
     expression: str
     value: float | None  # None where it was not measured
@@ -53,7 +53,7 @@ class GateResult:
     message: str
     place: str | None = None  # the setting or the stage, where a report has several
     p_value: float | None = None  # chance of so large a change between equal runs; None where nothing was compared
-    false_alarm: float | None = None  # chance that this gate fails two equal runs that scatter like these
+    false_alarm: float | None = None  # chance that this gate fails for two equal systems with this noise
 
     def __str__(self) -> str:
         return f"{'' if self.place is None else f'{self.place}: '}{self.expression}: {self.message}"
@@ -67,7 +67,7 @@ class Gate(Generic[M]):
     metric: M
     sign: str
     bound: float  # in the metric's unit; of a change 0.02 for 2 %
-    change_of: Whole | None = None  # what the bounded change is over
+    change_of: Whole | None = None  # what the change is relative to
 
     @property
     def quantity(self) -> str:
@@ -76,11 +76,11 @@ class Gate(Generic[M]):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it bounds something that one model alone does not have."""
+        """Whether it needs a second model to compare with."""
         return self.metric.needs_reference or self.change_of == "reference"
 
     def holds(self, value: float) -> bool:
-        """Whether the condition holds; of NaN never."""
+        """Whether the condition holds; never for NaN."""
         return {
             "<=": value <= self.bound,
             ">=": value >= self.bound,
@@ -89,7 +89,7 @@ class Gate(Generic[M]):
         }[self.sign]
 
     def judge(self, values: Mapping[str, float]) -> GateResult:
-        """The verdict on the measured values by quantity; what was not measured is not met."""
+        """The verdict on values by quantity; a gate whose value was not measured is not met."""
         value = values.get(self.quantity)
         if value is None:
             return GateResult(
@@ -112,10 +112,10 @@ class Gate(Generic[M]):
 
 
 def parse_gate(text: str, metrics: Mapping[str, M], source: str = "--require") -> Gate[M]:
-    """Read one condition on a figure of the table `metrics`; `source` says in messages where it was given.
+    """Parse one condition on a figure of the table `metrics`; `source` names the option in messages.
 
     Raises:
-        MisuseError: it is none, names no figure of the table, has another unit, or would refuse the better.
+        MisuseError: it is malformed, names an unknown figure, has a wrong unit, or would refuse better values.
     """
     match = _EXPRESSION.fullmatch(text)
     metric = None if match is None else metrics.get(match["name"])
@@ -130,7 +130,7 @@ def parse_gate(text: str, metrics: Mapping[str, M], source: str = "--require") -
     better = ">" if metric.is_better_high else "<"
     if sign[0] != better:
         rest = f"{match['number']}{unit}{match['over'] or ''}"
-        raise MisuseError(f"{given} would refuse what is better; write what must hold: {name}{better}={rest}.")
+        raise MisuseError(f"{given} would refuse better values; write what must hold: {name}{better}={rest}.")
     change_of: Whole | None = None
     if match["over"] or (unit == "%" and metric.unit != "share"):
         change_of = metric.percent_of
@@ -141,7 +141,7 @@ def parse_gate(text: str, metrics: Mapping[str, M], source: str = "--require") -
             raise MisuseError(_wrong_unit(given, metric))
         bound = number / 100 if unit == "%" else number * factor  # 95 * 0.01 is more than 0.95
     if not math.isfinite(bound):
-        raise MisuseError(f"{given}: {match['number']} is beyond every number; write a smaller one.")
+        raise MisuseError(f"{given}: {match['number']} is too large; write a smaller number.")
     if metric.unit == "share" and bound > 1:
         raise MisuseError(f"{given}: a share is at most 1; write {name}{sign}99% or 0.99.")
     return Gate(text=text.strip(), metric=metric, sign=sign, bound=bound, change_of=change_of)
@@ -166,7 +166,7 @@ def _change(given: str, metric: Metric, match: re.Match[str], number: float) -> 
 
 
 def tell_gates(gates: Iterable[GateResult]) -> int:
-    """Name on stderr every gate that is not met, with what was measured; the exit status of a command with gates."""
+    """Print every gate that is not met on stderr, with the measured value; return the exit status of the command."""
     missed = [gate for gate in gates if not gate.is_met]
     for gate in missed:
         note(f"gate not met: {gate}")
@@ -183,7 +183,7 @@ def _example(metrics: Mapping[str, M]) -> str:
 def add_gate_arguments(
     parser: argparse._ActionsContainer, example: str, older: str, *, is_repeatable: bool = True
 ) -> None:
-    """Declare --require, and the option that it replaces, which was given once or repeatedly."""
+    """Declare --require, and the older option that it replaces."""
     escaped = example.replace("%", "%%")
     parser.add_argument(
         "--require",
@@ -197,7 +197,7 @@ def add_gate_arguments(
 
 
 def gates_of(arguments: argparse.Namespace, metrics: Mapping[str, M], older: str) -> tuple[Gate[M], ...]:
-    """The gates that were given as --require, or as the older option, which is said on stderr; raises MisuseError."""
+    """The gates given as --require or as the older option, which prints a note; raises MisuseError."""
     value = getattr(arguments, older.removeprefix("--").replace("-", "_"))
     given = [] if value is None else [value] if isinstance(value, str) else value
     return (
@@ -207,7 +207,7 @@ def gates_of(arguments: argparse.Namespace, metrics: Mapping[str, M], older: str
 
 
 def from_older(option: str, given: list[str], metrics: Mapping[str, M], now: str) -> tuple[Gate[M], ...]:
-    """Gates of texts in the older spelling of an option; one note on stderr says how they are written as `now`."""
+    """Gates in the older spelling of an option; one note on stderr says how to write them as `now`."""
     texts = [_OLDER[option](text, metrics) for text in given]
     pairs = list(zip(given, texts, strict=True))
     sources = [f"{option} {old!r}, which is {now}" if old != new else option for old, new in pairs]
@@ -219,7 +219,7 @@ def from_older(option: str, given: list[str], metrics: Mapping[str, M], now: str
 
 
 def _from_failing(text: str, metrics: Mapping[str, Metric]) -> str:
-    """`ppl>2%`, which stated what fails, as `ppl<=2%`; a percentage was a change over the baseline."""
+    """Convert `ppl>2%`, which states what fails, to `ppl<=2%`; a percentage was a change over the baseline."""
     match = _EXPRESSION.fullmatch(text)
     if match is None or match["over"]:
         return text
@@ -229,18 +229,18 @@ def _from_failing(text: str, metrics: Mapping[str, Metric]) -> str:
 
 
 def _from_equality(text: str, metrics: Mapping[str, Metric]) -> str:
-    """`ppl=2%` and `top1=95%`, the worst that was allowed, as `ppl<=2%` and `top1>=95%`."""
+    """Convert `ppl=2%` and `top1=95%`, the worst allowed values, to `ppl<=2%` and `top1>=95%`."""
     name, equals, bound = (part.strip() for part in text.partition("="))
     if not equals or name not in metrics or bound.startswith("="):
         return text
     return f"{name}{'>=' if metrics[name].is_better_high else '<='}{bound}"
 
 
-# What a bundle's manifest states of itself.
+# Figures that a bundle's manifest records.
 SIZE = Metric(name="bundle.size", described="the bundle", unit="bytes")
 INT8 = Metric(name="int8", described="the linears' part in INT8", unit="share", is_better_high=True)
 
-# Option -> what its text is in the grammar above. Every older spelling is here.
+# Older option -> conversion of its text to the grammar above.
 _OLDER: Mapping[str, Callable[[str, Mapping[str, Metric]], str]] = {
     "--fail-on": _from_failing,
     "--check": _from_equality,

@@ -1,4 +1,4 @@
-"""How many processors this process may use: what it is bound to, and what a container's CPU quota allows."""
+"""How many processors this process may use, given its CPU affinity and a container's CPU quota."""
 
 import math
 import os
@@ -10,7 +10,7 @@ ROOT = Path("/")
 
 
 def num_cpus(root: Path = ROOT) -> int:
-    """Logical processors, at least 1: those it is bound to, no more than a CPU quota, rounded up, keeps busy.
+    """Logical processors, at least 1: those of its CPU affinity, but no more than the CPU quota, rounded up.
 
     `root` is where /proc and /sys are found.
     """
@@ -18,7 +18,7 @@ def num_cpus(root: Path = ROOT) -> int:
 
 
 def num_cores(root: Path = ROOT) -> int:
-    """Physical cores, counted as `num_cpus` counts processors: more threads than that do not speed products up."""
+    """Physical cores, limited as in `num_cpus`: more threads than that do not speed up matrix products."""
     cpus = _bound_to()
     topology, files = root / "sys/devices/system/cpu", ("physical_package_id", "core_id")
     cores = {tuple(read_or_empty(topology / f"cpu{cpu}" / "topology" / file) for file in files) for cpu in cpus}
@@ -35,7 +35,7 @@ def _within_quota(count: int, root: Path) -> int:
 
 
 def _quota(directory: Path, version: Version) -> float | None:
-    """Processors' worth of time that a group gives; None where it is not limited."""
+    """The CPU quota of a group in processors; None where it is not limited."""
     if version == 1:
         quota, period = read_or_empty(directory / "cpu.cfs_quota_us"), read_or_empty(directory / "cpu.cfs_period_us")
     else:

@@ -1,4 +1,4 @@
-"""Where a command may write: never over what it reads, and over nothing that Piston did not write."""
+"""Where a command may write: never over its own inputs, and never over files that Piston did not write."""
 
 import errno
 import json
@@ -11,16 +11,16 @@ from pathlib import Path
 from piston.core.bundle.manifest import FILE_NAME
 from piston.core.errors import Error, MisuseError, OutputExistsError
 
-ADDED = (".minisig", ".kernels", ".kernels.json")  # what Piston puts beside the recorded files later
+ADDED = (".minisig", ".kernels", ".kernels.json")  # files that Piston adds later, next to the recorded ones
 _NO_RENAME = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)  # the file may be writable all the same
-_DEVICES = ("/dev/", "/proc/")  # /dev/stdout names a file that somebody has open
+_DEVICES = ("/dev/", "/proc/")  # /dev/stdout names a file that another process has open
 
 
 def check_apart(goal: Path, reads: Iterable[Path]) -> None:
-    """Raise MisuseError if the directory `goal` is something that is read, or contains it, by whatever name."""
+    """Raise MisuseError if the directory `goal` is, or contains, one of the inputs, under any name."""
     for read in reads:
         if goal.exists() and any(_is_same(goal, part) for part in _upwards(read)):
-            raise MisuseError(f"The output {goal} would replace {read}, which is read; choose another output.")
+            raise MisuseError(f"The output {goal} would replace {read}, which is an input; choose another output.")
 
 
 def check_replaceable(goal: Path) -> None:
@@ -32,14 +32,14 @@ def check_replaceable(goal: Path) -> None:
             return
         what = f"{goal} holds {foreign}, which Piston did not write"
     else:
-        what = f"{goal} is no directory that Piston wrote"
+        what = f"{goal} is not a directory that Piston wrote"
     raise OutputExistsError(
         f"{what}; only model directories and bundles are overwritten. Remove it, or choose another output."
     )
 
 
 def check_output_files(outputs: Mapping[str, Path | None], reads: Iterable[Path | None]) -> None:
-    """Raise MisuseError, before any work, for files that could not be written or would replace what is read.
+    """Raise MisuseError, before any work, for outputs that cannot be written or would replace an input.
 
     Args:
         outputs: option: the file that it names.
@@ -62,7 +62,7 @@ def check_output_files(outputs: Mapping[str, Path | None], reads: Iterable[Path 
 
 
 def write_output(path: Path, content: str | bytes) -> None:
-    """Write a file at once: whoever looks meanwhile sees the old one or the new one; hard links keep the old one.
+    """Write a file atomically: readers see the old file or the new one; hard links keep the old one.
 
     Raises:
         Error: it cannot be written.
@@ -72,7 +72,7 @@ def write_output(path: Path, content: str | bytes) -> None:
         if _is_special(path):
             path.write_bytes(data)
             return
-        place = path.resolve()  # the file behind a link
+        place = path.resolve()  # the target of a link
         part = place.with_name(f".{place.name[:200]}.{secrets.token_hex(4)}")
         try:
             with part.open("xb") as file:
@@ -89,9 +89,9 @@ def write_output(path: Path, content: str | bytes) -> None:
 
 
 def _recorded(directory: Path) -> set[str]:
-    """The files of a directory that its manifest records, and the manifest; nothing where there is none of Piston's.
+    """The manifest of a directory and the files it records; empty where there is no manifest of Piston's.
 
-    As lenient as can be: the manifest of a later Piston, or of a damaged directory, tells as well who wrote it.
+    Lenient: the manifest of a newer Piston, or of a damaged directory, still shows that Piston wrote it.
     """
     try:
         data = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
@@ -111,7 +111,7 @@ def _files(directory: Path) -> Iterator[str]:
 
 
 def _would_damage(read: Path, path: Path) -> bool:
-    """Whether writing the file `path` changes what is read from `read`."""
+    """Whether writing the file `path` changes the input `read`."""
     if not path.exists() or not read.exists() or _is_special(path):
         return False
     if not read.is_dir():
@@ -124,13 +124,13 @@ def _would_damage(read: Path, path: Path) -> bool:
 
 
 def _upwards(path: Path) -> Iterator[Path]:
-    """A path and the directories that contain it, as it is named and as it is once links are followed."""
+    """A path and its parent directories, as named and with links resolved."""
     named, resolved = Path(os.path.abspath(path)), path.resolve()  # noqa: PTH100 - `..` of the name itself
     yield from dict.fromkeys([named, *named.parents, resolved, *resolved.parents])
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """By device and inode: whatever the links, the bind mounts and the letters' case."""
+    """Identify a file by device and inode, so links, bind mounts and letter case do not matter."""
     try:
         return one.samefile(other)
     except OSError:
@@ -138,5 +138,5 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _is_special(path: Path) -> bool:
-    """A pipe or a device, which is written as it is."""
+    """Whether it is a pipe or a device, which is written directly."""
     return (path.exists() and not path.is_file()) or str(path.absolute()).startswith(_DEVICES)

@@ -1,4 +1,4 @@
-"""Parsed JSON or TOML becomes frozen dataclasses, or an error that says which value is wrong.
+"""Turns parsed JSON or TOML into frozen dataclasses, or raises an error that names the wrong value.
 
 Unknown fields are errors, unless they are to be ignored. Types may be dataclasses, `tuple[X, ...]`, `Mapping[str, X]`,
 `Literal`, unions such as `X | None` and `int | str`, Any, str, bool, float and int (not negative).
@@ -14,7 +14,7 @@ Path = tuple[str | int, ...]
 
 
 class SchemaError(Exception):
-    """What is wrong with a value, and where: `path` leads to it, or to what lacks it."""
+    """What is wrong with a value; `path` leads to it, or to the object that lacks it."""
 
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ def validated(
     Args:
         expected: a type, see above.
         value: parsed JSON or TOML.
-        path: where the value stands.
+        path: where the value is.
         whole: what an empty path leads to.
         ignore_unknown: leave fields of dataclasses out that `expected` does not have.
     """

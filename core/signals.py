@@ -1,4 +1,4 @@
-"""SIGTERM, as container platforms send it: a chance to end in good order, then exit status 143."""
+"""SIGTERM, as container platforms send it: the command cleans up and ends with exit status 143."""
 
 import signal
 import threading
@@ -10,15 +10,15 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """Somebody asked the process to end. A KeyboardInterrupt: whatever cleans up after Ctrl-C cleans up after this."""
+    """The process was asked to end. A KeyboardInterrupt, so code that cleans up after Ctrl-C handles it too."""
 
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """Raise Terminated on the first SIGTERM of the block; a second one finds the process ending already.
+    """Raise Terminated on the first SIGTERM of the block; later ones are ignored, since the process is ending already.
 
-    As process 1 of a container Python would otherwise ignore the signal and be killed ten seconds later. Outside the
-    main thread, which alone gets signals, and where somebody handles SIGTERM already, nothing is changed.
+    As process 1 of a container Python would otherwise ignore the signal and be killed ten seconds later. Nothing is
+    changed outside the main thread, which alone gets signals, and where SIGTERM already has a handler.
     """
     is_ours = (
         threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -1,4 +1,4 @@
-"""Standard input, output and error of the command, whatever state the caller left them in."""
+"""Standard input, output and error of the command, including streams that the caller closed."""
 
 import contextlib
 import io
@@ -22,11 +22,11 @@ class OutputError(OSError):
 def open_streams() -> None:
     """Open the standard streams that were closed before Python began.
 
-    The next file to be opened would otherwise get the number of a closed one, and what libraries print would land in
-    it. Reading an input that was closed fails; remarks for an error stream that was closed are dropped.
+    Otherwise the next opened file would get the number of a closed stream, and libraries would print into that file.
+    Reading a closed input fails; remarks for a closed error stream are dropped.
 
     Raises:
-        Error: standard output was closed, so that no result could be told.
+        Error: standard output was closed, so no result could be printed.
     """
     stdin, stdout, stderr = sys.stdin, sys.stdout, sys.stderr
     if stdin is None:
@@ -36,11 +36,11 @@ def open_streams() -> None:
     if stderr is None:
         sys.stderr = _opened(2, os.O_WRONLY, "w")
     if stdout is None:
-        raise Error("Standard output is closed; redirect it, to /dev/null where the result is not wanted.")
+        raise Error("Standard output is closed; redirect it to a file, or to /dev/null.")
 
 
 def silence(stream: TextIO) -> None:
-    """Drop what is written to a stream from now on, and what it still holds: Python flushes it once more at the end."""
+    """Discard what is written to a stream from now on, and what it buffers: Python flushes it once more at exit."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed, or has no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -48,7 +48,7 @@ def silence(stream: TextIO) -> None:
 
 
 def _opened(number: int, flags: int, mode: str) -> TextIO:
-    """The null device as descriptor `number`, if that is free."""
+    """Open the null device as descriptor `number`, if that is free."""
     try:
         os.fstat(number)
     except OSError:

@@ -1,6 +1,6 @@
-"""How sure a measured figure is: intervals of 95 %. Arrays in, numbers out, the generator passed in.
+"""Confidence intervals of 95 % for measured figures. The random generator is passed in.
 
-What is drawn with replacement is whole runs or windows, never single tokens: tokens of one run share what disturbed it.
+Whole runs or windows are resampled, never single tokens: tokens of one run share what disturbed it.
 """
 
 import math
@@ -18,12 +18,12 @@ PERCENTS = (50, 90, 95, 99)
 RESAMPLES = 1000
 _ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 _Z = 1.959963984540054  # of the normal distribution, two-sided
-_BLOCK = 2**20  # picks held at a time
+_BLOCK = 2**20  # resamples in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceInterval:
-    """A figure and its interval of 95 %; without one where there is but one run or window to judge by."""
+    """A figure and its interval of 95 %; without an interval where there is only one run or window."""
 
     value: float
     low: float | None = None
@@ -31,14 +31,14 @@ class ConfidenceInterval:
 
 
 class Interval(NamedTuple):
-    """Where the figure lies, with the confidence above."""
+    """The interval with the confidence above; None without one."""
 
     low: float
     high: float
 
 
 def wilson(hits: int, total: int) -> Interval:
-    """Of a share `hits / total` (Wilson's score interval, right at 0 and 1 too)."""
+    """The interval of a share `hits / total` (Wilson's score interval, valid at 0 and 1 too)."""
     share, spread = hits / total, _Z * _Z / total
     centre = share + spread / 2
     half = _Z * math.sqrt(share * (1 - share) / total + spread / (4 * total))
@@ -47,10 +47,10 @@ def wilson(hits: int, total: int) -> Interval:
 
 
 def bootstrap_mean(sums: Array, counts: Array, rng: np.random.Generator, resamples: int = 2000) -> Interval | None:
-    """Of sum(sums) / sum(counts), by drawing whole windows with replacement (percentile bootstrap).
+    """The interval of sum(sums) / sum(counts), by resampling whole windows (percentile bootstrap).
 
-    Tokens of one window are not independent, so windows are drawn, not tokens. Below about twenty windows the
-    interval is somewhat too narrow; of one window there is none. Pairs come by passing the sums of the difference.
+    Tokens of one window are not independent, so windows are resampled, not tokens. Below about twenty windows the
+    interval is somewhat too narrow; one window gives none. For paired data pass the sums of the differences.
     """
     num = len(sums)
     if num == 1:

@@ -23,12 +23,12 @@ EXAMPLES: Mapping[Unit, str] = {
     "tokens/s": "40tokens/s",
     "verdict": "its name alone",
 }
-_SECOND = 0.9995  # what three digits round to a second
+_SECOND = 0.9995  # rounds to one second in three digits
 _SIZE = re.compile(r"(\d+(?:\.\d*)?) *([a-z]+)")
 
 
 def factor_of(unit: Unit, written: str) -> float | None:
-    """What a number with this suffix is multiplied by to be in `unit`; None for a suffix that the unit has not got."""
+    """The factor from this suffix to `unit`; None for a suffix that the unit does not have."""
     if unit == "bytes":
         return BYTES.get(written.lower())
     if unit == "s":
@@ -37,10 +37,10 @@ def factor_of(unit: Unit, written: str) -> float | None:
 
 
 def parse_size(text: str, option: str) -> int:
-    """Bytes of `1.5g`, `800 MB` or `24GiB`; upper and lower case are the same.
+    """The bytes of a size such as `1.5g`, `800 MB` or `24GiB`; case does not matter.
 
     Raises:
-        MisuseError: it is no size with a unit, or less than a byte; `option` is named.
+        MisuseError: it is not a size with a unit, or less than a byte; the message names `option`.
     """
     match = _SIZE.fullmatch(text.strip().lower())
     number = float(match[1]) * BYTES[match[2]] if match and match[2] in BYTES else 0.0
@@ -50,7 +50,7 @@ def parse_size(text: str, option: str) -> int:
 
 
 def shown(value: float, unit: Unit) -> str:
-    """A figure in a few digits that count, with its unit."""
+    """A figure in a few significant digits, with its unit."""
     if unit == "bytes":
         return f"{value / 1e6:,.1f} MB" if value >= BYTES["mb"] / 10 else f"{value / 1e3:,.1f} kB"
     if unit == "s":

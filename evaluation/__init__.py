@@ -1,1 +1,1 @@
-"""What a model's answers are worth: perplexity on a text, and agreement with a reference. Torch-free."""
+"""Quality of a model: perplexity on a text, and agreement with a reference. Imports no torch."""

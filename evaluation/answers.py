@@ -1,4 +1,4 @@
-"""Greedy answers of two models to the same prompts, and the first token at which they part."""
+"""Greedy answers of two models to the same prompts, and the first token that differs."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ def compare_answers(
     max_tokens: int,
     on_token: Callable[[int, int], None],
 ) -> Answers:
-    """Let both answer every prompt greedily. The candidate's tokenizer and template make the ids that both get."""
+    """Answer every prompt greedily with both. The candidate's tokenizer and template make the ids for both."""
     ids = [prompt.token_ids(candidate.tokenizer, candidate.template) for prompt in prompts]
     total = 2 * len(ids) * max_tokens
     expected = _answers(reference, ids, max_tokens, lambda done: on_token(done, total))
@@ -35,7 +35,7 @@ def compare_answers(
 
 
 def check_prompts_fit(ids: Sequence[Sequence[int]], max_tokens: int, capacity: int) -> None:
-    """Refuse, before anything is loaded, the first prompt that is empty or leaves no room for its answer."""
+    """Refuse, before loading, a prompt that is empty or leaves no room for its answer."""
     for number, prompt_ids in enumerate(ids, 1):
         if not prompt_ids:
             raise EmptyPromptError(f"Prompt {number} has no tokens; give at least one character.")
@@ -58,7 +58,7 @@ def _answers(
 
 def _answer(prompt: Prompt, reference: Completion, candidate: Completion, tokenizer: Tokenizer) -> Answer:
     pairs = zip(reference.token_ids, candidate.token_ids, strict=False)
-    # No answer is the beginning of the other: the end token is one of its tokens, and the limit is common.
+    # Neither answer is a prefix of the other: the end token counts as a token, and both have the same limit.
     position = next((at for at, (left, right) in enumerate(pairs) if left != right), None)
     divergence = None
     if position is not None:

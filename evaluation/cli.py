@@ -1,4 +1,4 @@
-"""The `eval` verb: how good a model is on a text, and how near to a reference."""
+"""The `eval` verb: measures quality on a text, alone or against a reference."""
 
 import argparse
 import dataclasses
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston eval`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG.format(rule=Windowing().rule)
-    parser.add_argument("path", metavar="PATH", type=Path, help="a bundle, or a model directory, run as it is")
+    parser.add_argument("path", metavar="PATH", type=Path, help="a bundle, or a model directory (which runs unlowered)")
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help='the text; .jsonl, .json, .csv and .tsv have a "text" in each record',
     )
-    parser.add_argument("--reference", metavar="PATH", type=Path, help="compare with it: the float bundle, mostly")
+    parser.add_argument(
+        "--reference", metavar="PATH", type=Path, help="compare with this model, usually the float bundle"
+    )
     parser.add_argument("--window", type=int, default=512, metavar="W", help="positions of a window (default: 512)")
     parser.add_argument("--stride", type=int, default=256, metavar="S", help="tokens between windows (default: 256)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="score only the first N tokens of the text")
@@ -108,7 +110,7 @@ def _check_options(arguments: argparse.Namespace, gates: Sequence[Gate[Metric]])
 
 
 def _corpus(arguments: argparse.Namespace, subjects: Sequence[Subject]) -> Corpus:
-    """The text in the candidate's tokens, which must be the reference's too."""
+    """The text as token ids, which must be the same for candidate and reference."""
     corpora = [read_corpus(arguments.data, subject.tokenizer, arguments.max_tokens) for subject in subjects]
     if corpora[0] != corpora[-1]:
         raise MisuseError(
@@ -124,7 +126,7 @@ def _prompts(arguments: argparse.Namespace) -> Sequence[Prompt]:
 
 
 def _capacity(arguments: argparse.Namespace, subjects: Sequence[Subject], prompts: Sequence[Prompt]) -> int:
-    """Positions to load with: those asked for, or as many as the windows and the answers take."""
+    """Positions to load with: --max-length, or as many as the windows and the answers need."""
     limit = min(subject.max_positions for subject in subjects)
     capacity = limit if arguments.max_length is None else arguments.max_length
     if capacity > limit:
@@ -145,7 +147,7 @@ def _publish(report: Report, arguments: argparse.Namespace) -> int:
     try:
         if arguments.html is not None:
             write_output(arguments.html, page_of(report))
-    finally:  # what was measured is told all the same
+    finally:  # the figures are printed even if a file cannot be written
         if arguments.json:
             print_json(report.to_json())
         else:

@@ -1,4 +1,4 @@
-"""The text to score, as token ids: read once, encoded once, cut by nobody but the windows."""
+"""The text to score, as token ids: read once, encoded once, cut only by the windows."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from piston.runtime.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text. `prefix` is what the tokenizer puts in front of it, such as BOS; what it appends is left out."""
+    """One text. `prefix` holds the tokens that the tokenizer prepends, such as BOS; appended tokens are left out."""
 
     prefix: tuple[int, ...]
     token_ids: tuple[int, ...]
 
     def fed(self, window: Window) -> list[int]:
-        """What an engine must read to score the window; the last token is only ever scored."""
+        """The tokens that an engine reads to score the window; the last token is only scored."""
         return [*self.prefix, *self.token_ids[window.start : window.end - 1]]
 
     def targets(self, window: Window) -> list[int]:
@@ -29,7 +29,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """The documents of a file and its hash. No window crosses from one document into the next."""
+    """The documents of a file and its hash. No window spans two documents."""
 
     path: str
     sha256: str
@@ -37,7 +37,7 @@ class Corpus:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents, prefixes aside."""
+        """Number of tokens of all documents, without prefixes."""
         return sum(len(document.token_ids) for document in self.documents)
 
     def windows(self, windowing: Windowing) -> Iterator[tuple[int, Window]]:
@@ -52,8 +52,8 @@ def read_corpus(path: Path, tokenizer: Tokenizer, max_tokens: int | None = None)
 
     Args:
         path: a UTF-8 file: text, .jsonl, .json, .csv or .tsv.
-        tokenizer: whose ids; it decides by itself whether a text begins with BOS.
-        max_tokens: keep only so many tokens, from the beginning.
+        tokenizer: makes the ids; it decides whether a text begins with BOS.
+        max_tokens: keep only this many tokens, from the beginning.
 
     Raises:
         MisuseError: the file is missing, empty, not UTF-8, or has no such documents.
@@ -76,7 +76,7 @@ def read_corpus(path: Path, tokenizer: Tokenizer, max_tokens: int | None = None)
 
 
 def encode(text: str, tokenizer: Tokenizer) -> Document:
-    """Token ids of a text and, apart, what the tokenizer puts in front of it."""
+    """Token ids of a text and, separately, the tokens that the tokenizer prepends."""
     plain = tokenizer.encode(text, add_special_tokens=False)
     whole = tokenizer.encode(text)
     starts = range(len(whole) - len(plain) + 1)

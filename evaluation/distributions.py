@@ -1,6 +1,6 @@
-"""Two models' logits for the same positions: what each thinks of the right token, and how they differ.
+"""Compares two models' logits at the same positions: likelihood of the next token, KL divergence, agreement.
 
-Arithmetic only, in float64, over blocks of rows so that no array of positions x vocabulary is ever in float64.
+Arithmetic in float64, over blocks of rows, so that no array of positions x vocabulary is ever in float64.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Comparison(NamedTuple):
     reference_nll: Array  # nats
     candidate_nll: Array
     kl: Array  # KL(reference || candidate), nats
-    is_same_top: NDArray[np.bool_]  # the likeliest token agrees; the lowest id among equals
+    is_same_top: NDArray[np.bool_]  # whether the likeliest tokens agree; the lowest id among equals
     logit_distance: Array  # mean of |difference| over the vocabulary
 
 
@@ -39,7 +39,7 @@ def nll(logits: Logits, targets: Sequence[int]) -> Array:
 
 
 def compare(reference: Logits, candidate: Logits, targets: Sequence[int]) -> Comparison:
-    """Compare row by row.
+    """Compare two arrays of logits row by row.
 
     Raises:
         EngineError: a logit is NaN or infinite.
@@ -64,7 +64,7 @@ def _compare(reference: Logits, candidate: Logits, targets: NDArray[np.int64]) -
 
 
 def _nll(logits: Logits, targets: NDArray[np.int64]) -> tuple[Array, Array, Array]:
-    """Also the unnormalized probabilities, and the logarithm of the normalizer of the logits as they came."""
+    """Negative log-likelihoods, unnormalized probabilities, and the log normalizer of the original logits."""
     highest = logits.max(axis=1).astype(np.float64)
     weights = np.exp(np.subtract(logits, highest[:, None], dtype=np.float64))
     log_norm = np.log(weights.sum(axis=1)) + highest

@@ -1,4 +1,4 @@
-"""One evaluation from loaded models to a report."""
+"""Runs one evaluation, from loaded models to a report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ _NATS_PER_BIT = 0.6931471805599453
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """How to score, and which prompts both models answer greedily; without a reference they are not asked."""
+    """How to score, and which prompts both models answer greedily; used only with a reference."""
 
     windowing: Windowing = field(default_factory=Windowing)
     prompts: Sequence[Prompt] = ()
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def check_length(corpus: Corpus, windowing: Windowing) -> None:
-    """Refuse a text that does not fill one window: the context stated would not be there."""
+    """Refuse a text shorter than one window: its tokens would not have the stated context."""
     longest = len(corpus.documents[0].prefix)
     if corpus.num_tokens + longest < windowing.length:
         raise MisuseError(

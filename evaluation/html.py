@@ -11,7 +11,7 @@ from piston.core.report.page import Tile, details, figure, gates, heading, legen
 from piston.evaluation.report import Agreement, Answer, Answers, Report, WindowScore
 from piston.evaluation.table import change, number, prefix_of, share, shown
 
-_GROUPS = 240  # places of a chart: windows beyond it are averaged with their neighbours
+_GROUPS = 240  # points of a chart: more windows than that are averaged in groups
 
 
 def page_of(report: Report) -> str:
@@ -145,12 +145,12 @@ def _answers(answers: Answers) -> list[Markup]:
     equal = [answer for answer in answers.prompts if answer.is_same]
     parts = [
         heading("Greedy answers"),
-        paragraph(f"{len(equal)} of {answers.num_prompts} answers of up to {answers.max_tokens} tokens agree whole."),
+        paragraph(f"{len(equal)} of {answers.num_prompts} answers of up to {answers.max_tokens} tokens are the same."),
         *(_answer(answer) for answer in answers.prompts if not answer.is_same),
     ]
     if equal:
         rows = [(Markup("<pre>{}</pre>").format(answer.prompt),) for answer in equal]
-        parts.append(details(["prompt"], rows, "Prompts whose answers agree whole"))
+        parts.append(details(["prompt"], rows, "Prompts with the same answer"))
     return parts
 
 
@@ -169,7 +169,7 @@ def _answer(answer: Answer) -> Markup:
         for side, text, token in sides
     ]
     return Markup(
-        '<article><h3>{}</h3><p class="soft">The answers part at token {}.</p><div class="pair">{}</div></article>'
+        '<article><h3>{}</h3><p class="soft">The answers differ at token {}.</p><div class="pair">{}</div></article>'
     ).format(code(answer.prompt), found.position, Markup("\n").join(cells))
 
 
@@ -179,7 +179,7 @@ def _num_common(left: str, right: str) -> int:
 
 
 def _highlighted(text: str, common: int) -> Markup:
-    """The text with the word after the common part marked, or its end."""
+    """The text with the first differing word, or its end, marked."""
     rest = text[common:]
     start = len(rest) - len(rest.lstrip())
     end = start + len((rest.split(maxsplit=1) or [""])[0])

@@ -20,7 +20,7 @@ METRICS = {
 
 
 def measured(report: Report) -> dict[str, float]:
-    """The values of a report by quantity; those that need a reference are there if it had one."""
+    """The values of a report by quantity; some exist only with a reference."""
     candidate, reference = report.candidate, report.reference
     values = {"ppl": candidate.perplexity.value}
     if candidate.bits_per_byte is not None:

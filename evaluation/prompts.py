@@ -15,18 +15,18 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text to go on from, or the messages of a chat; without a chat template the last message is the text."""
+    """A text to continue, or the messages of a chat; without a chat template the last message is the text."""
 
     text: str = ""
     messages: tuple[Message, ...] = ()
 
     @property
     def shown(self) -> str:
-        """What a report prints for it."""
+        """The prompt as reports print it."""
         return text_of(self.messages[-1]) if self.messages else self.text
 
     def token_ids(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-        """What the engine is given."""
+        """The token ids that the engine reads."""
         if self.messages and template is not None:
             return template.encode(self.messages, tokenizer)
         return tokenizer.encode(self.shown)

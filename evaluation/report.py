@@ -1,4 +1,4 @@
-"""What an evaluation found, as frozen dataclasses: `to_json` of them is docs/schemas/eval.json."""
+"""The report of an evaluation as frozen dataclasses; `to_json` follows docs/schemas/eval.json."""
 
 import dataclasses
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from piston.core.statistics import ConfidenceInterval
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """What was scored, and how."""
+    """The scored text, and how it was scored."""
 
     path: str
     sha256: str
@@ -37,7 +37,7 @@ class Model:
     target: str  # of the engine; a model directory runs as it is
     nll: ConfidenceInterval  # nats a token
     perplexity: ConfidenceInterval
-    bits_per_byte: ConfidenceInterval | None  # None where the scored tokens are no text
+    bits_per_byte: ConfidenceInterval | None  # None where the scored tokens are not text
     tokens_per_s: float  # read by the engine, context included
 
 
@@ -90,7 +90,7 @@ class WindowScore:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DivergingToken:
-    """What one model said where the two part; the margin is in nats over its own second choice."""
+    """One model's token where the answers differ; the margin is in nats over its own second choice."""
 
     token_id: int
     text: str
@@ -108,7 +108,7 @@ class Divergence:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Both answers to one prompt; `divergence` is None where they are equal to the last token."""
+    """Both answers to one prompt; `divergence` is None if they are equal."""
 
     prompt: str
     divergence: Divergence | None
@@ -117,13 +117,13 @@ class Answer:
 
     @property
     def is_same(self) -> bool:
-        """Whether the whole answers agree."""
+        """Whether the answers are equal."""
         return self.divergence is None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """Greedy answers to the prompts; `same` is the share of those that agree whole."""
+    """Greedy answers to the prompts; `same` is the share of equal ones."""
 
     num_prompts: int
     max_tokens: int
@@ -133,7 +133,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All of it; the fields after `candidate` that need a reference are None without one."""
+    """The whole report; fields that need a reference are None without one."""
 
     data: Data
     candidate: Model

@@ -1,4 +1,4 @@
-"""Runs one or two engines over the windows of a text and keeps a few numbers per token, never the logits."""
+"""Runs one or two engines over the windows of a text and keeps a few numbers per token, not the logits."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ class Reading:
     num_tokens: int = 0
 
     def logits(self, token_ids: Sequence[int], num_targets: int) -> Iterator[Logits]:
-        """Logits of the last `num_targets` tokens of a fresh text, a bounded number of rows at a time."""
+        """Yield logits of the last `num_targets` tokens of a new text, a bounded number of rows at a time."""
         rows = max(1, _LOGITS // self.engine.vocab_size)
         self.engine.cache.rewind(self.slot, 0)
         start, first = 0, len(token_ids) - num_targets
@@ -50,7 +50,7 @@ class Reading:
 
 @dataclass(slots=True)
 class Scores:
-    """An array per window, a number per token scored in it."""
+    """Scores: one array per window, with one number per scored token."""
 
     windows: list[tuple[int, Window]] = field(default_factory=list)  # with the number of the document
     nll: list[Array] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What is evaluated: a bundle, or a model directory that ONNX Runtime runs as it is."""
+"""What is evaluated: a bundle, or a model directory whose canonical graph ONNX Runtime runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class Subject:
 
     @property
     def max_positions(self) -> int:
-        """Positions that the model, or the engine that was built, is right for."""
+        """Positions that the model, or the built engine, supports."""
         manifest = self.bundle.manifest
         if manifest.kind != "bundle":
             return manifest.model.max_positions

@@ -1,4 +1,4 @@
-"""From the scores of tokens to the figures of a report. Arrays in, dataclasses out."""
+"""Computes the figures of a report from the scores of tokens."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from piston.runtime.text.tokenizer import Tokenizer
 
 EDGES = tuple(float(f"{10 ** (half / 2):.4g}") for half in range(-20, 5))  # of the KL histogram: half decades
 NUM_BINS = 16  # of agreement by context
-_HIGHEST = 700.0  # nats; exp of more is no float
+_HIGHEST = 700.0  # nats; exp of more overflows a float
 
 
 def perplexity_of(nll: float) -> float:
-    """Exp of a mean negative log-likelihood, or of a difference of two; beyond 1e304 it stays there."""
+    """Exp of a mean negative log-likelihood, or of a difference of two, capped at 1e304."""
     return math.exp(max(min(nll, _HIGHEST), -_HIGHEST))
 
 
@@ -32,13 +32,13 @@ def mean_estimate(parts: list[Array], counts: Array, seed: int) -> ConfidenceInt
 
 
 def mapped(estimate: ConfidenceInterval, function: Callable[[float], float]) -> ConfidenceInterval:
-    """An increasing function of the figure and of both ends."""
+    """Apply an increasing function to the figure and to both ends of its interval."""
     ends = (None if end is None else function(end) for end in (estimate.low, estimate.high))
     return ConfidenceInterval(function(estimate.value), *ends)
 
 
 def data_of(corpus: Corpus, windowing: Windowing, scores: Scores, tokenizer: Tokenizer) -> Data:
-    """What was scored."""
+    """Describe the scored text."""
     return Data(
         path=corpus.path,
         sha256=corpus.sha256,
@@ -69,7 +69,7 @@ def agreement_of(scores: Scores, seed: int) -> Agreement:
 
 
 def windows_of(scores: Scores) -> tuple[WindowScore, ...]:
-    """Each window by itself."""
+    """The figures of each window."""
     comparisons: Sequence[Comparison | None] = scores.comparisons or [None] * len(scores.windows)
     return tuple(
         WindowScore(
@@ -121,7 +121,7 @@ def _share(hits: NDArray[np.bool_]) -> ConfidenceInterval:
 
 
 def _num_bytes(corpus: Corpus, tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes that the scored tokens stand for."""
+    """Number of UTF-8 bytes of the scored tokens."""
     total = 0
     for document in corpus.documents:
         previous: int | None = None

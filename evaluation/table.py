@@ -1,4 +1,4 @@
-"""The report as lines of text for people."""
+"""The report as lines of text."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from piston.core.statistics import ConfidenceInterval
 from piston.evaluation.report import Agreement, Answers, Model, Report
 
 _WIDTH = 26
-_LONG, _LONGEST = 1e3, 1e7  # between them, digits before the point are all shown
+_LONG, _LONGEST = 1e3, 1e7  # between these values all digits before the point are shown
 
 
 def lines_of(report: Report) -> Iterator[str]:
@@ -41,7 +41,7 @@ def share(estimate: ConfidenceInterval) -> str:
 
 
 def change(ratio: ConfidenceInterval) -> str:
-    """A ratio as what it adds, with its interval."""
+    """A ratio as a relative change, with its interval."""
     added = f"{ratio.value - 1:+.2%}"
     if ratio.low is None or ratio.high is None:
         return added
@@ -49,15 +49,15 @@ def change(ratio: ConfidenceInterval) -> str:
 
 
 def number(value: float) -> str:
-    """Four digits that count, plain where that is short."""
+    """Four significant digits, without exponent where that is short."""
     return f"{value:,.1f}" if _LONG <= abs(value) < _LONGEST else f"{value:.4g}"
 
 
 def prefix_of(report: Report) -> str:
-    """What stands in front of every window."""
+    """Describes the tokens in front of every window."""
     ids = report.data.prefix_ids
     if not ids:
-        return "text encoded once; the tokenizer puts nothing in front, so the first token is context only"
+        return "text encoded once; the tokenizer prepends nothing, so the first token is context only"
     return (
         f"text encoded once; the tokenizer's token{'s' * (len(ids) > 1)} {', '.join(map(str, ids))} before every window"
     )
@@ -96,7 +96,7 @@ def _answers(answers: Answers) -> Iterator[str]:
     for index, answer in enumerate(answers.prompts, 1):
         if (found := answer.divergence) is not None:
             yield (
-                f"  prompt {index} parts at token {found.position}: "
+                f"  prompt {index} differs at token {found.position}: "
                 f"{found.reference.text!r} (margin {number(found.reference.margin)}) became "
                 f"{found.candidate.text!r} (margin {number(found.candidate.margin)}) | {answer.prompt!r:.60}"
             )

@@ -1,4 +1,4 @@
-"""Which tokens of a text are scored in which window, and with how much context."""
+"""Divides a text into windows: which tokens are scored in which window, and with how much context."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from piston.core.errors import MisuseError
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens start .. end-1 of a text are in sight; first .. end-1 of them are scored."""
+    """A window reads tokens start .. end-1 of a text and scores first .. end-1."""
 
     start: int
     first: int
@@ -24,11 +24,10 @@ class Window:
 class Windowing:
     """Windows of `length` positions that advance by `stride`.
 
-    The rule: the first window scores all it holds; every later one scores only what the one before did not reach, at
-    most `stride` tokens. So each token is scored exactly once, with at least length - stride positions of context, or
-    with all there is nearer the beginning. What the tokenizer puts in front of a text (such as BOS) stands in front of
-    every window, counts towards its length and is not scored; where there is no such token, the very first token of a
-    text is context only.
+    The first window scores all its tokens; every later one scores only tokens that the one before did not reach, at
+    most `stride`. So each token is scored exactly once, with at least length - stride positions of context or, near the
+    beginning, with all that exist. Tokens that the tokenizer prepends (such as BOS) precede every window, count towards
+    its length and are not scored; without such a token, the first token of a text is context only.
 
     Raises:
         MisuseError: the stride is not below the length.
@@ -46,10 +45,10 @@ class Windowing:
 
     @property
     def rule(self) -> str:
-        """The rule in a line, for reports."""
+        """The rule as one line, for reports."""
         return (
             f"windows of {self.length} positions, stride {self.stride}: each token scored once, "
-            f"with at least {self.length - self.stride} of context or all there is"
+            f"with at least {self.length - self.stride} of context, or all that exists near the beginning"
         )
 
     def windows(self, num_tokens: int, num_prefix: int = 0) -> Iterator[Window]:

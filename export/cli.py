@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings; off unless given"
     )
     parser.add_argument("--chat-template", metavar="NAME", help="which of several chat templates (default: default)")
-    parser.add_argument("--no-parity", action="store_true", help="write the graph without proving it; recorded as such")
+    parser.add_argument(
+        "--no-parity", action="store_true", help="skip the comparison with transformers; recorded in the manifest"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,8 +1,8 @@
-"""Results of stages by the hash of all they depend on; safe under interruption and under several runs at once.
+"""A cache of stage results by the hash of their inputs; safe under interruption and with several runs at once.
 
-ROOT/locks/STAGE-KEY     held while an entry is looked at, made or removed; STAGE-KEY.used is shared by runs that use it
-ROOT/STAGE/KEY/          an entry, renamed into place when whole
-    entry.json           what it is made of, with its own hash; touched at each use
+ROOT/locks/STAGE-KEY     held while an entry is read, made or removed; STAGE-KEY.used is shared by runs that use it
+ROOT/STAGE/KEY/          an entry, renamed into place when complete
+    entry.json           its record and the hash of that; touched at each use
     output/              files
 """
 
@@ -27,7 +27,7 @@ USED = ".used"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry whose record is whole; its files may still have been damaged."""
+    """An entry with a valid record; its files may still be damaged."""
 
     directory: Path
     record: dict[str, Any]
@@ -43,13 +43,13 @@ class Entry:
         return sum(file["size"] for file in self.record["files"].values())
 
     def damage(self) -> str | None:
-        """What is wrong with its files; None where each has the recorded bytes and none is missing or new."""
+        """What is wrong with its files; None if each has the recorded bytes and none is missing or additional."""
         recorded = self.record["files"]
         try:
             present = _files(self.output)
             for name in sorted({*recorded, *present}):
                 if name not in present or name not in recorded:
-                    return f"{name} is {'missing' if name in recorded else 'no file of it'}"
+                    return f"{name} is {'missing' if name in recorded else 'not recorded'}"
                 path = self.output / name
                 if path.stat().st_size != recorded[name]["size"] or sha256_of(path) != recorded[name]["sha256"]:
                     return f"{name} is not the file that was recorded"
@@ -59,12 +59,12 @@ class Entry:
 
 
 class Cache:
-    """A directory of entries, kept below `max_bytes` by removing what was not used for longest."""
+    """A directory of entries, kept below `max_bytes` by removing the least recently used."""
 
     def __init__(self, root: Path, max_bytes: int) -> None:
         self.root = root
         self.max_bytes = max_bytes
-        self.used: dict[Path, int | None] = {}  # by this run: never evicted, by it or by others; the lock that says so
+        self.used: dict[Path, int | None] = {}  # entries in use by this run, which no run evicts, and their locks
         try:
             (root / LOCKS).mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -74,21 +74,21 @@ class Cache:
 
     @contextmanager
     def locked(self, stage: str, key: str) -> Iterator[None]:
-        """Hold the lock of an entry; waits for whoever has it, saying so."""
+        """Hold the lock of an entry; waits for another holder and prints a note."""
         fcntl = locks()
         lock = os.open(self.root / LOCKS / f"{stage}-{key}", os.O_RDONLY | os.O_CREAT, 0o644)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                note(f"  {stage}: another run makes the same; waiting for it")
+                note(f"  {stage}: another run is making it; waiting")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
 
     def find(self, stage: str, key: str) -> Entry | None:
-        """The entry if its record is whole; one that is not is removed. The caller holds its lock."""
+        """The entry if its record is valid, else None, and the entry is removed. The caller holds its lock."""
         directory = self.root / stage / key
         entry = read_entry(directory)
         if entry is None:
@@ -99,7 +99,7 @@ class Cache:
         return entry
 
     def remove(self, directory: Path, reason: str) -> None:
-        """Remove a damaged entry and say so."""
+        """Remove a damaged entry and print a note."""
         note(f"  the cache entry {directory} is damaged ({reason}); it is made again")
         if directory.is_dir() and not directory.is_symlink():
             shutil.rmtree(directory, ignore_errors=True)
@@ -112,7 +112,7 @@ class Cache:
 
     @contextmanager
     def making(self, stage: str, key: str) -> Iterator["Making"]:
-        """A place for the files of a new entry, which is there after the block. The caller holds its lock."""
+        """Yield a place for the files of a new entry, which exists after the block. The caller holds its lock."""
         directory = self.root / stage / key
         with atomic_dir(directory, is_private=True) as work:
             making = Making(work / OUTPUT)
@@ -122,7 +122,7 @@ class Cache:
         self._use(directory)
 
     def evict(self) -> list[Path]:
-        """Remove the entries unused for longest until the rest fits; those of this run and those in use are kept."""
+        """Remove the least recently used entries until the rest fits; entries in use are kept."""
         entries = [entry for stage in self._stages() for entry in map(read_entry, _listed(stage)) if entry]
         total = sum(entry.num_bytes for entry in entries)
         removed = []
@@ -139,7 +139,7 @@ class Cache:
         locks: list[int] = []
         try:
             for path in (self._lock_of(directory), self._lock_of(directory, USED)):
-                with suppress(OSError):  # a cache that is mounted read-only loses nothing
+                with suppress(OSError):  # nothing is removed from a read-only cache
                     path.touch()
                 if (lock := try_lock(path)) is None:
                     return False
@@ -151,7 +151,7 @@ class Cache:
         return not directory.exists()
 
     def release(self) -> None:
-        """Let other runs evict what this one used."""
+        """Allow other runs to evict the entries that this run used."""
         for lock in self.used.values():
             if lock is not None:
                 os.close(lock)
@@ -161,7 +161,7 @@ class Cache:
         return self.root / LOCKS / f"{directory.parent.name}-{directory.name}{suffix}"
 
     def _use(self, directory: Path) -> None:
-        """Note that an entry was used, and share a lock on it, so that no other run evicts it under this one."""
+        """Note that an entry is in use and hold a shared lock on it, so that no other run evicts it."""
         import fcntl
 
         if self.used.get(directory) is None:
@@ -172,7 +172,7 @@ class Cache:
                 self.used.setdefault(directory, None)
         try:
             os.utime(directory / RECORD)
-        except OSError:  # a cache that is mounted read-only serves as well
+        except OSError:  # a read-only cache works too
             return
 
     def _stages(self) -> list[Path]:
@@ -184,7 +184,7 @@ class Cache:
 
 
 class Making:
-    """An entry that is being filled: files go to `output`, `record` is what will be known of it."""
+    """An entry that is being filled: files go to `output`, facts about it to `record`."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -192,7 +192,7 @@ class Making:
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:
-    """Write entry.json: the record, the files that are there, and a hash of both."""
+    """Write entry.json: the record, the files of the entry, and a hash of both."""
     output = directory / OUTPUT
     files = {
         name: {"sha256": sha256_of(output / name), "size": (output / name).stat().st_size} for name in _files(output)
@@ -203,7 +203,7 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
 
 
 def read_entry(directory: Path) -> Entry | None:
-    """The entry in a directory, or None where there is no whole record."""
+    """The entry in a directory, or None without a valid record."""
     try:
         data = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         if digest_of(data["record"]) != data["sha256"]:
@@ -214,7 +214,7 @@ def read_entry(directory: Path) -> Entry | None:
 
 
 def _listed(directory: Path) -> list[Path]:
-    """What a directory holds; nothing where a run beside this one has removed it."""
+    """The contents of a directory; empty where another run has removed it."""
     try:
         return sorted(directory.iterdir())
     except OSError:
@@ -222,7 +222,7 @@ def _listed(directory: Path) -> list[Path]:
 
 
 def _last_used(entry: Entry) -> int:
-    """In nanoseconds; 0 where a run beside this one has removed the entry since it was read."""
+    """The time of last use in nanoseconds; 0 where another run has removed the entry."""
     try:
         return (entry.directory / RECORD).stat().st_mtime_ns
     except OSError:

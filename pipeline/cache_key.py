@@ -1,4 +1,4 @@
-"""What a cached result depends on: bytes of files, code of Piston, versions of tools, and this machine."""
+"""Cache keys: hashes of files, of Piston's code, of tool versions and of this machine."""
 
 import functools
 import hashlib
@@ -30,8 +30,8 @@ TOOLS = {  # verb: the distributions whose version may change its result
     "calibrate": ("jinja2", "ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers"),
     "build": ("numpy", "onnx", "onnx-ir", "onnxruntime", "tensorrt-cu13", "tensorrt-rtx-cu13", "tokenizers"),
 }
-COMPILED = (".pyc", ".so")  # from the sources beside them
-PAGES = "piston.core.report"  # how results are shown: the input of a stage that names it alone
+COMPILED = (".pyc", ".so")  # generated from the sources next to them
+PAGES = "piston.core.report"  # modules that only show results: an input only of stages that name them
 RUN_TOOLS = (
     "jinja2",
     "numpy",
@@ -52,7 +52,7 @@ PACKAGES = {  # verb: the packages whose code may change its result
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON value, however its objects were ordered."""
+    """SHA-256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -72,7 +72,7 @@ def files_of_checkpoint(path: Path) -> dict[str, str]:
 
 
 def digest_of_files(files: dict[str, str]) -> str:
-    """Of one file its own SHA-256; of several that of the lines `sha256  name`, as sha256sum prints them."""
+    """The SHA-256 of one file; for several, that of the lines `sha256  name`, as sha256sum prints them."""
     if len(files) == 1:
         return next(iter(files.values()))
     lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
@@ -80,7 +80,7 @@ def digest_of_files(files: dict[str, str]) -> str:
 
 
 def tools_of(verb: str) -> dict[str, str]:
-    """The versions of what a verb uses, as far as it is installed."""
+    """Versions of the installed distributions that a verb uses."""
     found = {"piston": importlib.metadata.version("piston"), "python": platform.python_version()}
     for name in TOOLS.get(verb, RUN_TOOLS):
         try:
@@ -92,17 +92,17 @@ def tools_of(verb: str) -> dict[str, str]:
 
 @functools.cache
 def code_of(verb: str) -> str:
-    """SHA-256 of the source of the packages a verb uses: a checkout's version does not tell its commits."""
+    """SHA-256 of the source of the packages a verb uses: the version of a checkout does not change with its commits."""
     return digest_of({name: _sources(name) for name in PACKAGES[verb]})
 
 
 def machine() -> dict[str, str]:
-    """What a measured time, and the last bits of a result, depend on."""
+    """The machine's properties on which measured times, and the last bits of results, depend."""
     return {"system": platform.system(), "machine": platform.machine(), "cpu": _cpu(), "cpus": str(num_cpus())}
 
 
 def hashed_files(values: Iterable[Any], base: Path) -> dict[str, str]:
-    """SHA-256 of each string that names a file, relative to `base`; of a directory with a manifest, the manifest's."""
+    """SHA-256 of each string that names a file, relative to `base`; for a directory the hash of its manifest."""
     found = {}
     for value in values:
         for text in value if isinstance(value, list) else [value]:
@@ -126,7 +126,7 @@ def _sources(package: str) -> dict[str, str]:
     return {
         path.relative_to(root).as_posix(): sha256_of(path)
         for root in roots
-        for path in sorted(root.rglob("*"))  # data too: calibration texts, sources of kernels
+        for path in sorted(root.rglob("*"))  # data files too: calibration texts, sources of kernels
         if path.is_file() and path.suffix not in COMPILED and not path.is_relative_to(root / shown)
     }
 

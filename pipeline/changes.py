@@ -1,4 +1,4 @@
-"""Gates over a baseline: what `piston bench` printed, judged by the test of its --require."""
+"""Judges gates over a baseline on the output of `piston bench`, with the same test as its --require."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ ALPHA = 0.05  # chance that equal bundles fail, all gates over the baseline toge
 def judge_changes(
     gates: Sequence[Gate[Metric]], result: Mapping[str, Any], baseline: Reference
 ) -> dict[str, GateResult]:
-    """The verdict on each gate over the baseline by its text: its worst setting's; `result` is of `piston bench`.
+    """The verdict on each gate over the baseline, by its text: the worst setting's. `result` is `piston bench`'s JSON.
 
-    What cannot be compared, for want of runs or of the same settings, does not meet its gate: the message says why.
+    A gate that cannot be compared, for lack of runs or of equal settings, is not met; the message says why.
     """
     changes = [gate for gate in gates if gate.change_of == "baseline"]
     if not changes:
@@ -34,7 +34,7 @@ def judge_changes(
         level = strictest(bounds, lambda bound: 1 if bound.metric.known.is_of_start else len(settings), ALPHA)
         for bound in bounds:
             for samples in (report.options, earlier.samples(report.options)):
-                assert samples is not None  # of a bundle only, which `earlier` is not
+                assert samples is not None  # only a baseline that is a bundle
                 check_measured(bound, samples, settings, level)
     except MisuseError as problem:
         return {
@@ -51,7 +51,7 @@ def judge_changes(
 
 
 def _earlier(report: Report, baseline: Reference) -> Report:
-    """The file's report, or this run's of the bundle that was measured in turns with the new one."""
+    """The baseline's report: from its file, or from this run where the bundle was measured in turns."""
     if baseline.earlier is not None:
         return baseline.earlier
     systems = [item for item in report.systems[1:] if item.kind == "piston" and item.path == baseline.path]

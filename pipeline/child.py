@@ -1,4 +1,4 @@
-"""One `piston` command in a child process, which dies with its parent: memory is given back, and a kill kills both."""
+"""One `piston` command in a child process that dies with its parent, so memory is freed and a kill ends both."""
 
 import json
 import os
@@ -26,8 +26,8 @@ class Outcome:
     status: int
     result: dict[str, Any]
     seconds: float
-    peak_bytes: int  # by its own account: what the parent is told of a child counts the parent's memory too
-    error: str  # the last line of stderr that reports one
+    peak_bytes: int  # as the child reports it: the parent's figure for a child includes the parent's memory
+    error: str  # the last error line of stderr
 
 
 Runner = Callable[[Sequence[str], Path, bool], Outcome]
@@ -42,7 +42,7 @@ def run_verb(
     """Run `piston WORDS --json` of `python` in `directory`; its progress goes to our stderr unless quiet.
 
     Raises:
-        Error: it was killed, or printed no JSON though it says that it is done.
+        Error: it was killed, or succeeded without printing JSON.
     """
     module = [python, "-m", "piston.pipeline.child", str(os.getpid())]
     start = time.perf_counter()
@@ -54,7 +54,7 @@ def run_verb(
             stdout=stdout,
             stderr=subprocess.PIPE,
             pass_fds=[peak.fileno()],
-            env=os.environ | {"NO_COLOR": "1"},  # its lines are read; ours may be coloured
+            env=os.environ | {"NO_COLOR": "1"},  # the child's lines are parsed, so they must not be coloured
         )
         try:
             error = _relay(process, quiet=quiet)
@@ -79,7 +79,7 @@ def run_verb(
 
 
 def _relay(process: subprocess.Popen[bytes], *, quiet: bool) -> str:
-    """Pass the child's progress on, as text or as the JSON lines that it is; the last line that reports an error."""
+    """Forward the child's progress as text or as JSON lines; return its last error line."""
     error, is_json = "", logs_json()
     assert process.stderr is not None
     for raw in process.stderr:
@@ -133,14 +133,14 @@ def _parsed(printed: bytes, words: Sequence[str], status: int, error: str) -> di
 
 
 def _die_with_parent(parent: int) -> None:
-    """Ask Linux to kill us when the parent has gone; elsewhere the command runs to its end alone."""
+    """Ask Linux to kill this process when its parent ends; on other systems the command runs to its end."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
     import signal
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it went before we asked
+    if os.getppid() != parent:  # the parent ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
 
 

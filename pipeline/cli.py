@@ -12,16 +12,20 @@ from piston.core.units import parse_size
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston make`."""
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a TOML file (docs/schemas/recipe.json)")
-    parser.add_argument("--checkpoint", metavar="PATH", help="where the checkpoint lies here; its hash is the recipe's")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="path of the checkpoint on this machine; its hash must be the recipe's"
+    )
     parser.add_argument(
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="finished stages (default: $PISTON_CACHE_DIR/make)",
+        help="cache of finished stages (default: $PISTON_CACHE_DIR/make)",
     )
-    parser.add_argument("--cache-size", default="20GiB", metavar="SIZE", help="the most it may hold (default: 20GiB)")
+    parser.add_argument(
+        "--cache-size", default="20GiB", metavar="SIZE", help="maximum size of the cache (default: 20GiB)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the stages and what is cached")
-    parser.add_argument("--locked", action="store_true", help="make everything anew and compare it with piston.lock")
+    parser.add_argument("--locked", action="store_true", help="make everything again and compare it with piston.lock")
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write report.json, junit.xml, summary.md, index.html"
     )
@@ -30,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make, report, and fail where a gate is not met."""
+    """Make the bundle, print the report, and return 1 if a gate is not met."""
     from piston.pipeline.make import MakeOptions, make
     from piston.pipeline.recipe import read_recipe
     from piston.pipeline.render import lines_of, write_reports, write_sbom
@@ -61,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             print_text(line)
     status = tell_gates(report.gates)
     if report.lock is not None and report.lock.equality == "none":
-        note(f"the rebuild equals {report.lock.path} neither in bits nor in its graph nor in its answers")
+        note(f"the rebuild does not match {report.lock.path}: bytes, graph and answers all differ")
     return status if report.is_met else 1
 
 

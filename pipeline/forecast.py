@@ -1,4 +1,4 @@
-"""What a run would do: the stages, what of them is cached, and what the cached ones took."""
+"""What a run would do: its stages, which of them are cached, and what the cached ones took."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from piston.pipeline.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StageForecast:
-    """One stage; bytes are those of the run that is cached, and None where there is none."""
+    """One stage; bytes are those of the cached run, None without one."""
 
     name: str
     key: str
@@ -36,7 +36,7 @@ class Forecast:
     gates: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
+        """The plan as JSON."""
         return {**dataclasses.asdict(self), "stages": [dataclasses.asdict(stage) for stage in self.stages]}
 
 
@@ -57,7 +57,7 @@ def forecast(recipe: Recipe, path: Path, options: MakeOptions) -> Forecast:
 
 
 def lines_of(found: Forecast) -> Iterator[str]:
-    """For people."""
+    """The plan as text."""
     yield f"checkpoint {found.checkpoint}"
     if found.checkpoint_sha256 is not None:
         yield f"           sha256 {found.checkpoint_sha256}"

@@ -1,6 +1,6 @@
-"""What a bundle must be to be published: the figures that gates of a recipe may name.
+"""Gates of recipes: the conditions a bundle must meet to be published, and the figures they may name.
 
-verify                               the answers that travel in the bundle
+verify                               the golden outputs of the bundle
 bundle.size <= 200MB                 all files
 int8 >= 95%                          of the linear layers' multiply-adds, in every engine that counts them
 eval.ppl <= 2%                       over the reference; `eval.ppl <= 30` is absolute; kl, top1, ... as in piston eval
@@ -27,14 +27,14 @@ METRICS: dict[str, Metric] = {
 
 
 def parse_gate(text: str) -> Gate[Metric]:
-    """Read one gate of a recipe. Raises MisuseError for what is none, or names no figure."""
+    """Parse one gate of a recipe. Raises MisuseError if it is malformed or names an unknown figure."""
     if text.strip() == VERIFY.name:
         return Gate(text=text, metric=VERIFY, sign=">=", bound=1.0)
     return parse(text, METRICS, "the gate")
 
 
 def stage_of(gate: Gate[Metric]) -> str:
-    """The stage that the value comes from."""
+    """The stage that gives the value."""
     return {"verify": "verify", "eval": "eval", "bench": "bench"}.get(gate.metric.name.partition(".")[0], "build")
 
 

@@ -1,8 +1,8 @@
-"""piston.lock: the hashes of everything that went into a bundle and came out, and how equal a rebuild is to them.
+"""piston.lock: hashes of a bundle's inputs and outputs, and how a rebuild compares with them.
 
 bit-equal           every engine file has the recorded bytes
-graph-equal         the ONNX graph and weights that the engines were built from have; a compiler chose otherwise
-numerically-equal   the engines give the recorded answers, wherever the two best tokens are not too close to tell
+graph-equal         the ONNX graph and weights do, but a compiler produced other engines from them
+numerically-equal   the engines give the recorded answers, except where the two best tokens are too close
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Lock:
 def lock_of(
     bundle: Manifest, model: Manifest, directory: Path, checkpoint: Checkpoint, stages: Sequence[Stage]
 ) -> Lock:
-    """What a finished run locks; `model` is the model directory that the bundle in `directory` was built from."""
+    """The lock of a finished run; `model` is the model directory that the bundle in `directory` was built from."""
     writers = [stage for stage in stages if stage.writes]
     calibration = model.made_by.get("calibration") or {}
     return Lock(
@@ -70,19 +70,19 @@ def lock_of(
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a lock file; raises MisuseError if there is none or it is none."""
+    """Read a lock file; raises MisuseError if it is missing or not a lock file."""
     try:
         return Lock.from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise MisuseError(f"There is no {path}; run `piston make` once without --locked, which writes it.") from None
+        raise MisuseError(f"{path} does not exist; run `piston make` once without --locked to write it.") from None
     except (OSError, ValueError, RecursionError, SchemaError) as problem:
-        raise MisuseError(f"{path} is no lock file ({problem}); run `piston make` without --locked.") from None
+        raise MisuseError(f"{path} is not a lock file ({problem}); run `piston make` without --locked.") from None
 
 
 def write_lock(path: Path, lock: Lock) -> None:
-    """Write a lock file in one step, if it says something new."""
+    """Write a lock file atomically, if its contents changed."""
     values = sorted(dataclasses.asdict(lock).items())
-    # Answers are long and for programs: a line; the rest is for people, who review what changes in it.
+    # Answers are long and read by programs: one line. People review changes of the rest.
     lines = [f' "{key}": {json.dumps(value, indent=None if key == "answers" else 2)}' for key, value in values]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     try:
@@ -94,18 +94,18 @@ def write_lock(path: Path, lock: Lock) -> None:
 
 
 def check_lock_file(path: Path) -> None:
-    """Raise OutputExistsError where something else than a lock file has its name."""
+    """Raise OutputExistsError if the path exists and is not a lock file."""
     if os.path.lexists(path):
         try:
             read_lock(path)
         except MisuseError:
             raise OutputExistsError(
-                f"{path} is there and is no lock file; remove it, or name another output.lock."
+                f"{path} exists and is not a lock file; remove it, or name another output.lock."
             ) from None
 
 
 def check_inputs(lock: Lock, path: Path, checkpoint: Checkpoint, stages: Sequence[Stage]) -> None:
-    """Raise Error where what would be built is something else than what was locked."""
+    """Raise Error if the inputs of this run differ from the locked ones."""
     writers = [stage for stage in stages if stage.writes]
     wanted: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "the checkpoint": (dict(lock.checkpoint), dict(checkpoint.files) or dict(lock.checkpoint)),
@@ -117,12 +117,12 @@ def check_inputs(lock: Lock, path: Path, checkpoint: Checkpoint, stages: Sequenc
             name = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
             raise Error(
                 f"{what.capitalize()} of this run ({name}) are not those in {path}; restore them, or run "
-                "without --locked to lock what there is now."
+                "without --locked to lock the present ones."
             )
 
 
 def compare(lock: Lock, rebuilt: Lock, path: Path) -> LockReport:
-    """How equal a rebuild is, and what changed."""
+    """How a rebuild compares with the lock, and what changed."""
     names = ("tokenizer", "rows", "graph", "bundle", "tools", "machine")
     changed = [item for name in names for item in _changes(name, getattr(lock, name), getattr(rebuilt, name))]
     equality: Equality = "none"
@@ -153,7 +153,7 @@ def _short(value: str | None) -> str:
 
 
 def _agree(old: Golden, new: Golden) -> bool:
-    """The same prompts, and the same tokens up to the first that either could not tell from its second best."""
+    """Whether prompts are the same, and tokens up to the first that either could not separate from its second best."""
     if [answer.prompt_ids for answer in old.answers] != [answer.prompt_ids for answer in new.answers]:
         return False
     threshold = max(old.threshold("float32"), new.threshold("float32"))
@@ -163,5 +163,5 @@ def _agree(old: Golden, new: Golden) -> bool:
             if token != other:
                 if min(margin, other_margin) > threshold:
                     return False
-                break  # they go on from different tokens
+                break  # both continue from different tokens
     return True

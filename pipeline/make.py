@@ -1,4 +1,4 @@
-"""One run: each stage is taken from the cache or made, the gates are judged, and what met them is published."""
+"""One run: takes each stage from the cache or runs it, judges the gates, and publishes the bundle that meets them."""
 
 import dataclasses
 import importlib.metadata
@@ -32,12 +32,12 @@ DEFAULT_CACHE_BYTES = 20 * GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeOptions:
-    """Where the checkpoint and the cache are, how large the cache may grow, and what runs a command."""
+    """Paths of checkpoint and cache, the cache's size limit, and the function that runs a command."""
 
     cache_dir: Path
     cache_bytes: int = DEFAULT_CACHE_BYTES
     checkpoint: str | None = None  # instead of the recipe's path
-    locked: bool = False  # make everything anew and compare it with the lock file
+    locked: bool = False  # make everything again and compare it with the lock file
     pages: Path | None = None  # where the page of `piston eval` is copied to
     quiet: bool = False
     run: Runner = run_verb
@@ -47,8 +47,8 @@ def make(recipe: Recipe, path: Path, options: MakeOptions) -> Report:
     """Make the bundle of the recipe read from `path`, judge it, and publish it if every gate is met.
 
     Raises:
-        MisuseError: the checkpoint or a baseline is not there, or the output is something else than a bundle.
-        Error: the checkpoint is not the recipe's, the lock's inputs are others, or a stage failed: its own words.
+        MisuseError: the checkpoint or a baseline does not exist, or the output is not a bundle.
+        Error: the checkpoint or the inputs differ from the recipe or the lock, or a stage failed (with its message).
     """
     base = path.absolute().parent
     checkpoint = locate(recipe, base, options.checkpoint)
@@ -80,7 +80,7 @@ def make(recipe: Recipe, path: Path, options: MakeOptions) -> Report:
 
 @contextmanager
 def _place(cache: Cache, *, is_scratch: bool) -> Iterator[Cache]:
-    """The cache, or one beside it that is empty and does not last: a locked run makes everything anew."""
+    """The cache, or for a locked run an empty temporary one next to it, so that everything is made again."""
     with ExitStack() as stack:
         if is_scratch:
             directory = stack.enter_context(scratch_dir(cache.root, "locked"))
@@ -90,12 +90,12 @@ def _place(cache: Cache, *, is_scratch: bool) -> Iterator[Cache]:
 
 
 def _evict(cache: Cache) -> None:
-    """Bring the cache down to its size; what goes wrong is told, and costs no report of what is published by now."""
+    """Trim the cache; an error is only printed, so that the report of the published bundle is not lost."""
     try:
         for removed in cache.evict():
             note(f"  removed {removed} from the cache, which holds at most {cache.max_bytes / GIB:.1f} GiB")
     except OSError as problem:
-        note(f"warning: the cache {cache.root} could not be brought down to its size: {problem}")
+        note(f"warning: the cache {cache.root} could not be trimmed: {problem}")
 
 
 def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]], baseline: Reference | None) -> Report:
@@ -114,7 +114,7 @@ def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]],
         stages=tuple(run.reports[stage.name] for stage in run.stages),
         engines=tuple(_engine(spec.target, spec.actual) for spec in manifest.engines),
         values=values,
-        mismatches=tuple(_parting(item) for item in results.get("verify", {}).get("mismatches", ())),
+        mismatches=tuple(_mismatch(item) for item in results.get("verify", {}).get("mismatches", ())),
         gates=tuple(changes.get(gate.text) or gate.judge(values) for gate in gates),
         machine=machine(),
         tools={name: version for stage in run.stages for name, version in stage.tools.items()},
@@ -124,7 +124,7 @@ def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]],
 
 @dataclass(slots=True)
 class Run:
-    """The stages of one run and what has been taken or made of them."""
+    """The stages of one run and their results so far."""
 
     recipe: Recipe
     base: Path
@@ -137,20 +137,20 @@ class Run:
 
     @property
     def manifest(self) -> Manifest:
-        """The bundle's, from the cache."""
+        """The manifest of the bundle in the cache."""
         return Manifest.read(self.output("build"))
 
     def result(self, stage: Stage) -> dict[str, Any]:
-        """What a stage printed, from the cache or by running it."""
+        """The JSON that a stage printed, from the cache or by running it."""
         result: dict[str, Any] = self._entry(stage, is_read=False).record["result"]
         return result
 
     def output(self, name: str) -> Path:
-        """The model directory or bundle that a stage wrote, every file of it verified."""
+        """The model directory or bundle that a stage wrote, with every file verified."""
         return self.files(name) / ("bundle" if name == "build" else "model")
 
     def files(self, name: str) -> Path:
-        """All that a stage wrote, verified."""
+        """The output directory of a stage, verified."""
         stage = next(stage for stage in self.stages if stage.name == name)
         return self._entry(stage, is_read=True).output
 
@@ -161,13 +161,13 @@ class Run:
         return self.output(build.reads[0])
 
     def publish(self, bundle: Path) -> None:
-        """Copy the bundle to its place, unless the same lies there already."""
+        """Copy the bundle to its output path, unless the same bundle is there already."""
         source = self.output("build")
         manifest = Manifest.read(source)
         if _is_same(source, bundle, manifest):
             return
         with atomic_dir(bundle, overwrite=True, reads=self.checkpoint.reads) as work:
-            for name in (*manifest.files, FILE_NAME):  # copytree would hide that the disk is full
+            for name in (*manifest.files, FILE_NAME):  # copytree would hide a full disk
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, work / name)
             manifest.verify(work)
@@ -178,7 +178,7 @@ class Run:
         with self.cache.locked(stage.name, stage.key):
             entry = self.cache.find(stage.name, stage.key)
             if entry is not None and not entry.record["result"].get("passed", True):
-                entry = None  # a bundle that failed to verify is asked again
+                entry = None  # a bundle that failed `verify` is verified again
             if entry is not None and is_read and (damage := entry.damage()) is not None:
                 self.cache.remove(entry.directory, damage)
                 entry = None
@@ -214,7 +214,7 @@ class Run:
 
 
 def _check(stage: Stage, outcome: Outcome) -> None:
-    """A stage that failed has no entry; what `verify` found is a finding, and is kept."""
+    """A failed stage has no entry; a negative result of `verify` is a result and is kept."""
     if outcome.status == 0 or (stage.name == "verify" and "passed" in outcome.result):
         return
     hint = ' (where no engine can run: skip = ["verify"] in [gates])' if stage.name == "verify" else ""
@@ -222,7 +222,7 @@ def _check(stage: Stage, outcome: Outcome) -> None:
 
 
 def _baseline(recipe: Recipe, base: Path) -> Reference | None:
-    """What gates over a baseline compare with, read before any work."""
+    """The baseline of gates, read before any work."""
     stated = (recipe.bench or {}).get("baseline")
     if stated is None:
         return None
@@ -253,7 +253,7 @@ def _report(stage: Stage, entry: Entry, *, is_cached: bool) -> StageReport:
     )
 
 
-def _parting(item: Mapping[str, Any]) -> str:
+def _mismatch(item: Mapping[str, Any]) -> str:
     return (
         f"{item['what']}, token {item['position']} of {item['prompt']!r:.60}: "
         f"expected {item['expected_id']} {item['expected_text']!r}, got {item['got_id']} {item['got_text']!r}"

@@ -1,4 +1,4 @@
-"""The tables of a recipe are the options of the verbs: what a verb's command line takes, its table takes too."""
+"""Options of the verbs as tables of a recipe: a table takes what the verb's command line takes."""
 
 import argparse
 import importlib
@@ -9,8 +9,8 @@ from typing import Any
 from piston.core.errors import Error, MissingExtraError
 from piston.core.schema import Path, SchemaError
 
-JUDGED = ("eval", "bench")  # verbs whose gates `make` judges itself
-# What `make` decides itself, or what has no place in a file that runs unattended.
+JUDGED = ("eval", "bench")  # verbs whose gates `piston make` judges itself
+# Options that `piston make` sets itself, or that make no sense in an unattended run.
 RESERVED = frozenset(
     {"help", "output", "overwrite", "quiet", "json", "html", "fail_on", "debug", "junit", "markdown"}
     | {"cache_dir", "no_cache", "save_recipe", "recipe", "log_format", "checkpoint"}
@@ -28,7 +28,7 @@ class Option:
     help: str
 
     def check(self, value: object, path: Path) -> None:
-        """Raise SchemaError for a value that the command line would not take."""
+        """Raise SchemaError for a value that the command line would refuse."""
         if self.is_list:
             if not isinstance(value, list) or not value:
                 raise SchemaError(f"{'.'.join(map(str, path))} must be a list that is not empty", path)
@@ -48,12 +48,12 @@ class Option:
         expected = types[self.kind]
         is_wrong = isinstance(value, bool) != (self.kind == "boolean") or not isinstance(value, expected)
         if is_wrong or (isinstance(value, int | float) and value < 0):
-            raise SchemaError(f"{name} is {value!r:.80}, it must be a {self.kind}", path)
+            raise SchemaError(f"{name} is {value!r:.80}; it must be a {self.kind}", path)
         if self.choices and value not in self.choices:
-            raise SchemaError(f"{name} is {value!r:.80}, it must be one of {', '.join(map(str, self.choices))}", path)
+            raise SchemaError(f"{name} is {value!r:.80}; it must be one of {', '.join(map(str, self.choices))}", path)
 
     def words(self, value: Any) -> list[str]:
-        """As it is typed."""
+        """The option as words of a command line."""
         if self.kind == "boolean":
             return [self.flag] if value else []
         # One word: a value may begin with a dash.
@@ -61,7 +61,7 @@ class Option:
 
 
 def options_of(verb: str) -> dict[str, Option]:
-    """The options of a verb by the name they have in a recipe: dashes are underscores.
+    """The options of a verb by their names in a recipe, where dashes are underscores.
 
     Raises:
         MissingExtraError: the verb's packages are not installed.
@@ -82,7 +82,7 @@ def options_of(verb: str) -> dict[str, Option]:
 
 
 def check_table(verb: str, table: Mapping[str, Any]) -> None:
-    """Raise SchemaError for an option that the verb does not have or a value that it does not take."""
+    """Raise SchemaError for an option or a value that the verb does not have."""
     from piston.cli.main import VERBS
 
     if verb not in VERBS:
@@ -105,7 +105,7 @@ def _option(action: argparse.Action) -> Option:
     is_flag = action.nargs == 0
     is_list = isinstance(action, argparse._AppendAction) or action.nargs in {"+", "*"}  # noqa: SLF001
     if is_list and action.nargs is not None:
-        raise Error(f"{flag} takes several words at once, which a recipe cannot say.")
+        raise Error(f"{flag} takes several words at once, which a recipe cannot express.")
     kind = "boolean" if is_flag else {int: "integer", float: "number"}.get(action.type, "string")  # type: ignore[call-overload]
     return Option(
         flag=flag,

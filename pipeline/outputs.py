@@ -1,4 +1,4 @@
-"""The outputs of a recipe, judged before any work."""
+"""Checks the outputs of a recipe before any work."""
 
 from pathlib import Path
 
@@ -13,28 +13,28 @@ from piston.pipeline.report import FILES, SBOM
 
 
 def check_outputs(recipe: Recipe, path: Path, checkpoint: Checkpoint, pages: Path | None) -> None:
-    """Refuse, before any work, outputs that would replace what is read, or what Piston did not write.
+    """Refuse, before any work, outputs that would replace an input or files that Piston did not write.
 
     Raises:
-        OutputExistsError: the bundle's place holds something else, or the lock file's.
-        MisuseError: an output is, or contains, the recipe or the checkpoint; or two outputs are in each other's way.
+        OutputExistsError: the path of the bundle or of the lock file holds something else.
+        MisuseError: an output is, or contains, the recipe or the checkpoint; or two outputs overlap.
     """
     base = path.absolute().parent
     bundle, lock_path = base / recipe.output.bundle, base / recipe.output.lock
     reads = [path.absolute(), *checkpoint.reads]
     if bundle.exists() and not _is_bundle(bundle) and (bundle.is_file() or any(bundle.iterdir())):
-        raise OutputExistsError(f"{bundle} is there and is no bundle; remove it, or name another output.bundle.")
+        raise OutputExistsError(f"{bundle} exists and is not a bundle; remove it, or name another output.bundle.")
     check_free(bundle, overwrite=True, reads=reads)
     for name, place in (("output.lock", lock_path.parent), ("the report", pages)):
         if place is not None and place.resolve().is_relative_to(bundle.resolve()):
             raise MisuseError(
-                f"{name.capitalize()} lies in the bundle {bundle}, which is replaced; name another place."
+                f"{name.capitalize()} is inside the bundle {bundle}, which is replaced; name another path."
             )
     check_output_files({"output.lock": lock_path}, reads)
     check_lock_file(lock_path)
     if pages is not None:
         if pages.resolve() in [read.resolve() for read in checkpoint.reads]:
-            raise MisuseError(f"The report would become a part of the checkpoint {pages}; name another directory.")
+            raise MisuseError(f"The report would be written into the checkpoint {pages}; name another directory.")
         names = (*FILES, SBOM, EVAL_PAGE) if pages.is_dir() else ()
         check_output_files({f"report {name}": pages / name for name in names}, [*reads, lock_path])
 

@@ -1,4 +1,4 @@
-"""The stages of a recipe in order, with the hash of everything that each depends on. Runs nothing."""
+"""The stages of a recipe in order, with the hash of all inputs of each. Runs nothing."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from piston.pipeline.options import words_of
 from piston.pipeline.recipe import FLOAT, VERIFY, Recipe
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-KEY_LENGTH = 32  # hex digits of the SHA-256 that name an entry
+KEY_LENGTH = 32  # hex digits of the SHA-256 in the name of an entry
 EVAL_PAGE = "eval.html"
 WRITERS = ("export", "calibrate", "build")  # verbs that write a directory; the others print
 
@@ -36,18 +36,18 @@ class Checkpoint:
 
     @property
     def reads(self) -> list[Path]:
-        """The path that the export reads; nothing for a hub id."""
+        """The path that the export reads; None for a hub id."""
         return [Path(self.source)] if self.files else []
 
     @property
     def sha256(self) -> str | None:
-        """As a recipe states it; None for a hub id."""
+        """The hash as a recipe states it; None for a hub id."""
         return digest_of_files(dict(self.files)) if self.files else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One command: `reads` are the stages whose output it is given, the first one as its argument."""
+    """One command; `reads` are the stages whose output it takes, the first one as its argument."""
 
     name: str
     key: str
@@ -66,7 +66,7 @@ def locate(recipe: Recipe, base: Path, override: str | None = None) -> Checkpoin
     """Find the checkpoint and check it against the recipe; a hub id is left to the export.
 
     Raises:
-        MisuseError: it is not there, or a revision is no commit.
+        MisuseError: it does not exist, or a revision is not a commit.
         Error: its hash is not the recipe's.
     """
     stated = recipe.checkpoint
@@ -74,20 +74,20 @@ def locate(recipe: Recipe, base: Path, override: str | None = None) -> Checkpoin
     if stated.revision is not None and override is None:
         if _COMMIT.fullmatch(stated.revision) is None:
             raise MisuseError(
-                f"checkpoint.revision {stated.revision!r} may move; name the commit, forty hexadecimal digits."
+                f"checkpoint.revision {stated.revision!r} is not a commit; give its forty hexadecimal digits."
             )
         return Checkpoint(source=stated.source, files={}, revision=stated.revision)
     if stated.sha256 is None and stated.revision is not None:
         raise MisuseError(
-            "--checkpoint is checked by checkpoint.sha256, which the recipe of a hub id has not; leave it out."
+            "--checkpoint cannot be used with a hub id, which has no checkpoint.sha256 to check it by; leave it out."
         )
     # A file keeps its own name: the hub's cache links model.gguf to a blob that is named by its hash.
     place = path.parent.resolve() / path.name if path.is_file() else path.resolve()
     found = Checkpoint(source=str(place), files=files_of_checkpoint(path))
-    if stated.sha256 is not None and found.sha256 != stated.sha256:  # None: `--dry-run` prints what to state
+    if stated.sha256 is not None and found.sha256 != stated.sha256:  # None: `--dry-run` prints the hash to state
         raise Error(
-            f"The checkpoint {path} has SHA-256 {found.sha256}, the recipe states {stated.sha256}; it is another one, "
-            "or it was changed."
+            f"The checkpoint {path} has SHA-256 {found.sha256}, the recipe states {stated.sha256}; use the checkpoint "
+            "that the recipe names, or correct checkpoint.sha256."
         )
     return found
 
@@ -118,7 +118,7 @@ def words_for(stage: Stage, recipe: Recipe, checkpoint: Checkpoint, outputs: Seq
         return ["export", *stage.options, *revision, f"--output={work / 'model'}", "--", checkpoint.source]
     words = [stage.name, *stage.options]
     if any(option.startswith("--target=tensorrt") for option in stage.options) and stage.name == "build":
-        words.append("--no-cache")  # the whole bundle is in ours
+        words.append("--no-cache")  # the cache of `piston make` holds the whole bundle
     if stage.writes:
         words.append(f"--output={work / ('bundle' if stage.name == 'build' else 'model')}")
     if stage.name == "eval":
@@ -135,7 +135,7 @@ def _stage(
     if name == "eval" and table.get("reference") == FLOAT:
         del table["reference"]
     if name == "bench" and (baseline := table.pop("baseline", None)) is not None and (base / baseline).is_dir():
-        # A bundle is measured in turns with the new one; the figures of a file are only compared.
+        # A baseline bundle is measured in turns with the new one; a baseline file is only compared.
         table["against"] = [*table.get("against", ()), f"piston:{baseline}"]
         more = {**(more or {}), "baseline": hashed_files([baseline], base)}
     options = words_of(name, table)

@@ -1,4 +1,4 @@
-"""The recipe of a bundle: a TOML file that says everything, read whole or refused naming the field that is wrong."""
+"""The recipe of a bundle: a TOML file, read completely or refused with the name of the wrong field."""
 
 import tomllib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Source:
     """The checkpoint: a local path with its hash, or a hub id with a commit."""
 
     source: str
-    sha256: str | None = None  # of a file, or of a directory's listing: see digest.py
+    sha256: str | None = None  # of a file, or of a directory's listing: see cache_key.py
     revision: str | None = None
     license: str | None = None  # SPDX, for the bill of materials
 
@@ -39,23 +39,23 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gates:
-    """What must hold; see gates.py. `verify` must hold unless it is skipped, named or not."""
+    """The conditions; see gates.py. `verify` must pass unless it is skipped, even where it is not named."""
 
     require: tuple[str, ...] = ()
     skip: tuple[Literal["verify"], ...] = ()  # where no engine of the bundle can run on the machine that makes it
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every gate that is judged, as text."""
+        """Every gate as text."""
         is_implied = VERIFY not in self.skip and not any(text.strip() == VERIFY for text in self.require)
         return (*((VERIFY,) if is_implied else ()), *self.require)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Every table but three holds options of the verb of its name; a table that is absent is a stage that is not run.
+    """Every table but three holds options of the verb of its name; a missing table means that the stage does not run.
 
-    `export` and `build` are always run, and `verify` is unless gates.skip names it.
+    `export` and `build` always run, and so does `verify` unless gates.skip names it.
     """
 
     checkpoint: Source
@@ -84,7 +84,7 @@ def read_recipe(path: Path, *, needs_hash: bool = True) -> Recipe:
     """Read and check a recipe; `needs_hash=False` takes one that does not state the checkpoint's hash yet.
 
     Raises:
-        MisuseError: it cannot be read, or says something that cannot be done; the message names file and field.
+        MisuseError: it cannot be read, or a field is wrong; the message names file and field.
         MissingExtraError: it has a table of a verb whose packages are not installed.
     """
     try:
@@ -95,7 +95,7 @@ def read_recipe(path: Path, *, needs_hash: bool = True) -> Recipe:
     except UnicodeDecodeError as problem:
         raise MisuseError(f"{path} is not UTF-8 (byte {problem.start:,}).") from None
     if len(data) > MAX_BYTES:
-        raise MisuseError(f"{path} has {len(data):,} bytes; a recipe has at most {MAX_BYTES:,}.")
+        raise MisuseError(f"{path} has {len(data):,} bytes; a recipe may have at most {MAX_BYTES:,}.")
     try:
         value = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:
@@ -119,13 +119,13 @@ def _check(recipe: Recipe, *, needs_hash: bool) -> None:
 def _check_source(stated: Source, *, needs_hash: bool) -> None:
     if needs_hash and stated.sha256 is None and stated.revision is None:
         raise SchemaError(
-            "the checkpoint has neither sha256 (of something local; `piston make --dry-run` prints it) nor revision "
+            "the checkpoint has neither sha256 (for a local path; `piston make --dry-run` prints it) nor revision "
             "(the commit of a hub id)",
             ("checkpoint",),
         )
     if stated.sha256 is not None and stated.revision is not None:
         raise SchemaError(
-            "checkpoint.revision is of a hub id, checkpoint.sha256 of something local; give one",
+            "checkpoint.revision is for a hub id, checkpoint.sha256 for a local path; give one",
             ("checkpoint", "revision"),
         )
 
@@ -140,10 +140,10 @@ def _check_gates(recipe: Recipe) -> None:
         if recipe.table(needed := stage_of(parsed)) is None:
             raise SchemaError(f"{gate!r} needs a table [{needed}]", path)
         if parsed.change_of == "baseline" and "baseline" not in (recipe.bench or {}):
-            raise SchemaError(f"{gate!r} needs bench.baseline, the file of an earlier run", path)
+            raise SchemaError(f"{gate!r} needs bench.baseline, a bundle or the file of an earlier run", path)
     if VERIFY in recipe.gates.skip and (recipe.verify or any(gate.strip() == VERIFY for gate in recipe.gates.require)):
         raise SchemaError(
-            "'verify' is skipped, and its table or its gate asks for it; take one away", ("gates", "skip")
+            "'verify' is skipped, but its table or a gate requires it; remove one of them", ("gates", "skip")
         )
     if len(set(recipe.gates.require)) != len(recipe.gates.require):
         raise SchemaError("a gate is named twice", ("gates", "require"))

@@ -1,4 +1,4 @@
-"""A report as text for people, as Markdown for a pull request, and as JUnit for what counts tests."""
+"""A report as text, as Markdown for a pull request, and as JUnit XML."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def write_sbom(directory: Path, report: Report, model_license: str | None) -> No
 
 
 def lines_of(report: Report) -> Iterator[str]:
-    """For a terminal."""
+    """The report as text."""
     for stage in report.stages:
         yield f"{stage.name:<10} {took(stage)}"
     for engine in report.engines:
@@ -58,7 +58,7 @@ def lines_of(report: Report) -> Iterator[str]:
 
 
 def markdown_of(report: Report) -> Iterator[str]:
-    """For a pull request's comment or a job's summary."""
+    """The report as Markdown for a pull request's comment or a job's summary."""
     yield f"## {'✅' if report.is_met else '❌'} {text(report.model)}, {report.scheme}"
     yield ""
     if report.gates:
@@ -69,8 +69,8 @@ def markdown_of(report: Report) -> Iterator[str]:
     if report.lock is not None:
         yield f"Rebuilt against {code(Path(report.lock.path).name)}: **{report.lock.equality}**"
         yield ""
-    for parting in report.mismatches:
-        yield f"- parts: {text(parting)}"
+    for mismatch in report.mismatches:
+        yield f"- differs: {text(mismatch)}"
     yield from table(
         ("stage", "time", "memory", "written"),
         [(stage.name, _seconds(stage), shown(stage.peak_bytes, "bytes"), _written(stage)) for stage in report.stages],
@@ -81,7 +81,7 @@ def markdown_of(report: Report) -> Iterator[str]:
 
 
 def junit_of(report: Report) -> str:
-    """A test case for each stage, gate and lock: what failed is what the exit status is about."""
+    """A test case for each stage, gate and lock, so that a failed case explains the exit status."""
     cases = [
         Case(f"stage {stage.name}", is_met=True, seconds=0.0 if stage.is_cached else stage.seconds)
         for stage in report.stages
@@ -89,13 +89,13 @@ def junit_of(report: Report) -> str:
     cases += [Case(f"gate {gate.expression}", gate.is_met, gate.message) for gate in report.gates]
     if report.lock is not None:
         is_equal = report.lock.equality != "none"
-        said = "; ".join(report.lock.changed) or ("" if is_equal else "nothing is equal")
+        said = "; ".join(report.lock.changed) or ("" if is_equal else "not reproducible")
         cases.append(Case("lock", is_equal, said))
     return document_of("piston make", cases)
 
 
 def precision_of(engine: EngineReport) -> str:
-    """What an engine computes in, the largest part first."""
+    """The arithmetic of an engine, the largest share first."""
     parts = sorted(((share, name) for name, share in engine.linears.items() if share > 0), reverse=True)
     linears = ", ".join(f"{share:.1%} {name}" for share, name in parts)
     return f"{engine.dtype}, cache {engine.cache}" + (f", linears {linears}" if linears else "")

@@ -1,4 +1,4 @@
-"""What a run of `piston make` found, as frozen dataclasses: `to_json` of them is docs/schemas/make.json."""
+"""The report of a `piston make` run as frozen dataclasses; `to_json` follows docs/schemas/make.json."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Equality = Literal["bit-equal", "graph-equal", "numerically-equal", "none"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StageReport:
-    """One stage: what it took when it was made, and whether that was in this run."""
+    """One stage: what it took, and whether it ran in this run."""
 
     name: str
     key: str
@@ -26,13 +26,13 @@ class StageReport:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReport:
-    """One engine: what it computes in."""
+    """One engine and its arithmetic."""
 
     target: str
     dtype: str
     cache: str
-    linears: Mapping[str, float]  # shares of the multiply-adds; empty where nobody counted them
-    kept: tuple[str, ...]  # linears that stayed in float though the model is quantized
+    linears: Mapping[str, float]  # shares of the multiply-adds; empty where they were not counted
+    kept: tuple[str, ...]  # linears in float of a quantized model
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class LockReport:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All of it."""
+    """The whole report."""
 
     recipe: str
     recipe_sha256: str
@@ -55,7 +55,7 @@ class Report:
     model: str
     scheme: str
     bundle: str
-    is_published: bool  # whether the bundle lies there now
+    is_published: bool  # whether the bundle is there now
     stages: tuple[StageReport, ...]
     engines: tuple[EngineReport, ...]
     values: Mapping[str, float]  # every figure that a gate can name
@@ -69,7 +69,7 @@ class Report:
 
     @property
     def is_met(self) -> bool:
-        """Whether every gate was met and a locked rebuild was equal in some way."""
+        """Whether every gate was met and a locked rebuild matches the lock in some way."""
         return all(gate.is_met for gate in self.gates) and (self.lock is None or self.lock.equality != "none")
 
     def to_json(self) -> dict[str, Any]:

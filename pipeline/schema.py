@@ -1,4 +1,4 @@
-"""The JSON schema of a recipe, from the options that the verbs have: docs/schemas/recipe.json is what it gives."""
+"""Makes the JSON schema of a recipe, docs/schemas/recipe.json, from the options of the verbs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`piston bench RECIPE...`: how long the stages that make a bundle take, and how much memory."""
+"""`piston bench RECIPE...`: time and memory of the stages that make a bundle."""
 
 import argparse
 import sys
@@ -24,7 +24,7 @@ from piston.pipeline.stages import measure_stages
 
 SUFFIX = ".toml"
 REPEATS, WARMUP = 6, 1  # stages take minutes
-# Options that speak of a bundle; a recipe says the rest itself.
+# Options that apply only to a bundle.
 _OF_BUNDLES = (
     "target",
     "batch",
@@ -41,7 +41,7 @@ _OF_BUNDLES = (
 
 
 def is_of_recipes(paths: Sequence[Path]) -> bool:
-    """Whether the command names recipes instead of a bundle; raises MisuseError for a mixture or several bundles."""
+    """Whether the command names recipes, not a bundle; raises MisuseError for a mixture or several bundles."""
     recipes = [path.suffix == SUFFIX for path in paths]
     if not all(recipes) and len(paths) > 1:
         raise MisuseError("Name one bundle, or recipes (*.toml); a bundle is compared by --against piston:OTHER.")
@@ -49,7 +49,7 @@ def is_of_recipes(paths: Sequence[Path]) -> bool:
 
 
 def run_recipes(arguments: argparse.Namespace, defaults: argparse.Namespace) -> int:
-    """Measure, print, judge. Everything that can be refused is refused before a stage is run."""
+    """Measure, print, judge. Wrong options are refused before a stage runs."""
     _check(arguments, defaults)
     gates = gates_of(arguments, FIGURES, "--fail-on")
     options = Options(
@@ -66,7 +66,7 @@ def run_recipes(arguments: argparse.Namespace, defaults: argparse.Namespace) -> 
 
 
 def measured(jobs: Sequence[Job], options: Options, progress: Progress, reference: Reference | None = None) -> Report:
-    """The stages of this Piston, and in turns with them those of a reference that is an environment."""
+    """Run the stages of this Piston, in turns with those of a baseline environment if there is one."""
     machine, date = take_fingerprint(options.threads), datetime.now(UTC).isoformat(timespec="seconds")
     sides = [Side(name="piston", python=sys.executable)]
     if reference is not None and reference.side is not None:
@@ -80,12 +80,12 @@ def measured(jobs: Sequence[Job], options: Options, progress: Progress, referenc
 def _check(arguments: argparse.Namespace, defaults: argparse.Namespace) -> None:
     for name in (*_OF_BUNDLES, "profile"):
         if getattr(arguments, name) != getattr(defaults, name):
-            raise MisuseError(f"--{name.replace('_', '-')} is of a bundle; a recipe says itself how it is made.")
+            raise MisuseError(f"--{name.replace('_', '-')} applies to a bundle, not to recipes; leave it out.")
     for name, value, least in (("--repeats", arguments.repeats, 1), ("--warmup", arguments.warmup, 0)):
         if value is not None and value < least:
             raise MisuseError(f"{name} is {value}; it must be at least {least}.")
     if not 0 < arguments.alpha < 1:
-        raise MisuseError(f"--alpha is {arguments.alpha}; it is a chance, between 0 and 1.")
+        raise MisuseError(f"--alpha is {arguments.alpha}; it must be a probability between 0 and 1.")
     check_outputs(arguments)
 
 
@@ -93,12 +93,12 @@ def _reference(arguments: argparse.Namespace, gates: Sequence[Gate]) -> Referenc
     if arguments.baseline is None:
         return None
     if not any(gate.change_of is not None for gate in gates):
-        raise MisuseError("--baseline is what gates compare with; give --require 'calibrate.seconds<=110%'.")
+        raise MisuseError("--baseline needs a gate; give one such as --require 'calibrate.seconds<=110%'.")
     reference = read_reference(arguments.baseline)
     if reference.contender is not None:
         raise MisuseError(
-            f"--baseline {arguments.baseline} is a bundle; stages compare with a --json file, or with a virtual "
-            "environment that has another Piston."
+            f"--baseline {arguments.baseline} is a bundle; for recipes give a --json file, or a virtual "
+            "environment with another Piston."
         )
     return reference
 
@@ -118,4 +118,4 @@ def _check_gates(
             try:
                 check_stages(gate, there.repeats, verbs, level)
             except MisuseError as problem:
-                raise MisuseError(f"--baseline {reference.path} was measured too seldom. {problem}") from None
+                raise MisuseError(f"--baseline {reference.path} has too few runs. {problem}") from None

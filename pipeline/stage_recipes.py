@@ -1,4 +1,4 @@
-"""Recipes of `piston make` as jobs to time: what `make` would run, each target built on its own."""
+"""Recipes of `piston make` as jobs to time: the commands of `make`, with a separate build for each target."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ _TARGET = "--target="
 
 
 def jobs_of(paths: Sequence[Path], checkpoint: str | None = None) -> list[Job]:
-    """The commands of all recipes; one that several share, as they share an export, is there once.
+    """The commands of all recipes; a shared command, such as an export, occurs once.
 
-    `checkpoint` is where it lies on this machine, as for `piston make`.
+    `checkpoint` is its path on this machine, as for `piston make`.
 
     Raises:
         MisuseError: a recipe cannot be read, or two have one name.
@@ -24,7 +24,7 @@ def jobs_of(paths: Sequence[Path], checkpoint: str | None = None) -> list[Job]:
     """
     stems = [path.stem for path in paths]
     if len(set(stems)) < len(stems):
-        raise MisuseError(f"Recipes are told apart by their file's name; there are {', '.join(stems)}.")
+        raise MisuseError(f"Recipes need different file names; these are {', '.join(stems)}.")
     jobs: dict[str, Job] = {}
     for path in paths:
         for job in _jobs_of(path, checkpoint):
@@ -56,12 +56,12 @@ def _jobs_of(path: Path, override: str | None) -> list[Job]:
 
 
 def _export_label(stage: Stage, checkpoint: Checkpoint) -> str:
-    """The checkpoint and what is asked of the export: recipes that agree in both share it."""
+    """Checkpoint and options of the export: recipes with the same ones share it."""
     return " ".join([Path(checkpoint.source).name, *(option.lstrip("-") for option in stage.options)])
 
 
 def _parts(stage: Stage) -> list[tuple[Stage, str]]:
-    """A build of several targets is as many; the end of the name with each."""
+    """Split a build of several targets into one each; with the suffix of its name."""
     if stage.name != "build":
         return [(stage, "")]
     targets = [option for option in stage.options if option.startswith(_TARGET)] or [f"{_TARGET}{DEFAULT_TARGET}"]

@@ -1,4 +1,4 @@
-"""The stages of recipes, timed: each command in a process of its own, two Pistons in turns, A B A B."""
+"""Times the stages of recipes: each command in a new process, two Pistons in turns, A B A B."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ from piston.core.console import Progress
 from piston.core.errors import EngineError, Error
 from piston.pipeline.child import Outcome, run_verb
 
-# From the words, where they run and the Python: what came of it, and the seconds of all cores.
+# Takes words, directory and Python; returns the outcome and the CPU seconds of all cores.
 Runner = Callable[[Sequence[str], Path, str], tuple[Outcome, float]]
 
 
 def run_stage(words: Sequence[str], directory: Path, python: str) -> tuple[Outcome, float]:
-    """Run `piston WORDS` of that Python; raises Error in its own words where it fails."""
+    """Run `piston WORDS` with that Python; raises Error with its message if it fails."""
     before = _children_cpu()
     outcome = run_verb(words, directory, True, python)
     return outcome, _children_cpu() - before
 
 
 def _children_cpu() -> float:
-    """Seconds that all cores together spent on processes this one started and waited for."""
+    """CPU seconds of all child processes that have been waited for."""
     import resource  # Windows has none
 
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -39,9 +39,9 @@ def measure_stages(
     scratch: Path,
     runner: Runner = run_stage,
 ) -> list[System]:
-    """Run every job `warmup` + `repeats` times on every side; a job comes after the one it reads.
+    """Run every job `warmup` + `repeats` times on every side, after the job whose output it reads.
 
-    Each side reads what it wrote itself in the first round; what later rounds write is deleted at once. `scratch` is an
+    Each side reads its own output of the first round; output of later rounds is deleted at once. `scratch` is an
     empty directory with room for the outputs of one round of every side, and one more.
 
     Raises:
@@ -87,7 +87,7 @@ def _written(work: Path) -> Path:
     """The one directory that a stage wrote."""
     found = sorted(work.iterdir()) if work.is_dir() else []
     if len(found) != 1:
-        raise EngineError(f"A stage was to write one directory below {work}, and wrote {len(found)}.")
+        raise EngineError(f"A stage should write one directory below {work}, but wrote {len(found)}.")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""The figures of a run by the names that gates give them: from the bundle's manifest and what stages printed."""
+"""The figures of a run by their names in gates, from the bundle's manifest and the stages' JSON."""
 
 import math
 from collections.abc import Mapping
@@ -30,12 +30,12 @@ def _eval_report(result: Mapping[str, Any]) -> EvalReport:
     try:
         report: EvalReport = validated(EvalReport, dict(result), whole="the report of piston eval")
     except SchemaError as problem:
-        raise Error(f"`piston eval` printed what this version does not read: {problem}.") from None
+        raise Error(f"This version cannot read the JSON of `piston eval`: {problem}.") from None
     return report
 
 
 def _bench_values(result: Mapping[str, Any]) -> dict[str, float]:
-    """The worst over the settings of the bundle, which is the first system."""
+    """The worst value over the settings of the bundle, which is the first system."""
     from piston.bench.metrics import METRICS
 
     system = result["systems"][0]

@@ -1,6 +1,6 @@
-"""The torch-free runtime: load a bundle, generate, stream, chat.
+"""The runtime, which imports no torch: load a bundle, generate, stream, chat.
 
-Names are imported when first used: `piston --help` need not wait for numpy.
+Names are imported when first used, so `piston --help` does not wait for numpy.
 """
 
 import importlib

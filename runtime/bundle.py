@@ -1,4 +1,4 @@
-"""A bundle on disk: manifest, engines, tokenizer, template. Opened means verified."""
+"""A bundle on disk: manifest, engines, tokenizer, template. Opening verifies it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified directory and what its manifest says."""
+    """A verified directory and its manifest."""
 
     directory: Path
     manifest: Manifest
@@ -26,7 +26,7 @@ class Bundle:
     def open(cls, directory: str | Path, *, verify: bool = True, signer: Signer | None = None) -> Self:
         """Read the manifest and check every file's hash; `verify=False` leaves the hashes to the caller.
 
-        With a `signer` the signature is checked first, over the very bytes that are then read as the manifest.
+        With a `signer` the signature is checked first, on the same bytes that are then parsed as the manifest.
 
         Raises:
             BundleNotFoundError, BundleCorruptError, BundleTooNewError: see Manifest.
@@ -41,7 +41,7 @@ class Bundle:
         return cls(path, manifest, data, signed)
 
     def engines(self, target: str | None = None) -> tuple[EngineSpec, ...]:
-        """The engine of a target, those of a family such as tensorrt-rtx, or all of them; never none.
+        """The engine of a target, those of a family such as tensorrt-rtx, or all of them; at least one.
 
         Raises:
             BundleError: this is a model directory, or no engine has that target.
@@ -69,7 +69,7 @@ class Bundle:
         )
 
     def chat_template(self) -> ChatTemplate | None:
-        """The checkpoint's own template, if it has one, not yet compiled; raises BundleCorruptError."""
+        """The checkpoint's chat template, if it has one, not yet compiled; raises BundleCorruptError."""
         spec = self.manifest.tokenizer
         if not spec.has_chat_template:
             return None

@@ -1,4 +1,4 @@
-"""A chat that keeps its cache: each turn prefills only what the cache does not hold yet."""
+"""A chat that keeps its cache: each turn prefills only tokens that the cache does not hold yet."""
 
 import inspect
 import time
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """Messages so far and the slot that holds their keys and values.
+    """The messages so far and the slot that holds their keys and values.
 
     The template renders the whole conversation each turn; the cache is rewound to the longest prefix it shares with
-    the rendering, so a template that rewrites earlier turns costs time and never correctness.
+    the rendering, so a template that rewrites earlier turns costs time but stays correct.
     """
 
     def __init__(
@@ -33,30 +33,30 @@ class Conversation:
         sanitize_control_tokens: bool = True,
     ) -> None:
         if sampling.n != 1 or sampling.echo:
-            raise MisuseError("A conversation gives one answer and no echo; leave n and echo out.")
+            raise MisuseError("A conversation gives one answer without echo; leave n and echo out.")
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.sampling = sampling
-        self.completion: Completion | None = None  # the last answer, as far as it went
+        self.completion: Completion | None = None  # the last answer so far
         self._model = model
         self._sanitize_control_tokens = sanitize_control_tokens
         self._slot: int | None = model.engine.cache.admit()
         self._cached: list[int] = []  # the tokens whose keys and values the slot holds
-        # Of the last answer. The iterator of `say` alone keeps it alive, so that none that is forgotten is in the way.
+        # The last answer. Only the iterator of `say` keeps it alive, so a forgotten iterator does not block.
         self._steps: weakref.ref[Generator[tuple[Generation, str]]] | None = None
 
     def say(self, text: str) -> Generator[str]:
-        """Say something as the user and stream the answer.
+        """Send a user message and stream the answer.
 
-        Closing the iterator, or an interrupt, ends the answer there. Message and answer join `messages` together when
-        the answer ends, so a message that is refused (too long, or by the template) or gets no token of an answer
-        leaves no trace.
+        Closing the iterator, or an interrupt, ends the answer there. Message and answer are appended to `messages`
+        together when the answer ends, so a message that is refused (too long, or by the template) or gets no token is
+        not recorded.
 
         Raises:
             MisuseError: the conversation is closed, an answer is still being streamed, or the message is too long.
             TemplateError: the checkpoint has no template, or it refuses the messages.
         """
         if self._slot is None:
-            raise MisuseError("The conversation is closed; begin another.")
+            raise MisuseError("The conversation is closed; start a new one.")
         if self._streaming() is not None:
             raise MisuseError(
                 "The last answer is still being streamed; read it to its end or close() its iterator first."
@@ -86,7 +86,7 @@ class Conversation:
                 self.messages += [message, {"role": "assistant", "content": self.completion.text}]
 
     def close(self) -> None:
-        """End an answer that is still being streamed and give the slot back."""
+        """End an answer that is still being streamed and release the slot."""
         if self._slot is not None:
             self._end_answer()
             self._model.engine.cache.release(self._slot)
@@ -112,5 +112,7 @@ class Conversation:
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         # At least one token must be prefilled: its logits are the first of the answer.
         shared = min(shared, len(ids) - 1)
-        self._cached = self._cached[:shared]  # before the rewind: an interrupt between the two must leave no surplus
+        self._cached = self._cached[
+            :shared
+        ]  # before the rewind: an interrupt between the two must not leave extra tokens
         self._model.engine.cache.rewind(slot, shared)

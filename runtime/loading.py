@@ -1,7 +1,7 @@
-"""An engine and its tokenizer, loaded while the bundle's files are hashed: 270 MB take a quarter of a second.
+"""Loads an engine and its tokenizer while the bundle's files are hashed: 270 MB take a quarter of a second.
 
-What is loaded is not run: it is given out once every hash has been found right. A TensorRT plan runs as it is loaded,
-so its hash is checked first.
+Nothing is returned, so nothing runs, before every hash has been checked. Loading a TensorRT plan executes it, so its
+hash is checked first.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
-INERT = ("ort-cpu", "ort-cuda")  # families whose files are data until a step is run
+INERT = ("ort-cpu", "ort-cuda")  # families whose files are not executed when they are loaded
 
 
 class Closeable(Protocol):
@@ -54,7 +54,7 @@ def open_verified(
 
     Raises:
         BundleCorruptError: a file is not the recorded one; nothing stays open.
-        BundleError, EngineError, MissingExtraError: of what is loaded, if the files are right.
+        BundleError, EngineError, MissingExtraError: loading failed though the files are right.
     """
     hashing = hashing or Hashing.begin(bundle.manifest, bundle.directory)
     if family_of(spec.target) not in INERT:
@@ -66,7 +66,7 @@ def open_verified(
             template = bundle.chat_template()
             engine = opening(bundle, spec, sizes)
         except Error:
-            hashing.result()  # a damaged file is the better reason
+            hashing.result()  # a damaged file is the more useful error
             raise
         try:
             hashing.result()
@@ -77,13 +77,13 @@ def open_verified(
 
 
 def open_first(specs: Sequence[EngineSpec], opened: Callable[[EngineSpec], Result]) -> tuple[Result, tuple[str, ...]]:
-    """What `opened` makes of the first engine that its backend opens, and a sentence about each one before it.
+    """The result of `opened` for the first engine that can be opened, and a sentence about each one before it.
 
-    A check says whether an engine can run here; some things, such as libraries that are missing, only opening tells.
+    Some problems, such as missing libraries, show only when an engine is opened, not when it is checked.
 
     Raises:
-        EngineError, MissingExtraError: of the only engine, or an EngineError with the reason of each.
-        Error: whatever else `opened` raises, at once: a damaged file is no reason to take another engine.
+        EngineError, MissingExtraError: the error of the only engine, or an EngineError with the reason of each.
+        Error: any other error of `opened`, at once: a damaged file is not a reason to take another engine.
     """
     failed: list[tuple[EngineSpec, Error]] = []
     for spec in specs:

@@ -1,4 +1,4 @@
-"""How many slots of how many positions an engine is loaded with: as asked, as built, or as a container allows."""
+"""Slots and positions that an engine is loaded with: as requested, as built, or as a container allows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,15 +20,15 @@ def sizes_for(
     threads: int = 0,
     memory: int | None = None,
 ) -> tuple[Sizes, tuple[str, ...]]:
-    """Slots and positions of an engine, and a sentence about each that is less than the bundle was built for.
+    """Slots and positions of an engine, and a remark about each that is smaller than built.
 
-    What is None is as the bundle was built. Where the cache does not fit into `memory` bytes beside the weights, that
-    is made smaller: first the slots, then the positions. What the caller named is never changed.
+    None means as the bundle was built. Where cache and weights do not fit into `memory` bytes, these values are made
+    smaller: first the slots, then the positions. Values that the caller gave are never changed.
 
     Raises:
-        MisuseError: less than one, or more positions than the engine has.
-        HostMemoryError: it does not fit however small what may be changed is made.
-        BundleCorruptError: the manifest states sizes that are no numbers.
+        MisuseError: a value below 1, or more positions than the engine has.
+        HostMemoryError: it does not fit even with the smallest allowed values.
+        BundleCorruptError: the manifest states sizes that are not numbers.
     """
     positions = manifest.model.max_positions
     slots = max_batch if max_batch is not None else _stated(spec.requested, "max_batch", 1)
@@ -37,7 +37,10 @@ def sizes_for(
     if slots < 1 or length < 1:
         raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
     if length > limit:
-        raise MisuseError(f"max_length is {length:,}, but the engine was built for {limit:,} positions; build it anew.")
+        raise MisuseError(
+            f"max_length is {length:,}, but the engine was built for {limit:,} positions; lower it, or build the "
+            "bundle with a larger --max-length."
+        )
     if memory is None:
         return Sizes(num_slots=slots, capacity=length, threads=threads), ()
     weights = weights_bytes(manifest, spec)
@@ -60,7 +63,7 @@ def sizes_for(
 
 
 def weights_bytes(manifest: Manifest, spec: EngineSpec) -> int:
-    """Bytes of an engine's files, which is about what it takes when loaded."""
+    """Bytes of an engine's files, which is about the memory it takes when loaded."""
     directory = spec.path.rpartition("/")[0]
     return sum(record.size for name, record in manifest.files.items() if name.rpartition("/")[0] == directory)
 

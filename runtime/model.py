@@ -1,6 +1,6 @@
-"""LanguageModel: a bundle, opened, behind generate, stream and chat.
+"""LanguageModel: an open bundle with generate, stream and chat.
 
-What computes is imported when it is needed: `load` hashes files while numpy is imported.
+Modules that compute are imported when needed: `load` hashes files while numpy is imported.
 """
 
 import operator
@@ -30,7 +30,7 @@ Message = Mapping[str, Any]
 
 
 class Stream(Iterator[str]):
-    """Pieces of text as they become certain; `completion` holds what there is so far."""
+    """An iterator over pieces of text as they become final; `completion` holds the answer so far."""
 
     def __init__(self, engine: "Engine", generation: "Generation") -> None:
         from piston.runtime.generate.generation import run
@@ -47,18 +47,18 @@ class Stream(Iterator[str]):
 
     @property
     def completion(self) -> "Completion":
-        """The whole answer once the stream has ended, the part that is there before."""
+        """The whole answer after the stream has ended, before that the part so far."""
         return self._generation.completion()
 
     def close(self) -> None:
-        """Stop generating and give the slot back."""
+        """Stop generating and release the slot."""
         self._steps.close()
 
 
 class LanguageModel:
     """A loaded bundle; a context manager that frees the engine.
 
-    Not for several threads at once: rows are batched inside one call instead.
+    One thread at a time may use it; put several prompts into one call instead.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.template = template
         self.target = ""  # of the engine, as the bundle names it
-        self.remarks: tuple[str, ...] = ()  # what `load` did otherwise than the bundle was built for, and why
-        self.verification = Verification()  # of guessed tokens: learned once for all rows
+        self.remarks: tuple[str, ...] = ()  # where `load` deviated from what the bundle was built for, and why
+        self.verification = Verification()  # of drafted tokens: measured once for all rows
 
     def generate(
         self, prompt: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None
@@ -115,9 +115,9 @@ class LanguageModel:
     def conversation(
         self, system: str | None = None, sampling: SamplingParams | None = None, *, sanitize_control_tokens: bool = True
     ) -> "Conversation":
-        """A chat that keeps its cache between turns, and one slot until it is closed.
+        """A chat that keeps its cache between turns; it holds one slot until it is closed.
 
-        `sanitize_control_tokens` is that of `render`.
+        For `sanitize_control_tokens` see `render`.
 
         Raises:
             MisuseError: every slot is taken, or the sampling asks for several answers or for the prompt's echo.
@@ -145,7 +145,7 @@ class LanguageModel:
 
         Raises:
             TemplateError: the checkpoint has no template, or it refuses the messages.
-            MisuseError: they are no messages, or hold a control token that the tokenizer cannot write as text.
+            MisuseError: they are not messages, or hold a control token that the tokenizer cannot write as text.
         """
         if self.template is None:
             raise TemplateError(f"{self.manifest.model.name} has no chat template; use generate with a plain prompt.")
@@ -159,12 +159,12 @@ class LanguageModel:
 
     @property
     def default_sampling(self) -> SamplingParams:
-        """What the checkpoint's authors recommend; greedy where they say nothing.
+        """The sampling that the checkpoint's authors recommend; greedy without a recommendation.
 
-        Their max_length, which counts the prompt, is left out: lengths are the caller's.
+        Their max_length, which counts the prompt, is left out: the caller chooses lengths.
 
         Raises:
-            MisuseError: they recommend what Piston does not have.
+            MisuseError: they recommend an option that Piston does not have.
         """
         return SamplingParams.from_mapping({k: v for k, v in self.manifest.generation.items() if k != "max_length"})
 
@@ -214,8 +214,8 @@ def load(
 ) -> Any:
     """Open a bundle and load its engine: the object of its task, such as LanguageModel (piston.runtime.tasks).
 
-    Without a `target` the best engine that runs here is loaded (runtime/backends/registry.py); where it cannot be
-    opened, the next one is, and `remarks` of the model tells why. A target that is named is never replaced.
+    Without a `target` the best engine that runs here is loaded (runtime/backends/registry.py). If it cannot be opened,
+    the next one is, and `remarks` of the model gives the reason. A named target is never replaced.
 
     Args:
         bundle: the directory `piston build` wrote.
@@ -225,7 +225,7 @@ def load(
         max_length: positions of each slot; by default likewise.
         threads: of the engine; 0: one for each physical core, no more than a container's CPU quota allows.
         public_key: the .pub file of the key that must have signed the bundle (minisign). The signature is checked
-            over the very bytes whose hashes the files are then held against.
+            on the same manifest bytes whose hashes the files are then compared with.
 
     Raises:
         BundleError: it is missing, damaged, too new, or has no such engine, or none that runs here.

@@ -1,4 +1,4 @@
-"""How much memory a container leaves this process, from Linux control groups, and what it has taken.
+"""Memory that a container leaves to this process, from Linux control groups, and memory that it has used.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
 """
@@ -14,7 +14,7 @@ UNLIMITED = 1 << 60  # version 1 writes the largest number of pages it can count
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the files of a version of control groups are called."""
+    """File names of one version of control groups."""
 
     limit: str
     usage: str
@@ -28,7 +28,7 @@ NAMES = {
 
 
 def container_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that the tightest limit around this process still leaves it; None where nothing is limited.
+    """Bytes that the tightest limit leaves to this process; None without a limit.
 
     `root` is where /proc and /sys are found. A group that cannot be read counts as not limited.
     """
@@ -48,14 +48,14 @@ def _left(directory: Path, names: Names) -> int | None:
 
 
 def peak_memory() -> int:
-    """Bytes that this process held resident at most.
+    """Peak resident memory of this process in bytes.
 
-    On Linux since its program began: getrusage counts from the fork, that is with the parent's memory.
+    On Linux it counts from the start of the program: getrusage counts from the fork, with the parent's memory.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        import resource  # Windows has none, and must import this module all the same
+        import resource  # Windows has no such module but must be able to import this one
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

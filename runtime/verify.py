@@ -1,4 +1,4 @@
-"""Does an engine answer here as it must? Its steps are fed the expected tokens, so that every position is judged."""
+"""Checks an engine against golden outputs. Its steps get the expected tokens, so every position is compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from piston.runtime.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
-    """Where an engine, or the tokenizer, first gave another token than expected; `margin` is its own, in logits."""
+    """The first token that an engine, or the tokenizer, gave differently; `margin` is its own, in logits."""
 
     what: str  # "tokenizer" or "engine"
     prompt: str
@@ -29,14 +29,14 @@ class Mismatch:
         where = f"token {self.position} of the answer to" if self.what == "engine" else f"token {self.position} of"
         margins = f" (margins {self.expected_margin:.3g} and {self.margin:.3g})" if self.what == "engine" else ""
         return (
-            f"the {self.what} parts at {where} {self.prompt!r:.60}: expected {self.expected_id} "
+            f"the {self.what} differs at {where} {self.prompt!r:.60}: expected {self.expected_id} "
             f"{self.expected_text!r}, got {self.got_id} {self.got_text!r}{margins}"
         )
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What was seen; passed if nothing parted."""
+    """The result; passed without a mismatch."""
 
     num_prompts: int
     num_tokens: int = 0
@@ -45,15 +45,15 @@ class Verdict:
 
     @property
     def is_passed(self) -> bool:
-        """Whether every decided token was the expected one, and there were some."""
+        """Whether every compared token was the expected one, and there was at least one."""
         return not self.mismatches and self.num_decided > 0
 
 
 def verify(engine: Engine, tokenizer: Tokenizer, expected: Golden, threshold: float) -> Verdict:
-    """Encode the prompts, then let the engine continue them, as many together as it has slots.
+    """Encode the prompts, then continue them with the engine, as many together as it has slots.
 
     Raises:
-        BundleError: an answer does not fit the engine, or its ids are none of its vocabulary.
+        BundleError: an answer does not fit the engine, or its ids are outside the vocabulary.
         EngineError: the engine failed.
     """
     verdict = Verdict(len(expected.answers))
@@ -71,14 +71,14 @@ def _check_fits(engine: Engine, answer: GoldenAnswer) -> None:
     largest = max(*answer.prompt_ids, *answer.token_ids)
     if needed > engine.cache.capacity or largest >= engine.vocab_size:
         raise BundleError(
-            f"The expected answers take {needed} positions and ids up to {largest}; the engine has "
+            f"The golden answers need {needed} positions and ids up to {largest}; the engine has "
             f"{engine.cache.capacity} positions and {engine.vocab_size} ids. Raise --max-length, or build again."
         )
 
 
 def _compare_prompt(tokenizer: Tokenizer, answer: GoldenAnswer, verdict: Verdict) -> None:
     got, expected = tokenizer.encode(answer.prompt), list(answer.prompt_ids)
-    if got[: len(expected)] == expected:  # a prompt longer than the engine was cut off behind
+    if got[: len(expected)] == expected:  # a prompt longer than the engine was truncated at its end
         return
     position = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), len(got))
     wanted, found = expected[position], got[position] if position < len(got) else None
@@ -98,7 +98,7 @@ def _compare_prompt(tokenizer: Tokenizer, answer: GoldenAnswer, verdict: Verdict
 
 @dataclass(slots=True)
 class _Group:
-    """Answers that step together."""
+    """Answers that are stepped together."""
 
     engine: Engine
     tokenizer: Tokenizer
@@ -149,6 +149,6 @@ class _Group:
 
 
 def margin_of(logits: Logits, token_id: int) -> float:
-    """By how much a token's logit leads all others'; float32 [vocab]."""
+    """The lead of a token's logit over all others; float32 [vocab]."""
     others = np.delete(logits, token_id)
     return float(logits[token_id] - others.max()) if others.size else float("inf")

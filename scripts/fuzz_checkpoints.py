@@ -196,7 +196,7 @@ def _compare(given: Path, out: Path, said: str) -> int:
     for text in TEXTS:
         assert ours.encode(text) == list(theirs(text)["input_ids"]), text
     if manifest.model.dtype != "float32":
-        return 3  # ONNX Runtime's CPU kernels are float32 only; the export proved the graph before rounding it
+        return 3  # ONNX Runtime's CPU kernels are float32 only; the export checked the graph before rounding it
     engine = OrtEngine.open(out / "model.onnx", manifest.cache, num_slots=1, capacity=64, options=OrtOptions())
     model = LanguageModel(manifest, engine, ours)
     reference = AutoModelForCausalLM.from_pretrained(**arguments, dtype=torch.float32, attn_implementation="eager")

@@ -1,1 +1,1 @@
-"""One small file per system that `piston bench` can drive; each runs in that system's own Python, by `serve.py`."""
+"""One small file per system that `piston bench` can run; `serve.py` runs it in that system's own Python."""

@@ -11,7 +11,7 @@ _BATCH, _MICRO_BATCH = 2048, 512  # llama.cpp's own defaults
 
 
 class Adapter:
-    """A GGUF file. Its context is made anew for each call that needs a larger one."""
+    """A GGUF file. A call that needs a larger context creates a new one."""
 
     def __init__(self, library: Any, path: str, options: dict[str, Any]) -> None:
         self._library = library

@@ -1,6 +1,6 @@
 """OpenVINO GenAI: LLMPipeline with token ids.
 
-The times are its own, which agree with those of a stream, for it streams one row only.
+Times are its own measurements: it can stream only one row, and for one row both agree.
 """
 
 import importlib

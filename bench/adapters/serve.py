@@ -1,4 +1,4 @@
-"""The far side of the benchmark's protocol, run as a file by a rival's own Python: the standard library and no Piston.
+"""The system's side of the benchmark protocol, run as a file by its own Python: standard library only, no Piston.
 
     python -I serve.py KIND PATH '{"threads": 2, "max_length": 768, "max_batch": 1}'
 
@@ -64,7 +64,7 @@ def _ran(adapter: Any, request: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
 
     def step(at: float | None = None) -> None:
-        """Note the time now, or the one an adapter knows better."""
+        """Record the present time, or a more exact one from an adapter."""
         times.append(time.perf_counter() - start if at is None else at)
 
     token_ids = adapter.run(request["prompts"], request["gen_len"], step)
@@ -78,7 +78,7 @@ def _ran(adapter: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """The most memory this process ever held resident, mapped files included."""
+    """Peak resident memory of this process in bytes, mapped files included."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -90,7 +90,7 @@ def peak_bytes() -> int:
 
 
 def _module(name: str) -> Any:
-    """The adapter beside this file. Its folder is not on the path: `openvino.py` would hide the real one."""
+    """Import the adapter next to this file, whose folder is not on the path: `openvino.py` would hide the real one."""
     spec = importlib.util.spec_from_file_location(f"adapter_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -112,7 +112,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def _private_stdout() -> TextIO:
-    """The stdout we were given, for us alone: what libraries print goes to stderr."""
+    """Keep stdout for the protocol and send what libraries print to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return out

@@ -1,4 +1,4 @@
-"""What is wrong with a bundle or a model directory: every file against its record, then tokenizer and engines."""
+"""Checks a bundle or a model directory: every file against the manifest, then the tokenizer and the engines."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def examine_bundle(path: Path) -> list[Finding]:
     except BundleTooNewError as problem:
         return [Finding(str(path / FILE_NAME), "wrong", str(problem), "pip install --upgrade piston")]
     except BundleCorruptError as problem:
-        # Without a manifest nothing says that Piston wrote the directory, and --overwrite leaves it alone.
+        # Without a manifest nothing shows that Piston wrote the directory, so --overwrite would not replace it.
         fix = f"copy it whole, or remove it and piston build MODEL_DIR -o {path} --target TARGET"
         return [Finding(str(path / FILE_NAME), "wrong", str(problem), fix)]
     targets = " --target ".join(spec.target for spec in manifest.engines) or "TARGET"
@@ -36,7 +36,7 @@ def examine_bundle(path: Path) -> list[Finding]:
     findings += _engines(Bundle(path, manifest), again) if manifest.kind == "bundle" else []
     if any(finding.level == "wrong" for finding in findings):
         return findings
-    what = f"a whole {'bundle' if manifest.kind == 'bundle' else 'model directory'} of {manifest.model.name}"
+    what = f"a complete {'bundle' if manifest.kind == 'bundle' else 'model directory'} of {manifest.model.name}"
     run = f"piston run {path} --prompt TEXT" if manifest.kind == "bundle" else ""
     build = f"piston build {path} -o BUNDLE --target ort-cpu"
     says = what if run else f"{what}; it cannot be run before it is built"
@@ -46,7 +46,7 @@ def examine_bundle(path: Path) -> list[Finding]:
 def _file_problem(directory: Path, name: str, record: FileRecord) -> str:
     path = directory / name
     if not stays_inside(name):
-        return "it lies outside the directory; do not trust this manifest"
+        return "it is outside the directory; do not trust this manifest"
     try:
         size = path.stat().st_size if path.is_file() else None
     except OSError as problem:
@@ -54,14 +54,12 @@ def _file_problem(directory: Path, name: str, record: FileRecord) -> str:
     if size is None:
         return "it is missing"
     if size != record.size:
-        return (
-            f"it has {size:,} bytes, {record.size:,} were recorded{': it was cut short' if size < record.size else ''}"
-        )
+        return f"it has {size:,} bytes, not {record.size:,}{': it was truncated' if size < record.size else ''}"
     return "" if sha256_of(path) == record.sha256 else "it is not the file that was recorded (SHA-256 differs)"
 
 
 def _texts(path: Path, manifest: Manifest, again: str, damaged: set[str]) -> list[Finding]:
-    """What loading tokenizer and chat template says, where their files are the recorded ones."""
+    """Load the tokenizer and the chat template, if their files match the manifest, and report errors."""
     bundle, findings = Bundle(path, manifest), []
     if TOKENIZER not in manifest.files and not (path / TOKENIZER).is_file():
         fix = "put the checkpoint's tokenizer.json into the checkpoint's directory and export it again"
@@ -83,7 +81,7 @@ def _engines(bundle: Bundle, again: str) -> list[Finding]:
     if not manifest.engines:
         return [Finding(str(path), "wrong", "a bundle without engines", again)]
     findings = [
-        Finding(f"{path}, {spec.target}", "wrong", f"its engine {spec.path} is none of the recorded files", again)
+        Finding(f"{path}, {spec.target}", "wrong", f"its engine {spec.path} is not among the recorded files", again)
         for spec in manifest.engines
         if spec.path not in manifest.files
     ]

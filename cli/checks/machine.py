@@ -1,4 +1,4 @@
-"""What this machine has and lacks for each target, and the command that fixes it. Nothing heavy is imported."""
+"""Checks what this machine has and lacks for each target. Imports no engine library."""
 
 import platform
 import re
@@ -10,7 +10,7 @@ from piston.cli.checks.finding import Finding, Level
 from piston.runtime.backends.cuda_driver import has_driver
 
 RUNTIME = ("numpy", "jinja2", "tokenizers")
-# target: the distributions of which one must be there, the extra that brings it, whether it needs a GPU to run
+# target: distributions of which one must be installed, the extra that installs it, whether it needs a GPU to run
 TARGETS = {
     "ort-cpu": (("onnxruntime", "onnxruntime-gpu"), "piston[ort]", False),
     "ort-cuda": (("onnxruntime-gpu",), "onnxruntime-gpu", True),
@@ -29,7 +29,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def least_versions() -> dict[str, str]:
-    """The lowest version of each distribution that Piston's own metadata admits."""
+    """The lowest version of each distribution that Piston's metadata allows."""
     found = (re.match(r"([\w.-]+)(?:\[[^]]*])?\s*>=\s*([\d.]+)", line) for line in metadata.requires("piston") or [])
     return {match[1].lower(): match[2] for match in found if match}
 
@@ -40,7 +40,7 @@ def examine_machine(
     *,
     driver: bool | None = None,
 ) -> list[Finding]:
-    """Findings about Python, the runtime's packages, the GPU's driver, and each target."""
+    """Findings about Python, the runtime's packages, the GPU driver, and each target."""
     least = least_versions() if least is None else least
     has_gpu = has_driver() if driver is None else driver
     shown = f"Python {platform.python_version()} on {platform.machine()}, {sys.platform}"
@@ -92,5 +92,5 @@ def _target(target: str, installed: Installed, least: dict[str, str], *, has_gpu
     if is_older(version, lowest := least.get(name, "0")):
         return [Finding(target, "wrong", f"{name} {version} is older than {lowest}", f"pip install '{name}>={lowest}'")]
     if needs_gpu and not has_gpu:
-        return [Finding(target, "missing", f"{name} {version} is installed, but there is no GPU to run on")]
+        return [Finding(target, "missing", f"{name} {version} is installed, but this machine has no GPU")]
     return [Finding(target, "ok", f"{name} {version}")]

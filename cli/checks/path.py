@@ -1,6 +1,6 @@
-"""What a path is, and the way from there to tokens: bundles, model directories, plans, ONNX files, foreign things.
+"""Recognises what a path is and says which command comes next: bundles, model directories, plans, ONNX files, others.
 
-Recognised by names and first bytes alone; nothing is loaded, and no byte of a plan reaches TensorRT.
+It looks at names and first bytes only; nothing is loaded, and no byte of a plan reaches TensorRT.
 """
 
 import json
@@ -22,12 +22,12 @@ PACKAGES = {
     "tensorrt": (("tensorrt-cu13", "tensorrt"), "piston[trt]"),
     "tensorrt_rtx": (("tensorrt-rtx-cu13", "tensorrt_rtx"), "piston[rtx]"),
 }
-# A file that gives a foreign directory away, whose it is, and what to bring instead.
+# Files by which the directories of other tools are recognised: name, what it is, and what to use instead.
 FOREIGN = {
     "genai_config.json": "a model of onnxruntime-genai",
     "rank0.engine": "an engine of TensorRT-LLM",
     "openvino_model.xml": "a model of OpenVINO",
-    "params.json": "a checkpoint in its authors' own layout",
+    "params.json": "a checkpoint in its authors' own format",
 }
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -37,7 +37,7 @@ def examine_path(path: Path, installed: Installed = installed_version) -> list[F
     if path.is_dir():
         return _examine_directory(path)
     if not path.is_file():
-        return [Finding(str(path), "wrong", "there is nothing", "check the path")]
+        return [Finding(str(path), "wrong", "it does not exist", "check the path")]
     try:
         with path.open("rb") as file:
             tag = file.read(4)
@@ -73,8 +73,8 @@ def _examine_directory(path: Path) -> list[Finding]:
         ]
     graphs = sorted(item.relative_to(path).as_posix() for item in path.glob("*/model.onnx"))
     if "tokenizer.json" in names or graphs or GRAPH in names:
-        says = f"{FILE_NAME} is missing: nothing says what these files are, nor whether they are whole"
-        return [Finding(str(path), "wrong", says, "copy the directory whole, or make it again with piston build")]
+        says = f"{FILE_NAME} is missing, so these files cannot be checked"
+        return [Finding(str(path), "wrong", says, "copy the complete directory, or make it again with piston build")]
     return [Finding(str(path), "wrong", "nothing here is a model", "piston export CHECKPOINT -o DIR")]
 
 
@@ -88,17 +88,19 @@ def _examine_checkpoint(path: Path, names: set[str]) -> Finding:
         return Finding(str(path), "wrong", "an engine of TensorRT-LLM, which Piston cannot run", fix)
     if not any(name.endswith(WEIGHTS) for name in names):
         says = "a checkpoint's config without weights (*.safetensors)"
-        return Finding(str(path), "wrong", says, "download the checkpoint whole")
+        return Finding(str(path), "wrong", says, "download the complete checkpoint")
     if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"}:
-        return Finding(str(path), "wrong", "a checkpoint without a tokenizer", "download tokenizer.json beside it")
+        return Finding(
+            str(path), "wrong", "a checkpoint without a tokenizer", "download tokenizer.json into the same directory"
+        )
     return Finding(str(path), "ok", "a Hugging Face checkpoint, not exported yet", _export(path))
 
 
 def _examine_weights(path: Path) -> list[Finding]:
-    """What is missing or cut short of a GGUF file or of a checkpoint's directory, by headers and sizes alone."""
+    """What is missing or truncated in a GGUF file or a checkpoint's directory, judged by headers and sizes."""
     place, again = path.parent if path.is_file() else path, "download it again"
     found = [
-        Finding(str(place / name), "wrong", "it is missing, and it holds a part of the weights", again)
+        Finding(str(place / name), "wrong", "it is missing, and it holds part of the weights", again)
         for name in missing_shards(path)
     ]
     files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.suffix in WEIGHTS)
@@ -122,18 +124,18 @@ def _examine_plan(path: Path, installed: Installed) -> list[Finding]:
     built = ".".join(str(number) for number in header.version)
     target = header.compiler.replace("_", "-")
     if (path.parent.parent / FILE_NAME).is_file():
-        fix = f"what runs is the bundle: piston doctor {path.parent.parent}"
+        fix = f"check the bundle that contains it: piston doctor {path.parent.parent}"
         findings = [Finding(str(path), "ok", f"a plan of {header.compiler} {built} in its bundle", fix)]
     else:
-        says = f"a plan of {header.compiler} {built} without its bundle: it is not loaded on its word alone"
+        says = f"a plan of {header.compiler} {built} without its bundle: nothing vouches for it, so it is not loaded"
         findings = [Finding(str(path), "wrong", says, _build("BUNDLE", target))]
     if header.size is not None and header.size != path.stat().st_size:
-        says = f"its header says {header.size:,} bytes, it has {path.stat().st_size:,}: it was cut short"
+        says = f"its header states {header.size:,} bytes, but it has {path.stat().st_size:,}: it was truncated"
         findings.append(Finding(str(path), "wrong", says, "copy it again"))
     if there is None:
         findings.append(Finding(header.compiler, "missing", "it is not installed", f"pip install '{extra}'"))
     elif there != built:
-        says = f"{there} is installed, and it takes plans of no other version than its own"
+        says = f"{there} is installed, and it loads only plans of its own version"
         findings.append(Finding(header.compiler, "wrong", says, f"pip install '{names[0]}=={built}'"))
     return findings
 
@@ -142,25 +144,29 @@ def _examine_onnx(path: Path) -> list[Finding]:
     try:
         header = OnnxHeader.read(path)
     except BundleCorruptError:
-        says = "it is no ONNX file, no plan and no GGUF checkpoint, or it was cut short"
-        return [Finding(str(path), "wrong", says, "copy it again, or give what piston export or piston build wrote")]
+        says = "it is not an ONNX file, a plan or a GGUF checkpoint, or it was truncated"
+        return [
+            Finding(
+                str(path), "wrong", says, "copy it again, or name a directory that piston export or piston build wrote"
+            )
+        ]
     findings = [
-        Finding(str(path.parent / name), "wrong", f"{path.name} keeps weights there, and it is missing", "copy both")
+        Finding(str(path.parent / name), "wrong", f"it is missing, and {path.name} keeps weights in it", "copy both")
         for name in header.external_files
         if Path(name).is_absolute() or ".." in Path(name).parts or not (path.parent / name).is_file()
     ]
     names = {info.name for info in header.inputs}
     if "input_ids" not in names or not names & LENGTHS:
         inputs = ", ".join(info.name for info in header.inputs[:6])
-        says = f"an ONNX graph that is none of Piston's (its inputs: {inputs or 'none'})"
+        says = f"an ONNX graph that Piston did not export (its inputs: {inputs or 'none'})"
         fix = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
         return [*findings, Finding(str(path), "wrong", says, fix)]
     for directory in (path.parent, path.parent.parent):
         if (directory / FILE_NAME).is_file():
-            fix = f"what runs is the directory: piston doctor {directory}"
-            return [*findings, Finding(str(path), "ok", "a graph of Piston's in its directory", fix)]
-    says = f"a graph of Piston's without its directory: {FILE_NAME} is missing"
-    return [*findings, Finding(str(path), "wrong", says, "copy the directory whole")]
+            fix = f"check the directory that contains it: piston doctor {directory}"
+            return [*findings, Finding(str(path), "ok", "a graph of Piston in its directory", fix)]
+    says = f"a graph of Piston without its directory: {FILE_NAME} is missing"
+    return [*findings, Finding(str(path), "wrong", says, "copy the complete directory")]
 
 
 def _export(source: Path) -> str:

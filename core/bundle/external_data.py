@@ -1,4 +1,4 @@
-"""Where the graphs of a directory keep their weights: in recorded files beside them, or the directory is refused."""
+"""Where graphs keep their weights: in recorded files of the same directory, or the directory is refused."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from piston.core.errors import BundleCorruptError, BundleError
 
 @contextmanager
 def plain_files(directory: Path, goal: Path) -> Iterator[Path]:
-    """A model directory whose files are no links: itself, or a copy beside `goal` that lasts as long as the block.
+    """A model directory without links: itself, or a copy next to `goal` that exists as long as the block.
 
-    onnx_ir reads no weights through symbolic links, nor from files with a second hard link, because a graph could lead
-    it astray; package managers and the hub's cache make directories of nothing else. Here the manifest's hashes decide
-    what is read, and the copy takes the size of the model on disk for a while.
+    onnx_ir refuses weights behind symbolic links and in files with a second hard link, because a graph could point
+    anywhere. Package managers and the hub's cache create such directories. Here the manifest's hashes decide what is
+    read. The copy temporarily takes the size of the model on disk.
 
     Raises:
-        BundleCorruptError: there are links, and a file is not the recorded one.
+        BundleCorruptError: the directory has links, and a file differs from the recorded one.
         Error: the copy cannot be written.
     """
     try:
         manifest = Manifest.read(directory)
     except BundleError:
-        yield directory  # whoever opens it says what is wrong
+        yield directory  # the caller that opens it reports what is wrong
         return
     if manifest.kind != "model" or not any(_is_link(directory / name) for name in manifest.files):
         yield directory
@@ -44,7 +44,7 @@ def check_external_data(directory: Path, manifest: Manifest) -> None:
     """Check every recorded .onnx file of a verified directory, before anything follows its paths.
 
     Raises:
-        BundleCorruptError: one is no ONNX file, or names a file that the manifest does not record.
+        BundleCorruptError: one is not an ONNX file, or names a file that the manifest does not record.
     """
     for name in sorted(manifest.files):
         if not name.endswith(".onnx"):
@@ -53,13 +53,13 @@ def check_external_data(directory: Path, manifest: Manifest) -> None:
             place = PurePosixPath(name).parent / external
             if place.is_absolute() or ".." in place.parts or place.as_posix() not in manifest.files:
                 raise BundleCorruptError(
-                    f"{directory / name} keeps weights in {external!r:.200}, which is none of the recorded files; "
+                    f"{directory / name} keeps weights in {external!r:.200}, which is not a recorded file; "
                     "do not trust it."
                 )
 
 
 def _is_link(path: Path) -> bool:
-    """Whether a file is a symbolic link, or has another name."""
+    """Whether a file is a symbolic link or has a second hard link."""
     try:
         return path.is_symlink() or path.stat().st_nlink > 1
     except OSError:

@@ -1,7 +1,7 @@
-"""What a GGUF file says of itself: its keys, and where each tensor lies; no weight is read.
+"""The header of a GGUF file: its keys, and where each tensor is stored; no weight is read.
 
-Every length and count is checked against what the file has left before memory is taken for it, so that a damaged or
-forged file costs one line. Versions 2 and 3 of the format, little-endian.
+Every length and count is compared with the bytes that are left before memory is allocated for it, so a damaged or
+forged file ends in a one-line error. Versions 2 and 3 of the format, little-endian.
 """
 
 import math
@@ -42,13 +42,13 @@ class GgufTensor:
         """Bytes in the file.
 
         Raises:
-            ValueError: an unknown storage type, or rows that are no whole blocks.
+            ValueError: an unknown storage type, or rows that are not whole blocks.
         """
         if self.kind not in BLOCKS:
-            raise ValueError(f"is of storage type {self.kind}, which is not known")
+            raise ValueError(f"has the unknown storage type {self.kind}")
         values, size = BLOCKS[self.kind]
         if (self.shape or (1,))[0] % values:
-            raise ValueError(f"has rows of {self.shape[0]}, no multiple of the {values} values of a block")
+            raise ValueError(f"has rows of {self.shape[0]}, not a multiple of the {values} values of a block")
         return math.prod(self.shape) // values * size
 
 
@@ -72,7 +72,7 @@ class GgufHeader:
         """Read the header of the file at `path`.
 
         Raises:
-            CheckpointError: it is no GGUF file of a known version, or its header is damaged.
+            CheckpointError: it is not a GGUF file of a known version, or its header is damaged.
         """
         try:
             with path.open("rb") as file:
@@ -85,10 +85,10 @@ class GgufHeader:
             raise CheckpointError(f"The header of {path.name} cannot be read: {problem}; copy it again.") from problem
 
     def check_data(self) -> None:
-        """Compare what the header says with the size of the file.
+        """Compare the header with the size of the file.
 
         Raises:
-            CheckpointError: a tensor lies outside of the file or on top of another, or its size makes no sense.
+            CheckpointError: a tensor is outside the file or overlaps another, or its size is impossible.
         """
         end, last = 0, "the header"
         for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].offset):
@@ -104,7 +104,7 @@ class GgufHeader:
         if self.data_start + end > self.file_size and self.tensors:
             raise CheckpointError(
                 f"{self.name} has {self.file_size:,} bytes, but tensor {last} ends at byte {self.data_start + end:,}: "
-                "it was cut short, copy it again."
+                "it was truncated, copy it again."
             )
 
 
@@ -119,7 +119,9 @@ class _Reader:
         if magic != b"GGUF":
             raise ValueError("it does not start with GGUF")
         if version not in {2, 3}:
-            told = "it is big-endian" if version & 0xFFFF == 0 else f"it is of version {version}, known are 2 and 3"
+            told = (
+                "it is big-endian" if version & 0xFFFF == 0 else f"it has version {version}, but only 2 and 3 are known"
+            )
             raise ValueError(told)
         num_tensors, num_keys = self.numbers("Q", 2)
         self.check_count(num_keys, 13, "keys")
@@ -128,13 +130,13 @@ class _Reader:
         for _ in range(num_keys):
             key = self.string()
             if key in keys:
-                raise ValueError(f"key {key} is there twice")
+                raise ValueError(f"key {key} occurs twice")
             keys[key] = self.value(self.numbers("I")[0])
         tensors: dict[str, GgufTensor] = {}
         for _ in range(num_tensors):
             tensor = self.string()
             if tensor in tensors:
-                raise ValueError(f"tensor {tensor} is there twice")
+                raise ValueError(f"tensor {tensor} occurs twice")
             tensors[tensor] = self.tensor()
         alignment = keys.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -151,7 +153,7 @@ class _Reader:
         return GgufTensor(shape, kind, offset)
 
     def value(self, kind: int) -> Any:
-        """One value; arrays of arrays are not in use and are refused."""
+        """Read one value; arrays of arrays are refused, as no file uses them."""
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY:
@@ -166,7 +168,7 @@ class _Reader:
 
     def scalar(self, kind: int) -> str:
         if kind not in _SCALARS:
-            raise ValueError(f"a value is of type {kind}, which is not known")
+            raise ValueError(f"a value has the unknown type {kind}")
         return _SCALARS[kind]
 
     def string(self) -> str:
@@ -182,9 +184,9 @@ class _Reader:
         return struct.unpack(f"<{count}{form}", self.take(struct.calcsize(f"<{form}") * count))
 
     def check_count(self, count: int, least: int, what: str) -> None:
-        """Each of `count` items takes at least `least` bytes of what is left."""
+        """Raise unless `count` items of at least `least` bytes each fit into the bytes that are left."""
         if count > MAX_ITEMS or count * least > self.size - self.file.tell():
-            raise ValueError(f"it states {count:,} {what}, more than it can hold")
+            raise ValueError(f"it claims {count:,} {what}, more than it can hold")
 
     def take(self, count: int) -> bytes:
         if count > self.size - self.file.tell():

@@ -1,8 +1,8 @@
-"""What a bundle's engines must answer anywhere: verify.json, recorded when the bundle was built.
+"""Golden outputs of a bundle's engines: verify.json, recorded when the bundle was built.
 
-Answers are greedy, and each engine has its own: quantized activations turn the last bits of a sum into whole codes, so
-two right engines of one model may differ by more than its tokens do. Where the two best tokens are closer than an
-engine may be off, either is right: such a position is undecided, and nobody is judged by it.
+Answers are greedy, and each engine has its own: quantized activations amplify the last bits of a sum, so two correct
+engines of one model may choose different tokens. Where the two best tokens are closer than an engine's numerical noise,
+either is correct: such a position is undecided and is not compared.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from piston.core.errors import BundleCorruptError, BundleNotFoundError
 from piston.core.schema import SchemaError, validated
 
 FILE_NAME = "verify.json"
-# Logits that an engine may be off however well the build's own agreed: kernels of other machines add in another order.
+# Smallest tolerance in logits, whatever the build measured: kernels of other machines add in another order.
 FLOORS = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
 
 
@@ -34,8 +34,8 @@ class GoldenAnswer:
 class Golden:
     """The answers of one engine.
 
-    `noise` is how far its margins are off, in logits, when the same positions are computed in another order. They were
-    recorded `by` the engine itself, or by the canonical graph where the engine could not run on the building machine.
+    `noise` is how far its margins move, in logits, when the same positions are computed in another order. The answers
+    were recorded `by` the engine itself, or by the canonical graph where the engine could not run on the build machine.
     """
 
     answers: tuple[GoldenAnswer, ...]
@@ -43,7 +43,7 @@ class Golden:
     by: Literal["engine", "canonical graph"]
 
     def threshold(self, dtype: str) -> float:
-        """Margin from which on an engine of that type is judged: twice the noise, or what its type loses."""
+        """Smallest margin at which a token is compared: twice the noise, or the rounding of the engine's type."""
         return max(2 * self.noise, FLOORS.get(dtype, max(FLOORS.values())))
 
 
@@ -57,7 +57,7 @@ class GoldenByTarget:
     def of(self, target: str) -> Golden:
         """The answers of a target; raises BundleCorruptError if there are none."""
         if target not in self.engines:
-            raise BundleCorruptError(f"{FILE_NAME} has no answers of {target}; build the bundle again.")
+            raise BundleCorruptError(f"{FILE_NAME} has no answers for {target}; build the bundle again.")
         return self.engines[target]
 
     @classmethod
@@ -65,8 +65,8 @@ class GoldenByTarget:
         """Read directory/verify.json.
 
         Raises:
-            BundleNotFoundError: the bundle was built without it.
-            BundleCorruptError: it is not what a build writes.
+            BundleNotFoundError: the bundle has no such file.
+            BundleCorruptError: it does not have the form that a build writes.
         """
         path = directory / FILE_NAME
         try:
@@ -74,7 +74,7 @@ class GoldenByTarget:
             found: Self = validated(cls, value, whole=FILE_NAME)
         except FileNotFoundError:
             raise BundleNotFoundError(
-                f"{directory} has no {FILE_NAME}; it was built before answers travelled with bundles: build it again."
+                f"{directory} has no {FILE_NAME}: it was built by an older Piston; build it again."
             ) from None
         except (SchemaError, ValueError, OSError, RecursionError) as problem:
             raise BundleCorruptError(f"{path} cannot be read ({problem}); build the bundle again.") from None

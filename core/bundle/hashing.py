@@ -1,4 +1,4 @@
-"""A bundle's files, hashed on a thread of their own while other work goes on: 100 MB take 60 ms."""
+"""Hashes a bundle's files on a background thread while other work goes on: 100 MB take 60 ms."""
 
 import threading
 from pathlib import Path
@@ -8,12 +8,12 @@ from piston.core.bundle.manifest import Manifest
 
 
 class Hashing:
-    """The check of a directory against its manifest, under way; what it found is `result`'s to say."""
+    """A running check of a directory against its manifest; `result` waits for it."""
 
     def __init__(self, manifest: Manifest, directory: Path) -> None:
         self._problem: BaseException | None = None
         self._manifest, self._directory = manifest, directory
-        # It outlives nobody: what is no longer waited for ends with the process.
+        # A daemon thread: it ends with the process when nobody waits for it.
         self._thread = threading.Thread(target=self._check, name="piston-hashing", daemon=True)
 
     @classmethod

@@ -1,6 +1,6 @@
-"""What a graph takes, gives and remembers: its inputs, its outputs, and the states of its layers.
+"""The interface of a graph: its inputs, its outputs, and the states of its layers.
 
-Names of states, such as `past.0.key`, are spelled in this file alone.
+Names of states, such as `past.0.key`, are spelled only in this file.
 """
 
 import math
@@ -18,7 +18,7 @@ Role = Literal[
     "token_types",
     "positions",
     "write_indices",  # where each row's new entries begin in states that grow
-    "lengths",  # of each row; entries of a state that a step may see, or tokens that are no padding
+    "lengths",  # of each row; entries of a state that a step may see, or tokens that are not padding
     "logits_positions",
     "source_lengths",
     "audio",
@@ -26,7 +26,7 @@ Role = Literal[
     "logits",
     "hidden",
     "pooled",
-    "value",  # of a module that is no language model
+    "value",  # of a graph that is not a language model
 ]
 StateKind = Literal["kv", "cross_kv", "conv", "recurrent"]
 
@@ -63,7 +63,7 @@ class StateSpec:
 
     @property
     def problem(self) -> str | None:
-        """What contradicts the words above; None where nothing does."""
+        """What contradicts the description above; None where nothing does."""
         symbols = [size for size in self.shape if isinstance(size, str)]
         if not self.shape or self.shape[0] != BATCH or symbols.count(BATCH) != 1:
             return "its shape does not begin with the batch"
@@ -162,7 +162,7 @@ class CacheSpec:
 
 
 def state_name(side: str, layer: int, part: str) -> str:
-    """`past.0.key` and its kin; `side` is PAST or PRESENT."""
+    """The name of a state, such as `past.0.key`; `side` is PAST or PRESENT."""
     return f"{side}{layer}.{part}"
 
 

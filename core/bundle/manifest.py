@@ -1,7 +1,7 @@
-"""What a model directory or a bundle says of itself: manifest.json, as frozen dataclasses.
+"""manifest.json, which describes a model directory or a bundle, as frozen dataclasses.
 
 The stages that write it and the runtime that reads it import it from here. A reader ignores fields that it does not
-know, unless the manifest names them in `requires`. Manifests of schema 1 are read as what they mean in this one.
+know, unless the manifest names them in `requires`. Manifests of schema 1 are converted to this form when read.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class ModelSpec:
     num_layers: int
     hidden_size: int
     vocab_size: int
-    max_positions: int  # positions the graph is right for: its rotary or learned table ends here
+    max_positions: int  # positions the graph is correct for: its rotary or learned table ends here
     dtype: FloatType
     scheme: str = "fp"
 
@@ -54,7 +54,7 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One engine of a bundle: its file and states for each graph, what was requested of the build and what came out."""
+    """One engine of a bundle: its file and states for each graph, the requested options and the actual result."""
 
     target: str
     files: Mapping[str, str]  # graph -> file, relative to the bundle
@@ -90,7 +90,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """Size and hash of one file beside the manifest."""
+    """Size and hash of one file of the directory."""
 
     sha256: str
     size: int
@@ -134,8 +134,8 @@ class Manifest:
 
         Raises:
             BundleNotFoundError: there is no manifest.
-            BundleCorruptError: it is not JSON, or not of this shape.
-            BundleTooNewError: its schema is later than this version knows.
+            BundleCorruptError: it is not JSON, or does not have this form.
+            BundleTooNewError: its schema is newer than this version knows.
         """
         return cls.parse(read_manifest(directory), source=str(directory / FILE_NAME))
 
@@ -156,7 +156,7 @@ class Manifest:
             raise BundleCorruptError(f"{source} has no schema number; it is not a manifest.")
         if schema > SCHEMA:
             raise BundleTooNewError(
-                f"{source} has schema {schema}, this Piston reads up to {SCHEMA}; upgrade Piston or build it again."
+                f"{source} has schema {schema}, but this Piston reads up to {SCHEMA}; upgrade Piston or build it again."
             )
         try:
             found = typing.cast("Self", validated(cls, upgraded(data), ignore_unknown=True))
@@ -203,7 +203,7 @@ class Manifest:
 
         Raises:
             BundleCorruptError: naming the first file that is missing, escapes the directory, or differs, or the
-                engine that is none of the recorded files.
+                engine whose file is not recorded.
         """
         for engine in self.engines:
             for name in engine.files.values():
@@ -214,7 +214,9 @@ class Manifest:
         for name, record in self.files.items():
             path = directory / name
             if not stays_inside(name):
-                raise BundleCorruptError(f"{directory} records {name!r}, which lies outside it; do not trust it.")
+                raise BundleCorruptError(
+                    f"{directory} records {name!r}, which is outside the directory; do not trust it."
+                )
             if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name that is too long (3.11)
                 raise BundleCorruptError(f"{directory} lacks {name}; copy it whole or make it again.")
             if path.stat().st_size != record.size:
@@ -225,7 +227,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> bytes:
-    """The bytes of directory/manifest.json: what a signature is over. Raises as Manifest.read does."""
+    """The bytes of directory/manifest.json, which a signature covers. Raises as Manifest.read does."""
     try:
         return (directory / FILE_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -239,7 +241,7 @@ def read_manifest(directory: Path) -> bytes:
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a recorded file name, joined to a directory, lies in that directory; links are not followed."""
+    """Whether a recorded file name, joined to a directory, stays inside it; links are not followed."""
     path = Path(name)
     return not path.anchor and ".." not in path.parts
 
@@ -247,7 +249,7 @@ def stays_inside(name: str) -> bool:
 def sha256_of(path: Path) -> str:
     """Hash a file in bounded memory.
 
-    In large pieces: between two of them a thread waits for the interpreter, which loading keeps busy.
+    In large pieces: between two of them the thread waits for the interpreter lock, which loading keeps busy.
     """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:

@@ -1,7 +1,7 @@
-"""What an ONNX file says of itself, read without the onnx package: opsets, inputs, outputs, operators, weights.
+"""The header of an ONNX file, read without the onnx package: opsets, inputs, outputs, operators, weights.
 
-A protobuf is a list of (field number, wire type, value); weights are skipped, not read. Every length is checked against
-what is left, so that a damaged file is told and never followed. Field numbers are those of onnx.proto (onnx 1.22).
+A protobuf is a list of (field number, wire type, value); weights are skipped, not read. Every length is compared with
+the bytes that are left, so a damaged file gives an error. Field numbers are those of onnx.proto (onnx 1.22).
 """
 
 import math
@@ -52,11 +52,11 @@ class OnnxHeader:
         """Read a file of any size; its external data is not opened.
 
         Raises:
-            BundleCorruptError: it cannot be read, or is no ONNX model.
+            BundleCorruptError: it cannot be read, or is not an ONNX model.
         """
         try:
             with path.open("rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped when nobody refers to it
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped when its last reference is gone
         except (OSError, ValueError) as problem:  # mmap refuses an empty file with ValueError
             raise BundleCorruptError(f"{path} cannot be read ({problem}); make it again.") from None
         return cls.parse(memoryview(data), str(path))
@@ -69,9 +69,9 @@ class OnnxHeader:
             for number, value in _fields(data):
                 model.take(number, value)
         except _WireError as problem:
-            raise BundleCorruptError(f"{source} is no ONNX model ({problem}); make it again.") from None
+            raise BundleCorruptError(f"{source} is not an ONNX model ({problem}); make it again.") from None
         if not model.has_graph or not model.opsets:
-            raise BundleCorruptError(f"{source} is no ONNX model (it has no graph or no opset); make it again.")
+            raise BundleCorruptError(f"{source} is not an ONNX model (it has no graph or no opset); make it again.")
         return model.header()
 
 
@@ -80,7 +80,7 @@ class _WireError(Exception):
 
 
 class _Model:
-    """A header while it is gathered."""
+    """A header while it is being read."""
 
     def __init__(self) -> None:
         self.ir_version, self.producer, self.has_graph = 0, "", False
@@ -93,7 +93,7 @@ class _Model:
         self.files: set[str] = set()
 
     def header(self) -> OnnxHeader:
-        """What was gathered; graph inputs that are weights (IR 3) are no inputs."""
+        """The finished header; graph inputs that are weights (IR 3) do not count as inputs."""
         return OnnxHeader(
             ir_version=self.ir_version,
             producer=self.producer,
@@ -206,7 +206,7 @@ def _dimension(value: int | memoryview) -> int | str:
 
 
 def _last(value: int | memoryview) -> dict[int, int | memoryview]:
-    """A message's fields, of which each counts once."""
+    """A message's fields, each at most once."""
     return dict(_fields(_bytes(value)))
 
 

@@ -1,6 +1,6 @@
 """The first bytes of a plan: which compiler made it, in which version, and for which GPUs. Read without TensorRT.
 
-TensorRT documents tag and version (`ftrt`, bytes 24 to 27); the header of TensorRT-RTX (`vtrt`) is as seen in 1.7.1.
+TensorRT documents tag and version (`ftrt`, bytes 24 to 27). The header of TensorRT-RTX (`vtrt`) was read off 1.7.1.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121", "later")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanHeader:
-    """What a plan says of itself; `compute_capabilities` only in those of TensorRT-RTX, else empty."""
+    """The header of a plan; `compute_capabilities` is empty except for TensorRT-RTX."""
 
     compiler: Compiler
     version: tuple[int, int, int, int]
@@ -30,12 +30,12 @@ class PlanHeader:
         """Read a header from the first bytes of a plan, at least HEADER_SIZE of them.
 
         Raises:
-            BundleCorruptError: the bytes are no plan's.
+            BundleCorruptError: the bytes are not those of a plan.
         """
         compiler = _TAGS.get(bytes(data[:4]))
         if compiler is None or len(data) < HEADER_SIZE:
             raise BundleCorruptError(
-                f"{source} is no plan of TensorRT or TensorRT-RTX: it begins with {bytes(data[:4])!r}; build it again."
+                f"{source} is not a TensorRT or TensorRT-RTX plan: it begins with {bytes(data[:4])!r}; build it again."
             )
         major, minor, patch, build = data[_VERSION]
         if compiler == "tensorrt":

@@ -1,16 +1,16 @@
-"""The stages that made a model directory or a bundle, as its manifest's made_by nests them."""
+"""The stages that made a model directory or a bundle, from the nested made_by of its manifest."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 def stages_of(made_by: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What each stage recorded, the last one first; whatever a manifest may hold there."""
+    """What each stage recorded, the last one first; a manifest may hold any value there."""
     value: Any = made_by
     while isinstance(value, Mapping):
         yield value
         source = value.get("source")
-        # build nests what it read below source.made_by, calibrate beside source.manifest_sha256
+        # build nests its input below source.made_by, calibrate next to source.manifest_sha256
         nested = isinstance(source, Mapping) and ("made_by" in source or "source" in source)
         value = source.get("made_by", source) if nested and isinstance(source, Mapping) else None
 

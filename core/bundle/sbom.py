@@ -1,8 +1,8 @@
 """A bundle's bill of materials in CycloneDX 1.6: the model, what it was made from, the data, and the tools.
 
-The same bundle gives the same document: there is no time in it, and its serial number is made of the manifest's hash.
-Licences are stated where they are known: of tools that are installed in the recorded version, and of the model if the
-caller says it.
+The same bundle gives the same document: it holds no time, and its serial number is derived from the manifest's hash.
+Licences are stated where they are known: for tools installed in the recorded version, and for the model if the caller
+names one.
 """
 
 import importlib.metadata

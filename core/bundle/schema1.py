@@ -1,4 +1,4 @@
-"""A manifest of schema 1, which knew decoders of equal layers alone, in the form of schema 2."""
+"""Converts a manifest of schema 1, which had only decoders with equal layers, to schema 2."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -41,7 +41,7 @@ class _Manifest:
 
 
 def upgraded(data: Any) -> Any:
-    """The manifest in schema 2; one that is not of schema 1 is returned as it is. Raises SchemaError."""
+    """The manifest in schema 2; other schemas are returned unchanged. Raises SchemaError."""
     if data["schema"] != 1:
         return data
     old: _Manifest = validated(_Manifest, data, ignore_unknown=True)

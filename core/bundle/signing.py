@@ -1,6 +1,6 @@
 """Detached signatures of bundles, in the format of minisign (jedisct1.github.io/minisign): Ed25519 over BLAKE2b-512.
 
-What is signed is manifest.json, which holds the hash of every other file: `minisign -Sm BUNDLE/manifest.json` signs it.
+The signature covers manifest.json, which holds the hash of every other file: `minisign -Sm BUNDLE/manifest.json`.
 """
 
 import base64
@@ -21,7 +21,7 @@ MAX_BYTES = 64 * 1024  # of a key or a signature
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """The key that others check with: 8 bytes of name and 32 of key."""
+    """A public key: 8 bytes of key id and 32 of key."""
 
     name: bytes
     key: bytes
@@ -31,7 +31,7 @@ class PublicKey:
         """Read a .pub file's text, or its second line alone. Raises MisuseError."""
         raw = _decoded(_last_line(text), source, "a public key")
         if len(raw) != _PUBLIC_SIZE or raw[:2] != _ALGORITHM:
-            raise MisuseError(f"{source} is no public key of minisign.")
+            raise MisuseError(f"{source} is not a minisign public key.")
         return cls(raw[2:10], raw[10:])
 
     @property
@@ -42,7 +42,7 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Whose signature a bundle must have, and where that lies if not beside the manifest."""
+    """The key that must have signed a bundle, and the signature's path if it is not next to the manifest."""
 
     key: PublicKey
     signature: Path | None = None
@@ -53,10 +53,10 @@ class Signer:
         return cls(PublicKey.parse(read_text(public_key, "the public key"), str(public_key)), signature)
 
     def check(self, data: bytes, manifest: Path) -> str:
-        """Check the signature over `data`, the bytes of the file `manifest`; its trusted comment.
+        """Check the signature of `data`, the bytes of the file `manifest`; return its trusted comment.
 
         Raises:
-            SignatureError: there is none, or as check_signature says.
+            SignatureError: there is none, or see check_signature.
             MisuseError: the file of the signature cannot be read.
             MissingExtraError: cryptography is not installed.
         """
@@ -69,27 +69,27 @@ class Signer:
 
 
 def check_signature(data: bytes, text: str, key: PublicKey, source: str) -> str:
-    """Check a signature file over `data`; its trusted comment.
+    """Check a signature file against `data`; return its trusted comment.
 
     Raises:
-        SignatureError: it is of another key, over other bytes, or no signature.
+        SignatureError: it was made with another key, for other bytes, or is not a signature.
     """
     lines = text.split("\n")
     if len(lines) not in {4, 5} or not lines[2].startswith(_TRUSTED):
-        raise SignatureError(f"{source} is no signature of minisign.")
+        raise SignatureError(f"{source} is not a minisign signature.")
     try:
         first, whole = _decoded(lines[1], source, "a signature"), _decoded(lines[3], source, "a signature")
     except MisuseError as problem:
         raise SignatureError(str(problem)) from None
     comment = lines[2].removeprefix(_TRUSTED).rstrip("\r")
     if len(first) != _SIGNATURE_SIZE or len(whole) != _GLOBAL_SIZE or first[:2] not in {_PREHASHED, _ALGORITHM}:
-        raise SignatureError(f"{source} is no signature of minisign.")
+        raise SignatureError(f"{source} is not a minisign signature.")
     if first[2:10] != key.name:
         raise SignatureError(
-            f"{source} is of the key {first[2:10][::-1].hex().upper()}, not of {key.shown_name}; it is another's."
+            f"{source} was made with the key {first[2:10][::-1].hex().upper()}, not with {key.shown_name}."
         )
     message = hashlib.blake2b(data).digest() if first[:2] == _PREHASHED else data
-    _check(key, first[10:], message, f"{source} is not over these bytes: the manifest was changed after it was signed.")
+    _check(key, first[10:], message, f"{source} does not match the manifest, which was changed after it was signed.")
     _check(key, whole, first[10:] + comment.encode(), f"The trusted comment of {source} was changed.")
     return comment
 
@@ -103,7 +103,7 @@ def read_text(path: Path, what: str) -> str:
     except OSError as problem:
         raise MisuseError(f"Cannot read {what} {path}: {problem.strerror}.") from None
     except UnicodeDecodeError:
-        raise MisuseError(f"{path} is no text, so not {what}.") from None
+        raise MisuseError(f"{path} is not text, so it is not {what}.") from None
 
 
 def _check(key: PublicKey, signature: bytes, message: bytes, otherwise: str) -> None:
@@ -131,4 +131,4 @@ def _decoded(line: str, source: str, what: str) -> bytes:
     try:
         return base64.b64decode(line.strip(), validate=True)
     except (binascii.Error, ValueError):
-        raise MisuseError(f"{source} is not {what} of minisign.") from None
+        raise MisuseError(f"{source} is not {what} in minisign's format.") from None

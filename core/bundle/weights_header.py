@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint's weights are whole, as far as their headers and sizes tell. No weight is read."""
+"""Whether a checkpoint's weight files are complete, judged by headers and sizes. No weight is read."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, struct.
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a file of weights, as far as its size tells; None where that is nothing."""
+    """What is wrong with a weight file, judged by its size; None if nothing is."""
     if path.suffix == ".gguf" or _begins_with(path, b"GGUF"):
         try:
             GgufHeader.read(path).check_data()
@@ -30,14 +30,14 @@ def damage_of(path: Path) -> str | None:
         except _UNREADABLE as problem:
             return f"its header cannot be read ({problem})"
         size = path.stat().st_size
-        return None if end <= size else f"it was cut short: its tensors end at byte {end:,}, and it has {size:,}"
+        return None if end <= size else f"it was truncated: its tensors end at byte {end:,}, and it has {size:,}"
     if _begins_with(path, b"PK") and not zipfile.is_zipfile(path):  # as torch.save writes them
-        return "it was cut short: the end of its archive is missing"
+        return "it was truncated: the end of its archive is missing"
     return None
 
 
 def missing_shards(path: Path) -> list[str]:
-    """The files of weights that a directory's index, or the name of a GGUF file, tells of and that are not there."""
+    """The weight files that a directory's index, or the name of a GGUF part, lists and that are missing."""
     if path.is_file():
         match = _SHARD.fullmatch(path.name)
         count = int(match["count"]) if match else 0
@@ -58,13 +58,13 @@ def _begins_with(path: Path, tag: bytes) -> bool:
 
 
 def _safetensors_end(path: Path) -> int:
-    """The byte behind the last tensor."""
+    """The first byte after the last tensor."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > MAX_HEADER:
             raise ValueError(f"it has {length} bytes")
         header: Any = json.loads(file.read(length))
     if not isinstance(header, Mapping):
-        raise TypeError("it is no object")
+        raise TypeError("it is not an object")
     ends = [int(tensor["data_offsets"][1]) for name, tensor in header.items() if name != "__metadata__"]
     return 8 + int(length) + max(ends, default=0)

@@ -1,4 +1,4 @@
-"""A range of values laid over pixels, and the round numbers within it."""
+"""A chart axis: maps values to pixels and chooses round tick values."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _FACTORS = ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9), tuple(index / 10 for i
 
 
 class Axis(NamedTuple):
-    """A range of values laid over pixels first .. last, evenly or by decades."""
+    """Maps a range of values to the pixels first .. last, linearly or by decades."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ class Axis(NamedTuple):
 
 
 def axis_of(values: Sequence[float], first: float, last: float, *, is_log: bool = False) -> Axis:
-    """The axis that has all the values, its ends at round numbers unless it goes by decades."""
+    """The axis that holds all values, with round ends unless it goes by decades."""
     low, high = min(values), max(values)
     if is_log:
         return Axis(low / 1.15, high * 1.15, first, last, is_log=True)

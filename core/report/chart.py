@@ -1,4 +1,4 @@
-"""Charts as inline SVG: numbers in, markup out. Colours and fonts are the page's; every chart names itself."""
+"""Charts as inline SVG. Colours and fonts come from the page; every chart has a title and a description."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,14 @@ from piston.core.report.axis import Axis, axis_of
 WIDTH, HEIGHT = 720, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 24, 12, 46
 _ROW, _LABELS = 26, 262  # pixels of a bar's place, and of what stands before the bars
-_VALUES, _LETTER = 130, 6.6  # pixels of what stands behind the bars at least, and of a letter of it
+_VALUES, _LETTER = 130, 6.6  # least pixels right of the bars for their texts, and pixels of a letter
 _CELL, _KEY = 16, 46  # of a heat map: a row, and what stands below
 _MOST_LABELS = 12
 _FAINT = 0.06  # opacity of the smallest value
 
 
 class Chart(NamedTuple):
-    """What a chart says besides its marks; `description` is read aloud instead of it."""
+    """The texts of a chart; screen readers read `description` instead of the chart."""
 
     name: str  # an id within the page
     title: str
@@ -28,7 +28,7 @@ class Chart(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Points joined in order; `style` is a class of the page, `marks` says whether each point is drawn."""
+    """Points joined in order; `style` is a CSS class of the page, `marks` says whether each point is drawn."""
 
     name: str
     style: str
@@ -46,7 +46,7 @@ class Series(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point with what it is; `low` and `high` are ends of its interval."""
+    """A labelled point; `low` and `high` are the ends of its interval."""
 
     x: float
     y: float
@@ -57,7 +57,7 @@ class Point(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A value with its interval, on a row of its own."""
+    """A value with its interval, in its own row."""
 
     name: str
     style: str
@@ -110,7 +110,7 @@ def steps(chart: Chart, labels: Sequence[str], series: Sequence[Series]) -> Mark
 
 
 def ranges(chart: Chart, points: Sequence[Point]) -> Markup:
-    """Points with intervals over equally wide places, each named below; `x` of a point is not looked at."""
+    """Points with intervals over equally wide places, each named below; the `x` of a point is ignored."""
     y = _upright([end for point in points for end in (point.y, point.low, point.high) if end is not None])
     places = _places(len(points))
     marks = [_point(point, place, y, 4) for place, point in zip(places, points, strict=True)]
@@ -118,7 +118,7 @@ def ranges(chart: Chart, points: Sequence[Point]) -> Markup:
 
 
 def histogram(chart: Chart, edges: Sequence[str], values: Sequence[float], style: str = "candidate") -> Markup:
-    """Bars from zero between edges, of which there is one more; every second edge is labelled where it lies."""
+    """Bars from zero between edges (one more than bars); every second edge is labelled."""
     y = _upright([0.0, *values])
     width = (WIDTH - _LEFT - _RIGHT) / max(len(values), 1)
     marks = [

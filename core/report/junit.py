@@ -9,7 +9,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class Case(NamedTuple):
-    """One thing that is well or not, and what there is to say."""
+    """One test case: whether it passed, and its message."""
 
     name: str
     is_met: bool

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 
 def text(value: str) -> str:
-    """Text on one line that is read neither as markup of HTML nor as the end of a cell; Markup stays as it is."""
+    """Text on one line, escaped for HTML and for table cells; Markup stays unchanged."""
     if not isinstance(value, Markup):
         value = value.replace("&", "&amp;").replace("<", "&lt;")
     return " ".join(str(value).replace("|", "\\|").split())

@@ -33,7 +33,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collecti
 
 
 def details(heads: Sequence[str], rows: Iterable[Sequence[str]], summary: str = NUMBERS) -> Markup:
-    """A table that is folded: the numbers of a chart, for who cannot see it or wants them."""
+    """A folded table with the numbers of a chart, for readers who cannot see it or want the numbers."""
     return _part("details", heads, list(rows), summary)
 
 
@@ -53,7 +53,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> Markup:
 
 
 def stack(shares: Iterable[tuple[str, float]]) -> Markup:
-    """Parts of a whole side by side; shares are (style, part)."""
+    """A stacked bar of parts of a whole; shares are (style, part)."""
     return _part("stack", list(shares))
 
 

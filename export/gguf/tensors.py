@@ -28,7 +28,7 @@ def check_tensors(header: GgufHeader, config: Any) -> None:
     """Compare names and sizes; the rotary factors are read with the keys.
 
     Raises:
-        CheckpointError: a tensor is missing, cut short, of another size, or one that the model does not take.
+        CheckpointError: a tensor is missing, truncated, of another size, or one that the model does not take.
     """
     from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map

@@ -1,1 +1,1 @@
-"""Engines: ONNX Runtime on the CPU and on CUDA, TensorRT, TensorRT-RTX, and which of them is loaded."""
+"""Engines: ONNX Runtime on CPU and CUDA, TensorRT, TensorRT-RTX, and the choice among them."""

@@ -1,4 +1,4 @@
-"""The small inputs and the logits of a step: host memory allocated once and refilled, never moved."""
+"""The small inputs and the logits of a step, in host memory that is allocated once and never moved."""
 
 from typing import Any
 
@@ -7,10 +7,7 @@ from numpy.typing import NDArray
 
 
 def step_feed(ids: NDArray[np.int64], start: int = 0) -> dict[str, NDArray[np.int64]]:
-    """Every input that a graph may have, states aside, for one row behind `start` positions: token ids [tokens] int64.
-
-    A decoder gives logits of each token. An encoder begins at 0; the row has no padding and is its first segment.
-    """
+    """The int64 inputs, except states, of a step of one row after `start` positions, with logits of each token."""
     size = len(ids)
     return {
         "input_ids": ids[None],
@@ -24,9 +21,9 @@ def step_feed(ids: NDArray[np.int64], start: int = 0) -> dict[str, NDArray[np.in
 
 
 class Buffers:
-    """Room for a step of `rows` rows and `tokens` tokens in all, with logits for `kept` of the tokens.
+    """Memory for a step of `rows` rows and `tokens` tokens in total, with logits for `kept` of them.
 
-    A decode step of n rows takes n of each; a prefill chunk takes one row, its tokens, and as many logits as asked.
+    A decode step of n rows takes n of each; a prefill chunk takes one row, its tokens, and the requested logits.
     """
 
     def __init__(self, rows: int, tokens: int, kept: int, vocab_size: int) -> None:

@@ -1,6 +1,6 @@
 """The GPU through `cuda-bindings`: memory, copies, a stream, captured graphs. Thin: each method is one or two calls.
 
-Importing this module needs neither the package nor a driver; `Cuda.open` does, and says which of them is missing.
+Importing this module needs neither the package nor a driver; `Cuda.open` does, and its error names what is missing.
 CUDA's status codes become EngineError, NoDeviceError or DeviceMemoryError here and nowhere else.
 """
 
@@ -22,7 +22,7 @@ DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What a GPU says of itself; memory in bytes, at the moment of asking."""
+    """Properties of a GPU; memory in bytes, at the time of the query."""
 
     index: int
     name: str
@@ -37,7 +37,7 @@ class Device:
 
 
 class Cuda:
-    """One device and the calls that are made to it; `runtime` is cuda.bindings.runtime or a double of it."""
+    """One device and the calls made to it; `runtime` is cuda.bindings.runtime or a test double."""
 
     def __init__(self, runtime: Any, index: int = 0) -> None:
         self.runtime = runtime
@@ -48,7 +48,7 @@ class Cuda:
         """Select a device.
 
         Raises:
-            NoDeviceError: there is no driver, or it knows no such device.
+            NoDeviceError: there is no driver, or it does not have this device.
             MissingExtraError: cuda-bindings is not installed.
         """
         if not has_driver():
@@ -89,21 +89,21 @@ class Cuda:
         return int(free), int(total)
 
     def allocate(self, nbytes: int, purpose: str) -> "DeviceBuffer":
-        """Take device memory; raises DeviceMemoryError with what was wanted, for what, and what is free."""
+        """Allocate device memory; raises DeviceMemoryError with the requested size, its purpose and the free memory."""
         return DeviceBuffer(self, int(self._taken("cudaMalloc", nbytes, purpose, "device")), nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike, purpose: str) -> "PinnedArray":
-        """Take page-locked host memory, zeroed; raises as `allocate` does."""
+        """Allocate zeroed page-locked host memory; raises as `allocate` does."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         address = int(self._taken("cudaMallocHost", nbytes, purpose, "page-locked host"))
         return PinnedArray(self, address, shape, dtype)
 
     def stream(self) -> "Stream":
-        """A stream of its own, which does not wait for the default one."""
+        """A new stream, which does not wait for the default stream."""
         return Stream(self, self.call("cudaStreamCreateWithFlags", self.runtime.cudaStreamNonBlocking))
 
     def event(self) -> "Event":
-        """A mark in a stream that the host can wait for."""
+        """A new event, which the host can wait for."""
         return Event(self, self.call("cudaEventCreateWithFlags", self.runtime.cudaEventDisableTiming))
 
     def call(self, name: str, *arguments: Any) -> Any:
@@ -121,11 +121,11 @@ class Cuda:
     def _taken(self, name: str, nbytes: int, purpose: str, kind: str) -> Any:
         status, address = getattr(self.runtime, name)(nbytes)
         if status == self.runtime.cudaError_t.cudaErrorMemoryAllocation:
-            self.runtime.cudaGetLastError()  # it would be reported again by the next call that looks
+            self.runtime.cudaGetLastError()  # otherwise the next call that checks would report it again
             free, total = self.memory()
             raise DeviceMemoryError(
                 f"{purpose} needs {nbytes / 1e6:,.1f} MB of {kind} memory; of the device's {total / 1e6:,.1f} MB "
-                f"{free / 1e6:,.1f} MB are free; load with a smaller max_batch, or end what else uses the GPU."
+                f"{free / 1e6:,.1f} MB are free; load with a smaller max_batch, or end other processes on the GPU."
             )
         if status != self.runtime.cudaError_t.cudaSuccess:
             raise EngineError(f"{name} of {nbytes:,} bytes for {purpose} failed: {self.describe(status)}.")
@@ -133,7 +133,7 @@ class Cuda:
 
 
 class DeviceBuffer:
-    """Device memory; `close` gives it back, twice does no harm."""
+    """Device memory; `close` frees it and may be called twice."""
 
     def __init__(self, cuda: Cuda, address: int, nbytes: int) -> None:
         self.address = address
@@ -141,7 +141,7 @@ class DeviceBuffer:
         self._cuda = cuda
 
     def close(self) -> None:
-        """Free it; whoever uses the address must have ended."""
+        """Free it; no work that uses the address may be under way."""
         if self.address:
             address, self.address = self.address, 0
             self._cuda.call("cudaFree", address)
@@ -172,7 +172,7 @@ class PinnedArray:
 
 
 class Stream:
-    """Work in order; copies return before they are done."""
+    """A queue of device work; copies return before they are done."""
 
     def __init__(self, cuda: Cuda, handle: Any) -> None:
         self.handle = handle
@@ -199,7 +199,7 @@ class Stream:
         self._cuda.call("cudaMemsetAsync", device, 0, nbytes, self.handle)
 
     def record(self, event: "Event") -> None:
-        """Mark this place in the stream."""
+        """Record the event at this place in the stream."""
         self._cuda.call("cudaEventRecord", event.handle, self.handle)
 
     def synchronize(self) -> None:
@@ -208,7 +208,7 @@ class Stream:
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator["Capture"]:
-        """Record what the block puts into the stream instead of doing it; `Capture.graph` has it afterwards.
+        """Capture the work that the block puts into the stream without running it; see `Capture.graph`.
 
         An error inside ends the capture, so that the stream can be used again.
         """
@@ -226,7 +226,7 @@ class Stream:
         capture.graph = Graph(self._cuda, self._cuda.call("cudaStreamEndCapture", self.handle))
 
     def close(self) -> None:
-        """Destroy it; work under way is finished first by CUDA."""
+        """Destroy it; CUDA finishes work under way first."""
         if self.handle is not None:
             handle, self.handle = self.handle, None
             self._cuda.call("cudaStreamDestroy", handle)
@@ -236,13 +236,13 @@ class Stream:
 
 
 class Capture:
-    """Holds the graph once `Stream.capturing` has ended."""
+    """Holds the captured graph after `Stream.capturing`."""
 
     graph: "Graph"
 
 
 class Graph:
-    """A recorded piece of a stream that is launched as one."""
+    """A captured sequence of work that is launched as one."""
 
     def __init__(self, cuda: Cuda, recorded: Any) -> None:
         self._cuda = cuda
@@ -250,7 +250,7 @@ class Graph:
         try:
             self._executable = cuda.call("cudaGraphInstantiate", recorded, 0)
         finally:
-            cuda.call("cudaGraphDestroy", recorded)  # the executable form stands alone
+            cuda.call("cudaGraphDestroy", recorded)  # the executable does not need the graph
 
     def launch(self, stream: Stream) -> None:
         """Put the recorded work into a stream."""
@@ -271,7 +271,7 @@ class Event:
         self._cuda = cuda
 
     def wait(self) -> None:
-        """Wait on the host until the stream has passed the mark."""
+        """Wait on the host until the stream has passed the event."""
         self._cuda.call("cudaEventSynchronize", self.handle)
 
     def close(self) -> None:
@@ -282,12 +282,12 @@ class Event:
 
 
 def warn_not_captured(problem: object) -> None:
-    """Say that steps run as they are from here on, and why."""
-    warnings.warn(f"Decoding goes on without a CUDA graph, which is slower: {problem}", RuntimeWarning, 3)
+    """Warn that steps run without CUDA graphs from now on, and why."""
+    warnings.warn(f"Decoding continues without CUDA graphs, which is slower: {problem}", RuntimeWarning, 3)
 
 
 def has_driver() -> bool:
-    """Whether the CUDA driver's library can be loaded; whether it finds a device is another question."""
+    """Whether the CUDA driver's library can be loaded; it may still find no device."""
     for name in DRIVERS:
         with contextlib.suppress(OSError):
             ctypes.CDLL(name)

@@ -9,19 +9,24 @@ from piston.runtime.backends.cuda_driver import Cuda, DeviceBuffer, PinnedArray,
 
 ALIGNMENT = 256  # bytes: TensorRT reads tensors from addresses that are multiples of it
 
-MOVING = ("input_ids", "position_ids", "write_indices", "kv_lengths")  # what differs from one decode step to the next
+MOVING = (
+    "input_ids",
+    "position_ids",
+    "write_indices",
+    "kv_lengths",
+)  # arrays that change from one decode step to the next
 
 Fields = Mapping[str, tuple[int, type[np.generic]]]
 
 
 class Block:
-    """Named arrays, one after another, on the device and on the host.
+    """Named arrays, contiguous on the device and on the host.
 
     Args:
         cuda: the device.
-        fields: elements and type of each array, in the order they lie in memory.
+        fields: elements and type of each array, in memory order.
         purpose: what the memory is for, in errors.
-        on_host: whether there is a host side: outputs that stay on the device have none.
+        on_host: whether there is a host copy; outputs that stay on the device need none.
     """
 
     def __init__(self, cuda: Cuda, fields: Fields, purpose: str, *, on_host: bool = True) -> None:
@@ -45,7 +50,7 @@ class Block:
             self.arrays[name] = part.view(dtype)
 
     def fill(self, ids: Sequence[int], lengths: NDArray[np.int64]) -> None:
-        """The moving arrays of a decode step on the host side: a token behind each of rows of these lengths."""
+        """Fill the host arrays that change in a decode step: one token after each of the rows of these lengths."""
         values = (np.asarray(ids, np.int64), lengths, lengths, lengths + 1)
         for name, value in zip(MOVING, values, strict=True):
             self.arrays[name][: len(ids)] = value

@@ -1,7 +1,7 @@
 """Rows of a cache in device memory, moved so that those of a step are the first ones.
 
 A CUDA graph of a step holds addresses and a number of rows. Over the first 1, 2, 4, 8, ... rows there are few graphs;
-over any range of rows there would be thousands, each with device memory of its own.
+over any range of rows there would be thousands, each with its own device memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,8 @@ class DeviceRows:
 
     Args:
         cuda: the device.
-        stream: where steps run, so that a move comes after the step before it.
-        arrays: address of each state; rows lie one after another.
+        stream: the stream of the steps, so that a move comes after the step before it.
+        arrays: address of each state; its rows are contiguous.
         row_bytes: of one row of each state.
 
     Raises:
@@ -28,7 +28,7 @@ class DeviceRows:
         self._room = cuda.allocate(max(row_bytes), "Room to exchange two rows of the cache")
 
     def gather(self, cache: KVCache, slots: Iterable[int]) -> list[int]:
-        """The slots that now lie in the first rows, in their order: `slots`, and others that idle."""
+        """Move `slots` into the first rows; return the slots of these rows in order, idle ones included."""
         placed, moves = cache.gather(slots)
         for move in moves:
             for array, row_bytes in self._states:
@@ -41,5 +41,5 @@ class DeviceRows:
         return placed
 
     def close(self) -> None:
-        """Free the room; the stream must have come to rest."""
+        """Free the spare row; the stream must be idle."""
         self._room.close()

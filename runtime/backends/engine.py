@@ -1,4 +1,4 @@
-"""What every backend offers the decode loop: prefill, step, and slots. No text, no sampling, no device in sight."""
+"""The Engine protocol of every backend: prefill, step, and slots. It knows no text, sampling or devices."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -28,4 +28,4 @@ class Engine(Protocol):
         """Append one token to each given slot; logits by slot, float32 [vocab], valid until the next call."""
 
     def close(self) -> None:
-        """Free what the backend holds; the engine is of no use afterwards."""
+        """Free the backend's resources; the engine cannot be used afterwards."""

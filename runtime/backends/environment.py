@@ -1,4 +1,4 @@
-"""What this machine offers an engine: packages, ONNX Runtime's providers, a GPU. Asked once, and only when needed."""
+"""What this machine has for an engine: packages, ONNX Runtime's providers, a GPU. Queried once, when needed."""
 
 import functools
 import importlib
@@ -9,13 +9,13 @@ from piston.runtime.backends.cuda_driver import Cuda, Device
 
 
 class Machine:
-    """The machine at hand. Each `require` method returns what is there or raises what the user should read."""
+    """This machine. Each `require` method returns what it found or raises an error with the remedy."""
 
     def __init__(self, device_index: int = 0) -> None:
         self.device_index = device_index
 
     def has_module(self, name: str) -> bool:
-        """Whether a module can be imported; it is looked for, not imported."""
+        """Whether a module can be found; it is not imported."""
         return importlib.util.find_spec(name) is not None
 
     def require_module(self, name: str, extra: str) -> None:

@@ -1,4 +1,4 @@
-"""The key-value cache: one preallocated array for each state, its rows handed out as slots.
+"""The key-value cache: one preallocated array for each state, whose rows are assigned to slots.
 
 It knows lengths and capacity, not tokens and not backends.
 """
@@ -18,7 +18,7 @@ STORED = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.uint16, "i
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Row `source` goes to row `goal`; in an exchange what was there goes to `source`."""
+    """A copy of row `source` to row `goal`; an exchange also copies row `goal` to `source`."""
 
     source: int
     goal: int
@@ -29,11 +29,11 @@ class KVCache:
     """Slots 0 .. num_slots-1, each holding up to `capacity` positions of every layer.
 
     Memory is [num_slots, kv_heads, capacity, head_dim] for each layer's keys and for its values, allocated here once
-    and never moved. The operating system commits its pages when they are first written. An engine that keeps the
-    entries on a device gives `bases`, where each array begins there, and `device`; only the slots and their lengths
-    are then here.
+    and never moved. The operating system commits its pages when they are first written. An engine whose cache is on a
+    device passes `bases`, the address of each array there, and `device`; this object then holds only the slots and
+    their lengths.
 
-    A slot lies in the row of its own number until `gather` moves it.
+    A slot is in the row of its own number until `gather` moves it.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class KVCache:
 
     @property
     def num_free(self) -> int:
-        """Slots that `admit` can still give."""
+        """Number of free slots."""
         return len(self._free)
 
     def admit(self) -> int:
-        """Take the lowest free slot, in the lowest free row; raises MisuseError when there is none."""
+        """Take the lowest free slot, in the lowest free row; raises MisuseError if none is free."""
         if not self._free:
             raise MisuseError(f"All {self.num_slots} slots are taken; release one or load with a larger max_batch.")
         slot, lowest = min(self._free), min(self._free, key=self._rows.__getitem__)
@@ -75,13 +75,13 @@ class KVCache:
         return slot
 
     def release(self, slot: int) -> None:
-        """Give a slot back, empty."""
+        """Release a slot and empty it."""
         self._check(slot)
         self.lengths[slot] = 0
         self._free.append(slot)
 
     def rewind(self, slot: int, length: int) -> None:
-        """Forget the positions of a slot from `length` on."""
+        """Discard the positions of a slot from `length` on."""
         self._check(slot)
         if not 0 <= length <= self.lengths[slot]:
             raise MisuseError(f"Slot {slot} holds {self.lengths[slot]} positions; it cannot be rewound to {length}.")
@@ -92,7 +92,7 @@ class KVCache:
         self._check(slot)
         if (needed := int(self.lengths[slot]) + count) > self.capacity:
             raise PromptTooLongError(
-                f"Slot {slot} would need {needed} positions but the cache was made for {self.capacity}; "
+                f"Slot {slot} would need {needed} positions, but the cache holds {self.capacity}; "
                 f"load with max_length={needed} or shorten the prompt."
             )
 
@@ -103,8 +103,8 @@ class KVCache:
     def spans(self, slots: Iterable[int]) -> list[tuple[int, int]]:
         """Cover `slots` by ranges [low, high) of rows that one step may run on, none of which was moved by `gather`.
 
-        A range may include idle rows: the step then writes one position behind their last, which is never read and is
-        overwritten later. A full idle row has no such place, so no range includes one.
+        A range may include idle rows: the step then writes one position after their last, which is never read and is
+        overwritten later. A full idle row has no such position, so no range includes one.
         """
         spans: list[tuple[int, int]] = []
         for slot in sorted(slots):
@@ -118,11 +118,11 @@ class KVCache:
     def gather(self, slots: Iterable[int]) -> tuple[list[int], list[Move]]:
         """Bring `slots` into the first rows: as few of 1, 2, 4, 8, ... rows as hold them, at most all.
 
-        The slots of these rows that were not asked for idle, as in `spans`. A full one is moved out; where so many are
-        full that a power of two cannot be had without them, there are fewer rows.
+        Other slots in these rows idle, as in `spans`. A full one is moved out; where too many are full to reach a power
+        of two without them, fewer rows are used.
 
         Returns:
-            The slot of each of these rows, and the moves that whoever holds keys and values makes, in this order.
+            The slot of each of these rows, and the moves that the owner of keys and values must make, in this order.
         """
         asked, placed = set(slots), self._placed
         for slot in asked:
@@ -134,7 +134,7 @@ class KVCache:
         lengths = self.lengths.tolist()
         full = {slot for slot, length in enumerate(lengths) if length >= self.capacity} - asked
         count = min(count, self.num_slots - len(full))
-        # The empty ones first: they are moved for nothing.
+        # Empty ones first: moving them copies nothing.
         idle = sorted((slot for slot in placed if slot not in asked | full), key=lambda slot: lengths[slot] > 0)
         leaving = [slot for slot in placed[:count] if slot in full]
         coming = [slot for slot in placed[count:] if slot in asked]
@@ -151,7 +151,7 @@ class KVCache:
         return placed[:count], moves
 
     def row(self, slot: int) -> int:
-        """The row in which a slot lies."""
+        """The row of a slot."""
         return self._rows[slot]
 
     @property
@@ -164,7 +164,7 @@ class KVCache:
         return self._bases[index] + row * self._row_bytes[index]
 
     def _exchange(self, one: int, other: int) -> None:
-        """Let two slots lie in one another's rows."""
+        """Exchange the rows of two slots."""
         self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
         self._placed[self._rows[one]], self._placed[self._rows[other]] = one, other
 

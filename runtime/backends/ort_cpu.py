@@ -18,17 +18,17 @@ from piston.runtime.backends.session import OrtOptions, agree, open_session, tra
 
 CACHE_ITEMS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
-# Tokens of one prefill step. GroupQueryAttention computes the scores that the causal mask drops, so short steps save
-# more there than they cost in products: 512 tokens of an INT8 model take 215 ms in steps of 128, 262 ms in one (1.32).
+# Tokens of one prefill step. GroupQueryAttention computes scores that the causal mask drops, so short steps save
+# more there than they cost in matrix products: 512 tokens of an INT8 model take 215 ms in steps of 128, 262 in one.
 PREFILL_CHUNK = 128
-KERNELS_CHUNK = 512  # of Piston's own kernels, which skip what the mask drops
-MAX_BINDINGS = 64  # kept of decode steps, each of its own range of rows; a new one takes less time than a step
+KERNELS_CHUNK = 512  # for Piston's own kernels, which skip masked scores
+MAX_BINDINGS = 64  # bindings kept for decode steps, one per range of rows; making one takes less time than a step
 
 
 class OrtEngine:
-    """Prefill runs on one slot's part of the cache, by address; a decode step on all rows it needs at once.
+    """An engine on ONNX Runtime: prefill runs on one slot's part of the cache, a decode step on all its rows at once.
 
-    A step's binding is kept, which needs a cache in host memory: to a device inputs are copied when they are bound.
+    A step's binding is reused. This needs a cache in host memory: inputs on a device are copied when they are bound.
     """
 
     def __init__(self, session: Any, cache: KVCache, chunk: int = PREFILL_CHUNK, run_options: Any = None) -> None:
@@ -51,7 +51,7 @@ class OrtEngine:
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
-            EngineError: it refuses the file, or the file is no decoder with such a cache.
+            EngineError: it refuses the file, or the file is not a decoder with this cache.
         """
         options = options or OrtOptions()
         session = open_session(path, options)
@@ -62,7 +62,7 @@ class OrtEngine:
         """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the vocabulary."""
         ids = self._checked(token_ids)
         if not 0 <= num_logits <= len(ids):
-            raise MisuseError(f"Logits of {num_logits} positions were asked of a prefill of {len(ids)} tokens.")
+            raise MisuseError(f"Logits of {num_logits} positions were requested from a prefill of {len(ids)} tokens.")
         self.cache.reserve(slot, len(ids))
         if num_logits > len(self._prefill.logits):
             self._prefill = Buffers(1, self._chunk, num_logits, self.vocab_size)
@@ -85,7 +85,7 @@ class OrtEngine:
             buffers.write_indices[rows] = lengths
             buffers.kv_lengths[rows] = lengths + 1
             buffers.total_sequence_length[0] = lengths.max() + 1
-            # What was used last is last; the first one goes when there are too many.
+            # Least recently used first: it is dropped when there are too many.
             binding = self._decode_bindings.pop((low, high), None)
             self._decode_bindings[low, high] = binding or self._bind(
                 buffers, low, high, seq=1, logits=buffers.logits[rows]
@@ -98,13 +98,13 @@ class OrtEngine:
         return {slot: buffers.logits[slot] for slot in tokens}
 
     def check_step(self, tokens: Mapping[int, int]) -> None:
-        """Raise as `step` does, before anything is changed."""
+        """Raise the errors of `step` before anything is changed."""
         self._checked(list(tokens.values()))
         for slot in tokens:
             self.cache.reserve(slot, 1)
 
     def close(self) -> None:
-        """Drop the session and what is bound to it."""
+        """Drop the session and its bindings."""
         self._decode_bindings.clear()
         self._session = None
 
@@ -158,10 +158,12 @@ def bind_cache(binding: Any, cache: KVCache, low: int, rows: int) -> None:
 
 
 def check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
-    """Refuse a graph that is no decoder or has another cache, before a step runs on memory of the wrong size."""
+    """Refuse a graph that is not a decoder or has another cache, before a step runs on memory of the wrong size."""
     shapes = {item.name: list(item.shape) for item in [*session.get_inputs(), *session.get_outputs()]}
     if not isinstance(shapes.get("logits", [None])[-1], int):
-        raise EngineError(f"{path} has no output named logits of known vocabulary; it is not a decoder of Piston's.")
+        raise EngineError(
+            f"{path} has no output named logits with a known vocabulary size; it is not a decoder that Piston exported."
+        )
     found, wanted = {name for name in shapes if is_past(name)}, {state.input for state in spec.states}
     if found != wanted:
         raise EngineError(

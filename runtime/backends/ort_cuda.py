@@ -1,7 +1,7 @@
 """The engine over ONNX Runtime's CUDA provider: prefill as OrtEngine does it, decode steps as CUDA graphs.
 
 The cache is bound by device address, as on the CPU by host address. In a prefill ONNX Runtime copies the small inputs
-and the logits itself; those of a decode step have buffers of their own on the device, see DeviceStep.
+and the logits itself. A decode step has its own buffers on the device, see DeviceStep.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from piston.runtime.backends.ort_cuda_step import NO_GRAPH, DeviceStep, run_opti
 from piston.runtime.backends.session import OrtOptions, open_session
 
 PROVIDER = "CUDAExecutionProvider"
-PREFILL_CHUNK = 512  # tokens of one prefill step: a device is idle with fewer
+PREFILL_CHUNK = 512  # tokens of one prefill step: with fewer the device is partly idle
 
 
 class OrtCudaEngine:
@@ -37,7 +37,7 @@ class OrtCudaEngine:
         stream: owned by the engine from here on.
         num_slots: rows decoded together.
         capacity: positions of each.
-        capture_problem: why steps cannot be captured, if that is known beforehand.
+        capture_problem: why steps cannot be captured, if that is known already.
 
     Raises:
         DeviceMemoryError: cache and buffers do not fit the device.
@@ -61,7 +61,7 @@ class OrtCudaEngine:
                 sum(array_bytes), f"The {spec.dtype} cache of {num_slots} rows of {capacity:,} positions"
             )
             stack.callback(buffer.close)
-            # NaN behind a row's last position would survive being weighted by zero.
+            # NaN after a row's last position would survive multiplication by zero.
             stream.zero(buffer.address, buffer.nbytes)
             stream.synchronize()
             bases = [buffer.address + begin for begin in accumulate([0, *array_bytes[:-1]])]
@@ -73,7 +73,7 @@ class OrtCudaEngine:
             self._step = DeviceStep(session, cuda, stream, self.cache, self.vocab_size, capture_problem)
             stack.callback(self._step.close)
             stack.callback(self._engine.close)
-            # First thing when all ends: nothing may be freed under work that is still going on.
+            # Wait first: nothing may be freed while work is still running.
             stack.callback(stream.synchronize)
             self._release = weakref.finalize(self, _release, stack.pop_all())
 
@@ -83,7 +83,7 @@ class OrtCudaEngine:
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
-            EngineError: it refuses the file or cannot use the device, or the file is no decoder with such a cache.
+            EngineError: it refuses the file or cannot use the device, or the file is not a decoder with this cache.
             DeviceMemoryError: see the class.
         """
         stream, problem = cuda.stream(), None
@@ -143,7 +143,7 @@ def _session(path: Path, spec: CacheSpec, provider_options: Mapping[str, str]) -
 
 
 def _load_libraries() -> str:
-    """Load CUDA's libraries from the wheels that hold them, where they are installed; returns what is said to lack.
+    """Load CUDA's libraries from their wheels, where they are installed; return what could not be loaded.
 
     cuDNN is left out: these graphs have no convolution, and the provider is not linked to it.
     """
@@ -151,7 +151,7 @@ def _load_libraries() -> str:
     with contextlib.suppress(ImportError):
         import onnxruntime
 
-        # It prints what it cannot load. A copy that has another `print` leaves the process's stdout to the others.
+        # It prints what it cannot load; a copy of the function with another `print` keeps that off stdout.
         load = onnxruntime.preload_dlls
         names = {**load.__globals__, "print": lambda *words, **_: said.append(" ".join(map(str, words)))}
         FunctionType(load.__code__, names, load.__name__, load.__defaults__, load.__closure__)(cudnn=False)
@@ -159,13 +159,13 @@ def _load_libraries() -> str:
 
 
 def _release(stack: ExitStack) -> None:
-    """Free everything, whatever fails: after a fault every call does, and the fault has been reported."""
+    """Free everything and ignore errors: after a fault every call fails, and the fault has been reported."""
     with contextlib.suppress(EngineError):
         stack.close()
 
 
 def check_provider(session: Any, missing: str = "") -> None:
-    """Raise EngineError where ONNX Runtime put the CPU in place of the device, which it does without an error."""
+    """Raise EngineError if ONNX Runtime fell back to the CPU, which it does without an error."""
     if PROVIDER not in (found := session.get_providers()):
         raise EngineError(
             f"ONNX Runtime runs this on {', '.join(found)}: its CUDA libraries cannot be loaded"

@@ -1,10 +1,10 @@
 """Decode steps of ONNX Runtime on a device: their inputs and logits are there too, at addresses that stay.
 
-They must be: what is bound on the host is copied to the device when it is bound, and a binding that is run again runs
-on the old copy (1.31, seen). It also lets ONNX Runtime capture a run into a CUDA graph, under a number that it is given
-(`gpu_graph_id`), and launch the graph whenever that number comes again. What it read on the host while it captured is
-fixed from then on; here that is `total_sequence_length`, which is therefore the capacity: kernels take from it how to
-share out the work, and from `kv_lengths` where each row ends.
+This is necessary: ONNX Runtime copies host inputs to the device when they are bound, and a binding that is run again
+uses the old copy (seen in 1.31). It also lets ONNX Runtime capture a run into a CUDA graph under a number
+(`gpu_graph_id`) and launch the graph whenever that number is given again. Values that it read on the host during
+capture are fixed from then on. Here that is `total_sequence_length`, which is therefore set to the capacity: kernels
+use it to divide the work, and `kv_lengths` to find the end of each row.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from piston.runtime.backends.kv_cache import KVCache
 from piston.runtime.backends.ort_cpu import bind_cache
 from piston.runtime.backends.session import translated
 
-NO_GRAPH = "-1"  # the number of runs that are not captured
+NO_GRAPH = "-1"  # the graph id of runs that are not captured
 INTEGERS = (*MOVING, "logits_positions")
 TOTAL = "total_sequence_length"
 
@@ -37,7 +37,7 @@ class DeviceStep:
         stream: the one the session was made with, so that copies and runs need not wait for one another.
         cache: where the session finds keys and values.
         vocab_size: logits of a row.
-        capture_problem: why no number of rows becomes a CUDA graph at its first step; None if each does.
+        capture_problem: why steps are not captured into CUDA graphs; None if they are.
 
     Raises:
         DeviceMemoryError: the buffers do not fit.
@@ -66,7 +66,7 @@ class DeviceStep:
         """Append a token to each of the first rows; logits float32 [rows, vocab], valid until the next step.
 
         Raises:
-            EngineError: the run failed, and not in being captured: that is told, and runs are as they are from then on.
+            EngineError: the run failed. A failed capture only gives a warning, and later runs are not captured.
         """
         rows = len(ids)
         self._block.fill(ids, lengths)
@@ -78,7 +78,7 @@ class DeviceStep:
         return host
 
     def close(self) -> None:
-        """Forget what was captured and free the buffers; the stream must have come to rest."""
+        """Drop the captured graphs and free the buffers; the stream must be idle."""
         self._bound.clear()
         self._session = None
         self._stack.close()
@@ -106,7 +106,7 @@ class DeviceStep:
             if name in self._inputs:
                 address, shape = self._block.address(name), shapes.get(name, [rows])
                 binding.bind_input(name, "cuda", 0, np.int64, shape, address)
-        if TOTAL in self._inputs:  # not in what was built before steps were captured
+        if TOTAL in self._inputs:  # absent in bundles built before steps were captured
             binding.bind_input(TOTAL, "cpu", 0, np.int32, [], self._total.ctypes.data)
         binding.bind_output("logits", "cuda", 0, np.float32, [rows, 1, self._vocab_size], self._logits.address)
         bind_cache(binding, self._cache, 0, rows)
@@ -114,7 +114,7 @@ class DeviceStep:
 
 
 def run_options(number: str) -> Any:
-    """Options of a run that is captured under a number of its own, or of one that is not: NO_GRAPH."""
+    """Run options: captured under its own graph id, or not captured (NO_GRAPH)."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()

@@ -1,4 +1,4 @@
-"""Which engine of a bundle this machine runs best, why not the others, and how each kind is opened."""
+"""Chooses the best engine of a bundle for this machine, explains why not the others, and opens engines."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ TENSORRT_EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How an engine is to be loaded."""
+    """The sizes and options an engine is loaded with."""
 
     num_slots: int
     capacity: int
     threads: int = 0
-    profile: str | None = None  # where ONNX Runtime's profile goes; other backends write none
+    profile: str | None = None  # path of ONNX Runtime's profile; other backends write none
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What runs a target family: `check` raises what stands in the way on a machine, `open` loads."""
+    """The backend of a target family: `check` raises what prevents an engine on a machine, `open` loads it."""
 
     check: Callable[[Bundle, EngineSpec, Machine], None]
     open: Callable[[Bundle, EngineSpec, Sizes], Engine]
@@ -41,7 +41,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One engine of a bundle on one machine; `problem` is what stands in its way."""
+    """The verdict on one engine of a bundle on one machine; `problem` is what prevents it."""
 
     spec: EngineSpec
     reason: str
@@ -53,11 +53,11 @@ def select_engine(
 ) -> tuple[EngineSpec, dict[str, str]]:
     """The best engine that runs here, and a sentence about each of the others by target.
 
-    A `target` that is named limits the choice to that engine, or to the engines of that family: nothing else is ever
-    taken in its place.
+    A named `target` limits the choice to that engine, or to the engines of that family: no other engine is ever taken
+    instead.
 
     Raises:
-        BundleError: this is no bundle, or it has no such engine.
+        BundleError: this is not a bundle, or it has no such engine.
         Error: none runs here. With one candidate it is that engine's own error, else a BundleError with every reason.
     """
     verdicts = evaluate_candidates(bundle, target, machine)
@@ -66,9 +66,9 @@ def select_engine(
 
 
 def candidates(bundle: Bundle, target: str | None = None) -> list[EngineSpec]:
-    """The engines that run here as far as can be told without opening them, the best first; raises as `choose` does.
+    """Engines that seem to run here, checked without opening them, the best first; raises as `select_engine` does.
 
-    With a `target` it is the one that `choose` takes: it is never replaced.
+    With a `target` it is only the one that `select_engine` takes: it is never replaced.
     """
     found = _usable(bundle, evaluate_candidates(bundle, target))
     return found if target is None else found[:1]
@@ -84,7 +84,7 @@ def _usable(bundle: Bundle, verdicts: list[Verdict]) -> list[EngineSpec]:
 
 
 def evaluate_candidates(bundle: Bundle, target: str | None = None, machine: Machine | None = None) -> list[Verdict]:
-    """A verdict about each engine that `target` admits, the best family first; raises BundleError as `choose` does."""
+    """The verdict on each engine that `target` admits, best family first; raises as `select_engine` does."""
     machine = machine or Machine()
     verdicts: list[Verdict] = []
     best: EngineSpec | None = None
@@ -94,13 +94,15 @@ def evaluate_candidates(bundle: Bundle, target: str | None = None, machine: Mach
         except Error as problem:
             verdicts.append(Verdict(spec, str(problem), problem))
             continue
-        verdicts.append(Verdict(spec, f"It runs here too, {best.target} is preferred." if best else "It is the best."))
+        verdicts.append(
+            Verdict(spec, f"It runs here too, but {best.target} is preferred." if best else "It is the best.")
+        )
         best = best or spec
     return verdicts
 
 
 def open_engine(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
-    """Load an engine that `choose` gave; raises EngineError and MissingExtraError as the backend does."""
+    """Load an engine that `select_engine` gave; raises EngineError and MissingExtraError as the backend does."""
     return backend_of(spec).open(bundle, spec, sizes)
 
 
@@ -113,25 +115,25 @@ def open_session(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> "Session":
 
 
 def backend_of(spec: EngineSpec) -> Backend:
-    """The table's entry for an engine's family; raises BundleError for one that this version does not know."""
+    """The table's entry for an engine's family; raises BundleError for an unknown family."""
     if (backend := BACKENDS.get(family_of(spec.target))) is None:
         raise BundleError(f"This runtime has no backend for {spec.target}; build the bundle for ort-cpu.")
     return backend
 
 
 def family_of(target: str) -> str:
-    """The target without the GPUs it is for: tensorrt-rtx of tensorrt-rtx:sm89."""
+    """The target without its GPUs: tensorrt-rtx for tensorrt-rtx:sm89."""
     return target.partition(":")[0]
 
 
 def compute_capabilities_of(spec: EngineSpec) -> tuple[str, ...]:
-    """The GPUs that the manifest says an engine was compiled for, such as sm89; none if it is for every one."""
+    """The GPUs that an engine was compiled for according to the manifest, such as sm89; empty if it is for all."""
     found = spec.actual.get("compute_capabilities", ())
     return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
 
 
 def _rank(spec: EngineSpec) -> tuple[int, bool]:
-    """Families in the order of the table; of the CPU's two engines the one on Piston's own kernels."""
+    """Sort key: families in the order of the table; of the CPU's two engines the one on Piston's kernels first."""
     families = list(BACKENDS)
     family = family_of(spec.target)
     return families.index(family) if family in families else len(families), spec.target != kernels.TARGET
@@ -180,7 +182,7 @@ def _check_tensorrt(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
 
 
 def _is_lean(header: PlanHeader, spec: EngineSpec, machine: Machine) -> bool:
-    """Whether the lean runtime loads the plan: it is version-compatible, and there is no TensorRT but the lean one."""
+    """Whether the lean runtime loads the plan: it is version-compatible, and only the lean TensorRT is installed."""
     from piston.runtime.backends.tensorrt.plan import LEAN
 
     compiler = spec.requested.get("compiler")
@@ -237,7 +239,7 @@ def _refuse_cpu_options(spec: EngineSpec, sizes: Sizes) -> None:
 
 
 def _check_device_memory(bundle: Bundle, spec: EngineSpec, device: Device) -> None:
-    """Weights and the cache of one row are the least that an engine takes."""
+    """Raise unless weights and the cache of one row, the minimum of an engine, fit."""
     directory = spec.path.rpartition("/")[0] + "/"
     files = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(directory))
     needed = files + spec.cache.bytes_per_token * _stated(spec, "capacity")
@@ -256,7 +258,7 @@ def _stated(spec: EngineSpec, name: str) -> int:
     return value
 
 
-# The best first: what was compiled for this very GPU, then what was compiled for its kind, then what runs anywhere.
+# The best first: compiled for exactly this GPU, then for its kind, then for any machine.
 BACKENDS: Mapping[str, Backend] = {
     "tensorrt": Backend(_check_tensorrt, _open_tensorrt),
     "tensorrt-rtx": Backend(_check_tensorrt, _open_tensorrt),

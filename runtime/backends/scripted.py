@@ -1,4 +1,4 @@
-"""An engine without a model: logits are a function of the tokens so far. The public test double of the runtime."""
+"""An engine without a model: its logits are a function of the tokens so far. The public test double."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
@@ -14,9 +14,9 @@ Script = Callable[[tuple[int, ...]], Sequence[float] | Logits]
 
 
 class ScriptedEngine:
-    """Answers each position with `script(history)`, and keeps what it was asked in `calls`.
+    """Answers each position with `script(history)`, and records its calls in `calls`.
 
-    Rows really are independent: their histories follow the slots' lengths, so a slot that is rewound, released or
+    Rows are independent: their histories follow the slots' lengths, so a slot that is rewound, released or
     left alone behaves as with a real cache.
     """
 
@@ -32,7 +32,7 @@ class ScriptedEngine:
 
     @classmethod
     def saying(cls, token_ids: Sequence[int], *, vocab_size: int, prompt_len: int, num_slots: int = 1) -> Self:
-        """An engine whose greedy answer to any prompt of `prompt_len` tokens is `token_ids`."""
+        """Make an engine whose greedy answer to any prompt of `prompt_len` tokens is `token_ids`."""
 
         def script(history: tuple[int, ...]) -> Logits:
             logits = np.zeros(vocab_size, np.float32)
@@ -46,7 +46,9 @@ class ScriptedEngine:
         """See Engine."""
         self.calls.append(("prefill", (slot, list(token_ids))))
         if not 0 <= num_logits <= len(token_ids):
-            raise MisuseError(f"Logits of {num_logits} positions were asked of a prefill of {len(token_ids)} tokens.")
+            raise MisuseError(
+                f"Logits of {num_logits} positions were requested from a prefill of {len(token_ids)} tokens."
+            )
         self.cache.reserve(slot, len(token_ids))
         rows = [self._append(slot, token_id) for token_id in token_ids]
         return np.array(rows[len(rows) - num_logits :], np.float32).reshape(num_logits, self.vocab_size)

@@ -1,4 +1,4 @@
-"""What comes back from generation: text, ids, why it ended, and what it took."""
+"""The result of generation: text, ids, finish reason and timings."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from piston.runtime.sampling.sampler import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token with its log-probability; `bytes_` are its own, so that halves of a character can be joined."""
+    """One token with its log-probability; `bytes_` allow parts of a character to be joined."""
 
     token_id: int
     token: str
@@ -25,14 +25,14 @@ class PositionLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds of one row. Rows that are decoded together share a step, and each counts the whole of it.
+    """Seconds of one row. Rows that are decoded together share a step, and each counts the full step.
 
     Attributes:
-        time_to_first_token: from the call to the first token; holds tokenizing the prompt, queue and prefill.
+        time_to_first_token: from the call to the first token; includes tokenizing, queue and prefill.
         total: from the call to the last token.
         num_tokens: generated.
         queue: waiting for a slot.
-        prefill: the engine's part of the prompt.
+        prefill: the engine's time for the prompt.
         tokenizing: template and prompt to ids, and ids to text.
         sampling: logits to tokens.
     """
@@ -57,7 +57,7 @@ class Timings:
         return 1 / self.time_per_output_token if self.time_per_output_token else 0.0
 
     def to_json(self) -> dict[str, float]:
-        """All of it in seconds under the names benchmarks use, as `piston run --json` prints it."""
+        """All timings in seconds under the names of benchmarks, as `piston run --json` prints them."""
         return {
             "queue_s": self.queue,
             "tokenizing_s": self.tokenizing,
@@ -72,7 +72,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafts:
-    """What guessing by prompt lookup came to; `problem` says why an engine was not asked to verify any guess."""
+    """Statistics of prompt lookup; `problem` says why the engine verified no draft."""
 
     num_drafted: int
     num_accepted: int
@@ -81,7 +81,7 @@ class Drafts:
 
     @property
     def acceptance(self) -> float:
-        """Share of the guessed tokens that came true."""
+        """Share of the drafted tokens that were accepted."""
         return self.num_accepted / self.num_drafted if self.num_drafted else 0.0
 
     def to_json(self) -> dict[str, float | str | None]:
@@ -107,7 +107,7 @@ class Completion:
     finish_reason: FinishReason | None  # None: it was interrupted
     stop_reason: str | int | None
     num_prompt_tokens: int
-    num_prefilled_tokens: int  # fewer than the prompt's where a cached prefix was reused
+    num_prefilled_tokens: int  # fewer than the prompt has where a cached prefix was reused
     seed: int
     timings: Timings
     logprobs: tuple[PositionLogprobs, ...] | None = None

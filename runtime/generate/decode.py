@@ -1,4 +1,4 @@
-"""The decode loop of requests that are all there at the start: a scheduler, stepped until each is finished."""
+"""The decode loop for a fixed list of requests: a scheduler, stepped until each is finished."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,12 +10,12 @@ from piston.runtime.generate.scheduler import Scheduler
 def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
     """Generate every request; those for which no slot is free wait until one is released.
 
-    Slots are given back however the loop ends, closing the generator included.
+    Slots are released however the loop ends, including when the generator is closed.
 
     Raises:
         EmptyPromptError: a prompt without tokens; nothing was run.
         PromptTooLongError: prompt and max_tokens exceed the capacity; nothing was run.
-        MisuseError: every slot is held by others, such as open conversations.
+        MisuseError: all slots are in use, for example by open conversations.
     """
     scheduler = Scheduler(engine)
     for request in requests:

@@ -1,4 +1,4 @@
-"""Rows whose tokens the device chooses: keeps one run of them going as long as they stay the same."""
+"""Runs rows whose tokens the device chooses, for as long as the set of rows stays the same."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -9,14 +9,14 @@ from piston.runtime.sampling.sampler import Pick, RowSampler
 
 
 class Row(Protocol):
-    """What a run needs to know of a row."""
+    """The data of a row that a run needs."""
 
     sampler: RowSampler
     output_ids: list[int]
 
 
 class DeviceRuns:
-    """For an engine that is no DeviceDecoding, and for options that need logits on the host, there is never a run."""
+    """Starts no run for engines without DeviceDecoding, or for options that need logits on the host."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -25,7 +25,7 @@ class DeviceRuns:
         self._was_broken_off = False
 
     def step(self, rows: Mapping[int, Row]) -> dict[int, Pick] | None:
-        """The next token of each slot, which the samplers have recorded; None if the engine must be stepped instead."""
+        """The next token of each slot, recorded in its sampler; None if the caller must call `Engine.step` instead."""
         if not isinstance(self._engine, DeviceDecoding):
             return None
         if self._rows != rows:  # another row may have taken over a slot
@@ -36,20 +36,20 @@ class DeviceRuns:
         if self._run is None:
             return None
         if (chosen := next(self._run, None)) is None:
-            # Whoever shares the engine will do so again, and a run that is broken off has computed for nothing.
+            # Another user of the engine is likely to use it again, and an interrupted run wastes its work.
             self._run, self._was_broken_off = None, True
             return None
         return {slot: rows[slot].sampler.record(token_id) for slot, token_id in chosen.items()}
 
     def close(self) -> None:
-        """End the run; what the device did ahead is forgotten."""
+        """End the run; steps that the device did ahead are discarded."""
         if self._run is not None:
             self._run.close()  # type: ignore[attr-defined]
             self._run = None
 
 
 def _started(engine: DeviceDecoding, rows: Mapping[int, Row]) -> Iterator[dict[int, int]] | None:
-    """A run until the first row reaches its max_tokens, or None where some row's tokens are picked from logits."""
+    """Start a run until the first row reaches its max_tokens; None if some row's tokens are picked from logits."""
     samplers = {slot: row.sampler for slot, row in rows.items()}
     if any(sampler.needs_logits or not engine.can_choose(sampler.sampling) for sampler in samplers.values()):
         return None

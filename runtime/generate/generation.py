@@ -53,7 +53,7 @@ class Generation:
         return self.finish_reason is not None
 
     def push(self, token: Token) -> str:
-        """Take a token of this row; returns the text that is now certain, often none."""
+        """Add a token to this row; return the text that is now final, often none."""
         self.last_at = time.perf_counter()
         self.first_at = self.first_at or self.last_at
         text = self._push(token)
@@ -79,7 +79,7 @@ class Generation:
         return text
 
     def completion(self) -> Completion:
-        """What there is so far, or in the end."""
+        """The completion so far, or the final one."""
         sampler, times = self.request.sampler, self.request.times
         token_stop = sampler.stopped_by if self.finish_reason == "stop" else None
         return Completion(
@@ -178,7 +178,7 @@ def prepare(
 
 
 def run(engine: Engine, generations: Sequence[Generation]) -> Generator[tuple[Generation, str]]:
-    """Decode all rows together; yields each row's text as it becomes certain."""
+    """Decode all rows together; yield each row's text as it becomes final."""
     of_request = {id(generation.request): generation for generation in generations}
     for token in decode(engine, [generation.request for generation in generations]):
         generation = of_request[id(token.request)]
@@ -186,7 +186,7 @@ def run(engine: Engine, generations: Sequence[Generation]) -> Generator[tuple[Ge
 
 
 def spellings(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of each word after a space and after anything else: both spell it, however it is written here.
+    """Token ids of each word with and without a leading space, since a text may contain either.
 
     The option of vLLM, where SentencePiece-like tokenizers miss the spelling inside a text.
     """

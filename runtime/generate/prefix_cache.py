@@ -1,4 +1,4 @@
-"""Slots of ended rows are kept: a prompt that begins as one of them goes on from there."""
+"""Keeps the slots of ended rows, so that a prompt with the same beginning reuses them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from piston.runtime.backends.kv_cache import KVCache
 
 @dataclass(frozen=True, slots=True)
 class _Idle:
-    """What an idle slot holds, and for whom."""
+    """The contents of an idle slot and its salt."""
 
     token_ids: list[int]
     salt: str
 
 
 class PrefixCache:
-    """Idle slots by what they hold. The one that was used longest ago is given away first.
+    """Idle slots by their contents. The least recently used one is reassigned first.
 
     A match is exact to the token; at least one token of a prompt is left to be prefilled, since its logits are the
     first of the answer.
@@ -28,21 +28,18 @@ class PrefixCache:
 
     @property
     def num_idle(self) -> int:
-        """Slots that are kept and may be given away."""
+        """Number of idle slots, which may be reassigned."""
         return len(self._idle)
 
     def keep(self, slot: int, token_ids: Sequence[int], salt: str) -> None:
-        """Take over a slot that holds the states of `token_ids`."""
+        """Keep a slot that holds the states of `token_ids`."""
         if not token_ids:
             self._cache.release(slot)
             return
         self._idle[slot] = _Idle(list(token_ids), salt)
 
     def admit(self, prompt_ids: Sequence[int], salt: str) -> int:
-        """A slot that holds the longest known prefix of the prompt; MisuseError where no slot is free.
-
-        For a prompt without tokens it is an empty one.
-        """
+        """Take the slot with the longest known prefix of the prompt; raises MisuseError if no slot is free."""
         lengths = {
             slot: _num_shared(idle.token_ids, prompt_ids) for slot, idle in self._idle.items() if idle.salt == salt
         }
@@ -56,7 +53,7 @@ class PrefixCache:
         return self._cache.admit()
 
     def clear(self) -> None:
-        """Give every idle slot back."""
+        """Release every idle slot."""
         for slot in list(self._idle):
             self._drop(slot)
 

@@ -1,4 +1,4 @@
-"""One row to generate, and what comes of it: tokens, and an end."""
+"""One row to generate, and its results: tokens, and an end."""
 
 import time
 from dataclasses import dataclass, field
@@ -29,10 +29,10 @@ class Request:
     Args:
         prompt_ids: token ids of the prompt.
         sampler: picks the tokens and knows when the row ends.
-        slot: holds the first positions of the prompt already; only the rest is prefilled.
+        slot: already holds the first positions of the prompt; only the rest is prefilled.
         keep_slot: the slot stays admitted afterwards, for a later request; it holds all tokens but the last.
         speculator: its drafts are verified, several tokens a step.
-        deadline: a time.monotonic() at which the row ends, finished or not.
+        deadline: a time.monotonic() value at which the row ends, finished or not.
         cache_salt: prompts share cached prefixes only with prompts of the same salt.
         num_prompt_logprobs: collect `prompt_logprobs`, with so many of the likeliest tokens at each position; such a
             prompt is computed whole, since no logits of a cached prefix are kept.
@@ -56,7 +56,7 @@ class Request:
     added_at: float = field(default_factory=time.perf_counter)
 
     def cancel(self) -> None:
-        """End this row; the others go on. May be called from any thread."""
+        """End this row; others continue. May be called from any thread."""
         self.is_cancelled = True
 
     def observe_prompt(self, rows: Logits, start: int) -> None:
@@ -67,7 +67,7 @@ class Request:
 
     @property
     def num_held(self) -> int:
-        """Tokens whose states a slot holds after the tokens so far: all but the last one."""
+        """The tokens whose states the slot holds: all so far except the last one."""
         return len(self.prompt_ids) + max(len(self.output_ids) - 1, 0)
 
 
@@ -82,7 +82,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A row that ended without a last token; `error` tells why where the reason is "error"."""
+    """A row that ended without a last token; `error` holds the reason if it is "error"."""
 
     request: Request
     reason: EndReason
@@ -90,7 +90,7 @@ class Ended:
 
 
 def check_fits(engine: Engine, request: Request) -> None:
-    """Refuse, before any work, a prompt that is empty or that with max_tokens exceeds the engine's capacity."""
+    """Refuse, before any work, a prompt that is empty or, with max_tokens, exceeds the engine's capacity."""
     num_prompt, num_new = len(request.prompt_ids), request.sampler.sampling.max_tokens
     if num_prompt == 0:
         raise EmptyPromptError("The prompt has no tokens; give at least one character.")

@@ -15,16 +15,16 @@ from piston.runtime.generate.device_loop import DeviceRuns
 from piston.runtime.generate.prefix_cache import PrefixCache
 from piston.runtime.generate.request import Ended, EndReason, Request, Token, check_fits
 
-LEAST_CHUNK = 16  # tokens of a prefill chunk, however short the stall may be
+LEAST_CHUNK = 16  # smallest prefill chunk in tokens, whatever the stall bound
 FIRST_CHUNK = 32  # of the first one, before the speed of prefills is known
 LOGITS_CHUNK = 64  # where the logits of every position are wanted: bounds what they take
 
 
 class Scheduler:
-    """What the decode loop, the server and benchmarks stand on. One thread at a time may use it.
+    """Schedules requests for the decode loop, the server and benchmarks. One thread at a time may use it.
 
     Args:
-        engine: whose slots are used; slots that others hold are left alone.
+        engine: its free slots are used; slots in use elsewhere are left alone.
         max_stall: seconds that a running row may wait for another row's prompt in one step; None: a whole prompt.
         keep_prefixes: slots of ended rows keep their states, and a later prompt that begins with the same tokens (and
             has the same cache_salt) prefills only the rest.
@@ -42,17 +42,17 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether any request is running or waiting."""
         return bool(self._waiting or self._running or self._prefilling)
 
     @property
     def num_running(self) -> int:
-        """Rows that have a slot."""
+        """Number of rows that have a slot."""
         return len(self._running) + (self._prefilling is not None)
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for a slot."""
+        """Number of requests that wait for a slot."""
         return len(self._waiting)
 
     @property
@@ -72,7 +72,7 @@ class Scheduler:
         self._waiting.append(request)
 
     def cancel(self, request: Request) -> None:
-        """End a request at the next step, wherever it is."""
+        """End a request at the next step, whether it waits or runs."""
         request.cancel()
 
     def step(self) -> Iterator[Token | Ended]:
@@ -82,7 +82,7 @@ class Scheduler:
         sampling, or its prefill) ends that row alone; one of a step of all rows is raised.
 
         Raises:
-            MisuseError: every slot is held by others, such as open conversations.
+            MisuseError: all slots are in use, for example by open conversations.
             EngineError: a step of all running rows failed.
         """
         yield from self._end_cancelled()
@@ -98,7 +98,7 @@ class Scheduler:
             yield from self._prefill(limit=self._chunk() if num_decoding else None)
 
     def close(self) -> None:
-        """Give every slot back; nothing goes on."""
+        """End all requests and release every slot."""
         self._device_runs.close()
         if self._prefilling is not None:
             slot, request = self._prefilling
@@ -110,7 +110,7 @@ class Scheduler:
             self.prefixes.clear()
 
     def _end_cancelled(self) -> Iterator[Ended]:
-        """Give back what cancelled and late requests hold."""
+        """Release the slots of cancelled and late requests."""
         now = time.monotonic()
 
         def reason_of(request: Request) -> EndReason | None:
@@ -138,7 +138,7 @@ class Scheduler:
         return self._waiting[0].slot is not None or num_free > 0 or not self._running
 
     def _admit(self) -> tuple[int, Request]:
-        """Take a slot for the first request that waits; raises MisuseError where others hold them all."""
+        """Take a slot for the first waiting request; raises MisuseError if all are in use elsewhere."""
         request = self._waiting[0]
         if request.slot is not None:
             slot = request.slot
@@ -150,19 +150,21 @@ class Scheduler:
         self._waiting.popleft()
         request.num_cached = int(self.engine.cache.lengths[slot])
         if request.num_cached >= len(request.prompt_ids):
-            raise MisuseError(f"Slot {slot} holds {request.num_cached} positions, not a part of the prompt; rewind it.")
+            raise MisuseError(
+                f"Slot {slot} holds {request.num_cached} positions, which are not a part of the prompt; rewind it."
+            )
         request.times.queue = time.perf_counter() - request.added_at
         return slot, request
 
     def _chunk(self) -> int:
-        """Tokens of a prompt that are prefilled within `max_stall`."""
+        """Number of prompt tokens that can be prefilled within `max_stall`."""
         assert self.max_stall is not None
         if self._token_seconds is None:
             return FIRST_CHUNK
         return max(LEAST_CHUNK, int(self.max_stall / self._token_seconds) // LEAST_CHUNK * LEAST_CHUNK)
 
     def _prefill(self, limit: int | None) -> Iterator[Token | Ended]:
-        """Prefill at most `limit` tokens of one prompt; its end gives the first token."""
+        """Prefill at most `limit` tokens of one prompt; the last chunk gives the first token."""
         slot, request = self._prefilling or self._admit()
         self._prefilling = slot, request
         start = int(self.engine.cache.lengths[slot])
@@ -200,7 +202,7 @@ class Scheduler:
         self._token_seconds = measured if known is None else 0.7 * known + 0.3 * measured
 
     def _decode(self) -> Iterator[Token | Ended]:
-        """One token for each running row, or several of one whose drafts are right."""
+        """One token for each running row, or several for a row whose drafts are accepted."""
         running = dict(self._running)
         if not running:
             return
@@ -219,7 +221,7 @@ class Scheduler:
             yield from self._deliver(slot, row)
 
     def _advance(self, running: dict[int, Request]) -> tuple[dict[int, list[Token]], dict[int, Exception]]:
-        """Tokens of each row, from verified drafts or from one step of the others; and rows that failed."""
+        """Tokens of each row, from verified drafts or from one common step; and the rows that failed."""
         tokens: dict[int, list[Token]] = {}
         failed: dict[int, Exception] = {}
         for slot, request in running.items():
@@ -256,10 +258,10 @@ class Scheduler:
                 break
 
     def _retire(self, slot: int) -> None:
-        """Take a row out of the batch; its slot holds what was delivered, all tokens but the last."""
+        """Take a row out of the batch; its slot holds all delivered tokens except the last."""
         request, cache = self._running.pop(slot), self.engine.cache
         if (held := request.num_held) < cache.lengths[slot]:
-            cache.rewind(slot, held)  # cancelled at a token behind which more were verified
+            cache.rewind(slot, held)  # cancelled at a token after which more were verified
         if request.keep_slot:
             return
         if self.prefixes is not None and request.slot is None:
@@ -283,7 +285,7 @@ def _draft(engine: Engine, slot: int, request: Request, num_others: int) -> list
 
 
 def _verify(engine: Engine, slot: int, request: Request, draft: list[int]) -> list[Token]:
-    """Run the last token and the draft behind it at once; pick as long as the draft is right, and once more."""
+    """Run the last token and its draft in one call; pick while the draft is right, and one token more."""
     assert request.speculator is not None
     start, began = int(engine.cache.lengths[slot]), time.perf_counter()
     rows = engine.prefill(slot, [request.output_ids[-1], *draft], num_logits=len(draft) + 1)

@@ -1,9 +1,9 @@
-"""Speculation: how many guessed tokens to verify at once, so that it pays, and whether verifying is exact here.
+"""Speculation: how many drafted tokens to verify at once so that it pays, and whether verification is exact here.
 
-A guess is verified by one engine call over its tokens and changes no token: each is picked, in order and from the same
-logits, as if it had been decoded alone, and the first that differs from the guess ends it. That holds where the backend
-computes a position bit for bit the same alone and among others. Engines must be made for it, and each that is loaded
-is measured once; where it does not hold, nothing is guessed (docs/speculation.md).
+A draft is verified by one engine call over its tokens and changes no token: each is picked, in order and from the same
+logits, as if it had been decoded alone, and the first that differs from the draft ends it. This requires a backend that
+computes a position with the same bits alone and among others. Engines must be made for it, and each loaded engine is
+measured once; where it does not hold, nothing is drafted (docs/speculation.md).
 """
 
 import time
@@ -19,24 +19,24 @@ PROBE_STEPS = 8  # tokens decoded one by one to compare with
 PROBE_SIZES = (4, 8, 16)  # tokens of the engine calls they are compared with: kernels change with the size
 LONGEST_DRAFT = max(PROBE_SIZES) - 1
 INEXACT = "this engine rounds a token among others differently from one alone; an ort-cpu:avx512 engine does not"
-# Of a step of one token, until both have been seen: what each further token of a step adds.
+# Cost of each further token, as a share of a step of one token, until both have been measured.
 ASSUMED_SLOPE = 0.1
 FORGETTING = 0.95  # weight that older observations keep at each new one
 
 
 class StepCost:
-    """Seconds of an engine call by its number of tokens, a straight line through what was observed of late."""
+    """Seconds of an engine call by its number of tokens: a line fitted to recent observations."""
 
     def __init__(self) -> None:
         self._sums = np.zeros(5)  # of 1, x, x^2, y, x y
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Take one call into account; old ones fade."""
+        """Add one observation; older ones lose weight."""
         x, y = num_tokens, seconds
         self._sums = FORGETTING * self._sums + np.array([1, x, x * x, y, x * y])
 
     def seconds(self, num_tokens: int) -> float:
-        """Predicted cost of a call; without observations in units of a step of one token."""
+        """Predicted cost of a call, in units of a one-token step without observations."""
         if num_tokens == 0:
             return 0.0
         count, sum_x, sum_xx, sum_y, sum_xy = (float(value) for value in self._sums)
@@ -49,10 +49,10 @@ class StepCost:
 
 
 class Verification:
-    """What is known of one engine: how many tokens it verifies exactly, and what that costs. Shared by all its rows.
+    """How many tokens one engine verifies exactly, and at what cost. Shared by all its rows.
 
-    `limit` is the number for which the engine was made (`exact_tokens`): integers hide a difference in most positions,
-    so that measuring alone would miss it. 0: nothing is ever guessed.
+    `limit` is the number that the engine was made for (`exact_tokens`): integers hide a difference in most positions,
+    so measuring alone would miss it. 0: nothing is ever drafted.
     """
 
     def __init__(self, limit: int = max(PROBE_SIZES)) -> None:
@@ -62,13 +62,13 @@ class Verification:
 
     @property
     def longest_draft(self) -> int:
-        """Tokens that may be guessed at once: one less than a call may have. 0 until probed."""
+        """Tokens that may be drafted at once: one less than a call may have. 0 until probed."""
         return max((self.most_tokens or 0) - 1, 0)
 
     def probe(self, engine: Engine, slot: int, token_ids: Sequence[int]) -> None:
-        """Decode the last of `token_ids` one by one and again together, behind what the slot holds.
+        """Decode the last of `token_ids` one by one and again together, after the positions in the slot.
 
-        The slot is left as it was. Without room or tokens for it nothing is learned.
+        The slot is left as it was. Without room or tokens nothing is measured.
         """
         tokens, start = list(token_ids[-max(PROBE_SIZES) :]), int(engine.cache.lengths[slot])
         if len(tokens) < max(PROBE_SIZES) or start + max(PROBE_SIZES) > engine.cache.capacity:
@@ -96,9 +96,9 @@ class Verification:
 
 
 def exact_tokens(spec: EngineSpec) -> int:
-    """Up to how many tokens of one call an engine is made to compute each as if it were alone; 0 for none.
+    """How many tokens of one call the engine computes with the same bits as alone; 0 if it does not guarantee that.
 
-    Piston's own kernels are, where every attention runs on them. ONNX Runtime's GroupQueryAttention is not (1.32).
+    Piston's own kernels guarantee it, if every attention runs on them. GroupQueryAttention does not (ORT 1.32).
     """
     own = spec.actual.get("own_kernels")
     layers = own.get("attention") if isinstance(own, Mapping) else None
@@ -106,15 +106,15 @@ def exact_tokens(spec: EngineSpec) -> int:
 
 
 class Speculator:
-    """The guesses of one row: looked up, cut to the length that pays, and judged by what came.
+    """Drafts of one row: looked up, cut to the length that pays, and compared with the real tokens.
 
-    A guess that is not worth verifying is remembered and judged all the same, so that a row that starts to repeat is
-    noticed at no cost, and one that stops repeating costs nothing any more.
+    A draft that is not worth verifying is still compared with the real tokens. So a row that starts to repeat itself is
+    noticed at no cost, and one that stops costs nothing.
 
     Args:
         verification: of the engine the row runs on.
         prompt_ids: the tokens of the prompt.
-        limit: most tokens to guess at once.
+        limit: most tokens to draft at once.
     """
 
     def __init__(self, verification: Verification, prompt_ids: Sequence[int], limit: int) -> None:
@@ -123,9 +123,9 @@ class Speculator:
         self._limit = limit
         self._lookup = PromptLookup(prompt_ids)
         self._pending: Draft | None = None
-        self._num_right = 0  # tokens of the pending guess that came true
+        self._num_right = 0  # tokens of the pending draft that were right so far
         self._is_verified = False
-        # Right and wrong guesses by length of the match, which grows with each right guess: what a longer one is worth
+        # Right and wrong drafts by length of the match, which grows with each right token: the value of a longer match
         # is learned row by row.
         self._right = np.array([0.0, *(0.5 * n for n in range(1, LONGEST_MATCH + 1))])
         self._wrong = np.ones(LONGEST_MATCH + 1)
@@ -134,7 +134,7 @@ class Speculator:
         """Tokens worth verifying now, often none.
 
         Args:
-            num_left: tokens the row may still get; a guess is one shorter.
+            num_left: tokens the row may still get; a draft is one shorter.
             num_others: rows that step in the meantime.
         """
         longest = min(self._limit, num_left - 1, self.verification.longest_draft)
@@ -150,7 +150,7 @@ class Speculator:
         return list(found.token_ids[:length])
 
     def observe(self, token_id: int) -> None:
-        """Take a token that was picked for the row."""
+        """Record a token that was picked for the row."""
         self._lookup.append(token_id)
         if (draft := self._pending) is None:
             return
@@ -164,7 +164,7 @@ class Speculator:
             self._pending = None
 
     def _paying_len(self, match_len: int, longest: int, num_others: int) -> int:
-        """The length of a guess that gives the most tokens a second, 0 if none gives more than a plain step."""
+        """The draft length with the most expected tokens per second, 0 if none beats a plain step."""
         cost = self.verification.cost
         chances = self._right / (self._right + self._wrong)
         best, best_rate = 0, (num_others + 1) / cost.seconds(num_others + 1)

@@ -1,7 +1,7 @@
 """Piston's own CPU kernels for ONNX Runtime: optional, compiled from src/ by `python -m piston.runtime.kernels`.
 
-Engines of the target ort-cpu:avx512 are made of them. Nothing else needs them, and they never take another engine's
-place: without them, or on a processor without AVX-512 VNNI, such an engine is refused with the reason.
+Only engines of the target ort-cpu:avx512 need them. Without them, or on a processor without AVX-512 VNNI, such an
+engine is refused with the reason.
 """
 
 import ctypes
@@ -16,16 +16,16 @@ from piston.core.errors import EngineError, MissingExtraError
 TARGET = "ort-cpu:avx512"  # of the engines that need them
 SOURCES = Path(__file__).parent / "src"
 FLAGS_VARIABLE = "PISTON_KERNELS_FLAGS"  # more options of the compiler, such as -fsanitize=address
-LEVELS = ("none", "avx512-vnni", "amx")  # what the library says of the processor
+LEVELS = ("none", "avx512-vnni", "amx")  # levels that the library reports for the processor
 
 
 def more_flags() -> list[str]:
-    """What the environment adds to the compiler's options: a library made with them is another library."""
+    """Compiler options from the environment; a library compiled with them has its own file name."""
     return os.environ.get(FLAGS_VARIABLE, "").split()
 
 
 def library_paths() -> list[Path]:
-    """Where the compiled library of these very sources may lie: beside them, or in the cache of this user."""
+    """Possible paths of the library compiled from these sources: next to them, or in the user's cache."""
     digest = hashlib.sha256(" ".join(more_flags()).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -34,7 +34,7 @@ def library_paths() -> list[Path]:
 
 
 def library_path() -> Path | None:
-    """Where the compiled library of these very sources lies: another version's is never found; None where it is not."""
+    """The path of the library compiled from exactly these sources, or None."""
     return next((path for path in library_paths() if path.is_file()), None)
 
 
@@ -79,5 +79,5 @@ def require() -> Path:
 
 
 def set_threads(count: int) -> None:
-    """Let the kernels of sessions that this thread makes from now on use so many threads, the caller's included."""
+    """Set the threads, including the caller's, that kernels use in sessions created by this thread from now on."""
     open_library().piston_kernels_set_threads(count)

@@ -8,7 +8,7 @@ from piston.runtime.kernels.compiling import compile_library
 
 
 def main() -> int:
-    """Print where the library lies and what the processor offers it; 1 where it cannot be made."""
+    """Print the library's path and the processor's level; return 1 if it cannot be compiled."""
     try:
         print(f"{compile_library()} ({level()})")  # noqa: T201
     except Error as problem:

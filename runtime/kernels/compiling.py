@@ -1,4 +1,4 @@
-"""One call of the C++ compiler: sources in, a library out, beside them or in the cache of this user."""
+"""Compiles the kernels with one call of the C++ compiler, next to the sources or into the user's cache."""
 
 import os
 import platform
@@ -12,16 +12,16 @@ from piston.core.cache_dir import VARIABLE
 from piston.core.errors import EngineError, MissingExtraError
 from piston.runtime.kernels import SOURCES, library_path, library_paths, more_flags
 
-# Every file names the instructions it uses; the rest must run on any x86-64, for it decides whether they may be.
-# GCC 12 warns of what its own vector headers leave undefined on purpose.
+# Every file names the instructions it uses. The rest must run on any x86-64, as it checks for these instructions.
+# GCC 12 warns about values that its own vector headers leave undefined on purpose.
 FLAGS = ("-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-# Its threads run for as long as the process: nobody may unload their code.
+# Its threads run as long as the process, so their code must not be unloaded.
 LINKING = ("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wl,-z,nodelete")
 COMPILERS = ("g++", "c++", "clang++")
 
 
 def compile_library(compiler: str | None = None) -> Path:
-    """Compile the kernels and return where the library is; done already, it does nothing.
+    """Compile the kernels, unless they are compiled already, and return the library's path.
 
     Raises:
         MissingExtraError: there is no C++ compiler.
@@ -30,7 +30,9 @@ def compile_library(compiler: str | None = None) -> Path:
     if (done := library_path()) is not None:
         return done
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise EngineError(f"Piston's CPU kernels are for x86-64 Linux, this is {sys.platform} {platform.machine()}.")
+        raise EngineError(
+            f"Piston's CPU kernels need x86-64 Linux, not {sys.platform} {platform.machine()}; use ort-cpu."
+        )
     found = shutil.which(compiler) if compiler else next(filter(None, map(shutil.which, COMPILERS)), None)
     if found is None:
         raise MissingExtraError(f"No C++ compiler found ({compiler or ', '.join(COMPILERS)}); install g++ 12 or later.")
@@ -46,7 +48,7 @@ def compile_library(compiler: str | None = None) -> Path:
         else:
             return goal
     raise EngineError(
-        f"Piston's CPU kernels cannot be written ({'; '.join(problems)}); set {VARIABLE} to a directory that can be."
+        f"Piston's CPU kernels cannot be written ({'; '.join(problems)}); set {VARIABLE} to a writable directory."
     )
 
 

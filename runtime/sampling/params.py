@@ -1,6 +1,6 @@
 """SamplingParams: how tokens are chosen and when a text ends, as one frozen, validated set of options.
 
-It knows names and ranges only: the arithmetic is in `logits`, the state of a generated row in `row_sampler`.
+It knows names and ranges only: the arithmetic is in `processors`, the state of a generated row in `sampler`.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ class SamplingParams:
     min_p: float = 0.0
     typical_p: float = 1.0
     repetition_penalty: float = 1.0  # over prompt and output
-    presence_penalty: float = 0.0  # over output only, as is the next
+    presence_penalty: float = 0.0  # over output only, as the next
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
-    # Read-only once stored, which is not hashable before Python 3.12: left out of the hash, not of the comparison.
+    # Stored as a read-only mapping, which is not hashable before Python 3.12: left out of the hash, not of comparison.
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict, hash=False)
     bad_words: tuple[str, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()  # the same in token ids; a lone end token is not forbidden
@@ -54,7 +54,7 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     echo: bool = False
-    # Most tokens to guess at once from what the prompt and the answer said before. Changes no token, only the speed.
+    # Most tokens to draft at once from the prompt and the answer so far. Changes no token, only the speed.
     prompt_lookup_num_tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken, so that no random number is drawn."""
+        """Whether the likeliest token is always taken, without random numbers."""
         return self.temperature == 0
 
     @classmethod
@@ -110,7 +110,7 @@ class SamplingParams:
         return cls.from_mapping(options)
 
     def to_json(self) -> dict[str, Any]:
-        """All options as a plain dict that `json.dumps` takes; ids in `logit_bias` become strings, as JSON needs."""
+        """All options as a dict for `json.dumps`; ids in `logit_bias` become strings, as JSON requires."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain["logit_bias"] = {str(token_id): bias for token_id, bias in self.logit_bias.items()}
         plain["bad_words_ids"] = [list(sequence) for sequence in self.bad_words_ids]
@@ -126,10 +126,10 @@ class _Range(NamedTuple):
     described: str
     lowest: float
     highest: float = math.inf
-    is_open: bool = False  # the lowest itself is out
+    is_open: bool = False  # the lowest value itself is excluded
 
     def holds(self, value: Any) -> bool:
-        """Whether a number lies inside; NaN compares false with everything, so it never does."""
+        """Whether a number is inside; never for NaN, which compares false with everything."""
         return bool(self.lowest < value <= self.highest if self.is_open else self.lowest <= value <= self.highest)
 
 
@@ -164,7 +164,7 @@ _SYNONYMS = {
     "num_speculative_tokens": "prompt_lookup_num_tokens",
     "stop_strings": "stop",
 }
-# Options people bring from elsewhere, each with what Piston would need to have for it to mean anything.
+# Options of other libraries that Piston does not support, each with the missing feature.
 _UNSUPPORTED = {
     name: feature
     for feature, names in {

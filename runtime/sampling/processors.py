@@ -1,14 +1,14 @@
-"""Arithmetic on one row of logits: arrays in, new arrays out, the random generator passed in.
+"""Logits processors: arithmetic on one row of logits. The random generator is passed in.
 
-`logits` is always float32 of shape (vocab,), never modified, and the result is a new array like it in which a token
-ruled out is -inf. Token ids are int64 arrays. Names, formulas and order are those of transformers' `generate` (read
-in 5.23), so that the same options give the same distribution here and there:
+`logits` is always float32 of shape (vocab,) and never modified. The result is a new array of the same shape in which
+excluded tokens are -inf. Token ids are int64 arrays. Names, formulas and order are those of transformers' `generate`
+(5.23), so that the same options give the same distribution:
 
     1. logit_bias, repetition_penalty, frequency_penalty, presence_penalty     shift tokens
     2. no_repeat_ngram, bad_words, suppress, min_tokens, allow                 forbid tokens
     3. temperature, top_k, top_p, min_p, typical_p (`warp`; skipped if greedy) shape what is left
 
-transformers has no frequency and presence penalty: theirs is OpenAI's formula, at the place vLLM gives them.
+transformers has no frequency and presence penalty: they use OpenAI's formula, at vLLM's place in the order.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ def pick(logits: Logits, sampling: SamplingParams, rng: np.random.Generator) -> 
     """Choose a token: the likeliest if greedy, else drawn from what `warp` leaves of `logits`.
 
     Raises:
-        EngineError: the logits hold NaN or infinity, or rule every token out.
+        EngineError: the logits hold NaN or infinity, or exclude every token.
     """
     token_id = likeliest(logits)
     return token_id if sampling.is_greedy else draw(warp(logits, sampling), rng)
@@ -37,7 +37,7 @@ def likeliest(logits: Logits) -> int:
     """Index of the highest logit, the lowest index among equals.
 
     Raises:
-        EngineError: it is not finite; since NaN outranks everything in argmax, this finds any NaN.
+        EngineError: it is not finite; argmax returns NaN if there is any, so this finds every NaN.
     """
     assert logits.ndim == 1
     token_id = int(logits.argmax())
@@ -66,7 +66,7 @@ def warp(logits: Logits, sampling: SamplingParams) -> Logits:
 def draw(logits: Logits, rng: np.random.Generator) -> int:
     """Draw a token from softmax(logits) by inverting its distribution function, at the cost of one uniform number.
 
-    One number per token, whatever the options, is what makes a row's text depend on its seed and nothing else.
+    One number per token, independent of the options, makes a row's text depend on its seed alone.
     """
     left = _left(logits)
     cumulative = np.exp(logits[left].astype(np.float64) - float(logits.max())).cumsum()
@@ -110,7 +110,7 @@ def repetition_penalty(logits: Logits, ids: TokenIds, penalty: float) -> Logits:
     """
     penalized, seen = logits.copy(), _known(ids, logits.size)
     score = logits[seen].astype(np.float64)
-    with np.errstate(over="ignore"):  # an absurd penalty ends as an infinity, which RowSampler reports
+    with np.errstate(over="ignore"):  # an extreme penalty gives an infinity, which RowSampler reports
         penalized[seen] = np.where(score < 0, score * penalty, score / penalty)
     return penalized
 
@@ -163,9 +163,9 @@ def allow(logits: Logits, allowed: NDArray[np.bool_]) -> Logits:
 
 
 def temperature(logits: Logits, value: float) -> Logits:
-    """Divide by `value` (above 0) after lowering all logits so that the highest is 0, which softmax does not see.
+    """Divide by `value` (above 0) after shifting all logits so that the highest is 0, which does not change softmax.
 
-    The shift is what lets `value` approach 0: the others underflow to -inf where the highest would overflow.
+    The shift allows `value` near 0: the other logits go to -inf, where the highest would overflow otherwise.
     """
     bounds = np.finfo(np.float32)
     divisor = np.float32(min(max(value, float(bounds.tiny)), float(bounds.max)))
@@ -186,11 +186,11 @@ def top_p(logits: Logits, p: float) -> Logits:
     """
     left = _left(logits)
     probability = _softmax(logits[left])
-    # Sorting is the cost. All tokens less likely than (1 - p) / vocab together weigh less than 1 - p, hence lie
+    # Sorting is the cost. All tokens less likely than (1 - p) / vocab together weigh less than 1 - p, so they are
     # outside the nucleus; half of that leaves room for rounding and always keeps the likeliest.
     left, probability = _where(probability >= (1 - p) / (2 * left.size), left, probability)
     order = np.argsort(-probability, kind="stable")
-    num_kept = int(probability[order].cumsum().searchsorted(p)) + 1  # the token that reaches p is in
+    num_kept = int(probability[order].cumsum().searchsorted(p)) + 1  # the token that reaches p is included
     return _only(logits, left[order[:num_kept]])
 
 
@@ -203,7 +203,7 @@ def min_p(logits: Logits, p: float) -> Logits:
 
 
 def typical_p(logits: Logits, mass: float) -> Logits:
-    """Keep the tokens of most nearly expected surprise, until they weigh `mass`, and any as near as the last.
+    """Keep the tokens whose surprise is nearest to the expected, until their probability reaches `mass`, with ties.
 
     Locally typical sampling (Meister et al. 2023, arXiv:2202.00666).
     """
@@ -246,7 +246,7 @@ def _without(logits: Logits, ids: TokenIds) -> Logits:
 
 
 def _known(ids: TokenIds, vocab_size: int) -> TokenIds:
-    # A tokenizer may know more tokens than the model scores; one that has no logit cannot be picked anyway.
+    # A tokenizer may have more tokens than the model has logits; a token without a logit cannot be picked.
     return ids[ids < vocab_size]
 
 

@@ -1,6 +1,6 @@
-"""RowSampler: the state of one generated row, that is its history, its random stream and why it ended.
+"""RowSampler: the state of one generated row: its history, its random stream and its finish reason.
 
-It sees token ids only: stop strings are for whoever decodes the text.
+It works on token ids: stop strings belong to the code that decodes text.
 """
 
 import copy
@@ -22,9 +22,9 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A chosen token; its logprob and the likeliest (token id, logprob) pairs, best first, where asked for.
+    """A chosen token; its logprob and the likeliest (token id, logprob) pairs, best first, if requested.
 
-    Logprobs are of the model's own distribution, before any option touches it, as OpenAI's and vLLM's are.
+    Logprobs belong to the model's own distribution, before any option changes it, as in OpenAI's API and vLLM.
     """
 
     token_id: int
@@ -48,14 +48,14 @@ class RowSampler:
     Args:
         sampling: the options.
         prompt_ids: token ids of the prompt; repetition_penalty, no_repeat_ngram_size and bad_words look at them.
-        eos_token_ids: tokens by which the model itself ends a text.
+        eos_token_ids: the model's end tokens.
         bad_words_ids: token ids of `sampling.bad_words`, one sequence for each spelling to forbid. A word that is an
             end token is forbidden like any other.
         index: which of the rows that share a seed this is; each has its own random stream.
         constraint: what the tokens must follow; of this row alone.
 
     Raises:
-        MisuseError: the sampling has bad_words but no ids came with it, or one of them is empty.
+        MisuseError: the sampling has bad_words without ids, or one of them is empty.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RowSampler:
         self._bad_words_ids = tuple(tuple(sequence) for sequence in bad_words_ids)
         if not all(self._bad_words_ids) or (sampling.bad_words and not self._bad_words_ids):
             raise MisuseError(f"bad_words is {sampling.bad_words!r}; each word must come with its token ids.")
-        ends = {(token_id,) for token_id in eos_token_ids}  # transformers lets them end the text nevertheless
+        ends = {(token_id,) for token_id in eos_token_ids}  # in transformers they still end the text
         self._bad_words_ids += tuple(sequence for sequence in sampling.bad_words_ids if sequence not in ends)
 
     @property
@@ -94,7 +94,7 @@ class RowSampler:
         """Choose and record the next token from the model's float32 logits of shape (vocab,), left unmodified.
 
         Raises:
-            EngineError: the logits hold NaN or infinity, or rule every token out.
+            EngineError: the logits hold NaN or infinity, or exclude every token.
             MisuseError: the row is finished, or its options leave no token to pick.
         """
         self._check_unfinished()
@@ -129,7 +129,7 @@ class RowSampler:
         return np.minimum(numbers, np.nextafter(np.float32(1), np.float32(0)))  # 1 - 2**-53 rounds to 1
 
     def record(self, token_id: int) -> Pick:
-        """Take over a token that was picked elsewhere by the next of `uniforms`; raises MisuseError as `pick` does."""
+        """Record a token that the device picked with the next of `uniforms`; raises MisuseError as `pick` does."""
         self._check_unfinished()
         if not self.sampling.is_greedy:
             self._rng.random()
@@ -141,10 +141,10 @@ class RowSampler:
             raise MisuseError(f"The row is finished ({self.finish_reason}): no further token can be picked.")
 
     def _adjust(self, logits: Logits) -> Logits:
-        """Everything that depends on the row's history; the argument itself when no such option is set."""
+        """Apply the options that depend on the row's history; returns the argument itself if there are none."""
         adjusted = self._forbid(self._shift(logits))
         if adjusted is not logits:
-            row.likeliest(logits)  # tells a broken engine from options that contradict each other
+            row.likeliest(logits)  # separates a broken engine from contradicting options
             if not np.isfinite(highest := adjusted.max()):
                 raise MisuseError(
                     f"After {len(self._output_ids)} tokens the options leave none to pick (the highest logit is "

@@ -1,7 +1,7 @@
-"""Chat messages to the prompt a model was trained on, by the Jinja template of its checkpoint.
+"""Renders chat messages to a prompt with the Jinja template of the checkpoint.
 
-Renders what `apply_chat_template` of transformers renders: text that already has the special tokens a prompt begins
-with. `encode` makes token ids of it, in which the messages cannot forge a turn: see `sanitize_control_tokens`.
+The result is that of `apply_chat_template` in transformers: text that already has the special tokens of a prompt.
+`encode` makes token ids, in which messages cannot forge a turn: see `sanitize_control_tokens`.
 """
 
 import functools
@@ -29,7 +29,7 @@ class ChatTemplate:
 
     Args:
         source: the Jinja source, or several by name, of which "default" is taken.
-        special_tokens: what the template may call bos_token, eos_token and so on.
+        special_tokens: values of bos_token, eos_token and other variables of the template.
 
     Raises:
         TemplateError: there is no default one.
@@ -38,7 +38,7 @@ class ChatTemplate:
     def __init__(self, source: str | Mapping[str, str], *, special_tokens: Mapping[str, str]) -> None:
         if not isinstance(source, str):
             if "default" not in source:
-                raise TemplateError(f"No chat template is named 'default', only {sorted(source)}; pass one of them")
+                raise TemplateError(f"No chat template is named 'default'; pass one of {sorted(source)}")
             source = source["default"]
         self._special_tokens = dict(special_tokens)
         self._source = source
@@ -54,7 +54,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _compiled(self) -> "tuple[Sandbox, Any]":
-        """The sandbox and the template in it: plain text need not wait the 20 ms that importing Jinja takes."""
+        """The sandbox and its template, made on first use, as importing Jinja takes 20 ms."""
         from piston.runtime.text.template_sandbox import Sandbox
 
         sandbox = Sandbox()
@@ -71,15 +71,15 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """Turn messages into a prompt. Control tokens in them stay; `encode` makes ids in which they are text.
+        """Render messages to a prompt. Control tokens in messages stay; `encode` turns them into ordinary text.
 
         Args:
             messages: mappings with a "role" and a "content" (text, or a list of parts if the template takes such),
-                oldest first; beside "tool_calls" or reasoning the content may be missing. A key whose value is None
+                oldest first; with "tool_calls" or reasoning the content may be missing. A key whose value is None
                 counts as missing.
-            add_generation_prompt: end with what begins an answer.
+            add_generation_prompt: end with the beginning of an assistant turn.
             tools: JSON schemas of the functions the model may call.
-            variables: whatever else the template reads, such as enable_thinking; all values are plain JSON.
+            variables: other variables of the template, such as enable_thinking; all values are plain JSON.
 
         Raises:
             MisuseError: the messages are not of that form, or a value is not JSON.
@@ -98,7 +98,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> list[int]:
-        """Turn messages into the token ids of a prompt.
+        """Render messages to the token ids of a prompt.
 
         Args:
             messages: as for `render`.
@@ -106,7 +106,7 @@ class ChatTemplate:
             sanitize_control_tokens: encode control tokens in messages, tools and variables as ordinary text, so that
                 only the template itself writes control tokens, as the option of that name in transformers does.
                 Control tokens are the special tokens and the added tokens that the template names; those that are not
-                special, such as <think>, stay what they are in the assistant's messages: the model wrote them.
+                special, such as <think>, stay tokens in the assistant's messages: the model wrote them.
                 Names that the template builds control tokens from, such as roles, are not checked.
             add_generation_prompt: as for `render`.
             tools: as for `render`.
@@ -122,7 +122,7 @@ class ChatTemplate:
             return tokenizer.encode(text, add_special_tokens=False)
         marked = self._marked(given, tokenizer)
         text = self._render(marked, add_generation_prompt=add_generation_prompt)
-        # Text, marked token, text, marked token, ... text; None in place of the token for a mark that lost its other.
+        # Text, marked token, text, marked token, ... text; None for a mark without its counterpart.
         pieces = re.split(f"{_START}({_any_of(tokenizer.added_tokens)}){_END}|[{_START}{_END}]", text)
         parts = [(piece, number % 2 == 1) for number, piece in enumerate(pieces) if piece]
         ids, forged = tokenizer.encode_parts(parts)
@@ -143,7 +143,7 @@ class ChatTemplate:
             raise TemplateError(f"Chat template failed{_where(error)}: {_what(error)}") from error
 
     def _marked(self, given: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
-        """A copy in which every control token stands between marks."""
+        """A copy in which marks surround every control token."""
         tokens = tokenizer.added_tokens
         special = re.compile(_any_of(token for token, is_special in tokens.items() if is_special))
         control = re.compile(_any_of(token for token, is_special in tokens.items() if is_special or self._names(token)))
@@ -153,12 +153,12 @@ class ChatTemplate:
         return marked
 
     def _names(self, token: str) -> bool:
-        # Templates contain white space as ordinary text also where it is an added token.
+        # Templates contain white space as ordinary text, even where it is an added token.
         return not token.isspace() and token in self._literals
 
     @functools.cached_property
     def _literals(self) -> str:
-        """What the template may write by itself, NUL between the pieces."""
+        """The texts that the template itself may write, joined by NUL."""
         sandbox, _ = self._compiled
         return "\0".join(sandbox.literals(self._source))
 
@@ -173,10 +173,10 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages without keys whose value is None, which templates would print; reasoning under all its names.
+    """The messages without keys whose value is None, which templates would print, and with all names of reasoning.
 
     Raises:
-        MisuseError: they are no messages.
+        MisuseError: they are not messages.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise MisuseError(f"Messages must be a list of at least one message, not {messages!r:.80}")
@@ -211,10 +211,10 @@ def _mark(value: Any, tokens: re.Pattern[str]) -> Any:
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy made of plain JSON types alone: no method of the caller's objects is within reach of a template.
+    """A copy of plain JSON types only, so that a template cannot reach methods of the caller's objects.
 
     Raises:
-        MisuseError: something in it is no JSON; the message names it.
+        MisuseError: a value is not JSON; the message names it.
     """
     plain = {}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""Stop strings found in text that arrives in pieces cut anywhere."""
+"""Finds stop strings in text that arrives in arbitrary pieces."""
 
 import itertools
 from bisect import bisect_left
@@ -9,7 +9,7 @@ from piston.core.errors import MisuseError
 
 
 class _View(NamedTuple):
-    """A text, and where each of its characters stands in the whole one."""
+    """A text with the position of each character in the whole text."""
 
     text: str
     places: Sequence[int]
@@ -17,14 +17,14 @@ class _View(NamedTuple):
 
 
 class StopScanner:
-    """Lets text through until a stop string is complete.
+    """Passes text on until a stop string is complete.
 
     The stop string that is complete first wins, as if the text were read character by character: nothing
     has to be generated beyond it to decide, and it does not matter how the text was cut. Of several that
     are complete at the same character the longest wins, so the order of `stops` never matters.
 
     Args:
-        stops: the stop strings; none lets everything through.
+        stops: the stop strings; without any, all text passes.
         include: show the stop string at the end of the text.
 
     Raises:
@@ -41,8 +41,8 @@ class StopScanner:
         self._include = include
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
-        self._is_shown = b""  # of each character that is held: 1, or 0 for one that is matched and never shown
-        self._num_immune = 0  # characters of what is held at which a stop string may end without stopping
+        self._is_shown = b""  # for each held character: 1, or 0 if it is matched but never shown
+        self._num_immune = 0  # positions in the held text at which a stop string may end without stopping
         self._stopped_by: str | None = None
 
     @property
@@ -51,10 +51,10 @@ class StopScanner:
         return self._stopped_by
 
     def push(self, text: str, *, may_stop: bool = True, shown: bool = True) -> str:
-        """Take the next piece; give what may be shown: nothing more once a stop string was found.
+        """Take the next piece; return the text that may be shown: none after a stop string was found.
 
         With `may_stop=False` a stop string that is complete within this piece is text like any other; one that only
-        begins in it counts. With `shown=False` the piece (a special token) is matched but left out of the text, save
+        begins in it counts. With `shown=False` the piece (a special token) is matched but left out of the text, except
         inside a stop string that is to be included.
         """
         if self._stopped_by is not None:
@@ -75,7 +75,7 @@ class StopScanner:
         return "".join(itertools.compress(text[:decided], is_shown)) + stop_string
 
     def flush(self) -> str:
-        """The text has ended: give what was held back as the possible beginning of a stop string."""
+        """End the text: return what was held back as a possible beginning of a stop string."""
         held = "".join(itertools.compress(self._held, self._is_shown))
         self._held, self._is_shown = "", b""
         return held
@@ -88,7 +88,7 @@ class StopScanner:
                 yield view.places[start + len(stop) - 1] + 1, view.places[start], stop
 
     def _undecided_from(self, view: _View) -> int:
-        """Where the longest end of the text begins that is the beginning of a stop string."""
+        """The start of the longest suffix of the text that is a prefix of a stop string."""
         text = view.text
         earliest = max(0, len(text) - self._longest + 1)
         ends = ((i, text[i:]) for i in range(earliest, len(text)))
@@ -97,7 +97,7 @@ class StopScanner:
 
 
 def _views(text: str, is_shown: bytes) -> Iterator[_View]:
-    """What stop strings are looked for in: the text with special tokens spelt out, and without them as it is shown."""
+    """The text that is searched: with special tokens spelt out, and without them as it is shown."""
     yield _View(text, range(len(text)), len(text))
     if 0 in is_shown:
         places = [place for place, shown in enumerate(is_shown) if shown]

@@ -1,14 +1,13 @@
 """The environment chat templates run in: Jinja's immutable sandbox with what Hugging Face adds, and bounds.
 
-Templates come with checkpoints, from strangers. Bounded, with an error within about a second:
+Templates come with checkpoints and are not trusted. These are bounded, with an error within about a second:
 
-- time: CPU time, looked at before every iteration of a `for`, every call and every filter;
-- text: what is printed anywhere, and what loops repeat;
-- values: what `+`, `*`, `**`, `~`, a call or a filter makes, and the widths text is padded to.
+- time: CPU time, checked before every iteration of a `for`, every call and every filter;
+- text: everything printed, and everything that loops repeat;
+- values: results of `+`, `*`, `**`, `~`, calls and filters, and padding widths.
 
-Not bounded: a single step of the interpreter, such as printing lists nested in themselves many times over,
-`replace` and `join` with results far larger than their arguments, widths inside format strings. Who must run
-templates of an enemy needs a process with a memory limit around them.
+Not bounded are single steps of the interpreter: printing deeply nested lists, `replace` and `join` with results far
+larger than their arguments, widths inside format strings. Run hostile templates in a process with a memory limit.
 """
 
 import datetime as dt
@@ -31,19 +30,19 @@ from piston.runtime.text.chat_template import MARKS
 
 _MAX_SECONDS = 1.0
 _MAX_SIZE = 10_000_000  # characters of text, items of a list
-_BIT_SIZE = 1_000  # what a bit of an integer counts for: arithmetic on long ones is slow
+_BIT_SIZE = 1_000  # weight of one bit of an integer: arithmetic on long integers is slow
 _MAX_WIDTH = 100_000  # as MAX_RANGE of Jinja's sandbox
 
 _ESCAPABLE = re.compile(f"[^\\x00-\\x7f{''.join(MARKS)}]")
 
-# Filters that pad, repeat or loop as often as an argument says.
+# Filters that pad, repeat or loop as often as an argument states.
 _WIDTH_FILTERS = frozenset({"batch", "center", "indent", "slice", "tojson"})
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """Compiles and runs one template at a time per thread.
 
-    Whoever renders calls `allowance.renew()` first. Raises jinja2's `TemplateRuntimeError` beyond a bound.
+    The caller must call `allowance.renew()` before rendering. Raises jinja2's `TemplateRuntimeError` beyond a bound.
     """
 
     intercepted_binops = frozenset({"+", "*", "**"})
@@ -56,7 +55,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=_printed,
         )
         self.allowance = Allowance()
-        del self.globals["lipsum"]  # prints as many paragraphs as one asks for
+        del self.globals["lipsum"]  # prints any number of paragraphs
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         self.filters["tojson"] = _to_json
         self.filters = {name: self._bounded(name, function) for name, function in self.filters.items()}
@@ -82,7 +81,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _sized(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute for the template what cannot get too large."""
+        """Compute an operator for the template, within the bounds."""
         if _size_of_result(operator, left, right) > _MAX_SIZE:
             raise TemplateRuntimeError(f"the result of {operator} has more than {_MAX_SIZE:,} characters or items")
         return super().call_binop(context, operator, left, right)
@@ -105,7 +104,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Allowance(threading.local):
-    """What a rendering may still use; every thread has its own."""
+    """The remaining budget of a rendering; every thread has its own."""
 
     def __init__(self) -> None:
         self.renew()
@@ -128,13 +127,13 @@ class Allowance(threading.local):
             raise TemplateRuntimeError(f"it printed more than {_MAX_SIZE:,} characters")
 
 
-# Names no template can write, so none can replace or shun them.
+# Names that no template can write, so none can replace or avoid them.
 _COUNTED = "loop items, counted"
 _SIZED = "concatenation, sized"
 
 
 class _Instrument(NodeTransformer):
-    """Passes what a loop runs over, and what `~` makes, through the filters that bound them."""
+    """Wraps loop iterables and results of `~` in the filters that bound them."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802  jinja2 calls visitors after node classes
         self.generic_visit(node)
@@ -149,7 +148,7 @@ class _Instrument(NodeTransformer):
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}`, which marks what to train on: here no more than its content."""
+    """`{% generation %}`, which marks training text: here only its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012  as jinja2 declares it
 
@@ -168,7 +167,7 @@ def _to_json(
 ) -> str:
     """JSON as transformers writes it: unlike Jinja's own, characters stay as they are."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
-    # Marks stay also where all else is escaped: what stands between them is found by them.
+    # Marks are not escaped: the text between them is found by them.
     return _ESCAPABLE.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 

@@ -1,7 +1,7 @@
 """Text to token ids and back, over a `tokenizer.json`; whole, or piece by piece while a model writes.
 
-Knows nothing of models or chats. Both directions of decoding go through `StreamDecoder`, so what was
-streamed and what `Tokenizer.decode` returns can never differ.
+It knows nothing of models or chats. `Tokenizer.decode` uses `StreamDecoder`, so streamed text and decoded text are
+always the same.
 """
 
 import codecs
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_NUM_BEFORE = 4  # tokens before a text that it may depend on: three bytes of a character, and the token before them
+_NUM_BEFORE = 4  # preceding tokens that a text may depend on: three bytes of a character, and the token before them
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -27,7 +27,7 @@ class Tokenizer:
     """The vocabulary of a model: text to ids, ids to text.
 
     Args:
-        backend: what reads `tokenizer.json`; its truncation and padding are switched off.
+        backend: the loaded `tokenizer.json`; its truncation and padding are switched off.
         bos_token_id: the id that begins a text, if the model has one.
         eos_token_ids: the ids that end a text.
     """
@@ -39,7 +39,7 @@ class Tokenizer:
         bos_token_id: int | None = None,
         eos_token_ids: Iterable[int] = (),
     ) -> None:
-        # Files saved while training carry these, and would drop the end of a long prompt without a word.
+        # Files saved during training have these, and would silently truncate long prompts.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -92,7 +92,7 @@ class Tokenizer:
         """A token as `tokenizer.json` spells it, or None for an id without one.
 
         Raises:
-            MisuseError: the id is no unsigned 32-bit integer.
+            MisuseError: the id is not an unsigned 32-bit integer.
         """
         try:
             return self._backend.id_to_token(token_id)
@@ -108,29 +108,29 @@ class Tokenizer:
         return whole[:start], whole[start + len(plain) :]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Turn text into ids, all of it however long.
+        """Encode text as ids, without truncation.
 
         A special token spelt out in the text becomes that token, as chat templates need.
 
         Args:
             text: what to encode.
-            add_special_tokens: add what the model expects around a text, such as its first token; pass
+            add_special_tokens: add the model's special tokens around a text, such as the first token; pass
                 False for the output of a chat template, which writes its own.
 
         Raises:
             MisuseError: the text is not Unicode (an unpaired surrogate), or not a string.
-            BundleCorruptError: the tokenizer lacks the unknown token its own rules ask for.
+            BundleCorruptError: the tokenizer lacks the unknown token that its own rules require.
         """
         with _encoding(text):
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[int], str | None]:
-        """Turn a text given in parts into ids; a part that is marked True is ordinary text whatever it spells.
+        """Encode a text given in parts; a part that is marked True is ordinary text, even if it spells a token.
 
-        Nothing is added around the text. Parts are encoded one by one, so no token reaches from one into the next.
+        Nothing is added around the text. Parts are encoded one by one, so no token spans two parts.
 
         Returns:
-            The ids, and the first marked part that became the token of that name all the same, or None.
+            The ids, and the first marked part that still became a token of that name, or None.
         """
         ids: list[int] = []
         forged = None
@@ -143,11 +143,11 @@ class Tokenizer:
         return ids, forged
 
     def encode_inside(self, text: str) -> list[int]:
-        """Turn text into ids as in the middle of a text: without the space that some tokenizers put in front."""
+        """Encode text as in the middle of a text: without the space that some tokenizers prepend."""
         return self._encode_inside(text, self._encode_plainly)
 
     def _encode_inside(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        # No tokenizer adds anything behind a line break.
+        # No tokenizer adds anything after a line break.
         line_break, behind = self._encode_plainly("\n"), encode("\n" + text)
         return behind[len(line_break) :] if behind[: len(line_break)] == line_break else encode(text)
 
@@ -155,7 +155,7 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False)
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        """Encode by the model of the tokenizer alone: the library finds added tokens before it, special or not."""
+        """Encode with the tokenizer's model only, which does not know added tokens: the library matches those first."""
         backend = self._backend
         with _encoding(text):
             if backend.normalizer is not None:
@@ -164,30 +164,30 @@ class Tokenizer:
             return [token.id for word, _ in words for token in backend.model.tokenize(word)]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Turn ids into text; ids without a token are left out.
+        """Decode ids to text; ids without a token are left out.
 
         Same text as the `tokenizers` library, except where byte tokens such as <0xE2> do not form UTF-8:
-        there the library replaces the whole run of bytes, good characters included, and this one, like
-        SentencePiece (`ProcessBytePieces`), each byte that is no part of a character. Only so can a
-        character be shown before the run of bytes has ended.
+        there the library replaces the whole run of bytes, valid characters included. This method, like
+        SentencePiece (`ProcessBytePieces`), replaces only bytes that are not part of a character, so that a
+        character can be shown before the run of bytes ends.
         """
         decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
         return "".join([decoder.push(id_) for id_ in ids]) + decoder.flush()
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token is one like <|im_end|>, which steers a model and is no text."""
+        """Whether it is a control token such as <|im_end|>, not text."""
         return token_id in self._special_ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds in the middle of a text: perhaps part of a character; empty for an unknown id."""
+        """Bytes that a token adds in the middle of a text, maybe part of a character; empty for an unknown id."""
         return self.bytes_after(token_id, token_id)
 
     def text_of(self, token_id: int) -> str:
-        """What a token adds in the middle of a text, to be read by people: U+FFFD for part of a character."""
+        """Text that a token adds in the middle of a text, with U+FFFD for part of a character."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def bytes_after(self, previous_id: int | None, token_id: int) -> bytes:
-        """What a token adds to a text that ends with another token, or (None) to an empty text."""
+        """Bytes that a token adds after another token, or (None) to an empty text."""
         token = self.token_of(token_id)
         if token is None:
             return b""
@@ -195,7 +195,7 @@ class Tokenizer:
             return _bytes_from_byte_level(token)
         if self._has_byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
             byte = bytes.fromhex(match[1])
-            # At the start even a byte may be dropped: <0x20> where the decoder strips the first space.
+            # At the start even a byte may be dropped: <0x20>, if the decoder strips the first space.
             if previous_id is not None or not byte.isascii():
                 return byte
         return self._text_after(previous_id, token_id).encode()
@@ -209,7 +209,7 @@ class Tokenizer:
         return codecs.getincrementaldecoder("utf-8")("replace" if self._is_byte_level else "surrogateescape")
 
     def _text_after(self, previous_id: int | None, token_id: int) -> str:
-        # No decoder looks further back than one token, apart from asking whether a token is the first.
+        # No decoder looks further back than one token, except to see whether a token is the first.
         before = [] if previous_id is None else [previous_id]
         already = self._backend.decode(before, skip_special_tokens=False)
         both = self._backend.decode([*before, token_id], skip_special_tokens=False)
@@ -217,18 +217,17 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Turns ids into text as they come, in constant time for each.
+    """Decodes ids to text one at a time, in constant time for each.
 
-    Every piece consists of whole code points: at most three bytes are held back, until the next token
-    completes or refutes them. Nothing else is held, so U+FFFD in a text is passed on like any character.
-    A piece may end inside a grapheme (an emoji before the joiner that extends it): the next piece goes on
-    with it, and a reader who appends pieces sees the same text as one who waited for the end. Holding
-    graphemes back would delay every character by a token.
+    Every piece consists of whole code points: at most three bytes are held back until the next token
+    completes or refutes them. Nothing else is held back, so U+FFFD in a text is passed on like any character.
+    A piece may end inside a grapheme (an emoji before the joiner that extends it): the next piece continues
+    it, and the joined pieces are the whole text. Holding graphemes back would delay every character by a token.
 
     Args:
-        tokenizer: whose ids they are.
+        tokenizer: the tokenizer of the ids.
         skip_special_tokens: leave out tokens such as <|im_end|>.
-        after: ids of the text that is gone on with, such as the prompt's. Decoders drop the space before the first
+        after: ids of the preceding text, such as the prompt's. Decoders drop the space before the first
             word of a text, and a character may begin in one text and end in the other.
     """
 
@@ -241,15 +240,15 @@ class StreamDecoder:
         decoded = (id_ for id_ in reversed(after) if self._is_decoded(id_))
         for id_ in reversed([*itertools.islice(decoded, _NUM_BEFORE)]):
             self.push(id_)
-        # An unfinished character of the text before is shown there as U+FFFD; should it stay so, it is not shown twice.
+        # An unfinished character of the preceding text is shown there as U+FFFD; it must not be shown twice.
         unfinished, _ = self._utf8.getstate()
         self._shown_before = _visible(tokenizer.utf8_decoder().decode(unfinished, final=True))
 
     def push(self, token_id: int) -> str:
-        """Take the next id; give the text that became final, often a word, sometimes nothing.
+        """Take the next id; return the text that became final, often a word, sometimes nothing.
 
         Raises:
-            MisuseError: the id is no unsigned 32-bit integer.
+            MisuseError: the id is not an unsigned 32-bit integer.
         """
         if not self._is_decoded(token_id):
             return ""
@@ -258,7 +257,7 @@ class StreamDecoder:
         return self._text(data)
 
     def flush(self) -> str:
-        """Give the rest, an unfinished character as U+FFFD, and begin a new text."""
+        """Return the rest, an unfinished character as U+FFFD, and start a new text."""
         self._previous_id = None
         return self._text(b"", final=True)
 
@@ -275,7 +274,7 @@ class StreamDecoder:
 
 @contextlib.contextmanager
 def _encoding(text: str) -> Iterator[None]:
-    """Translates what the library raises for a text."""
+    """Translate the library's errors for a text."""
     try:
         yield
     except TypeError as error:
@@ -291,7 +290,7 @@ def _visible(text: str) -> str:
 
 
 def _decoder_steps(backend: "tokenizers.Tokenizer") -> frozenset[str]:
-    """The types of decoder the tokenizer chains, such as {"ByteFallback", "Fuse", "Replace"}."""
+    """The decoder types of the tokenizer, such as {"ByteFallback", "Fuse", "Replace"}."""
     if backend.decoder is None:
         return frozenset()
     # Its pickle is JSON, and much smaller than the whole tokenizer's (tokenizers 0.23).
@@ -305,7 +304,7 @@ def _decoder_steps(backend: "tokenizers.Tokenizer") -> frozenset[str]:
 
 
 def _byte_of_char() -> dict[str, int]:
-    """The characters that stand for bytes in byte-level vocabularies (`bytes_to_unicode` of GPT-2)."""
+    """The characters that represent bytes in byte-level vocabularies (`bytes_to_unicode` of GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
@@ -317,7 +316,7 @@ _BYTE_OF_CHAR = _byte_of_char()
 def _bytes_from_byte_level(token: str) -> bytes:
     try:
         return bytes([_BYTE_OF_CHAR[char] for char in token])
-    except KeyError:  # an added token, kept as it is spelt
+    except KeyError:  # an added token, kept as spelled
         return token.encode()
 
 

@@ -60,10 +60,10 @@ def test_neighbours_are_part_of_the_setting(bench, tmp_path):
     settings = [item["setting"] for item in found["systems"][0]["settings"]]
     assert [setting["neighbours"] for setting in settings] == [0, 1]
     assert settings[0] | {"neighbours": 1} == settings[1]
-    assert "8 tokens, beside 1 busy" in bench("--neighbours", "1").out
+    assert "8 tokens, 1 busy neighbour" in bench("--neighbours", "1").out
     (tmp_path / "base.json").write_text(json.dumps(found), encoding="utf-8")
     result = bench("--neighbours", "2", "--baseline", tmp_path / "base.json", "--fail-on", "tpot>5%")
-    assert "was not measured at batch 1, prompt 16, 8 tokens, beside 2 busy" in result.err
+    assert "was not measured at batch 1, prompt 16, 8 tokens, 2 busy neighbours" in result.err
 
 
 def test_new_processes_are_measured(bench):
@@ -105,7 +105,7 @@ def test_prompts_of_a_file_have_lengths_of_their_own(bench, tmp_path):
     (tmp_path / "prompts.txt").write_text("hello\n", encoding="utf-8")
     result = bench("--prompts", tmp_path / "prompts.txt")
     assert result.status == 2
-    assert "drop --prompt-len" in result.err
+    assert "leave out --prompt-len" in result.err
 
 
 def test_a_slower_build_fails_the_gate_against_an_earlier_run(bench, tmp_path):
@@ -130,7 +130,7 @@ def test_a_baseline_of_another_machine_is_told(bench, tmp_path):
     (tmp_path / "base.json").write_text(json.dumps(base), encoding="utf-8")
     out = bench("--baseline", tmp_path / "base.json", "--require", "tpot<=105%").out
     assert "differs: cpu: Z80, here" in out
-    assert "a change may be theirs" in out
+    assert "they may explain a change" in out
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_baseline_measured_too_seldom_is_refused(bench, tmp_path, then, gate, 
     (tmp_path / "base.json").write_text(bench("--json", *then).out, encoding="utf-8")
     result = bench("--starts", "4", "--baseline", tmp_path / "base.json", "--require", gate)
     assert result.status == 2
-    assert "was measured too seldom" in result.err
+    assert "has too few runs" in result.err
     assert told in result.err
 
 
@@ -187,13 +187,13 @@ def test_markdown_has_gates_tables_and_rows_of_equal_width(bench, tmp_path, slow
         (("--starts", "-1"), "--starts is -1"),
         (("--threads", "0"), "--threads is 0"),
         (("--threads", "100000"), "threads is 100000"),
-        (("--neighbours", "0,-1"), "--neighbours is a list"),
+        (("--neighbours", "0,-1"), "--neighbours must be a list"),
         (("--alpha", "1"), "--alpha is 1.0"),
         (("--batch", "0"), "--batch is 0"),
-        (("--batch", "x"), "no list of whole numbers"),
+        (("--batch", "x"), "not a list of integers"),
         (("--gen-len", "90"), "the model has 96"),
         (("--require", "tpot<=105%"), "give --baseline"),
-        (("--baseline", "."), "give --require"),
+        (("--baseline", "."), "--baseline needs a gate"),
         (("--require", "load<=5s"), "raise --starts"),
         (("--junit", "junit.xml"), "give --require"),
         (("--html", "/nowhere/page.html"), "there is no directory"),

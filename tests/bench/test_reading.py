@@ -32,7 +32,7 @@ def test_a_report_survives_being_written_and_read():
 
 
 def test_another_schema_is_named():
-    with pytest.raises(MisuseError, match="has schema 2, this Piston reads 1"):
+    with pytest.raises(MisuseError, match="has schema 2, but this Piston reads 1"):
         report_from(data() | {"schema": 2}, PATH)
 
 
@@ -71,7 +71,7 @@ def test_times_that_cannot_be_are_refused(place, times):
     for key in place[:-1]:
         target = target[key]
     target["times"] = times
-    with pytest.raises(MisuseError, match="no report"):
+    with pytest.raises(MisuseError, match="not a report"):
         report_from(document, PATH)
 
 

@@ -45,9 +45,9 @@ def test_a_rival_of_no_known_kind_is_refused(text):
 
 
 def test_what_is_not_there_is_refused(tmp_path, model):
-    with pytest.raises(MisuseError, match="there is nothing at"):
+    with pytest.raises(MisuseError, match="does not exist"):
         read_against([f"genai:{tmp_path / 'none'}"], [], None)
-    with pytest.raises(MisuseError, match="there is no Python"):
+    with pytest.raises(MisuseError, match="has no Python"):
         read_against([f"genai:{model}"], [f"genai={model}"], None)
     with pytest.raises(MisuseError, match="write KIND=DIR"):
         read_against([], ["genai"], None)

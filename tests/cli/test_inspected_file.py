@@ -45,7 +45,7 @@ def test_missing_external_weights_are_told(piston, tmp_path):
     [
         (plan(b"vtrt", (1, 7, 1, 116), mask=0b1010), "tensorrt_rtx 1.7.1.116, for sm80, sm89, 0.0 MB\n"),
         (plan(b"ftrt", (11, 4, 0, 2)), "tensorrt 11.4.0.2, for the GPU it was built on"),
-        (plan(b"vtrt", (1, 7, 1, 116), mask=1, size=999), "CUT SHORT: 999 bytes were written"),
+        (plan(b"vtrt", (1, 7, 1, 116), mask=1, size=999), "TRUNCATED: 999 bytes were written"),
     ],
 )
 def test_a_plan_tells_compiler_version_and_gpus(piston, tmp_path, data, said):
@@ -61,7 +61,7 @@ def test_a_file_that_is_neither_is_a_failure(refused, tmp_path, content):
 
 
 def test_nothing_at_a_path_is_a_failure(refused, tmp_path):
-    assert "nothing at" in refused("inspect", tmp_path / "absent")[1]
+    assert "does not exist" in refused("inspect", tmp_path / "absent")[1]
 
 
 def test_a_bundle_tells_the_mix_of_each_engine(piston, tmp_path):

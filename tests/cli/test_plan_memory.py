@@ -63,7 +63,7 @@ def test_an_engine_that_a_bundle_lacks_is_not_planned_from_another(tmp_path):
 
 
 def test_an_unknown_target_is_refused(tmp_path):
-    with pytest.raises(MisuseError, match="there are ort-cpu"):
+    with pytest.raises(MisuseError, match="the targets are ort-cpu"):
         planned(tmp_path, manifest_of(), "tpu")
 
 

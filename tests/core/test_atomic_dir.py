@@ -204,7 +204,7 @@ def test_a_disk_that_is_really_full_is_our_error_and_leaves_nothing(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_our_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Error, match="Cannot write beside"), atomic_dir(tmp_path / "file" / "goal"):
+    with pytest.raises(Error, match="Cannot write next to"), atomic_dir(tmp_path / "file" / "goal"):
         pytest.fail("the work began")
 
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_misuse_naming_the_figures(text):
         ("kl<=2%", "bounded as 0.02"),
         ("kl<=2s", "bounded as 0.02"),
         ("top1>=99", "at most 1"),
-        ("ppl<=1e999", "beyond every number"),
+        ("ppl<=1e999", "too large; write a smaller"),
         ("ppl<=2% over baseline", "bounded as"),
         ("decode>=105%", "bounded as 40tokens/s"),
         ("tpot.p50<=20", "20ms or 1.5s"),

@@ -122,7 +122,7 @@ def test_overwrite_refuses_what_piston_did_not_write(tmp_path, make):
     goal = tmp_path / "goal"
     make(goal)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(OutputExistsError, match=r"did not write|no directory that Piston wrote"):
+    with pytest.raises(OutputExistsError, match=r"did not write|not a directory that Piston wrote"):
         check_free(goal, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -78,7 +78,7 @@ def test_a_closed_stdout_is_refused_before_the_work(bundle, monkeypatch, capsys)
     monkeypatch.setattr("sys.stdout", None)
     assert main(["inspect", str(bundle / "nowhere")]) == 1
     err = capsys.readouterr().err
-    assert err == "error: Standard output is closed; redirect it, to /dev/null where the result is not wanted.\n"
+    assert err == "error: Standard output is closed; redirect it to a file, or to /dev/null.\n"
 
 
 def test_with_stderr_closed_stdout_has_the_result_alone(shell):

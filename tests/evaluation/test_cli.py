@@ -109,7 +109,7 @@ def test_the_table_states_the_rule_and_the_figures(two):
     status, out, _ = two()
     assert status == 0
     assert "windows of 32 positions, stride 16: each token scored once, with at least 16 of context" in out
-    assert "the tokenizer puts nothing in front" in out
+    assert "the tokenizer prepends nothing" in out
     for label in ("perplexity", "bits per byte", "perplexity change", "KL, nats", "top-1 agreement", "equal greedy"):
         assert f"\n{label}" in out
 
@@ -121,7 +121,7 @@ def test_the_table_names_each_prompt_that_parts(two, tmp_path):
     words = ("--prompts", tmp_path / "prompts.txt")
     out = two(*words, bundle_script=candidate, reference_script=reference)[1]
     assert "1 of 2, up to 8 tokens each" in out
-    assert "prompt 2 parts at token 1: 'w' (margin 10) became '<end>' (margin 10) | 'B'" in out
+    assert "prompt 2 differs at token 1: 'w' (margin 10) became '<end>' (margin 10) | 'B'" in out
     assert "prompt 1" not in out
 
 

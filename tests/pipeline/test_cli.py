@@ -101,7 +101,7 @@ def test_a_lock_without_equality_fails(piston, recipe, commands):
     )
     result = run(piston, recipe, "--locked")
     assert result.status == 1
-    assert "neither in bits nor in its graph nor in its answers" in result.err
+    assert "bytes, graph and answers all differ" in result.err
 
 
 def test_a_recipe_that_is_wrong_is_misuse(refused, tmp_path):

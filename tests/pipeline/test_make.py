@@ -187,7 +187,7 @@ def test_a_checkpoint_elsewhere_is_taken_by_its_hash(place, tmp_path):
     (place.directory / "model.gguf").rename(tmp_path / "other/model.gguf")
     place.make(checkpoint=str(tmp_path / "other/model.gguf"))
     assert place.commands.calls == []
-    with pytest.raises(MisuseError, match="There is no checkpoint"):
+    with pytest.raises(MisuseError, match="does not exist; correct checkpoint"):
         place.make()
 
 
@@ -199,7 +199,7 @@ def hub(place, revision):
 
 def test_a_branch_of_a_hub_id_may_move_and_is_refused(place):
     hub(place, "main")
-    with pytest.raises(MisuseError, match="may move"):
+    with pytest.raises(MisuseError, match="is not a commit"):
         place.make()
 
 
@@ -309,10 +309,10 @@ def test_verify_is_left_out_where_it_is_skipped_by_name(place):
     [
         ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "recipe.toml"', "would replace"),
         ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "model.gguf"', "would replace"),
-        ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "rows.txt"', "is no lock file"),
-        ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "out/bundle/lock"', "lies in the bundle"),
-        ('bundle = "out/bundle"', 'bundle = "."', "is no bundle"),
-        ('bundle = "out/bundle"', 'bundle = "model.gguf"', "is no bundle"),
+        ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "rows.txt"', "is not a lock file"),
+        ('bundle = "out/bundle"', 'bundle = "out/bundle"\nlock = "out/bundle/lock"', "is inside the bundle"),
+        ('bundle = "out/bundle"', 'bundle = "."', "is not a bundle"),
+        ('bundle = "out/bundle"', 'bundle = "model.gguf"', "is not a bundle"),
     ],
 )
 def test_no_output_replaces_what_is_read_or_what_piston_did_not_write(place, old, new, said):
@@ -348,7 +348,7 @@ def test_a_bundle_that_contains_the_checkpoint_is_not_replaced(place):
 
 @pytest.mark.parametrize("pages", ["out/bundle/report", "out/bundle"])
 def test_a_report_within_the_bundle_is_refused(place, pages):
-    with pytest.raises(MisuseError, match="lies in the bundle"):
+    with pytest.raises(MisuseError, match="is inside the bundle"):
         place.make(pages=place.directory / pages)
 
 
@@ -394,7 +394,7 @@ def test_what_a_run_uses_is_not_evicted_by_another(place):
 def test_what_is_no_bundle_is_never_replaced(place, name):
     place.bundle.mkdir(parents=True)
     (place.bundle / name).write_text("mine")
-    with pytest.raises(OutputExistsError, match="is no bundle"):
+    with pytest.raises(OutputExistsError, match="is not a bundle"):
         place.make()
     assert place.commands.calls == []
 
@@ -410,7 +410,7 @@ def test_the_cache_stays_below_its_size_and_drops_what_was_not_used_for_longest(
 
 
 def test_a_locked_run_without_a_lock_is_misuse(place):
-    with pytest.raises(MisuseError, match=r"There is no .*piston\.lock"):
+    with pytest.raises(MisuseError, match=r"piston\.lock does not exist"):
         place.make(locked=True)
 
 
@@ -482,7 +482,7 @@ def test_a_lock_that_is_none_is_misuse(place):
     place.make()
     for text in ("{", "[]", json.dumps({"schema": 2})):
         (place.directory / "piston.lock").write_text(text)
-        with pytest.raises(MisuseError, match="is no lock file"):
+        with pytest.raises(MisuseError, match="is not a lock file"):
             place.make(locked=True)
 
 

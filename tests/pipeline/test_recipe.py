@@ -43,7 +43,7 @@ WRONG = [
     (
         'require = [\n  "verify",',
         'skip = ["verify"]\nrequire = [\n  "verify",',
-        "'verify' is skipped, and its table or its gate asks for it",
+        "'verify' is skipped, but its table or a gate requires it",
     ),
     ("[gates]", '[gates]\nskip = ["eval"]', "must be one of verify"),
     ("\n[calibrate]", "revision = '" + "a" * 40 + "'\n[calibrate]", "give one"),

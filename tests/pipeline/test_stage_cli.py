@@ -112,9 +112,9 @@ def test_pages_and_comments_show_the_stages(bench, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--batch", "2"), "--batch is of a bundle"),
-        (("--profile",), "--profile is of a bundle"),
-        (("--require", "tpot<=5ms"), "bounds a bundle; of recipes write export"),
+        (("--batch", "2"), "--batch applies to a bundle"),
+        (("--profile",), "--profile applies to a bundle"),
+        (("--require", "tpot<=5ms"), "is for a bundle; for recipes write export"),
         (("--require", "export.tpot<=5ms"), "export.seconds, export.cpu"),
         (("--require", "export.seconds<=105%"), "give --baseline"),
         (("--repeats", "0"), "--repeats is 0"),
@@ -136,8 +136,8 @@ def test_a_bundle_has_no_stages_and_recipes_no_bundle_beside_them(refused, recip
     small = (bundle, "--prompt-len", "8", "--gen-len", "8")
     assert "give a recipe instead" in refused("bench", *small, "--require", "build.seconds<=1s")[1]
     assert "Name one bundle, or recipes" in refused("bench", bundle, recipe)[1]
-    assert "--checkpoint is of recipes" in refused("bench", *small, "--checkpoint", "x")[1]
+    assert "--checkpoint is for recipes" in refused("bench", *small, "--checkpoint", "x")[1]
     against_environment = ("--baseline", environment, "--require", "tpot<=105%")
-    assert "is an environment; that is for recipes" in refused("bench", *small, *against_environment)[1]
+    assert "is an environment, which only recipes can use" in refused("bench", *small, *against_environment)[1]
     against_bundle = ("--baseline", bundle, "--require", "build.seconds<=105%")
-    assert "is a bundle; stages compare" in refused("bench", recipe, *against_bundle)[1]
+    assert "is a bundle; for recipes give" in refused("bench", recipe, *against_bundle)[1]

@@ -66,13 +66,13 @@ def test_exports_with_other_options_are_not_shared(tmp_path):
 
 def test_recipes_of_one_name_are_refused(tmp_path):
     paths = [write_staged_recipe(tmp_path / directory, "one") for directory in ("a", "b")]
-    with pytest.raises(MisuseError, match="told apart by their file's name; there are one, one"):
+    with pytest.raises(MisuseError, match="need different file names; these are one, one"):
         jobs_of(paths)
 
 
 def test_another_checkpoint_than_the_recipe_states_is_refused(tmp_path):
     path = write_staged_recipe(tmp_path / "a")
-    with pytest.raises(Error, match="it is another one"):
+    with pytest.raises(Error, match="use the checkpoint that the recipe names"):
         jobs_of([path], str(tmp_path / "a/rows.txt"))
 
 

@@ -78,7 +78,7 @@ def test_a_stage_that_writes_nothing_is_told(jobs, tmp_path):
         outcome, cpu = FakeStages()((words[0], f"--output={tmp_path / 'elsewhere'}", "x"), directory, python)
         return outcome, cpu
 
-    with pytest.raises(EngineError, match="was to write one directory"):
+    with pytest.raises(EngineError, match="should write one directory"):
         measured(jobs, tmp_path / "s", idle)
 
 

@@ -40,5 +40,5 @@ def test_the_size_is_that_of_all_files_and_int8_that_of_the_worst_engine():
 def test_the_evaluation_gives_absolute_and_relative_figures():
     found = values_of(manifest_of(), {**VERIFY, "eval": eval_json(0.02)})
     assert (found["eval.ppl"], found["eval.ppl_change"]) == (pytest.approx(20.4), pytest.approx(0.02))
-    with pytest.raises(Error, match="does not read"):
+    with pytest.raises(Error, match="cannot read the JSON"):
         values_of(manifest_of(), {**VERIFY, "eval": {"schema": 1}})

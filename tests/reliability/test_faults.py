@@ -104,7 +104,7 @@ def test_a_read_only_output_is_our_error_and_keeps_what_was_made(tmp_path):
     with small_disk(tmp_path / "place", "1m") as place:
         recipe = write_recipe(place)
         remount(place, "ro")
-        with pytest.raises(Error, match="Cannot write beside"):
+        with pytest.raises(Error, match="Cannot write next to"):
             run(recipe, tmp_path / "cache", commands)
         remount(place, "rw")
         commands.calls.clear()

@@ -53,22 +53,22 @@ def test_the_engine_that_gave_the_answers_passes(num_slots):
     assert verdict.num_decided == decided > 12
 
 
-def test_a_parting_names_prompt_position_and_both_tokens():
+def test_a_mismatch_names_prompt_position_and_both_tokens():
     position = int(np.argmax(EXPECTED.answers[1].margins))
     wanted = EXPECTED.answers[1].token_ids[position]
     verdict = verdict_of(changed_at("no world", position, 7))
-    (parting,) = verdict.mismatches
+    (mismatch,) = verdict.mismatches
     assert not verdict.is_passed
-    assert (parting.what, parting.prompt, parting.position) == ("engine", "no world", position)
-    assert (parting.expected_id, parting.got_id) == (wanted, 7)
-    assert f"expected {wanted} " in str(parting)
+    assert (mismatch.what, mismatch.prompt, mismatch.position) == ("engine", "no world", position)
+    assert (mismatch.expected_id, mismatch.got_id) == (wanted, 7)
+    assert f"expected {wanted} " in str(mismatch)
 
 
-def test_a_parting_does_not_hide_a_later_one_of_another_prompt():
+def test_a_mismatch_does_not_hide_a_later_one_of_another_prompt():
     first, last = EXPECTED.answers[0], EXPECTED.answers[2]
     script = changed_at(first.prompt, int(np.argmax(first.margins)), 9)
     script = changed_at(last.prompt, int(np.argmax(last.margins)), 9, script=script)
-    assert [parting.prompt for parting in verdict_of(script).mismatches] == [first.prompt, last.prompt]
+    assert [mismatch.prompt for mismatch in verdict_of(script).mismatches] == [first.prompt, last.prompt]
 
 
 def test_an_undecided_token_is_not_judged():
@@ -91,13 +91,13 @@ def test_a_logit_that_is_not_finite_parts():
 
 def test_another_tokenizer_parts_at_its_first_token():
     answer = dataclasses.replace(EXPECTED.answers[0], prompt="hello ni")
-    (parting,) = verdict_of(SCRIPT, Golden(answers=(answer,), noise=0.0, by="engine")).mismatches
-    assert (parting.what, parting.position) == ("tokenizer", 1)
-    assert "the tokenizer parts at token 1 of 'hello ni'" in str(parting)
+    (mismatch,) = verdict_of(SCRIPT, Golden(answers=(answer,), noise=0.0, by="engine")).mismatches
+    assert (mismatch.what, mismatch.position) == ("tokenizer", 1)
+    assert "the tokenizer differs at token 1 of 'hello ni'" in str(mismatch)
 
 
 def test_answers_that_do_not_fit_are_refused():
-    with pytest.raises(BundleError, match=r"take .* positions"):
+    with pytest.raises(BundleError, match=r"need .* positions"):
         verdict_of(SCRIPT, capacity=8)
     answer = dataclasses.replace(EXPECTED.answers[0], token_ids=(VOCAB_SIZE,), margins=(1.0,))
     with pytest.raises(BundleError, match="ids up to"):
@@ -115,7 +115,7 @@ def by_target(expected):
 
 
 def test_a_target_without_answers_is_damage():
-    with pytest.raises(BundleCorruptError, match="no answers of tensorrt"):
+    with pytest.raises(BundleCorruptError, match="no answers for tensorrt"):
         by_target(EXPECTED).of("tensorrt")
 
 
@@ -137,9 +137,9 @@ def test_the_command_fails_and_says_where(piston, tmp_path):
     position = int(np.argmax(EXPECTED.answers[1].margins))
     script = changed_at("no world", position, 7)
     result = piston("verify", bundle_with(tmp_path / "b"), "--quiet", "--json", script=script)
-    parting = json.loads(result.out)["mismatches"][0]
-    assert (result.status, parting["prompt"], parting["position"], parting["got_id"]) == (1, "no world", position, 7)
-    assert "the engine parts at" in result.err
+    mismatch = json.loads(result.out)["mismatches"][0]
+    assert (result.status, mismatch["prompt"], mismatch["position"], mismatch["got_id"]) == (1, "no world", position, 7)
+    assert "the engine differs at" in result.err
 
 
 def test_a_bundle_without_answers_says_so(refused, bundle):

@@ -1,1 +1,1 @@
-"""Engines of TensorRT and TensorRT-RTX: a verified plan, its contexts and buffers, behind the Engine protocol."""
+"""Engines of TensorRT and TensorRT-RTX: a verified plan with its contexts and buffers, as an Engine."""

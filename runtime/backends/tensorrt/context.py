@@ -20,11 +20,11 @@ class Context:
             accepted(context.set_optimization_profile_async(profile, int(stream)))
 
     def use_memory(self, address: int, nbytes: int) -> None:
-        """Give the context its scratch memory; another context may have the same if they never run at once."""
+        """Set the context's scratch memory; contexts that never run at the same time may share it."""
         self._context.set_device_memory(address, nbytes)
 
     def bind(self, addresses: dict[str, int]) -> None:
-        """Say where tensors lie."""
+        """Set the addresses of tensors."""
         for name, address in addresses.items():
             if self._addresses.get(name) != address:
                 with reported(self._log, f"binding {name}"):
@@ -32,7 +32,7 @@ class Context:
                 self._addresses[name] = address
 
     def shape(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Say how large the inputs of the next run are."""
+        """Set the input shapes of the next run."""
         for name, shape in shapes.items():
             if self._shapes.get(name) != shape:
                 with reported(self._log, f"giving {name} the shape {list(shape)}"):
@@ -40,16 +40,16 @@ class Context:
                 self._shapes[name] = shape
 
     def run(self) -> None:
-        """Put one step into the stream."""
+        """Enqueue one step on the stream."""
         with reported(self._log, "running a step"):
             accepted(self._context.execute_async_v3(int(self._stream)))
 
     def check_capturable(self) -> None:
-        """Raise EngineError if a run may not be captured now; TensorRT-RTX alone can tell."""
+        """Raise EngineError if a run cannot be captured now; only TensorRT-RTX reports this."""
         ask = getattr(self._context, "is_stream_capturable", None)
         if ask is not None and not ask(int(self._stream)):
-            raise EngineError("TensorRT-RTX says that this step cannot be captured.")
+            raise EngineError("TensorRT-RTX reports that this step cannot be captured.")
 
     def close(self) -> None:
-        """Drop TensorRT's context; nothing of it may be under way."""
+        """Drop TensorRT's context; none of its work may be under way."""
         self._context = None

@@ -1,6 +1,6 @@
-"""A decode step: one token for each of the first rows, fed by the host or by the step before it.
+"""A decode step: one token for each of the first rows, with inputs from the host or from the previous step.
 
-After a step has run once on as many rows it is captured, and from then on launched as one graph.
+After the first step on a number of rows, steps on that number are captured and launched as one graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ from piston.runtime.backends.tensorrt.fields import input_fields, moving_bytes, 
 from piston.runtime.backends.tensorrt.interface import INPUTS, Interface
 
 PURPOSE = "The decode step"
-RING = 8  # steps whose tokens the host has room for: how far the device may work ahead
+RING = 8  # steps that the device may work ahead: the host's ring buffer holds their tokens
 
 
 @dataclass(slots=True)
 class Captured:
-    """A context whose shapes are those of one number of rows, and what was captured of it.
+    """A context with the shapes for one number of rows, and its captured graphs.
 
-    A graph is right as long as nothing changes in its context, so each number of rows has a context of its own.
+    A graph is valid as long as its context does not change, so each number of rows has its own context.
     """
 
     rows: int
@@ -35,7 +35,7 @@ class Captured:
     has_run: set[str] = field(default_factory=set)
 
     def close(self) -> None:
-        """Free the graphs, then drop the context; nothing of it may be under way."""
+        """Free the graphs, then drop the context; none of its work may be under way."""
         for graph in self.graphs.values():
             graph.close()
         self.graphs.clear()
@@ -78,7 +78,7 @@ class DecodeStep:
             for event in self._events:
                 self._stack.callback(event.close)
             self._stack.callback(self._drop)
-            self._now = self._enter(1)  # a plan that gives no context is told when it is opened
+            self._now = self._enter(1)  # a plan without a context fails when it is opened
             self._inputs.arrays["top_k"][:] = 1
             self._inputs.arrays["top_p"][:] = 1
             self._inputs.upload(stream, "input_ids")
@@ -101,7 +101,7 @@ class DecodeStep:
         return self._host_logits.array[:rows]
 
     def start(self, ids: Sequence[int], lengths: NDArray[np.int64], choice: "Choice") -> None:
-        """Make ready for steps of the first rows that feed themselves."""
+        """Prepare steps of the first rows whose outputs feed the next step."""
         self._now = self._enter(len(ids))
         self._inputs.fill(ids, lengths)
         arrays, rows = self._inputs.arrays, len(ids)
@@ -115,7 +115,7 @@ class DecodeStep:
         self._inputs.upload(self._stream, MOVING[0], None if drawn else "uniforms")
 
     def advance(self, index: int) -> None:
-        """Put step `index` since `start` into the stream, and the copy of its tokens to the host."""
+        """Enqueue step `index` since `start`, and the copy of its tokens to the host."""
         rows, place = self._now.rows, index % RING
 
         def enqueue() -> None:
@@ -138,7 +138,7 @@ class DecodeStep:
         self._stack.close()
 
     def _enter(self, rows: int) -> Captured:
-        """What steps of the first `rows` rows are run with, made when there is none yet."""
+        """The context and graphs for steps of the first `rows` rows, created at first use."""
         if (found := self._captured.get(rows)) is not None:
             return found
         context = self._make_context()
@@ -152,7 +152,7 @@ class DecodeStep:
         return self._captured[rows]
 
     def _perform(self, kind: str, enqueue: Callable[[], None]) -> None:
-        """Run a step of one kind: as it is the first time, since backends allocate lazily; as a graph afterwards."""
+        """Run a step: directly the first time, since backends allocate lazily; as a captured graph afterwards."""
         now = self._now
         if kind not in now.graphs and kind in now.has_run and self.capture_problem is None:
             self._capture(kind, enqueue)
@@ -179,7 +179,7 @@ class DecodeStep:
 
 
 class Choice:
-    """How the tokens of some rows are chosen on the device: greedily, until said otherwise."""
+    """How the device chooses the tokens of rows: greedily by default."""
 
     def __init__(self, rows: int) -> None:
         self.temperature = np.zeros(rows, np.float32)

@@ -9,7 +9,7 @@ from piston.runtime.backends.cuda_driver import Cuda, Stream
 class DeviceCache:
     """[rows, kv_heads, capacity, head_dim] for each layer's keys and values, zeroed; freed by `close`.
 
-    Zeroed, since what a kernel reads behind a row's last position is multiplied by zero, which NaN would survive.
+    Zeroed, since kernels multiply values after a row's last position by zero, which NaN would survive.
     """
 
     def __init__(self, cuda: Cuda, stream: Stream, spec: CacheSpec, rows: int, capacity: int) -> None:
@@ -26,7 +26,7 @@ class DeviceCache:
         return [self._buffer.address + offset for offset in self._offsets]
 
     def addresses(self, row: int) -> dict[str, int]:
-        """Where `row` and those after it lie, for each input and for the output that is written in its place."""
+        """The address of `row` for each input and for the output that is written in its place."""
         found: dict[str, int] = {}
         for state, start, row_bytes in zip(self._spec.states, self.arrays, self.row_bytes, strict=True):
             found[state.input] = found[state.output] = start + row * row_bytes

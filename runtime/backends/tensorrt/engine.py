@@ -37,7 +37,7 @@ class TensorRTEngine:
         spec: the cache's layout and type.
         num_slots: rows decoded together, at most as many as the plan was built for.
         capacity: positions of each, likewise.
-        max_top_k: how many candidates the plan's sampling looks at.
+        max_top_k: number of candidates of the plan's sampling.
 
     Raises:
         MisuseError: more slots or positions than the plan has.
@@ -54,7 +54,7 @@ class TensorRTEngine:
         self.vocab_size = self._interface.vocab_size
         self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=())
         self._max_top_k = max_top_k
-        self._turn = 0  # counts uses of the engine, so that a run notices that another came between
+        self._turn = 0  # counts uses of the engine, so that a run notices other uses
         self._is_running = False
         self._is_closed = False
         with ExitStack() as stack:
@@ -63,13 +63,13 @@ class TensorRTEngine:
             stack.callback(self._stream.close)
             self._make_steps(cuda, plan, spec, num_slots, stack)
             stack.callback(plan.save_kernels)
-            # First thing when all ends: nothing may be freed under work that is still going on.
+            # Wait first: nothing may be freed while work is still running.
             stack.callback(self._stream.synchronize)
             self._release = weakref.finalize(self, _release, stack.pop_all())
 
     @classmethod
     def open(cls, plan: Plan, spec: CacheSpec, *, cuda: Cuda, num_slots: int, capacity: int, max_top_k: int) -> Self:
-        """Make an engine of a plan, which it owns from here on, also when it fails; raises as the class does."""
+        """Make an engine of a plan and take ownership of it, even on failure; raises as the class does."""
         try:
             return cls(cuda, plan, spec, num_slots=num_slots, capacity=capacity, max_top_k=max_top_k)
         except BaseException:
@@ -80,7 +80,7 @@ class TensorRTEngine:
         """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the host."""
         ids = self._checked(token_ids)
         if not 0 <= num_logits <= len(ids):
-            raise MisuseError(f"Logits of {num_logits} positions were asked of a prefill of {len(ids)} tokens.")
+            raise MisuseError(f"Logits of {num_logits} positions were requested from a prefill of {len(ids)} tokens.")
         self.cache.reserve(slot, len(ids))
         self._settle()
         found, start = np.empty((num_logits, self.vocab_size), np.float32), 0
@@ -146,7 +146,7 @@ class TensorRTEngine:
         return self._decode.capture_problem
 
     def close(self) -> None:
-        """Free the device; the engine is of no use afterwards."""
+        """Free the device memory; the engine cannot be used afterwards."""
         self._is_closed = True
         self._turn += 1
         self._release()
@@ -155,11 +155,11 @@ class TensorRTEngine:
         interface = self._interface
         memory = DeviceCache(cuda, self._stream, spec, num_slots, interface.capacity)
         stack.callback(memory.close)
-        # No two contexts run at once, so that one piece of scratch memory serves all.
+        # Contexts never run at the same time, so they share one scratch buffer.
         scratch = cuda.allocate(max(plan.scratch_bytes, 1), "The scratch memory of TensorRT")
         stack.callback(scratch.close)
 
-        stream = self._stream  # what frees the engine must not hold it
+        stream = self._stream  # the finalizer must not hold a reference to the engine
 
         def context(profile: int) -> Context:
             made = Context(plan.create_context(is_captured=profile == DECODE), plan.log, profile, stream)
@@ -174,14 +174,14 @@ class TensorRTEngine:
         stack.callback(self._decode.close)
 
     def _settle(self) -> None:
-        """A new use of the engine: steps that a run put ahead are finished before buffers are filled again."""
+        """Begin a new use of the engine: steps that a run did ahead finish before buffers are filled again."""
         self._turn += 1
         if self._is_running:
             self._stream.synchronize()
             self._is_running = False
 
     def _chunk_end(self, start: int, end: int, first_kept: int) -> int:
-        """Where the chunk that begins at `start` ends: at most a chunk of tokens, and no more logits than fit."""
+        """The end of the chunk that begins at `start`: at most a chunk of tokens, with no more logits than fit."""
         stop = min(start + self._interface.chunk, end)
         return min(stop, max(start, first_kept) + self._interface.max_logits)
 
@@ -197,7 +197,7 @@ class TensorRTEngine:
 
 
 def _release(stack: ExitStack) -> None:
-    """Free everything, whatever fails: after a fault every call does, and the fault has been reported."""
+    """Free everything and ignore errors: after a fault every call fails, and the fault has been reported."""
     with contextlib.suppress(EngineError):
         stack.close()
 

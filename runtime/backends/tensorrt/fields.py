@@ -1,4 +1,4 @@
-"""What the blocks of a step hold, prefill and decode alike."""
+"""The arrays in the blocks of a step, for prefill and decode."""
 
 import numpy as np
 
@@ -19,11 +19,11 @@ def input_fields(rows: int, seq: int, kept: int, capacity: int) -> Fields:
 
 
 def output_fields(rows: int, kept: int) -> Fields:
-    """The outputs that the next step takes; for kept = 1 they lie as its inputs do, so that one copy moves them."""
+    """The outputs that the next step takes; with kept = 1 they have its inputs' layout, so one copy moves them."""
     counts = (rows * kept, rows * kept, rows, rows)
     return {f"next.{name}": (count, np.int64) for name, count in zip(MOVING, counts, strict=True)}
 
 
 def moving_bytes(block: Block) -> int:
-    """How much of a block of inputs a step hands to the next."""
+    """Bytes of a block of inputs that a step passes to the next."""
     return block.offsets["logits_positions"]

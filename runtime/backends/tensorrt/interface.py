@@ -1,4 +1,4 @@
-"""What a deserialized engine takes and gives, read from the engine itself and held against docs/tensorrt.md."""
+"""The interface of a deserialized engine, read from the engine itself and checked against docs/tensorrt.md."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Interface:
         """Check names, types, profiles and aliasing.
 
         Raises:
-            EngineError: it is no engine of Piston's, or its cache is not the one `spec` states.
+            EngineError: Piston did not build it, or its cache is not the one that `spec` states.
         """
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         found = {name: engine.get_tensor_dtype(name).name for name in names}
@@ -58,7 +58,7 @@ class Interface:
         if num_slots > self.max_batch or capacity > self.capacity:
             raise MisuseError(
                 f"max_batch is {num_slots} and max_length {capacity:,}, but the engine was built for {self.max_batch} "
-                f"and {self.capacity:,}; build it anew."
+                f"and {self.capacity:,}; build it again."
             )
 
 
@@ -72,7 +72,7 @@ def _check_caches(engine: Any, spec: CacheSpec, source: str) -> None:
         aliased = engine.get_aliased_input_tensor(state.output)
         if aliased != state.input:
             raise EngineError(
-                f"{source} does not write {state.output} in place of {state.input} but of {aliased or 'nothing'}; "
+                f"{source} writes {state.output} in place of {aliased or 'nothing'}, not of {state.input}; "
                 "build it again."
             )
         shape = tuple(engine.get_tensor_shape(state.input))

@@ -1,7 +1,7 @@
-"""Kernels that TensorRT-RTX compiles at the first run, kept for the next load: IRuntimeCache in a file.
+"""Kernels that TensorRT-RTX compiles in the first run, kept for the next load: an IRuntimeCache in a file.
 
-They are executable code like the plan. A cache is only handed on if its bytes have the hash in the record beside it,
-which also names the plan they belong to; otherwise it is left alone and written anew.
+They are executable code like the plan. A cache is used only if its bytes have the hash in the record next to it, which
+also names the plan they belong to; otherwise it is ignored and written again.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ SUFFIX = ".kernels"
 
 
 class KernelCache:
-    """One plan's compiled kernels in a directory; what the file system refuses is not kept, and no error."""
+    """One plan's compiled kernels in a directory; errors of the file system are ignored and nothing is kept."""
 
     def __init__(self, directory: Path, name: str, plan_sha256: str) -> None:
         self.path = directory / (name + SUFFIX)
@@ -29,17 +29,17 @@ class KernelCache:
 
     @classmethod
     def beside(cls, plan: Path, plan_sha256: str, cache_dir: Path) -> Self:
-        """The cache beside a plan, or, where that directory cannot be written, in `cache_dir`."""
+        """The cache next to a plan or, if that directory cannot be written, in `cache_dir`."""
         if os.access(plan.parent, os.W_OK):
             return cls(plan.parent, plan.name, plan_sha256)
         return cls(cache_dir, plan_sha256, plan_sha256)
 
     def attach(self, config: Any) -> None:
-        """Give a runtime config the kept kernels, or an empty cache for contexts to fill; all configs get the same."""
+        """Give a runtime config the kept kernels, or an empty cache for contexts to fill; all configs share it."""
         if self._cache is None:
             self._cache = accepted(config.create_runtime_cache())
             data = self._verified()
-            if data is not None and self._cache.deserialize(data):  # refuses those of another driver or GPU
+            if data is not None and self._cache.deserialize(data):  # refuses kernels of another driver or GPU
                 self._saved = hashlib.sha256(data).hexdigest()
         accepted(config.set_runtime_cache(self._cache))
 
@@ -69,7 +69,7 @@ class KernelCache:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write beside and rename: readers see the old file or the new one."""
+    """Write a temporary file and rename it: readers see the old file or the new one."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,6 +1,6 @@
-"""What TensorRT says: one logger for the process, which keeps errors for our messages and prints nothing.
+"""TensorRT's log: one logger for the process, which keeps errors for our messages and prints nothing.
 
-TensorRT keeps the first logger a process gives it and complains of every other, so there is one for each module.
+TensorRT keeps the first logger of a process and warns about every other, so there is one for each module.
 """
 
 import functools
@@ -32,7 +32,7 @@ def log_of(module: Any) -> Any:
 
     class Log(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
-            super().__init__()  # a pybind11 base refuses to be used without
+            super().__init__()  # a pybind11 base class requires this call
             self.errors: deque[str] = deque(maxlen=20)
 
         def log(self, severity: Any, msg: str) -> None:
@@ -44,7 +44,7 @@ def log_of(module: Any) -> Any:
 
 @contextmanager
 def reported(log: Any, doing: str) -> Iterator[None]:
-    """Turn a refusal that `accepted` saw, or an exception of the module, into EngineError with what the log has."""
+    """Turn a refusal found by `accepted`, or an exception of the module, into EngineError with the logged reason."""
     log.errors.clear()
     try:
         yield
@@ -56,11 +56,11 @@ def reported(log: Any, doing: str) -> Iterator[None]:
 
 
 def accepted(result: Result | None) -> Result:
-    """The result of a call that answers None or False when it fails."""
+    """Return the result of a call that gives None or False when it fails, and raise in that case."""
     if result is None or result is False:
         raise _Refused
     return result
 
 
 class _Refused(Exception):  # noqa: N818 - never seen outside
-    """A call of TensorRT's answered None or False."""
+    """A TensorRT call returned None or False."""

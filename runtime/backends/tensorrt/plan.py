@@ -1,7 +1,7 @@
-"""A plan is executable code: its bytes are read once, checked, and those very bytes are handed to TensorRT.
+"""Loads plans. A plan is executable code: its bytes are read once, checked, and exactly these go to TensorRT.
 
-Checked are the hash against the manifest, then tag, version and GPUs of the header against this machine. Host code in
-plans stays forbidden, as are temporary files.
+The checks compare the hash with the manifest, then tag, version and GPUs of the header with this machine. Host code in
+plans and temporary files stay forbidden.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ LEAN = "tensorrt_lean"  # TensorRT's runtime alone, a tenth of its size, without
 
 
 class Plan:
-    """A deserialized engine and what contexts are made of; `close` drops it."""
+    """A deserialized engine, which makes contexts; `close` drops it."""
 
     def __init__(self, module: Any, data: bytes, source: str, kernels: KernelCache | None) -> None:
         self.module = module
@@ -37,13 +37,13 @@ class Plan:
 
         Args:
             path: the file.
-            record: what the manifest says of it.
+            record: its record in the manifest.
             device: the GPU it is to run on.
-            cache_dir: where kernels that TensorRT-RTX compiles are kept if not beside the plan.
-            is_lean: by TensorRT's lean runtime, which loads what was built to be version-compatible.
+            cache_dir: where kernels that TensorRT-RTX compiles are kept if not next to the plan.
+            is_lean: use TensorRT's lean runtime, which loads version-compatible plans.
 
         Raises:
-            BundleCorruptError: its bytes are not the recorded ones, or no plan's.
+            BundleCorruptError: its bytes are not the recorded ones, or not those of a plan.
             NoDeviceError: it was built for other GPUs.
             MissingExtraError: the module it needs is not installed.
             EngineError: the installed version is not the one that built it, or refuses it.
@@ -51,7 +51,9 @@ class Plan:
         data = read_recorded(path, record)
         header = PlanHeader.parse(data[:64], str(path))
         if header.size is not None and header.size != len(data):
-            raise BundleCorruptError(f"{path} says it has {header.size} bytes, it has {len(data)}; build it again.")
+            raise BundleCorruptError(
+                f"{path} states a size of {header.size} bytes, but has {len(data)}; build it again."
+            )
         check_gpu(header.compute_capabilities, device, str(path))
         module = open_module(LEAN if is_lean else header.compiler)
         check_version(header, str(module.__version__), str(path), is_lean=is_lean)
@@ -62,11 +64,11 @@ class Plan:
 
     @property
     def scratch_bytes(self) -> int:
-        """Device memory that a context needs while it runs, whatever its profile."""
+        """Device memory in bytes that a context needs while it runs, for any profile."""
         return int(self.engine.device_memory_size_v2)
 
     def create_context(self, *, is_captured: bool) -> Any:
-        """A new IExecutionContext without memory of its own; `is_captured` says that its steps become CUDA graphs."""
+        """A new IExecutionContext without its own memory; `is_captured` says that its steps become CUDA graphs."""
         module = self.module
         with reported(self.log, f"creating a context of {self.source}"):
             config = accepted(self.engine.create_runtime_config())
@@ -74,7 +76,7 @@ class Plan:
             config.set_execution_context_allocation_strategy(strategy)
             if self._kernels is not None:
                 # We capture steps ourselves, which needs their kernels in final form before. A prefill has another
-                # shape each time, and must not wait for kernels of its own.
+                # shape each time and must not wait for kernels of that shape.
                 kinds = module.DynamicShapesKernelSpecializationStrategy
                 config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
                 config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if is_captured else kinds.LAZY
@@ -82,7 +84,7 @@ class Plan:
             return accepted(self.engine.create_execution_context(config))
 
     def save_kernels(self) -> None:
-        """Keep what was compiled on this machine for the next load."""
+        """Save kernels that were compiled on this machine for the next load."""
         if self._kernels is not None:
             self._kernels.save()
 
@@ -104,7 +106,7 @@ def read_recorded(path: Path, record: FileRecord) -> bytes:
 
 
 def check_version(header: PlanHeader, installed: str, source: str, *, is_lean: bool = False) -> None:
-    """Raise EngineError unless the plan is of the installed version, to the last number: TensorRT takes no other.
+    """Raise EngineError unless the plan was built by exactly the installed version: TensorRT loads no other.
 
     The lean runtime takes version-compatible plans of its own major version, from the oldest up to its own.
     """
@@ -118,7 +120,7 @@ def check_version(header: PlanHeader, installed: str, source: str, *, is_lean: b
         return
     if installed != header.version_text:
         raise EngineError(
-            f"{source} was built by {header.compiler} {header.version_text}, {installed} is installed; "
+            f"{source} was built by {header.compiler} {header.version_text}, but {installed} is installed; "
             "install that version or build it again."
         )
 
@@ -134,7 +136,7 @@ def check_gpu(compute_capabilities: tuple[str, ...], device: Device, source: str
 
 
 def runs_on(compute_capabilities: tuple[str, ...], sm: str) -> bool:
-    """Whether a plan for these GPUs runs on `sm`; `later` admits any GPU after the last, none every one."""
+    """Whether a plan for these GPUs runs on `sm`; `later` admits every GPU after the last, an empty list every GPU."""
     if not compute_capabilities or sm in compute_capabilities:
         return True
     known = [int(name.removeprefix("sm")) for name in compute_capabilities if name.startswith("sm")]

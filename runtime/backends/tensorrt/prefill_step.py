@@ -16,7 +16,7 @@ PURPOSE = "The prefill step"
 
 
 class PrefillStep:
-    """The context of the prefill profile and its buffers. Room for logits grows when more of them are asked for."""
+    """The context of the prefill profile and its buffers. The buffer for logits grows when more are requested."""
 
     def __init__(self, cuda: Cuda, stream: Stream, context: Context, cache: DeviceCache, interface: Interface) -> None:
         self._cuda, self._stream, self._context, self._cache = cuda, stream, context, cache
@@ -67,7 +67,7 @@ class PrefillStep:
         if kept:
             nbytes = num_kept * self._vocab_size * 4
             self._stream.download(self._host_logits.address, self._device_logits.address, nbytes)
-        self._stream.synchronize()  # before the host side of the inputs is filled again
+        self._stream.synchronize()  # before the host buffer of the inputs is filled again
         return self._host_logits.array[: len(kept)]
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class PrefillStep:
         self._stack.close()
 
     def _reserve(self, num_kept: int) -> None:
-        """Make room for the logits of `num_kept` positions: most users want one, and a vocabulary is large."""
+        """Grow the buffer to the logits of `num_kept` positions: most callers need one, and a vocabulary is large."""
         if num_kept <= self._room:
             return
         self._logits.close()

@@ -126,13 +126,18 @@ def changed(path):
 # what it is: (how it is made, in tmp_path; which part is given, what is said, what fixes it)
 GGUF = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
 BROKEN = {
-    "nothing": (lambda d: None, "absent", "there is nothing", "check the path"),
+    "nothing": (lambda d: None, "absent", "it does not exist", "check the path"),
     "an empty directory": (lambda d: None, "", "nothing here is a model", "piston export"),
-    "no manifest": (damaged("manifest.json", Path.unlink), "", "manifest.json is missing", "copy the directory"),
+    "no manifest": (
+        damaged("manifest.json", Path.unlink),
+        "",
+        "manifest.json is missing",
+        "copy the complete directory",
+    ),
     "manifest of nonsense": (lambda d: write(d, **{"manifest.json": b"{"}), "", "cannot be read", "piston build"),
     "too new": (lambda d: bundle(d, lambda m: m.update(schema=99)), "", "schema 99", "pip install --upgrade piston"),
     "an older shape": (lambda d: bundle(d, lambda m: m.pop("graphs")), "", "graphs is missing", "piston build"),
-    "truncated weights": (damaged("ort-cpu/model.onnx", shortened), "", "it was cut short", "--target ort-cpu"),
+    "truncated weights": (damaged("ort-cpu/model.onnx", shortened), "", "it was truncated", "--target ort-cpu"),
     "another file": (damaged("ort-cpu/model.onnx", changed), "", "SHA-256 differs", "--target ort-cpu"),
     "a missing file": (damaged("ort-cpu/model.onnx", Path.unlink), "", "it is missing", "copy it whole"),
     "a file outside": (
@@ -147,7 +152,7 @@ BROKEN = {
     "an unrecorded engine": (
         lambda d: bundle(d, lambda m: m["engines"][0]["files"].update(decoder="other")),
         "",
-        "none of the recorded",
+        "not among the recorded files",
         "piston build",
     ),
     "an engine for another target": (
@@ -188,7 +193,7 @@ BROKEN = {
     "a cut safetensors file": (
         lambda d: checkpoint(d, **{"model.safetensors": safetensors(15)}),
         "",
-        "cut short",
+        "truncated",
         "download it again",
     ),
     "an empty safetensors file": (
@@ -197,7 +202,7 @@ BROKEN = {
         "its header cannot be read",
         "download it again",
     ),
-    "a missing shard": (lambda d: sharded(d, "model-1.safetensors"), "", "holds a part of the weights", "download"),
+    "a missing shard": (lambda d: sharded(d, "model-1.safetensors"), "", "holds part of the weights", "download"),
     "an index of nonsense": (
         lambda d: checkpoint(d, **{"model.safetensors": safetensors(), "model.safetensors.index.json": b"{"}),
         "",
@@ -207,15 +212,15 @@ BROKEN = {
     "a cut archive of PyTorch": (
         lambda d: checkpoint(d, **{"pytorch_model.bin": b"PK\3\4" + bytes(50)}),
         "",
-        "cut short",
+        "truncated",
         "download it again",
     ),
-    "a cut GGUF file": (lambda d: named(d, "x.gguf", gguf(d, 1)), "x.gguf", "cut short", "download it again"),
-    "a directory with a cut one": (lambda d: named(d, "x.gguf", gguf(d, 1)), "", "cut short", "download it again"),
+    "a cut GGUF file": (lambda d: named(d, "x.gguf", gguf(d, 1)), "x.gguf", "truncated", "download it again"),
+    "a directory with a cut one": (lambda d: named(d, "x.gguf", gguf(d, 1)), "", "truncated", "download it again"),
     "a part of a split GGUF file": (
         lambda d: named(d, "x-00002-of-00003.gguf", gguf(d)),
         "x-00002-of-00003.gguf",
-        "holds a part of the weights",
+        "holds part of the weights",
         "download it again",
     ),
     "a plan alone": (
@@ -227,18 +232,23 @@ BROKEN = {
     "a plan of another version": (
         lambda d: named(d, "p", plan(version=(1, 6, 0, 9))),
         "p",
-        "no other version",
+        "only plans of its own version",
         "pip install 'tensorrt-rtx-cu13==1.6.0.9'",
     ),
-    "a plan cut short": (lambda d: named(d, "p", plan(size=99)), "p", "cut short", "copy it again"),
+    "a truncated plan": (lambda d: named(d, "p", plan(size=99)), "p", "truncated", "copy it again"),
     "a plan of the other compiler": (
         lambda d: named(d, "p", plan(tag=b"ftrt", version=(11, 4, 0, 2))),
         "p",
         "tensorrt 11.4.0.2",
         "pip install 'piston[trt]'",
     ),
-    "the beginning of a plan": (lambda d: named(d, "p", b"vtrt123"), "p", "no plan", "piston build"),
-    "a foreign graph": (lambda d: named(d, "x.onnx", graph("image")), "x.onnx", "no decoder", "piston export"),
+    "the beginning of a plan": (
+        lambda d: named(d, "p", b"vtrt123"),
+        "p",
+        "not a TensorRT or TensorRT-RTX plan",
+        "piston build",
+    ),
+    "a foreign graph": (lambda d: named(d, "x.onnx", graph("image")), "x.onnx", "did not export", "piston export"),
     "a graph without its weights": (
         lambda d: named(d, "x.onnx", graph("image", weights_in="x.data")),
         "x.onnx",
@@ -255,7 +265,7 @@ BROKEN = {
         lambda d: named(d, "m.onnx", graph("input_ids", "kv_lengths")),
         "m.onnx",
         "without its directory",
-        "copy the directory",
+        "copy the complete directory",
     ),
     "a GGUF file that ends in its header": (
         lambda d: named(d, "x.gguf", GGUF[:-1]),
@@ -263,11 +273,11 @@ BROKEN = {
         "ends within its header",
         "download",
     ),
-    "something else": (lambda d: named(d, "x", b"hello"), "x", "no ONNX file", "copy it again"),
+    "something else": (lambda d: named(d, "x", b"hello"), "x", "not an ONNX file", "copy it again"),
 }
 WHOLE = {
-    "a bundle": (bundle, "", "a whole bundle of toy", ""),
-    "its manifest": (bundle, "manifest.json", "a whole bundle of toy", ""),
+    "a bundle": (bundle, "", "a complete bundle of toy", ""),
+    "its manifest": (bundle, "manifest.json", "a complete bundle of toy", ""),
     "a model directory": (lambda d: bundle(d, kind="model", engines=()), "", "cannot be run before", "piston build"),
     "a checkpoint": (
         lambda d: checkpoint(d, **{"model.safetensors": safetensors()}),
@@ -292,7 +302,7 @@ def findings_of(tmp_path, make, part):
 
 
 @pytest.mark.parametrize(("make", "part", "said", "fixed"), BROKEN.values(), ids=BROKEN)
-def test_what_is_wrong_is_said_with_what_mends_it(tmp_path, make, part, said, fixed):
+def test_what_is_wrong_is_said_with_what_fixes_it(tmp_path, make, part, said, fixed):
     findings = findings_of(tmp_path, make, part)
     bad = [finding for finding in findings if finding.level != "ok"]
     assert any(finding.level == "wrong" for finding in bad)

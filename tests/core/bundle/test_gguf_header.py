@@ -78,19 +78,19 @@ DAMAGED = {
     "a list of 2^60 texts": (header(keys=1, rest=text(b"k") + struct.pack("<IIQ", 9, 8, LONG)), "elements"),
     "a list of 2^60 numbers": (header(keys=1, rest=text(b"k") + struct.pack("<IIQ", 9, 10, LONG)), "elements"),
     "a list of lists": (header(keys=1, rest=text(b"k") + struct.pack("<IIQ", 9, 9, 1) + bytes(99)), "type 9"),
-    "a key twice": (header(keys=2, rest=(text(b"k") + struct.pack("<II", 4, 1)) * 2), "k is there twice"),
-    "a tensor twice": (header(tensors=2, rest=tensor() * 2), "t is there twice"),
+    "a key twice": (header(keys=2, rest=(text(b"k") + struct.pack("<II", 4, 1)) * 2), "k occurs twice"),
+    "a tensor twice": (header(tensors=2, rest=tensor() * 2), "t occurs twice"),
     "a tensor of 2^60 dimensions": (header(tensors=1, rest=text(b"t") + struct.pack("<I", 2**30) + bytes(40)), "dim"),
     "an alignment of 0": (
         header(keys=1, rest=text(b"general.alignment") + struct.pack("<II", 4, 0)), "alignment"
     ),
-    "a tensor beyond the end": (header(tensors=1, rest=tensor(dims=(LONG,)) + bytes(64)), "cut short"),
-    "a tensor that starts beyond the end": (header(tensors=1, rest=tensor(offset=LONG) + bytes(64)), "cut short"),
+    "a tensor beyond the end": (header(tensors=1, rest=tensor(dims=(LONG,)) + bytes(64)), "truncated"),
+    "a tensor that starts beyond the end": (header(tensors=1, rest=tensor(offset=LONG) + bytes(64)), "truncated"),
     "tensors on top of one another": (
         header(tensors=2, rest=tensor() + tensor(b"u", offset=8) + bytes(99)), "overlap"
     ),
     "an unknown storage type": (header(tensors=1, rest=tensor(kind=99) + bytes(99)), "storage type 99"),
-    "rows that are no whole blocks": (header(tensors=1, rest=tensor(dims=(31,), kind=8) + bytes(99)), "no multiple"),
+    "rows that are no whole blocks": (header(tensors=1, rest=tensor(dims=(31,), kind=8) + bytes(99)), "not a multiple"),
     "a name that is not UTF-8": (header(tensors=1, rest=tensor(b"\xff") + bytes(99)), "UTF-8"),
 }  # fmt: skip
 

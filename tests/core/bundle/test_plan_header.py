@@ -21,7 +21,7 @@ def test_a_plan_of_tensorrt_tells_its_version():
 
 @pytest.mark.parametrize("data", [b"", b"vtrt", b"\x08\x07onnx" + bytes(90), b"ftrt" + bytes(59), b"VTRT" + bytes(90)])
 def test_other_bytes_are_refused(data):
-    with pytest.raises(BundleCorruptError, match="is no plan of TensorRT"):
+    with pytest.raises(BundleCorruptError, match="is not a TensorRT or TensorRT-RTX plan"):
         PlanHeader.parse(data)
 
 

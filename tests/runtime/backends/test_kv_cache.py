@@ -97,7 +97,7 @@ def test_rewind_refuses_to_go_forward_or_below_zero(cache, length):
 def test_reserve_allows_exactly_the_capacity(cache):
     filled(cache, 5)
     cache.reserve(0, 3)
-    with pytest.raises(PromptTooLongError, match="need 9 positions but the cache was made for 8"):
+    with pytest.raises(PromptTooLongError, match="need 9 positions, but the cache holds 8"):
         cache.reserve(0, 4)
 
 

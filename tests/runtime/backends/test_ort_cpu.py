@@ -119,7 +119,7 @@ def test_a_closed_engine_says_so(engine):
 
 
 def test_more_logits_than_tokens_are_refused(engine):
-    with pytest.raises(MisuseError, match="12 positions were asked of a prefill of 11 tokens"):
+    with pytest.raises(MisuseError, match="12 positions were requested from a prefill of 11 tokens"):
         prefilled(engine, num_logits=12)
 
 

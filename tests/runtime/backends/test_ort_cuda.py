@@ -177,7 +177,7 @@ def test_a_capture_that_fails_is_told_once_and_the_text_is_the_same(captured, to
             list(decode(each, [request]))
         texts.append(request.output_ids)
         assert [str(item.message) for item in told] == [
-            f"Decoding goes on without a CUDA graph, which is slower: {problem}"
+            f"Decoding continues without CUDA graphs, which is slower: {problem}"
             for problem in [each.capture_problem]
             if problem
         ]

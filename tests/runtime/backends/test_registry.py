@@ -92,7 +92,7 @@ def test_without_a_driver_the_cpu_engine_is_taken_and_the_reason_told(two):
 def test_on_its_gpu_the_plan_is_taken_before_the_cpu_engine(two):
     spec, reasons = select_engine(two(), machine=machine_with(gpu("sm89")))
     assert spec.target == "tensorrt-rtx:sm89"
-    assert reasons == {"ort-cpu": "It runs here too, tensorrt-rtx:sm89 is preferred."}
+    assert reasons == {"ort-cpu": "It runs here too, but tensorrt-rtx:sm89 is preferred."}
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_on_its_gpu_the_plan_is_taken_before_the_cpu_engine(two):
     [
         (machine_with(gpu("sm90")), {}, "was built for sm89; this GPU is sm90 (GPU of a test)"),
         (machine_with(gpu(), modules=("onnxruntime",)), {}, "tensorrt_rtx is not installed; pip install 'piston[rtx]'"),
-        (machine_with(gpu(), version="1.6.1.1"), {}, "was built by tensorrt_rtx 1.7.1.116, 1.6.1.1 is installed"),
+        (machine_with(gpu(), version="1.6.1.1"), {}, "was built by tensorrt_rtx 1.7.1.116, but 1.6.1.1 is installed"),
         (machine_with(gpu(free=1000, total=2e6)), {}, "of the 2.0 MB of GPU of a test 0.0 MB are free"),
-        (machine_with(gpu()), {"plan": b"#!/bin/sh\n" + bytes(99)}, "is no plan of TensorRT or TensorRT-RTX"),
+        (machine_with(gpu()), {"plan": b"#!/bin/sh\n" + bytes(99)}, "is not a TensorRT or TensorRT-RTX plan"),
         (machine_with(gpu()), {"spec": plan_spec(capacity="many")}, "states capacity of tensorrt-rtx:sm89 as 'many'"),
         (machine_with(gpu("sm75")), {"gpus": 0b1111110}, "was built for sm80, sm86, sm89, sm120, sm121, later"),
     ],

@@ -31,7 +31,7 @@ def test_prefill_can_give_no_logits(engine):
 
 
 def test_more_logits_than_tokens_are_refused(engine):
-    with pytest.raises(MisuseError, match="3 positions were asked of a prefill of 2 tokens"):
+    with pytest.raises(MisuseError, match="3 positions were requested from a prefill of 2 tokens"):
         engine.prefill(0, [1, 2], num_logits=3)
 
 

@@ -288,7 +288,7 @@ def test_of_several_templates_the_default_one_is_taken():
 
 
 def test_several_templates_without_a_default_one_are_named():
-    with pytest.raises(TemplateError, match=r"only \['rag', 'tool_use'\]"):
+    with pytest.raises(TemplateError, match=r"pass one of \['rag', 'tool_use'\]"):
         ChatTemplate({"tool_use": "", "rag": ""}, special_tokens={})
 
 
