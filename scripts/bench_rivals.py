@@ -1,4 +1,4 @@
-"""The comparison with rivals, from one command: bundles of one model beside other systems, as a table of goals met.
+"""Compares bundles of one model with other systems, from one command, and prints a table of goals met.
 
     prompt       decode and prefill after 512 tokens        context   decode after 2,000 tokens
     batch        decode of four rows together               starts    new processes: first token, memory
@@ -9,7 +9,7 @@
 In the first four all systems are loaded at once and take turns, so that a machine whose speed drifts drifts for all of
 them. Each stage writes OUT/STAGE.json (the schema of `piston bench --json`) and OUT/STAGE.html. A stage that is there,
 of the same bundles, rivals and at least as many runs, is not measured again: an interrupted run goes on where it
-stopped. OUT/table.md is written anew each time; `--table` does only that.
+stopped. OUT/table.md is written again each time; `--table` does only that.
 
 `make bench-rivals` makes the bundles and the rivals first. By hand: docs/bench.md says with which commands. The whole
 takes an hour on two cores, a quarter of it for the first four stages; leave the machine alone meanwhile. `--quick` runs
@@ -173,7 +173,7 @@ def compared(stage: Stage, taking_part: Sequence[Contender], options: Options) -
 
 
 def made(arguments: argparse.Namespace, options: Options) -> Report:
-    """The stages of the recipes; targets whose compiler is not installed are left out, and told."""
+    """The stages of the recipes; targets whose compiler is not installed are left out with a note."""
     checkpoint = arguments.checkpoint or demo_checkpoint()
     jobs = jobs_of(sorted(RECIPES.glob("*.toml")), checkpoint)
     if importlib.util.find_spec("tensorrt_rtx") is None:
@@ -193,7 +193,7 @@ def speculate(bundle: Contender, rounds: int, path: Path) -> None:
 
 
 def working(rivals: Sequence[Contender], own: Contender, options: Options, memory: Path) -> list[Contender]:
-    """The rivals that answer; of each other one the reason is told, and the table will lack it.
+    """The systems that answer; for each other one the reason is printed, and the table lacks it.
 
     Who has answered once is remembered in a file and not asked again.
     """
@@ -213,7 +213,7 @@ def working(rivals: Sequence[Contender], own: Contender, options: Options, memor
 
 
 def demo_checkpoint() -> str:
-    """Where the demo checkpoint lies."""
+    """The path of the demo checkpoint."""
     script = [sys.executable, HERE / "demo_checkpoint.py"]
     return subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip()
 

@@ -1,6 +1,6 @@
 """What prompt lookup gains: the same greedy answers with and without it, in turns A B A B, and whether they agree.
 
-Three sets of prompts (speculation_prompts.json beside this file): summarizing and code editing in the model's chat
+Three sets of prompts (speculation_prompts.json next to this file): summarizing and code editing in the model's chat
 template, repetition as plain text that repeats itself (a log, records, a song) and is to be continued. A ratio is over
 the decode times of a whole set, the median of the rounds, with an interval of 95 % by drawing rounds with replacement.
 Each set says whether it reaches the goal. Exit status 1 when any token differs.
@@ -107,7 +107,7 @@ def speed(pairs: Sequence[Pair], which: int) -> float:
 
 
 def described(row: Row) -> str:
-    """One line for people."""
+    """The result as one line of text."""
     low, high = row["low"], row["high"]
     interval = f" [{low:.2f}, {high:.2f}]" if low is not None else ""
     assert isinstance(row["ratio"], float)

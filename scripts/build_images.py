@@ -36,7 +36,7 @@ class Buildah:
     options: list[str] = field(default_factory=list)  # of `build`: secrets, volumes, arguments
 
     def __call__(self, *words: object, **keywords: Any) -> str:
-        """Run one buildah command and give what it prints."""
+        """Run one buildah command and return its output."""
         storage = ["--root", self.directory / "storage", "--runroot", self.directory / "run", "--storage-driver", "vfs"]
         command = [str(word) for word in ("buildah", *storage, *words)]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **keywords).stdout.strip()
@@ -183,7 +183,7 @@ def judge(container: Container, checks: dict[str, tuple[bool, object]]) -> None:
 
 
 def answer(container: Container, checks: dict[str, tuple[bool, object]]) -> None:
-    """The answers that travel in the bundle, a question, the time of a new process to its first token, and memory."""
+    """Check golden outputs, a question, the time of a new process to its first token, and memory."""
     status, out, err, _ = container.run("verify", "/bundle", "--target", "ort-cpu")
     checks["answers as built"] = (status == 0, (out or err).strip()[-200:])
     words = ("run", "/bundle", "--chat", "--prompt", QUESTION, "--max-tokens", "32", "--json")

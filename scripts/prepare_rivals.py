@@ -54,7 +54,7 @@ class Workshop:
         return self.root / "env" / environment / "bin" / "python"
 
     def model(self, name: str) -> Path:
-        """Where a converted model lies."""
+        """The path of a converted model."""
         return self.root / "models" / name
 
     def step(self, name: str, make: Callable[[], None]) -> None:
@@ -194,7 +194,7 @@ def convert_llama_cpp(shop: Workshop, form: str) -> None:
 
 
 def converter(shop: Workshop) -> None:
-    """The environment that converts; only made when something is to be converted."""
+    """The environment for conversions; created only when something must be converted."""
     install(shop, "convert")
 
     def add() -> None:
@@ -242,7 +242,7 @@ def cpu_flags() -> set[str]:
 
 
 def demo_checkpoint() -> Path:
-    """Where the demo checkpoint lies."""
+    """The path of the demo checkpoint."""
     script = HERE / "demo_checkpoint.py"
     found = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
     return Path(found.stdout.strip())

@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def available_texts() -> dict[str, Path]:
-    """The held-out texts that can be had here, by name; exits where there is none."""
+    """The held-out texts that are available here, by name; exits if there is none."""
     found = {}
     for name in SOURCES:
         try:
@@ -120,7 +120,7 @@ def available_texts() -> dict[str, Path]:
         except UnavailableError as reason:
             print(f"skipped {name}: {reason}", file=sys.stderr)
     if not found:
-        sys.exit("No held-out text can be had; see scripts/heldout_texts.py.")
+        sys.exit("No held-out text is available; see scripts/heldout_texts.py.")
     return found
 
 
@@ -164,7 +164,7 @@ def bundle_of(row: Row, arguments: argparse.Namespace) -> Path:
 
 
 def compared(row: Row, base: Row, text: str, window: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """`piston eval` of one bundle against another, kept beside them until one of the two changes."""
+    """`piston eval` of one bundle against another, cached next to them until one of the two changes."""
     paths = [bundle_of(item, arguments) for item in (row, base)]
     manifests = b"".join((path / "manifest.json").read_bytes() for path in paths)
     # A cache's windows overlap little: half the time, and each is compared with the same tokens without the cache.

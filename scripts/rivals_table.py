@@ -114,7 +114,7 @@ def goal_lines(
 
 def rows_of(goal: Goal, report: Report, schemes: Mapping[str, str]) -> Iterator[list[str]]:
     """The cells of one goal; a row for each rival with `each`. A bundle's scheme is its name's where none is known."""
-    # An INT8 cache is written behind the scheme: w8+kv8.
+    # An INT8 cache is written after the scheme: w8+kv8.
     weights = {item.name: schemes.get(item.name, item.name).partition("+")[0] for item in report.systems}
     ours = best([item for item in report.systems if weights[item.name] in goal.schemes], goal.metric)
     theirs = [system for system in report.systems if system.name in goal.theirs]

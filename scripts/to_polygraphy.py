@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def decode_step(graph: ir.Graph, batch: int) -> dict[str, np.ndarray]:
-    """One token for each row at the same position, behind random keys and values; greedy."""
+    """One token for each row at the same position, after random keys and values; greedy."""
     rng = np.random.default_rng(0)
     fixed = {
         "position_ids": POSITION, "write_indices": POSITION, "kv_lengths": POSITION + 1, "top_k": 1, "top_p": 1,

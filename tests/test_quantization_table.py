@@ -74,7 +74,7 @@ def test_a_text_that_cannot_be_had_is_left_out_with_the_reason(script, tmp_path,
     assert "prose" not in shown.out
     assert "skipped prose: not in this shop" in shown.err
     missing.add("technical")
-    with pytest.raises(SystemExit, match="No held-out text can be had"):
+    with pytest.raises(SystemExit, match="No held-out text is available"):
         run(script, tmp_path, monkeypatch, "--only", "w8")
     assert script.ran == []
 
