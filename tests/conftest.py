@@ -51,18 +51,18 @@ def demo_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """toy(model_type, **overrides) -> its canonical graph in float32, exported once per session."""
-    made = {}
+def toys(tmp_path_factory):
+    """Canonical graphs, model directories and bundles of toys (toys.py), to be read: copy what you change."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    from toys import Toys
 
-    def export(model_type, **overrides):
-        from canonical import Toy, export_toy
-        from zoo import make
+    made = Toys(tmp_path_factory.mktemp("toys"))
+    yield made
+    made.close()
 
-        key = (model_type, *sorted(overrides.items()))
-        if key not in made:
-            out = tmp_path_factory.mktemp(model_type)
-            made[key] = Toy(out / "model.onnx", export_toy(make(model_type, **overrides), out))
-        return made[key]
 
-    return export
+@pytest.fixture(scope="session")
+def toy(toys):
+    """toy(model_type, **config) -> its canonical graph in float32."""
+    return toys.graph
