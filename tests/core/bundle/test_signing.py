@@ -170,7 +170,7 @@ def test_what_is_checked_is_what_is_loaded_though_the_manifest_is_exchanged_afte
 
     monkeypatch.setattr(Path, "read_bytes", exchanged)
     if use is not None:
-        with use(signed, signer[1]) as model:
+        with use(signed, signer) as model:
             assert model.manifest.model.name == "toy"
     else:
         piston("verify", signed, "--public-key", signer)
