@@ -9,6 +9,7 @@ import pytest
 
 pytest_plugins = ["command_fixtures"]
 
+LONGEST = ("end_to_end/", "export/test_zoo.py", "engines/test_own_kernels.py", "calibration/test_calibrate.py")
 VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")
 
 
@@ -33,12 +34,26 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        share_out(items)
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="slow; run with --slow")
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+def share_out(items):
+    """A file's tests go to one worker, and those that share the demo model; what takes longest begins first."""
+
+    def group_of(item):
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((long for long in LONGEST if path.startswith(long)), path)
+
+    items.sort(key=lambda item: LONGEST.index(group) if (group := group_of(item)) in LONGEST else len(LONGEST))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
 
 @pytest.fixture(scope="session")
@@ -51,18 +66,18 @@ def demo_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """toy(model_type, **overrides) -> its canonical graph in float32, exported once per session."""
-    made = {}
+def toys(tmp_path_factory):
+    """Canonical graphs, model directories and bundles of toys (toys.py), to be read: copy what you change."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    from toys import Toys
 
-    def export(model_type, **overrides):
-        from canonical import Toy, export_toy
-        from zoo import make
+    made = Toys(tmp_path_factory.mktemp("toys"))
+    yield made
+    made.close()
 
-        key = (model_type, *sorted(overrides.items()))
-        if key not in made:
-            out = tmp_path_factory.mktemp(model_type)
-            made[key] = Toy(out / "model.onnx", export_toy(make(model_type, **overrides), out))
-        return made[key]
 
-    return export
+@pytest.fixture(scope="session")
+def toy(toys):
+    """toy(model_type, **config) -> its canonical graph in float32."""
+    return toys.graph

@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("torch")
 from canonical import CanonicalSession
-from checkpoints import write_checkpoint
 from tokenizers import Tokenizer
 
 from piston.calibration.calibrate import CheckOptions, calibrate
@@ -21,7 +20,6 @@ from piston.calibration.schemes.residual import RATIOS
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError, OutputExistsError, ShortfallError
-from piston.export import export_model
 
 ROWS = RowOptions(num_rows=6, seq_len=24)
 SENTENCE = "the quick brown fox jumps over the lazy dog while seven wizards brew strange potions by night"
@@ -35,14 +33,6 @@ RECIPES = {
     "w8 blocks": Recipe(scheme="w8", block=32),
     "w4": Recipe(scheme="w4", block=32, rounding="gptq"),
 }
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("toy")
-    write_checkpoint(directory / "checkpoint")
-    export_model(directory / "checkpoint", directory / "model")
-    return directory / "model"
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-pytest.importorskip("torch")
-from checkpoints import write_checkpoint
-
 from piston.calibration.calibrate import CheckOptions, calibrate
 from piston.calibration.data.rows import RowOptions
 from piston.calibration.recipe import Recipe
-from piston.export import ExportOptions, export_model
 
 ANY = CheckOptions(bounds=("kl<=100",))  # noise is read, by a model of noise
 ROWS = RowOptions(num_rows=4, seq_len=16)
@@ -25,19 +21,16 @@ RECIPES = {
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
+def model_dir(toys):
     """Wide enough that scales and norms do not make up a tenth."""
-    directory = tmp_path_factory.mktemp("wide")
-    sizes = {
-        "hidden_size": WIDTH,
-        "intermediate_size": INNER,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-    }
-    write_checkpoint(directory / "checkpoint", "llama", tie_word_embeddings=True, **sizes)
-    export_model(directory / "checkpoint", directory / "model", ExportOptions(check_parity=False))
-    return directory / "model"
+    return toys.model_dir(
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
 
 
 def ids(path, model_dir):

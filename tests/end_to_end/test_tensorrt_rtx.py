@@ -1,4 +1,4 @@
-"""SmolLM2-135M for TensorRT-RTX in every scheme: lowered, proved on ONNX Runtime, compiled without a GPU."""
+"""SmolLM2-135M for TensorRT-RTX: lowered, proved on ONNX Runtime, compiled without a GPU; w8a8, others with --slow."""
 
 import pytest
 from quantized import quantize_model_dir
@@ -16,7 +16,9 @@ LARGEST = {"fp": 350e6, "w8a8": 240e6, "w8": 240e6, "w4": 190e6}
 SHARE = {"fp": "float", "w8a8": "int8", "w8": "weights8", "w4": "weights4"}
 
 
-@pytest.mark.parametrize("scheme", SHARE)
+@pytest.mark.parametrize(
+    "scheme", ["w8a8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fp", "w8", "w4"))]
+)
 def test_the_demo_model_is_proved_and_compiled(scheme, demo_model_dir, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
     model_dir = demo_model_dir

@@ -5,7 +5,7 @@ import shutil
 
 import onnx_ir as ir
 import pytest
-from quantized import quantize, quantize_model_dir
+from quantized import quantize
 
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
@@ -28,17 +28,14 @@ ARCHITECTURES = {  # of two layers: qkv packed
 
 
 @pytest.fixture(scope="module")
-def model_dirs(model_dir, tmp_path_factory):
+def model_dirs(toys):
     """One model directory for each scheme."""
-    root = tmp_path_factory.mktemp("quantized")
-    return {scheme: quantize_model_dir(model_dir, root / str(index), scheme) for index, scheme in enumerate(SCHEMES)}
+    return {scheme: toys.model_dir(scheme=scheme) for scheme in SCHEMES}
 
 
 @pytest.fixture(scope="module")
-def bundle(model_dirs, tmp_path_factory):
-    out = tmp_path_factory.mktemp("bundles") / "w8a8"
-    build(model_dirs["w8a8"], out)
-    return out
+def bundle(toys):
+    return toys.bundle(scheme="w8a8")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -100,8 +97,8 @@ def test_two_builds_are_the_same_bytes(model_dirs, bundle, tmp_path):
             assert (tmp_path / "again" / path.relative_to(bundle)).read_bytes() == path.read_bytes(), path
 
 
-def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(model_dir, tmp_path):
-    source = quantize_model_dir(model_dir, tmp_path / "model", "w8a8 mixed")
+def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(toys, tmp_path):
+    source = toys.model_dir(scheme="w8a8 mixed")
     got = build(source, tmp_path / "bundle", lm_head="float32").engines[0].actual
     alone = 112 * 64 + 64 * 32  # a down_proj and a v_proj
     share = alone / (2 * (64 * 128 + 64 * 64 + 3 * 112 * 64))
@@ -113,8 +110,8 @@ def test_linears_with_weights_alone_in_int8_stand_beside_integer_products(model_
     assert got["parity"]["activations"] == 7  # v_proj shares its value with query and key
 
 
-def test_layers_left_in_float_are_named_and_counted(model_dir, tmp_path):
-    source = quantize_model_dir(model_dir, tmp_path / "model", "w8a8", keep=["layers.1.mlp.down_proj"])
+def test_layers_left_in_float_are_named_and_counted(toys, tmp_path):
+    source = toys.model_dir(scheme="w8a8", keep=("layers.1.mlp.down_proj",))
     got = build(source, tmp_path / "bundle").engines[0].actual
     assert got["linears_in_float"] == ["model.layers.1.mlp.down_proj"]
     down = 112 * 64
@@ -123,8 +120,8 @@ def test_layers_left_in_float_are_named_and_counted(model_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("required", "is_met"), [("int8>=90%", False), ("int8>=0.85", True)])
-def test_a_share_that_is_missed_fails_and_leaves_nothing(model_dir, tmp_path, capsys, required, is_met):
-    source = quantize_model_dir(model_dir, tmp_path / "model", "w8a8", keep=["layers.1.mlp.down_proj"])
+def test_a_share_that_is_missed_fails_and_leaves_nothing(toys, tmp_path, capsys, required, is_met):
+    source = toys.model_dir(scheme="w8a8", keep=("layers.1.mlp.down_proj",))
     arguments = ["build", str(source), "-o", str(tmp_path / "bundle"), "--quiet", "--require", required]
     assert main(arguments) == (0 if is_met else 1)
     out, err = capsys.readouterr()
@@ -132,7 +129,7 @@ def test_a_share_that_is_missed_fails_and_leaves_nothing(model_dir, tmp_path, ca
     if is_met:
         assert "linears: 89.4% in INT8, 10.6% in float; lm_head with 8-bit weights" in out
         return
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert list(tmp_path.iterdir()) == []
     assert err == (
         "error: 89.39% of the linear multiply-adds run in INT8, 90.00% were required; in float are "
         "model.layers.1.mlp.down_proj. Nothing was written.\n"

@@ -14,17 +14,11 @@ WORDS = ("--window", "24", "--stride", "12", "--max-tokens", "70", "--answer-tok
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory):
+def paths(toys, tmp_path_factory):
     """A model directory, the bundle built from it, and a text."""
-    from checkpoints import write_checkpoint
-
-    from piston.engines import build
-    from piston.export import ExportOptions, export_model
-
     top = tmp_path_factory.mktemp("subject")
-    write_checkpoint(top / "checkpoint")
-    export_model(top / "checkpoint", top / "model", ExportOptions(check_parity=False))
-    build(top / "model", top / "bundle", max_batch=2, max_length=80)
+    (top / "model").symlink_to(toys.model_dir())
+    (top / "bundle").symlink_to(toys.bundle(build={"max_batch": 2, "max_length": 80}))
     (top / "prompts").write_text("the quick\nlazy dog\n")
     (top / "text").write_text(TEXT, encoding="utf-8")
     return top

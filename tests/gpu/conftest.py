@@ -73,27 +73,18 @@ def target(device, request):
 
 
 @pytest.fixture(scope="session")
-def bundle_of(target, tmp_path_factory):
+def bundle_of(target, toys, tmp_path_factory):
     """bundle_of(scheme, dtype, max_length, **config): a seeded Llama with an engine for the GPU and one for the CPU."""
-    from checkpoints import write_checkpoint
-    from quantized import quantize_model_dir
-
     from piston.engines import build
-    from piston.export import export_model
 
     made = {}
 
     def bundle_of(scheme="fp", dtype="fp16", max_length=96, **config):
         key = (scheme, dtype, max_length, *sorted(config.items()))
         if key not in made:
-            root = tmp_path_factory.mktemp("gpu")
-            write_checkpoint(root / "checkpoint", **({"max_position_embeddings": max_length} | config))
-            export_model(root / "checkpoint", root / "model")
-            if scheme != "fp":
-                quantize_model_dir(root / "model", root / scheme, scheme)
-            source = root / ("model" if scheme == "fp" else scheme)
-            build(source, root / "bundle", ["ort-cpu", target], max_batch=4, max_length=max_length, dtype=dtype)
-            made[key] = root / "bundle"
+            source = toys.model_dir(scheme=scheme, **({"max_position_embeddings": max_length} | config))
+            made[key] = tmp_path_factory.mktemp("gpu") / "bundle"
+            build(source, made[key], ["ort-cpu", target], max_batch=4, max_length=max_length, dtype=dtype)
         return made[key]
 
     return bundle_of

@@ -10,22 +10,17 @@ from piston.runtime.backends.ort_cuda import PROVIDER
 
 
 @pytest.fixture(scope="module")
-def bundle(device, tmp_path_factory):
+def bundle(device, toys, tmp_path_factory):
     try:
         Machine().require_provider(PROVIDER)
     except Error as problem:
         pytest.skip(str(problem))
     pytest.importorskip("torch")
-    from checkpoints import write_checkpoint
-
     from piston.engines import build
-    from piston.export import export_model
 
-    root = tmp_path_factory.mktemp("ort-cuda")
-    write_checkpoint(root / "checkpoint")
-    export_model(root / "checkpoint", root / "model")
-    build(root / "model", root / "bundle", ["ort-cpu", "ort-cuda"], max_batch=3, max_length=64)
-    return root / "bundle"
+    out = tmp_path_factory.mktemp("ort-cuda") / "bundle"
+    build(toys.model_dir(), out, ["ort-cpu", "ort-cuda"], max_batch=3, max_length=64)
+    return out
 
 
 def test_its_answers_are_those_of_the_cpu(bundle, finding):

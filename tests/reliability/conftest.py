@@ -1,4 +1,4 @@
-"""A toy as its stages write it, made once."""
+"""A toy as its stages write it."""
 
 import shutil
 from pathlib import Path
@@ -7,25 +7,15 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def made_model_dir(tmp_path_factory) -> Path:
+def made_model_dir(toys) -> Path:
     """A two-layer llama, exported."""
-    from checkpoints import write_checkpoint
-
-    from piston.export import ExportOptions, export_model
-
-    directory = tmp_path_factory.mktemp("reliability")
-    write_checkpoint(directory / "checkpoint")
-    export_model(directory / "checkpoint", directory / "model", ExportOptions(check_parity=False))
-    return directory / "model"
+    return toys.model_dir()
 
 
 @pytest.fixture(scope="session")
-def made_bundle(made_model_dir) -> Path:
+def made_bundle(toys) -> Path:
     """And built."""
-    from piston.engines import build
-
-    build(made_model_dir, made_model_dir.parent / "bundle", max_batch=2, max_length=60)
-    return made_model_dir.parent / "bundle"
+    return toys.bundle(build={"max_batch": 2, "max_length": 60})
 
 
 @pytest.fixture

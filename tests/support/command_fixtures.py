@@ -1,4 +1,4 @@
-"""The command line over a scripted engine; a real toy in ONNX, exported once."""
+"""The command line over a scripted engine; a real toy in ONNX."""
 
 import io
 from types import SimpleNamespace
@@ -58,13 +58,9 @@ def refused(piston):
 
 
 @pytest.fixture(scope="session")
-def toy_llama(tmp_path_factory):
+def toy_llama(toy):
     """A real two-layer Llama as a canonical graph, seeded: path, cache, and the module it came from."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxruntime")
-    from canonical import export_toy
     from zoo import make
 
-    directory = tmp_path_factory.mktemp("llama")
-    spec = export_toy(make("llama"), directory)
-    return SimpleNamespace(path=directory / "model.onnx", spec=spec, vocab_size=131, make=lambda: make("llama"))
+    made = toy("llama")
+    return SimpleNamespace(path=made.path, spec=made.cache, vocab_size=131, make=lambda: make("llama"))

@@ -5,8 +5,7 @@ import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
-from canonical import CanonicalSession, export_toy
-from zoo import make
+from canonical import CanonicalSession
 
 from piston.calibration.graph.folding import apply_fold, find_fold
 from piston.calibration.graph.linears import by_input, find_linears
@@ -15,9 +14,9 @@ PROMPT = np.random.default_rng(2).integers(3, 131, 17).tolist()
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "gemma2", "starcoder2", "olmo2", "gpt_neox"])
-def exported(request, tmp_path_factory):
-    out = tmp_path_factory.mktemp(request.param)
-    return request.param, out, export_toy(make(request.param), out)
+def exported(request, toy):
+    made = toy(request.param)
+    return request.param, made.path, made.cache
 
 
 def logits(path, spec):
@@ -31,8 +30,8 @@ def folds_of(model):
 
 
 def test_random_factors_change_nothing(exported, tmp_path):
-    _, out, spec = exported
-    model, rng = ir.load(out / "model.onnx"), np.random.default_rng(0)
+    _, path, spec = exported
+    model, rng = ir.load(path), np.random.default_rng(0)
     for fold, group in folds_of(model):
         width = group[0].shape[0]
         factors = np.exp(rng.normal(size=width)).astype(np.float32)
@@ -40,7 +39,7 @@ def test_random_factors_change_nothing(exported, tmp_path):
             factors = factors[fold.shared]
         apply_fold(fold, group, factors)
     ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data")
-    expected = logits(out / "model.onnx", spec)
+    expected = logits(path, spec)
     assert np.abs(logits(tmp_path / "model.onnx", spec) - expected).max() < 1e-3
 
 
@@ -49,21 +48,20 @@ EXPECTED = {"llama": 8, "qwen2": 8, "gemma2": 8, "starcoder2": 6, "olmo2": 4, "g
 
 
 def test_every_place_that_can_absorb_a_division_is_found(exported):
-    name, out, _ = exported
-    assert len(folds_of(ir.load(out / "model.onnx"))) == EXPECTED[name]
+    name, path, _ = exported
+    assert len(folds_of(ir.load(path))) == EXPECTED[name]
 
 
-def test_query_heads_that_share_values_share_their_factors(tmp_path):
-    export_toy(make("llama"), tmp_path)
-    folds = folds_of(ir.load(tmp_path / "model.onnx"))
+def test_query_heads_that_share_values_share_their_factors(toy):
+    folds = folds_of(ir.load(toy("llama").path))
     (fold,) = [fold for fold, group in folds if group[0].name == "model.layers.0.self_attn.o_proj"]
     assert len(fold.source) == 64
     assert np.array_equal(fold.source[:32], [*range(16), *range(16)])  # heads 0 and 1 read key-value head 0
 
 
 def test_a_value_that_others_read_is_not_folded(exported):
-    _, out, _ = exported
-    model = ir.load(out / "model.onnx")
+    _, path, _ = exported
+    model = ir.load(path)
     fold, group = folds_of(model)[0]
     del fold
     model.graph.outputs.append(group[0].input)

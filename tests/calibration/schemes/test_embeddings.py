@@ -5,8 +5,7 @@ import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
-from canonical import CanonicalSession, export_toy
-from zoo import make
+from canonical import CanonicalSession
 
 from piston.calibration.graph.linears import find_linears
 from piston.calibration.schemes.embeddings import QuantizeTablesPass, embedding_of, round_rows
@@ -39,9 +38,9 @@ def set_array(value, array):
     ("llama", True, True), ("llama", True, False), ("llama", False, True),
     ("qwen2", True, True), ("qwen2", True, False), ("qwen2", False, True),
 ])  # fmt: skip
-def test_it_is_the_model_with_rounded_tables(name, embedding, head, tmp_path):
-    spec = export_toy(make(name), tmp_path)
-    expected, model = ir.load(tmp_path / "model.onnx"), ir.load(tmp_path / "model.onnx")
+def test_it_is_the_model_with_rounded_tables(name, embedding, head, toy, tmp_path):
+    path, spec = toy(name).path, toy(name).cache
+    expected, model = ir.load(path), ir.load(path)
     QuantizeTablesPass(embedding=embedding, head=head_of(model) if head else None, block=BLOCK)(model)
     table, matrix = embedding_of(expected.graph).inputs[0], head_of(expected).weight
     if table is matrix and embedding != head:
@@ -61,12 +60,11 @@ def test_it_is_the_model_with_rounded_tables(name, embedding, head, tmp_path):
     # ONNX Runtime rounds activations to INT8 too where blocks of INT8 are multiplied untransposed (1.32).
     allowed = 1e-4 if not head or head_of(expected).is_transposed else 0.05
     assert np.abs(given - logits(tmp_path / "expected/model.onnx", spec)).max() < allowed
-    assert np.abs(given - logits(tmp_path / "model.onnx", spec)).max() > 1e-4
+    assert np.abs(given - logits(path, spec)).max() > 1e-4
 
 
-def test_an_untied_head_has_the_codes_of_its_columns(tmp_path):
-    export_toy(make("llama"), tmp_path)
-    model = ir.load(tmp_path / "model.onnx")
+def test_an_untied_head_has_the_codes_of_its_columns(toy):
+    model = ir.load(toy("llama").path)
     array = head_of(model).weight.const_value.numpy()
     QuantizeTablesPass(embedding=False, head=head_of(model), block=BLOCK)(model)
     codes, scales = (
@@ -75,18 +73,16 @@ def test_an_untied_head_has_the_codes_of_its_columns(tmp_path):
     assert np.allclose(codes * np.repeat(scales, BLOCK, axis=0), rounded(array.T).T, atol=1e-6)
 
 
-def test_a_tied_table_is_stored_once_and_not_in_float(tmp_path):
-    export_toy(make("qwen2"), tmp_path)
-    model = ir.load(tmp_path / "model.onnx")
+def test_a_tied_table_is_stored_once_and_not_in_float(toy):
+    model = ir.load(toy("qwen2").path)
     QuantizeTablesPass(embedding=True, head=head_of(model), block=BLOCK)(model)
     large = [value for value in model.graph.initializers.values() if value.const_value.size >= 131 * 64]
     assert sum(value.dtype == ir.DataType.INT8 for value in large) == 1
     assert not any(value.dtype == ir.DataType.FLOAT and value.shape[0] == 131 for value in large)
 
 
-def test_no_whole_table_is_dequantized_for_the_embedding(tmp_path):
-    export_toy(make("llama"), tmp_path)
-    model = ir.load(tmp_path / "model.onnx")
+def test_no_whole_table_is_dequantized_for_the_embedding(toy):
+    model = ir.load(toy("llama").path)
     QuantizeTablesPass(embedding=True, head=None, block=BLOCK)(model)
     assert not any(node.op_type == "DequantizeLinear" for node in model.graph)
 

@@ -14,10 +14,8 @@ from piston.engines.equivalence.golden import record_answers
 
 
 @pytest.fixture(scope="module")
-def bundle(model_dir, tmp_path_factory):
-    out = tmp_path_factory.mktemp("expected") / "bundle"
-    build(model_dir, out, max_batch=2, max_length=60)
-    return out
+def bundle(toys):
+    return toys.bundle(build={"max_batch": 2, "max_length": 60})
 
 
 def test_the_answers_are_the_greedy_ones_of_the_checkpoint(bundle, tmp_path):

@@ -1,6 +1,5 @@
 import onnx_ir as ir
 import pytest
-from quantized import quantize_model_dir
 
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import ParityError
@@ -78,9 +77,9 @@ def test_beside_an_int8_cache_nothing_is_widened(canonical):
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4"])
-def test_rounded_activations_are_shared_there_too(model_dir, tmp_path, scheme):
+def test_rounded_activations_are_shared_there_too(toys, tmp_path, scheme):
     """Else one code more or less, of a value on the edge, would be taken for the model's noise."""
-    source = quantize_model_dir(model_dir, tmp_path / scheme, scheme)
+    source = toys.model_dir(scheme=scheme)
     manifest = Manifest.read(source)
     with prove.reference_of(source / "model.onnx", manifest, tmp_path) as reference:
         assert prove_noise.slack_of(reference, manifest.cache, max_length=40, windows=()) == 1

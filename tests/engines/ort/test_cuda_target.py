@@ -1,6 +1,5 @@
 import onnx_ir as ir
 import pytest
-from quantized import quantize_model_dir
 
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
@@ -12,29 +11,14 @@ from piston.engines.ort import cuda as build_ort_cuda
 
 
 @pytest.fixture(scope="module")
-def model_of(model_dir, tmp_path_factory):
+def model_of(toys):
     """The toy in a scheme."""
-    made = {"fp": model_dir}
-
-    def model_of(scheme):
-        if scheme not in made:
-            made[scheme] = quantize_model_dir(model_dir, tmp_path_factory.mktemp("schemes") / scheme, scheme)
-        return made[scheme]
-
-    return model_of
+    return lambda scheme: toys.model_dir(scheme=scheme)
 
 
 @pytest.fixture(scope="module")
-def bundle_of(model_of, tmp_path_factory):
-    made = {}
-
-    def bundle_of(scheme):
-        if scheme not in made:
-            made[scheme] = tmp_path_factory.mktemp("bundles") / scheme
-            build(model_of(scheme), made[scheme], ["ort-cuda"], max_batch=3, max_length=50)
-        return made[scheme]
-
-    return bundle_of
+def bundle_of(toys):
+    return lambda scheme: toys.bundle(("ort-cuda",), scheme=scheme, build={"max_batch": 3, "max_length": 50})
 
 
 @pytest.mark.parametrize(("scheme", "share"), [("fp", "float"), ("w8", "weights8"), ("w4", "weights4")])

@@ -120,10 +120,8 @@ def test_json_holds_both_engines(bundle, model_dir, tmp_path, capsys):
     assert [engine["target"] for engine in report["engines"]] == ["ort-cpu", RTX]
 
 
-def test_int4_is_refused_for_a_gpu_that_has_not_got_it(model_dir, tmp_path):
-    from quantized import quantize_model_dir
-
-    quantized = quantize_model_dir(model_dir, tmp_path / "w4", "w4")
+def test_int4_is_refused_for_a_gpu_that_has_not_got_it(toys, tmp_path):
+    quantized = toys.model_dir(scheme="w4")
     with pytest.raises(EngineError, match="tensorrt-rtx:sm75 cannot read INT4 weights"):
         build(quantized, tmp_path / "bundle", ["tensorrt-rtx:sm75"])
 
