@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.core.errors import ParityError
-from piston.engines.lowering.quantized import Remainder
+from piston.graph.qdq import Remainder
 from piston.runtime.backends.ort_cpu import OrtEngine
 
 Array = NDArray[np.float32]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from piston.core.errors import ParityError
 from piston.engines.equivalence.lockstep import CODES, NEAREST
 from piston.engines.lowering.kernels.addends import ZERO_POINT, codes_reader
-from piston.engines.lowering.pattern import float_attribute, int_attribute
+from piston.graph.pattern import float_attribute, int_attribute
 
 Array = NDArray[Any]
 PAST_KEY, LENGTHS, COS, SIN = 3, 5, 7, 8

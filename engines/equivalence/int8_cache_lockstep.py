@@ -30,8 +30,8 @@ from piston.engines.equivalence.activation_injection import (
     force,
     quantizers,
 )
-from piston.engines.lowering.pattern import constant_ints, dims_of, emit, static_dims, tidy
-from piston.engines.lowering.quantized import cache_rounding
+from piston.graph.pattern import constant_ints, dims_of, emit, static_dims, tidy
+from piston.graph.qdq import cache_rounding
 from piston.runtime.backends.ort_cpu import OrtEngine
 
 ATTENTION = "attention."  # and the layer: the name of its result on the tape

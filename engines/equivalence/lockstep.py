@@ -34,7 +34,7 @@ from piston.engines.equivalence.int8_cache_lockstep import (
     recordable,
     steerable,
 )
-from piston.engines.lowering.quantized import remainders
+from piston.graph.qdq import remainders
 from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
 
 ABSOLUTE, RELATIVE = 1e-3, 1e-4  # float32: the larger of the two, RELATIVE times the largest logit

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from piston.core.errors import ParityError
-from piston.engines.lowering.pattern import static_dims
+from piston.graph.pattern import static_dims
 from piston.runtime.backends.ort_cpu import OrtOptions, open_session, translated
 
 # Relative L2 of a product. The largest of 128 normal activations is about 2.7 deviations, which makes the step of their

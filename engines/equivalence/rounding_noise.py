@@ -16,7 +16,7 @@ import onnx_ir as ir
 from piston.core.bundle.interface import CacheSpec
 from piston.engines.equivalence.activation_injection import GIVEN
 from piston.engines.equivalence.lockstep import compare
-from piston.engines.lowering.pattern import constant, emit, tidy
+from piston.graph.pattern import constant, emit, tidy
 
 ROUNDING = 2.0**-23  # relative, of float32: every node behind the first activations rounds, here they alone are moved
 SEEDS = (0, 1, 2)

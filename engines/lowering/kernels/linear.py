@@ -10,7 +10,7 @@ import onnx_ir as ir
 from piston.engines.lowering.gated import gated_products
 from piston.engines.lowering.kernels.addends import ZERO_POINT, beside, codes_of, is_beside, ratio_of
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     MICROSOFT,
     constant,
     constants,
@@ -20,7 +20,7 @@ from piston.engines.lowering.pattern import (
     replace,
     static_dims,
 )
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.weight import derived_weight
 
 OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
 BIAS = 6  # where MatMulIntegerToFloat has it

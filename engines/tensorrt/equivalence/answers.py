@@ -22,13 +22,13 @@ from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import GIVEN, OWN, injectable, largest_of
 from piston.engines.equivalence.rounding_noise import slack_of
 from piston.engines.lowering.downcast import LARGEST, Float16RangeError
-from piston.engines.lowering.quantized import Remainder, remainders
 from piston.engines.tensorrt.equivalence.attention_function import write_executable
 from piston.engines.tensorrt.equivalence.locate import exposed, first_to_differ
 from piston.engines.tensorrt.equivalence.lockstep import in_lockstep, stream_names
 from piston.engines.tensorrt.equivalence.sampling import Draw
 from piston.engines.tensorrt.equivalence.step_session import StepSession
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes
+from piston.graph.qdq import Remainder, remainders
 
 ROWS, STEPS = 3, 6
 PROMPT, CHUNKS, RAGGED, PADDED = 3, (5, 9), (4, 2, 3), 4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import static_dims
+from piston.graph.pattern import static_dims
 
 NARROW, WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.core.bundle.interface import is_past, is_present
-from piston.engines.lowering.pattern import constants, int_attribute, producer, tidy
+from piston.graph.pattern import constants, int_attribute, producer, tidy
 
 CAPACITY_AXIS = 2  # of [batch, kv_heads, capacity, head_dim]
 SLOTS = "cache.slots"

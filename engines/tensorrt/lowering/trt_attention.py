@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.core.errors import EngineError
-from piston.engines.lowering.pattern import emit, float_attribute, int_attribute, replace, static_dims, tidy
+from piston.graph.pattern import emit, float_attribute, int_attribute, replace, static_dims, tidy
 
 DOMAIN, ATTENTION = "trt", "TRT_Attention"
 FORMS = {"query_form": "padded_bhnd", "kv_form": "padded_bhnd"}

@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import static_dims, tidy
+from piston.graph.pattern import static_dims, tidy
 
 NARROW = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 WIDE = ir.DataType.FLOAT

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import constants, int_attribute, is_weight, producer, static_dims
+from piston.graph.pattern import constants, int_attribute, is_weight, producer, static_dims
 
 BITS = {ir.DataType.INT8: 8, ir.DataType.INT4: 4}
 MIDDLE = {ir.DataType.INT8: 0.0, ir.DataType.UINT8: 128.0}  # the zero points of a symmetric grid
