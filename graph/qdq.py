@@ -118,6 +118,12 @@ def activation_pair(value: ir.Value | None) -> ActivationPair | None:
     return ActivationPair(quantize, dequantize) if constants(zero_point) == [middle] and _is_scalar(scale) else None
 
 
+def quantizers(graph: ir.Graph) -> dict[str, ir.Node]:
+    """Every QuantizeLinear, in the order of the graph, by the name of its codes."""
+    found = (node for node in graph if node.op_type == "QuantizeLinear" and node.domain == "")
+    return {str(node.outputs[0].name): node for node in found}
+
+
 def is_remainder(node: ir.Node) -> bool:
     """Whether it subtracts from a value what its codes stand for, to give codes to what is left."""
     if node.op_type != "Sub" or node.domain:

@@ -20,6 +20,7 @@ from piston.runtime import kernels
 from piston.runtime.backends.buffers import Buffers
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
+from piston.runtime.backends.ort_run import Run, RunHook
 
 CACHE_ITEMS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
@@ -51,7 +52,13 @@ class OrtEngine:
     """Prefill runs on one slot's part of the cache, by address; a decode step on all rows it needs at once.
 
     A step's binding is kept, which needs a cache in host memory: to a device inputs are copied when they are bound.
+
+    Attributes:
+        around_run: called in place of every run of the session, to give it more inputs and fetch more outputs; see
+            piston.runtime.backends.ort_run.
     """
+
+    around_run: RunHook | None = None
 
     def __init__(self, session: Any, cache: KVCache, chunk: int = PREFILL_CHUNK, run_options: Any = None) -> None:
         num_slots, capacity = cache.num_slots, cache.capacity
@@ -166,6 +173,12 @@ class OrtEngine:
         return binding
 
     def _run(self, binding: Any) -> None:
+        if self.around_run is None:
+            self._execute(binding)
+        else:
+            self.around_run(Run(binding, self._execute, self.cache))
+
+    def _execute(self, binding: Any) -> None:
         with translated("running a step"):
             self._session.run_with_iobinding(binding, self._run_options)
 
