@@ -39,7 +39,7 @@ class GraphTap:
 
     def inject(self, value: ir.Value, name: str, uses: Iterable[tuple[ir.Node, int]] | None = None) -> None:
         """Let those who read `value` so far, or these uses alone, read the input `<name>.given`."""
-        readers = list(value.uses() if uses is None else uses)
+        readers: list[tuple[ir.Node, int]] = list(value.uses()) if uses is None else list(uses)
         given = self.add_input(name, value.type, value.shape)
         for node, index in readers:
             node.replace_input_with(index, given)

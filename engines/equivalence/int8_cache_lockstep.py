@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from piston.core.bundle.interface import PARTS, PRESENT, layer_of, state_name
 from piston.engines.equivalence.activation_injection import Array, Tape, check_known, inject_activations, source_of
-from piston.graph.pattern import constant_ints, dims_of, emit, static_dims, tidy
+from piston.graph.pattern import array_of, constant_ints, dims_of, emit, static_dims, tidy
 from piston.graph.qdq import cache_rounding, quantizers
 from piston.graph.tap import GIVEN, OWN, GraphTap, saved_beside
 from piston.runtime.backends.ort_run import Run, Values
@@ -91,10 +91,9 @@ def _steer_cache(tap: GraphTap, scatter: ir.Node) -> Array:
     """Let readers of the cache read an input, and the cache get what was not rounded; returns its scales."""
     present, rounding = scatter.outputs[0], cache_rounding(scatter.inputs[1])
     assert rounding is not None
-    assert rounding.scale.const_value is not None
     tap.inject(present, str(present.name))
     scatter.replace_input_with(1, rounding.source)
-    return np.asarray(rounding.scale.const_value.numpy(), np.float32)
+    return np.asarray(array_of(rounding.scale), np.float32)
 
 
 def _steer_attention(tap: GraphTap, name: str) -> None:

@@ -180,12 +180,13 @@ def _opened(
     for name in tape.recorded():
         tap.give_out(tap.values[name], f"{name}{GIVEN}")
     with ExitStack() as stack:
-        engines = []
+        engines = list[OrtEngine]()
         for graph, original, options in ((model, before, OrtOptions()), (isolated, after, OrtOptions(kernels=True))):
             path = stack.enter_context(saved_beside(graph, original, "tapped"))
             engine = OrtEngine.open(path, cache, num_slots=num_slots, capacity=capacity, options=options)
             engines.append(stack.enter_context(closing(engine)))
-        yield Lockstep(*engines, tape.record, tape.replay), tape
+        first, second = engines
+        yield Lockstep(first, second, tape.record, tape.replay), tape
 
 
 def _isolate(model: ir.Model) -> _Tape:
