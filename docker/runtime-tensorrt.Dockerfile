@@ -23,10 +23,17 @@ FROM python AS installer
 ARG EXTRAS=cuda,trt
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
+COPY bench bench
 COPY calibration calibration
+COPY cli cli
+COPY core core
 COPY engines engines
+COPY evaluation evaluation
 COPY export export
+COPY graph graph
+COPY pipeline pipeline
 COPY runtime runtime
+COPY serving serving
 COPY docker/check_install.py docker/check_install.py
 RUN --mount=type=secret,id=pip-conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \

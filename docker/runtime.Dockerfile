@@ -24,6 +24,7 @@ COPY core core
 COPY engines engines
 COPY evaluation evaluation
 COPY export export
+COPY graph graph
 COPY pipeline pipeline
 COPY runtime runtime
 COPY serving serving

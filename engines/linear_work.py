@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from piston.core.errors import ShortfallError
-from piston.engines.lowering.pattern import int_attribute, producer, static_dims
 from piston.engines.lowering.quantize_head import head_of
-from piston.engines.lowering.quantized import is_remainder, quantized_weight
+from piston.graph.pattern import int_attribute, producer, static_dims
+from piston.graph.qdq import is_remainder, quantized_weight
 
 # Operator -> which of its inputs is the matrix. All multiply INT8 by INT8 and add up in INT32.
 INTEGER = {"MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}

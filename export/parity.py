@@ -6,7 +6,6 @@ that the two never share the memory.
 
 import contextlib
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import CheckpointError, ParityError
+from piston.graph.tap import GraphTap, saved_beside
 from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.session import OrtOptions, open_session
@@ -164,13 +164,10 @@ def _blame(model_path: Path, cache: CacheSpec, reference: Reference) -> str:
 
 
 def _run_layers(model_path: Path, cache: CacheSpec, prompt: list[int], count: int) -> list[NDArray[np.float32]]:
-    model = ir.load(model_path)
-    values = {output.name: output for node in model.graph for output in node.outputs}
-    names = [f"layers.{layer}.output" for layer in range(count)]
-    model.graph.outputs.extend(values[name] for name in names if not values[name].is_graph_output())
-    with tempfile.NamedTemporaryFile(suffix=".onnx", dir=model_path.parent) as file:  # beside the weights it refers to
-        ir.save(model, file.name)
-        session = open_session(Path(file.name), OrtOptions(prepack=False))
+    model, names = ir.load(model_path), [f"layers.{layer}.output" for layer in range(count)]
+    GraphTap(model, names)
+    with saved_beside(model, model_path, "layers") as path:
+        session = open_session(path, OrtOptions(prepack=False))
         feed: dict[str, Any] = {**step_feed(np.array(prompt, np.int64))}
         feed |= {state.input: np.zeros(state.sizes(1, len(prompt)), np.float32) for state in cache.states}
         known = {item.name for item in session.get_inputs()}

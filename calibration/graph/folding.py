@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from piston.calibration.graph.linears import Linear
 from piston.calibration.numeric.rounding import Floats
+from piston.graph.pattern import array_of
 
 NORMS = ("RMSNormalization", "LayerNormalization")
 
@@ -54,9 +55,9 @@ def apply_fold(fold: Fold, group: Sequence[Linear], factors: Floats) -> None:
     by_source = np.ones(int(fold.source.max()) + 1, np.float32)
     by_source[fold.source] = factors
     for value in fold.divided:
-        _set(value, _array(value) / by_source)
+        _set(value, array_of(value).astype(np.float32) / by_source)
     for linear in group:
-        _set(linear.weight, _array(linear.weight) * factors[:, None])
+        _set(linear.weight, array_of(linear.weight).astype(np.float32) * factors[:, None])
 
 
 def _into_norm(norm: ir.Node) -> Fold | None:
@@ -136,11 +137,6 @@ def _producer(node: ir.Node, index: int, op_type: str) -> ir.Node | None:
 def _is_own(value: ir.Value) -> bool:
     """An initializer that nothing else reads."""
     return value.is_initializer() and len(value.uses()) == 1 and value.const_value is not None
-
-
-def _array(value: ir.Value) -> Floats:
-    assert value.const_value is not None
-    return value.const_value.numpy().astype(np.float32)
 
 
 def _set(value: ir.Value, array: Floats) -> None:

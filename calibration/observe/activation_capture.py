@@ -18,7 +18,9 @@ from onnx_ir.passes import common
 from piston.core.bundle.interface import CacheSpec, is_present
 from piston.core.errors import MisuseError
 from piston.core.machine import num_cores
+from piston.graph.tap import GraphTap
 from piston.runtime.backends.buffers import step_feed
+from piston.runtime.backends.ort_run import bind_state, fetch
 from piston.runtime.backends.session import translated
 
 Array = NDArray[np.float32]
@@ -32,8 +34,7 @@ def add_outputs(model: ir.Model, names: Sequence[str]) -> None:
     Raises:
         MisuseError: a name is no computed float value of the graph.
     """
-    graph = model.graph
-    values = {value.name: value for node in graph for value in node.outputs}
+    graph, values = model.graph, GraphTap(model).values
     for name in names:
         if (
             name not in values
@@ -44,8 +45,7 @@ def add_outputs(model: ir.Model, names: Sequence[str]) -> None:
             raise MisuseError(
                 f"The graph computes no inner float value {name!r}; see `piston.calibration.graph.linears`."
             )
-    graph.outputs.clear()
-    graph.outputs.extend(values[name] for name in names)
+    graph.outputs[:] = [values[name] for name in names]
     common.RemoveUnusedNodesPass()(model)
     left = [value for node in graph for value in node.outputs if is_present(value.name)]
     graph.outputs.extend(left)
@@ -106,16 +106,11 @@ class ActivationCapture:
         for name, array in step_feed(ids, start).items():
             if name in self._inputs:
                 binding.bind_cpu_input(name, np.ascontiguousarray(array, np.int64))
-        for name in self.names:
-            binding.bind_output(name)
         for state, memory in self._states:
-            bound = ("cpu", 0, np.float32, list(memory.shape), memory.ctypes.data)
-            binding.bind_input(state.input, *bound)
-            binding.bind_output(state.output, *bound)
+            bind_state(binding, state, memory)
         with translated("running a calibration row"):
-            self._session.run_with_iobinding(binding)
-        found = binding.get_outputs()[: len(self.names)]
-        return {name: value.numpy() for name, value in zip(self.names, found, strict=True)}
+            found = fetch(self._session.run_with_iobinding, binding, self.names)
+        return dict(zip(self.names, found, strict=True))
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.graph.linears import Linear
-from piston.calibration.graph.qdq import initializer
 from piston.calibration.numeric.rounding import Floats
+from piston.graph.pattern import array_of, initializer
 
 Source = NDArray[np.int64]
 
@@ -45,8 +45,7 @@ def apply_split(group: Sequence[Linear], source: Source) -> None:
     """Let linears of one input read copies of its channels, with the weights shared out: the function is unchanged."""
     read_copies(group, source)
     for linear in group:
-        assert linear.weight.const_value is not None
-        wide = shared_out(linear.weight.const_value.numpy(), source)
+        wide = shared_out(array_of(linear.weight), source)
         linear.weight.const_value = ir.tensor(wide, name=linear.weight.name)
         linear.weight.shape = ir.Shape(wide.shape)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from piston.calibration.graph.linears import Linear
 from piston.calibration.numeric.rounding import Floats, Grid, round_to_nearest
+from piston.graph.pattern import array_of, initializer
 
 MATRIX = 2  # dimensions
 GATHER = "Gather"
@@ -57,12 +58,10 @@ class QuantizeTablesPass(ir.passes.InPlacePass):
     def _table(self, graph: ir.Graph, value: ir.Value | None, done: dict[str, Table]) -> Table:
         """Codes of a float table [rows, width]; the same for all who ask for the same."""
         assert value is not None
-        assert value.const_value is not None
         name = value.name or ""
         if name not in done:
-            array = np.asarray(value.const_value.numpy(), np.float32)
-            codes, scales, block = round_rows(array, self.block)
-            made = (_initializer(graph, f"{name}.codes", codes), _initializer(graph, f"{name}.scales", scales))
+            codes, scales, block = round_rows(np.asarray(array_of(value), np.float32), self.block)
+            made = (initializer(graph, f"{name}.codes", codes), initializer(graph, f"{name}.scales", scales))
             done[name] = Table(*made, block)
         return done[name]
 
@@ -79,11 +78,9 @@ class QuantizeTablesPass(ir.passes.InPlacePass):
             dims, codes, scales, block, axis = weight.shape, table.codes, table.scales, table.block, 1
             first = node
         else:
-            array = np.asarray(weight.const_value.numpy(), np.float32) if weight.const_value is not None else None
-            assert array is not None
-            rounded = round_to_nearest(array, Grid(8, self.block))
-            codes = _initializer(graph, f"{name}.codes", rounded.codes)
-            scales = _initializer(graph, f"{name}.scales", rounded.scales)
+            rounded = round_to_nearest(np.asarray(array_of(weight), np.float32), Grid(8, self.block))
+            codes = initializer(graph, f"{name}.codes", rounded.codes)
+            scales = initializer(graph, f"{name}.scales", rounded.scales)
             dims, block, axis = weight.shape, self.block, 0
             done[name] = Table(codes, scales, block)
         assert dims is not None
@@ -160,11 +157,4 @@ def _emit(
 
 
 def _ints(graph: ir.Graph, name: str, *values: int) -> ir.Value:
-    return _initializer(graph, name, np.array(values, np.int64))
-
-
-def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return initializer(graph, name, np.array(values, np.int64))

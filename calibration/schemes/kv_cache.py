@@ -1,8 +1,6 @@
 """kv8: keys and values pass through INT8 codes before they are written into the cache.
 
-In the canonical graph a pair of QuantizeLinear and DequantizeLinear stands on what each TensorScatter writes; per
-channel, which QuantizeLinear has for one axis only, the pair has scale 1 and stands between a Div and a Mul by the
-scales [1, kv_heads, 1, head_dim]. The cache of the canonical graph stays in float; a lowering stores the codes.
+The form is piston.graph.qdq's. The cache of the canonical graph stays in float; a lowering stores the codes.
 """
 
 import math
@@ -13,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.calibration.data.packing import Ids
-from piston.calibration.graph.qdq import initializer
 from piston.calibration.numeric.rounding import Floats
 from piston.calibration.observe.cache_range import CacheRange, Rotation
 from piston.calibration.observe.collect import collect
@@ -21,6 +18,7 @@ from piston.calibration.recipe import Granularity
 from piston.core.bundle.interface import CacheSpec
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.graph.qdq import round_cache
 
 Scales = Mapping[str, Sequence[float]]  # by output of the graph, such as "present.0.key": one, or heads x head_dim
 LARGEST_CODE = 127
@@ -81,8 +79,8 @@ class RoundCachePass(ir.passes.InPlacePass):
         names = {node.outputs[0].name for node, _ in scatters}
         if apart := sorted(map(str, names ^ set(self.scales))):
             raise MisuseError(f"The recipe's cache scales are of another model: {apart[0]} is in one of them only.")
-        for node, new in scatters:
-            _round(model.graph, node, new, self.scales[node.outputs[0].name or ""])
+        for node, _ in scatters:
+            round_cache(model.graph, node, self.scales[node.outputs[0].name or ""])
         return ir.passes.PassResult(model, modified=bool(scatters))
 
     def _array(self, name: str, values: Sequence[float]) -> Floats:
@@ -99,28 +97,3 @@ class RoundCachePass(ir.passes.InPlacePass):
                 "takes 1, or one for each channel."
             )
         return array.reshape(() if array.size == 1 else shape)
-
-
-def _round(graph: ir.Graph, scatter: ir.Node, new: ir.Value, scales: Floats) -> None:
-    name = f"{scatter.outputs[0].name}"
-    scale = initializer(graph, f"{name}.scale", scales)
-    zero = initializer(graph, f"{name}.zero_point", np.array(0, np.int8))
-    one = initializer(graph, f"{name}.one", np.array(1, np.float32)) if scales.ndim else scale
-    nodes = list[ir.Node]()
-
-    def emit(op_type: str, *others: ir.Value) -> None:
-        source = nodes[-1].outputs[0] if nodes else new
-        node = ir.node(op_type, [source, *others], name=f"{name}/{op_type}")
-        dtype = ir.DataType.INT8 if op_type == "QuantizeLinear" else ir.DataType.FLOAT
-        node.outputs[0].name = f"{name}.{op_type}"
-        node.outputs[0].shape, node.outputs[0].type = new.shape, ir.TensorType(dtype)
-        nodes.append(node)
-
-    if scales.ndim:
-        emit("Div", scale)
-    emit("QuantizeLinear", one, zero)
-    emit("DequantizeLinear", one, zero)
-    if scales.ndim:
-        emit("Mul", scale)
-    graph.insert_before(scatter, nodes)
-    scatter.replace_input_with(1, nodes[-1].outputs[0])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from piston.calibration.data.packing import Ids
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import Linear, by_input, find_linears
-from piston.calibration.graph.qdq import dequantize_weight
+from piston.calibration.graph.qdq import write_weight
 from piston.calibration.numeric.rounding import Floats
 from piston.calibration.observe.row_files import RowFiles
 from piston.calibration.schemes.channel_splitting import num_copies, read_copies
@@ -166,7 +166,7 @@ def _quantize(group: Sequence[Linear], rounded: RoundedGroup) -> None:
     if len(rounded.source) > len(factors):
         read_copies(group, rounded.source, factors)
     for linear in group:
-        dequantize_weight(graph, linear.weight.name or "", rounded.weights[linear.name])
+        write_weight(graph, linear.weight.name or "", rounded.weights[linear.name])
 
 
 def _session(model: ir.Model, folder: Path) -> Any:

@@ -11,7 +11,7 @@ from piston.calibration.float_graph import ModelGraph
 from piston.calibration.schemes.kv_cache import Scales
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.cached_logits import CachedLogitsEngine
-from piston.calibration.search.switched import NAME, SwitchedEngine, write_switched
+from piston.calibration.search.switched import NAME, Switches, write_switched
 from piston.core.bundle import GRAPH
 from piston.evaluation.scoring import score
 from piston.evaluation.summary import agreement_of, perplexity_of
@@ -43,12 +43,13 @@ class Meter:
             score(self._reference, None, corpus_of(rows, "rows"), whole_rows(rows))
         self._reference.let_go()
         write_switched(directory, prepared, kv_scales, cache)
-        self._candidate = SwitchedEngine.open(directory / NAME, cache, num_slots=1, capacity=capacity, options=options)
-        self._candidate.take(prepared, graph.linears)
+        self._candidate = OrtEngine.open(directory / NAME, cache, num_slots=1, capacity=capacity, options=options)
+        self._switches = Switches(prepared, graph.linears)
+        self._candidate.around_run = self._switches.around_run
 
     def figures(self, quantized: Iterable[str], rows: Ids) -> dict[str, float]:
         """Perplexity, its change, KL and top-1 agreement on one of the texts with these linears in integers."""
-        self._candidate.quantize(quantized)
+        self._switches.quantize(quantized)
         scores = score(self._candidate, self._reference, corpus_of(rows, "rows"), whole_rows(rows))
         found = agreement_of(scores, SEED)
         nats = float(np.concatenate(scores.nll).mean())

@@ -14,31 +14,33 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.graph.linears import Linear, find_linears
-from piston.calibration.graph.qdq import initializer, quantize_activation
 from piston.calibration.numeric.rounding import Quantized
 from piston.calibration.schemes.kv_cache import RoundCachePass, Scales
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.residual import round_remainder
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import CacheSpec
-from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.graph.pattern import initializer
+from piston.graph.qdq import quantize_activation
+from piston.runtime.backends.ort_run import Run
 
 NAME = "switched.onnx"
 
 
-class SwitchedEngine(OrtEngine):
-    """An engine over what `write_switched` wrote; `quantize` says which linears are in integers from now on."""
+class Switches:
+    """What an engine over the graph that `write_switched` wrote is given in each run; at first nothing is quantized.
 
-    _prepared: Prepared
-    _weights: dict[str, str]  # by linear: the input that is its weight
-    _held: dict[str, tuple[Quantized, NDArray[Any]]]  # by linear: what it was last, and as floats
-    _flags: dict[str, str]  # by linear: the input that says whether its activation is rounded
-    _fed: dict[str, NDArray[Any]]
+    Args:
+        prepared: what the linears become.
+        linears: of the graph.
+    """
 
-    def take(self, prepared: Prepared, linears: Iterable[Linear]) -> None:
-        """Say what the linears become; nothing is quantized yet."""
-        self._prepared, self._fed, self._held = prepared, {}, {}
+    def __init__(self, prepared: Prepared, linears: Iterable[Linear]) -> None:
+        self._prepared = prepared
+        self._fed: dict[str, NDArray[Any]] = {}
+        self._held: dict[str, tuple[Quantized, NDArray[Any]]] = {}  # by linear: what it was last, and as floats
         known = [linear for linear in linears if linear.name in prepared.weights or linear.name in prepared.kept]
+        # By linear: the inputs that are its weight, and that say whether its activation is rounded.
         self._weights = {linear.name: linear.weight.name or "" for linear in known}
         self._flags = {linear.name: _flag(linear) for linear in known if linear.input_name in prepared.scales}
 
@@ -60,11 +62,11 @@ class SwitchedEngine(OrtEngine):
             self._held[name] = stored, stored.dequantized()
         return self._held[name][1]
 
-    def _bind(self, *arguments: Any, **options: Any) -> Any:
-        binding = super()._bind(*arguments, **options)
-        for name, array in self._fed.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
-        return binding
+    def around_run(self, run: Run) -> None:
+        """Give a run weights and flags; a hook of OrtEngine."""
+        for name, array in self._fed.items():  # by address: weights are not copied
+            run.binding.bind_input(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+        run.fetch()
 
 
 def write_switched(directory: Path, prepared: Prepared, kv_scales: Scales, cache: CacheSpec) -> None:

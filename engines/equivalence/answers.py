@@ -80,7 +80,7 @@ def reference_of(canonical: Path, model: Manifest, work: Path, *, int8_head: boo
         yield canonical
         return
     from piston.engines.lowering.quantize_head import QuantizeHeadPass
-    from piston.engines.lowering.upcast import Float32Pass
+    from piston.graph.upcast import Float32Pass
 
     copy = work / "reference"
     copy.mkdir()

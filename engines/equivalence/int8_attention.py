@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from piston.core.errors import ParityError
 from piston.engines.equivalence.lockstep import CODES, NEAREST
 from piston.engines.lowering.kernels.addends import ZERO_POINT, codes_reader
-from piston.engines.lowering.pattern import float_attribute, int_attribute
+from piston.graph.pattern import array_of, float_attribute, int_attribute
 
 Array = NDArray[Any]
 PAST_KEY, LENGTHS, COS, SIN = 3, 5, 7, 8
@@ -93,12 +93,12 @@ def int8_attentions(lowered: ir.Model) -> dict[str, Int8Attention]:
             continue
         quantize = codes_reader(node.outputs[0])
         result = node.outputs[0] if quantize is None else quantize.outputs[0]
-        found[str(result.name)] = _described(node, None if quantize is None else float(_constant(quantize.inputs[1])))
+        found[str(result.name)] = _described(node, None if quantize is None else float(array_of(quantize.inputs[1])))
     return found
 
 
 def _described(node: ir.Node, code_scale: float | None) -> Int8Attention:
-    keys, values = (np.asarray(_constant(value), np.float32) for value in node.inputs[SCALES])
+    keys, values = (np.asarray(array_of(value), np.float32) for value in node.inputs[SCALES])
     return Int8Attention(
         heads=tuple(str(value.name) for value in node.inputs[HEADS] if value is not None),
         lengths=str(node.inputs[LENGTHS].name),  # type: ignore[union-attr]
@@ -107,17 +107,11 @@ def _described(node: ir.Node, code_scale: float | None) -> Int8Attention:
         num_heads=int_attribute(node, "num_heads"),
         kv_heads=int_attribute(node, "kv_num_heads"),
         scale=float_attribute(node, "scale"),
-        cos=_constant(node.inputs[COS]),
-        sin=_constant(node.inputs[SIN]),
+        cos=array_of(node.inputs[COS]),
+        sin=array_of(node.inputs[SIN]),
         scales=(keys, values),
         code_scale=code_scale,
     )
-
-
-def _constant(value: ir.Value | None) -> Array:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
 
 
 def _by_head(scale: Array) -> tuple[int, ...]:

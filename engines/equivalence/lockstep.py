@@ -7,11 +7,10 @@ rounded to codes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -19,22 +18,11 @@ from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
-from piston.engines.equivalence.activation_injection import (
-    InjectedEngine,
-    RecordingEngine,
-    Tape,
-    check_known,
-    injectable,
-)
-from piston.engines.equivalence.int8_cache_lockstep import (
-    ATTENTION,
-    CacheTape,
-    InjectedCacheEngine,
-    RecordingCacheEngine,
-    recordable,
-    steerable,
-)
-from piston.engines.lowering.quantized import remainders
+from piston.engines.equivalence.activation_injection import Tape, check_known, injectable
+from piston.engines.equivalence.int8_cache_lockstep import ATTENTION, CacheTape, recordable, steerable
+from piston.engines.equivalence.two_engines import Lockstep, T
+from piston.graph.qdq import remainders
+from piston.graph.tap import GIVEN, without_ending
 from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.session import OrtOptions
 
@@ -52,8 +40,6 @@ LARGEST_WINDOW = 1024  # longer windows are not filled: their prompt would take 
 KEPT = 16  # positions of a chunk whose logits are compared
 
 Array = NDArray[np.float32]
-E = TypeVar("E", bound=OrtEngine)
-T = TypeVar("T")
 
 
 def compare(
@@ -93,28 +79,22 @@ def _groups(slots: list[int], steps_left: int) -> list[list[int]]:
 
 @contextmanager
 def _opened(canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, capacity: int) -> Iterator["Pair"]:
-    wide, twice = cache.with_dtype("float32"), remainders(ir.load(canonical).graph)
+    wide, graph = cache.with_dtype("float32"), ir.load(canonical).graph
+    twice, size = remainders(graph), {"num_slots": num_slots, "capacity": capacity}
     with ExitStack() as stack:
-
-        def opened(kind: type[E], path: Path, cache: CacheSpec, options: OrtOptions) -> E:
-            engine = kind.open(path, cache, num_slots=num_slots, capacity=capacity, options=options)
-            stack.callback(engine.close)
-            return engine
-
         if cache.dtype == "int8":
             path, names, has_nbits = stack.enter_context(recordable(lowered))
             given, scales = stack.enter_context(steerable(canonical, names))
-            steered = opened(InjectedCacheEngine, given, wide, PLAIN)
-            leading = opened(RecordingCacheEngine, path, cache, PLAIN if has_nbits else OrtOptions())
-            steered.tape = leading.tape = CacheTape(names, twice, scales=scales)
-            yield Pair(steered, leading, steered.tape, scales)
-            return
-        path, names, has_nbits = stack.enter_context(injectable(lowered))
-        reference = opened(RecordingEngine, canonical, wide, PLAIN)
-        check_known(names, reference.exposed())
-        engine = opened(InjectedEngine, path, cache, PLAIN if has_nbits else OrtOptions())
-        reference.tape = engine.tape = Tape(names, twice)
-        yield Pair(reference, engine, engine.tape, [])
+            tape: Tape = CacheTape(names, twice, scales=scales)
+        else:
+            path, names, has_nbits = stack.enter_context(injectable(lowered))
+            check_known(names, without_ending([value.name for value in graph.outputs], GIVEN))
+            given, scales, tape = canonical, {}, Tape(names, twice)
+        options = PLAIN if has_nbits else OrtOptions()
+        reference = stack.enter_context(closing(OrtEngine.open(given, wide, **size, options=PLAIN)))
+        engine = stack.enter_context(closing(OrtEngine.open(path, cache, **size, options=options)))
+        first, second = (engine, reference) if scales else (reference, engine)
+        yield Pair(reference, engine, Lockstep(first, second, tape.record, tape.replay), tape, list(scales.values()))
 
 
 @dataclass(slots=True)
@@ -123,6 +103,7 @@ class Pair:
 
     canonical: OrtEngine
     lowered: OrtEngine
+    lockstep: Lockstep
     tape: Tape
     scales: list[Array]  # of an INT8 cache: what one code is worth, [1, kv_heads, 1, head_dim] or a scalar
     max_abs: float = 0.0
@@ -155,11 +136,8 @@ class Pair:
 
     def _both(self, work: Callable[[OrtEngine], T]) -> tuple[T, T]:
         """What the canonical and the lowered engine make of the same; the one that gives runs first."""
-        if self.scales:
-            found = work(self.lowered)
-            return work(self.canonical), found
-        expected = work(self.canonical)
-        return expected, work(self.lowered)
+        first, second = self.lockstep.both(work)
+        return (second, first) if self.scales else (first, second)
 
     def _compare(self, expected: Array, actual: Array, where: str) -> None:
         self._compare_codes(where)

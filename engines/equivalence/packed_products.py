@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from piston.core.errors import ParityError
-from piston.engines.lowering.pattern import static_dims
+from piston.graph.pattern import static_dims
+from piston.graph.tap import saved_beside
 from piston.runtime.backends.session import OrtOptions, open_session, translated
 
 # Relative L2 of a product. The largest of 128 normal activations is about 2.7 deviations, which makes the step of their
@@ -42,12 +43,8 @@ def check_packed_products(lowered: Path) -> PackedProductsParity:
     if not products:
         return PackedProductsParity(0, 0.0)
     _isolate(model, products)
-    path = lowered.with_name("kernels.onnx")
-    ir.save(model, path)
-    try:
+    with saved_beside(model, lowered, "products") as path:
         packed, plain = (_run(path, model.graph, prepack=prepack) for prepack in (True, False))
-    finally:
-        path.unlink()
     worst = 0.0
     for index, node in enumerate(products * len(ROWS)):
         difference, size = np.linalg.norm(packed[index] - plain[index]), np.linalg.norm(plain[index])

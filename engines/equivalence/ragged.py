@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from piston.core.bundle.interface import GraphInterface
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import ParityError
-from piston.engines.equivalence.activation_injection import GIVEN, OWN, Tape, injectable
+from piston.engines.equivalence.activation_injection import Tape, injectable
 from piston.engines.equivalence.answers import reference_of
-from piston.engines.lowering.quantized import remainders
+from piston.graph.qdq import remainders
+from piston.graph.tap import GIVEN, OWN
 from piston.runtime.backends.session import OrtOptions, OrtSession, open_session
 from piston.runtime.ragged import Ids, padded
 

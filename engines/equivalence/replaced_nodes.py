@@ -7,7 +7,7 @@ is INT8, an attention is compared over the codes that its kernel wrote (see int8
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.int8_attention import Int8Attention, int8_attentions
+from piston.engines.equivalence.two_engines import Lockstep
 from piston.engines.lowering.kernels.blocks import ROUNDING
 from piston.engines.lowering.kernels.kernel_pass import KERNELS
+from piston.graph.tap import GIVEN, OWN, GraphTap, saved_beside
 from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.ort_run import Run, Values
 from piston.runtime.backends.session import OrtOptions
 
 # Of a value's size: sums of thousands of terms in another order, and what two bfloat16 leave of a float: 2^-16 of a
@@ -38,7 +41,6 @@ LARGEST_SHARE_APART, FEW_APART = 2e-3, 2
 PROMPTS = (3, 45, 70)  # tokens of each slot: less than a tile, some tiles, and more
 CUT = 37  # of a longer prompt, where its second chunk begins
 NUM_STEPS = 3
-GIVEN, OWN = ".given", ".own"
 
 Array = NDArray[Any]
 
@@ -60,18 +62,18 @@ def check_replaced(before: Path, after: Path, cache: CacheSpec, *, max_length: i
         ParityError: one is beyond its bound; the message names it.
     """
     lengths = [max(1, min(length, max_length - NUM_STEPS)) for length in PROMPTS]
-    with _opened(before, after, cache, len(lengths), max(lengths) + NUM_STEPS) as (reference, kernels, tape):
-        rng = np.random.default_rng(0)
+    with _opened(before, after, cache, len(lengths), max(lengths) + NUM_STEPS) as (lockstep, tape):
+        rng, vocab = np.random.default_rng(0), lockstep.first.vocab_size
         for length in lengths:
-            slot = reference.cache.admit()
-            assert slot == kernels.cache.admit()
-            ids = rng.integers(0, reference.vocab_size, length).tolist()
+            slot, other = lockstep.both(lambda engine: engine.cache.admit())
+            assert slot == other
+            ids = rng.integers(0, vocab, length).tolist()
             for chunk in (ids[:CUT], ids[CUT:]):
                 if chunk:
-                    _lockstep(reference, kernels, partial(_prefill, slot, chunk))
+                    _work(lockstep, tape, partial(_prefill, slot, chunk))
         for _ in range(NUM_STEPS):
-            tokens = {slot: int(rng.integers(0, reference.vocab_size)) for slot in range(len(lengths))}
-            _lockstep(reference, kernels, partial(_step, tokens))
+            tokens = {slot: int(rng.integers(0, vocab)) for slot in range(len(lengths))}
+            _work(lockstep, tape, partial(_step, tokens))
         return ReplacedParity(len(tape.kernels), tape.compared, tape.max_relative, tape.codes_apart)
 
 
@@ -83,14 +85,15 @@ def _step(tokens: dict[int, int], engine: OrtEngine) -> Array:
     return np.stack(list(engine.step(tokens).values()))
 
 
-def _lockstep(reference: OrtEngine, kernels: "_Kernels", work: Callable[[OrtEngine], Array]) -> None:
-    logits, found = work(reference), work(kernels)
+def _work(lockstep: Lockstep, tape: "_Tape", work: Callable[[OrtEngine], Array]) -> None:
+    logits, found = lockstep.both(work)
     _check_rounded(logits, found, "the logits")
-    for index, (expected, mine) in enumerate(zip(reference.cache.arrays, kernels.cache.arrays, strict=True)):
-        for slot, length in enumerate(reference.cache.lengths):
+    reference, kernels = lockstep.first.cache, lockstep.second.cache
+    for index, (expected, mine) in enumerate(zip(reference.arrays, kernels.arrays, strict=True)):
+        for slot, length in enumerate(reference.lengths):
             wanted, written = expected[slot, :, : int(length)], mine[slot, :, : int(length)]
             _, share = _check(wanted, written, f"the {'values' if index % 2 else 'keys'} of layer {index // 2}")
-            kernels.tape.codes_apart = max(kernels.tape.codes_apart, share)
+            tape.codes_apart = max(tape.codes_apart, share)
             written[:] = wanted
 
 
@@ -128,14 +131,13 @@ def _check(expected: Array, found: Array, what: str) -> tuple[float, float]:
 
 @dataclass
 class _Tape:
-    """What each run of the reference gave, until the kernels have made the same run."""
+    """What the kernels take from the reference, what of theirs is compared, and what was found; see Lockstep."""
 
     kernels: list[str]
     given: list[str]  # values that kernels read
     compared_names: list[str]  # values that they give
     rounded: set[str]  # those of them that are made of activations rounded by blocks
     attentions: dict[str, Int8Attention] = field(default_factory=dict)  # over an INT8 cache, by what they give
-    runs: list[dict[str, Array]] = field(default_factory=list)
     compared: int = 0
     max_relative: float = 0.0
     codes_apart: float = 0.0
@@ -145,75 +147,47 @@ class _Tape:
         beside = [name for each in self.attentions.values() for name in (*each.heads, each.lengths, each.result)]
         return list(dict.fromkeys([*self.given, *self.compared_names, *beside]))
 
+    def record(self, run: Run) -> Values:
+        """Make the reference's run."""
+        return run.fetch(self.recorded(), GIVEN) | self._caches(run)
 
-class _Reference(OrtEngine):
-    tape: _Tape
-
-    def _run(self, binding: Any) -> None:
-        names = self.tape.recorded()
-        for name in names:
-            binding.bind_output(f"{name}{GIVEN}", "cpu")
-        super()._run(binding)
-        found = binding.get_outputs()[-len(names) :]
-        run = {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
-        self.tape.runs.append(run | _caches(self, binding))
-
-
-class _Kernels(OrtEngine):
-    tape: _Tape
-
-    def _run(self, binding: Any) -> None:
-        tape, expected = self.tape, self.tape.runs.pop(0)
-        for name in tape.given:
-            binding.bind_cpu_input(f"{name}{GIVEN}", expected[name])
-        for name in tape.compared_names:
-            binding.bind_output(f"{name}{OWN}", "cpu")
-        super()._run(binding)
-        found, caches = binding.get_outputs()[-len(tape.compared_names) :], _caches(self, binding)
-        for name, attention in tape.attentions.items():
-            wanted = attention.given_over(expected, caches)
-            if wanted is not None:
-                expected[name] = wanted
-        for name, value in zip(tape.compared_names, found, strict=True):
-            tape.compared += expected[name].size
-            if name in tape.rounded:
-                _check_rounded(expected[name], value.numpy(), name)
+    def replay(self, run: Run, given: Values) -> None:
+        """Make the run of the kernels, and compare."""
+        run.inject({name: given[name] for name in self.given}, GIVEN)
+        found, caches = run.fetch(self.compared_names, OWN), self._caches(run)
+        over = {name: attention.given_over(given, caches) for name, attention in self.attentions.items()}
+        expected = given | {name: wanted for name, wanted in over.items() if wanted is not None}
+        for name, value in found.items():
+            self.compared += expected[name].size
+            if name in self.rounded:
+                _check_rounded(expected[name], value, name)
                 continue
-            relative, share = _check(expected[name], value.numpy(), name)
-            tape.max_relative, tape.codes_apart = max(tape.max_relative, relative), max(tape.codes_apart, share)
+            relative, share = _check(expected[name], value, name)
+            self.max_relative, self.codes_apart = max(self.max_relative, relative), max(self.codes_apart, share)
 
-
-def _caches(engine: OrtEngine, binding: Any) -> dict[str, Array]:
-    """The rows of an INT8 cache that a run was bound to, after it, by the names of the outputs."""
-    spec = engine.cache.spec
-    if spec.dtype != "int8":
-        return {}
-    names = [state.output for state in spec.states]
-    arrays = binding.get_outputs()[1 : 1 + len(names)]  # bound after the logits
-    return {name: array.numpy().copy() for name, array in zip(names, arrays, strict=True)}
+    def _caches(self, run: Run) -> Values:
+        return run.states() if run.cache.spec.dtype == "int8" else {}
 
 
 @contextmanager
 def _opened(
     before: Path, after: Path, cache: CacheSpec, num_slots: int, capacity: int
-) -> Iterator[tuple[OrtEngine, _Kernels, _Tape]]:
-    model, forced = ir.load(before), ir.load(after)
-    tape = _isolate(forced)
+) -> Iterator[tuple[Lockstep, _Tape]]:
+    model, isolated = ir.load(before), ir.load(after)
+    tape = _isolate(isolated)
     attentions = int8_attentions(model)
     tape.attentions = {name: attentions[name] for name in tape.compared_names if name in attentions}
-    _expose(model, tape.recorded(), GIVEN)
+    tap = GraphTap(model)
+    for name in tape.recorded():
+        tap.give_out(tap.values[name], f"{name}{GIVEN}")
     with ExitStack() as stack:
-        paths = before.with_name("exposed.onnx"), after.with_name("isolated.onnx")
-        for graph, path in zip((model, forced), paths, strict=True):
-            ir.save(graph, path)
-            stack.callback(path.unlink)
-        options = OrtOptions(), OrtOptions(kernels=True)
-        reference = _Reference.open(paths[0], cache, num_slots=num_slots, capacity=capacity, options=options[0])
-        stack.callback(reference.close)
-        kernels = _Kernels.open(paths[1], cache, num_slots=num_slots, capacity=capacity, options=options[1])
-        stack.callback(kernels.close)
-        reference.tape = kernels.tape = tape
-        yield reference, kernels, tape
+        engines = list[OrtEngine]()
+        for graph, original, options in ((model, before, OrtOptions()), (isolated, after, OrtOptions(kernels=True))):
+            path = stack.enter_context(saved_beside(graph, original, "tapped"))
+            engine = OrtEngine.open(path, cache, num_slots=num_slots, capacity=capacity, options=options)
+            engines.append(stack.enter_context(closing(engine)))
+        first, second = engines
+        yield Lockstep(first, second, tape.record, tape.replay), tape
 
 
 def _isolate(model: ir.Model) -> _Tape:
@@ -222,35 +196,18 @@ def _isolate(model: ir.Model) -> _Tape:
     A node that was not replaced would else make much of a code that fell to the other side of an edge.
     """
     kernels = [node for node in model.graph if node.domain == KERNELS]
-    inputs = set(model.graph.inputs)
+    inputs, tap = set(model.graph.inputs), GraphTap(model)
     made = {value: node for node in kernels for value in node.outputs}
-    given: dict[str, ir.Value] = {}
-
-    def replace(node: ir.Node, index: int, value: ir.Value) -> None:
-        name = str(value.name)
-        if name not in given:
-            given[name] = ir.Value(name=f"{name}{GIVEN}", type=value.type, shape=value.shape)
-        node.replace_input_with(index, given[name])
-
     for node in kernels:
         for index, value in enumerate(node.inputs):
             if not (value is None or value.is_initializer() or value in inputs or value.name == "seqlens_k"):
-                replace(node, index, value)
+                tap.inject(value, str(value.name), [(node, index)])
     for value in made:
-        for use in list(value.uses()):
-            replace(use.node, use.idx, value)
-    model.graph.inputs.extend(given.values())
-    compared = [str(value.name) for value in made if value.name and not value.is_graph_output()]
-    _expose(model, compared, OWN)
+        if value.uses():
+            tap.inject(value, str(value.name))
+    compared = [value for value in made if value.name and not value.is_graph_output()]
+    for value in compared:
+        tap.give_out(value, f"{value.name}{OWN}")
     rounded = {str(value.name) for value, node in made.items() if node.op_type in ROUNDING}
-    return _Tape([str(node.name) for node in kernels], list(given), compared, rounded)
-
-
-def _expose(model: ir.Model, names: list[str], suffix: str) -> None:
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    for name in names:
-        source = values[name]
-        copy = ir.node("Identity", [source])
-        copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = f"{name}{suffix}", source.type, source.shape
-        model.graph.insert_after(source.producer(), copy)  # type: ignore[arg-type]
-        model.graph.outputs.append(copy.outputs[0])
+    names = [str(value.name) for value in compared]
+    return _Tape([str(node.name) for node in kernels], list(tap.injected), names, rounded)

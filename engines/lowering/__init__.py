@@ -10,14 +10,14 @@ from piston.engines.lowering.integer_matmul import IntegerMatMulPass
 from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
 from piston.engines.lowering.pack_linears import PackLinearsPass
 from piston.engines.lowering.packed_qkv import PackedQkvPass
-from piston.engines.lowering.pattern import MICROSOFT
 from piston.engines.lowering.quantize_head import QuantizeHeadPass
 from piston.engines.lowering.skip_norm import SkipNormPass
 from piston.engines.lowering.tied_head import TiedHeadPass
 from piston.engines.lowering.trim_rotary import TrimRotaryPass
 from piston.engines.lowering.ungroup_heads import UngroupHeadsPass
 from piston.engines.lowering.unsigned_activations import UnsignedActivationsPass
-from piston.engines.lowering.upcast import Float32Pass
+from piston.graph.pattern import MICROSOFT
+from piston.graph.upcast import Float32Pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

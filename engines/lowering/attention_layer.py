@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import float_attribute, int_attribute, is_weight, producer, static_dims
-from piston.engines.lowering.quantized import CacheRounding, cache_rounding
 from piston.engines.lowering.window_mask import window_of
+from piston.graph.pattern import float_attribute, int_attribute, is_weight, producer, static_dims
+from piston.graph.qdq import CacheRounding, cache_rounding
 
 RANK = 4  # [batch, heads, seq, head_dim]
 HEAD_DIM_UNIT, ROTARY_HEAD_DIM_UNIT, TABLE_UNIT = 8, 16, 8

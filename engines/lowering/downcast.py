@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.core.errors import EngineError, ParityError
-from piston.engines.lowering.pattern import static_dims, tidy
+from piston.graph.pattern import static_dims, tidy
 
 TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 NUMPY = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import float_attribute, sole_consumer
+from piston.graph.pattern import float_attribute, sole_consumer
 
 
 def gated_products(mul: ir.Node, fits: Callable[[ir.Node], bool]) -> tuple[ir.Node, ir.Node] | None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from piston.engines.lowering.attention_layer import AttentionLayer, UnfitError, attention_layer
 from piston.engines.lowering.merged_heads import is_head_swap, merged_heads
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     MICROSOFT,
     constant_ints,
     dims_of,
@@ -23,8 +23,8 @@ from piston.engines.lowering.pattern import (
     sole_consumer,
     tidy,
 )
-from piston.engines.lowering.quantized import CacheRounding
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.qdq import CacheRounding
+from piston.graph.weight import derived_weight
 
 SCALES_AT = 12  # the kernel's inputs k_scale and v_scale
 TOTAL = "total_sequence_length"

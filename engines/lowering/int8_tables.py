@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.engines.lowering.matmul_nbits import ACCURACY_LEVEL, BLOCKS
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     MICROSOFT,
     constant_ints,
     emit,
@@ -24,7 +24,7 @@ from piston.engines.lowering.pattern import (
     static_dims,
     tidy,
 )
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.weight import derived_weight
 
 RANK = 2
 MIDDLE = 128

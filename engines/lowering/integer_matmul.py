@@ -7,8 +7,8 @@ word (facts 6.4); a node that is written down cannot miss. It takes the bias too
 import onnx_ir as ir
 
 from piston.engines.lowering.linear import Linear, linear_of
-from piston.engines.lowering.pattern import MICROSOFT, emit, replace, tidy
-from piston.engines.lowering.quantized import ActivationPair, activation_pair
+from piston.graph.pattern import MICROSOFT, emit, replace, tidy
+from piston.graph.qdq import ActivationPair, activation_pair
 
 WEIGHT_BITS = 8
 

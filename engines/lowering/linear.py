@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import is_weight, sole_consumer, static_dims
-from piston.engines.lowering.quantized import QuantizedWeight, quantized_weight
+from piston.graph.pattern import is_weight, sole_consumer, static_dims
+from piston.graph.qdq import QuantizedWeight, quantized_weight
 
 
 @dataclass(frozen=True, slots=True)

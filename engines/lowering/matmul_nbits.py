@@ -11,9 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.engines.lowering.linear import Linear, linear_of
-from piston.engines.lowering.pattern import MICROSOFT, emit, graph_of, replace, static_dims, tidy
-from piston.engines.lowering.quantized import QuantizedWeight
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.pattern import MICROSOFT, emit, graph_of, replace, static_dims, tidy
+from piston.graph.qdq import QuantizedWeight
+from piston.graph.weight import derived_weight
 
 ACCURACY_LEVEL = 4
 # One scale a channel is repeated over the first of these blocks that leaves no rest, or over the first: padding would

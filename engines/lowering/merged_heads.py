@@ -6,7 +6,7 @@ and over what commutes with it, finds the original instead of transposing twice.
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     constant_ints,
     dims_of,
     emit,

@@ -14,12 +14,12 @@ from piston.engines.lowering.int8_tables import Int8TablesPass
 from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
 from piston.engines.lowering.pack_linears import PackLinearsPass
 from piston.engines.lowering.packed_qkv import PackedQkvPass
-from piston.engines.lowering.quantized import activation_pair, cache_rounding
 from piston.engines.lowering.skip_norm import SkipNormPass
 from piston.engines.lowering.tied_head import TiedHeadPass
 from piston.engines.lowering.trim_rotary import TrimRotaryPass
 from piston.engines.lowering.ungroup_heads import UngroupHeadsPass
-from piston.engines.lowering.upcast import Float32Pass
+from piston.graph.qdq import activation_pair, cache_rounding
+from piston.graph.upcast import Float32Pass
 
 DTYPE: StateType = "float16"
 

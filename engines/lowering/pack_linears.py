@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.engines.lowering.linear import Linear, linear_behind, linears_on
-from piston.engines.lowering.pattern import constant_ints, dims_of, emit, graph_of, replace, static_dims, tidy
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.pattern import constant_ints, dims_of, emit, graph_of, replace, static_dims, tidy
+from piston.graph.weight import derived_weight
 
 TRANSPARENT = {"Reshape", "Squeeze", "RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Mul"}
 

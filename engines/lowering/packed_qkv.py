@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import MICROSOFT, constants, int_attribute, producer, static_dims, tidy
+from piston.graph.pattern import MICROSOFT, constants, int_attribute, producer, static_dims, tidy
 
 
 class PackedQkvPass(ir.passes.InPlacePass):

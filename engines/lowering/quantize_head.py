@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.engines.lowering.pattern import emit, is_weight, producer, replace, static_dims, tidy
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.pattern import emit, is_weight, producer, replace, static_dims, tidy
+from piston.graph.weight import derived_weight
 
 LARGEST = 127
 # Inputs that share a scale, and activations that are rounded together by the kernel: the smaller, the less noise. For a

@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     MICROSOFT,
     emit,
     float_attribute,

@@ -6,7 +6,7 @@ layout (1.32, 49152 x 576, one row and 512 rows: no difference), so the copy wou
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import MICROSOFT, emit, is_weight, producer, replace, tidy
+from piston.graph.pattern import MICROSOFT, emit, is_weight, producer, replace, tidy
 
 
 class TiedHeadPass(ir.passes.InPlacePass):

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import MICROSOFT, is_weight, static_dims, tidy
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.pattern import MICROSOFT, is_weight, static_dims, tidy
+from piston.graph.weight import derived_weight
 
 TABLES = {("", "RotaryEmbedding"): (1, 2), (MICROSOFT, "GroupQueryAttention"): (7, 8)}
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from piston.engines.lowering.linear import Linear, linear_behind
 from piston.engines.lowering.merged_heads import is_head_swap
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     constant_ints,
     dims_of,
     emit,
@@ -19,7 +19,7 @@ from piston.engines.lowering.pattern import (
     static_dims,
     tidy,
 )
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.weight import derived_weight
 
 PARTS, RANK = 3, 4
 

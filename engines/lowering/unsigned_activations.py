@@ -3,8 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import constant, tidy
-from piston.engines.lowering.quantized import activation_pair
+from piston.graph.pattern import constant, tidy
+from piston.graph.qdq import activation_pair
 
 ZERO_POINT = "uint8.128"
 

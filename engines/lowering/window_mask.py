@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from piston.core.bundle.interface import is_past
-from piston.engines.lowering.pattern import constants, int_attribute, is_constants, producer
+from piston.graph.pattern import constants, int_attribute, is_constants, producer
 
 CACHE_AXIS = 2  # of [batch, kv_heads, capacity, head_dim]
 

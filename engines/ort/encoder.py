@@ -20,8 +20,8 @@ from piston.engines.lowering.integer_matmul import IntegerMatMulPass
 from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
 from piston.engines.lowering.pack_linears import PackLinearsPass
 from piston.engines.lowering.unsigned_activations import UnsignedActivationsPass
-from piston.engines.lowering.upcast import Float32Pass
 from piston.engines.ort.cpu_graph import count_operators, save_optimized
+from piston.graph.upcast import Float32Pass
 
 
 def lower_encoder(model: ir.Model) -> None:

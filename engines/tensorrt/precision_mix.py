@@ -6,9 +6,9 @@ Networks are strongly typed, so the compiler multiplies in these types; which ke
 import onnx_ir as ir
 
 from piston.engines.linear_work import LinearWork, Product, counted
-from piston.engines.lowering.pattern import producer, static_dims
 from piston.engines.lowering.quantize_head import head_of
-from piston.engines.lowering.quantized import BITS
+from piston.graph.pattern import producer, static_dims
+from piston.graph.qdq import BITS
 
 RANK = 2
 

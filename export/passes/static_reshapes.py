@@ -4,6 +4,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from piston.graph.pattern import initializer
+
 
 class StaticReshapesPass(ir.passes.InPlacePass):
     """Applies where the leading dynamic dimensions are kept and all others are known. Values are unchanged."""
@@ -17,9 +19,7 @@ class StaticReshapesPass(ir.passes.InPlacePass):
                 continue
             if shape not in constants:
                 name = "shape." + "_".join(map(str, shape))
-                value = ir.Value(name=name, const_value=ir.tensor(np.array(shape, np.int64), name=name))
-                model.graph.register_initializer(value)
-                constants[shape] = value
+                constants[shape] = initializer(model.graph, name, np.array(shape, np.int64))
             node.replace_input_with(1, constants[shape])
             node.attributes.pop("allowzero", None)  # zero now means: as in the input
             modified = True

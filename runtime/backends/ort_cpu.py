@@ -14,6 +14,7 @@ from piston.core.errors import EngineError, MisuseError
 from piston.runtime.backends.buffers import Buffers
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
+from piston.runtime.backends.ort_run import Run, RunHook
 from piston.runtime.backends.session import OrtOptions, agree, open_session, translated
 
 CACHE_ITEMS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
@@ -29,7 +30,13 @@ class OrtEngine:
     """An engine on ONNX Runtime: prefill runs on one slot's part of the cache, a decode step on all its rows at once.
 
     A step's binding is reused. This needs a cache in host memory: inputs on a device are copied when they are bound.
+
+    Attributes:
+        around_run: called in place of every run of the session, to give it more inputs and fetch more outputs; see
+            piston.runtime.backends.ort_run.
     """
+
+    around_run: RunHook | None = None
 
     def __init__(self, session: Any, cache: KVCache, chunk: int = PREFILL_CHUNK, run_options: Any = None) -> None:
         num_slots, capacity = cache.num_slots, cache.capacity
@@ -144,6 +151,12 @@ class OrtEngine:
         return binding
 
     def _run(self, binding: Any) -> None:
+        if self.around_run is None:
+            self._execute(binding)
+        else:
+            self.around_run(Run(binding, self._execute, self.cache))
+
+    def _execute(self, binding: Any) -> None:
         with translated("running a step"):
             self._session.run_with_iobinding(binding, self._run_options)
 

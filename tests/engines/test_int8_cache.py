@@ -12,7 +12,7 @@ from piston.core.errors import EngineError, ParityError
 from piston.engines import build
 from piston.engines.equivalence.activation_injection import add_activation_outputs
 from piston.engines.equivalence.answers import check_parity
-from piston.engines.equivalence.int8_cache_lockstep import RecordingCacheEngine
+from piston.engines.equivalence.int8_cache_lockstep import CacheTape
 from piston.engines.ort.cpu_graph import build_ort
 from piston.runtime import SamplingParams, load
 from piston.runtime.backends.ort_cpu import OrtEngine
@@ -148,14 +148,15 @@ def test_a_window_off_by_one_is_found_with_codes_that_all_agree(engines, tmp_pat
 
 
 def test_codes_that_are_one_too_high_are_found(engines, monkeypatch, tmp_path):
-    run = RecordingCacheEngine._run
+    record = CacheTape.record
 
-    def run_and_change(engine, binding):
-        run(engine, binding)
-        engine.tape.caches[-1][3][0, 0, 0] += 1
-        engine.cache.arrays[3][0, 0, 0] += 1
+    def record_and_change(tape, run):
+        given = record(tape, run)
+        given["present.1.value"][0, 0, 0] += 1
+        run.cache.arrays[3][0, 0, 0] += 1
+        return given
 
-    monkeypatch.setattr(RecordingCacheEngine, "_run", run_and_change)
+    monkeypatch.setattr(CacheTape, "record", record_and_change)
     with pytest.raises(ParityError, match=r"a code of present\.1\.value"):
         prove_broken(engines, "llama", False, tmp_path, lambda node: None)
 

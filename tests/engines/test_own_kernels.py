@@ -206,15 +206,20 @@ def test_a_cache_scale_half_a_per_cent_off_is_found(int8_cached, tmp_path, schem
 
 
 def test_a_code_beside_the_one_that_a_value_is_rounded_to_is_found(int8_cached, monkeypatch):
-    caches_of = prove_replaced_module._caches
+    replay = prove_replaced_module._Tape.replay
 
-    def one_higher(engine, binding):
-        caches = caches_of(engine, binding)
-        if isinstance(engine, prove_replaced_module._Kernels):
+    def replay_one_higher(tape, run, given):
+        states = run.states
+
+        def one_higher():
+            caches = states()
             caches["present.1.value"][0, 0, 0] += 1
-        return caches
+            return caches
 
-    monkeypatch.setattr(prove_replaced_module, "_caches", one_higher)
+        run.states = one_higher
+        replay(tape, run, given)
+
+    monkeypatch.setattr(prove_replaced_module._Tape, "replay", replay_one_higher)
     plain, own, cache = int8_cached["fp"]
     with pytest.raises(ParityError, match=r"at present\.1\.value: a code is"):
         check_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     constant,
     constants,
     graph_of,
@@ -16,7 +16,7 @@ from piston.engines.lowering.pattern import (
     sole_consumer,
     static_dims,
 )
-from piston.engines.lowering.quantized import activation_pair, is_remainder
+from piston.graph.qdq import activation_pair, is_remainder
 
 ZERO_POINT = 128
 MOST_OUTLIERS = 256  # more inputs in float are a linear layer of their own, for a kernel that multiplies by blocks

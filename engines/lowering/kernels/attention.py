@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from piston.engines.lowering.kernels.addends import codes_reader
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     MICROSOFT,
     dims_of,
     emit,
@@ -15,7 +15,7 @@ from piston.engines.lowering.pattern import (
     replace,
     static_dims,
 )
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.weight import derived_weight
 
 HEAD_STEP = 32  # head_dim must be a multiple
 HEADS, PAST, LENGTHS, ROTARY, SCALES = slice(0, 3), slice(3, 5), 5, slice(7, 9), slice(12, 14)

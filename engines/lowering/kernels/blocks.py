@@ -12,8 +12,8 @@ from piston.engines.lowering.gated import gated_products
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
 from piston.engines.lowering.kernels.linear import INPUTS, OUTPUTS
 from piston.engines.lowering.matmul_nbits import ACCURACY_LEVEL
-from piston.engines.lowering.pattern import MICROSOFT, emit, graph_of, int_attribute, replace
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.pattern import MICROSOFT, emit, graph_of, int_attribute, replace
+from piston.graph.weight import derived_weight
 
 ROUNDING = (
     "BlockLinear",

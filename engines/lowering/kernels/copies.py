@@ -7,7 +7,7 @@ kernels round anyway, the two nodes would cost as much time as writing and readi
 import onnx_ir as ir
 
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
-from piston.engines.lowering.pattern import emit, int_attribute, producer, replace, static_dims
+from piston.graph.pattern import emit, int_attribute, producer, replace, static_dims
 
 SPLIT = {"BlockLinear": "SplitBlockLinear", "GatedBlockLinear": "SplitGatedBlockLinear"}
 MOST_BLOCK = 256

@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import tidy
+from piston.graph.pattern import tidy
 
 KERNELS = "piston"  # the operators' domain
 

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from piston.engines.lowering.gated import gated_products
 from piston.engines.lowering.kernels.addends import ZERO_POINT, beside, codes_of, is_beside, ratio_of
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     MICROSOFT,
+    array_of,
     constant,
     constants,
     dims_of,
@@ -20,7 +21,7 @@ from piston.engines.lowering.pattern import (
     replace,
     static_dims,
 )
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.weight import derived_weight
 
 OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
 BIAS = 6  # where MatMulIntegerToFloat has it
@@ -140,7 +141,7 @@ def offsets(product: ir.Node) -> ir.Value:
     """What zero point 128 adds to each output's sum."""
     weight = product.inputs[1]
     assert weight is not None
-    array = ZERO_POINT * _array(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
+    array = ZERO_POINT * array_of(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
     return constant(graph_of(product), f"{weight.name}.offset", array)
 
 
@@ -149,14 +150,8 @@ def scales(product: ir.Node) -> ir.Value:
     weight, activation, columns = product.inputs[1], product.inputs[2], product.inputs[3]
     assert weight is not None
     assert activation is not None
-    array = _array(activation).reshape(-1) * np.broadcast_to(_array(columns), (static_dims(weight)[1],))
+    array = array_of(activation).reshape(-1) * np.broadcast_to(array_of(columns), (static_dims(weight)[1],))
     return constant(graph_of(product), f"{weight.name}.{activation.name}.scale", array.astype(np.float32))
-
-
-def _array(value: ir.Value | None) -> np.ndarray:
-    assert value is not None
-    assert value.const_value is not None
-    return np.asarray(value.const_value.numpy())
 
 
 def _tiles(weight: np.ndarray) -> np.ndarray:

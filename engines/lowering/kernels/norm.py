@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from piston.engines.lowering.kernels.addends import codes_reader
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
-from piston.engines.lowering.pattern import (
+from piston.graph.pattern import (
     MICROSOFT,
     dims_of,
     emit,

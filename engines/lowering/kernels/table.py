@@ -6,7 +6,7 @@ import onnx_ir as ir
 from piston.engines.lowering.kernels.blocks import BYTE, block_size, fits, tiled_weights, tiles
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
 from piston.engines.lowering.kernels.linear import INPUTS, OUTPUTS
-from piston.engines.lowering.pattern import emit, graph_of, int_attribute, replace, static_dims
+from piston.graph.pattern import emit, graph_of, int_attribute, replace, static_dims
 
 
 class KernelTablePass(KernelPass):

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
-from piston.engines.equivalence.activation_injection import GIVEN, OWN, injectable, largest_of
+from piston.engines.equivalence.activation_injection import check_known, injectable, largest_of
 from piston.engines.equivalence.rounding_noise import slack_of
 from piston.engines.lowering.downcast import LARGEST, Float16RangeError
-from piston.engines.lowering.quantized import Remainder, remainders
 from piston.engines.tensorrt.equivalence.attention_function import write_executable
 from piston.engines.tensorrt.equivalence.locate import exposed, first_to_differ
 from piston.engines.tensorrt.equivalence.lockstep import in_lockstep, stream_names
 from piston.engines.tensorrt.equivalence.sampling import Draw
 from piston.engines.tensorrt.equivalence.step_session import StepSession
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes
+from piston.graph.qdq import Remainder, remainders
+from piston.graph.tap import GIVEN, OWN, without_ending
 
 ROWS, STEPS = 3, 6
 PROMPT, CHUNKS, RAGGED, PADDED = 3, (5, 9), (4, 2, 3), 4
@@ -115,8 +116,7 @@ def _opened(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, pari
             opened, narrow = stack.enter_context(exposed(canonical, lowered))
         reference = StepSession(opened, cache, ROWS, sizes.capacity)
         engine = StepSession(path, cache, ROWS, sizes.capacity)
-        if lost := sorted(name for name in names if f"{name}{GIVEN}" not in reference.outputs):
-            raise ParityError(f"The lowered graph rounds {lost[0]}, which the canonical one does not.")
+        check_known(names, without_ending(reference.outputs, GIVEN))
         twice = remainders(ir.load(canonical).graph)
         parity.activations, parity.layers = len(codes), len(streams)
         yield _Pair(canonical, path, reference, engine, sizes, names, narrow, twice, parity)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.engines.tensorrt.equivalence.step_session import StepSession
+from piston.graph.tap import GraphTap, saved_beside
 
 Array = NDArray[Any]
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
@@ -58,15 +59,9 @@ def exposed(canonical: Path, lowered: Path) -> Iterator[tuple[Path, dict[str, st
         for output in node.outputs
         if output.name in shared and output.dtype == ir.DataType.FLOAT16
     }
-    given = {value.name for value in model.graph.outputs}
-    made = {str(output.name): output for node in model.graph for output in node.outputs}
-    model.graph.outputs.extend(made[name] for name in nodes if name not in given)
-    path = canonical.with_name(f"exposed.{canonical.name}")
-    ir.save(model, path)
-    try:
+    GraphTap(model, nodes)
+    with saved_beside(model, canonical, "exposed") as path:
         yield path, nodes
-    finally:
-        path.unlink()
 
 
 def _described(node: ir.Node) -> str:
@@ -89,12 +84,6 @@ def _values(
     path: Path, names: list[str], session: StepSession, feed: Mapping[str, Array], rows: tuple[int, int]
 ) -> dict[str, Array]:
     model = ir.load(path)
-    made = {str(output.name): output for node in model.graph for output in node.outputs}
-    given = {value.name for value in model.graph.outputs}
-    model.graph.outputs.extend(made[name] for name in names if name not in given)
-    wide = path.with_name(f"located.{path.name}")
-    ir.save(model, wide)
-    try:
+    GraphTap(model, names)
+    with saved_beside(model, path, "located") as wide:
         return session.reopened(wide).run(feed, *rows)
-    finally:
-        wide.unlink()

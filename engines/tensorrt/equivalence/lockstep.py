@@ -13,21 +13,22 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from piston.engines.equivalence.activation_injection import GIVEN, OWN
+from piston.graph.tap import GIVEN, OWN, GraphTap, saved_beside
 
 STREAM = re.compile(r"layers\.\d+\.output")
 
 
 def stream_names(path: Path) -> list[str]:
     """The residual stream after each layer, as the exporter names it."""
-    return [str(output.name) for node in ir.load(path).graph for output in node.outputs if _is_stream(output)]
+    return _streams(GraphTap(ir.load(path)))
 
 
 def write_exposed(canonical: Path, out: Path) -> Path:
     """Write out/model.onnx, the canonical graph with every stream as an output `<name>.given`."""
     model = ir.load(canonical)
-    for value in [output for node in model.graph for output in node.outputs if _is_stream(output)]:
-        _copy_out(model.graph, value, GIVEN)
+    tap = GraphTap(model)
+    for name in _streams(tap):
+        tap.give_out(tap.values[name], f"{name}{GIVEN}")
     out.mkdir()
     for data in {item.const_value.location for item in _external(model)}:  # type: ignore[union-attr]
         shutil.copyfile(canonical.with_name(data), out / data)  # onnx_ir refuses links, as it should
@@ -42,33 +43,16 @@ def in_lockstep(lowered: Path, names: list[str]) -> Iterator[Path]:
         yield lowered
         return
     model = ir.load(lowered)
-    graph = model.graph
-    values = {str(output.name): output for node in graph for output in node.outputs}
+    tap = GraphTap(model)
     for name in names:
-        value = values[name]
-        given = ir.Value(name=f"{name}{GIVEN}", type=value.type, shape=value.shape)
-        value.replace_all_uses_with(given)
-        graph.inputs.append(given)
-        _copy_out(graph, value, OWN)
-    path = lowered.with_name("lockstep.onnx")
-    ir.save(model, path)
-    try:
+        tap.inject(tap.values[name], name)
+        tap.give_out(tap.values[name], f"{name}{OWN}")
+    with saved_beside(model, lowered, "lockstep") as path:
         yield path
-    finally:
-        path.unlink()
 
 
-def _is_stream(value: ir.Value) -> bool:
-    return STREAM.fullmatch(value.name or "") is not None
-
-
-def _copy_out(graph: ir.Graph, value: ir.Value, suffix: str) -> None:
-    node = value.producer()
-    assert node is not None
-    copy = ir.node("Identity", [value], name=f"{value.name}{suffix}")
-    copy.outputs[0].name, copy.outputs[0].shape, copy.outputs[0].type = copy.name, value.shape, value.type
-    graph.insert_after(node, copy)
-    graph.outputs.append(copy.outputs[0])
+def _streams(tap: GraphTap) -> list[str]:
+    return [name for name in tap.values if STREAM.fullmatch(name)]
 
 
 def _external(model: ir.Model) -> list[ir.Value]:

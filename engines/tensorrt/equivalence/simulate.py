@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import static_dims
+from piston.graph.upcast import upcast
 
 NARROW, WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
@@ -23,30 +23,12 @@ def write_simulated(lowered: Path, out: Path) -> Path:
         for output in node.outputs
         if output.dtype == NARROW and node.op_type not in {"Reshape", "Transpose"}
     ]
-    for value in (*graph.inputs, *graph.initializers.values(), *(item for node in graph for item in node.outputs)):
-        if value.dtype == NARROW:
-            _widen(value)
-    for node in graph:
-        to = node.attributes.get("to") if node.op_type == "Cast" else None
-        if to is not None and to.as_int() == NARROW:
-            node.attributes["to"] = ir.AttrInt64("to", int(WIDE))
+    upcast(graph, {NARROW})
     for value in narrow:
         _round(graph, value)
     out.mkdir()
     ir.save(model, out / lowered.name, external_data=f"{lowered.name}.data")
     return out / lowered.name
-
-
-def _widen(value: ir.Value) -> None:
-    tensor = value.const_value
-    value.type = ir.TensorType(WIDE)
-    if tensor is None:
-        return
-
-    def evaluate() -> ir.TensorProtocol:
-        return ir.tensor(tensor.numpy().astype("float32"), name=value.name)
-
-    value.const_value = ir.LazyTensor(evaluate, dtype=WIDE, shape=ir.Shape(static_dims(value)), name=value.name)
 
 
 def _round(graph: ir.Graph, value: ir.Value) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec, is_present
+from piston.runtime.backends.ort_run import bind_state, fetch
 from piston.runtime.backends.session import OrtOptions, open_session, translated
 
 Array = NDArray[Any]
@@ -62,14 +63,8 @@ class StepSession:
                     given = np.ascontiguousarray(array, self.types[name])
                 binding.bind_cpu_input(name, given)
         for state, cache in self.caches:
-            part = cache[low:high]
-            bound = ("cpu", 0, cache.dtype.type, list(part.shape), part.ctypes.data)
-            binding.bind_input(state.input, *bound)
-            binding.bind_output(state.output, *bound)
+            bind_state(binding, state, cache[low:high])
         wanted = [name for name in self.outputs if not is_present(name)]
-        for name in wanted:
-            binding.bind_output(name, "cpu")
         with translated("proving a graph for TensorRT"):
-            self._session.run_with_iobinding(binding)
-        found = binding.get_outputs()[len(self.caches) :]
-        return {name: value.numpy().copy() for name, value in zip(wanted, found, strict=True)}
+            found = fetch(self._session.run_with_iobinding, binding, wanted)
+        return {name: array.copy() for name, array in zip(wanted, found, strict=True)}

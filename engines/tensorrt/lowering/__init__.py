@@ -8,14 +8,14 @@ import onnx_ir as ir
 from piston.core.bundle.interface import CacheSpec, StateType, is_present, past_of
 from piston.core.errors import EngineError
 from piston.engines.lowering.downcast import DowncastPass
-from piston.engines.lowering.quantized import activation_pair, cache_rounding, quantized_weight
 from piston.engines.lowering.trim_rotary import TrimRotaryPass
-from piston.engines.lowering.upcast import Float32Pass
 from piston.engines.tensorrt.lowering.next_step import NextStepPass
 from piston.engines.tensorrt.lowering.sampling_head import MAX_TOP_K, SamplingHeadPass, vocab_size
 from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
 from piston.engines.tensorrt.lowering.trt_attention import TrtAttentionPass
 from piston.engines.tensorrt.lowering.whole_blocks import WholeBlocksPass
+from piston.graph.qdq import activation_pair, cache_rounding, quantized_weight
+from piston.graph.upcast import Float32Pass
 from piston.runtime.backends.tensorrt.interface import CHUNK
 
 ROW_UNIT = 256  # bytes: TensorRT's kernels read tensors from addresses that are multiples of it

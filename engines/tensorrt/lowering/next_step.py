@@ -3,6 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
+from piston.graph.pattern import constant
+
 ONE, LAST = "one.int64", "last.position"
 
 
@@ -22,16 +24,16 @@ class NextStepPass(ir.passes.InPlacePass):
         graph = model.graph
         inputs = {value.name: value for value in graph.inputs}
         batch, kept = inputs["logits_positions"].shape  # type: ignore[misc]
-        one, last = constant(graph, ONE, 1), constant(graph, LAST, self.max_length - 1)
+        one, last = numbers(graph, ONE, 1), numbers(graph, LAST, self.max_length - 1)
         index = append(
-            graph, "Unsqueeze", [inputs["logits_positions"], constant(graph, "axis.-1", [-1])], (batch, kept, 1)
+            graph, "Unsqueeze", [inputs["logits_positions"], numbers(graph, "axis.-1", [-1])], (batch, kept, 1)
         )
         current = append(graph, "GatherND", [inputs["position_ids"], index], (batch, kept), {"batch_dims": 1})
         current.name = "positions"
         later = append(graph, "Add", [current, one], (batch, kept))
         position = append(graph, "Min", [later, last], (batch, kept), output="next.position_ids")
         ends = [
-            constant(graph, name, [element]) for name, element in (("axis.-1", -1), ("end", 2**31 - 1), ("axis.1", 1))
+            numbers(graph, name, [element]) for name, element in (("axis.-1", -1), ("end", 2**31 - 1), ("axis.1", 1))
         ]
         tail = append(graph, "Slice", [position, *ends], (batch, 1))
         slot = append(graph, "Squeeze", [tail, ends[-1]], (batch,), output="next.write_indices")
@@ -39,13 +41,9 @@ class NextStepPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def constant(graph: ir.Graph, name: str, elements: object, dtype: type = np.int64) -> ir.Value:
+def numbers(graph: ir.Graph, name: str, elements: object, dtype: type = np.int64) -> ir.Value:
     """An initializer, shared by name."""
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.array(elements, dtype), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)  # type: ignore[arg-type]
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    return constant(graph, name, np.array(elements, dtype))
 
 
 def append(  # noqa: PLR0913

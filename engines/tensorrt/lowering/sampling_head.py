@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.core.bundle.interface import is_past
-from piston.engines.tensorrt.lowering.next_step import append, constant
+from piston.engines.tensorrt.lowering.next_step import append, numbers
 
 MAX_TOP_K = 64
 LARGEST = float(np.finfo(np.float32).max)
@@ -75,13 +75,13 @@ class _Head:
         positions = next(node.outputs[0] for node in self.graph if node.outputs[0].name == "positions")
         uniform = append(self.graph, "GatherElements", [given["uniforms"], positions], self.rows, {"axis": 1}, FLOAT)
         drawn = self._draw(weights, ids, self._unsqueezed(uniform, 2, (*self.rows, 1)))
-        greedy = append(self.graph, "Gather", [ids, constant(self.graph, "first", 0)], self.rows, {"axis": 2})
+        greedy = append(self.graph, "Gather", [ids, numbers(self.graph, "first", 0)], self.rows, {"axis": 2})
         warm = self._warm(given["temperature"])
         append(self.graph, "Where", [warm, drawn, greedy], self.rows, output="next.input_ids")
 
     def _top(self, logits: Value) -> tuple[Value, Value]:
         dims = (*self.rows, self.num)
-        count = constant(self.graph, "num.candidates", [self.num])
+        count = numbers(self.graph, "num.candidates", [self.num])
         node = ir.node("TopK", [logits, count], {"axis": -1}, num_outputs=2, name="next/TopK")
         self.graph.append(node)
         for value, name, dtype in zip(node.outputs, ("candidates", "ids"), (FLOAT, INT64), strict=True):
@@ -93,7 +93,7 @@ class _Head:
         tiny, dims = self._float("tiny", TINY), (self.rows[0], 1, 1)
         divisor = append(self.graph, "Max", [given["temperature"], tiny], dims, dtype=FLOAT)
         scaled = self._do("Div", [self._do("Sub", [candidates, self._reduce("ReduceMax", candidates)]), divisor])
-        rank = constant(self.graph, "candidate.rank", np.arange(self.num))
+        rank = numbers(self.graph, "candidate.rank", np.arange(self.num))
         among = self._do("Less", [rank, given["top_k"]], dtype=BOOL)
         kth = self._reduce("ReduceMin", self._do("Where", [among, scaled, self._float("largest", LARGEST)]))
         weights = self._kept(self._do("GreaterOrEqual", [scaled, kth], dtype=BOOL), self._do("Exp", [scaled]))
@@ -101,7 +101,7 @@ class _Head:
         before = append(
             self.graph,
             "CumSum",
-            [share, constant(self.graph, "axis.2", 2)],
+            [share, numbers(self.graph, "axis.2", 2)],
             (*self.rows, self.num),
             {"exclusive": 1},
             FLOAT,
@@ -115,7 +115,7 @@ class _Head:
         not_after = append(self.graph, "LessOrEqual", [column, row], square, dtype=BOOL)
         spread = self._unsqueezed(weights, 2, square)
         summed = append(self.graph, "Where", [not_after, spread, self._float("zero", 0)], square, dtype=FLOAT)
-        axes = constant(self.graph, "axes.3", [3])
+        axes = numbers(self.graph, "axes.3", [3])
         below = append(self.graph, "ReduceSum", [summed, axes], (*self.rows, self.num), {"keepdims": 0}, FLOAT)
         point = self._do("Mul", [uniform, self._reduce("ReduceMax", below)], last=1)
         beyond = self._do("Greater", [below, point], dtype=BOOL)
@@ -123,7 +123,7 @@ class _Head:
         eligible = self._do("And", [beyond, possible], dtype=BOOL)
         as_floats = append(self.graph, "Cast", [ids], (*self.rows, self.num), {"to": int(FLOAT)}, FLOAT)
         left = self._do("Where", [eligible, as_floats, self._float("largest", LARGEST)])
-        axes = constant(self.graph, "axes.2", [2])
+        axes = numbers(self.graph, "axes.2", [2])
         lowest = append(self.graph, "ReduceMin", [left, axes], self.rows, {"keepdims": 0}, FLOAT)
         return append(self.graph, "Cast", [lowest], self.rows, {"to": int(INT64)})
 
@@ -136,7 +136,7 @@ class _Head:
         return self._do("Where", [condition, weights, self._float("zero", 0)])
 
     def _per_row(self, value: Value) -> Value:
-        axes = constant(self.graph, "axes.1_2", [1, 2])
+        axes = numbers(self.graph, "axes.1_2", [1, 2])
         assert value.dtype is not None
         return append(self.graph, "Unsqueeze", [value, axes], (self.rows[0], 1, 1), dtype=value.dtype)
 
@@ -144,16 +144,16 @@ class _Head:
         self, value: Value, axis: int, dims: tuple[int | ir.SymbolicDim, ...], dtype: ir.DataType = FLOAT
     ) -> Value:
         dims = tuple(1 if index == axis else dim for index, dim in enumerate(dims))
-        return append(self.graph, "Unsqueeze", [value, constant(self.graph, f"axes.{axis}", [axis])], dims, dtype=dtype)
+        return append(self.graph, "Unsqueeze", [value, numbers(self.graph, f"axes.{axis}", [axis])], dims, dtype=dtype)
 
     def _do(self, op_type: str, inputs: list[Value | None], *, last: int = 0, dtype: ir.DataType = FLOAT) -> Value:
         return append(self.graph, op_type, inputs, (*self.rows, last or self.num), dtype=dtype)
 
     def _reduce(self, op_type: str, value: Value) -> Value:
-        return append(self.graph, op_type, [value, constant(self.graph, "axes.2", [2])], (*self.rows, 1), dtype=FLOAT)
+        return append(self.graph, op_type, [value, numbers(self.graph, "axes.2", [2])], (*self.rows, 1), dtype=FLOAT)
 
     def _float(self, name: str, value: float) -> Value:
-        return constant(self.graph, f"{name}.float32", value, np.float32)
+        return numbers(self.graph, f"{name}.float32", value, np.float32)
 
 
 def _input(graph: ir.Graph, name: str, dtype: ir.DataType, dims: tuple[int | str | ir.SymbolicDim, ...]) -> Value:

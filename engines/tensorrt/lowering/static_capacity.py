@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.core.bundle.interface import is_past, is_present
-from piston.engines.lowering.pattern import constants, int_attribute, producer, tidy
+from piston.graph.pattern import constant, constants, int_attribute, producer, tidy
 
 CAPACITY_AXIS = 2  # of [batch, kv_heads, capacity, head_dim]
 SLOTS = "cache.slots"
@@ -62,8 +62,4 @@ def _is_cache(value: ir.Value | None) -> bool:
 
 
 def _slots(graph: ir.Graph, capacity: int) -> ir.Value:
-    if SLOTS not in graph.initializers:
-        tensor = ir.tensor(np.arange(capacity, dtype=np.int64), name=SLOTS)
-        value = ir.Value(name=SLOTS, type=ir.TensorType(tensor.dtype), shape=ir.Shape([capacity]), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[SLOTS]
+    return constant(graph, SLOTS, np.arange(capacity, dtype=np.int64))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.core.errors import EngineError
-from piston.engines.lowering.pattern import emit, float_attribute, int_attribute, replace, static_dims, tidy
+from piston.graph.pattern import emit, float_attribute, graph_of, initializer, int_attribute, replace, static_dims, tidy
 
 DOMAIN, ATTENTION = "trt", "TRT_Attention"
 FORMS = {"query_form": "padded_bhnd", "kv_form": "padded_bhnd"}
@@ -63,7 +63,9 @@ def _rewrite(node: ir.Node) -> None:
     query, key, value, mask, *_ = [*node.inputs, None][:4]
     assert query is not None
     head_dim = static_dims(query)[3]
-    scaled = emit(node, "Mul", [query, _scale(node, float_attribute(node, "scale", head_dim**-0.5))], like=query)
+    factor = np.array(float_attribute(node, "scale", head_dim**-0.5), np.float32)
+    scale = initializer(graph_of(node), f"{node.name}.scale", factor)
+    scaled = emit(node, "Mul", [query, scale], like=query)
     lengths = node.graph.inputs  # type: ignore[union-attr]
     kv_lengths = next(item for item in lengths if item.name == "kv_lengths")
     inputs = [scaled.outputs[0], key, value, mask] if mask is not None else [
@@ -72,12 +74,3 @@ def _rewrite(node: ir.Node) -> None:
     attributes = {"causal_kind": "none" if mask is not None else "lower_right", **FORMS}
     attention = emit(node, ATTENTION, inputs, attributes, domain=DOMAIN, like=node.outputs[0])
     replace(node.outputs[0], attention.outputs[0])
-
-
-def _scale(node: ir.Node, scale: float) -> ir.Value:
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    tensor = ir.tensor(np.array(scale, np.float32), name=f"{node.name}.scale")
-    value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([]), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import int_attribute, static_dims, tidy
-from piston.engines.lowering.weight import derived_weight
+from piston.graph.pattern import int_attribute, static_dims, tidy
+from piston.graph.weight import derived_weight
 
 
 class WholeBlocksPass(ir.passes.InPlacePass):

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 from onnx_text import assert_untouched, operators, parse, run
 
-from piston.engines.lowering.upcast import Float32Pass
+from piston.graph.upcast import Float32Pass
 
 TEXT = """
 g ({dtype}[batch, 4] x) => (float[batch, 3] logits, {dtype}[batch, 4] present)

@@ -1,4 +1,4 @@
-"""Small questions that every lowering asks of a graph, and one way to add a node to it."""
+"""Small questions that every rewrite asks of a graph, and one way to add a node or a constant to it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,6 +26,13 @@ def constants(value: ir.Value | None) -> list[float] | None:
     """The elements of a constant, flattened; None where `value` is computed. For scalars and shapes, not weights."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else [float(item) for item in np.asarray(tensor.numpy()).reshape(-1)]
+
+
+def array_of(value: ir.Value | None) -> np.ndarray:
+    """The elements of an initializer, in its shape and type."""
+    assert value is not None
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy())
 
 
 def is_constants(value: ir.Value | None, *expected: float) -> bool:
@@ -107,20 +114,20 @@ def emit(  # noqa: PLR0913
 
 def constant_ints(graph: ir.Graph, *elements: int) -> ir.Value:
     """An int64 initializer with these elements, shared by all who ask for the same."""
-    name = "ints." + "_".join(str(element) for element in elements)
-    if name not in graph.initializers:
-        value = ir.Value(name=name, const_value=ir.tensor(np.array(elements, np.int64), name=name))
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    return constant(graph, "ints." + "_".join(map(str, elements)), np.array(elements, np.int64))
 
 
 def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """An initializer, shared by all who ask for the name."""
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    return graph.initializers[name] if name in graph.initializers else initializer(graph, name, array)
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer; raises ValueError where the graph has one of that name."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:

@@ -1,6 +1,10 @@
-"""Explicit Q/DQ, recognised: weights that are codes and scales, and activations that pass through codes.
+"""Explicit Q/DQ, recognised and written: weights that are codes and scales, activations that pass through codes.
 
 Symmetric grids only, as the canonical graph has them; what is of another form is not recognised, and stays.
+
+Weights: DequantizeLinear(codes, scales) with axis 1 and one scale a channel, or axis 0 and block_size. Activations: one
+static per-tensor scale, one pair shared by all quantized readers. Keys and values: a pair before the TensorScatter;
+per channel, which QuantizeLinear has for one axis only, a pair of scale 1 between a Div and a Mul by the scales.
 """
 
 from dataclasses import dataclass
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from piston.engines.lowering.pattern import constants, int_attribute, is_weight, producer, static_dims
+from piston.graph.pattern import array_of, constants, initializer, int_attribute, is_weight, producer, static_dims
 
 BITS = {ir.DataType.INT8: 8, ir.DataType.INT4: 4}
 MIDDLE = {ir.DataType.INT8: 0.0, ir.DataType.UINT8: 128.0}  # the zero points of a symmetric grid
@@ -91,7 +95,7 @@ def quantized_weight(value: ir.Value | None) -> QuantizedWeight | None:
     codes, scales, zero_point = [*node.inputs, None][:3]
     if codes is None or scales is None or not is_weight(codes, RANK) or codes.dtype not in BITS:
         return None
-    if zero_point is not None and (not zero_point.is_initializer() or np.any(_array(zero_point))):
+    if zero_point is not None and (not zero_point.is_initializer() or np.any(array_of(zero_point))):
         return None
     rows, columns = static_dims(codes)
     block, axis = int_attribute(node, "block_size"), int_attribute(node, "axis", 1)
@@ -118,6 +122,12 @@ def activation_pair(value: ir.Value | None) -> ActivationPair | None:
     return ActivationPair(quantize, dequantize) if constants(zero_point) == [middle] and _is_scalar(scale) else None
 
 
+def quantizers(graph: ir.Graph) -> dict[str, ir.Node]:
+    """Every QuantizeLinear, in the order of the graph, by the name of its codes."""
+    found = (node for node in graph if node.op_type == "QuantizeLinear" and node.domain == "")
+    return {str(node.outputs[0].name): node for node in found}
+
+
 def is_remainder(node: ir.Node) -> bool:
     """Whether it subtracts from a value what its codes stand for, to give codes to what is left."""
     if node.op_type != "Sub" or node.domain:
@@ -141,11 +151,7 @@ def remainders(graph: ir.Graph) -> dict[str, Remainder]:
 
 
 def cache_rounding(value: ir.Value | None) -> CacheRounding | None:
-    """How `value` [batch, kv_heads, seq, head_dim] was rounded to INT8, if it was.
-
-    Per tensor, a symmetric INT8 pair; per channel, which QuantizeLinear has for one axis only, Div by the scales, a
-    pair of scale 1, and Mul by them.
-    """
+    """How `value` [batch, kv_heads, seq, head_dim] was rounded to INT8, if it was."""
     scaled = producer(value, "Mul")
     pair = activation_pair(value if scaled is None else scaled.inputs[0])
     if pair is None or pair.zero_point.dtype != ir.DataType.INT8:
@@ -160,14 +166,77 @@ def cache_rounding(value: ir.Value | None) -> CacheRounding | None:
     return CacheRounding(divided.inputs[0], scales) if fits else None
 
 
+def dequantize_weight(graph: ir.Graph, name: str, codes: np.ndarray, scales: np.ndarray, block: int = 0) -> None:
+    """Replace an initializer by codes and a DequantizeLinear; its readers are unchanged.
+
+    Args:
+        graph: has the initializer.
+        name: of it.
+        codes: [in, out], int8 or int4.
+        scales: [out], or [blocks, out] if there are blocks.
+        block: inputs of each, or 0.
+    """
+    weight = graph.initializers[name]
+    inputs = [
+        initializer(graph, f"{name}.codes", codes),
+        initializer(graph, f"{name}.scales", scales.astype(np.float32)),
+    ]
+    attributes = {"axis": 0, "block_size": block} if block else {"axis": 1}
+    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/DequantizeLinear")
+    output = node.outputs[0]
+    output.name, output.type = f"{name}.dequantized", ir.TensorType(ir.DataType.FLOAT)
+    output.shape = ir.Shape(codes.shape)
+    graph.insert_before(graph[0], node)
+    weight.replace_all_uses_with(output)
+    del graph.initializers[name]
+
+
+def quantize_activation(
+    graph: ir.Graph, value: ir.Value, scale: float, readers: frozenset[str] = frozenset()
+) -> ir.Value:
+    """Put a Q/DQ pair behind the value, which these nodes then read; returns what they read."""
+    name = value.name
+    uses = [(user, index) for user, index in value.uses() if user.name in readers]
+    inputs = [
+        initializer(graph, f"{name}.scale", np.array(scale, np.float32)),
+        initializer(graph, f"{name}.zero_point", np.array(0, np.int8)),
+    ]
+    quantize = ir.node("QuantizeLinear", [value, *inputs], name=f"{name}/QuantizeLinear")
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *inputs], name=f"{name}/DequantizeLinear")
+    for node, suffix, dtype in ((quantize, "codes", ir.DataType.INT8), (dequantize, "dequantized", ir.DataType.FLOAT)):
+        node.outputs[0].name, node.outputs[0].shape = f"{name}.{suffix}", value.shape
+        node.outputs[0].type = ir.TensorType(dtype)
+    producer = value.producer()
+    assert producer is not None
+    graph.insert_after(producer, [quantize, dequantize])
+    for user, index in uses:
+        user.replace_input_with(index, dequantize.outputs[0])
+    return dequantize.outputs[0]
+
+
+def round_cache(graph: ir.Graph, scatter: ir.Node, scales: np.ndarray) -> None:
+    """Round what a TensorScatter writes; `scales` is a scalar or [1, kv_heads, 1, head_dim]."""
+    name, new = f"{scatter.outputs[0].name}", scatter.inputs[1]
+    assert new is not None
+    scale = initializer(graph, f"{name}.scale", scales)
+    zero = initializer(graph, f"{name}.zero_point", np.array(0, np.int8))
+    one = initializer(graph, f"{name}.one", np.array(1, np.float32)) if scales.ndim else scale
+    steps = [("QuantizeLinear", [one, zero]), ("DequantizeLinear", [one, zero])]
+    if scales.ndim:
+        steps = [("Div", [scale]), *steps, ("Mul", [scale])]
+    value, nodes = new, list[ir.Node]()
+    for op_type, others in steps:
+        nodes.append(ir.node(op_type, [value, *others], name=f"{name}/{op_type}"))
+        value = nodes[-1].outputs[0]
+        dtype = ir.DataType.INT8 if op_type == "QuantizeLinear" else ir.DataType.FLOAT
+        value.name, value.shape, value.type = f"{name}.{op_type}", new.shape, ir.TensorType(dtype)
+    graph.insert_before(scatter, nodes)
+    scatter.replace_input_with(1, value)
+
+
 def _same_constants(one: ir.Value, other: ir.Value | None) -> bool:
     return one is other or (other is not None and one.dtype == other.dtype and constants(one) == constants(other))
 
 
 def _is_scalar(value: ir.Value) -> bool:
     return static_dims(value) == [] and len(constants(value) or []) == 1
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    assert value.const_value is not None
-    return np.asarray(value.const_value.numpy())
