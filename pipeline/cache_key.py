@@ -65,7 +65,7 @@ def files_of_checkpoint(path: Path) -> dict[str, str]:
     if path.is_file():
         return {path.name: sha256_of(path)}
     if not path.is_dir():
-        raise MisuseError(f"There is no checkpoint {path}; correct checkpoint.source, or give --checkpoint PATH.")
+        raise MisuseError(f"Checkpoint {path} does not exist; correct checkpoint.source, or give --checkpoint PATH.")
     items = [*path.iterdir(), *path.glob("additional_chat_templates/*.jinja"), *path.glob("[0-9]*_*/*")]
     files = sorted(item for item in items if item.is_file() and not item.name.startswith("."))
     return {item.relative_to(path).as_posix(): sha256_of(item) for item in files}

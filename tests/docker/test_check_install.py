@@ -25,9 +25,9 @@ def installed(tmp_path):
             directory.mkdir()
             lines = ["Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}", *metadata]
             (directory / "METADATA").write_text("\n".join(lines) + "\n")
-        (tmp_path / "piston/runtime").mkdir(parents=True)
-        for module in ("cli", "model", "ort_engine"):
-            (tmp_path / f"piston/runtime/{module}.py").touch()
+        for module in ("cli/main", "runtime/model", "runtime/backends/ort_cpu"):
+            (tmp_path / f"piston/{module}.py").parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"piston/{module}.py").touch()
         (tmp_path / "onnxruntime/tools").mkdir(parents=True)
         (tmp_path / "onnxruntime/__init__.py").touch()
         return tmp_path

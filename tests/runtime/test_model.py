@@ -256,7 +256,7 @@ def test_in_a_container_the_cache_is_made_to_fit_and_the_model_says_so(tmp_path,
     script_engines(replying("a"), monkeypatch.setattr)
     room = LEAST_LENGTH * CACHE.bytes_per_token
     weights = sum(path.stat().st_size for path in (tmp_path / "ort-cpu").iterdir())
-    monkeypatch.setattr("piston.runtime.model.container_memory", lambda: WORKING + weights + room)
+    monkeypatch.setattr("piston.runtime.tasks.text_generation.container_memory", lambda: WORKING + weights + room)
     with load(tmp_path) as model:
         assert (model.engine.cache.num_slots, model.engine.cache.capacity) == (1, LEAST_LENGTH)
         assert any("max_length is 64 instead of 96" in remark for remark in model.remarks)

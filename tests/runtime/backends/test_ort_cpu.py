@@ -32,7 +32,7 @@ OPTIONS = OrtOptions(threads=1)
 def test_threads_that_are_left_open_are_the_cores_of_this_process(monkeypatch, asked, given):
     made = []
     monkeypatch.setattr("onnxruntime.InferenceSession", lambda _, settings, **_given: made.append(settings))
-    monkeypatch.setattr("piston.runtime.backends.ort_cpu.num_cores", lambda: 3)
+    monkeypatch.setattr("piston.runtime.backends.session.num_cores", lambda: 3)
     open_session(Path("model.onnx"), OrtOptions(threads=asked))
     assert [settings.intra_op_num_threads for settings in made] == [given]
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -157,6 +157,7 @@ def test_decode_gives_the_text_the_library_gives(kind, skip, data):
 def test_text_after_a_prompt_is_what_the_library_adds_to_the_prompt(kind, data):
     prompt, ids = data.draw(ids_of_whole_characters(kind)), data.draw(ids_of_whole_characters(kind))
     before, whole = BACKENDS[kind].decode(prompt), BACKENDS[kind].decode(prompt + ids)
+    assume(not before.endswith("\ufffd"))  # half a character, which the first token completes
     decoder = StreamDecoder(tokenizer_of(kind), after=prompt)
     assert before + "".join([decoder.push(id_) for id_ in ids]) + decoder.flush() == whole
 
