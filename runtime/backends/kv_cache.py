@@ -87,6 +87,23 @@ class KVCache:
             raise MisuseError(f"Slot {slot} holds {self.lengths[slot]} positions; it cannot be rewound to {length}.")
         self.lengths[slot] = length
 
+    @property
+    def can_copy(self) -> bool:
+        """Whether `copy` works: the entries are here, and each belongs to a position."""
+        return bool(self.arrays) and all(state.axis is not None for state in self.spec.states)
+
+    def copy(self, source: int, goal: int, length: int) -> None:
+        """Let a slot hold the first `length` positions of another, which keeps them."""
+        self._check(goal)
+        self._check(source)
+        if not self.can_copy or not 0 <= length <= self.lengths[source]:
+            raise MisuseError(f"{length} positions of slot {source} cannot be copied; prefill them instead.")
+        for array, state in zip(self.arrays, self.spec.states, strict=True):
+            assert state.axis is not None
+            rows = np.moveaxis(array, state.axis, 1)  # [row, position, ...], a view
+            rows[self._rows[goal], :length] = rows[self._rows[source], :length]
+        self.lengths[goal] = length
+
     def reserve(self, slot: int, count: int) -> None:
         """Check that `count` more positions fit; raises PromptTooLongError with both numbers."""
         self._check(slot)

@@ -13,6 +13,20 @@ from piston.runtime.backends.kv_cache import KVCache
 Script = Callable[[tuple[int, ...]], Sequence[float] | Logits]
 
 
+class _Cache(KVCache):
+    """Slots whose states are the tokens themselves."""
+
+    def __init__(self, histories: list[list[int]], num_slots: int, capacity: int) -> None:
+        spec = CacheSpec.of(num_layers=1, num_kv_heads=1, head_dim=1, dtype="float32")
+        super().__init__(spec, num_slots, capacity)
+        self._histories = histories
+
+    def copy(self, source: int, goal: int, length: int) -> None:
+        """See KVCache."""
+        super().copy(source, goal, length)
+        self._histories[goal][:] = self._histories[source][:length]
+
+
 class ScriptedEngine:
     """Answers each position with `script(history)`, and records its calls in `calls`.
 
@@ -22,13 +36,11 @@ class ScriptedEngine:
 
     def __init__(self, script: Script, *, vocab_size: int, num_slots: int = 1, capacity: int = 64) -> None:
         self.vocab_size = vocab_size
-        self.cache = KVCache(
-            CacheSpec.of(num_layers=1, num_kv_heads=1, head_dim=1, dtype="float32"), num_slots, capacity
-        )
+        self._histories: list[list[int]] = [[] for _ in range(num_slots)]
+        self.cache = _Cache(self._histories, num_slots, capacity)
         self.calls: list[tuple[str, object]] = []
         self.is_closed = False
         self._script = script
-        self._histories: list[list[int]] = [[] for _ in range(num_slots)]
 
     @classmethod
     def saying(cls, token_ids: Sequence[int], *, vocab_size: int, prompt_len: int, num_slots: int = 1) -> Self:

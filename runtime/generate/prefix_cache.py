@@ -6,6 +6,8 @@ from itertools import takewhile
 
 from piston.runtime.backends.kv_cache import KVCache
 
+LOST_GLADLY = 32  # tokens of a slot, as many as a template rewrites, for which no other slot is taken
+
 
 @dataclass(frozen=True, slots=True)
 class _Idle:
@@ -19,7 +21,8 @@ class PrefixCache:
     """Idle slots by their contents. The least recently used one is reassigned first.
 
     A match is exact to the token; at least one token of a prompt is left to be prefilled, since its logits are the
-    first of the answer.
+    first of the answer. What two prompts share, such as a system prompt, is copied where the slot holds much more than
+    that: neither chat then computes the rest of its own again.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -44,12 +47,24 @@ class PrefixCache:
             slot: _num_shared(idle.token_ids, prompt_ids) for slot, idle in self._idle.items() if idle.salt == salt
         }
         best = max(lengths, key=lengths.__getitem__, default=None)
-        if best is not None and lengths[best] > 0:
-            del self._idle[best]
-            self._cache.rewind(best, lengths[best])
-            return best
-        if not self._cache.num_free and self._idle:
-            self._drop(next(iter(self._idle)))
+        shared = 0 if best is None else lengths[best]
+        if best is None or shared == 0:
+            return self._freed(next(iter(self._idle), None))
+        oldest = next((slot for slot in self._idle if slot != best), None)
+        loses_much = len(self._idle[best].token_ids) - shared > LOST_GLADLY
+        if loses_much and self._cache.can_copy and (self._cache.num_free or oldest is not None):
+            self._idle[best] = self._idle.pop(best)  # it was used just now
+            slot = self._freed(oldest)
+            self._cache.copy(best, slot, shared)
+            return slot
+        del self._idle[best]
+        self._cache.rewind(best, shared)
+        return best
+
+    def _freed(self, oldest: int | None) -> int:
+        """A free slot; where there is none, the idle one that was used longest ago."""
+        if not self._cache.num_free and oldest is not None:
+            self._drop(oldest)
         return self._cache.admit()
 
     def clear(self) -> None:

@@ -2,27 +2,10 @@ import json
 
 import openai
 import pytest
+from tool_template import ADD, TEMPLATE
 from toy_model import history_script, replying, toy_model
 
 HELLO = [{"role": "user", "content": "hi"}]
-TEMPLATE = (
-    "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}"
-    "{% for message in messages %}<{{ 'bot' if message.role == 'assistant' else 'user' }}>{{ message.content or '' }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments.a }}</tool_call>{% endfor %}<end>"
-    "{% endfor %}<bot>{# <think> </think> #}"
-)
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}},
-            "required": ["a"],
-            "additionalProperties": False,
-        },
-    },
-}
 NOTHING = {"type": "object", "additionalProperties": False}
 SUB = {"type": "function", "function": {"name": "sub", "parameters": NOTHING}}
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'

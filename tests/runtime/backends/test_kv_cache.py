@@ -211,3 +211,32 @@ def test_gathered_slots_keep_what_they_hold_in_few_numbers_of_rows(data):
             assert memory[cache.row(slot)][: len(tags)] == tags
         counts.add(len(placed))
     assert len(counts) <= num_slots
+
+
+def test_a_copy_holds_the_first_positions_of_another_slot_wherever_their_rows_lie(cache):
+    one, other, goal = cache.admit(), cache.admit(), cache.admit()
+    cache.gather([other])  # moved: slots and rows differ
+    for number, array in enumerate(cache.arrays):
+        array[:] = np.random.default_rng(number).random(array.shape)
+    before = [array.copy() for array in cache.arrays]
+    cache.advance(other, 5)
+    cache.copy(other, goal, 3)
+    assert (cache.lengths[other], cache.lengths[goal]) == (5, 3)
+    for array, old in zip(cache.arrays, before, strict=True):
+        assert (array[cache.row(goal), :, :3] == old[cache.row(other), :, :3]).all()
+        assert (array[cache.row(goal), :, 3:] == old[cache.row(goal), :, 3:]).all()
+        assert (array[cache.row(other)] == old[cache.row(other)]).all()
+        assert (array[cache.row(one)] == old[cache.row(one)]).all()
+
+
+def test_more_positions_than_a_slot_holds_are_not_copied(cache):
+    source, goal = cache.admit(), cache.admit()
+    with pytest.raises(MisuseError, match="prefill them instead"):
+        cache.copy(source, goal, 1)
+
+
+def test_entries_that_lie_on_a_device_are_not_copied_here():
+    cache = KVCache(SPEC, 2, 8, device="cuda", bases=[0] * len(SPEC.states))
+    assert not cache.can_copy
+    with pytest.raises(MisuseError, match="cannot be copied"):
+        cache.copy(cache.admit(), cache.admit(), 0)

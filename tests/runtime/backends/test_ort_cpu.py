@@ -355,3 +355,15 @@ def test_bindings_are_kept_for_the_ranges_of_rows_that_were_stepped_last(make, m
     for low, high in ranges:
         engine.step(dict.fromkeys(range(low, high), 5))
     assert list(engine._decode_bindings) == [(2, 3), (3, 4), (0, 4)]
+
+
+def test_a_copied_prefix_gives_the_logits_of_the_torch_module(make, toy_llama):
+    torch = pytest.importorskip("torch")
+    engine = make(num_slots=2)
+    source, goal = engine.cache.admit(), engine.cache.admit()
+    engine.prefill(source, [*IDS, 7, 7, 7])
+    engine.cache.copy(source, goal, len(IDS))
+    logits = engine.prefill(goal, [8, 9], num_logits=2)
+    with torch.no_grad():
+        expected = toy_llama.make()(torch.tensor([[*IDS, 8, 9]]), use_cache=False).logits[0].numpy()
+    np.testing.assert_allclose(logits, expected[-2:], atol=1e-4)

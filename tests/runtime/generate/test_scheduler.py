@@ -318,3 +318,21 @@ def test_the_logprobs_of_a_prompt_are_those_of_its_positions_also_when_it_is_cac
         logprob, top = request.prompt_logprobs[position]
         assert logprob == pytest.approx(expected[prompt[position + 1]], abs=1e-5)
         assert [token_id for token_id, _ in top] == np.argsort(-expected)[:2].tolist()
+
+
+def test_chats_of_one_system_prompt_keep_their_own_prefixes():
+    engine = engine_of(num_slots=4)
+    scheduler, system = Scheduler(engine, keep_prefixes=True), [3, 4, 5, 6] * 5
+
+    def turn(prompt):
+        request = request_of(prompt, 3)
+        scheduler.add(request)
+        run(scheduler)
+        assert request.output_ids == continuation(prompt, 3)
+        return request
+
+    one, other = turn([*system, *[7] * 50]), turn([*system, *[8] * 50])
+    assert (one.num_cached, other.num_cached) == (0, len(system))
+    for earlier in (one, other):
+        later = turn([*earlier.prompt_ids, *earlier.output_ids, 9])
+        assert later.num_cached == len(earlier.prompt_ids) + len(earlier.output_ids) - 1
