@@ -152,7 +152,7 @@ def _examine_onnx(path: Path) -> list[Finding]:
     names = {info.name for info in header.inputs}
     if "input_ids" not in names or not names & LENGTHS:
         inputs = ", ".join(info.name for info in header.inputs[:6])
-        says = f"an ONNX graph that is none of Piston's (its inputs: {inputs or 'none'})"
+        says = f"an ONNX graph that is no decoder or encoder of Piston's (its inputs: {inputs or 'none'})"
         fix = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
         return [*findings, Finding(str(path), "wrong", says, fix)]
     for directory in (path.parent, path.parent.parent):
