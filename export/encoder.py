@@ -10,6 +10,8 @@ Attention is the standard operator with `nonpad_kv_seqlen`, so that padding neve
 attention by itself (MPNet, whose scores have a bias) is traced as it stands, behind the mask that transformers makes.
 """
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,9 +56,10 @@ def check_encoder(config: Any) -> None:
         raise UnsupportedModelError("The config says is_decoder; set it to false to export the model as an encoder.")
 
 
-def inputs_of(config: Any) -> tuple[TensorSpec, ...]:
+def inputs_of(model: nn.Module) -> tuple[TensorSpec, ...]:
     """What the canonical graph reads."""
-    has_types = (getattr(config, "type_vocab_size", None) or 0) > 1
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+    has_types = takes_types and (getattr(model.config, "type_vocab_size", None) or 0) > 1
     return (TOKENS, LENGTHS, TOKEN_TYPES) if has_types else (TOKENS, LENGTHS)
 
 
@@ -73,7 +76,7 @@ def positions_of(model: nn.Module, limits: Sequence[int | None], context: int | 
     largest = min(sizes or [int(model.config.max_position_embeddings)])  # type: ignore[union-attr, arg-type]
     if context is not None and context > largest:
         raise MisuseError(f"--context {context} is more than the {largest} positions of the model.")
-    return min(largest, *(limit for limit in [*limits, context] if limit))
+    return min([largest, *(limit for limit in [*limits, context] if limit)])
 
 
 @dataclass(slots=True)
@@ -168,8 +171,6 @@ def _replaced(encoder: CanonicalEncoder) -> Iterator[None]:
 
 def _takes_attention(model: nn.Module) -> bool:
     """Whether the model asks transformers' AttentionInterface; others compute attention themselves."""
-    import sys
-
     return hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
@@ -185,7 +186,8 @@ def _attention_of(current: Callable[[], torch.Tensor]) -> Callable[..., tuple[to
         scaling: float | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
-        if unknown := sorted(name for name, given in options.items() if given and name not in IGNORED_OPTIONS):
+        found = (name for name, given in options.items() if given is not None and given is not False)
+        if unknown := sorted(name for name in found if name not in IGNORED_OPTIONS):
             raise UnsupportedModelError(
                 f"{type(module).__name__} passes {unknown[0]!r} to attention; no graph form for it."
             )

@@ -89,7 +89,7 @@ def export(job: ExportJob, work: Path) -> Manifest:
         rows = _rows(int(config.vocab_size), positions)
         expected = reference_of(encoder, rows)
     pooled = TensorSpec(name="pooled", dtype="float32", shape=(BATCH, expected.shape[1]), role="pooled")
-    interface = GraphInterface(inputs=inputs_of(config), outputs=(pooled,))
+    interface = GraphInterface(inputs=inputs_of(model), outputs=(pooled,))
     with progress.phase("tracing to ONNX"), translated(f"{type(model).__name__} cannot be traced to ONNX"):
         save_graph(trace_encoder(encoder, interface), work)
     architecture = type(model).__name__

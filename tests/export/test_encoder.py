@@ -20,7 +20,7 @@ ROWS = [RNG.integers(4, VOCAB_SIZE, size).tolist() for size in (1, 2, 5, 11, 20)
 def exported(model, directory):
     """A session of the traced graph, and the types of its nodes."""
     pooled = TensorSpec(name="pooled", dtype="float32", shape=(BATCH, HIDDEN), role="pooled")
-    interface = GraphInterface(inputs=inputs_of(model.config), outputs=(pooled,))
+    interface = GraphInterface(inputs=inputs_of(model), outputs=(pooled,))
     save_graph(trace_encoder(CanonicalEncoder(model, SentenceHead(("mean",), [])), interface), directory)
     types = [node.op_type for node in ir.load(directory / "model.onnx").graph]
     return OrtSession.open(directory / "model.onnx", interface, OrtOptions(optimize=True)), types
