@@ -1,6 +1,7 @@
 """export_model from checkpoint to model directory: what is written, in which type, and again the same bytes."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ STANDARD_OPERATORS_ONLY = {""}
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("checkpoint")
+    directory = tmp_path_factory.mktemp("top") / "checkpoint"
     write_checkpoint(directory)
     return directory
 
@@ -33,6 +34,18 @@ def exported(checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "model"
     manifest = export_model(checkpoint, out)
     return out, manifest
+
+
+@pytest.fixture(scope="module")
+def exported_as(checkpoint, tmp_path_factory):
+    """exported_as(dtype) -> the same in another type: directory and manifest."""
+
+    @functools.cache
+    def export(dtype):
+        out = tmp_path_factory.mktemp(dtype) / "model"
+        return out, export_model(checkpoint, out, ExportOptions(dtype=dtype))
+
+    return export
 
 
 def test_the_graph_has_the_signature_and_standard_operators_only(exported):
@@ -90,34 +103,35 @@ def test_tokenizer_and_template_are_the_checkpoints(exported, checkpoint):
     assert (out / "chat_template.jinja").read_text() == TEMPLATE
 
 
-def test_two_exports_are_the_same_bytes(exported, checkpoint, tmp_path):
+def test_the_same_checkpoint_in_another_directory_gives_the_same_bytes(exported, checkpoint, tmp_path):
     out, _ = exported
-    export_model(checkpoint, tmp_path / "elsewhere" / "again")
+    again = tmp_path / "deeper/elsewhere/again"
+    export_model(shutil.copytree(checkpoint, tmp_path / "second/checkpoint"), again)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in again.iterdir())
     for path in out.iterdir():
-        assert (tmp_path / "elsewhere" / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+        assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize(
     ("dtype", "onnx_type"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)]
 )
-def test_a_narrow_type_is_everywhere_but_the_logits(checkpoint, tmp_path, dtype, onnx_type):
-    manifest = export_model(checkpoint, tmp_path / "out", ExportOptions(dtype=dtype))
-    model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+def test_a_narrow_type_is_everywhere_but_the_logits(exported_as, dtype, onnx_type):
+    out, manifest = exported_as(dtype)
+    model = onnx.load(out / "model.onnx", load_external_data=False)
     types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     assert types["past.0.key"] == types["present.1.value"] == onnx_type
     assert types["logits"] == onnx.TensorProto.FLOAT
     assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in model.graph.initializer}
     assert manifest.cache.dtype == manifest.model.dtype == {"fp16": "float16", "bf16": "bfloat16"}[dtype]
-    onnx.checker.check_model(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(out / "model.onnx")
 
 
-def test_float16_logits_stay_near_float32(checkpoint, exported, tmp_path):
-    export_model(checkpoint, tmp_path / "out", ExportOptions(dtype="fp16"))
+def test_float16_logits_stay_near_float32(exported_as, exported):
     out, manifest = exported
     prompt = [5, 6, 7, 8, 9]
     feed = ([prompt], [range(5)], [0], [5], [range(5)])
     expected = CanonicalSession(out / "model.onnx", manifest.cache, 1, 8).step(*feed)
-    narrow = CanonicalSession(tmp_path / "out" / "model.onnx", manifest.cache, 1, 8)
+    narrow = CanonicalSession(exported_as("fp16")[0] / "model.onnx", manifest.cache, 1, 8)
     import onnxruntime
 
     cache = {f"past.{i}.{part}": np.zeros((1, 2, 8, 16), np.float16) for i in range(2) for part in ("key", "value")}
