@@ -299,7 +299,10 @@ def name_templates(checkpoint, **templates):
 
 def template_written(checkpoint, out, **options):
     out.mkdir()
-    place, defaults = locate(str(checkpoint)), GenerationDefaults((), None, None)
+    place, defaults = (
+        locate(str(checkpoint)),
+        GenerationDefaults(eos_token_ids=(), bos_token_id=None, pad_token_id=None),
+    )
     spec, _ = write_tokenizer(place, load_config(place), defaults, out, **options)
     assert spec.has_chat_template
     return (out / "chat_template.jinja").read_text(encoding="utf-8")
