@@ -66,15 +66,23 @@ GGUF_OFTEN = (
 )
 
 
-def mutate(directory: Path, rng: Random) -> str:
-    """Damage one file of a checkpoint; says what was done."""
-    weights = next(directory.glob("*.safetensors"), None)
+def mutate(directory: Path, rng: Random) -> list[str]:
+    """Damage one file of a checkpoint, at times two; says what was done."""
     gguf = next(directory.glob("*.gguf"), None)
     if gguf is not None:
-        return f"{gguf.name}: {_gguf(gguf, rng)}"
+        return [f"{gguf.name}: {_gguf(gguf, rng)}"]
     names = ["config.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-    path = rng.choice([*(directory / name for name in names), weights])
-    if path == weights:
+    paths = [*(directory / name for name in names), next(directory.glob("*.safetensors"))]
+    done: dict[Path, str] = {}
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        path = rng.choice(paths)
+        if path not in done:
+            done[path] = _damage(path, rng)
+    return [*done.values()]
+
+
+def _damage(path: Path, rng: Random) -> str:
+    if path.suffix == ".safetensors":
         return f"{path.name}: {_safetensors(path, rng)}"
     if not path.exists() or rng.random() < 0.05:
         return f"{path.name}: {_bytes(path, rng) if path.exists() else 'absent'}"
