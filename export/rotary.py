@@ -44,7 +44,8 @@ def positions_of(config: Any, context: int | None) -> int:
 
     Raises:
         UnsupportedModelError: a RoPE type without a static table.
-        CheckpointError: a config whose positions would need a table beyond LARGEST_TABLE.
+        CheckpointError: a config whose positions would need a table beyond LARGEST_TABLE, or whose longrope begins at
+            no number of positions.
         MisuseError: a context beyond what the type is exact for, or one that would.
     """
     trained = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
@@ -57,8 +58,13 @@ def positions_of(config: Any, context: int | None) -> int:
         if kind == "longrope":
             # transformers switches all positions to the long factors once a sequence passes the original context.
             # One static table cannot do both: the context asked for decides which set is exported.
-            original = int(parameters.get("original_max_position_embeddings") or trained)
-            trained = min(trained, original)
+            original = parameters.get("original_max_position_embeddings") or trained
+            if not isinstance(original, int | float) or original < 1:
+                raise CheckpointError(
+                    f"original_max_position_embeddings in the config's rotary parameters is {original!r}; it must be "
+                    "an integer of 1 or more."
+                )
+            trained = min(trained, int(original))
         if kind == "dynamic" and context is not None and context > trained:
             raise MisuseError(
                 f"--context {context} is beyond the {trained} positions for which dynamic RoPE has one set of "

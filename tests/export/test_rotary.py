@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from canonical import CanonicalSession, export_toy
+from transformers import LlamaConfig
 from zoo import make
 
-from piston.core.errors import MisuseError, UnsupportedModelError
+from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 from piston.export.rotary import positions_of, rotate, tables_of
 
 ORIGINAL, EXTENDED = 24, 96
@@ -99,6 +100,14 @@ def test_an_unknown_type_is_refused_by_name_with_what_works():
     config = toy({"rope_type": "default", "rope_theta": 10000.0}).config
     config.rope_parameters = {"rope_type": "spiral"}
     with pytest.raises(UnsupportedModelError, match=r"'spiral'.*llama3, yarn, longrope"):
+        positions_of(config, None)
+
+
+@pytest.mark.parametrize("original", ["x", [1], -3])
+def test_longrope_that_begins_at_no_number_of_positions_is_refused_in_one_line(original):
+    config = LlamaConfig(head_dim=2 * HALF_DIM, max_position_embeddings=EXTENDED)
+    config.rope_parameters = LONGROPE | {"original_max_position_embeddings": original}
+    with pytest.raises(CheckpointError, match=r"^original_max_position_embeddings .* integer of 1 or more\.$"):
         positions_of(config, None)
 
 

@@ -41,8 +41,8 @@ def test_an_end_that_is_no_answer_and_no_clear_line_is_a_failure(fuzz, tmp_path,
 
 @pytest.mark.slow
 def test_damaged_checkpoints_end_in_transformers_answer_or_in_one_clear_line(tmp_path):
-    found = tmp_path / "found.json"
-    subprocess.run([sys.executable, str(SCRIPT), "--count", "1000", "--json", str(found)], check=False)
-    outcomes = json.loads(found.read_text(encoding="utf-8"))
+    found = tmp_path / "found.jsonl"
+    subprocess.run([sys.executable, str(SCRIPT), "--count", "1000", "--log", str(found)], check=False)
+    outcomes = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
     assert len(outcomes) == 1000
     assert [outcome for outcome in outcomes if outcome["failed"]] == []

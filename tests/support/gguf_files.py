@@ -115,6 +115,11 @@ def write_raw(path: Path, architecture: str, keys, tensors) -> None:
     writer.close()
 
 
+def header_size(path: Path) -> int:
+    """Bytes before the first tensor's values."""
+    return min(tensor.data_offset for tensor in gguf.GGUFReader(path).tensors)
+
+
 def _epsilon(config) -> float:
     names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
     return next(float(getattr(config, name)) for name in names if hasattr(config, name))

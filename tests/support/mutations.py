@@ -1,8 +1,12 @@
 """Random damage to a checkpoint on disk, the same for the same generator: what people's files suffer, and worse."""
 
+import contextlib
+import functools
+import inspect
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -44,17 +48,41 @@ GENERATION_KEYS = {
     "sequence_bias": ([[[5], -10.0]],),
     "temprature": (1,),
 }
+FACTORS = (1.0, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, 8.0)
+GGUF_VALUES = (0, 1, 2, 3, 7, 8, 16, 64, 96, 2**31, 2**32 - 1, 0.0, 0.5, 1.0, 2.0, 4.0, 1e-5, math.nan, math.inf, -1.0)
+GGUF_VALUES += (True, False, "", "none", "linear", "longrope", [1, 2], ["a", "b"], [True, False], [0.5, 1.5])
+GGUF_OFTEN = (
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
+    "rope.scale_linear",
+)
 
 
-def mutate(directory: Path, rng: Random) -> str:
-    """Damage one file of a checkpoint; says what was done."""
-    weights = next(directory.glob("*.safetensors"), None)
+def mutate(directory: Path, rng: Random) -> list[str]:
+    """Damage one file of a checkpoint, at times two; says what was done."""
     gguf = next(directory.glob("*.gguf"), None)
     if gguf is not None:
-        return f"{gguf.name}: {_gguf(gguf, rng)}"
+        return [f"{gguf.name}: {_gguf(gguf, rng)}"]
     names = ["config.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-    path = rng.choice([*(directory / name for name in names), weights])
-    if path == weights:
+    paths = [*(directory / name for name in names), next(directory.glob("*.safetensors"))]
+    done: dict[Path, str] = {}
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        path = rng.choice(paths)
+        if path not in done:
+            done[path] = _damage(path, rng)
+    return [*done.values()]
+
+
+def _damage(path: Path, rng: Random) -> str:
+    if path.suffix == ".safetensors":
         return f"{path.name}: {_safetensors(path, rng)}"
     if not path.exists() or rng.random() < 0.05:
         return f"{path.name}: {_bytes(path, rng) if path.exists() else 'absent'}"
@@ -182,28 +210,41 @@ def _packed(header: dict, data: bytes, changed: dict[str, bytes]) -> bytes:
 
 
 def _gguf(path: Path, rng: Random) -> str:
-    """Change one scalar value, or a letter of one key, in place; or bytes of the header."""
+    """Cut the file, flip bits of its header, or write the toy anew with other keys and tensors."""
+    from gguf_files import header_size, write_gguf
+
+    choice = rng.random()
+    if choice < 0.1:
+        return _bytes(path, rng)
+    if choice < 0.4:
+        data, size = bytearray(path.read_bytes()), header_size(path)
+        bits = [(rng.randrange(size), rng.randrange(8)) for _ in range(rng.choice((1, 2)))]
+        for place, bit in bits:
+            data[place] ^= 1 << bit
+        path.write_bytes(data)
+        return f"bits {bits} flipped"
+    names = gguf_keys()
+    while True:
+        keys = {rng.choice(names): rng.choice(GGUF_VALUES) for _ in range(rng.choice((1, 1, 2)))}
+        drop = [rng.choice(names)] if rng.random() < 0.15 else []
+        tensors = {"rope_freqs.weight": FACTORS} if rng.random() < 0.3 else {}
+        with contextlib.suppress(Exception):  # a value that the format cannot hold
+            write_gguf(path, keys=keys, drop=drop, tensors=tensors, num_hidden_layers=1)
+            return f"{keys}, {drop} dropped{', with frequency factors' if tensors else ''}"
+
+
+@functools.cache
+def gguf_keys() -> list[str]:
+    """Every key that the gguf package has a name for, below llama; those that change a llama most, most often."""
     import gguf
 
-    if rng.random() < 0.2:
-        return _bytes(path, rng)
-    fields = gguf.GGUFReader(path).fields
-    scalars = [
-        name for name, field in fields.items() if len(field.types) == 1 and field.types[0] != gguf.GGUFValueType.STRING
-    ]
-    name = rng.choice(sorted(set(scalars) - {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}))
-    field = fields[name]
-    key, value = field.parts[1], field.parts[field.data[0]]
-    data = bytearray(path.read_bytes())
-    if rng.random() < 0.3:
-        place = data.index(bytes(key)) + rng.randrange(len(key))
-        data[place] = ord("z")
-        done = f"a letter of {name} is z"
-    else:
-        place = data.index(bytes(key)) + len(key) + 4
-        new = value.copy()
-        new[0] = new.dtype.type(rng.choice((0, 1, 2, 3, 7, 64, 5000, 10**6, 127)) % 2 ** (8 * new.dtype.itemsize))
-        data[place : place + value.nbytes] = new.tobytes()
-        done = f"{name} = {new[0]}"
-    path.write_bytes(data)
-    return done
+    names = set(_keys_in(gguf.constants.Keys)) - {"general.architecture"}
+    return sorted(names) + [f"llama.{name}" for name in GGUF_OFTEN] * 8
+
+
+def _keys_in(holder: type) -> Iterator[str]:
+    for name, value in vars(holder).items():
+        if inspect.isclass(value):
+            yield from _keys_in(value)
+        elif isinstance(value, str) and "." in value and not name.startswith("_"):
+            yield value.replace("{arch}", "llama").replace("{id}", "0")
