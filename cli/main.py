@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
     words: Sequence[str] = ()  # that it is going to read: options may depend on what they name
 
     def error(self, message: str) -> NoReturn:
-        """Raise what `main` reports."""
+        """Raise the error that `main` reports."""
         hint = self.get_default("hint")  # what the words named, where options depend on it
         reason = "" if hint is None else f" ({hint})"
         raise MisuseError(f"{message}{reason}; see `{self.prog} --help`.")

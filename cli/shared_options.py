@@ -10,13 +10,15 @@ from piston.runtime.model import load
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `load` takes."""
+    """Declare the options of `load`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
     parser.add_argument("--target", help="which engine of the bundle")
     parser.add_argument("--max-length", type=int, metavar="N", help="positions to hold (default: as built)")
     parser.add_argument("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine")
-    parser.add_argument("--public-key", type=Path, metavar="FILE", help="load only what this key has signed")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads of the engine (default: the physical cores)"
+    )
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help="load only a bundle signed with this key")
     parser.add_argument("--quiet", action="store_true", help="no speed report on stderr")
 
 
@@ -26,7 +28,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-format",
         choices=LOG_FORMATS,
-        help=f"of progress and errors on stderr (default: ${LOG_FORMAT}, or text)",
+        help=f"format of progress and errors on stderr (default: ${LOG_FORMAT}, or text)",
     )
 
 

@@ -38,7 +38,7 @@ class Subject:
         """Read the manifest and the tokenizer; the files' hashes are checked by `open`.
 
         Raises:
-            BundleError: it is neither a bundle nor a model directory, or not one that can be run here.
+            BundleError: it is neither a bundle nor a model directory, or cannot run here.
             MisuseError: a target was asked of a model directory, or it is no language model.
         """
         bundle = Bundle.open(path, verify=False)

@@ -140,7 +140,7 @@ class LanguageModel:
 
         `tools` and `variables` are those of ChatTemplate.render.
 
-        Control tokens in the messages, such as <|im_end|>, become ordinary text, so that who writes a message cannot
+        Control tokens in the messages, such as <|im_end|>, become ordinary text, so that the author of a message cannot
         forge turns; `sanitize_control_tokens=False` lets them be tokens (see ChatTemplate.encode).
 
         Raises:
@@ -228,8 +228,8 @@ def load(
             on the same manifest bytes whose hashes the files are then compared with.
 
     Raises:
-        BundleError: it is missing, damaged, too new, or has no such engine, or none that runs here.
-        SignatureError: there is no signature of `public_key`.
+        BundleError: it is missing, damaged, too new, or has no such engine or none that runs here.
+        SignatureError: the bundle is not signed with `public_key`.
         MisuseError: more positions than the model has, a key that cannot be read, or a task that this Piston does not
             know.
         HostMemoryError: a container's memory limit leaves no room.

@@ -199,7 +199,8 @@ def _write_toy(name: str, directory: Path) -> None:
 def _compare(given: Path, out: Path, said: str) -> int:
     """0: same tokens for the same texts; 3: they may differ, as the export said; 4: transformers answers nothing."""
     from piston.core.bundle.manifest import Manifest
-    from piston.runtime.backends.ort_cpu import OrtEngine, OrtOptions
+    from piston.runtime.backends.ort_cpu import OrtEngine
+    from piston.runtime.backends.session import OrtOptions
 
     manifest = Manifest.read(out)
     manifest.verify(out)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_message_arguments(parser: argparse.ArgumentParser, condition: str = "") -> None:
-    """Declare what becomes of messages; `condition` begins each help text."""
+    """Declare the options for messages; `condition` begins each help text."""
     parser.add_argument("--system", metavar="TEXT", help=f"{condition}the system message")
     parser.add_argument(
         "--no-sanitize-control-tokens",
@@ -41,13 +41,13 @@ def add_message_arguments(parser: argparse.ArgumentParser, condition: str = "") 
 
 
 def check_sampling(arguments: argparse.Namespace) -> None:
-    """Tell a wrong option before seconds of loading, unless it depends on what is loaded."""
+    """Check sampling options before loading, which takes seconds, unless they depend on the bundle."""
     if not arguments.checkpoint_sampling:
         sampling_from(arguments, SamplingParams())
 
 
 def sampling_for(arguments: argparse.Namespace, model: LanguageModel) -> SamplingParams:
-    """The options given, over the checkpoint's recommendation where that was asked for."""
+    """The given options, on top of the checkpoint's settings with --checkpoint-sampling."""
     return sampling_from(arguments, model.default_sampling if arguments.checkpoint_sampling else SamplingParams())
 
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--no-sanitize-control-tokens needs --chat; in a plain prompt control tokens are tokens.")
     check_sampling(arguments)
     if hasattr(arguments, "logprobs") and not arguments.json:
-        raise MisuseError("--logprobs are printed with --json only.")
+        raise MisuseError("--logprobs needs --json.")
     with load_from(arguments, TEXT_GENERATION) as model:
         sampling = sampling_for(arguments, model)
         prompt: Any = text
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def completion_to_json(completion: "Completion") -> dict[str, Any]:
-    """A completion as JSON, for --json."""
+    """A completion as JSON."""
     result: dict[str, Any] = {
         "text": completion.text,
         "token_ids": list(completion.token_ids),
@@ -103,7 +103,7 @@ def completion_to_json(completion: "Completion") -> dict[str, Any]:
 
 
 def report_speed(completion: "Completion") -> None:
-    """One line on stderr."""
+    """One line about speed, for stderr."""
     timings, drafts = completion.timings, completion.drafts
     guessed = "" if drafts is None else f"{drafts.num_accepted} of {drafts.num_drafted} guessed tokens right, "
     if drafts is not None and drafts.problem is not None:

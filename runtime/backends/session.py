@@ -33,7 +33,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrtOptions:
-    """How a session is made. `optimize` is for graphs that were not saved optimized."""
+    """Options of an ONNX Runtime session. `optimize` is for graphs that were not saved optimized."""
 
     threads: int = 0  # 0: one for each physical core that this process may use
     optimize: bool = False
@@ -44,7 +44,7 @@ class OrtOptions:
     provider_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise MisuseError for threads that no machine of this size can use."""
+        """Raise MisuseError for more threads than this machine can use."""
         check_threads(self.threads)
 
 
@@ -105,10 +105,10 @@ def agree(shape: list[Any], wanted: list[int | str]) -> bool:
 
 
 def check_threads(threads: int) -> None:
-    """Raise MisuseError unless it is 0 or a number of threads that this machine may reasonably run."""
+    """Raise MisuseError unless it is 0 or a number of threads that this machine can use."""
     most = max(64, 4 * (os.cpu_count() or 1))
     if not 0 <= threads <= most:
-        raise MisuseError(f"threads is {threads}; it must be from 0, which leaves it to the backend, to {most} here.")
+        raise MisuseError(f"threads is {threads}; it must be from 0, where the backend chooses, to {most}.")
 
 
 def open_session(path: Path, options: OrtOptions) -> Any:
@@ -130,7 +130,7 @@ def open_session(path: Path, options: OrtOptions) -> Any:
         if options.kernels:
             settings.register_custom_ops_library(str(kernels.require()))
             kernels.set_threads(threads)
-            # The kernels have threads of their own: ONNX Runtime's, spinning, would take the cores from them.
+            # The kernels have their own threads; ONNX Runtime's would spin and take the cores from them.
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [(options.provider, dict(options.provider_options))]
         return onnxruntime.InferenceSession(str(path), settings, providers=providers)
@@ -138,7 +138,7 @@ def open_session(path: Path, options: OrtOptions) -> Any:
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn ONNX Runtime's exceptions, which are bare RuntimeErrors of many names, into EngineError."""
+    """Turn ONNX Runtime's exceptions, which have many names, into EngineError."""
     try:
         yield
     except Exception as problem:

@@ -112,4 +112,4 @@ class Completion:
     timings: Timings
     logprobs: tuple[PositionLogprobs, ...] | None = None
     prompt_logprobs: tuple[PositionLogprobs, ...] | None = None  # from the second token on, with echo and logprobs
-    drafts: Drafts | None = None  # None unless prompt_lookup_num_tokens was asked for
+    drafts: Drafts | None = None  # None unless prompt_lookup_num_tokens was given

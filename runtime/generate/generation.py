@@ -111,7 +111,7 @@ class Generation:
         if self.tokenizer.is_special(token_id):
             shown = token_id in self.shown_ids
             return self._scanner.push(self.tokenizer.token_of(token_id) or "", may_stop=may_stop, shown=shown)
-        # The token's own reason: the sampler may be ahead of it, where several tokens were verified at once.
+        # The token's own reason: the sampler may be ahead, where several tokens were verified at once.
         if token.finish_reason == "stop" and not self.sampling.include_stop_str_in_output:
             return ""
         return self._scanner.push(self._decoder.push(token_id), may_stop=may_stop)

@@ -51,7 +51,7 @@ class RowSampler:
         eos_token_ids: the model's end tokens.
         bad_words_ids: token ids of `sampling.bad_words`, one sequence for each spelling to forbid. A word that is an
             end token is forbidden like any other.
-        index: which of the rows that share a seed this is; each has its own random stream.
+        index: number of this row among those that share a seed; each has its own random stream.
         constraint: what the tokens must follow; of this row alone.
 
     Raises:

@@ -40,7 +40,7 @@ class Embedder:
         self.max_length = max_length
         self.max_batch = max_batch
         self.target = ""  # of the engine, as the bundle names it
-        self.remarks: tuple[str, ...] = ()  # what `load` did otherwise than the bundle was built for, and why
+        self.remarks: tuple[str, ...] = ()  # where `load` deviated from what the bundle was built for, and why
         self._session = session
         width = manifest.graphs[ENCODER].output("pooled").shape[-1]
         assert isinstance(width, int)

@@ -26,7 +26,7 @@ def open_model(
 ) -> LanguageModel:
     """Load an engine of a bundle that was opened unverified; arguments and errors as of `piston.runtime.load`.
 
-    With `best_only` the best engine is not replaced either: for whoever states figures of it.
+    With `best_only` the best engine is not replaced either: for callers that report its figures.
     """
     bundle.manifest.require_task(TEXT_GENERATION, bundle.directory)
     hashing = Hashing.begin(bundle.manifest, bundle.directory)
