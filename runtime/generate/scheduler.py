@@ -160,7 +160,7 @@ class Scheduler:
         """Number of prompt tokens that can be prefilled within `max_stall`."""
         assert self.max_stall is not None
         if self._token_seconds is None:
-            return FIRST_CHUNK
+            return LEAST_CHUNK
         return max(LEAST_CHUNK, int(self.max_stall / self._token_seconds) // LEAST_CHUNK * LEAST_CHUNK)
 
     def _prefill(self, limit: int | None) -> Iterator[Token | Ended]:
