@@ -15,8 +15,9 @@ from piston.runtime.generate.device_loop import DeviceRuns
 from piston.runtime.generate.prefix_cache import PrefixCache
 from piston.runtime.generate.request import Ended, EndReason, Request, Token, check_fits
 
-LEAST_CHUNK = 16  # smallest prefill chunk in tokens, whatever the stall bound
-FIRST_CHUNK = 32  # of the first one, before the speed of prefills is known
+# Own kernels (w8) gave the same bits for a prompt in chunks of 64 as for the whole prompt, and other bits for chunks of
+# 16, 32 and 48. So the tokens of a prefill chunk are a multiple of this, however short the stall may be.
+LEAST_CHUNK = 64
 LOGITS_CHUNK = 64  # where the logits of every position are wanted: bounds what they take
 
 

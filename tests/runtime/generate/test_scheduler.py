@@ -160,20 +160,20 @@ def test_an_error_of_a_step_of_all_rows_is_raised():
 
 def test_with_a_bound_running_rows_are_decoded_between_the_chunks_of_a_long_prompt():
     engine = engine_of()
-    scheduler, running, long = Scheduler(engine, max_stall=1e-9), request_of([3], 40), request_of([5] * 100, 2)
+    scheduler, running, long = Scheduler(engine, max_stall=1e-9), request_of([3], 40), request_of([5] * 200, 2)
     scheduler.add(running)
     list(scheduler.step())
     scheduler.add(long)
     run(scheduler)
     prompts = [call[1][1] for call in engine.calls if call[0] == "prefill"][1:]
-    assert sum(map(len, prompts)) == 100
+    assert sum(map(len, prompts)) == 200
     assert [len(prompt) for prompt in prompts][:3] == [LEAST_CHUNK] * 3
     kinds = kinds_of(engine)
     second = kinds.index("prefill", 1)
     alternating = kinds[second : second + 2 * (len(prompts) - 1)]
     assert set(alternating[::2]) == {"prefill"}
     assert set(alternating[1::2]) == {"step"}
-    assert [running.output_ids, long.output_ids] == [continuation([3], 40), continuation([5] * 100, 2)]
+    assert [running.output_ids, long.output_ids] == [continuation([3], 40), continuation([5] * 200, 2)]
 
 
 def test_a_chunk_is_as_long_as_the_measured_speed_allows():
