@@ -14,7 +14,7 @@ from piston.export.quiet import quiet
 from piston.export.tokenizer import write_tokenizer
 from piston.runtime.sampling.params import SamplingParams
 
-ABSENT = object()
+ABSENT = "absent"
 
 
 @pytest.fixture(scope="module")
