@@ -26,7 +26,7 @@ def get(url, body=None):
 
 
 def until_running(address):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while 'num_requests_running{model_name="bundle"} 1.0' not in get(f"{address}/metrics")[1]:
         assert time.monotonic() < end
         time.sleep(0.02)

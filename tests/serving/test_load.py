@@ -30,7 +30,7 @@ class Gate:
         return self.script(history)
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -40,7 +40,7 @@ def until(condition, seconds=10):
 def send(server, body):
     """A request whose answer is not read yet."""
     data = json.dumps(body).encode()
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
     connection.sendall(head + data)
     return connection
