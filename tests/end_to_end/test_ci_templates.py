@@ -157,7 +157,7 @@ def test_a_bundle_may_be_the_baseline_of_a_gate_on_speed(tree, made, tmp_path):
     report = json.loads(result.stdout)
     assert [stage["name"] for stage in report["stages"] if not stage["is_cached"]] == ["bench"]
     assert report["is_published"]
-    assert report["gates"][0]["message"].startswith("batch 1, prompt 8")
+    assert report["gates"][0]["place"].startswith("batch 1, prompt 8")
 
 
 @pytest.mark.slow

@@ -23,16 +23,16 @@ def broken(monkeypatch):
     """Scale one weight of the written graph, as a faulty pass would."""
 
     def install(name, factor):
-        from piston.export import passes
+        from piston.export import job
 
-        honest = passes.canonicalize
+        honest = job.canonicalize
 
         def canonicalize(model):
             honest(model)
             value = model.graph.initializers[name]
             value.const_value = ir.tensor(value.const_value.numpy() * factor, name=name)
 
-        monkeypatch.setattr(passes, "canonicalize", canonicalize)
+        monkeypatch.setattr(job, "canonicalize", canonicalize)
 
     return install
 
