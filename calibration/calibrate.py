@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from piston.calibration.check import ROW_LEN, Check, bounds_of, check
-from piston.calibration.data.held_out import HeldOut, load_data
-from piston.calibration.data.rows import BUILTIN, RowOptions, Rows, chat_rows
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.observe.saturation import Saturated, saturations
 from piston.calibration.recipe import HEAD, Recipe
@@ -32,6 +30,8 @@ from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, Metric
+from piston.data.held_out import HeldOut, load_data
+from piston.data.rows import BUILTIN, RowOptions, Rows, chat_rows
 from piston.runtime.bundle import Bundle
 
 PREPARED = "prepared"  # the float model directory that is measured

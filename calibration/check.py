@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.calibration.data.held_out import HeldOut
-from piston.calibration.data.packing import Ids
-from piston.calibration.data.rows import hash_rows
 from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import Gate, GateResult, Metric, parse_gate
 from piston.core.statistics import ConfidenceInterval
 from piston.core.tasks import task_module
+from piston.data.held_out import HeldOut
+from piston.data.packing import Ids
+from piston.data.rows import hash_rows
 from piston.evaluation import tasks
 from piston.evaluation.corpus import Corpus, Document
 from piston.evaluation.evaluate import EvalOptions, evaluate

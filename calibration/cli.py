@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import get_args
 
 from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
-from piston.calibration.data.rows import RowOptions
 from piston.calibration.observe.observers import Method
 from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe, Storage
 from piston.calibration.report import page_of, remainders_text
@@ -19,6 +18,7 @@ from piston.core.errors import MisuseError
 from piston.core.gates import add_gate_arguments, from_older, gates_of
 from piston.core.outputs import check_output_files, write_output
 from piston.core.tasks import task_module, task_names
+from piston.data.rows import RowOptions
 from piston.evaluation import tasks
 from piston.evaluation.tasks.text_generation import METRICS
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.calibration.data.held_out import HeldOut
-from piston.calibration.data.rows import hash_rows
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import Gate, GateResult, Metric
 from piston.core.tasks import task_module
+from piston.data.held_out import HeldOut
+from piston.data.rows import hash_rows
 from piston.evaluation import tasks
 from piston.evaluation.tasks import Comparison
 

@@ -50,7 +50,7 @@ def export_model(
         MisuseError: there is no such task, or an option is not for it.
         OutputExistsError: `out` is there. In every case nothing is left at `out`.
     """
-    from piston.export.checkpoint import locate
+    from piston.checkpoint.checkpoint import locate
     from piston.export.job import ExportJob
 
     options, progress, out = options or ExportOptions(), progress or Progress(quiet=True), Path(out)

@@ -22,10 +22,10 @@ import torch
 from torch import nn
 from torch.onnx import ops
 
+from piston.checkpoint.quiet import quiet
 from piston.core.bundle.interface import BATCH, GraphInterface, TensorSpec
 from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 from piston.export.layers import replace_linear, replace_norm
-from piston.export.quiet import quiet
 from piston.export.signature import OPSET
 
 ATTENTION = "piston-encoder"

@@ -7,14 +7,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from piston.checkpoint.checkpoint import Checkpoint, weights_dtype
+from piston.checkpoint.weight_files import StoredTensor
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import FloatType
 from piston.core.console import Progress
 from piston.export import DTYPES, ExportOptions
-from piston.export.checkpoint import Checkpoint, weights_dtype
 from piston.export.passes import canonicalize
 from piston.export.passes.cast_precision import CastPrecisionPass
-from piston.export.weight_files import StoredTensor
 
 
 @dataclass(slots=True)

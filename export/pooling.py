@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.errors import CheckpointError, UnsupportedModelError
-from piston.export.checkpoint import Checkpoint
 
 MODULES = "modules.json"
 TRANSFORMER, POOLING, DENSE, NORMALIZE = "Transformer", "Pooling", "Dense", "Normalize"

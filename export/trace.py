@@ -14,11 +14,11 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from piston.checkpoint.quiet import quiet
 from piston.core.bundle.interface import CacheSpec, decoder_interface
 from piston.core.errors import UnsupportedModelError
 from piston.export.layers import is_tied, replace_linear, replace_norm, replace_rotary
 from piston.export.operators import attention_of, keep_rows, mask_of, rotary_of
-from piston.export.quiet import quiet
 from piston.export.rotary import RotaryTables, tables_of
 from piston.export.signature import OPSET
 from piston.export.step import Step, StepCache, StepHolder

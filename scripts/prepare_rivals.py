@@ -128,8 +128,8 @@ PREPARE = {
 
 def write_huggingface(shop: Workshop) -> None:
     """The GGUF file as config, tokenizer and safetensors in float32, as Piston reads it: transformers drops keys."""
-    from piston.export.checkpoint import load_config, load_model, locate
-    from piston.export.gguf.tokenizer import gguf_tokenizer
+    from piston.checkpoint.checkpoint import load_config, load_model, locate
+    from piston.checkpoint.gguf.tokenizer import gguf_tokenizer
 
     out, checkpoint = fresh(shop.model("huggingface")), locate(str(shop.checkpoint))
     load_config(checkpoint)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.calibration.data.rows import hash_rows
 from piston.calibration.observe.activation_capture import ActivationCapture, opened
 from piston.calibration.observe.checkpoint_file import ProgressFile, key_of
 from piston.calibration.observe.consumers import Consumer
@@ -20,6 +19,7 @@ from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import Manifest, sha256_of
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.data.rows import hash_rows
 
 Ids = NDArray[np.int64]
 

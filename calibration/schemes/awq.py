@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.calibration.data.packing import Ids
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import apply_fold, find_fold
 from piston.calibration.numeric.rounding import Floats, Grid, Quantized, encode, round_to_nearest, searched_scale
@@ -22,6 +21,7 @@ from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.smoothquant import relative_error
 from piston.calibration.schemes.w8a8 import Activation, observe, weight_of
 from piston.core.console import Progress
+from piston.data.packing import Ids
 
 ALPHAS = tuple(step / 10 for step in range(1, 11))
 

@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.calibration.data.packing import Ids
-from piston.calibration.data.rows import hash_rows
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear, by_input
@@ -32,6 +30,8 @@ from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.segments import Segment, StreamedModel, cut
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
+from piston.data.packing import Ids
+from piston.data.rows import hash_rows
 
 Matrix = NDArray[np.float64]
 AT_ONCE = 4096  # tokens

@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.calibration.data.packing import Ids
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import Linear, by_input, find_linears
 from piston.calibration.graph.qdq import write_weight
@@ -26,6 +25,7 @@ from piston.calibration.schemes.channel_splitting import num_copies, read_copies
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.ordered_pool import imap_bounded
 from piston.core.machine import num_cores
+from piston.data.packing import Ids
 from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.session import translated
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.calibration.data.packing import Ids
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear
@@ -23,6 +22,7 @@ from piston.calibration.schemes.residual import fine_scale, round_steps
 from piston.calibration.schemes.smoothquant import Smoothed, relative_error, search
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.data.packing import Ids
 from piston.graph.pattern import array_of
 
 # Of a kept linear's weights, whose range smoothing widened: by channel, six linears of SmolLM2-135M took KL

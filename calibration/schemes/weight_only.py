@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from piston.calibration.data.packing import Ids
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.numeric.rounding import round_to_nearest
 from piston.calibration.recipe import Recipe
@@ -11,6 +10,7 @@ from piston.calibration.schemes.layerwise_gptq import round_in_turn
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
+from piston.data.packing import Ids
 
 
 def round_weights(graph: ModelGraph, recipe: Recipe, rows: Ids | None, work: Path, progress: Progress) -> Prepared:

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from piston.calibration.check import corpus_of, whole_rows
-from piston.calibration.data.packing import Ids
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.schemes.kv_cache import Scales
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.cached_logits import CachedLogitsEngine
 from piston.calibration.search.switched import NAME, Switches, write_switched
 from piston.core.bundle import GRAPH
+from piston.data.packing import Ids
 from piston.evaluation.scoring import score
 from piston.evaluation.summary import agreement_of, perplexity_of
 from piston.runtime.backends.ort_cpu import OrtEngine

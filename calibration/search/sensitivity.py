@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from piston.calibration.data.packing import Ids
 from piston.calibration.graph.linears import Linear
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.meter import Meter
 from piston.core.console import Progress
+from piston.data.packing import Ids
 
 FEW_ROWS, FEW_LEN = 2, 128  # tokens that linears alone are measured on: a second a pass (135M, two cores)
 # Times as many linears as are to be kept have their KL measured: errors of outputs bring the harmful ones to the front,

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from piston.checkpoint.checkpoint import Checkpoint, check_weights, load_config, load_model, translated
+from piston.checkpoint.tokenizer import FILE_NAME, save_tokenizer, special_tokens
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import BATCH, ENCODER, GraphInterface, TensorSpec
 from piston.core.bundle.manifest import Manifest, ModelSpec, TokenizerSpec, record_files
 from piston.core.errors import MisuseError, ParityError
-from piston.export.checkpoint import Checkpoint, check_weights, load_config, load_model, translated
 from piston.export.encoder import (
     CanonicalEncoder,
     check_encoder,
@@ -26,7 +27,6 @@ from piston.export.encoder import (
 )
 from piston.export.job import ExportJob, round_graph, save_graph
 from piston.export.pooling import MODULES, SentenceModules, read_modules
-from piston.export.tokenizer import FILE_NAME, save_tokenizer, special_tokens
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.ragged import padded
 

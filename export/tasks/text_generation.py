@@ -5,9 +5,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle import GRAPH
-from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
-from piston.export.checkpoint import (
+from piston.checkpoint.checkpoint import (
     Checkpoint,
     cache_spec_of,
     check_weights,
@@ -15,11 +13,13 @@ from piston.export.checkpoint import (
     load_model,
     translated,
 )
-from piston.export.generation_defaults import check_readable, read_defaults
+from piston.checkpoint.generation_defaults import check_readable, read_defaults
+from piston.checkpoint.tokenizer import write_tokenizer
+from piston.core.bundle import GRAPH
+from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
 from piston.export.job import ExportJob, round_graph, save_graph
 from piston.export.parity import check_parity, take_reference
 from piston.export.rotary import positions_of
-from piston.export.tokenizer import write_tokenizer
 from piston.export.trace import trace
 
 

@@ -12,7 +12,6 @@ from canonical import CanonicalSession
 from tokenizers import Tokenizer
 
 from piston.calibration.calibrate import CheckOptions, calibrate
-from piston.calibration.data.rows import RowOptions
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes import layerwise_gptq as sequential
@@ -20,6 +19,7 @@ from piston.calibration.schemes.residual import RATIOS
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError, OutputExistsError, ShortfallError
+from piston.data.rows import RowOptions
 
 ROWS = RowOptions(num_rows=6, seq_len=24)
 SENTENCE = "the quick brown fox jumps over the lazy dog while seven wizards brew strange potions by night"

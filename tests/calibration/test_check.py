@@ -8,14 +8,14 @@ import pytest
 from piston.calibration import calibrate as module
 from piston.calibration.calibrate import CheckOptions, calibrate
 from piston.calibration.check import bounds_of
-from piston.calibration.data.held_out import HeldOut
-from piston.calibration.data.overlap import Overlap
-from piston.calibration.data.rows import RowOptions
 from piston.calibration.recipe import SCHEMES, Recipe
 from piston.calibration.schemes.w8a8 import round_all
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import EngineError, MisuseError, ShortfallError
+from piston.data.held_out import HeldOut
+from piston.data.overlap import Overlap
+from piston.data.rows import RowOptions
 from piston.evaluation.tasks.text_generation import DEFAULTS
 
 ROWS = RowOptions(num_rows=4, seq_len=24)

@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from piston.calibration.calibrate import CheckOptions, calibrate
-from piston.calibration.data.rows import RowOptions
 from piston.calibration.recipe import Recipe
+from piston.data.rows import RowOptions
 
 ANY = CheckOptions(bounds=("kl<=100",))  # noise is read, by a model of noise
 ROWS = RowOptions(num_rows=4, seq_len=16)

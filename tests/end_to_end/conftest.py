@@ -31,7 +31,7 @@ def transformers_model(demo_checkpoint):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from piston.export.quiet import quiet
+    from piston.checkpoint.quiet import quiet
 
     with quiet():
         return AutoModelForCausalLM.from_pretrained(

@@ -11,10 +11,10 @@ from encoders import mean_of_tokens
 from transformers import AutoTokenizer
 
 from piston.calibration.calibrate import calibrate
-from piston.calibration.data.rows import RowOptions
 from piston.calibration.recipe import Recipe
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError, ShortfallError
+from piston.data.rows import RowOptions
 from piston.engines import build
 from piston.runtime import load
 

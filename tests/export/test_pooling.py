@@ -2,8 +2,8 @@ import pytest
 import torch
 from encoders import HIDDEN, write_json, write_sentence_checkpoint
 
+from piston.checkpoint.checkpoint import locate
 from piston.core.errors import CheckpointError, UnsupportedModelError
-from piston.export.checkpoint import locate
 from piston.export.pooling import POOLINGS, read_modules
 from piston.export.tasks.feature_extraction import recognises
 

@@ -6,7 +6,7 @@ import torch
 from canonical import CanonicalSession
 from zoo import ZOO, make
 
-from piston.export.architectures import ARCHITECTURES
+from piston.checkpoint.architectures import ARCHITECTURES
 
 BOUND = 1e-3  # largest absolute difference of a logit; the toys' logits are of the order of one to thirty
 NUM_STEPS = 8

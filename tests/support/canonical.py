@@ -8,8 +8,8 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
+from piston.checkpoint.checkpoint import cache_spec_of
 from piston.core.bundle.interface import CacheSpec
-from piston.export.checkpoint import cache_spec_of
 from piston.export.passes import canonicalize
 from piston.export.rotary import positions_of
 from piston.export.trace import trace

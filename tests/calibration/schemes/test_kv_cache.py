@@ -11,7 +11,6 @@ from canonical import CanonicalSession
 from quantized import round_cache
 
 from piston.calibration.calibrate import calibrate
-from piston.calibration.data.rows import RowOptions
 from piston.calibration.observe.cache_range import CacheRange, Rotation
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.kv_cache import RoundCachePass, observe_cache
@@ -19,6 +18,7 @@ from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import CalibrationError, MisuseError
+from piston.data.rows import RowOptions
 from piston.engines import build
 from piston.runtime import SamplingParams, load
 

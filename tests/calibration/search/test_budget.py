@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from piston.calibration.calibrate import calibrate
-from piston.calibration.data.rows import RowOptions, load_rows
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.w8a8 import round_all
@@ -17,6 +16,7 @@ from piston.cli.main import main
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import parse_gate
+from piston.data.rows import RowOptions, load_rows
 from piston.evaluation.tasks.text_generation import METRICS
 from piston.runtime.bundle import Bundle
 

@@ -1,1 +1,0 @@
-"""Rows of tokens to calibrate with and to check against."""

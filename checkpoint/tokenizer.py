@@ -1,0 +1,121 @@
+"""The checkpoint's tokenizer as one tokenizer.json with its template, checked against it."""
+
+from pathlib import Path
+from typing import Any
+
+from piston.checkpoint.checkpoint import Checkpoint
+from piston.checkpoint.generation_defaults import GenerationDefaults
+from piston.checkpoint.gguf.tokenizer import gguf_tokenizer
+from piston.checkpoint.quiet import quiet
+from piston.core.bundle.manifest import TokenizerSpec
+from piston.core.errors import CheckpointError, MisuseError
+
+FILE_NAME, TEMPLATE_NAME = "tokenizer.json", "chat_template.jinja"
+SAMPLES = (
+    "The capital of France is Paris.",
+    "  two  spaces\n\nand a tab\t.",
+    "naïve café — 1,234.5 € 你好，世界 مرحبا 👩‍👩‍👧 ก็",  # noqa: RUF001
+    "def f(x):\n    return x ** 2  # comment",
+)
+SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+
+
+def write_tokenizer(
+    checkpoint: Checkpoint, config: Any, defaults: GenerationDefaults, out: Path, chat_template: str | None = None
+) -> tuple[TokenizerSpec, tuple[str, ...]]:
+    """Write tokenizer.json and, if there is one, chat_template.jinja: of several the one of that name, or "default".
+
+    The second result is what to tell the user.
+
+    Raises:
+        CheckpointError: there is no tokenizer, tokenizer.json would not give the ids transformers gives, or several
+            chat templates leave open which one to take.
+        MisuseError: no chat template has the name that was asked for.
+    """
+    tokenizer = save_tokenizer(checkpoint, out)
+    template = _template_of(checkpoint, tokenizer, chat_template)
+    if template is not None:
+        (out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    ends, remarks = _ends(checkpoint, config, defaults, tokenizer)
+    spec = TokenizerSpec(
+        bos_token_id=tokenizer.bos_token_id if defaults.bos_token_id is None else defaults.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id if defaults.pad_token_id is None else defaults.pad_token_id,
+        eos_token_ids=ends,
+        special_tokens=special_tokens(tokenizer),
+        has_chat_template=template is not None,
+    )
+    return spec, remarks
+
+
+def special_tokens(tokenizer: Any) -> dict[str, str]:
+    """Those that have a text, by role, such as bos_token."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+
+def save_tokenizer(checkpoint: Checkpoint, out: Path) -> Any:
+    """Write tokenizer.json; returns transformers' tokenizer. Raises CheckpointError as `write_tokenizer` does."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    if not checkpoint.gguf and not any((checkpoint.directory / name).is_file() for name in SOURCES):
+        raise CheckpointError(
+            f"{checkpoint.name} has no tokenizer ({', '.join(SOURCES)}); copy it into the checkpoint."
+        )
+    try:
+        with quiet():
+            if checkpoint.header is not None:
+                tokenizer = gguf_tokenizer(checkpoint.header)
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
+    except CheckpointError:
+        raise
+    except Exception as problem:
+        lines = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise CheckpointError(f"The tokenizer of {checkpoint.name} cannot be read: {lines[0]}") from problem
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise CheckpointError(f"{type(tokenizer).__name__} of {checkpoint.name} has no tokenizer.json form.")
+    path = out / FILE_NAME
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.save(str(path), pretty=False)
+    written = Tokenizer.from_file(str(path))
+    for text in SAMPLES:
+        if written.encode(text).ids != list(tokenizer(text)["input_ids"]):
+            raise CheckpointError(
+                f"tokenizer.json of {checkpoint.name} would split {text!r} differently than transformers."
+            )
+    return tokenizer
+
+
+def _template_of(checkpoint: Checkpoint, tokenizer: Any, name: str | None) -> str | None:
+    templates = tokenizer.chat_template or {}
+    if not isinstance(templates, dict):
+        templates = {"default": templates}
+    if (name or "default") in templates:
+        return templates[name or "default"] or None
+    present = ", ".join(map(repr, sorted(templates))) or "none"
+    if name is not None:
+        raise MisuseError(f"{checkpoint.name} has no chat template {name!r}; it has: {present}.")
+    if templates:
+        raise CheckpointError(
+            f"{checkpoint.name} has chat templates, but none called 'default': {present}; choose one of them with "
+            "--chat-template NAME."
+        )
+    return None
+
+
+def _ends(
+    checkpoint: Checkpoint, config: Any, defaults: GenerationDefaults, tokenizer: Any
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The tokens that end an answer: those that end transformers' generate, which does not ask the tokenizer."""
+    ends, named = defaults.eos_token_ids, tokenizer.eos_token_id
+    if checkpoint.gguf:  # has no generation settings
+        value = getattr(config, "eos_token_id", None)
+        found = {value} if isinstance(value, int) else set(value or ())
+        return tuple(sorted(found | {*ends} | ({named} - {None}))), ()
+    if not ends:
+        return ends, ("the checkpoint's generation settings name no end token: answers end at --max-tokens only.",)
+    if named is not None and named not in ends:
+        text = f"the tokenizer's end token {tokenizer.eos_token!r} ({named}) does not end answers, as in transformers: "
+        return ends, (f"{text}the checkpoint's generation settings name {', '.join(map(str, ends))}.",)
+    return ends, ()
