@@ -8,7 +8,7 @@ import pytest
 
 from piston.data.noise import FEWEST, code_points, is_noise, order_ratio
 
-TEXTS = Path(__file__).parents[3] / "data/texts"
+TEXTS = Path(__file__).parents[2] / "data/texts"
 RNG = np.random.default_rng(11)
 LANGUAGES = (TEXTS / "languages.txt").read_text(encoding="utf-8").split("\f")
 
