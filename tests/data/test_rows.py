@@ -56,7 +56,7 @@ def test_the_builtin_texts_fill_the_default_rows_without_the_held_out_ones(model
     assert names[:4] == ["languages.txt", "prose.txt", "technical.txt", "chat.jsonl"]
     assert all(name.startswith("Python ") for name in names[4:])
     assert len(names) == len(set(names)) > 4
-    held_out = Path(__file__).parents[2] / "data/held_out.txt"
+    held_out = Path(__file__).parent / "held_out.txt"
     everything = load_rows(["builtin"], model, RowOptions(num_rows=4000, seq_len=90))
     evaluated = load_rows([held_out], model, RowOptions(num_rows=170, seq_len=90))
     # A byte vocabulary: 40 tokens are about as long a passage as 13 of a real one.
