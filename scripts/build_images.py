@@ -1,4 +1,4 @@
-"""Build the images of docker/ without a Docker daemon or a registry, run the runtime image on a bundle, and judge it.
+"""Build the images of docker/ without a Docker daemon or a registry, run and serve a bundle with them, and judge them.
 
     sudo python scripts/build_images.py --bundle bundles/smollm2
 
@@ -294,12 +294,16 @@ def main() -> int:
     began = time.perf_counter()
     make_bases(buildah, options.mirror)
     build_image(buildah, "runtime")
+    build_image(buildah, "haproxy")
     for also in options.also:
         name, _, arguments = also.partition(":")
         build_image(buildah, name, *filter(None, arguments.split(";")))
     checks: dict[str, tuple[bool, object]] = {"built in, s": (True, round(time.perf_counter() - began))}
     with Container(buildah, "piston-runtime", options.bundle) as container:
         judge(container, checks)
+    with Container(buildah, "piston-haproxy", options.bundle) as container:
+        status, out, err, _ = container.run("-c")
+        checks["HAProxy accepts its configuration"] = (status == 0, (out or err).strip()[-200:])
     return report(checks, as_json=options.json)
 
 

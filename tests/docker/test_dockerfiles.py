@@ -1,5 +1,6 @@
 """What can be said of the images without building them; scripts/build_images.py builds and runs them."""
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from piston.serving import cli
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 RUNTIMES = [path for path in DOCKERFILES if path.name.startswith("runtime")]
 COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+SERVED = yaml.safe_load((ROOT / "docker/compose.serve.yaml").read_text())
 
 
 def stages(path):
@@ -35,9 +39,10 @@ def named(path):
     return path.name
 
 
-def test_there_are_three_images():
+def test_there_are_four_images():
     assert [path.name for path in DOCKERFILES] == [
         "build.Dockerfile",
+        "haproxy.Dockerfile",
         "runtime-tensorrt.Dockerfile",
         "runtime.Dockerfile",
     ]
@@ -61,7 +66,9 @@ def test_what_runs_needs_no_shell(path):
     for keyword in ("ENTRYPOINT", "CMD"):
         (words,) = last(path, keyword)
         assert words.startswith("[")
-    assert last(path, "STOPSIGNAL") == ["SIGTERM"]
+    assert last(path, "STOPSIGNAL") == [
+        "SIGUSR1" if path.name.startswith("haproxy") else "SIGTERM"
+    ]  # both finish first
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=named)
@@ -98,7 +105,7 @@ def test_all_that_is_copied_from_the_context_is_in_it(path):
 
 
 def test_the_services_use_images_that_exist_and_run_bound():
-    for service in COMPOSE["services"].values():
+    for service in (*COMPOSE["services"].values(), *SERVED["services"].values()):
         assert (ROOT / service["build"]["dockerfile"]).is_file()
         assert service["image"] == f"piston-{Path(service['build']['dockerfile']).stem}"
     for name in ("runtime", "gpu"):
@@ -107,6 +114,35 @@ def test_the_services_use_images_that_exist_and_run_bound():
         assert service["cap_drop"] == ["ALL"]
         assert service["volumes"][0].endswith(":/bundle:ro")
     assert COMPOSE["services"]["runtime"]["network_mode"] == "none"
+
+
+def test_the_runtime_image_asks_the_server_for_its_health():
+    (check,) = last(ROOT / "docker/runtime.Dockerfile", "HEALTHCHECK")
+    assert check.endswith('CMD ["python3", "-m", "piston.serving.health"]')
+
+
+def test_the_replicas_are_reached_through_the_proxy_alone_and_have_time_to_finish():
+    proxy = SERVED["services"]["haproxy"]
+    replicas = {name: service for name, service in SERVED["services"].items() if name != "haproxy"}
+    assert {proxy["environment"][f"PISTON_REPLICA_{number}"] for number in (1, 2)} == {
+        f"{name}:8000" for name in replicas
+    }
+    assert set(proxy["depends_on"]) == set(replicas)
+    assert SERVED["networks"]["inside"] == {"internal": True}
+    for service in replicas.values():
+        assert (service["networks"], "ports" in service) == (["inside"], False)
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        options = served(service["command"])
+        assert (options.host, options.port) == ("0.0.0.0", 8000)  # noqa: S104 - inside a container
+        assert int(service["stop_grace_period"].removesuffix("s")) > options.shutdown_timeout
+
+
+def served(words):
+    """Options of `piston serve` as its own parser reads them."""
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    assert words[0] == "serve"
+    return parser.parse_args(words[1:])
 
 
 def test_extras_named_in_the_images_exist():
