@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from piston.core.errors import MisuseError
 from piston.runtime.model import LanguageModel
+from piston.runtime.sampling.processors import Logits
 from piston.runtime.sampling.sampler import Constraint
 from piston.serving.errors import RequestError
 from piston.serving.fields import ChatRequest, Options
@@ -87,8 +88,9 @@ class _Following:
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
 
-    def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
+    def allowed(self, logits: Logits) -> NDArray[np.bool_]:
         """See Constraint."""
+        vocab_size = logits.size
         bits = np.empty((vocab_size + 31) // 32, np.int32)
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         self._check()
@@ -110,9 +112,9 @@ class _Behind:
     def __init__(self, state: _Following, token_id: int) -> None:
         self._state, self._token_id, self._has_begun = state, token_id, False
 
-    def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
+    def allowed(self, logits: Logits) -> NDArray[np.bool_]:
         """See Constraint."""
-        return self._state.allowed(vocab_size) if self._has_begun else np.ones(vocab_size, np.bool_)
+        return self._state.allowed(logits) if self._has_begun else np.ones(logits.size, np.bool_)
 
     def accept(self, token_id: int) -> None:
         """See Constraint."""

@@ -35,8 +35,8 @@ class Pick:
 class Constraint(Protocol):
     """What the tokens of one row must follow, such as a grammar; it learns every token that is picked."""
 
-    def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
-        """Which tokens may come next, bool (vocab_size,)."""
+    def allowed(self, logits: Logits) -> NDArray[np.bool_]:
+        """Which tokens may come next, bool (vocab,); `logits` are those that other options left."""
 
     def accept(self, token_id: int) -> None:
         """Take over the token that was picked."""
@@ -176,7 +176,7 @@ class RowSampler:
         if len(self._output_ids) < options.min_tokens:
             logits = row.min_tokens(logits, len(self._output_ids), options.min_tokens, self._end_ids)
         if self._constraint is not None:
-            logits = row.allow(logits, self._constraint.allowed(logits.size))
+            logits = row.allow(logits, self._constraint.allowed(logits))
         return logits
 
     def _suppressed(self) -> tuple[int, ...]:

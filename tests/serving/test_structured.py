@@ -9,6 +9,8 @@ from toy_model import VOCAB_SIZE, history_script, ids_of, replying, toy_model
 
 from piston.serving import app, structured
 
+LOGITS = np.zeros(VOCAB_SIZE, np.float32)
+
 HELLO = [{"role": "user", "content": "hi"}]
 SCHEMA = {
     "type": "object",
@@ -121,10 +123,10 @@ def test_the_mask_is_the_grammar_s_own(live):
     grammars = structured.Grammars(toy_model(scores))
     grammar = grammars.compile(llguidance.LLMatcher.grammar_from_regex("a[bc]d"))
     state = grammar.begin()
-    assert np.flatnonzero(state.allowed(VOCAB_SIZE)).tolist() == ids_of("a")
+    assert np.flatnonzero(state.allowed(LOGITS)).tolist() == ids_of("a")
     state.accept(ids_of("a")[0])
-    assert sorted(np.flatnonzero(state.allowed(VOCAB_SIZE))) == sorted(ids_of("b") + ids_of("c"))
+    assert sorted(np.flatnonzero(state.allowed(LOGITS))) == sorted(ids_of("b") + ids_of("c"))
     behind = grammar.begin(after=ids_of("w")[0])
-    assert behind.allowed(VOCAB_SIZE).all()
+    assert behind.allowed(LOGITS).all()
     behind.accept(ids_of("w")[0])
-    assert np.flatnonzero(behind.allowed(VOCAB_SIZE)).tolist() == ids_of("a")
+    assert np.flatnonzero(behind.allowed(LOGITS)).tolist() == ids_of("a")

@@ -265,8 +265,8 @@ class Alternating:
     def __init__(self, length):
         self.length, self.accepted = length, []
 
-    def allowed(self, vocab_size):
-        mask = np.zeros(vocab_size, np.bool_)
+    def allowed(self, logits):
+        mask = np.zeros(logits.size, np.bool_)
         mask[5 + len(self.accepted) % 2 if len(self.accepted) < self.length else EOS] = True
         return mask
 

@@ -1,0 +1,107 @@
+"""The timestamp tokens of Whisper: which may come next, and the segments that they bound.
+
+Rules and cutting are those of Whisper's own decoding (Radford et al. 2022, arXiv:2212.04356; `decoding.py` and
+`transcribe.py` of the reference), as transformers' WhisperForConditionalGeneration follows them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.runtime.sampling.processors import Logits
+
+UNIT = 0.02  # seconds of one timestamp token: one position of the encoder
+UNIT_FRAMES = 2  # log-mel frames of it
+
+
+class TimestampRules:
+    """What a row may say next, if its text is to carry timestamps (a Constraint of RowSampler).
+
+    Args:
+        no_timestamps: the token that asks for text without them; the first timestamp, 0.00, follows it.
+        end: the token that ends the text; all below it are text.
+        latest_start: timestamp units within which the first segment must begin; None: anywhere.
+    """
+
+    def __init__(self, *, no_timestamps: int, end: int, latest_start: int | None = None) -> None:
+        self._no_timestamps, self._first, self._end = no_timestamps, no_timestamps + 1, end
+        self._latest_start = latest_start
+        self._ids: list[int] = []
+
+    def accept(self, token_id: int) -> None:
+        """Take over the token that was picked."""
+        self._ids.append(token_id)
+
+    def allowed(self, logits: Logits) -> NDArray[np.bool_]:
+        """Which tokens may come next, bool [vocab].
+
+        Timestamps come in pairs between segments and never go back; the text begins with one; and where all of them
+        together are likelier than every other token, the next token is one of them.
+        """
+        mask = np.ones(logits.size, np.bool_)
+        mask[self._no_timestamps] = False
+        was_stamp = [token >= self._first for token in self._ids[-2:]]
+        if was_stamp and was_stamp[-1]:
+            if len(was_stamp) == 1 or was_stamp[0]:
+                mask[self._first :] = False  # a pair is complete: text follows
+            else:
+                mask[: self._end] = False  # its second half, or the end
+        stamps = [token for token in self._ids if token >= self._first]
+        if stamps:
+            repeats = was_stamp == [False, True]  # the end of a segment may be the beginning of the next
+            mask[self._first : stamps[-1] + (0 if repeats else 1)] = False
+        if not self._ids:
+            mask[: self._first] = False
+            if self._latest_start is not None:
+                mask[self._first + self._latest_start + 1 :] = False
+        if self._prefers_stamp(np.where(mask, logits, np.float32(-np.inf))):
+            mask[: self._first] = False
+        return mask
+
+    def _prefers_stamp(self, logits: Logits) -> bool:
+        text, stamps = logits[: self._first], logits[self._first :].astype(np.float64)
+        highest = float(logits.max())
+        if not np.isfinite(highest) or not stamps.size:
+            return False
+        total = np.exp(stamps - highest).sum()
+        return bool(total > 0 and np.log(total) + highest > float(text.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One segment of a window: seconds from the window's start, and its tokens, timestamps included."""
+
+    start: float
+    end: float
+    token_ids: tuple[int, ...]
+
+
+def cut(token_ids: Sequence[int], first: int, window_frames: int) -> tuple[list[Span], int]:
+    """Segments of a window's tokens (without the end token), and log-mel frames to go on by.
+
+    Args:
+        token_ids: what was decoded behind the prompt.
+        first: the token of timestamp 0.00.
+        window_frames: frames of audio in the window.
+
+    After a last pair of timestamps the text is cut off in its middle: the next window begins there. A single timestamp
+    at the end says that nothing follows in this window.
+    """
+    ids = list(token_ids)
+    is_stamp = [token >= first for token in ids]
+    ends_single = is_stamp[-2:] == [False, True]
+    cuts = [index + 1 for index in range(len(ids) - 1) if is_stamp[index] and is_stamp[index + 1]]
+    if not cuts:
+        stamps = [token - first for token, stamp in zip(ids, is_stamp, strict=True) if stamp]
+        units = stamps[-1] if stamps and stamps[-1] else window_frames // UNIT_FRAMES
+        return [Span(0.0, units * UNIT, tuple(ids))], window_frames
+    if ends_single:
+        cuts.append(len(ids))
+    begins = [0, *cuts[:-1]]
+    spans = [
+        Span((ids[begin] - first) * UNIT, (ids[end - 1] - first) * UNIT, tuple(ids[begin:end]))
+        for begin, end in zip(begins, cuts, strict=True)
+    ]
+    return spans, window_frames if ends_single else (ids[cuts[-1] - 1] - first) * UNIT_FRAMES

@@ -1,0 +1,229 @@
+"""The loop over the windows of an audio: decode, judge, cut into segments, go on where the last one ended.
+
+The rules are those of Whisper's reference (Radford et al. 2022, arXiv:2212.04356, section 4.5), with the defaults of
+its `transcribe.py` but for one: text of former windows is given to the decoder on request only, as in transformers,
+since a repetition in it repeats itself.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.errors import MisuseError
+from piston.runtime.audio.timestamps import TimestampRules, cut
+from piston.runtime.audio.transcription import Segment
+from piston.runtime.audio.windows import MelWindows
+
+LEAST = 10  # frames (0.1 s) at the end of an audio that are worth a window
+SILENT = 1e-8  # difference of the encoder's values in a window without any sound at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechTokens:
+    """The special tokens of a checkpoint, and what it says of decoding; recorded in the bundle's settings."""
+
+    start: int
+    end: int
+    no_timestamps: int
+    previous: int | None = None  # comes before the text of former windows
+    no_speech: int | None = None
+    languages: dict[str, int] = field(default_factory=dict)  # by code; empty: an English-only model
+    tasks: dict[str, int] = field(default_factory=dict)  # transcribe, translate
+    latest_start: int | None = None
+    context: int = 448  # positions of the decoder
+
+    @property
+    def first_timestamp(self) -> int:
+        """The token of 0.00 seconds."""
+        return self.no_timestamps + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscribeOptions:
+    """How to transcribe; thresholds of None are not applied.
+
+    Args:
+        language: its code; None: detected in the first window.
+        task: "transcribe", or "translate" into English.
+        timestamps: whether the model says where segments begin and end. Without them only audio of one window is read.
+        initial_prompt: token ids of text that sets style and spelling.
+        condition_on_previous: give the decoder the text of the windows before.
+        temperatures: tried in turn until a result is accepted.
+        compression_ratio_threshold: of the text's bytes to their zlib form; above it the text repeats itself.
+        logprob_threshold: mean log probability of the tokens; below it the decoding failed.
+        no_speech_threshold: above it, where the decoding also failed, the window is taken for silence.
+    """
+
+    language: str | None = None
+    task: str = "transcribe"
+    timestamps: bool = True
+    initial_prompt: tuple[int, ...] = ()
+    condition_on_previous: bool = False
+    temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    compression_ratio_threshold: float | None = 2.4
+    logprob_threshold: float | None = -1.0
+    no_speech_threshold: float | None = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the decoder said of one window: tokens without the end token, and how sure it was.
+
+    Args:
+        token_ids: behind the prompt.
+        sum_logprob: of the tokens and of the end token.
+        num_scored: how many tokens that sum is over.
+        no_speech_prob: probability of the token for it behind the start token; 0 where the checkpoint has none.
+    """
+
+    token_ids: tuple[int, ...]
+    sum_logprob: float
+    num_scored: int
+    no_speech_prob: float
+
+    @property
+    def avg_logprob(self) -> float:
+        """The mean over the tokens."""
+        return self.sum_logprob / max(self.num_scored, 1)
+
+
+class Decoder(Protocol):
+    """What the loop needs of a model: everything about engines, sampling and text is behind it."""
+
+    def detect_language(self, window: NDArray[np.float32]) -> str:
+        """The code of the likeliest language of a window, float32 [1, mels, frames]."""
+
+    def decode(
+        self,
+        window: NDArray[np.float32],
+        prompt_ids: Sequence[int],
+        *,
+        temperature: float,
+        constraint: TimestampRules | None,
+    ) -> Decoded:
+        """The tokens behind a prompt."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens; special ones have none."""
+
+
+def transcribe(
+    windows: MelWindows,
+    decoder: Decoder,
+    tokens: SpeechTokens,
+    options: TranscribeOptions,
+    on_progress: Callable[[float, float], None] = lambda _done, _total: None,
+) -> Iterator[Segment]:
+    """Segments as they become certain; `on_progress` gets seconds done and seconds in all.
+
+    Raises:
+        MisuseError: the audio is longer than one window and there are to be no timestamps.
+    """
+    if not options.timestamps and windows.num_frames > windows.settings.window_frames:
+        raise MisuseError(
+            f"The audio takes {windows.seconds:.1f} s; without timestamps at most {windows.settings.window_seconds} s "
+            "can be read. Ask for segment timestamps."
+        )
+    per_second, start, former = windows.settings.frames_per_second, 0, list[int]()
+    language = options.language
+    while windows.spoken_frames - start >= LEAST:
+        on_progress(start / per_second, windows.seconds)
+        window, frames = windows.at(start)
+        if float(np.ptp(window[:, :, :frames])) < SILENT:
+            start += frames
+            continue
+        if language is None and tokens.languages:
+            language = decoder.detect_language(window)
+        prompt_ids = prompt_of(tokens, options, language, former)
+        result = _accepted(window, prompt_ids, decoder, tokens, options)
+        if result is None:
+            start += frames
+            continue
+        decoded, temperature, ratio = result
+        spans, advance = cut(decoded.token_ids, tokens.first_timestamp, frames)
+        for span in spans:
+            text = decoder.text([token for token in span.token_ids if token < tokens.end])
+            if text.strip() and start / per_second + span.start < windows.seconds:
+                yield Segment(
+                    start=round(start / per_second + span.start, 3),
+                    end=round(start / per_second + span.end, 3),
+                    text=text,
+                    token_ids=span.token_ids,
+                    avg_logprob=decoded.avg_logprob,
+                    no_speech_prob=decoded.no_speech_prob,
+                    temperature=temperature,
+                    compression_ratio=ratio,
+                )
+        if options.condition_on_previous and temperature <= 0.5:  # noqa: PLR2004 - the reference's; warmer texts mislead
+            former += [token for span in spans for token in span.token_ids]
+        else:
+            former = []
+        start += advance if 0 < advance <= frames else frames
+    on_progress(windows.seconds, windows.seconds)
+
+
+def prompt_of(
+    tokens: SpeechTokens, options: TranscribeOptions, language: str | None, former: Sequence[int]
+) -> list[int]:
+    """What the decoder reads before its text.
+
+    Raises:
+        MisuseError: the checkpoint does not have this language or task.
+    """
+    room = tokens.context // 2 - 1
+    before = [*options.initial_prompt, *former] if former else list(options.initial_prompt)
+    prompt: list[int] = []
+    if before:
+        if tokens.previous is None:
+            raise MisuseError("This checkpoint takes no prompt: it has no token for former text.")
+        prompt += [tokens.previous, *before[-room:]]
+    prompt.append(tokens.start)
+    if tokens.languages:
+        if language not in tokens.languages:
+            known = ", ".join(sorted(tokens.languages))
+            raise MisuseError(f"The model does not know the language {language!r}; it knows: {known}.")
+        prompt += [tokens.languages[language], _task(tokens, options.task)]
+    elif options.task != "transcribe" or language not in {None, "en"}:
+        raise MisuseError(f"The model is for English alone; it cannot {options.task} {language or 'other languages'}.")
+    return prompt if options.timestamps else [*prompt, tokens.no_timestamps]
+
+
+def _task(tokens: SpeechTokens, task: str) -> int:
+    if task not in tokens.tasks:
+        raise MisuseError(f"The model has no task {task!r}; it has: {', '.join(tokens.tasks) or 'none'}.")
+    return tokens.tasks[task]
+
+
+def _accepted(
+    window: NDArray[np.float32],
+    prompt_ids: list[int],
+    decoder: Decoder,
+    tokens: SpeechTokens,
+    options: TranscribeOptions,
+) -> tuple[Decoded, float, float] | None:
+    """The first result that is neither repetition nor improbable, else the last; None where nobody speaks."""
+    result = None
+    for temperature in options.temperatures:
+        rules = TimestampRules(no_timestamps=tokens.no_timestamps, end=tokens.end, latest_start=tokens.latest_start)
+        constraint = rules if options.timestamps else None
+        decoded = decoder.decode(window, prompt_ids, temperature=temperature, constraint=constraint)
+        ratio = compression_ratio(decoder.text(decoded.token_ids))
+        result = decoded, temperature, ratio
+        is_unlikely = options.logprob_threshold is not None and decoded.avg_logprob < options.logprob_threshold
+        silent = options.no_speech_threshold
+        if is_unlikely and silent is not None and decoded.no_speech_prob > silent:
+            return None
+        repeats = options.compression_ratio_threshold is not None and ratio > options.compression_ratio_threshold
+        if not is_unlikely and not repeats:
+            break
+    return result
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text over those of its zlib form: 1 or less for short texts, high for one that repeats itself."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
