@@ -1,4 +1,4 @@
-"""Write the table of request fields into docs/serving.md, from piston.serving.fields.
+"""Write the tables of request fields into docs/serving.md, from the endpoints of piston.serving.tasks.
 
     python scripts/serving_fields.py [--check]
 
@@ -11,7 +11,10 @@ from typing import Any, get_args
 
 import msgspec
 
-from piston.serving import fields
+from piston.core.tasks import task_module, task_names
+from piston.serving import fields, tasks
+from piston.serving.endpoint import Endpoint
+from piston.serving.generation_fields import StreamOptions
 
 DOCUMENT = Path(__file__).parents[1] / "docs/serving.md"
 BEGIN, END = "<!-- fields: scripts/serving_fields.py writes this table -->", "<!-- end of fields -->"
@@ -30,14 +33,21 @@ def main(arguments: list[str]) -> int:
 
 
 def tables() -> str:
-    """One table for each endpoint."""
-    found = []
-    for kind, refused in fields.REFUSED.items():
-        rows = [f"| `{field.name}` | {_type(field.type)} | {_note(field)} |" for field in msgspec.structs.fields(kind)]
-        rows += [f"| `{name}` | refused | {_reason(item)} |" for name, item in refused.items()]
-        title = (kind.__doc__ or "").strip().rstrip(".")
-        found.append("\n".join([f"### {title}\n", "| field | type | |", "|---|---|---|", *rows]))
-    return "\n\n".join(found)
+    """One table for each kind of request."""
+    found: dict[type, Endpoint] = {}
+    for task in ("text-generation", *task_names(tasks)):
+        for endpoint in task_module(tasks, task).ENDPOINTS.values():
+            found.setdefault(endpoint.kind, endpoint)
+    return "\n\n".join(map(_table, found.values()))
+
+
+def _table(endpoint: Endpoint) -> str:
+    rows = [
+        f"| `{field.name}` | {_type(field.type)} | {_note(field)} |" for field in msgspec.structs.fields(endpoint.kind)
+    ]
+    rows += [f"| `{name}` | refused | {_reason(item)} |" for name, item in endpoint.refused.items()]
+    title = (endpoint.kind.__doc__ or "").strip().rstrip(".")
+    return "\n".join([f"### {title}\n", "| field | type | |", "|---|---|---|", *rows])
 
 
 def _type(kind: Any) -> str:
@@ -54,7 +64,7 @@ def _type(kind: Any) -> str:
         float: "number",
         bool: "true or false",
         Any: "any",
-        fields.StreamOptions: "object",
+        StreamOptions: "object",
     }
     return names[kind] if kind in names else " or ".join(dict.fromkeys(map(_type, inner)))
 

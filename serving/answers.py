@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from piston.runtime.generate.completion import PositionLogprobs, TokenLogprob
-from piston.serving.engine_thread import Piece, Ticket
 from piston.serving.event_stream import DONE, event
+from piston.serving.generation_thread import Piece, Ticket
 from piston.serving.output_parser import OutputParser, Part
 from piston.serving.work import Work
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from piston.core.console import note
 from piston.core.errors import MisuseError
-from piston.runtime.model import LanguageModel, load
+from piston.runtime.model import load
 from piston.serving.settings import Settings, read_keys
 
 if TYPE_CHECKING:
@@ -121,26 +121,12 @@ def run(arguments: argparse.Namespace) -> int:
             )
             for remark in model.remarks:
                 note(remark)
-            note(described(name, model))
             models.append((name, model))
-        asyncio.run(serve(Server(models, settings), listener))
+        server = Server(models, settings)
+        for served in server.served.values():
+            note(served.described)
+        asyncio.run(serve(server, listener))
     return 0
-
-
-def described(name: str, model: LanguageModel) -> str:
-    """One line: what a bundle holds, on which engine, and what it promises."""
-    cache = model.engine.cache
-    megabytes = cache.num_slots * cache.capacity * cache.spec.bytes_per_token / 1e6
-    is_exact = cache.num_slots <= model.verification.limit
-    promise = (
-        "decode steps have the same bits alone and beside other rows; a prompt's may depend on how it is cut"
-        if is_exact
-        else "answers may differ in the last bits with the load"
-    )
-    return (
-        f"{name}: {cache.num_slots} rows x {cache.capacity:,} tokens = {megabytes:,.0f} MB of cache, each row "
-        f"the whole length; engine {model.target}: {promise}"
-    )
 
 
 async def serve(server: "Server", listener: socket.socket) -> None:

@@ -62,7 +62,7 @@ class DeadlineError(RequestError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The request did not finish within its X-Request-Timeout; allow more seconds or lower max_tokens.",
+            "The request did not finish within its X-Request-Timeout; allow more seconds or ask for less.",
             status=504,
             kind="timeout_error",
             code="timeout",

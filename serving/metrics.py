@@ -1,12 +1,15 @@
 """Prometheus metrics under vLLM's names, with buckets fine enough for small models."""
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from piston.runtime.generate.generation import Generation
+from piston.serving.batch_thread import BatchTicket
 from piston.serving.engine_thread import EngineThread
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -42,8 +45,10 @@ class Metrics:
         self.decode = histogram("request_decode_time_seconds", "From the first token to the last.")
         self.prompt_length = histogram("request_prompt_tokens", "Tokens of a prompt.", TOKENS)
         self.output_length = histogram("request_generation_tokens", "Tokens of an answer.", TOKENS)
+        self.batch_rows = histogram("batch_rows", "Rows of a batch of an encoder.", TOKENS)
+        self.batch_tokens = histogram("batch_tokens", "Tokens of a batch of an encoder.", TOKENS)
 
-    def watch(self, name: str, thread: EngineThread) -> None:
+    def watch(self, name: str, thread: EngineThread[Any]) -> None:
         """Report what an engine thread holds whenever somebody asks."""
         self.registry.register(_Load(self.prefix, name, thread))
 
@@ -51,13 +56,9 @@ class Metrics:
         """In Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def of(self, name: str) -> "ModelMetrics":
-        """What one engine thread reports to."""
-        return ModelMetrics(self, name)
 
-
-class ModelMetrics:
-    """An observer of an engine thread."""
+class GenerationMetrics:
+    """The observer of a language model's engine thread."""
 
     def __init__(self, metrics: Metrics, name: str) -> None:
         self._metrics = metrics
@@ -95,20 +96,49 @@ class ModelMetrics:
         self._metrics.refused.labels(self._name).inc()
 
 
+class BatchMetrics:
+    """The observer of an encoder's engine thread."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._metrics = metrics
+        self._name = name
+
+    def batch(self, num_rows: int, num_tokens: int) -> None:
+        """See BatchObserver."""
+        self._metrics.batch_rows.labels(self._name).observe(num_rows)
+        self._metrics.batch_tokens.labels(self._name).observe(num_tokens)
+
+    def finished(self, ticket: BatchTicket[Any], reason: str) -> None:
+        """See BatchObserver."""
+        metrics, name, now = self._metrics, self._name, time.perf_counter()
+        metrics.success.labels(name, reason).inc()
+        if reason != "stop":
+            return
+        metrics.prompt_tokens.labels(name).inc(ticket.num_tokens)
+        metrics.queue.labels(name).observe(ticket.began_at - ticket.added_at)
+        metrics.end_to_end.labels(name).observe(now - ticket.added_at)
+        metrics.prompt_length.labels(name).observe(ticket.num_tokens)
+
+    def refused(self) -> None:
+        """See QueueObserver."""
+        self._metrics.refused.labels(self._name).inc()
+
+
 class _Load(Collector):
     """Gauges that are read when they are asked for."""
 
-    def __init__(self, prefix: str, name: str, thread: EngineThread) -> None:
+    def __init__(self, prefix: str, name: str, thread: EngineThread[Any]) -> None:
         self._prefix, self._name, self._thread = prefix, name, thread
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """See Collector."""
         values = {
-            "num_requests_running": ("Rows that hold a slot.", self._thread.num_running),
-            "num_requests_waiting": ("Rows that wait for a slot.", self._thread.num_waiting),
+            "num_requests_running": ("Rows that the engine works on.", self._thread.num_running),
+            "num_requests_waiting": ("Rows that wait for the engine.", self._thread.num_waiting),
             "kv_cache_usage_perc": ("Share of the cache that is filled, 1 for all of it.", self._thread.cache_usage),
         }
         for name, (text, value) in values.items():
-            family = GaugeMetricFamily(f"{self._prefix}:{name}", text, labels=("model_name",))
-            family.add_metric([self._name], value)
-            yield family
+            if value is not None:
+                family = GaugeMetricFamily(f"{self._prefix}:{name}", text, labels=("model_name",))
+                family.add_metric([self._name], value)
+                yield family

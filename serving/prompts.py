@@ -55,22 +55,25 @@ def plain_ids(model: LanguageModel, prompt: str | Sequence[Any]) -> list[list[in
     """
     if isinstance(prompt, str):
         return [model.encode(prompt)]
-    prompts: list[Any] = [prompt] if prompt and all(_is_int(item) for item in prompt) else list(prompt)
-    if not prompts:
-        raise RequestError("prompt is an empty list; send at least one prompt.", param="prompt")
-    return [_one(model, item, n) for n, item in enumerate(prompts)]
+    known = [model.encode(item) if isinstance(item, str) else item for item in prompt]
+    return id_lists(known, model.engine.vocab_size, "prompt")
 
 
-def _one(model: LanguageModel, prompt: Any, n: int) -> list[int]:
-    if isinstance(prompt, str):
-        return model.encode(prompt)
-    if not isinstance(prompt, list) or not all(_is_int(item) for item in prompt):
-        raise RequestError(f"prompt[{n}] must be text or a list of token ids.", param="prompt")
-    highest = model.engine.vocab_size - 1
-    for token_id in prompt:
-        if not 0 <= token_id <= highest:
-            raise RequestError(f"prompt[{n}] has token {token_id}; ids are 0 to {highest}.", param="prompt")
-    return prompt
+def id_lists(given: Sequence[Any], vocab_size: int, name: str) -> list[list[int]]:
+    """Lists of token ids, from one such list or a list of them; `name` is the field they come from.
+
+    Raises:
+        RequestError: they are neither, or an id is not in the vocabulary.
+    """
+    lists: list[Any] = [given] if given and all(_is_int(item) for item in given) else list(given)
+    if not lists:
+        raise RequestError(f"{name} is an empty list; send at least one text.", param=name)
+    for n, ids in enumerate(lists):
+        if not isinstance(ids, list) or not all(_is_int(item) for item in ids):
+            raise RequestError(f"{name}[{n}] must be text or a list of token ids.", param=name)
+        if wrong := [token_id for token_id in ids if not 0 <= token_id < vocab_size]:
+            raise RequestError(f"{name}[{n}] has token {wrong[0]}; ids are 0 to {vocab_size - 1}.", param=name)
+    return lists
 
 
 def _message(message: Mapping[str, Any], n: int) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from msgspec import UNSET
 
 from piston.runtime.model import LanguageModel
 from piston.serving.answers import Answers, Row
-from piston.serving.engine_thread import Piece, Ticket
+from piston.serving.endpoint import Caller
 from piston.serving.errors import RequestError
 from piston.serving.event_stream import event
-from piston.serving.fields import ChatRequest, ResponsesRequest
+from piston.serving.generation_fields import ChatRequest, ResponsesRequest
+from piston.serving.generation_thread import Piece, Ticket
 from piston.serving.output_parser import Part
 from piston.serving.structured import Grammars
-from piston.serving.work import Caller, Work, chat_work
+from piston.serving.work import Work, chat_work
 
 MESSAGE_KEYS = {"type", "role", "content", "id", "status", "phase"}
 SAME = ("temperature", "top_p", "stream", "cache_salt", "chat_template_kwargs", "model")

@@ -1,9 +1,10 @@
 """Structured output: what an answer must be becomes a grammar, and that a mask over the vocabulary (llguidance)."""
 
+import asyncio
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import llguidance
@@ -16,8 +17,9 @@ from piston.core.errors import MisuseError
 from piston.runtime.model import LanguageModel
 from piston.runtime.sampling.processors import Logits
 from piston.runtime.sampling.sampler import Constraint
+from piston.serving.endpoint import Call, Result
 from piston.serving.errors import RequestError
-from piston.serving.fields import ChatRequest, Options
+from piston.serving.generation_fields import ChatRequest, Options
 
 MAX_GRAMMAR = 200_000  # characters
 COMPILE_SECONDS = 10.0  # that a request waits for its grammar
@@ -151,6 +153,17 @@ def may_need_grammar(request: msgspec.Struct) -> bool:
     """Whether preparing this request may compile a grammar."""
     names = ("structured_outputs", "response_format", "text", "tools", *GUIDED)
     return any(getattr(request, name, UNSET) is not UNSET for name in names)
+
+
+async def in_compiler(call: Call, work: Callable[[], Result]) -> Result:
+    """The result of `work` on the thread for grammars; raises RequestError where it takes too long."""
+    try:
+        future = asyncio.get_running_loop().run_in_executor(call.compilers, work)
+        return await asyncio.wait_for(future, COMPILE_SECONDS)
+    except TimeoutError:
+        raise RequestError(
+            f"The grammar was not compiled within {COMPILE_SECONDS:g} s; send a simpler one, or try again later."
+        ) from None
 
 
 def json_grammar(schema: Mapping[str, Any] | str, param: str) -> str:

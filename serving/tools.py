@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from piston.runtime.text.tokenizer import Tokenizer
 from piston.serving.errors import RequestError
-from piston.serving.fields import ChatRequest
+from piston.serving.generation_fields import ChatRequest
 from piston.serving.output_parser import Markers, ToolFormat
 
 CHOICES = ("auto", "none", "required")

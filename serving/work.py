@@ -13,8 +13,9 @@ from piston.runtime.generate.generation import Generation, prepare
 from piston.runtime.model import LanguageModel
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import Constraint
+from piston.serving.endpoint import Caller
 from piston.serving.errors import RequestError
-from piston.serving.fields import ChatRequest, CompletionRequest, Options, StreamOptions
+from piston.serving.generation_fields import ChatRequest, CompletionRequest, Options, StreamOptions
 from piston.serving.output_parser import END_THINK, THINK, Markers, OutputParser
 from piston.serving.prompts import chat_ids, plain_ids
 from piston.serving.structured import Grammars, grammar_of
@@ -27,15 +28,6 @@ SAMPLING = {field.name for field in dataclasses.fields(SamplingParams)} & set(Op
 RECOMMENDED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 MARKER_TOKENS = 32  # at the end of a prompt that surely hold a marker and white space
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Who asks, and under which conditions."""
-
-    request_id: str
-    salt: str = ""  # of the API key
-    deadline: float | None = None  # a time.monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

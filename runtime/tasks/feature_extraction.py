@@ -77,18 +77,34 @@ class Embedder:
             raise MisuseError("embed takes a list of texts; for one text give [text].")
         if dimensions is not None and not 1 <= dimensions <= self.dimensions:
             raise MisuseError(f"dimensions is {dimensions}; it must be from 1 to {self.dimensions}.")
-        prompt = self._prompt(prompt_name)
-        rows = [self._encoded(prompt, text, index, truncate=truncate) for index, text in enumerate(texts)]
+        rows = self.encode(texts, prompt_name=prompt_name, max_tokens=self.max_length if truncate else None)
         return self.embed_tokens(rows, dimensions=dimensions)
+
+    def encode(
+        self, texts: Sequence[str], *, prompt_name: str | None = None, max_tokens: int | None = None
+    ) -> list[list[int]]:
+        """The row of token ids of each text, as `embed_tokens` takes them; arguments and errors as of `embed`.
+
+        Args:
+            texts: none of them empty.
+            prompt_name: which of `prompts` goes in front.
+            max_tokens: cut texts of more tokens at their end, the frame is kept; None: too long ones are refused.
+        """
+        prompt = self._prompt(prompt_name)
+        return [self._encoded(prompt, text, index, max_tokens) for index, text in enumerate(texts)]
 
     def embed_tokens(self, rows: Sequence[Sequence[int]], *, dimensions: int | None = None) -> NDArray[np.float32]:
         """The vector of each row of token ids, float32 [rows, dimensions]; a row has its frame, and 1 token or more."""
         result = np.empty((len(rows), self.dimensions), np.float32)
         for batch in batches([len(row) for row in rows], tokens=self.max_batch * self.max_length):
             result[batch] = self._session.run(padded([rows[index] for index in batch]))["pooled"]
-        if dimensions is None or dimensions == self.dimensions:
-            return result
-        result = np.ascontiguousarray(result[:, :dimensions])
+        return result if dimensions is None else self.shortened(result, dimensions)
+
+    def shortened(self, vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
+        """The first so many numbers of each vector, of length 1 again where the model's vectors are."""
+        if dimensions == self.dimensions:
+            return vectors
+        result = np.ascontiguousarray(vectors[:, :dimensions])
         if self.manifest.settings.get("normalized"):
             result /= np.maximum(np.linalg.norm(result, axis=1, keepdims=True), np.float32(1e-12))
         return result
@@ -112,22 +128,23 @@ class Embedder:
             raise MisuseError(f"{self.manifest.model.name} has no prompt {name!r}; it has: {known}.")
         return self.prompts[name]
 
-    def _encoded(self, prompt: str, text: str, index: int, *, truncate: bool) -> list[int]:
+    def _encoded(self, prompt: str, text: str, index: int, max_tokens: int | None) -> list[int]:
         what = f"Text {index}"
         if not isinstance(text, str):
             raise MisuseError(f"{what} is {text!r:.40}; it must be a string.")
         if not text.strip():
             raise MisuseError(f"{what} is empty; leave it out.")
         ids = self.tokenizer.encode(prompt + check_text(text, what))
-        if len(ids) <= self.max_length:
+        limit = self.max_length if max_tokens is None else min(max_tokens, self.max_length)
+        if len(ids) <= limit:
             return ids
-        if not truncate:
+        if max_tokens is None:
             raise PromptTooLongError(
-                f"{what} has {len(ids)} tokens; {self.manifest.model.name} reads up to {self.max_length}. Shorten it, "
+                f"{what} has {len(ids)} tokens; {self.manifest.model.name} reads up to {limit}. Shorten it, "
                 "or let its end be cut off (truncate)."
             )
         behind = self.tokenizer.frame[1]
-        return [*ids[: self.max_length - len(behind)], *behind]
+        return [*ids[: limit - len(behind)], *behind]
 
 
 def open_model(

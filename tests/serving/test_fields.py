@@ -3,34 +3,44 @@ import sys
 from pathlib import Path
 
 import pytest
-from openai.types import completion_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from piston.serving.fields import REFUSED, ChatRequest, CompletionRequest, ResponsesRequest
+from piston.core.tasks import task_module, task_names
+from piston.serving import tasks
 
 ROOT = Path(__file__).parents[2]
 
 
+ENDPOINTS = {
+    f"{task} {path}": endpoint
+    for task in task_names(tasks)
+    for path, endpoint in task_module(tasks, task).ENDPOINTS.items()
+}
+COMMON = {"model", "temperature", "stream_options"}
+
+
 @pytest.mark.parametrize(
-    ("kind", "params"),
+    ("name", "params", "least"),
     [
-        (ChatRequest, chat_create_params.CompletionCreateParamsBase),
-        (ChatRequest, chat_create_params.CompletionCreateParamsStreaming),
-        (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
-        (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
-        (ResponsesRequest, response_create_params.ResponseCreateParamsBase),
+        ("text-generation /v1/chat/completions", chat_create_params.CompletionCreateParamsBase, COMMON),
+        ("text-generation /v1/chat/completions", chat_create_params.CompletionCreateParamsStreaming, COMMON),
+        ("text-generation /v1/completions", completion_create_params.CompletionCreateParamsBase, COMMON),
+        ("text-generation /v1/completions", completion_create_params.CompletionCreateParamsStreaming, COMMON),
+        ("text-generation /v1/responses", response_create_params.ResponseCreateParamsBase, COMMON),
+        ("feature-extraction /v1/embeddings", embedding_create_params.EmbeddingCreateParams, {"input", "dimensions"}),
     ],
 )
-def test_every_field_of_the_official_client_is_known(kind, params):
-    assert {"model", "temperature", "stream_options"} <= params.__annotations__.keys()
-    known = set(kind.__struct_fields__) | set(REFUSED[kind])
+def test_every_field_of_the_official_client_is_known(name, params, least):
+    assert least <= params.__annotations__.keys()
+    known = set(ENDPOINTS[name].kind.__struct_fields__) | set(ENDPOINTS[name].refused)
     assert set(params.__annotations__) - known == set()
 
 
-@pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_no_field_is_both_supported_and_refused(kind):
-    assert set(kind.__struct_fields__).isdisjoint(REFUSED[kind])
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_no_field_is_both_supported_and_refused(name):
+    assert set(ENDPOINTS[name].kind.__struct_fields__).isdisjoint(ENDPOINTS[name].refused)
 
 
 def test_the_table_in_the_docs_is_what_the_code_says():
