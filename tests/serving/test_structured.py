@@ -7,7 +7,7 @@ import openai
 import pytest
 from toy_model import VOCAB_SIZE, history_script, ids_of, replying, toy_model
 
-from piston.serving import app, structured
+from piston.serving import structured
 
 LOGITS = np.zeros(VOCAB_SIZE, np.float32)
 
@@ -106,7 +106,7 @@ def test_a_grammar_above_the_limits_is_refused_and_others_go_on(live):
 
 
 def test_who_sends_no_grammar_does_not_wait_for_one_that_takes_long(live, monkeypatch):
-    monkeypatch.setattr(app, "COMPILE_SECONDS", 0.05)
+    monkeypatch.setattr(structured, "COMPILE_SECONDS", 0.05)
     go_on = threading.Event()
     monkeypatch.setattr(structured.Grammars, "compile", lambda *_: go_on.wait(10))
     server = live(replying("hello"))
