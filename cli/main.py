@@ -29,6 +29,7 @@ VERBS = {
     "chat": ("piston.cli.chat", "chat with a bundle"),
     "serve": ("piston.serving.cli", "serve bundles over HTTP with an OpenAI-compatible API"),
     "eval": ("piston.evaluation.cli", "measure quality on a text, alone or against a reference"),
+    "diff": ("piston.evaluation.diff_cli", "list what changed between two bundles, case by case"),
     "bench": ("piston.pipeline.bench_cli", "measure speed and memory, alone or against other systems or a baseline"),
     "verify": ("piston.cli.verify", "check that a bundle answers here as it did when it was built"),
     "sbom": ("piston.cli.sbom", "print a bundle's bill of materials (CycloneDX)"),

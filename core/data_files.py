@@ -112,6 +112,29 @@ def field_of(record: object, names: Sequence[str], where: str, remedy: str = "re
     return record[found]
 
 
+def texts_of(path: Path, names: Sequence[str] = ("text",)) -> list[str]:
+    """The texts of a file: its lines that are not empty, or the first of the named fields of its records.
+
+    Raises:
+        MisuseError: the file cannot be read, a record has no such field or something else than text in it, or there is
+            no text.
+    """
+    content = read_text(path)
+    records = records_of(content, path)
+    if records is None:
+        texts = [line.rstrip("\r") for line in content.split("\n") if line.strip()]
+    else:
+        texts = []
+        for where, record in records:
+            value = field_of(record, names, where)
+            if not isinstance(value, str):
+                raise MisuseError(f"{where}, has {value!r:.60} where a text is needed.")
+            texts.append(value)
+    if not texts:
+        raise MisuseError(f"{path} holds no text; write one on each line.")
+    return texts
+
+
 def _lines(text: str, path: Path) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
