@@ -35,6 +35,7 @@ FLAGS = {
 LISTS: dict[str, tuple[str, type, str]] = {
     "stop": ("--stop", str, "end the text before this string, which may contain special tokens (repeatable)"),
     "stop_token_ids": ("--stop-token-id", int, "end at this token (repeatable)"),
+    "logprob_token_ids": ("--logprob-token-id", int, "with --logprobs: of this token at each position (repeatable)"),
     "suppress_tokens": ("--suppress-token", int, "never generate this token (repeatable)"),
     "begin_suppress_tokens": ("--begin-suppress-token", int, "never generate this token first (repeatable)"),
     "bad_words": ("--bad-word", str, "never generate this text, at the start or after a space (repeatable)"),

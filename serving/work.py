@@ -56,7 +56,7 @@ def chat_work(model: LanguageModel, grammars: Grammars, request: ChatRequest, ca
     options["max_tokens"] = _given(request.max_completion_tokens, _given(request.max_tokens, _room(model, prompt)))
     options["logprobs"] = _given(request.logprobs, False)
     options["top_logprobs"] = _given(request.top_logprobs, 0)
-    is_thinking = markers.thinks and _ends_in_reasoning(model, prompt)
+    is_thinking = markers.thinks and ends_in_reasoning(model, prompt)
     work = _work(
         model,
         [prompt],
@@ -149,7 +149,7 @@ def _constraint(
     return partial(grammars.compile(grammar).begin, after)
 
 
-def _ends_in_reasoning(model: LanguageModel, prompt: list[int]) -> bool:
+def ends_in_reasoning(model: LanguageModel, prompt: list[int]) -> bool:
     """Whether the template itself has begun the reasoning of the answer."""
     text = model.tokenizer.decode(prompt[-MARKER_TOKENS:], skip_special_tokens=False)
     return text.rstrip().endswith(THINK)

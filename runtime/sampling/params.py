@@ -53,6 +53,7 @@ class SamplingParams:
     n: int = 1
     logprobs: bool = False
     top_logprobs: int = 0
+    logprob_token_ids: tuple[int, ...] = ()  # with logprobs: these tokens too, after the likeliest
     echo: bool = False
     # Most tokens to draft at once from the prompt and the answer so far. Changes no token, only the speed.
     prompt_lookup_num_tokens: int = 0
@@ -64,7 +65,7 @@ class SamplingParams:
             self._store("seed", _number("seed", self.seed, _SEED))
         for name in ("bad_words", "stop"):
             self._store(name, _texts(name, getattr(self, name)))
-        for name in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens"):
+        for name in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logprob_token_ids"):
             self._store(name, _token_ids(name, getattr(self, name)))
         self._store("bad_words_ids", _sequences("bad_words_ids", self.bad_words_ids))
         self._store("logit_bias", _bias(self.logit_bias))
@@ -239,6 +240,8 @@ def _check_together(sampling: SamplingParams) -> None:
         raise _refusal("min_tokens", sampling.min_tokens, f"at most max_tokens, which is {sampling.max_tokens}")
     if sampling.top_logprobs and not sampling.logprobs:
         raise _refusal("top_logprobs", sampling.top_logprobs, "0 unless logprobs is True")
+    if sampling.logprob_token_ids and not sampling.logprobs:
+        raise _refusal("logprob_token_ids", sampling.logprob_token_ids, "empty unless logprobs is True")
     if sampling.n > 1 and sampling.is_greedy:
         raise MisuseError(
             f"n is {sampling.n} at temperature 0: greedy decoding would give {sampling.n} identical answers; "

@@ -76,17 +76,25 @@ def draw(logits: Logits, rng: np.random.Generator) -> int:
     return int(left[cumulative.searchsorted(point, side="right")])
 
 
-def logprobs(logits: Logits, token_id: int, num_top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+def logprobs(
+    logits: Logits, token_id: int, num_top: int, token_ids: Sequence[int] = ()
+) -> tuple[float, tuple[tuple[int, float], ...]]:
     """Natural log of the probability of `token_id`, and of the `num_top` likeliest tokens as (id, logprob), best first.
 
-    Tokens of probability 0 are not listed; equals are listed by id.
+    Tokens of probability 0 are not listed; equals are listed by id. `token_ids` are listed after them, in their order.
+
+    Raises:
+        MisuseError: one of them is not a token of the model.
     """
     left = _left(logits)
     shifted = logits[left].astype(np.float64) - float(logits.max())
     log_total = float(logits.max()) + float(np.log(np.exp(shifted).sum()))
     best = left[logits[left] >= _kth_largest(logits, num_top)] if num_top else left[:0]
     best = best[np.argsort(-logits[best], kind="stable")][:num_top]
-    return float(logits[token_id]) - log_total, tuple((int(i), float(logits[i]) - log_total) for i in best)
+    if wrong := [item for item in token_ids if item >= logits.size]:
+        raise MisuseError(f"logprob_token_ids names token {wrong[0]}; the model's tokens are 0 to {logits.size - 1}.")
+    listed = (*best, *token_ids)
+    return float(logits[token_id]) - log_total, tuple((int(i), float(logits[i]) - log_total) for i in listed)
 
 
 def logit_bias(logits: Logits, bias: Mapping[int, float]) -> Logits:

@@ -102,7 +102,8 @@ class RowSampler:
         self._record(token_id)
         if not self.sampling.logprobs:
             return Pick(token_id)
-        return Pick(token_id, *row.logprobs(logits, token_id, self.sampling.top_logprobs))
+        options = self.sampling
+        return Pick(token_id, *row.logprobs(logits, token_id, options.top_logprobs, options.logprob_token_ids))
 
     @property
     def needs_logits(self) -> bool:

@@ -8,7 +8,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from piston.serving import decision_fields
 from piston.serving.answers import Answers, ChatAnswers, CompletionAnswers
+from piston.serving.decision_fields import DecisionsRequest
+from piston.serving.decisions import decide
 from piston.serving.endpoint import Call, Caller, Endpoint
 from piston.serving.errors import RequestError, request_error
 from piston.serving.event_stream import event, send_events, until_left
@@ -145,6 +148,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
         CompletionRequest, partial(generate, completion_work, CompletionAnswers), REFUSED_COMPLETION
     ),
     "/v1/responses": Endpoint(ResponsesRequest, partial(generate, responses_work, ResponsesAnswers), REFUSED_RESPONSES),
+    "/v1/decisions": Endpoint(DecisionsRequest, decide, decision_fields.REFUSED),
     "/tokenize": Endpoint(
         TokenizeRequest, tokenize, {"continue_final_message": REFUSED_CHAT["continue_final_message"]}
     ),

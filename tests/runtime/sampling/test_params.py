@@ -34,6 +34,7 @@ EVERY_OPTION = {
     "n": 2,
     "logprobs": True,
     "top_logprobs": 5,
+    "logprob_token_ids": [4, 2],
     "echo": True,
     "prompt_lookup_num_tokens": 6,
 }
@@ -141,6 +142,7 @@ def test_values_are_stored_as_the_declared_type(given, stored):
         ("top_logprobs", 21, "from 0 to 20"),
         ("top_logprobs", -1, "from 0 to 20"),
         ("top_logprobs", 3, "0 unless logprobs is True"),
+        ("logprob_token_ids", (3,), "empty unless logprobs is True"),
         ("stop", "", "non-empty string"),
         ("stop", ["a", ""], "non-empty string"),
         ("stop", [1], "non-empty string"),

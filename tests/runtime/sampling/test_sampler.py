@@ -229,6 +229,20 @@ def test_logprobs_without_top_logprobs_is_the_chosen_token_alone():
     assert chosen == Pick(0, pytest.approx(-np.log(2)), ())
 
 
+def test_logprobs_of_named_tokens_come_after_the_likeliest():
+    logits = f32(0, np.log(2), np.log(5))
+    options = {"logprobs": True, "top_logprobs": 1, "logprob_token_ids": [1, 0]}
+    chosen = RowSampler(SamplingParams(**options), [1]).pick(logits)
+    assert [token_id for token_id, _ in chosen.top] == [2, 1, 0]
+    assert np.exp([logprob for _, logprob in chosen.top]) == pytest.approx([5 / 8, 2 / 8, 1 / 8])
+
+
+def test_a_logprob_of_a_token_that_there_is_not_is_refused():
+    sampler = RowSampler(SamplingParams(logprobs=True, logprob_token_ids=[2]), [1])
+    with pytest.raises(MisuseError, match="names token 2; the model's tokens are 0 to 1"):
+        sampler.pick(f32(0, 0))
+
+
 @settings(derandomize=True, deadline=None)
 @given(
     st.builds(
