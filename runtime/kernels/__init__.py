@@ -16,6 +16,20 @@ from piston.core.errors import EngineError, MissingExtraError
 TARGET = "ort-cpu:avx512"  # of the engines that need them
 SOURCES = Path(__file__).parent / "src"
 FLAGS_VARIABLE = "PISTON_KERNELS_FLAGS"  # more options of the compiler, such as -fsanitize=address
+# Every file names the instructions it uses. The rest must run on any x86-64, as it checks for these instructions.
+# GCC 12 warns about values that its own vector headers leave undefined on purpose.
+# A product and a sum are fused where the sources say so, and nowhere else: a row among others gets the bits it gets alone.
+FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+)
+# Its threads run as long as the process, so their code must not be unloaded.
+LINKING = ("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wl,-z,nodelete")
 LEVELS = ("none", "avx512-vnni", "amx")  # levels that the library reports for the processor
 
 
@@ -25,8 +39,8 @@ def more_flags() -> list[str]:
 
 
 def library_paths() -> list[Path]:
-    """Possible paths of the library compiled from these sources: next to them, or in the user's cache."""
-    digest = hashlib.sha256(" ".join(more_flags()).encode())
+    """Possible paths of the library compiled from these sources in this way: next to them, or in the user's cache."""
+    digest = hashlib.sha256(" ".join([*FLAGS, *LINKING, *more_flags()]).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     name = f"libpiston_kernels-{digest.hexdigest()[:16]}.so"

@@ -10,13 +10,8 @@ from pathlib import Path
 
 from piston.core.cache_dir import VARIABLE
 from piston.core.errors import EngineError, MissingExtraError
-from piston.runtime.kernels import SOURCES, library_path, library_paths, more_flags
+from piston.runtime.kernels import FLAGS, LINKING, SOURCES, library_path, library_paths, more_flags
 
-# Every file names the instructions it uses. The rest must run on any x86-64, as it checks for these instructions.
-# GCC 12 warns about values that its own vector headers leave undefined on purpose.
-FLAGS = ("-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-# Its threads run as long as the process, so their code must not be unloaded.
-LINKING = ("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wl,-z,nodelete")
 COMPILERS = ("g++", "c++", "clang++")
 
 

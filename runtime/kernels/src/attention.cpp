@@ -1,16 +1,18 @@
-// Attention of one token at a time: as fast as its cache can be read.
+// Attention of few tokens, one at a time: as fast as the cache can be read.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
 #include "attention.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "attention_cache.h"
+#include "attention_spans.h"
 
 namespace piston {
 namespace {
 
-constexpr int64_t kChunk = 64;  // positions whose scores are held at once
-constexpr int64_t kAhead = 16;  // positions
+constexpr int64_t kFew = 2 * kLanes;  // positions whose scores are in registers at once
+static_assert(kSpan % kFew == 0);
 
 // Ask for one position's channels; beyond the end it asks in vain.
 void fetch(const Cache& cache, int64_t at, int64_t dim) {
@@ -44,57 +46,127 @@ Pair rotated(const Attention& attention, const float* head, int64_t position, in
   return {_mm512_fmsub_ps(low, cos, _mm512_mul_ps(high, sin)), _mm512_fmadd_ps(high, cos, _mm512_mul_ps(low, sin))};
 }
 
-// `Group` heads that share a kv_head: each key and value is read once for all of them.
+// 16 bytes of each of 16 positions, `stride` bytes apart, as four words by 16 positions.
+inline void turn(const void* from, int64_t stride, __m512 (&words)[4]) {
+  const auto* at = static_cast<const char*>(from);
+  const auto row = [&](int64_t i) { return _mm_loadu_ps(reinterpret_cast<const float*>(at + i * stride)); };
+  __m512 rows[4];  // the 128-bit lanes of each hold positions i, i + 4, i + 8, i + 12
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm512_broadcast_f32x4(row(i));
+    rows[i] = _mm512_mask_broadcast_f32x4(rows[i], 0x00F0, row(i + 4));
+    rows[i] = _mm512_mask_broadcast_f32x4(rows[i], 0x0F00, row(i + 8));
+    rows[i] = _mm512_mask_broadcast_f32x4(rows[i], 0xF000, row(i + 12));
+  }
+  const __m512 low = _mm512_unpacklo_ps(rows[0], rows[1]), high = _mm512_unpackhi_ps(rows[0], rows[1]);
+  const __m512 other_low = _mm512_unpacklo_ps(rows[2], rows[3]), other_high = _mm512_unpackhi_ps(rows[2], rows[3]);
+  words[0] = _mm512_shuffle_ps(low, other_low, 0x44);
+  words[1] = _mm512_shuffle_ps(low, other_low, 0xEE);
+  words[2] = _mm512_shuffle_ps(high, other_high, 0x44);
+  words[3] = _mm512_shuffle_ps(high, other_high, 0xEE);
+}
+
+// Scores of `Group` heads with 32 keys, from the first on.
 template <int Group>
-void part_of(const Attention& attention, const float* queries, int64_t cache, int64_t begin, int64_t end, float* part) {
-  const int64_t dim = attention.head_dim, width = 2 + dim;
-  alignas(64) float scores[Group][kChunk];
-  for (int g = 0; g < Group; ++g) {
-    part[g * width] = -INFINITY;
-    for (int64_t i = 1; i < width; ++i) part[g * width + i] = 0;
-  }
-  for (int64_t from = begin; from < end; from += kChunk) {
-    const int64_t count = end - from < kChunk ? end - from : kChunk;
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t at = cache + (from + j) * dim;
-      fetch(attention.keys, at + kAhead * dim, dim);  // cores alone ask memory for too little at a time
-      fetch(attention.values, at, dim);               // the second loop will find it
-      __m512 sums[Group];
-      for (int g = 0; g < Group; ++g) sums[g] = _mm512_setzero_ps();
-      for (int64_t i = 0; i < dim; i += kLanes) {
-        const __m512 key = load_cached(attention.keys, at + i);
-        for (int g = 0; g < Group; ++g)
-          sums[g] = _mm512_fmadd_ps(key, _mm512_loadu_ps(queries + g * dim + i), sums[g]);
-      }
-      for (int g = 0; g < Group; ++g) scores[g][j] = _mm512_reduce_add_ps(sums[g]);
-    }
+struct Scores {
+  __m512 sums[Group][2];
+
+  void add(const float* queries, int64_t dim, int64_t channel, __m512 one, __m512 other) {
     for (int g = 0; g < Group; ++g) {
-      for (int64_t j = count; j < kChunk; ++j) scores[g][j] = -INFINITY;
-      __m512 largest = _mm512_set1_ps(part[g * width]);
-      for (int64_t j = 0; j < kChunk; j += kLanes) largest = _mm512_max_ps(largest, _mm512_load_ps(scores[g] + j));
-      const float most = _mm512_reduce_max_ps(largest), shrink = std::exp(part[g * width] - most);
-      __m512 total = _mm512_setzero_ps();
-      for (int64_t j = 0; j < kChunk; j += kLanes) {
-        const __m512 weight = exp_ps(_mm512_sub_ps(_mm512_load_ps(scores[g] + j), _mm512_set1_ps(most)));
-        _mm512_store_ps(scores[g] + j, weight);
-        total = _mm512_add_ps(total, weight);
-      }
-      float* mine = part + g * width;
-      mine[0] = most;
-      mine[1] = mine[1] * shrink + _mm512_reduce_add_ps(total);
-      for (int64_t i = 2; i < width; ++i) mine[i] *= shrink;
-    }
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      __m512 sums[Group];
-      for (int g = 0; g < Group; ++g) sums[g] = _mm512_loadu_ps(part + g * width + 2 + i);
-      for (int64_t j = 0; j < count; ++j) {
-        const __m512 value = load_cached(attention.values, cache + (from + j) * dim + i);
-        for (int g = 0; g < Group; ++g)
-          sums[g] = _mm512_fmadd_ps(_mm512_set1_ps(scores[g][j]), value, sums[g]);
-      }
-      for (int g = 0; g < Group; ++g) _mm512_storeu_ps(part + g * width + 2 + i, sums[g]);
+      const __m512 item = _mm512_set1_ps(queries[g * dim + channel]);
+      sums[g][0] = _mm512_fmadd_ps(item, one, sums[g][0]);
+      sums[g][1] = _mm512_fmadd_ps(item, other, sums[g][1]);
     }
   }
+
+  void add_floats(const float* queries, const float* keys, int64_t dim, int64_t channel) {
+    for (int64_t i = channel; i < channel + kLanes; i += 4) {
+      __m512 one[4], other[4];
+      turn(keys + i, dim * 4, one);
+      turn(keys + kLanes * dim + i, dim * 4, other);
+      for (int c = 0; c < 4; ++c) add(queries, dim, i + c, one[c], other[c]);
+    }
+  }
+
+  void add_codes(const float* queries, const int8_t* keys, int64_t dim, int64_t channel) {
+    __m512 one[4], other[4];
+    turn(keys + channel, dim, one);
+    turn(keys + kLanes * dim + channel, dim, other);
+    for (int word = 0; word < 4; ++word) {
+      for (unsigned c = 0; c < 4; ++c) {
+        const auto code = [&](__m512 codes) {
+          return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(_mm512_castps_si512(codes), 24 - 8 * c), 24));
+        };
+        add(queries, dim, channel + 4 * word + c, code(one[word]), code(other[word]));
+      }
+    }
+  }
+};
+
+// The scores of `count` positions, up to 32; meanwhile memory is asked for their values and for the keys that come next.
+template <int Group>
+void score(const Attention& attention, const float* queries, int64_t at, int64_t count, float* scores) {
+  static thread_local Scratch room;
+  const int64_t dim = attention.head_dim;
+  Scores<Group> found;
+  for (auto& head : found.sums) head[0] = head[1] = _mm512_setzero_ps();
+  const Cache& cache = attention.keys;
+  const float* keys = cache.values + at;
+  const bool is_whole = count == kFew, has_codes = cache.values == nullptr && is_whole;
+  if (!is_whole) {  // what lies behind the last may be no memory
+    float* copy = room.at_least<float>(static_cast<size_t>(kFew * dim));
+    for (int64_t i = 0; i < count * dim; i += kLanes) _mm512_store_ps(copy + i, load_cached(cache, at + i));
+    std::memset(copy + count * dim, 0, static_cast<size_t>((kFew - count) * dim) * sizeof(float));
+    keys = copy;
+  }
+  int64_t fetched = 0;
+  for (int64_t i = 0; i < dim; i += kLanes) {
+    for (; fetched < kFew * (i + kLanes) / dim; ++fetched) {
+      fetch(attention.keys, at + (kFew + fetched) * dim, dim);  // cores alone ask memory for too little at a time
+      fetch(attention.values, at + fetched * dim, dim);
+    }
+    if (has_codes) {
+      found.add_codes(queries, cache.codes + at, dim, i);
+    } else {
+      found.add_floats(queries, keys, dim, i);
+    }
+  }
+  for (int g = 0; g < Group; ++g)
+    for (int half = 0; half < 2; ++half) _mm512_store_ps(scores + g * kSpan + half * kLanes, found.sums[g][half]);
+}
+
+// Weighted values of `count` positions: of each of `Group` heads 16 * Vectors channels from `at` on.
+template <int Group, int Vectors>
+void add_values(const Cache& cache, int64_t at, int64_t count, int64_t dim, const float* weights, float* out, int64_t stride) {
+  __m512 sums[Group][Vectors];
+  for (auto& head : sums)
+    for (auto& sum : head) sum = _mm512_setzero_ps();
+  for (int64_t j = 0; j < count; ++j) {
+    for (int v = 0; v < Vectors; ++v) {
+      const __m512 value = load_cached(cache, at + j * dim + v * kLanes);
+      for (int g = 0; g < Group; ++g) sums[g][v] = _mm512_fmadd_ps(_mm512_set1_ps(weights[g * kSpan + j]), value, sums[g][v]);
+    }
+  }
+  for (int g = 0; g < Group; ++g)
+    for (int v = 0; v < Vectors; ++v) _mm512_storeu_ps(out + g * stride + v * kLanes, sums[g][v]);
+}
+
+// One span, of `count` positions, for `Group` heads that share a kv_head: each key and value is read once for all.
+template <int Group>
+void span_of(const Attention& attention, const float* queries, int64_t cache, int64_t count, float* part) {
+  const int64_t dim = attention.head_dim, width = 2 + dim;
+  alignas(64) float scores[Group * kSpan];
+  for (int64_t from = 0; from < count; from += kFew)
+    score<Group>(attention, queries, cache + from * dim, count - from < kFew ? count - from : kFew, scores + from);
+  for (int g = 0; g < Group; ++g) {
+    const Softmax found = weigh(scores + g * kSpan, count);
+    part[g * width] = found.most;
+    part[g * width + 1] = found.total;
+  }
+  constexpr int kVectors = Group <= 4 ? 4 : 2;
+  int64_t i = 0;
+  for (; i + kVectors * kLanes <= dim; i += kVectors * kLanes)
+    add_values<Group, kVectors>(attention.values, cache + i, count, dim, scores, part + 2 + i, width);
+  for (; i < dim; i += 2 * kLanes) add_values<Group, 2>(attention.values, cache + i, count, dim, scores, part + 2 + i, width);
 }
 
 }  // namespace
@@ -133,42 +205,60 @@ void write_tokens(const Attention& attention, int64_t begin, int64_t end) {
   }
 }
 
-void attend_part(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, int64_t begin, int64_t end,
-                 float* part) {
-  const int64_t group = attention.heads / attention.kv_heads;
-  const float* queries =
-      attention.queries + ((row * attention.seq + token) * attention.heads + kv_head * group) * attention.head_dim;
-  const int64_t cache = attention.at(row, kv_head);
+void attend_span(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, int64_t span, float* part) {
+  const int64_t group = attention.heads / attention.kv_heads, dim = attention.head_dim;
+  const float* queries = attention.queries + ((row * attention.seq + token) * attention.heads + kv_head * group) * dim;
+  const int64_t cache = attention.at(row, kv_head) + span * kSpan * dim;
+  const int64_t left = attention.start(row) + token + 1 - span * kSpan, count = left < kSpan ? left : kSpan;
+  constexpr int64_t kMost = 8;
   int64_t done = 0;
-  for (; done + 4 <= group; done += 4)
-    part_of<4>(attention, queries + done * attention.head_dim, cache, begin, end, part + done * (2 + attention.head_dim));
-  queries += done * attention.head_dim;
-  part += done * (2 + attention.head_dim);
+  for (; done + kMost <= group; done += kMost) span_of<kMost>(attention, queries + done * dim, cache, count, part + done * (2 + dim));
+  queries += done * dim;
+  part += done * (2 + dim);
   switch (group - done) {
-    case 1: return part_of<1>(attention, queries, cache, begin, end, part);
-    case 2: return part_of<2>(attention, queries, cache, begin, end, part);
-    case 3: return part_of<3>(attention, queries, cache, begin, end, part);
+    case 1: return span_of<1>(attention, queries, cache, count, part);
+    case 2: return span_of<2>(attention, queries, cache, count, part);
+    case 3: return span_of<3>(attention, queries, cache, count, part);
+    case 4: return span_of<4>(attention, queries, cache, count, part);
+    case 5: return span_of<5>(attention, queries, cache, count, part);
+    case 6: return span_of<6>(attention, queries, cache, count, part);
+    case 7: return span_of<7>(attention, queries, cache, count, part);
     default: return;
   }
 }
 
-void merge_parts(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, const float* parts,
-                 int64_t count, int64_t stride) {
+void merge_spans(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, const float* parts, int64_t count,
+                 int64_t stride) {
+  static thread_local Scratch room;
   const int64_t dim = attention.head_dim, group = attention.heads / attention.kv_heads, width = 2 + dim;
+  const int64_t rounded = (count + kLanes - 1) / kLanes * kLanes;
+  float* before = room.at_least<float>(static_cast<size_t>(2 * rounded));  // the largest score so far, then its factor
+  float* next = before + rounded;                                          // the span's own, then its factor
   for (int64_t g = 0; g < group; ++g) {
-    float most = -INFINITY, total = 0, weights[kMostPastParts];
-    for (int64_t p = 0; p < count; ++p) most = std::fmax(most, parts[p * stride + g * width]);
-    for (int64_t p = 0; p < count; ++p) {
-      const float* part = parts + p * stride + g * width;
-      weights[p] = std::exp(part[0] - most);
-      total += part[1] * weights[p];
+    float most = -INFINITY, total = 0;
+    for (int64_t p = 0; p < rounded; ++p) {
+      before[p] = most;
+      next[p] = p < count ? parts[p * stride + g * width] : most;
+      most = std::fmax(most, next[p]);
     }
+    for (int64_t p = 0; p < rounded; p += kLanes) {
+      const Factors by = factors(_mm512_load_ps(before + p), _mm512_load_ps(next + p));
+      _mm512_store_ps(before + p, by.before);
+      _mm512_store_ps(next + p, by.next);
+    }
+    for (int64_t p = 0; p < count; ++p)
+      total = __builtin_fmaf(parts[p * stride + g * width + 1], next[p], total * before[p]);
+    const __m512 inverse = _mm512_set1_ps(1.0f / total);
     const int64_t at = ((row * attention.seq + token) * attention.heads + kv_head * group + g) * dim;
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      __m512 sum = _mm512_setzero_ps();
-      for (int64_t p = 0; p < count; ++p)
-        sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[p]), _mm512_loadu_ps(parts + p * stride + g * width + 2 + i), sum);
-      give_out(attention, at + i, kv_head * dim + i, _mm512_mul_ps(sum, _mm512_set1_ps(1.0f / total)));
+    for (int64_t i = 0; i < dim; i += 2 * kLanes) {
+      __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+      for (int64_t p = 0; p < count; ++p) {
+        const float* part = parts + p * stride + g * width + 2 + i;
+        for (int v = 0; v < 2; ++v)
+          sums[v] = merged(sums[v], _mm512_set1_ps(before[p]), _mm512_loadu_ps(part + v * kLanes), _mm512_set1_ps(next[p]));
+      }
+      for (int64_t v = 0; v < 2; ++v)
+        give_out(attention, at + i + v * kLanes, kv_head * dim + i + v * kLanes, _mm512_mul_ps(sums[v], inverse));
     }
   }
 }

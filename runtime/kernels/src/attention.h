@@ -4,6 +4,8 @@
 
 namespace piston {
 
+constexpr int64_t kSpan = 64;  // positions that are summed together; see attention_spans.h
+
 // A cache of one part of one layer: [rows, kv_heads, capacity, head_dim] float, or INT8 codes with a scale.
 struct Cache {
   float* values;        // or null
@@ -33,14 +35,12 @@ struct Attention {
 // Rotate queries into `queries` and write new keys and values to the cache: tokens begin .. end of rows * seq.
 void write_tokens(const Attention& attention, int64_t begin, int64_t end);
 
-// One token of one row, the heads of one kv_head, over positions begin .. end: sums in `part`, for each head its
-// largest score, the sum of weights and the weighted values: heads / kv_heads times [2 + head_dim].
-void attend_part(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, int64_t begin, int64_t end,
-                 float* part);
-constexpr int64_t kMostPastParts = 16;
-// Put the parts of one token's kv_head, at most kMostPastParts, together and give them out.
-void merge_parts(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, const float* parts,
-                 int64_t count, int64_t stride);
+// One token of one row, the heads of one kv_head, over one span of positions (attention_spans.h): for each head its
+// largest score, the sum of weights and the weighted values go to `part`, heads / kv_heads times [2 + head_dim].
+void attend_span(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, int64_t span, float* part);
+// Merge all `count` spans of one token's kv_head, `stride` apart, and give the result out.
+void merge_spans(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, const float* parts, int64_t count,
+                 int64_t stride);
 
 // For many tokens: keys and values of each kv_head in another order, then blocks of tokens of a head.
 struct Blocks {
@@ -49,7 +49,8 @@ struct Blocks {
   void (*make)(const Attention& attention, int64_t row, int64_t kv_head, int64_t key_block, uint8_t* room);
   void (*attend)(const Attention& attention, int64_t row, int64_t head, int64_t block, const uint8_t* room);
 };
-extern const Blocks kOnVectors, kOnTiles;
-constexpr int64_t kAlone = 16;  // so many tokens are computed as each would be alone
+extern const Blocks kOnVectors;  // gives a token the same bits as one at a time
+extern const Blocks kOnTiles;    // does not: floats are split into two bfloat16 there
+constexpr int64_t kFewTokens = 16;  // up to so many are computed one at a time
 
 }  // namespace piston

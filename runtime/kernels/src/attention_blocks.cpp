@@ -1,18 +1,19 @@
-// Attention of many tokens on the vector unit: 12 tokens of a head with 64 keys at a time, so that a key or value that
-// was loaded is multiplied 12 times. The running softmax is that of Milakov and Gimelshein (arXiv:1805.02867).
+// Attention of many tokens on the vector unit: 12 tokens of a head with a span of 64 keys at a time, so that a key or value
+// that was loaded is multiplied 12 times. The running softmax is that of Milakov and Gimelshein (arXiv:1805.02867).
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
 #include <cmath>
 #include <cstring>
 
 #include "attention.h"
 #include "attention_cache.h"
+#include "attention_spans.h"
 
 namespace piston {
 namespace {
 
 constexpr int64_t kTokens = 12;  // with two vectors of sums for each: 24 of the 32 registers
 constexpr int64_t kWidth = 2 * kLanes;
-constexpr int64_t kKeys = 64;
+constexpr int64_t kKeys = kSpan;
 constexpr int64_t kBlockTokens = 2 * kTokens;
 
 // Of 64 keys: their channels [head_dim, 64], then their values [64, head_dim]; what lies beyond the last key is zero.
@@ -39,14 +40,10 @@ void make(const Attention& attention, int64_t row, int64_t kv_head, int64_t bloc
   }
 }
 
-// sums [12, 32] = left [12, depth] times right [depth, 32], or added to what is there.
-template <bool Adds>
-void multiply(const float* left, int64_t left_stride, const float* right, int64_t right_stride, int64_t depth, float* sums,
-              int64_t stride) {
-  __m512 found[kTokens][2];
-  for (int64_t t = 0; t < kTokens; ++t)
-    for (int64_t half = 0; half < 2; ++half)
-      found[t][half] = Adds ? _mm512_loadu_ps(sums + t * stride + half * kLanes) : _mm512_setzero_ps();
+// found [12, 32] = left [12, depth] times right [depth, 32].
+inline __attribute__((always_inline)) void multiply(const float* left, int64_t left_stride, const float* right,
+                                                    int64_t right_stride, int64_t depth, __m512 (&found)[kTokens][2]) {
+  for (auto& token : found) token[0] = token[1] = _mm512_setzero_ps();
   for (int64_t k = 0; k < depth; ++k) {
     const __m512 one = _mm512_loadu_ps(right + k * right_stride), other = _mm512_loadu_ps(right + k * right_stride + kLanes);
     for (int64_t t = 0; t < kTokens; ++t) {
@@ -55,65 +52,76 @@ void multiply(const float* left, int64_t left_stride, const float* right, int64_
       found[t][1] = _mm512_fmadd_ps(item, other, found[t][1]);
     }
   }
-  for (int64_t t = 0; t < kTokens; ++t)
-    for (int64_t half = 0; half < 2; ++half) _mm512_storeu_ps(sums + t * stride + half * kLanes, found[t][half]);
 }
 
-// The softmax of one token so far.
-struct Running {
-  float most = -INFINITY, total = 0;
+// 12 tokens of a head: what was summed of the spans so far.
+struct Tokens {
+  alignas(64) float most[kLanes], total[kLanes];  // a lane for each
+  float* sums;                                    // [12, head_dim] of weighted values
+  float* queries;                                 // [12, head_dim]
+  alignas(64) float scores[kTokens * kKeys];      // of one span, then weights
 };
 
-// Scores of 64 keys become weights, 0 beyond the `visible` first; what is summed so far shrinks to the new largest.
-void weigh(float* scores, int64_t visible, Running* running, float* sums, int64_t dim) {
-  __mmask16 masks[kKeys / kLanes];
-  __m512 largest = _mm512_set1_ps(running->most);
-  for (int64_t i = 0; i < kKeys / kLanes; ++i) {
-    const int64_t left = visible - i * kLanes;
-    masks[i] = left >= kLanes ? 0xFFFF : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
-    largest = _mm512_mask_max_ps(largest, masks[i], largest, _mm512_loadu_ps(scores + i * kLanes));
+// Scores [12, 64] of a span's keys [head_dim, 64], of which the first `count` are there.
+void score(Tokens& tokens, const float* keys, int64_t count, int64_t dim) {
+  __m512 found[kTokens][2];
+  for (int64_t column = 0; column < count; column += kWidth) {
+    multiply(tokens.queries, dim, keys + column, kKeys, dim, found);
+    for (int64_t t = 0; t < kTokens; ++t)
+      for (int64_t half = 0; half < 2; ++half)
+        _mm512_store_ps(tokens.scores + t * kKeys + column + half * kLanes, found[t][half]);
   }
-  const float most = _mm512_reduce_max_ps(largest);
-  __m512 total = _mm512_setzero_ps();
-  for (int64_t i = 0; i < kKeys / kLanes; ++i) {
-    const __m512 above = _mm512_sub_ps(_mm512_loadu_ps(scores + i * kLanes), _mm512_set1_ps(most));
-    const __m512 weight = _mm512_maskz_mov_ps(masks[i], exp_ps(above));
-    _mm512_storeu_ps(scores + i * kLanes, weight);
-    total = _mm512_add_ps(total, weight);
+}
+
+// Weigh a span's values [64, head_dim], of which token t sees the first `visible` + t, and merge it with those before.
+void add_span(Tokens& tokens, const float* values, int64_t visible, int64_t count, int64_t num_tokens, int64_t dim) {
+  alignas(64) float most[kLanes] = {}, total[kLanes] = {}, before[kLanes], next[kLanes];
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const Softmax found = weigh(tokens.scores + t * kKeys, visible + t);
+    most[t] = found.most;
+    total[t] = found.total;
   }
-  const float shrink = most == running->most ? 1.0f : std::exp(running->most - most);
-  running->total = running->total * shrink + _mm512_reduce_add_ps(total);
-  running->most = most;
-  if (shrink == 1.0f) return;
-  for (int64_t i = 0; i < dim; i += kLanes)
-    _mm512_storeu_ps(sums + i, _mm512_mul_ps(_mm512_loadu_ps(sums + i), _mm512_set1_ps(shrink)));
+  const __m512 most_before = _mm512_load_ps(tokens.most), most_next = _mm512_load_ps(most);
+  const Factors by = factors(most_before, most_next);
+  _mm512_store_ps(before, by.before);
+  _mm512_store_ps(next, by.next);
+  _mm512_store_ps(tokens.most, _mm512_max_ps(most_before, most_next));
+  _mm512_store_ps(tokens.total, merged(_mm512_load_ps(tokens.total), by.before, _mm512_load_ps(total), by.next));
+  __m512 found[kTokens][2];
+  for (int64_t column = 0; column < dim; column += kWidth) {
+    multiply(tokens.scores, kKeys, values + column, dim, count, found);
+    for (int64_t t = 0; t < kTokens; ++t) {
+      const __m512 before_factor = _mm512_set1_ps(before[t]), next_factor = _mm512_set1_ps(next[t]);
+      for (int64_t half = 0; half < 2; ++half) {
+        float* sums = tokens.sums + t * dim + column + half * kLanes;
+        _mm512_storeu_ps(sums, merged(_mm512_loadu_ps(sums), before_factor, found[t][half], next_factor));
+      }
+    }
+  }
 }
 
 // Up to 12 tokens of a head, from the new token `first` on.
 void attend_few(const Attention& attention, int64_t row, int64_t head, int64_t first, int64_t count, const float* blocks) {
   static thread_local Scratch room;
   const int64_t dim = attention.head_dim, kv_head = head / (attention.heads / attention.kv_heads);
-  float* queries = room.at_least<float>(static_cast<size_t>(2 * kTokens * dim));
-  float* sums = queries + kTokens * dim;
-  std::memset(queries, 0, static_cast<size_t>(2 * kTokens * dim) * sizeof(float));
+  Tokens tokens{};
+  tokens.queries = room.at_least<float>(static_cast<size_t>(2 * kTokens * dim));
+  tokens.sums = tokens.queries + kTokens * dim;
+  std::memset(tokens.queries, 0, static_cast<size_t>(2 * kTokens * dim) * sizeof(float));
+  for (int64_t t = 0; t < count; ++t) tokens.most[t] = -INFINITY;
   const auto place = [&](int64_t t) { return ((row * attention.seq + first + t) * attention.heads + head) * dim; };
   for (int64_t t = 0; t < count; ++t)
-    std::memcpy(queries + t * dim, attention.queries + place(t), static_cast<size_t>(dim) * sizeof(float));
-  Running running[kTokens];
-  alignas(64) float scores[kTokens * kKeys] = {};
+    std::memcpy(tokens.queries + t * dim, attention.queries + place(t), static_cast<size_t>(dim) * sizeof(float));
   const int64_t position = attention.start(row) + first, length = position + count;
   for (int64_t key = 0; key < length; key += kKeys, blocks += block_size(attention)) {
-    for (int64_t column = 0; column < kKeys && key + column < length; column += kWidth)
-      multiply<false>(queries, dim, blocks + column, kKeys, dim, scores + column, kKeys);
-    for (int64_t t = 0; t < count; ++t) weigh(scores + t * kKeys, position + t + 1 - key, running + t, sums + t * dim, dim);
-    const int64_t left = length - key, depth = left < kKeys ? left : kKeys;
-    for (int64_t column = 0; column < dim; column += kWidth)
-      multiply<true>(scores, kKeys, blocks + kKeys * dim + column, dim, depth, sums + column, dim);
+    const int64_t left = length - key, keys = left < kKeys ? left : kKeys;
+    score(tokens, blocks, keys, dim);
+    add_span(tokens, blocks + kKeys * dim, position + 1 - key, keys, count, dim);
   }
   for (int64_t t = 0; t < count; ++t) {
-    const __m512 inverse = _mm512_set1_ps(1.0f / running[t].total);
+    const __m512 inverse = _mm512_set1_ps(1.0f / tokens.total[t]);
     for (int64_t i = 0; i < dim; i += kLanes)
-      give_out(attention, place(t) + i, kv_head * dim + i, _mm512_mul_ps(_mm512_loadu_ps(sums + t * dim + i), inverse));
+      give_out(attention, place(t) + i, kv_head * dim + i, _mm512_mul_ps(_mm512_loadu_ps(tokens.sums + t * dim + i), inverse));
   }
 }
 

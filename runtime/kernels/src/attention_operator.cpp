@@ -10,36 +10,29 @@
 namespace piston {
 namespace {
 
-// How a token's past is cut into parts depends on nothing but its length: a token gets the same bits among others as
-// alone, on any number of cores.
-int64_t parts_of(int64_t length) {
-  constexpr int64_t kWorth = 64;
-  const int64_t parts = length / kWorth;
-  return parts < 1 ? 1 : parts < kMostPastParts ? parts : kMostPastParts;
-}
-
-// A unit of work is one part of one token's past, for one kv_head.
+// A unit of work is one span of one token's past, for one kv_head.
 void attend_tokens(const Context& context, const Attention& attention) {
   static thread_local Scratch room;
   const int64_t tokens = attention.rows * attention.seq, heads = attention.kv_heads;
   const int64_t stride = attention.heads / heads * (2 + attention.head_dim);
-  const auto length_of = [&](int64_t at) { return attention.start(at / attention.seq) + at % attention.seq + 1; };
+  const auto spans_of = [&](int64_t at) {
+    return (attention.start(at / attention.seq) + at % attention.seq) / kSpan + 1;
+  };
   int64_t most = 1;
-  for (int64_t at = 0; at < tokens; ++at) most = std::max(most, parts_of(length_of(at)));
+  for (int64_t at = 0; at < tokens; ++at) most = std::max(most, spans_of(at));
   float* part = room.at_least<float>(static_cast<size_t>(tokens * heads * most * stride));
   share(context, tokens * heads * most, 2, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t at = unit / most / heads, head = unit / most % heads, p = unit % most;
-      const int64_t length = length_of(at), parts = parts_of(length);
-      if (p < parts)
-        attend_part(attention, at / attention.seq, at % attention.seq, head, length * p / parts, length * (p + 1) / parts,
-                    part + unit * stride);
+      const int64_t at = unit / most / heads, head = unit / most % heads, span = unit % most;
+      if (span < spans_of(at))
+        attend_span(attention, at / attention.seq, at % attention.seq, head, span, part + unit * stride);
     }
   });
-  for (int64_t at = 0; at < tokens; ++at)
-    for (int64_t head = 0; head < heads; ++head)
-      merge_parts(attention, at / attention.seq, at % attention.seq, head, part + (at * heads + head) * most * stride,
-                  parts_of(length_of(at)), stride);
+  share(context, tokens * heads, worth_reading(most * stride * 4), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at)
+      merge_spans(attention, at / heads / attention.seq, at / heads % attention.seq, at % heads, part + at * most * stride,
+                  spans_of(at / heads), stride);
+  });
 }
 
 void attend_blocks(const Context& context, const Attention& attention, const Blocks& way) {
@@ -144,7 +137,7 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gi
   const int64_t tokens = call.rows * call.seq;
   call.queries = queries.at_least<float>(static_cast<size_t>(tokens * dims[2]));
   share(context, tokens, 16, [&](int64_t begin, int64_t end) { write_tokens(call, begin, end); });
-  if (call.seq > kAlone) {
+  if (call.seq > kFewTokens) {
     attend_blocks(context, call, level() == kAmx ? kOnTiles : kOnVectors);
   } else {
     attend_tokens(context, call);

@@ -87,3 +87,9 @@ def test_the_command_says_in_a_line_what_it_cannot_write(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: Piston's CPU kernels cannot be written")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_library_compiled_with_other_options_has_another_name(monkeypatch):
+    before = kernels.library_paths()
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-ffast-math"))
+    assert not {path.name for path in before} & {path.name for path in kernels.library_paths()}

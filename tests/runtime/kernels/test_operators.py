@@ -12,6 +12,7 @@ from own_kernels import need_kernels, run_alone
 from piston.runtime import kernels
 
 SCALE = np.float32(0.02)
+ON_VECTORS = 1  # the level
 
 
 @pytest.fixture(params=[1, 2], ids=["avx512", "amx"])
@@ -308,6 +309,31 @@ def test_a_token_among_others_is_the_same_bits_as_alone(level, seq, int8):
         alone.packed, alone.past = together.packed[:, token : token + 1], np.array([past + token])
         found, *alone.caches = alone.run()
         np.testing.assert_array_equal(found[0, 0], expected)
+
+
+# Groups of one head, of as many as are computed at once, and of more; heads of two vectors, and of more.
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(2, 2, 64), (6, 2, 32), (7, 1, 96), (8, 1, 32), (11, 1, 64), (5, 1, 128)]
+)
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_a_prompt_gets_the_same_bits_however_it_is_cut(level, heads, kv_heads, dim, int8):
+    rng = np.random.default_rng(heads)
+    whole = Heads(1, 150, [21], heads=heads, kv_heads=kv_heads, dim=dim, int8=int8)
+    expected = whole.run()
+    shortest = 1 if level == ON_VECTORS else 17  # tile registers attend more than 16 tokens in other arithmetic
+    for _ in range(3):
+        part, done, found = copy.copy(whole), 0, []
+        while done < whole.seq:
+            left = whole.seq - done
+            part.seq = int(rng.choice([1, 2, 15, 16, 17, 23, 40]).clip(shortest, left))
+            if left - part.seq < shortest:
+                part.seq = left
+            part.packed, part.past = whole.packed[:, done : done + part.seq], np.array([21 + done])
+            out, *part.caches = part.run()
+            found.append(out)
+            done += part.seq
+        for one, other in zip([np.concatenate(found, axis=1), *part.caches], expected, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("rows", [2, 8, 16])
