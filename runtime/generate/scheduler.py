@@ -15,8 +15,8 @@ from piston.runtime.generate.device_loop import DeviceRuns
 from piston.runtime.generate.prefix_cache import PrefixCache
 from piston.runtime.generate.request import Ended, EndReason, Request, Token, check_fits
 
-# The tokens of a prefill chunk are a multiple of this, however short the stall may be. Fewer cost more for each token; and
-# with AMX, own kernels attend more than 16 tokens in other arithmetic than fewer, so that short chunks would change bits.
+# The tokens of a prefill chunk are a multiple of this, however short the stall may be. Fewer cost more for each token;
+# and with AMX, own kernels attend more than 16 tokens in other arithmetic than fewer, so short chunks change bits.
 LEAST_CHUNK = 64
 LOGITS_CHUNK = 64  # where the logits of every position are wanted: bounds what they take
 

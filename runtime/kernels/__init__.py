@@ -18,7 +18,7 @@ SOURCES = Path(__file__).parent / "src"
 FLAGS_VARIABLE = "PISTON_KERNELS_FLAGS"  # more options of the compiler, such as -fsanitize=address
 # Every file names the instructions it uses. The rest must run on any x86-64, as it checks for these instructions.
 # GCC 12 warns about values that its own vector headers leave undefined on purpose.
-# A product and a sum are fused where the sources say so, and nowhere else: a row among others gets the bits it gets alone.
+# A product and a sum are fused where the sources say so alone: a row among others gets the bits it gets alone.
 FLAGS = (
     "-O3",
     "-std=c++17",
