@@ -56,9 +56,9 @@ def check_encoder(config: Any) -> None:
         raise UnsupportedModelError("The config says is_decoder; set it to false to export the model as an encoder.")
 
 
-def inputs_of(model: nn.Module) -> tuple[TensorSpec, ...]:
-    """What the canonical graph reads."""
-    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+def inputs_of(model: nn.Module, given: Sequence[str] = ("token_type_ids",)) -> tuple[TensorSpec, ...]:
+    """What the canonical graph reads; `given` are the inputs that the tokenizer of the checkpoint makes."""
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters and "token_type_ids" in given
     has_types = takes_types and (getattr(model.config, "type_vocab_size", None) or 0) > 1
     return (TOKENS, LENGTHS, TOKEN_TYPES) if has_types else (TOKENS, LENGTHS)
 
@@ -95,7 +95,12 @@ class LengthsHolder:
 
 
 class CanonicalEncoder(nn.Module):
-    """The encoder and what a task computes of its hidden states."""
+    """The encoder and its head, which gives the graph's output.
+
+    Args:
+        model: a module of transformers.
+        head: takes what the model returns and a mask bool [batch, seq] of the tokens that are not padding.
+    """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -106,12 +111,12 @@ class CanonicalEncoder(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, lengths: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The head's output for hidden states [batch, seq, hidden] and a mask bool [batch, seq]."""
+        """The head's output for token ids [batch, seq] of rows of `lengths` [batch] tokens."""
         self.holder.lengths = lengths
         mask = torch.arange(input_ids.shape[1])[None] < lengths[:, None]
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        hidden = self.model(input_ids=input_ids, attention_mask=mask.to(torch.int64), **types).last_hidden_state
-        result: torch.Tensor = self.head(hidden, mask)
+        output = self.model(input_ids=input_ids, attention_mask=mask.to(torch.int64), **types)
+        result: torch.Tensor = self.head(output, mask)
         return result
 
 
@@ -210,7 +215,8 @@ def _mask(*, mask_function: Callable[..., Any], **_: Any) -> None:
         raise UnsupportedModelError(f"The attention mask {name!r} is not bidirectional over the whole text.")
 
 
-def check_finite(values: torch.Tensor, name: str) -> None:
-    """Raise CheckpointError where transformers itself computes NaN or infinity."""
-    if not torch.isfinite(values).all():
-        raise CheckpointError(f"transformers computes values of {name} that are not finite; the checkpoint is damaged.")
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise CheckpointError for a weight that is NaN or infinite, whatever text it would show on."""
+    for parameter, values in model.named_parameters():
+        if not torch.isfinite(values).all():
+            raise CheckpointError(f"{parameter} of {name} has values that are NaN or infinite; the file is damaged.")

@@ -6,15 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+Row = Ids | Sequence[int]
 
 
-def padded(rows: Sequence[Ids | Sequence[int]]) -> dict[str, Ids]:
-    """One batch: ids [rows, longest] padded with 0 on the right, their lengths [rows], and one segment; all int64."""
+def padded(rows: Sequence[Row], types: Sequence[Row] | None = None) -> dict[str, Ids]:
+    """One batch: ids [rows, longest] padded with 0 on the right, their lengths [rows], and their segments; all int64.
+
+    `types` are the segments of each row's tokens, 0 where there are none.
+    """
     lengths = np.array([len(row) for row in rows], np.int64)
     ids = np.zeros((len(rows), int(lengths.max())), np.int64)
+    segments = np.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
-    return {"input_ids": ids, "lengths": lengths, "token_type_ids": np.zeros_like(ids)}
+        if types is not None:
+            segments[index, : len(row)] = types[index]
+    return {"input_ids": ids, "lengths": lengths, "token_type_ids": segments}
 
 
 def batches(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:

@@ -8,6 +8,7 @@ from transformers import AutoConfig
 from piston.core.bundle.interface import BATCH, GraphInterface, TensorSpec
 from piston.core.errors import MisuseError, UnsupportedModelError
 from piston.export.encoder import MODEL_TYPES, CanonicalEncoder, check_encoder, inputs_of, positions_of, trace_encoder
+from piston.export.heads import Pooled
 from piston.export.job import save_graph
 from piston.export.pooling import SentenceHead
 from piston.runtime.backends.session import OrtOptions, OrtSession
@@ -21,7 +22,7 @@ def exported(model, directory):
     """A session of the traced graph, and the types of its nodes."""
     pooled = TensorSpec(name="pooled", dtype="float32", shape=(BATCH, HIDDEN), role="pooled")
     interface = GraphInterface(inputs=inputs_of(model), outputs=(pooled,))
-    save_graph(trace_encoder(CanonicalEncoder(model, SentenceHead(("mean",), [])), interface), directory)
+    save_graph(trace_encoder(CanonicalEncoder(model, Pooled(SentenceHead(("mean",), []))), interface), directory)
     types = [node.op_type for node in ir.load(directory / "model.onnx").graph]
     return OrtSession.open(directory / "model.onnx", interface, OrtOptions(optimize=True)), types
 

@@ -1,0 +1,44 @@
+"""Text classification and regression: an encoder with a head on the whole text."""
+
+from pathlib import Path
+from typing import Any
+
+from piston.checkpoint.checkpoint import Checkpoint
+from piston.core.bundle.manifest import Manifest
+from piston.export.encoder_task import EncoderTask, architecture_of, export_encoder, summary
+from piston.export.heads import Logits
+from piston.export.job import ExportJob
+from piston.export.labels import MULTI_LABEL, labels_of, problem_of
+from piston.export.tasks.text_ranking import is_cross_encoder
+
+__all__ = ["TASK", "export", "recognises", "summary"]
+
+TASK = "text-classification"
+THRESHOLD = 0.5  # of a label's probability, where a text may have several labels
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """A head on the whole text that is not a cross-encoder of sentence-transformers."""
+    is_classifier = architecture_of(checkpoint).endswith("ForSequenceClassification")
+    return is_classifier and not is_cross_encoder(checkpoint)
+
+
+def export(job: ExportJob, work: Path) -> Manifest:
+    """Write the model directory; raises as `piston.export.export_model` does."""
+    return export_encoder(job, work, _task)
+
+
+def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
+    labels, remarks = labels_of(checkpoint.name, config)
+    problem = problem_of(checkpoint.name, config, len(labels))
+    settings: dict[str, Any] = {"labels": labels, "problem_type": problem}
+    if problem == MULTI_LABEL:
+        settings["thresholds"] = dict.fromkeys(labels, THRESHOLD)
+    return EncoderTask(
+        name=TASK,
+        auto="AutoModelForSequenceClassification",
+        head=Logits(),
+        output="logits",
+        settings=settings,
+        remarks=remarks,
+    )

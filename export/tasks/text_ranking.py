@@ -1,0 +1,67 @@
+"""Reranking: a cross-encoder, which scores a query and a document that it reads together.
+
+sentence-transformers keeps the function of the score in config.json: `sentence_transformers.activation_fn`, or
+`sbert_ce_default_activation_function` before version 4. Without it one logit goes through a sigmoid.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from piston.checkpoint.checkpoint import Checkpoint
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import UnsupportedModelError
+from piston.export.encoder_task import EncoderTask, architecture_of, export_encoder, summary
+from piston.export.heads import Logits
+from piston.export.job import ExportJob
+from piston.export.labels import labels_of
+
+__all__ = ["TASK", "export", "is_cross_encoder", "recognises", "summary"]
+
+TASK = "text-ranking"
+OLDER = "sbert_ce_default_activation_function"
+ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "identity"}
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """A cross-encoder that sentence-transformers saved, with one logit or two."""
+    is_classifier = architecture_of(checkpoint).endswith("ForSequenceClassification")
+    return is_classifier and is_cross_encoder(checkpoint)
+
+
+def is_cross_encoder(checkpoint: Checkpoint) -> bool:
+    """Whether config.json has what sentence-transformers writes into it."""
+    config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
+    return "sentence_transformers" in config or OLDER in config
+
+
+def export(job: ExportJob, work: Path) -> Manifest:
+    """Write the model directory; raises as `piston.export.export_model` does."""
+    return export_encoder(job, work, _task)
+
+
+def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
+    labels, _ = labels_of(checkpoint.name, config)
+    if len(labels) > 2:  # noqa: PLR2004
+        raise UnsupportedModelError(
+            f"{checkpoint.name} has {len(labels)} logits ({', '.join(labels)}); documents are ranked by one logit, or by "
+            "the second of two. Export it with --task text-classification."
+        )
+    return EncoderTask(
+        name=TASK,
+        auto="AutoModelForSequenceClassification",
+        head=Logits(),
+        output="logits",
+        settings={"activation": "softmax" if len(labels) == 2 else _activation(checkpoint, config)},  # noqa: PLR2004
+    )
+
+
+def _activation(checkpoint: Checkpoint, config: Any) -> str:
+    saved = getattr(config, "sentence_transformers", None) or {}
+    given = saved.get("activation_fn") or getattr(config, OLDER, None) or "Sigmoid"
+    name = str(given).rpartition(".")[2]
+    if name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} puts its scores through {given!r}; supported: {', '.join(ACTIVATIONS)}."
+        )
+    return ACTIVATIONS[name]
