@@ -40,8 +40,14 @@ if TYPE_CHECKING:
     from piston.runtime.generate.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
     from piston.runtime.model import LanguageModel, Stream, load
     from piston.runtime.sampling.params import SamplingParams
+    from piston.runtime.tasks.feature_extraction import Embedder
+    from piston.runtime.tasks.question_answering import Answer, QuestionAnswerer
+    from piston.runtime.tasks.text_classification import LabelScore, TextClassifier
+    from piston.runtime.tasks.text_ranking import Ranked, Reranker
+    from piston.runtime.tasks.token_classification import Span, TokenClassifier
 
 __all__ = [
+    "Answer",
     "BundleCorruptError",
     "BundleError",
     "BundleNotFoundError",
@@ -53,11 +59,13 @@ __all__ = [
     "Conversation",
     "DeviceMemoryError",
     "Drafts",
+    "Embedder",
     "EmptyPromptError",
     "Engine",
     "EngineError",
     "Error",
     "HostMemoryError",
+    "LabelScore",
     "LanguageModel",
     "Manifest",
     "MissingExtraError",
@@ -67,13 +75,19 @@ __all__ = [
     "ParityError",
     "PositionLogprobs",
     "PromptTooLongError",
+    "QuestionAnswerer",
+    "Ranked",
+    "Reranker",
     "SamplingParams",
     "ScriptedEngine",
     "ShortfallError",
     "SignatureError",
+    "Span",
     "Stream",
     "TemplateError",
+    "TextClassifier",
     "Timings",
+    "TokenClassifier",
     "TokenLogprob",
     "UnsupportedModelError",
     "load",
@@ -111,6 +125,11 @@ _HOMES = {
     "piston.runtime.model": ("LanguageModel", "Stream", "load"),
     "piston.runtime.sampling.params": ("SamplingParams",),
     "piston.runtime.backends.scripted": ("ScriptedEngine",),
+    "piston.runtime.tasks.feature_extraction": ("Embedder",),
+    "piston.runtime.tasks.question_answering": ("Answer", "QuestionAnswerer"),
+    "piston.runtime.tasks.text_classification": ("LabelScore", "TextClassifier"),
+    "piston.runtime.tasks.text_ranking": ("Ranked", "Reranker"),
+    "piston.runtime.tasks.token_classification": ("Span", "TokenClassifier"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

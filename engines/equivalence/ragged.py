@@ -4,7 +4,7 @@ Where activations are rounded to codes the lowered graph gets the canonical grap
 rounded is compared instead (activation_injection.py): so every piece is held to the bound of float arithmetic.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +63,16 @@ def check_ragged(
     ):
         tape = Tape(names, remainders(ir.load(canonical).graph))
         for batch in (rows, *([row] for row in rows)):
-            feeds = padded(batch)
+            feeds = padded(batch, [[int(2 * place >= len(row)) for place in range(len(row))] for row in batch])
             expected = reference.run(feeds)
             given = {f"{name}{GIVEN}": expected[f"{name}{GIVEN}"] for name in names}
             found = candidate.run(feeds | given)
             tape.compare(_named(expected, names, GIVEN), _named(found, names, OWN))
             _check_activations(tape)
             for output in interface.outputs:
-                worst = max(worst, *_distances(expected[output.name], found[output.name]))
+                is_per_token = len(output.shape) > 2  # noqa: PLR2004 - [batch, width]
+                tokens = feeds["lengths"] if is_per_token else [None] * len(batch)
+                worst = max(worst, *_distances(expected[output.name], found[output.name], tokens))
                 if not worst <= OUTPUT:
                     raise ParityError(
                         f"The lowered graph parts from the canonical one at {output.name}: by {worst:.2g} of its "
@@ -105,6 +107,8 @@ def _rows(vocab_size: int, max_length: int) -> list[Ids]:
     return [rng.integers(0, vocab_size, size) for size in sizes]
 
 
-def _distances(expected: Array, found: Array) -> Iterator[float]:
-    for wanted, given in zip(expected, found, strict=True):
-        yield float(np.linalg.norm(given - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
+def _distances(expected: Array, found: Array, tokens: Iterable[int | None]) -> Iterator[float]:
+    """Of each row by its length; of outputs for every token without those of the padding."""
+    for wanted, given, count in zip(expected, found, tokens, strict=True):
+        difference = np.linalg.norm(given[:count] - wanted[:count])
+        yield float(difference / max(float(np.linalg.norm(wanted[:count])), 1e-30))

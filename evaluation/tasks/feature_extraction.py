@@ -1,20 +1,15 @@
 """Sentence embeddings: the cosine to the float model's, and the rank correlation with people's judgement."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.core.bundle import GRAPH
-from piston.core.bundle.interface import ENCODER
 from piston.core.console import Progress
 from piston.core.gates import Metric
+from piston.evaluation.encoders import both_outputs
 from piston.evaluation.tasks import Comparison
-from piston.runtime.backends.session import OrtOptions, OrtSession
-from piston.runtime.bundle import Bundle
-from piston.runtime.tasks.feature_extraction import Embedder
 
 METRICS = {
     metric.name: metric
@@ -24,31 +19,18 @@ METRICS = {
     )
 }
 DEFAULTS = {"fp": "cosine>=0.9999", "w8": "cosine>=0.999", "w8a8": "cosine>=0.98", "w4": "cosine>=0.95"}
-PARTS = (1.0, 0.5, 0.25, 0.1)  # of a row's length: short texts are embedded as well as long ones
 Vectors = NDArray[np.float32]
 
 
 def compare(candidate: Path, reference: Path, rows: NDArray[np.int64], progress: Progress) -> Comparison:
     """Embed rows [rows, tokens], whole and shortened, with both model directories."""
-    vectors = []
-    for path in (candidate, reference):
-        with closing(open_directory(path)) as model:
-            vectors.append(_embedded(model, rows, progress))
-    found = cosine(*vectors)
+    found = cosine(*map(np.stack, both_outputs(candidate, reference, rows, progress)))
     values = {"cosine": float(found.mean()), "cosine_min": float(found.min())}
     summary = (
         f"cosine to the float model {values['cosine']:.5f} on average and {values['cosine_min']:.5f} at least, on "
         f"{len(found)} texts of up to {rows.shape[1]} tokens"
     )
     return Comparison(values=values, summary=summary)
-
-
-def open_directory(path: Path) -> Embedder:
-    """The canonical graph of a model directory, as it is, on ONNX Runtime; raises as `piston.runtime.load` does."""
-    bundle = Bundle.open(path)
-    manifest = bundle.manifest
-    session = OrtSession.open(path / GRAPH, manifest.graphs[ENCODER], OrtOptions(optimize=True))
-    return Embedder(manifest, session, bundle.tokenizer(), max_length=manifest.model.max_positions, max_batch=1)
 
 
 def cosine(left: Vectors, right: Vectors) -> Vectors:
@@ -60,20 +42,6 @@ def cosine(left: Vectors, right: Vectors) -> Vectors:
 def spearman(scores: Sequence[float], labels: Sequence[float]) -> float:
     """Spearman's rank correlation; equal values share the mean of their ranks."""
     return float(np.corrcoef(_ranks(scores), _ranks(labels))[0, 1])
-
-
-def _embedded(model: Embedder, rows: NDArray[np.int64], progress: Progress) -> Vectors:
-    begin, end = model.tokenizer.frame
-    least = len(begin) + len(end) + 1
-    texts = []
-    for row in rows.tolist():
-        sizes = [max(int(len(row) * part), min(least, len(row))) for part in PARTS]
-        texts += [[*row[: size - len(end)], *row[len(row) - len(end) :]] for size in sizes]
-    found = []
-    for done, text in enumerate(texts):
-        progress.step("comparing", done, len(texts))
-        found.append(model.embed_tokens([text]))
-    return np.concatenate(found)
 
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:

@@ -44,8 +44,8 @@ def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
     labels, _ = labels_of(checkpoint.name, config)
     if len(labels) > 2:  # noqa: PLR2004
         raise UnsupportedModelError(
-            f"{checkpoint.name} has {len(labels)} logits ({', '.join(labels)}); documents are ranked by one logit, or by "
-            "the second of two. Export it with --task text-classification."
+            f"{checkpoint.name} has {len(labels)} logits ({', '.join(labels)}), and documents are ranked by one logit, "
+            "or by the second of two; export it with --task text-classification."
         )
     return EncoderTask(
         name=TASK,

@@ -124,6 +124,29 @@ class Tokenizer:
         with _encoding(text):
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encoding(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> "tokenizers.Encoding":
+        """Encode a text, or two that are read together: ids, segments, and offsets in characters. Errors as `encode`.
+
+        A special token spelt out in a text becomes that token, as in transformers.
+        """
+        with _encoding(text if pair is None else (text, pair)):
+            return self._backend.encode(text, pair, add_special_tokens=add_special_tokens)
+
+    @property
+    def continuing_subword_prefix(self) -> str:
+        """What tokens begin with that go on with a word, such as ##; "" where they are not marked."""
+        return getattr(self._backend.model, "continuing_subword_prefix", None) or ""
+
+    def num_special_tokens(self, *, is_pair: bool) -> int:
+        """Tokens that are put around a text, or around and between two."""
+        return self._backend.num_special_tokens_to_add(is_pair)
+
+    def with_special_tokens(
+        self, first: "tokenizers.Encoding", second: "tokenizers.Encoding | None" = None
+    ) -> "tokenizers.Encoding":
+        """Put special tokens around one or two texts that were encoded without them."""
+        return self._backend.post_process(first, second, add_special_tokens=True)
+
     def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[int], str | None]:
         """Encode a text given in parts; a part that is marked True is ordinary text, even if it spells a token.
 
@@ -273,7 +296,7 @@ class StreamDecoder:
 
 
 @contextlib.contextmanager
-def _encoding(text: str) -> Iterator[None]:
+def _encoding(text: str | tuple[str, str]) -> Iterator[None]:
     """Translate the library's errors for a text."""
     try:
         yield

@@ -2,13 +2,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from encoders import COMMON, ENCODERS, HIDDEN, POSITIONS, VOCAB_SIZE, make_encoder, mean_of_tokens
+from encoders import CASES, COMMON, HIDDEN, POSITIONS, VOCAB_SIZE, make_encoder
 from transformers import AutoConfig
 
 from piston.core.bundle.interface import BATCH, GraphInterface, TensorSpec
 from piston.core.errors import MisuseError, UnsupportedModelError
 from piston.export.encoder import MODEL_TYPES, CanonicalEncoder, check_encoder, inputs_of, positions_of, trace_encoder
-from piston.export.heads import Pooled
+from piston.export.heads import Logits, Pooled, SpanLogits
 from piston.export.job import save_graph
 from piston.export.pooling import SentenceHead
 from piston.runtime.backends.session import OrtOptions, OrtSession
@@ -18,30 +18,65 @@ RNG = np.random.default_rng(7)
 ROWS = [RNG.integers(4, VOCAB_SIZE, size).tolist() for size in (1, 2, 5, 11, 20)]
 
 
-def exported(model, directory):
+TYPES = [[int(2 * place >= len(row)) for place in range(len(row))] for row in ROWS]  # two segments
+TOKENS, LABELS = (BATCH, "seq"), 3
+# task -> head and shape of the output
+OUTPUTS = {
+    "feature-extraction": (Pooled(SentenceHead(("mean",), [])), (BATCH, HIDDEN)),
+    "text-classification": (Logits(), (BATCH, LABELS)),
+    "token-classification": (Logits(), (*TOKENS, LABELS)),
+    "question-answering": (SpanLogits(), (*TOKENS, 2)),
+}
+NO_OPERATOR = {"mpnet"}  # computes attention by itself, with a bias on its scores
+
+
+def exported(model, task, directory):
     """A session of the traced graph, and the types of its nodes."""
-    pooled = TensorSpec(name="pooled", dtype="float32", shape=(BATCH, HIDDEN), role="pooled")
-    interface = GraphInterface(inputs=inputs_of(model), outputs=(pooled,))
-    save_graph(trace_encoder(CanonicalEncoder(model, Pooled(SentenceHead(("mean",), []))), interface), directory)
+    head, shape = OUTPUTS[task]
+    output = TensorSpec(name="output", dtype="float32", shape=shape, role="logits")
+    interface = GraphInterface(inputs=inputs_of(model), outputs=(output,))
+    save_graph(trace_encoder(CanonicalEncoder(model, head), interface), directory)
     types = [node.op_type for node in ir.load(directory / "model.onnx").graph]
     return OrtSession.open(directory / "model.onnx", interface, OrtOptions(optimize=True)), types
 
 
-def test_every_supported_model_type_is_tested():
-    assert sorted(ENCODERS) == sorted(MODEL_TYPES)
+def expected_of(model, task):
+    """What transformers gives each row alone, without padding."""
+    found = []
+    for row, types in zip(ROWS, TYPES, strict=True):
+        segments = {"token_type_ids": torch.tensor([types])} if len(inputs_of(model)) == 3 else {}
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([row]), **segments)
+        if task == "feature-extraction":
+            found.append(output.last_hidden_state[0].mean(dim=0))
+        elif task == "question-answering":
+            found.append(torch.stack([output.start_logits[0], output.end_logits[0]], dim=1))
+        else:
+            found.append(output.logits[0])
+    return [row.numpy() for row in found]
 
 
-@pytest.mark.parametrize("model_type", ENCODERS)
-def test_a_ragged_batch_has_the_embeddings_that_transformers_gives_each_row_alone(tmp_path, model_type):
-    model = make_encoder(model_type)
-    expected = torch.stack([mean_of_tokens(model, row) for row in ROWS]).numpy()
-    session, types = exported(model, tmp_path)
-    feeds = padded(ROWS)
-    np.testing.assert_allclose(session.run(feeds)["pooled"], expected, atol=2e-5)
-    noise = np.arange(feeds["input_ids"].shape[1]) >= feeds["lengths"][:, None]
-    other = np.where(noise, RNG.integers(0, VOCAB_SIZE, feeds["input_ids"].shape), feeds["input_ids"])
-    np.testing.assert_array_equal(session.run(feeds | {"input_ids": other})["pooled"], session.run(feeds)["pooled"])
-    assert types.count("Attention") == (0 if model_type == "mpnet" else 2)  # mpnet adds a bias to its scores itself
+def test_every_supported_model_type_is_tested_with_every_head():
+    assert {task: sorted(types) for task, types in CASES.items() if task in OUTPUTS} == dict.fromkeys(
+        OUTPUTS, sorted(MODEL_TYPES)
+    )
+
+
+@pytest.mark.parametrize(("task", "model_type"), [(task, model_type) for task in OUTPUTS for model_type in CASES[task]])
+def test_a_ragged_batch_has_the_outputs_that_transformers_gives_each_row_alone(tmp_path, task, model_type):
+    model = make_encoder(model_type, task, num_labels=LABELS if "classification" in task else 2)
+    expected = expected_of(model, task)
+    session, types = exported(model, task, tmp_path)
+    feeds = padded(ROWS, TYPES)
+    found = session.run(feeds)["output"]
+    padding = np.arange(feeds["input_ids"].shape[1]) >= feeds["lengths"][:, None]
+    noise = np.where(padding, RNG.integers(0, VOCAB_SIZE, padding.shape), feeds["input_ids"])
+    noisy = session.run(feeds | {"input_ids": noise})["output"]
+    for row, wanted in enumerate(expected):
+        tokens = len(ROWS[row]) if wanted.ndim > 1 else None
+        np.testing.assert_allclose(found[row][:tokens], wanted, atol=2e-5)
+        np.testing.assert_array_equal(found[row][:tokens], noisy[row][:tokens])  # padding is not seen
+    assert types.count("Attention") == (0 if model_type in NO_OPERATOR else 2)
 
 
 def test_another_model_type_is_refused_with_the_list_of_those_supported():

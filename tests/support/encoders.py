@@ -5,9 +5,10 @@ import zlib
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 WORDS = ["a", "girl", "is", "styling", "her", "hair", "men", "play", "football", "on", "the", "beach", "query", ":"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -38,11 +39,23 @@ ENCODERS: dict[str, dict] = {
 }
 
 
-def make_encoder(model_type: str, **overrides: object) -> torch.nn.Module:
+# task -> the class of transformers that its models are
+HEADS = {
+    "feature-extraction": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "text-ranking": "AutoModelForSequenceClassification",
+}
+# What tests/export/test_encoder.py compares with transformers; docs/tasks.md has it as a table.
+CASES = {task: [*ENCODERS] for task in HEADS if task != "text-ranking"}
+
+
+def make_encoder(model_type: str, task: str = "feature-extraction", **overrides: object) -> torch.nn.Module:
     """A model whose weights are spread so that attention and norms matter."""
     config = AutoConfig.for_model(model_type, **(COMMON | ENCODERS[model_type] | overrides))
     torch.manual_seed(zlib.crc32(model_type.encode()))
-    model = AutoModel.from_config(config).eval()
+    model = getattr(transformers, HEADS[task]).from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1) * 0.3)
@@ -55,6 +68,44 @@ def write_encoder_tokenizer(directory: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    _save_tokenizer(tokenizer, directory)
+
+
+def write_subword_tokenizer(directory: Path, *, max_length: int = POSITIONS) -> None:
+    """Pieces of words of the alphabet, as BERT's tokenizer makes them; VOCAB_SIZE is not enough for its ids."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'"
+    pieces = [
+        *SPECIAL,
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        "wo",
+        "##rld",
+        "par",
+        "##is",
+        "in",
+        "你",
+        "好",
+    ]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    _save_tokenizer(tokenizer, directory, model_max_length=max_length)
+
+
+SUBWORD_VOCAB = 96  # ids of the tokenizer above, and some more
+
+
+def write_task_checkpoint(directory: Path, task: str, model_type: str = "bert", **config: object) -> torch.nn.Module:
+    """Write a checkpoint with the head of a task and a tokenizer of subwords; returns the model."""
+    model = make_encoder(model_type, task, vocab_size=SUBWORD_VOCAB, **config)
+    model.save_pretrained(directory)
+    write_subword_tokenizer(directory)
+    return model
+
+
+def _save_tokenizer(tokenizer: Tokenizer, directory: Path, **options: object) -> None:
+    """With the frame of BERT, and its names of special tokens."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -65,6 +116,7 @@ def write_encoder_tokenizer(directory: Path) -> None:
         cls_token="[CLS]",
         sep_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **options,
     ).save_pretrained(directory)
 
 

@@ -1,0 +1,94 @@
+"""Two models of an encoder task on the same rows of token ids, and how far their outputs are from each other."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.bundle import GRAPH
+from piston.core.bundle.interface import ENCODER
+from piston.core.console import Progress
+from piston.core.gates import Metric
+from piston.core.tasks import task_module
+from piston.runtime import tasks
+from piston.runtime.backends.session import OrtOptions, OrtSession
+from piston.runtime.bundle import Bundle
+from piston.runtime.encoder import EncoderModel
+from piston.runtime.scores import softmax
+
+PARTS = (1.0, 0.5, 0.25, 0.1)  # of a row's length: short texts are read as well as long ones
+Array = NDArray[np.float32]
+
+AGREEMENT = Metric(
+    name="agreement", described="the share of the float model's decisions", unit="share", is_better_high=True
+)
+KL = Metric(name="kl", described="the mean KL divergence from the float model's probabilities, in nats")
+DISTANCE = Metric(
+    name="distance", described="the distance from the float model's logits, over their spread", unit="share"
+)
+
+
+def open_directory(path: Path) -> EncoderModel:
+    """The canonical graph of a model directory, as it is, on ONNX Runtime; raises as `piston.runtime.load` does."""
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    session = OrtSession.open(path / GRAPH, manifest.graphs[ENCODER], OrtOptions(optimize=True))
+    model_class: type[EncoderModel] = task_module(tasks, manifest.task).MODEL
+    return model_class(manifest, session, bundle.tokenizer(), max_length=manifest.model.max_positions, max_batch=1)
+
+
+def both_outputs(
+    candidate: Path, reference: Path, rows: NDArray[np.int64], progress: Progress
+) -> tuple[list[Array], list[Array]]:
+    """The outputs of two model directories on rows [rows, tokens], whole and shortened, one for each."""
+    found = []
+    for path in (candidate, reference):
+        with closing(open_directory(path)) as model:
+            found.append(_outputs(model, rows, progress))
+    return found[0], found[1]
+
+
+def logits_moved(candidate: Sequence[Array], reference: Sequence[Array]) -> dict[str, float]:
+    """Values of DISTANCE, AGREEMENT and KL; the last axis of an output is over what is decided between.
+
+    The distance is the root mean square of the logits' differences, over the standard deviation of the reference's.
+    """
+    found, wanted = (
+        np.concatenate([output.reshape(-1, output.shape[-1]) for output in side]) for side in (candidate, reference)
+    )
+    values = {DISTANCE.name: float(np.sqrt(np.mean((found - wanted) ** 2)) / max(float(wanted.std()), 1e-12))}
+    if wanted.shape[1] > 1:
+        values[AGREEMENT.name] = float(np.mean(found.argmax(axis=1) == wanted.argmax(axis=1)))
+        values[KL.name] = float(mean_kl(wanted, found))
+    return values
+
+
+def mean_kl(reference: Array, candidate: Array) -> float:
+    """KL(reference || candidate) of the softmax of logits [rows, choices], in nats, the mean of the rows."""
+    wanted, found = (np.log(np.maximum(softmax(logits), 1e-30)) for logits in (reference, candidate))
+    return float(np.mean((np.exp(wanted) * (wanted - found)).sum(axis=1)))
+
+
+def described(values: Mapping[str, float], num_texts: int, longest: int) -> str:
+    """The values of `logits_moved` in a line."""
+    parts = [f"logits moved by {values[DISTANCE.name]:.2%} of their spread"]
+    if AGREEMENT.name in values:
+        parts.append(f"{values[AGREEMENT.name]:.2%} of decisions agree")
+        parts.append(f"KL {values[KL.name]:.2g} nats")
+    return f"{', '.join(parts)}, on {num_texts} texts of up to {longest} tokens"
+
+
+def _outputs(model: EncoderModel, rows: NDArray[np.int64], progress: Progress) -> list[Array]:
+    begin, end = model.tokenizer.frame
+    least = len(begin) + len(end) + 1
+    texts: list[list[int]] = []
+    for row in rows.tolist():
+        sizes = [max(int(len(row) * part), min(least, len(row))) for part in PARTS]
+        texts += [[*row[: size - len(end)], *row[len(row) - len(end) :]] for size in sizes]
+    found = []
+    for done, text in enumerate(texts):
+        progress.step("comparing", done, len(texts))
+        found += [output.copy() for _, output in model.outputs([text])]
+    return found
