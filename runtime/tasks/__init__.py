@@ -4,5 +4,7 @@ A module has
 
     open_model(bundle, *, target, max_batch, max_length, threads) -> the object that `piston.runtime.load` returns
 
+and, of tasks of encoders, `MODEL`, the class of that object (piston.runtime.encoder).
+
 The object has `manifest`, `target`, `remarks` and `close()`, and is a context manager.
 """

@@ -17,7 +17,7 @@ def test_every_stage_has_every_task():
 
 
 def test_a_task_is_found_by_its_name():
-    assert task_module(runtime_tasks, "feature-extraction").TASK == "feature-extraction"
+    assert task_module(runtime_tasks, "feature-extraction").MODEL.TASK == "feature-extraction"
 
 
 @pytest.mark.parametrize("name", ["", "text_generation", "text-generation.x", "..model", "os"])

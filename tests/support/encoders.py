@@ -51,6 +51,16 @@ HEADS = {
 CASES = {task: [*ENCODERS] for task in HEADS if task != "text-ranking"}
 
 
+def cases_table() -> str:
+    """The table of docs/tasks.md."""
+    types = sorted({model_type for types in CASES.values() for model_type in types})
+    lines = [f"| model type | {' | '.join(CASES)} |", "|---" * (len(CASES) + 1) + "|"]
+    for model_type in types:
+        cells = ["yes" if model_type in CASES[task] else "" for task in CASES]
+        lines.append(f"| {model_type} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def make_encoder(model_type: str, task: str = "feature-extraction", **overrides: object) -> torch.nn.Module:
     """A model whose weights are spread so that attention and norms matter."""
     config = AutoConfig.for_model(model_type, **(COMMON | ENCODERS[model_type] | overrides))
