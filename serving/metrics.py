@@ -35,6 +35,8 @@ class Metrics:
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.prefix_queries = counter("prefix_cache_queries", "Prompt tokens that were looked up in kept prefixes.")
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens whose states were kept from before.")
+        self.drafted = counter("spec_decode_num_draft_tokens", "Tokens drafted: looked up, or forced by a grammar.")
+        self.accepted = counter("spec_decode_num_accepted_tokens", "Drafted tokens that were right.")
         self.success = counter("request_success", "Rows that ended, by reason.", ("model_name", "finished_reason"))
         self.refused = counter("requests_refused", "Requests refused because too much waits.")
         self.first_token = histogram("time_to_first_token_seconds", "From the request to its first token.")
@@ -84,6 +86,9 @@ class GenerationMetrics:
         metrics.prompt_tokens.labels(name).inc(len(request.prompt_ids))
         metrics.prefix_queries.labels(name).inc(len(request.prompt_ids))
         metrics.prefix_hits.labels(name).inc(request.num_cached)
+        if (speculator := request.speculator) is not None:
+            metrics.drafted.labels(name).inc(speculator.num_drafted)
+            metrics.accepted.labels(name).inc(speculator.num_accepted)
         metrics.queue.labels(name).observe(request.times.queue)
         metrics.prefill.labels(name).observe(request.times.prefill)
         metrics.decode.labels(name).observe(generation.last_at - generation.first_at)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import llguidance
@@ -84,8 +84,8 @@ class Grammar:
         return state if after is None else _Behind(state, after)
 
 
-class _Following:
-    """A Constraint."""
+class _Following(Constraint):
+    """From the first token on."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
@@ -96,20 +96,25 @@ class _Following:
         bits = np.empty((vocab_size + 31) // 32, np.int32)
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         self._check()
-        return np.unpackbits(bits.view(np.uint8), bitorder="little")[:vocab_size].astype(np.bool_)
+        return np.unpackbits(bits.view(np.uint8), bitorder="little", count=vocab_size).view(np.bool_)
 
     def accept(self, token_id: int) -> None:
         """See Constraint."""
         self._matcher.consume_token(token_id)
         self._check()
 
+    def forced(self) -> Sequence[int]:
+        """See Constraint: the canonical tokens of text that must come."""
+        forced: list[int] = self._matcher.compute_ff_tokens()
+        return forced
+
     def _check(self) -> None:
         if self._matcher.is_error():
             raise MisuseError(f"The grammar cannot be followed further: {_one_line(self._matcher.get_error())}.")
 
 
-class _Behind:
-    """A Constraint that begins behind a token."""
+class _Behind(Constraint):
+    """From behind a token on."""
 
     def __init__(self, state: _Following, token_id: int) -> None:
         self._state, self._token_id, self._has_begun = state, token_id, False
@@ -123,6 +128,10 @@ class _Behind:
         if self._has_begun:
             self._state.accept(token_id)
         self._has_begun = self._has_begun or token_id == self._token_id
+
+    def forced(self) -> Sequence[int]:
+        """See Constraint."""
+        return self._state.forced() if self._has_begun else ()
 
 
 def grammar_of(request: Options) -> str | None:

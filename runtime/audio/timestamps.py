@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.runtime.sampling.processors import Logits
+from piston.runtime.sampling.sampler import Constraint
 
 UNIT = 0.02  # seconds of one timestamp token: one position of the encoder
 UNIT_FRAMES = 2  # log-mel frames of it
 
 
-class TimestampRules:
-    """What a row may say next, if its text is to carry timestamps (a Constraint of RowSampler).
+class TimestampRules(Constraint):
+    """What a row may say next, if its text is to carry timestamps.
 
     Args:
         no_timestamps: the token that asks for text without them; the first timestamp, 0.00, follows it.

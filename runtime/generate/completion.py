@@ -72,7 +72,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafts:
-    """Statistics of prompt lookup; `problem` says why the engine verified no draft."""
+    """Statistics of drafted tokens; `problem` says why the engine verified no draft."""
 
     num_drafted: int
     num_accepted: int

@@ -149,8 +149,8 @@ def prepare(
 ) -> list[Generation]:
     """One generation for each of `sampling.n` answers to each prompt, prompt by prompt.
 
-    `verification` is what is known of the engine they will run on, for sampling with prompt_lookup_num_tokens;
-    `constrain` makes what the tokens of each answer must follow.
+    `verification` is what is known of the engine they will run on, for drafts: those of prompt_lookup_num_tokens, and
+    tokens that are forced by what `constrain` makes, which the tokens of each answer must follow.
     """
     bad_words = spellings(sampling.bad_words, tokenizer)
     limit, shared = sampling.prompt_lookup_num_tokens, verification or Verification()
@@ -167,7 +167,7 @@ def prepare(
                     constraint=None if constrain is None else constrain(),
                 ),
                 num_prompt_logprobs=sampling.top_logprobs if sampling.echo and sampling.logprobs else None,
-                speculator=Speculator(shared, prompt, limit) if limit else None,
+                speculator=Speculator(shared, prompt, limit) if limit or constrain else None,
             ),
             tokenizer,
             sampling,

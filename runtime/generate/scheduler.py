@@ -278,11 +278,14 @@ def _drafts_wanted(request: Request) -> bool:
 
 def _draft(engine: Engine, slot: int, request: Request, num_others: int) -> list[int]:
     speculator, num_left = request.speculator, request.sampler.sampling.max_tokens - len(request.output_ids)
-    if speculator is None:
+    if speculator is None or speculator.verification.most_tokens == 0:
+        return []
+    forced = request.sampler.forced_ids()
+    if not forced and not speculator.looks_up:
         return []
     if speculator.verification.most_tokens is None and num_left > 1:
         speculator.verification.probe(engine, slot, request.prompt_ids + request.output_ids)
-    return speculator.draft(num_left, num_others)
+    return speculator.draft(num_left, num_others, forced)
 
 
 def _verify(engine: Engine, slot: int, request: Request, draft: list[int]) -> list[Token]:

@@ -22,6 +22,8 @@ INEXACT = "this engine rounds a token among others differently from one alone; a
 # Cost of each further token, as a share of a step of one token, until both have been measured.
 ASSUMED_SLOPE = 0.1
 FORGETTING = 0.95  # weight that older observations keep at each new one
+FORCED = LONGEST_MATCH + 1  # stands for the length of a match where a grammar forces the tokens
+FORCED_RIGHT = 9.0  # right ones that are assumed to have been seen, with one wrong one
 
 
 class StepCost:
@@ -106,7 +108,7 @@ def exact_tokens(spec: EngineSpec) -> int:
 
 
 class Speculator:
-    """Drafts of one row: looked up, cut to the length that pays, and compared with the real tokens.
+    """Drafts of one row: looked up or forced, cut to the length that pays, and compared with the real tokens.
 
     A draft that is not worth verifying is still compared with the real tokens. So a row that starts to repeat itself is
     noticed at no cost, and one that stops costs nothing.
@@ -114,34 +116,40 @@ class Speculator:
     Args:
         verification: of the engine the row runs on.
         prompt_ids: the tokens of the prompt.
-        limit: most tokens to draft at once.
+        limit: most tokens to look up at once; 0: only forced tokens are drafted.
     """
 
     def __init__(self, verification: Verification, prompt_ids: Sequence[int], limit: int) -> None:
         self.verification = verification
         self.num_drafted = self.num_accepted = self.num_verified = 0
         self._limit = limit
-        self._lookup = PromptLookup(prompt_ids)
+        self._lookup = PromptLookup(prompt_ids) if limit else None
         self._pending: Draft | None = None
         self._num_right = 0  # tokens of the pending draft that were right so far
         self._is_verified = False
         # Right and wrong drafts by length of the match, which grows with each right token: the value of a longer match
-        # is learned row by row.
-        self._right = np.array([0.0, *(0.5 * n for n in range(1, LONGEST_MATCH + 1))])
-        self._wrong = np.ones(LONGEST_MATCH + 1)
+        # is learned row by row. Forced tokens are wrong where the model spells the same text in other tokens.
+        self._right = np.array([0.0, *(0.5 * n for n in range(1, LONGEST_MATCH + 1)), FORCED_RIGHT])
+        self._wrong = np.ones(FORCED + 1)
 
-    def draft(self, num_left: int, num_others: int) -> list[int]:
+    @property
+    def looks_up(self) -> bool:
+        """Whether drafts are looked up in the text so far."""
+        return self._lookup is not None
+
+    def draft(self, num_left: int, num_others: int, forced: Sequence[int] = ()) -> list[int]:
         """Tokens worth verifying now, often none.
 
         Args:
             num_left: tokens the row may still get; a draft is one shorter.
             num_others: rows that step in the meantime.
+            forced: tokens that a grammar forces; they are drafted rather than what is looked up.
         """
-        longest = min(self._limit, num_left - 1, self.verification.longest_draft)
-        found = self._lookup.propose(longest) if longest > 0 else None
-        length = 0 if found is None else self._paying_len(found.match_len, longest, num_others)
+        longest = min(num_left - 1, self.verification.longest_draft)
+        found = self._found(longest, forced) if longest > 0 else None
+        length = 0 if found is None else self._paying_len(found, num_others)
         if found is not None and (length or self._pending is None):
-            kept = found.token_ids[: length or longest]
+            kept = found.token_ids[: length or None]
             self._pending, self._num_right, self._is_verified = Draft(kept, found.match_len), 0, length > 0
         if found is None or not length:
             return []
@@ -151,11 +159,12 @@ class Speculator:
 
     def observe(self, token_id: int) -> None:
         """Record a token that was picked for the row."""
-        self._lookup.append(token_id)
+        if self._lookup is not None:
+            self._lookup.append(token_id)
         if (draft := self._pending) is None:
             return
         is_right = token_id == draft.token_ids[self._num_right]
-        match_len = min(draft.match_len + self._num_right, LONGEST_MATCH)
+        match_len = _match_len(draft, self._num_right)
         self._right[match_len] = FORGETTING * self._right[match_len] + is_right
         self._wrong[match_len] = FORGETTING * self._wrong[match_len] + (not is_right)
         self._num_right += is_right
@@ -163,16 +172,26 @@ class Speculator:
         if not is_right or self._num_right == len(draft.token_ids):
             self._pending = None
 
-    def _paying_len(self, match_len: int, longest: int, num_others: int) -> int:
+    def _found(self, longest: int, forced: Sequence[int]) -> Draft | None:
+        if forced:
+            return Draft(forced[:longest], FORCED)
+        return None if self._lookup is None else self._lookup.propose(min(self._limit, longest))
+
+    def _paying_len(self, draft: Draft, num_others: int) -> int:
         """The draft length with the most expected tokens per second, 0 if none beats a plain step."""
         cost = self.verification.cost
         chances = self._right / (self._right + self._wrong)
         best, best_rate = 0, (num_others + 1) / cost.seconds(num_others + 1)
         expected, all_right = float(num_others + 1), 1.0
-        for length in range(1, longest + 1):
-            all_right *= float(chances[min(match_len + length - 1, LONGEST_MATCH)])
+        for length in range(1, len(draft.token_ids) + 1):
+            all_right *= float(chances[_match_len(draft, length - 1)])
             expected += all_right
             rate = expected / (cost.seconds(num_others) + cost.seconds(length + 1))
             if rate > best_rate:
                 best, best_rate = length, rate
         return best
+
+
+def _match_len(draft: Draft, num_right: int) -> int:
+    """How many tokens before a drafted one agreed with the earlier occurrence."""
+    return FORCED if draft.match_len == FORCED else min(draft.match_len + num_right, LONGEST_MATCH)

@@ -41,6 +41,10 @@ class Constraint(Protocol):
     def accept(self, token_id: int) -> None:
         """Take over the token that was picked."""
 
+    def forced(self) -> Sequence[int]:
+        """Tokens that very likely come next, since their text must; drafts to verify. Where nothing is forced: none."""
+        return ()
+
 
 class RowSampler:
     """Picks the tokens of one row, one `pick` per step, until `finish_reason` is not None.
@@ -121,6 +125,10 @@ class RowSampler:
             or self._suppressed()
             or len(self._output_ids) < options.min_tokens
         )
+
+    def forced_ids(self) -> list[int]:
+        """Tokens that the constraint leaves little choice about, to be verified as a draft."""
+        return [] if self._constraint is None else list(self._constraint.forced())
 
     def uniforms(self, count: int) -> NDArray[np.float32]:
         """The random numbers of the next `count` picks, float32 in [0, 1); `pick` and `record` still draw them."""

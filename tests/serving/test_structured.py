@@ -1,4 +1,5 @@
 import json
+import re
 import threading
 
 import llguidance
@@ -7,6 +8,7 @@ import openai
 import pytest
 from toy_model import VOCAB_SIZE, history_script, ids_of, replying, toy_model
 
+from piston.runtime.generate.speculation import Verification
 from piston.serving import structured
 
 LOGITS = np.zeros(VOCAB_SIZE, np.float32)
@@ -130,3 +132,23 @@ def test_the_mask_is_the_grammar_s_own(live):
     assert behind.allowed(LOGITS).all()
     behind.accept(ids_of("w")[0])
     assert np.flatnonzero(behind.allowed(LOGITS)).tolist() == ids_of("a")
+
+
+def test_text_that_a_schema_forces_is_verified_as_a_draft_and_is_the_same_text(live):
+    schema = {
+        "type": "object",
+        "properties": {"hello_no_number": {"type": "integer"}, "yes_or_no": {"enum": ["yes", "no"]}},
+        "required": ["hello_no_number", "yes_or_no"],
+        "additionalProperties": False,
+    }
+    texts = []
+    for limit in (0, 16):
+        model = toy_model(scores)
+        model.verification = Verification(limit)
+        server = live(None, models=[("toy", model)])
+        texts.append(chat(server, extra_body={"guided_json": schema}, max_tokens=200).message.content)
+        metrics = server.request("GET", "/metrics")[2].decode()
+        (accepted,) = re.findall(r"^piston:spec_decode_num_accepted_tokens_total\S* (\S+)$", metrics, re.MULTILINE)
+        assert (float(accepted) > 10) == (limit > 0)
+    assert texts[0] == texts[1]
+    assert set(json.loads(texts[0])) == {"hello_no_number", "yes_or_no"}

@@ -10,8 +10,9 @@ from piston.core.errors import EmptyPromptError, EngineError, MisuseError, Promp
 from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.generate.request import Ended, Request, Token
 from piston.runtime.generate.scheduler import LEAST_CHUNK, Scheduler
+from piston.runtime.generate.speculation import PROBE_SIZES, Speculator, Verification
 from piston.runtime.sampling.params import SamplingParams
-from piston.runtime.sampling.sampler import RowSampler
+from piston.runtime.sampling.sampler import Constraint, RowSampler
 
 VOCAB, END = 23, 2
 SCRIPT, ENDING = history_script(VOCAB), history_script(VOCAB, end=END, every=9)
@@ -336,3 +337,49 @@ def test_chats_of_one_system_prompt_keep_their_own_prefixes():
     for earlier in (one, other):
         later = turn([*earlier.prompt_ids, *earlier.output_ids, 9])
         assert later.num_cached == len(earlier.prompt_ids) + len(earlier.output_ids) - 1
+
+
+class Spelt(Constraint):
+    """Tokens by hand, then whatever the model says; forced up to there."""
+
+    def __init__(self, token_ids):
+        self.left = list(token_ids)
+
+    def allowed(self, logits):
+        mask = np.full(logits.size, not self.left)
+        mask[self.left[:1]] = True
+        return mask
+
+    def accept(self, _token_id):
+        del self.left[:1]
+
+    def forced(self):
+        return self.left
+
+
+def test_forced_tokens_are_verified_as_a_draft_and_change_no_token():
+    spelt, prompt = [5, 9, 11, 3, 17, 4], list(range(3, 20))
+    found = {}
+    for limit in (0, max(PROBE_SIZES)):
+        verification = Verification(limit)
+        verification.cost.observe = lambda num_tokens, seconds: None  # no clock: a token more costs a tenth
+        sampler = RowSampler(SamplingParams(max_tokens=12), prompt, constraint=Spelt(spelt))
+        request = Request(prompt, sampler, speculator=Speculator(verification, prompt, 0))
+        engine = engine_of(num_slots=1)
+        scheduler = Scheduler(engine)
+        scheduler.add(request)
+        run(scheduler)
+        found[limit] = request.output_ids, request.speculator.num_accepted
+    plain, verified = found.values()
+    assert plain == ([*spelt, *continuation(prompt + spelt)], 0)
+    assert verified == (plain[0], len(spelt) - 1)
+
+
+def test_without_forced_tokens_a_row_with_a_constraint_costs_no_probe():
+    engine = engine_of(num_slots=1)
+    prompt = list(range(3, 20))
+    sampler = RowSampler(SamplingParams(max_tokens=4), prompt, constraint=Spelt([]))
+    scheduler = Scheduler(engine)
+    scheduler.add(Request(prompt, sampler, speculator=Speculator(Verification(), prompt, 0)))
+    run(scheduler)
+    assert kinds_of(engine) == ["prefill", "step", "step", "step"]

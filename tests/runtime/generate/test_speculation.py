@@ -180,6 +180,29 @@ def test_counts_are_of_verified_guesses_alone():
     assert (speculator.num_drafted, speculator.num_accepted, speculator.num_verified) == (3, 2, 1)
 
 
+def test_forced_tokens_are_drafted_up_to_what_is_exact_and_what_the_row_has_left():
+    speculator = Speculator(exact({1: 1.0, 16: 1.3}), PERIODIC, 0)
+    assert not speculator.looks_up
+    assert speculator.draft(99, 0) == []
+    assert speculator.draft(99, 0, range(40)) == list(range(15))
+    assert speculator.draft(4, 0, range(40)) == [0, 1, 2]
+    assert speculator.draft(1, 0, range(40)) == []
+
+
+def test_forced_tokens_come_before_what_is_looked_up():
+    assert Speculator(exact(), PERIODIC, 8).draft(99, 0, [20, 21]) == [20, 21]
+
+
+def test_forced_tokens_that_the_model_spells_otherwise_are_no_longer_drafted():
+    speculator = Speculator(exact({1: 1.0, 2: 1.5}), [], 0)
+    found = []
+    for _ in range(40):
+        found.append(speculator.draft(99, 0, [20]))
+        speculator.observe(21)
+    assert found[0] == [20]
+    assert found[-1] == []
+
+
 def test_an_engine_that_was_not_made_for_it_is_not_even_asked():
     engine, verification = engine_of(), Verification(limit=0)
     assert (verification.most_tokens, verification.longest_draft) == (0, 0)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime.sampling import processors as row
 from piston.runtime.sampling.params import SamplingParams
-from piston.runtime.sampling.sampler import Pick, RowSampler
+from piston.runtime.sampling.sampler import Constraint, Pick, RowSampler
 
 VOCAB = 64
 EOS, STOP = 2, 3
@@ -273,8 +273,8 @@ def test_any_options_yield_a_row_that_ends_within_its_bounds_and_leaves_the_logi
     np.testing.assert_array_equal(logits, before)
 
 
-class Alternating:
-    """A Constraint by hand: tokens 5 and 6 in turn, then the end."""
+class Alternating(Constraint):
+    """By hand: tokens 5 and 6 in turn, then the end."""
 
     def __init__(self, length):
         self.length, self.accepted = length, []
