@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from unittest import mock
 
-NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "transformers")
+NOISY = ("torch.fx", "torch.onnx", "torch.export", "torch._export", "onnxscript", "transformers")
 
 
 @contextlib.contextmanager

@@ -7,11 +7,12 @@ from typing import TypeVar
 from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle import GRAPH
 from piston.core.bundle.external_data import check_external_data, plain_files
+from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
 from piston.core.errors import BundleError, MisuseError
 from piston.core.outputs import check_output_files
-from piston.engines.options import LM_HEADS, PRECISIONS, BuildOptions, LmHead, Precision
+from piston.engines.options import LM_HEADS, PRECISIONS, BuildJob, BuildOptions, LmHead, Precision
 from piston.engines.registry import AVAILABLE, family_of
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 
@@ -76,7 +77,20 @@ def build(  # noqa: PLR0913 - the options of one command
     from piston.engines.equivalence.golden import record_answers
 
     with atomic_dir(goal, overwrite=overwrite, reads=[source]) as work, plain_files(source, goal) as plain:
-        engines = [builders[target](target, plain, model, work, asked[target], options, progress) for target in targets]
+        engines = [
+            builders[target](
+                BuildJob(
+                    target=target,
+                    source=plain,
+                    model=model,
+                    work=work,
+                    requested=asked[target],
+                    options=options,
+                    progress=progress,
+                )
+            )
+            for target in targets
+        ]
         if model.task == TEXT_GENERATION:
             with progress.phase("recording answers for piston verify"):
                 record_answers(work, plain / GRAPH, model, engines)
@@ -106,6 +120,10 @@ def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: in
     """The length to build for."""
     if model.kind != "model":
         raise BundleError(f"{source} is a bundle already; give the model directory that `piston export` wrote.")
+    if MODULE in model.graphs:
+        if max_length is not None:
+            raise MisuseError("--max-length is for models of text; the inputs of a module say how large they may be.")
+        return 0
     positions = model.model.max_positions
     length = min(positions, DEFAULT_LENGTH) if max_length is None else max_length
     if max_batch < 1:

@@ -1,9 +1,12 @@
-"""What may be asked of a build: read by every family of targets, each of which refuses what it has not got."""
+"""What a build can be asked for, which each family of targets reads, and the job that a builder gets."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.console import Progress
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 
 LmHead = Literal["float32", "int8"]
@@ -23,3 +26,19 @@ class BuildOptions:
     dtype: Precision | None = None  # of TensorRT engines
     compiler: CompilerOptions = field(default_factory=CompilerOptions)
     cache_dir: Path | None = None  # of compiled engines; None: every one is compiled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildJob:
+    """One engine to build."""
+
+    target: str
+    source: Path  # the model directory
+    model: Manifest  # of it
+    work: Path  # where the engine is written
+    requested: Mapping[str, Any]  # as the target understood the options
+    options: BuildOptions
+    progress: Progress
+
+
+Builder = Callable[[BuildJob], EngineSpec]

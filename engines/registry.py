@@ -2,20 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from piston.core.bundle.interface import DECODER
+from piston.core.bundle.interface import DECODER, ENCODER, MODULE
 from piston.core.bundle.manifest import EngineSpec, Manifest
-from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.engines.options import BuildOptions
+from piston.engines.options import Builder, BuildJob, BuildOptions
 from piston.engines.ort.cpu import ask_ort_cpu, build_ort_cpu, check_ort_cpu
 from piston.engines.ort.cuda_target import ask_ort_cuda, build_ort_cuda, check_ort_cuda
 from piston.engines.tensorrt.family import ask_tensorrt, build_cached, check_tensorrt
-
-# Target, source directory, its manifest, directory to write to, what was asked, options, progress.
-Builder = Callable[[str, Path, Manifest, Path, Mapping[str, Any], BuildOptions, Progress], EngineSpec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,58 +18,46 @@ class Family:
     """One row of the table."""
 
     form: str  # how its targets are written
-    check: Callable[[str], None]  # raises MisuseError for a target it has not got
-    ask: Callable[[str, Manifest, BuildOptions], dict[str, Any]]  # raises MisuseError for an option it has not got
-    build: Builder  # of decoders
+    check: Callable[[str], None]  # raises MisuseError for a target that does not exist
+    ask: Callable[[str, Manifest, BuildOptions], dict[str, Any]]  # raises MisuseError for an option it does not have
+    builders: Mapping[str, Builder]  # by the graphs of the model, as `graphs_of` names them
     has_compiler: bool  # takes --dtype and the options of the compiler
-    build_encoder: Builder | None = None  # None: the family has decoders alone
 
     def builder(self, target: str, model: Manifest) -> Builder:
         """What builds the graphs of a model; raises MisuseError where the target does not have them."""
-        if DECODER in model.graphs:
-            return self.build
-        if self.build_encoder is None or target != "ort-cpu":
+        kind = graphs_of(model)
+        found = self.builders.get(kind)
+        if found is None or (kind != DECODER and target != "ort-cpu"):
             raise MisuseError(
                 f"{target} has no engines for {model.task} yet; build {model.model.name} with --target ort-cpu."
             )
-        return self.build_encoder
+        return found
 
 
-def _build_ort_cpu(  # noqa: PLR0913, PLR0917 - what every builder gets
-    target: str,
-    source: Path,
-    model: Manifest,
-    work: Path,
-    asked: Mapping[str, Any],
-    options: BuildOptions,
-    progress: Progress,
-) -> EngineSpec:
-    del options
-    return build_ort_cpu(target, source, model, work, asked, progress)
+def graphs_of(model: Manifest) -> str:
+    """The names of a model's graphs, such as "decoder"."""
+    return "+".join(sorted(model.graphs))
 
 
-def _build_encoder(  # noqa: PLR0913, PLR0917 - what every builder gets
-    target: str,
-    source: Path,
-    model: Manifest,
-    work: Path,
-    asked: Mapping[str, Any],
-    options: BuildOptions,
-    progress: Progress,
-) -> EngineSpec:
+def _build_encoder(job: BuildJob) -> EngineSpec:
     from piston.engines.ort.encoder import build_encoder
 
-    del options
-    return build_encoder(target, source, model, work, asked, progress)
+    return build_encoder(job)
 
 
+def _build_module(job: BuildJob) -> EngineSpec:
+    from piston.engines.ort.module import build_module
+
+    return build_module(job)
+
+
+_ORT_CPU = {DECODER: build_ort_cpu, ENCODER: _build_encoder, MODULE: _build_module}
+_TENSORRT = {DECODER: build_cached}
 FAMILIES: dict[str, Family] = {
-    "ort-cpu": Family(
-        "ort-cpu[:avx512]", check_ort_cpu, ask_ort_cpu, _build_ort_cpu, has_compiler=False, build_encoder=_build_encoder
-    ),
-    "ort-cuda": Family("ort-cuda", check_ort_cuda, ask_ort_cuda, build_ort_cuda, has_compiler=False),
-    "tensorrt-rtx": Family("tensorrt-rtx[:smXX,...]", check_tensorrt, ask_tensorrt, build_cached, has_compiler=True),
-    "tensorrt": Family("tensorrt[:smXX]", check_tensorrt, ask_tensorrt, build_cached, has_compiler=True),
+    "ort-cpu": Family("ort-cpu[:avx512]", check_ort_cpu, ask_ort_cpu, _ORT_CPU, has_compiler=False),
+    "ort-cuda": Family("ort-cuda", check_ort_cuda, ask_ort_cuda, {DECODER: build_ort_cuda}, has_compiler=False),
+    "tensorrt-rtx": Family("tensorrt-rtx[:smXX,...]", check_tensorrt, ask_tensorrt, _TENSORRT, has_compiler=True),
+    "tensorrt": Family("tensorrt[:smXX]", check_tensorrt, ask_tensorrt, _TENSORRT, has_compiler=True),
 }
 AVAILABLE = ", ".join(family.form for family in FAMILIES.values())
 

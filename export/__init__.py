@@ -14,6 +14,7 @@ from piston.export import tasks
 
 if TYPE_CHECKING:
     from piston.export.job import ExportJob
+    from piston.export.module import export_module as export_module
 
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 DTYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -71,3 +72,12 @@ def _module(job: "ExportJob") -> Any:
         return task_module(tasks, job.options.task)
     found = [module for name in task_names(tasks) if (module := task_module(tasks, name)).recognises(job.checkpoint)]
     return found[0] if found else task_module(tasks, TEXT_GENERATION)
+
+
+def __getattr__(name: str) -> Any:
+    """`export_module`, which needs torch, on first use."""
+    if name != "export_module":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from piston.export.module import export_module
+
+    return export_module

@@ -1,5 +1,6 @@
 """One export under way: what was asked, and what every task writes alike."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,15 +36,22 @@ class ExportJob:
 
     def provenance(self, parity: dict[str, Any] | None) -> dict[str, Any]:
         """The manifest's `made_by`."""
-        tools = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
-        return {
-            "stage": "export",
-            "piston": version("piston"),
-            "source": {"revision": self.checkpoint.revision, "sha256": self.checkpoint.hashes()},
-            "tools": {name: version(name) for name in tools},
-            "parity": parity,
-            "remarks": self.remarks,
-        }
+        return provenance_of(self.checkpoint.hashes(), self.checkpoint.revision, parity, self.remarks)
+
+
+def provenance_of(
+    hashes: Mapping[str, str], revision: str | None, parity: Mapping[str, Any] | None, remarks: list[str]
+) -> dict[str, Any]:
+    """The manifest's `made_by`: the hashes of what was read, and the tools."""
+    tools = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+    return {
+        "stage": "export",
+        "piston": version("piston"),
+        "source": {"revision": revision, "sha256": dict(hashes)},
+        "tools": {name: version(name) for name in tools},
+        "parity": parity,
+        "remarks": remarks,
+    }
 
 
 def save_graph(graph: ir.Model, work: Path) -> None:

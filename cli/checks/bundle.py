@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from piston.cli.checks.finding import Finding
+from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import FILE_NAME, FileRecord, Manifest, sha256_of, stays_inside
 from piston.core.errors import BundleCorruptError, BundleTooNewError, Error
 from piston.runtime.backends.registry import evaluate_candidates
@@ -60,7 +61,9 @@ def _file_problem(directory: Path, name: str, record: FileRecord) -> str:
 
 def _texts(path: Path, manifest: Manifest, again: str, damaged: set[str]) -> list[Finding]:
     """Load the tokenizer and the chat template, if their files match the manifest, and report errors."""
-    bundle, findings = Bundle(path, manifest), []
+    bundle, findings = Bundle(path, manifest), list[Finding]()
+    if MODULE in manifest.graphs:
+        return findings
     if TOKENIZER not in manifest.files and not (path / TOKENIZER).is_file():
         fix = "put the checkpoint's tokenizer.json into the checkpoint's directory and export it again"
         return [Finding(str(path / TOKENIZER), "wrong", "it has no tokenizer", fix)]

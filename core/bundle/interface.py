@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 StateType = Literal["float32", "float16", "bfloat16", "int8"]
-TensorType = Literal["float32", "float16", "bfloat16", "int8", "int32", "int64", "bool"]
+TensorType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64", "bool"]
 ITEM_SIZES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 Role = Literal[
@@ -32,7 +32,7 @@ StateKind = Literal["kv", "cross_kv", "conv", "recurrent"]
 
 PAST, PRESENT, PARTS = "past.", "present.", ("key", "value")
 BATCH, CAPACITY = "batch", "capacity"  # the symbols in the shapes of states
-DECODER, ENCODER = "decoder", "encoder"  # names of graphs
+DECODER, ENCODER, MODULE = "decoder", "encoder", "module"  # names of graphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +101,27 @@ class GraphInterface:
     def output_names(self) -> list[str]:
         """Every output of the graph, states last, in its order."""
         return [tensor.name for tensor in self.outputs] + [state.output for state in self.states]
+
+    def sizes_of(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """The sizes of the symbols in the shapes of inputs.
+
+        Raises:
+            ValueError: an input has another rank or size, or two axes of one symbol have two sizes.
+        """
+        sizes: dict[str, int] = {}
+        for tensor in self.inputs:
+            shape = shapes[tensor.name]
+            known = [
+                sizes.setdefault(size, shape[axis]) if isinstance(size, str) and axis < len(shape) else size
+                for axis, size in enumerate(tensor.shape)
+            ]
+            if list(shape) != known:
+                needed = ", ".join(
+                    f"{size}" if isinstance(size, int) or axis >= len(shape) else f"{size} = {sizes[size]}"
+                    for axis, size in enumerate(tensor.shape)
+                )
+                raise ValueError(f"{tensor.name} is {list(shape)}; it must be [{needed}]")
+        return sizes
 
     def output(self, role: Role) -> TensorSpec:
         """The output of a role; raises KeyError where there is none."""

@@ -2,53 +2,44 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import StateType
-from piston.core.bundle.manifest import EngineSpec, Manifest
-from piston.core.console import Progress
+from piston.core.bundle.manifest import EngineSpec
 from piston.engines.equivalence.answers import check_parity, reference_of
 from piston.engines.equivalence.half_precision import check_half_precision
 from piston.engines.equivalence.same_graph import check_same
 from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
 from piston.engines.lowering.ort_cuda import lower_for_ort_cuda
+from piston.engines.options import BuildJob
 from piston.engines.ort.cuda_target import DTYPE
 
 
-def build(
-    target: str,
-    source: Path,
-    model: Manifest,
-    work: Path,
-    asked: Mapping[str, Any],
-    progress: Progress,
-) -> EngineSpec:
+def build(job: BuildJob) -> EngineSpec:
     """Write work/ort-cuda/model.onnx; raises as `piston.engines.build` does.
 
     Proved are three things: its float32 twin against the canonical graph, that it is its twin but for casts, and its
     own answers in float16, on the CPU, against the twin's.
     """
-    length, engine_dir = asked["max_length"], work / target
+    length, engine_dir = job.requested["max_length"], job.work / job.target
     engine_dir.mkdir(parents=True)
-    wide = model.cache.with_dtype("float32")
-    cache = model.cache.with_dtype(DTYPE)
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
-        with progress.phase(f"lowering for {target}"):
-            counts = _write(source / GRAPH, engine_dir, length, DTYPE)
-            _write(source / GRAPH, Path(scratch), length, "float32")
+    wide = job.model.cache.with_dtype("float32")
+    cache = job.model.cache.with_dtype(DTYPE)
+    with tempfile.TemporaryDirectory(dir=job.work) as scratch:
+        with job.progress.phase(f"lowering for {job.target}"):
+            counts = _write(job.source / GRAPH, engine_dir, length, DTYPE)
+            _write(job.source / GRAPH, Path(scratch), length, "float32")
         path, twin = engine_dir / GRAPH, Path(scratch) / GRAPH
         graph = ir.load(path).graph
         mix = linear_work(graph)
-        if asked["require_int8"] is not None:
-            check_int8(mix, asked["require_int8"])
+        if job.requested["require_int8"] is not None:
+            check_int8(mix, job.requested["require_int8"])
         with (
-            progress.phase("checking it against the canonical graph"),
-            reference_of(source / GRAPH, model, Path(scratch)) as reference,
+            job.progress.phase("checking it against the canonical graph"),
+            reference_of(job.source / GRAPH, job.model, Path(scratch)) as reference,
         ):
             parity = check_parity(reference, twin, wide, max_length=length, windows=_windows(graph))
             check_same(twin, path)
@@ -67,7 +58,11 @@ def build(
         "run_on_gpu": False,
     }
     return EngineSpec.of(
-        target=target, path=path.relative_to(work).as_posix(), cache=cache, requested=dict(asked), actual=got
+        target=job.target,
+        path=path.relative_to(job.work).as_posix(),
+        cache=cache,
+        requested=dict(job.requested),
+        actual=got,
     )
 
 

@@ -1,14 +1,11 @@
 """The target `ort-cuda`: what it can be asked for. build_ort_cuda.py builds it, and alone needs onnx."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from piston.core.bundle.interface import StateType
 from piston.core.bundle.manifest import EngineSpec, Manifest
-from piston.core.console import Progress
 from piston.core.errors import EngineError, MisuseError
-from piston.engines.options import BuildOptions
+from piston.engines.options import BuildJob, BuildOptions
 
 TARGET = "ort-cuda"
 DTYPE: StateType = "float16"
@@ -28,24 +25,15 @@ def ask_ort_cuda(target: str, model: Manifest, options: BuildOptions) -> dict[st
     return {"max_batch": options.max_batch, "max_length": options.max_length, "require_int8": options.require_int8}
 
 
-def build_ort_cuda(  # noqa: PLR0913, PLR0917 - what every builder gets
-    target: str,
-    source: Path,
-    model: Manifest,
-    work: Path,
-    asked: Mapping[str, Any],
-    options: BuildOptions,
-    progress: Progress,
-) -> EngineSpec:
+def build_ort_cuda(job: BuildJob) -> EngineSpec:
     """Build it; raises as `piston.engines.build` does."""
     from piston.engines.lowering.downcast import Float16RangeError
     from piston.engines.ort.cuda import build
 
-    del options
     try:
-        return build(target, source, model, work, asked, progress)
+        return build(job)
     except Float16RangeError as problem:
         raise EngineError(
-            f"{problem.what}, beyond float16, and {target} has no other type; fix: build with --target tensorrt-rtx or "
-            "tensorrt and --dtype bf16, or for ort-cpu. Nothing was written."
+            f"{problem.what}, beyond float16, and {job.target} has no other type; fix: build with --target "
+            "tensorrt-rtx or tensorrt and --dtype bf16, or for ort-cpu. Nothing was written."
         ) from None

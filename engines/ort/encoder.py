@@ -2,16 +2,12 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import ENCODER
-from piston.core.bundle.manifest import EngineSpec, Manifest
-from piston.core.console import Progress
+from piston.core.bundle.manifest import EngineSpec
 from piston.engines.equivalence.packed_products import check_packed_products
 from piston.engines.equivalence.ragged import check_ragged
 from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
@@ -20,6 +16,7 @@ from piston.engines.lowering.integer_matmul import IntegerMatMulPass
 from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
 from piston.engines.lowering.pack_linears import PackLinearsPass
 from piston.engines.lowering.unsigned_activations import UnsignedActivationsPass
+from piston.engines.options import BuildJob
 from piston.engines.ort.cpu_graph import count_operators, save_optimized
 from piston.graph.upcast import Float32Pass
 
@@ -36,13 +33,11 @@ def lower_encoder(model: ir.Model) -> None:
     )(model)
 
 
-def build_encoder(
-    target: str, source: Path, model: Manifest, work: Path, asked: Mapping[str, Any], progress: Progress
-) -> EngineSpec:
+def build_encoder(job: BuildJob) -> EngineSpec:
     """Write the engine below `work`; raises as `piston.engines.build` does."""
-    directory = work / target
-    with progress.phase(f"lowering for {target}"):
-        graph = ir.load(source / GRAPH)
+    directory = job.work / job.target
+    with job.progress.phase(f"lowering for {job.target}"):
+        graph = ir.load(job.source / GRAPH)
         lower_encoder(graph)
         lowered = directory / "lowered"
         lowered.mkdir(parents=True)
@@ -50,18 +45,22 @@ def build_encoder(
         version = save_optimized(lowered / GRAPH, directory / GRAPH)
         shutil.rmtree(lowered)
         found = linear_work(ir.load(directory / GRAPH).graph)
-    if asked["require_int8"] is not None:
-        check_int8(found, asked["require_int8"])
+    if job.requested["require_int8"] is not None:
+        check_int8(found, job.requested["require_int8"])
     is_quantized = found.share("float") < 1
-    with progress.phase("checking it against the canonical graph"):
+    with job.progress.phase("checking it against the canonical graph"):
         kernels = check_packed_products(directory / GRAPH)
         parity = check_ragged(
-            source / GRAPH, directory / GRAPH, model.graphs[ENCODER], model, max_length=asked["max_length"]
+            job.source / GRAPH,
+            directory / GRAPH,
+            job.model.graphs[ENCODER],
+            job.model,
+            max_length=job.requested["max_length"],
         )
     return EngineSpec.of(
-        target=target,
-        path=(directory / GRAPH).relative_to(work).as_posix(),
-        requested=dict(asked),
+        target=job.target,
+        path=(directory / GRAPH).relative_to(job.work).as_posix(),
+        requested=dict(job.requested),
         actual={
             "dtype": "float32",
             "linears": {name: found.share(name) for name in ARITHMETIC},
@@ -71,7 +70,7 @@ def build_encoder(
             "weights_bytes": (directory / GRAPH_DATA).stat().st_size,
             "optimization": "extended",
             "onnxruntime": version,
-            "max_positions": asked["max_length"],
+            "max_positions": job.requested["max_length"],
             "parity": dataclasses.asdict(parity),
             "kernels": dataclasses.asdict(kernels),
         },

@@ -14,15 +14,14 @@ from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import CacheSpec, StateType
 from piston.core.bundle.manifest import EngineSpec, Manifest, sha256_of
 from piston.core.bundle.plan_header import PlanHeader
-from piston.core.console import Progress
 from piston.engines.equivalence.answers import reference_of
 from piston.engines.equivalence.same_graph import check_same
 from piston.engines.linear_work import ARITHMETIC, LinearWork, check_int8
 from piston.engines.lowering.downcast import Float16RangeError
 from piston.engines.lowering.window_mask import window_of
+from piston.engines.options import BuildJob
 from piston.engines.tensorrt.allowed import check_file
 from piston.engines.tensorrt.compile import Compiled, compile_plan
-from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.engines.tensorrt.equivalence.answers import Parity, check_parity
 from piston.engines.tensorrt.equivalence.lockstep import write_exposed
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes, lower_for_tensorrt, vocab_size
@@ -43,15 +42,7 @@ class LoweredFile:
     window: int
 
 
-def build_tensorrt(  # noqa: PLR0913, PLR0917 - what every builder gets
-    target: Target,
-    source: Path,
-    model: Manifest,
-    work: Path,
-    asked: Mapping[str, Any],
-    options: CompilerOptions,
-    progress: Progress,
-) -> EngineSpec:
+def build_tensorrt(target: Target, job: BuildJob) -> EngineSpec:
     """Write work/<target>/engine.plan and describe it.
 
     Where no type was asked for, it is float16, which has three bits more than bfloat16 and which every GPU has; and
@@ -64,43 +55,34 @@ def build_tensorrt(  # noqa: PLR0913, PLR0917 - what every builder gets
         ParityError: the lowered file does not answer as the canonical graph; the message names the node.
         ShortfallError: fewer linear layers are in INT8 than was asked.
     """
-    dtype: StateType = "float16" if asked["dtype"] == AUTO else asked["dtype"]
+    dtype: StateType = "float16" if job.requested["dtype"] == AUTO else job.requested["dtype"]
     try:
-        return _build(target, source, model, work, asked, dtype, options, progress)
+        return _build(target, job, dtype)
     except Float16RangeError as problem:
-        if asked["dtype"] != AUTO or "sm75" in target.gpus:  # which has no bfloat16
+        if job.requested["dtype"] != AUTO or "sm75" in target.gpus:  # which has no bfloat16
             raise
         reason = f"{problem.what}, beyond float16"
-    spec = _build(target, source, model, work, asked, "bfloat16", options, progress)
+    spec = _build(target, job, "bfloat16")
     return dataclasses.replace(spec, actual={**spec.actual, "dtype_reason": reason})
 
 
-def _build(  # noqa: PLR0913, PLR0917 - as build_tensorrt
-    target: Target,
-    source: Path,
-    model: Manifest,
-    work: Path,
-    asked: Mapping[str, Any],
-    dtype: StateType,
-    options: CompilerOptions,
-    progress: Progress,
-) -> EngineSpec:
-    engine_dir = work / target.directory
-    with tempfile.TemporaryDirectory(dir=work, prefix="lowered.") as scratch:
-        with progress.phase(f"lowering for {target.text}"):
-            lowered = write_lowered(source / GRAPH, model, Path(scratch), {**asked, "dtype": dtype})
+def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
+    engine_dir = job.work / target.directory
+    with tempfile.TemporaryDirectory(dir=job.work, prefix="lowered.") as scratch:
+        with job.progress.phase(f"lowering for {target.text}"):
+            lowered = write_lowered(job.source / GRAPH, job.model, Path(scratch), {**job.requested, "dtype": dtype})
         graph = ir.load(lowered.path).graph
-        mix = precision_of(graph, asked)
+        mix = precision_of(graph, job.requested)
         with (
-            progress.phase("checking it against the canonical graph"),
-            reference_of(source / GRAPH, model, Path(scratch)) as reference,
+            job.progress.phase("checking it against the canonical graph"),
+            reference_of(job.source / GRAPH, job.model, Path(scratch)) as reference,
         ):
-            parities = prove_file(write_exposed(reference, Path(scratch) / "exposed"), model, lowered)
+            parities = prove_file(write_exposed(reference, Path(scratch) / "exposed"), job.model, lowered)
         profiles = profiles_of(graph, lowered.sizes)
         engine_dir.mkdir(parents=True)
         plan = engine_dir / PLAN
-        with progress.phase(f"compiling for {target.text}"):
-            compiled = compile_plan(lowered.path, plan, target, profiles, options, progress)
+        with job.progress.phase(f"compiling for {target.text}"):
+            compiled = compile_plan(lowered.path, plan, target, profiles, job.options.compiler, job.progress)
         got = {
             **_identity(plan, compiled, target),
             **_sizes(lowered, graph),
@@ -119,9 +101,9 @@ def _build(  # noqa: PLR0913, PLR0917 - as build_tensorrt
         }
     return EngineSpec.of(
         target=target.text,
-        path=plan.relative_to(work).as_posix(),
+        path=plan.relative_to(job.work).as_posix(),
         cache=lowered.cache,
-        requested=dict(asked),
+        requested=dict(job.requested),
         actual=got,
     )
 

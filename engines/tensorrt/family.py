@@ -1,16 +1,13 @@
 """TensorRT and TensorRT-RTX as families of targets: what they are asked for, and the cache in front of the builder."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piston.core.bundle.manifest import EngineSpec, Manifest
-from piston.core.console import Progress
 from piston.core.errors import EngineError, MisuseError
 from piston.engines.tensorrt.target import AUTO, Target
 
 if TYPE_CHECKING:
-    from piston.engines.options import BuildOptions
+    from piston.engines.options import BuildJob, BuildOptions
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", None: AUTO}
 
@@ -46,26 +43,18 @@ def ask_tensorrt(target: str, model: Manifest, options: "BuildOptions") -> dict[
     }
 
 
-def build_cached(  # noqa: PLR0913, PLR0917 - what every builder gets
-    target: str,
-    source: Path,
-    model: Manifest,
-    work: Path,
-    asked: Mapping[str, Any],
-    options: "BuildOptions",
-    progress: Progress,
-) -> EngineSpec:
+def build_cached(job: "BuildJob") -> EngineSpec:
     """Take the engine from the cache, or build it and put it there; raises as `build_tensorrt` does."""
     from piston.engines.tensorrt.build import build_tensorrt
     from piston.engines.tensorrt.engine_cache import EngineCache, key_of
 
-    parsed = Target.parse(target)
-    key = key_of(parsed, model, asked)
-    cache = None if options.cache_dir is None else EngineCache(options.cache_dir)
-    if cache is not None and (spec := cache.take(key, work)) is not None:
-        with progress.phase(f"taking {target} from the engine cache"):
+    parsed = Target.parse(job.target)
+    key = key_of(parsed, job.model, job.requested)
+    cache = None if job.options.cache_dir is None else EngineCache(job.options.cache_dir)
+    if cache is not None and (spec := cache.take(key, job.work)) is not None:
+        with job.progress.phase(f"taking {job.target} from the engine cache"):
             return spec
-    spec = build_tensorrt(parsed, source, model, work, asked, options.compiler, progress)
+    spec = build_tensorrt(parsed, job)
     if cache is not None:
-        cache.put(key, work, spec)
+        cache.put(key, job.work, spec)
     return spec

@@ -1,0 +1,64 @@
+"""Inputs of a graph with the outputs that they must give, as one file of a model directory or a bundle."""
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.errors import BundleCorruptError
+
+EXAMPLES = "examples.npz"
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Arrays by name."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+    def difference(self, name: str, found: Array) -> float:
+        """The largest distance of an output; infinite where shape or type differ, or a number is not finite."""
+        wanted = self.outputs[name]
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            return float("inf")
+        distance = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0))
+        return distance if np.isfinite(distance) else float("inf")
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> None:
+    """Write `NUMBER.in.NAME` and `NUMBER.out.NAME` arrays, the same bytes for the same arrays."""
+    arrays = {
+        f"{number}.{side}.{name}": array
+        for number, example in enumerate(examples)
+        for side, group in (("in", example.inputs), ("out", example.outputs))
+        for name, array in group.items()
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            data = io.BytesIO()
+            np.lib.format.write_array(data, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), data.getvalue())
+
+
+def read_examples(path: Path) -> list[Example]:
+    """What `write_examples` wrote; raises BundleCorruptError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as problem:
+        raise BundleCorruptError(f"{path} cannot be read ({problem}); make it again.") from None
+    examples: dict[int, Example] = {}
+    for name, array in arrays.items():
+        number, side, tensor = name.split(".", 2)
+        example = examples.setdefault(int(number), Example({}, {}))
+        group = example.inputs if side == "in" else example.outputs
+        assert isinstance(group, dict)
+        group[tensor] = array
+    return [examples[number] for number in sorted(examples)]

@@ -1,0 +1,80 @@
+"""The builder of modules of one's own for `ort-cpu`: lowered, compared with the canonical graph, and described."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from piston.core.bundle import GRAPH, GRAPH_DATA
+from piston.core.bundle.examples import EXAMPLES, Example, read_examples
+from piston.core.bundle.interface import MODULE, GraphInterface
+from piston.core.bundle.manifest import EngineSpec
+from piston.core.errors import ParityError
+from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
+from piston.engines.options import BuildJob
+from piston.engines.ort.cpu_graph import count_operators, save_optimized
+from piston.engines.ort.encoder import lower_encoder
+from piston.runtime.backends.session import OrtOptions, OrtSession
+
+ABSOLUTE, RELATIVE = 1e-4, 1e-4  # float32 outputs: the larger of the two, RELATIVE times the largest value
+
+
+def build_module(job: BuildJob) -> EngineSpec:
+    """Write the engine below `job.work`; raises as `piston.engines.build` does."""
+    directory = job.work / job.target
+    with job.progress.phase(f"lowering for {job.target}"):
+        graph = ir.load(job.source / GRAPH)
+        lower_encoder(graph)
+        lowered = directory / "lowered"
+        lowered.mkdir(parents=True)
+        ir.save(graph, lowered / GRAPH, external_data=GRAPH_DATA)
+        version = save_optimized(lowered / GRAPH, directory / GRAPH)
+        shutil.rmtree(lowered)
+        found = linear_work(ir.load(directory / GRAPH).graph)
+    if job.requested["require_int8"] is not None:
+        check_int8(found, job.requested["require_int8"])
+    with job.progress.phase("checking it against the canonical graph"):
+        examples = read_examples(job.source / EXAMPLES)
+        worst = _check(job, directory, job.model.graphs[MODULE], examples)
+    shutil.copyfile(job.source / EXAMPLES, job.work / EXAMPLES)
+    data = directory / GRAPH_DATA
+    return EngineSpec.of(
+        target=job.target,
+        path=(directory / GRAPH).relative_to(job.work).as_posix(),
+        requested=dict(job.requested),
+        actual={
+            "dtype": "float32",
+            "linears": {name: found.share(name) for name in ARITHMETIC},
+            "operators": count_operators(directory / GRAPH),
+            "weights_bytes": data.stat().st_size if data.is_file() else 0,
+            "onnxruntime": version,
+            "parity": {"max_abs": worst, "examples": len(examples)},
+        },
+        graph=MODULE,
+    )
+
+
+def _check(job: BuildJob, directory: Path, interface: GraphInterface, examples: list[Example]) -> float:
+    """The largest difference from the canonical graph over the examples; raises ParityError beyond the bound."""
+    worst = 0.0
+    canonical = OrtSession.open(job.source / GRAPH, interface, OrtOptions(optimize=True, prepack=False))
+    lowered = OrtSession.open(directory / GRAPH, interface, OrtOptions())
+    try:
+        for example in examples:
+            wanted, found = canonical.run(example.inputs), lowered.run(example.inputs)
+            for name, array in Example({}, wanted).outputs.items():
+                bound = 0.0
+                if array.dtype.kind == "f":
+                    bound = max(ABSOLUTE, RELATIVE * float(np.abs(array).max(initial=0)))
+                difference = Example({}, wanted).difference(name, found[name])
+                worst = max(worst, difference)
+                if not difference <= bound:
+                    raise ParityError(
+                        f"The lowered graph differs from the canonical one in {name!r}: by {difference:.3g}, allowed "
+                        f"are {bound:.3g}. Nothing was written."
+                    )
+    finally:
+        canonical.close()
+        lowered.close()
+    return worst

@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from modules import SHAPES, Scorer, example
+
+from piston.cli.main import main
+from piston.core.errors import BundleCorruptError, MisuseError, ParityError
+from piston.engines import build
+from piston.export import export_module
+from piston.runtime import load
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    root = tmp_path_factory.mktemp("module")
+    export_module(Scorer(), example(), root / "model", dynamic_shapes=SHAPES)
+    build(root / "model", root / "bundle")
+    return root / "bundle"
+
+
+def inputs(batch=4, time=11):
+    rng = np.random.default_rng(3)
+    return {
+        "signal": rng.standard_normal((batch, 3, time)).astype(np.float32),
+        "kind": rng.integers(0, 10, batch),
+    }
+
+
+def test_outputs_are_those_of_the_module_at_any_size(bundle):
+    with load(bundle) as model:
+        for batch, time in ((1, 3), (4, 11), (9, 50)):
+            given = inputs(batch, time)
+            with torch.no_grad():
+                expected = Scorer().eval()(**{name: torch.from_numpy(array) for name, array in given.items()})
+            found = model.run(given)
+            np.testing.assert_allclose(found["scores"], expected["scores"].numpy(), atol=1e-5)
+            np.testing.assert_array_equal(found["best"], expected["best"].numpy())
+
+
+def test_the_bundle_gives_the_answers_it_carries(bundle):
+    with load(bundle) as model:
+        assert len(model.examples) >= 3
+        for item in model.examples:
+            found = model.run(item.inputs)
+            assert max(item.difference(name, array) for name, array in found.items()) < 1e-5
+
+
+def test_lists_become_arrays_of_the_inputs_type(bundle):
+    given = inputs(batch=2)
+    with load(bundle) as model:
+        found = model.run({"signal": given["signal"].tolist(), "kind": given["kind"].tolist()})
+        np.testing.assert_array_equal(found["scores"], model.run(given)["scores"])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kind": None}, "'kind' is missing; the inputs are: signal, kind"),
+        ({"more": np.zeros(1)}, "'more' is no input"),
+        ({"kind": np.zeros(4, np.int32)}, "'kind' is int32; it must be int64"),
+        ({"kind": np.zeros(3, np.int64)}, r"kind is \[3\]; it must be \[batch = 4\]"),
+        ({"signal": np.zeros((4, 2, 5), np.float32)}, r"it must be \[batch = 4, 3, time = 5\]"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_by_name(bundle, change, reason):
+    given = {name: array for name, array in (inputs() | change).items() if array is not None}
+    with load(bundle) as model, pytest.raises(MisuseError, match=reason):
+        model.run(given)
+
+
+def test_lengths_and_batches_of_texts_are_refused(bundle):
+    with pytest.raises(MisuseError, match="its inputs say"):
+        load(bundle, max_length=5)
+
+
+def test_a_damaged_bundle_is_refused(bundle, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    path = copy / "examples.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleCorruptError):
+        load(copy)
+
+
+def test_a_lowered_graph_that_differs_is_not_built(bundle, monkeypatch, tmp_path):
+    import onnx_ir as ir
+
+    from piston.engines.ort import module
+
+    def broken(model: ir.Model):
+        for node in model.graph:
+            if node.op_type == "Relu":
+                node.op_type = "Abs"
+
+    monkeypatch.setattr(module, "lower_encoder", broken)
+    with pytest.raises(ParityError, match="scores"):
+        build(bundle.parent / "model", tmp_path / "bundle")
+
+
+def test_the_command_reads_and_writes_arrays(bundle, tmp_path, capsys):
+    given = inputs()
+    np.savez(tmp_path / "in.npz", **given)
+    words = ["run", str(bundle), "--input", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out.npz"), "--json"]
+    assert main(words) == 0
+    printed = json.loads(capsys.readouterr().out)
+    with load(bundle) as model, np.load(tmp_path / "out.npz") as written:
+        for name, array in model.run(given).items():
+            np.testing.assert_array_equal(written[name], array)
+            np.testing.assert_allclose(printed[name], array)
+
+
+def test_a_file_that_is_no_npz_is_refused(bundle, tmp_path, capsys):
+    (tmp_path / "in.npz").write_bytes(b"no archive")
+    assert main(["run", str(bundle), "--input", str(tmp_path / "in.npz")]) == 2
+    assert "is no .npz file" in capsys.readouterr().err
+
+
+def test_doctor_finds_nothing_wrong(bundle, capsys):
+    assert main(["doctor", str(bundle)]) == 0
+    assert "wrong" not in capsys.readouterr().out
