@@ -9,7 +9,8 @@ from typing import Any
 from piston.runtime.generate.completion import PositionLogprobs, TokenLogprob
 from piston.serving.event_stream import DONE, event
 from piston.serving.generation_thread import Piece, Ticket
-from piston.serving.output_parser import OutputParser, Part
+from piston.serving.output_parser import OutputParser
+from piston.serving.tool_call_parser import Part
 from piston.serving.work import Work
 
 
@@ -120,6 +121,8 @@ class ChatAnswers(Answers):
         for part in self._new:
             if part.kind == "tool_call":
                 row.calls.append(_call(part))
+            elif part.kind == "tool_arguments":
+                row.calls[-1]["function"]["arguments"] += part.text
             elif part.kind == "reasoning":
                 row.reasoning += part.text
             else:
@@ -156,14 +159,18 @@ class ChatAnswers(Answers):
         return found
 
     def _deltas(self, index: int) -> list[dict[str, Any]]:
-        """What came last; a call comes whole, with its place among the calls."""
+        """What came last. A call begins with its id, its place among the calls and its name; its arguments follow."""
         deltas: list[dict[str, Any]] = []
         calls = self.rows[index].calls
-        place = len(calls) - sum(part.kind == "tool_call" for part in self._new)
+        place = len(calls) - sum(part.kind == "tool_call" for part in self._new) - 1
         for part in self._new:
             if part.kind == "tool_call":
-                deltas.append({"tool_calls": [{"index": place} | calls[place]]})
                 place += 1
+                begun = {"id": calls[place]["id"], "type": "function"}
+                function = {"name": part.name, "arguments": part.text}
+                deltas.append({"tool_calls": [{"index": place} | begun | {"function": function}]})
+            elif part.kind == "tool_arguments":
+                deltas.append({"tool_calls": [{"index": place, "function": {"arguments": part.text}}]})
             else:
                 deltas.append(_reasoning(part.text) if part.kind == "reasoning" else {"content": part.text})
         return deltas

@@ -6,17 +6,9 @@ The text may come in pieces cut anywhere: the parts joined are the same. White s
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
+from piston.serving.tool_call_parser import CallParser, Part, ToolFormat
 
 THINK, END_THINK = "<think>", "</think>"
-
-
-@dataclass(frozen=True, slots=True)
-class ToolFormat:
-    """How a model writes calls: `begin`, JSON, `end`; without an end the call reaches to the end of the text."""
-
-    begin: str
-    end: str | None
 
 
 HERMES = ToolFormat("<tool_call>", "</tool_call>")  # one object with "name" and "arguments"
@@ -47,15 +39,6 @@ class Markers:
         return tuple(filter(None, (*((THINK, END_THINK) if self.thinks else ()), *tools)))
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of content or reasoning, or one whole tool call: its name, and the arguments as JSON in `text`."""
-
-    kind: Literal["content", "reasoning", "tool_call"]
-    text: str
-    name: str = ""
-
-
 class OutputParser:
     """Takes one answer apart.
 
@@ -67,9 +50,10 @@ class OutputParser:
 
     def __init__(self, markers: Markers, *, is_thinking: bool = False, tools: bool = False) -> None:
         self._format = markers.tools if tools else None
-        self._state: Literal["start", "reasoning", "content", "call"] = "content"
+        self._state: Literal["start", "reasoning", "content"] = "content"
         if markers.thinks:
             self._state = "reasoning" if is_thinking else "start"
+        self._call: CallParser | None = None
         self._is_plain = not markers.thinks and self._format is None
         self._held = ""
         self._strips = self._state == "reasoning"  # white space at the beginning of what comes next
@@ -88,9 +72,8 @@ class OutputParser:
         """The text has ended."""
         parts: list[Part] = []
         held, self._held = self._held, ""
-        if self._state == "call":
-            assert self._format is not None
-            parts += _calls(held) or [Part("content", self._format.begin + held)]
+        if self._call is not None:
+            parts += self._call.flush(held)
         elif held and not (self._strips and held.isspace()):
             parts.append(Part("reasoning" if self._state == "reasoning" else "content", held))
         return parts
@@ -99,8 +82,11 @@ class OutputParser:
         """One step; False once more text is needed."""
         if self._state == "start":
             return self._begin()
-        if self._state == "call":
-            return self._call(parts)
+        if self._call is not None:
+            self._held, is_over = self._call.push(self._held, parts)
+            if is_over:
+                self._call, self._strips = None, True
+            return is_over
         marker = END_THINK if self._state == "reasoning" else self._format.begin if self._format else None
         kind: Literal["content", "reasoning"] = "reasoning" if self._state == "reasoning" else "content"
         if self._strips:
@@ -110,7 +96,9 @@ class OutputParser:
             if text := before.rstrip():
                 parts.append(Part(kind, text))
             self._held, self._strips = after, True
-            self._state = "content" if self._state == "reasoning" else "call"
+            if self._state == "content" and self._format is not None:
+                self._call = CallParser(self._format)
+            self._state = "content"
             return True
         certain = _certain(self._held, marker)
         if certain:
@@ -129,18 +117,6 @@ class OutputParser:
         self._state = "content"
         return True
 
-    def _call(self, parts: list[Part]) -> bool:
-        assert self._format is not None
-        if self._format.end is None:
-            return False
-        body, found, after = self._held.partition(self._format.end)
-        if not found:
-            return False
-        # What is no call is what the model said.
-        parts += _calls(body) or [Part("content", self._format.begin + body + found)]
-        self._held, self._state, self._strips = after, "content", True
-        return True
-
 
 def _certain(text: str, marker: str | None) -> int:
     """How many characters can belong to no marker, nor to white space before one."""
@@ -148,21 +124,3 @@ def _certain(text: str, marker: str | None) -> int:
         return len(text)
     possible = next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if marker.startswith(text[-n:])), 0)
     return len(text[: len(text) - possible].rstrip())
-
-
-def _calls(body: str) -> list[Part]:
-    """The calls that a text between markers holds; none where it is no call."""
-    try:
-        given = msgspec.json.decode(body.strip())
-    except (msgspec.DecodeError, RecursionError):
-        return []
-    calls = given if isinstance(given, list) else [given]
-    parts = []
-    for call in calls:
-        name = call.get("name") if isinstance(call, dict) else None
-        arguments = call.get("arguments", call.get("parameters", {})) if isinstance(call, dict) else None
-        if not isinstance(name, str) or not isinstance(arguments, dict | str):
-            return []
-        text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
-        parts.append(Part("tool_call", text, name))
-    return parts

@@ -13,8 +13,8 @@ from piston.serving.errors import RequestError
 from piston.serving.event_stream import event
 from piston.serving.generation_fields import ChatRequest, ResponsesRequest
 from piston.serving.generation_thread import Piece, Ticket
-from piston.serving.output_parser import Part
 from piston.serving.structured import Grammars
+from piston.serving.tool_call_parser import Part
 from piston.serving.work import Work, chat_work
 
 MESSAGE_KEYS = {"type", "role", "content", "id", "status", "phase"}

@@ -10,7 +10,8 @@ from msgspec import UNSET
 from piston.runtime.text.tokenizer import Tokenizer
 from piston.serving.errors import RequestError
 from piston.serving.generation_fields import ChatRequest
-from piston.serving.output_parser import Markers, ToolFormat
+from piston.serving.output_parser import Markers
+from piston.serving.tool_call_parser import ToolFormat
 
 CHOICES = ("auto", "none", "required")
 

@@ -57,7 +57,11 @@ def joined(data, n):
         for choice in json.loads(line[6:])["choices"]:
             row, delta = rows[choice["index"]], choice["delta"]
             row[0] += delta.get("content") or ""
-            row[1] += [call["function"] for call in delta.get("tool_calls", [])]
+            for call in delta.get("tool_calls", []):
+                if "id" in call:
+                    row[1].append(call["function"])
+                else:
+                    row[1][call["index"]]["arguments"] += call["function"]["arguments"]
             row[2] += (choice["logprobs"] or {"content": []})["content"]
             row[3] = choice["finish_reason"]
     return [tuple(row) for row in rows]

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piston.serving.output_parser import HERMES, MISTRAL, Markers, OutputParser, Part
+from piston.serving.output_parser import HERMES, MISTRAL, Markers, OutputParser
+from piston.serving.tool_call_parser import Part
 
 BOTH = Markers(thinks=True, tools=HERMES)
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "</tool>"}}\n</tool_call>'
@@ -17,8 +18,8 @@ def parsed(pieces, markers, **keywords):
     parts = [part for piece in pieces for part in parser.push(piece)] + parser.flush()
     joined = []
     for part in parts:
-        if joined and part.kind == joined[-1].kind != "tool_call":
-            joined[-1] = Part(part.kind, joined[-1].text + part.text)
+        if part.kind == "tool_arguments" or (joined and part.kind == joined[-1].kind != "tool_call"):
+            joined[-1] = Part(joined[-1].kind, joined[-1].text + part.text, joined[-1].name)
         else:
             joined.append(part)
     return joined
@@ -36,6 +37,15 @@ TEXTS = st.lists(
             '[{"name":"f"}]',
             " ",
             "\n",
+            '{"name": "g", "arguments": ',
+            '{"name": "</tool_call>", "arguments": ',
+            '{"arguments": {"name": "x"}, "name": "h"}',
+            '{"b": ["}", "\\\\", {"c": 1}]}',
+            ', "id": "7"}',
+            "}",
+            "[",
+            "]",
+            ",",
             "a",
             "<",
             "<t",
@@ -89,6 +99,43 @@ def test_an_unfinished_call_is_content():
     assert parsed([text], BOTH, tools=True) == [Part("content", text)]
 
 
+def test_arguments_come_as_they_are_written():
+    parser = OutputParser(BOTH, tools=True)
+    pieces = ['<tool_call>{"name": "f", "arguments"', ': {"te', 'xt": "a}', '"', "}", "}", "</tool_call> so"]
+    assert [parser.push(piece) for piece in pieces] == [
+        [],
+        [Part("tool_call", "", "f"), Part("tool_arguments", '{"te')],
+        [Part("tool_arguments", 'xt": "a}')],
+        [Part("tool_arguments", '"')],
+        [Part("tool_arguments", "}")],
+        [],
+        [Part("content", "so")],
+    ]
+
+
+def test_a_call_that_breaks_off_in_its_arguments_has_those_that_came():
+    assert parsed(['<tool_call>{"name": "f", "arguments": {"a": 1'], BOTH, tools=True) == [
+        Part("tool_call", '{"a": 1', "f")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('{"arguments": {"a": 1}, "name": "f"}', [("f", '{"a":1}')]),
+        ('{"name": "f", "arguments": "{}"}', [("f", "{}")]),
+        ('{"name": "f"}', [("f", "{}")]),
+        ('{"name": "f\\u0041", "parameters": {"a":  1}, "id": "x"}', [("fA", '{"a":  1}')]),
+        ('[{"name": "f", "arguments": {}}, {"arguments": {"b": 2}, "name": "g"}]', [("f", "{}"), ("g", '{"b":2}')]),
+        ('{"name": "f", "arguments": {"a": "</tool_call>"}}', [("f", '{"a": "</tool_call>"}')]),
+    ],
+)
+def test_every_form_of_a_call_is_understood(body, expected):
+    parts = parsed([f"<tool_call>\n{body}\n</tool_call>\n hello"], BOTH, tools=True)
+    assert [(part.name, part.text) for part in parts[:-1]] == expected
+    assert parts[-1] == Part("content", "hello")
+
+
 def test_without_tools_a_call_is_content():
     assert parsed([CALL], BOTH) == [Part("content", CALL)]
 
@@ -97,7 +144,7 @@ def test_a_list_of_calls_reaches_to_the_end():
     text = '[TOOL_CALLS] [{"name": "f", "arguments": {"x": 2}}, {"name": "g", "arguments": {}}]'
     parts = parsed([text], Markers(tools=MISTRAL), tools=True)
     assert [(part.kind, part.name, part.text) for part in parts] == [
-        ("tool_call", "f", '{"x":2}'),
+        ("tool_call", "f", '{"x": 2}'),
         ("tool_call", "g", "{}"),
     ]
 

@@ -26,7 +26,7 @@ def test_a_call_is_found_and_is_the_reason(start):
     assert choice.message.content == "so"
     assert choice.message.reasoning == choice.message.reasoning_content == "why"
     (call,) = choice.message.tool_calls
-    assert (call.type, call.function.name, call.function.arguments) == ("function", "add", '{"a":1}')
+    assert (call.type, call.function.name, call.function.arguments) == ("function", "add", '{"a": 1}')
     assert choice.finish_reason == "tool_calls"
 
 
@@ -43,6 +43,9 @@ def test_streamed_calls_are_those_of_the_whole_answer(start):
             known["id"] = call.id or known["id"]
             known["name"] += call.function.name or ""
             known["arguments"] += call.function.arguments
+            known["pieces"] = known.get("pieces", 0) + 1
+            assert (call.id is None) == (call.function.name is None) == (call.type is None) == (known["pieces"] > 1)
+    assert all(call["pieces"] > 3 for call in calls.values())
     assert content == whole.content == "no"
     assert [call.function.arguments for call in whole.tool_calls] == [call["arguments"] for call in calls.values()]
     assert sorted(calls) == [0, 1]
