@@ -6,8 +6,12 @@
 | lengths        | int64 [batch]        | tokens of each row that are no padding, 1 or more              |
 | token_type_ids | int64 [batch, seq]   | segments, of models that have several                          |
 
-Attention is the standard operator with `nonpad_kv_seqlen`, so that padding never changes a row. A model that computes
-attention by itself (MPNet, whose scores have a bias) is traced as it stands, behind the mask that transformers makes.
+Attention is the standard operator with `nonpad_kv_seqlen`, so that padding never changes a row; with a mask besides
+where a token sees only its neighbours. A model that computes attention by itself (MPNet and DeBERTa, whose scores
+depend on relative positions) is traced as it stands, behind the mask that transformers makes.
+
+A decoder is read as an encoder for what it says of a whole text, by its last token: its attention is causal, and what
+is behind a row is padding, which no token of the row sees.
 """
 
 import inspect
@@ -34,13 +38,26 @@ MODEL_TYPES = (
     "albert",
     "bert",
     "camembert",
+    "deberta-v2",
     "distilbert",
     "electra",
+    "modernbert",
     "mpnet",
     "roberta",
     "xlm-roberta",
 )
-IGNORED_OPTIONS = {"dropout", "is_causal", "output_attentions", "position_ids", "use_cache"}
+# Decoders that classify or embed by their last token; the same test runs this table.
+DECODER_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+# The masks have what a window says.
+IGNORED_OPTIONS = {
+    "deterministic",
+    "dropout",
+    "is_causal",
+    "output_attentions",
+    "position_ids",
+    "sliding_window",
+    "use_cache",
+}
 TOKENS = TensorSpec(name="input_ids", dtype="int64", shape=(BATCH, "seq"), role="tokens")
 LENGTHS = TensorSpec(name="lengths", dtype="int64", shape=(BATCH,), role="lengths")
 TOKEN_TYPES = TensorSpec(name="token_type_ids", dtype="int64", shape=(BATCH, "seq"), role="token_types")
@@ -48,9 +65,10 @@ TOKEN_TYPES = TensorSpec(name="token_type_ids", dtype="int64", shape=(BATCH, "se
 
 def check_encoder(config: Any) -> None:
     """Raise UnsupportedModelError for the config of what is no encoder that Piston exports."""
-    if config.model_type not in MODEL_TYPES:
+    known = (*MODEL_TYPES, *DECODER_TYPES)
+    if config.model_type not in known:
         raise UnsupportedModelError(
-            f"Encoders of model type {config.model_type!r} are not supported; supported: {', '.join(MODEL_TYPES)}."
+            f"Encoders of model type {config.model_type!r} are not supported; supported: {', '.join(known)}."
         )
     if getattr(config, "is_decoder", False):
         raise UnsupportedModelError("The config says is_decoder; set it to false to export the model as an encoder.")
@@ -196,23 +214,27 @@ def _attention_of(current: Callable[[], torch.Tensor]) -> Callable[..., tuple[to
             raise UnsupportedModelError(
                 f"{type(module).__name__} passes {unknown[0]!r} to attention; no graph form for it."
             )
-        assert attention_mask is None
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        inputs = (query, key, value, None, None, None, current())
+        is_causal = attention_mask is None and getattr(module, "is_causal", False)
+        lengths = None if is_causal else current()  # padding is behind a row: no token before it sees it
+        inputs = (query, key, value, attention_mask, None, None, lengths)
+        while inputs[-1] is None:
+            inputs = inputs[:-1]
+        attributes: dict[str, Any] = {"scale": float(scale)} | ({"is_causal": 1} if is_causal else {})
         shape = (*query.shape[:3], value.shape[3])
-        output = ops.symbolic(
-            "::Attention", inputs, {"scale": float(scale)}, dtype=query.dtype, shape=shape, version=OPSET
-        )
+        output = ops.symbolic("::Attention", inputs, attributes, dtype=query.dtype, shape=shape, version=OPSET)
         return output.transpose(1, 2).contiguous(), None  # (batch, seq, heads, head_dim)
 
     return attention
 
 
-def _mask(*, mask_function: Callable[..., Any], **_: Any) -> None:
-    """None: attention knows the lengths. Refuses whatever is not plainly bidirectional."""
-    name = getattr(mask_function, "__name__", "")
-    if name != "bidirectional_mask_function":
-        raise UnsupportedModelError(f"The attention mask {name!r} is not bidirectional over the whole text.")
+def _mask(*, mask_function: Callable[..., Any], q_length: Any, kv_length: Any, **_: Any) -> torch.Tensor | None:
+    """None for masks that attention makes by itself, from lengths or causally; others as bool [queries, keys]."""
+    if getattr(mask_function, "__name__", "") in {"bidirectional_mask_function", "causal_mask_function"}:
+        return None
+    queries, keys = torch.arange(q_length)[:, None], torch.arange(kv_length)[None, :]
+    mask = mask_function(torch.tensor(0), torch.tensor(0), queries, keys)
+    return torch.as_tensor(mask).expand(q_length, kv_length)
 
 
 def check_finite(model: nn.Module, name: str) -> None:

@@ -31,6 +31,7 @@ from piston.export.encoder import (
     positions_of,
     trace_encoder,
 )
+from piston.export.heads import canonical
 from piston.export.job import ExportJob, round_graph, save_graph
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.ragged import padded
@@ -125,10 +126,10 @@ def export_encoder(job: ExportJob, work: Path, task_of: Callable[[Checkpoint, An
         rows = _rows(int(config.vocab_size), positions)
         expected = reference_of(model, task.head, rows, inputs)
     interface = GraphInterface(inputs=inputs, outputs=(_output(task, expected[0].shape[-1]),))
-    encoder = CanonicalEncoder(model, task.head)
-    with progress.phase("tracing to ONNX"), translated(f"{type(model).__name__} cannot be traced to ONNX"):
-        save_graph(trace_encoder(encoder, interface), work)
     architecture = type(model).__name__
+    encoder = CanonicalEncoder(*canonical(model, task.head))
+    with progress.phase("tracing to ONNX"), translated(f"{architecture} cannot be traced to ONNX"):
+        save_graph(trace_encoder(encoder, interface), work)
     del model, encoder
     gc.collect()
     parity = None

@@ -39,3 +39,35 @@ class SpanLogits(nn.Module):
         """[batch, seq, 2]."""
         del mask
         return torch.stack((output.start_logits, output.end_logits), dim=-1)
+
+
+class LastToken(nn.Module):
+    """The logits of a decoder's head on the last token of each row."""
+
+    def __init__(self, score: nn.Module) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
+        """[batch, labels]."""
+        logits: torch.Tensor = self.score(last_token(output.last_hidden_state, mask))
+        return logits
+
+
+def last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The hidden states [batch, hidden] of the last token of each row that is not padding."""
+    last = (mask.to(torch.int64).sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+    return torch.gather(hidden, 1, last)[:, 0]
+
+
+def canonical(model: Any, head: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The module to trace, with its head.
+
+    transformers finds the last token of a decoder's row by the padding's id, which a text may have, too; the graph
+    takes it from the lengths.
+    """
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    if isinstance(model, GenericForSequenceClassification):
+        return model.base_model, LastToken(model.score)  # type: ignore[attr-defined]
+    return model, head

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.errors import CheckpointError, UnsupportedModelError
+from piston.export.heads import last_token
 
 MODULES = "modules.json"
 TRANSFORMER, POOLING, DENSE, NORMALIZE = "Transformer", "Pooling", "Dense", "Normalize"
@@ -62,11 +63,6 @@ def _weighted_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def _last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    last = (mask.to(torch.int64).sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-    return torch.gather(hidden, 1, last)[:, 0]
-
-
 # Hidden states [batch, seq, hidden] and a mask bool [batch, seq] of what is no padding, to [batch, hidden].
 POOLINGS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "cls": _cls,
@@ -74,7 +70,7 @@ POOLINGS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mean": _mean,
     "mean_sqrt_len_tokens": _mean_sqrt,
     "weightedmean": _weighted_mean,
-    "lasttoken": _last_token,
+    "lasttoken": last_token,
 }
 
 

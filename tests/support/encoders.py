@@ -31,14 +31,31 @@ ENCODERS: dict[str, dict] = {
     "albert": {},
     "bert": {},
     "camembert": {"type_vocab_size": 1},
+    "deberta-v2": {
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 4,  # fewer than the tokens of a row
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+    },
     "distilbert": {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 56},
     "electra": {},
+    "modernbert": {"local_attention": 6, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
     "mpnet": {},
     "roberta": {"type_vocab_size": 1},
     "xlm-roberta": {"type_vocab_size": 1},
 }
 
 
+# Decoders: what they say of a whole text.
+DECODERS: dict[str, dict] = {
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+}
 # task -> the class of transformers that its models are
 HEADS = {
     "feature-extraction": "AutoModel",
@@ -49,6 +66,8 @@ HEADS = {
 }
 # What tests/export/test_encoder.py compares with transformers; docs/tasks.md has it as a table.
 CASES = {task: [*ENCODERS] for task in HEADS if task != "text-ranking"}
+for with_decoders in ("feature-extraction", "text-classification"):
+    CASES[with_decoders] += DECODERS
 
 
 def cases_table() -> str:
@@ -63,7 +82,7 @@ def cases_table() -> str:
 
 def make_encoder(model_type: str, task: str = "feature-extraction", **overrides: object) -> torch.nn.Module:
     """A model whose weights are spread so that attention and norms matter."""
-    config = AutoConfig.for_model(model_type, **(COMMON | ENCODERS[model_type] | overrides))
+    config = AutoConfig.for_model(model_type, **(COMMON | (ENCODERS | DECODERS)[model_type] | overrides))
     torch.manual_seed(zlib.crc32(model_type.encode()))
     model = getattr(transformers, HEADS[task]).from_config(config).eval()
     with torch.no_grad():
