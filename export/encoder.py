@@ -217,7 +217,7 @@ def _attention_of(current: Callable[[], torch.Tensor]) -> Callable[..., tuple[to
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         is_causal = attention_mask is None and getattr(module, "is_causal", False)
         lengths = None if is_causal else current()  # padding is behind a row: no token before it sees it
-        inputs = (query, key, value, attention_mask, None, None, lengths)
+        inputs: tuple[torch.Tensor | None, ...] = (query, key, value, attention_mask, None, None, lengths)
         while inputs[-1] is None:
             inputs = inputs[:-1]
         attributes: dict[str, Any] = {"scale": float(scale)} | ({"is_causal": 1} if is_causal else {})

@@ -69,5 +69,5 @@ def canonical(model: Any, head: nn.Module) -> tuple[nn.Module, nn.Module]:
     from transformers.modeling_layers import GenericForSequenceClassification
 
     if isinstance(model, GenericForSequenceClassification):
-        return model.base_model, LastToken(model.score)  # type: ignore[attr-defined]
+        return model.base_model, LastToken(model.score)
     return model, head
