@@ -19,8 +19,11 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
 COPY bench bench
 COPY calibration calibration
+COPY checkpoint checkpoint
 COPY cli cli
 COPY core core
+COPY data data
+COPY distillation distillation
 COPY engines engines
 COPY evaluation evaluation
 COPY export export

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ def test_all_that_is_copied_from_the_context_is_in_it(path):
         assert name in allowed or f"{Path(name).parent}/*{Path(name).suffix}" in allowed
 
 
+@pytest.mark.parametrize("path", [path for path in DOCKERFILES if not path.name.startswith("haproxy")], ids=named)
+def test_every_package_is_copied(path):
+    folders = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"].values()
+    copied = {rest for stage in stages(path) for keyword, rest in stage if keyword == "COPY"}
+    assert {f"{folder} {folder}" for folder in folders} <= copied
+
+
 def test_the_services_use_images_that_exist_and_run_bound():
     for service in (*COMPOSE["services"].values(), *SERVED["services"].values()):
         assert (ROOT / service["build"]["dockerfile"]).is_file()
@@ -146,8 +154,6 @@ def served(words):
 
 
 def test_extras_named_in_the_images_exist():
-    import tomllib
-
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for path in DOCKERFILES:
         for stage in stages(path):
