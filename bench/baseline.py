@@ -10,6 +10,7 @@ from pathlib import Path
 
 from piston.bench.child import Contender
 from piston.bench.job import Job, Side
+from piston.bench.load.setting import LoadSetting
 from piston.bench.reading import report_from
 from piston.bench.report import Baseline, Options, Report, System
 from piston.bench.systems import bundle_contender, python_of
@@ -26,11 +27,11 @@ class Reference:
     contender: Contender | None = None
     side: Side | None = None
 
-    def check(self, options: Options, settings: list[Setting]) -> None:
+    def check(self, options: Options, settings: Sequence[Setting | LoadSetting]) -> None:
         """Refuse an earlier run with other settings, before measuring; raises MisuseError."""
         if self.earlier is None:
             return
-        there = [measured.setting for measured in self.earlier.systems[0].settings]
+        there = [measured.setting for measured in self.earlier.systems[0].measured]
         missing = [setting for setting in settings if setting not in there]
         if missing:
             raise MisuseError(
@@ -66,7 +67,7 @@ class Reference:
         if self.earlier is None:
             return None
         own = self.earlier.systems[0]
-        repeats = min([*(len(item.runs) for item in own.settings), *(len(item.runs) for item in own.stages)])
+        repeats = min(len(item.runs) for item in (*own.measured, *own.stages))
         return replace(options, repeats=repeats, starts=len(own.starts))
 
     def system(self, report: Report) -> System:

@@ -11,14 +11,15 @@ from piston.bench.baseline import Reference, read_reference
 from piston.bench.child import Contender
 from piston.bench.fingerprint import take_fingerprint
 from piston.bench.gate import FIGURES, Gate, check_measured, judge, strictest
+from piston.bench.load import cli as of_servers
 from piston.bench.measure import measure
-from piston.bench.metrics import METRICS
+from piston.bench.metrics import LOAD_METRICS, METRICS
 from piston.bench.neighbours import neighbours
 from piston.bench.profile import profile
 from piston.bench.publish import add_output_arguments, check_outputs, publish
 from piston.bench.ratios import ratios_of
 from piston.bench.report import Options, Report
-from piston.bench.systems import KINDS, bundle_contender, read_against
+from piston.bench.systems import KINDS, SERVED_KINDS, bundle_contender, named_apart, read_against
 from piston.bench.workload import Work, settings_of, work_of_file
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
@@ -34,6 +35,11 @@ scripts/prepare_rivals.py made.
 
 recipes: in place of a bundle, RECIPE.toml of `piston make`, one or several: export, calibrate and each target's build
 run in new processes, 6 times after one warm-up, and their time and memory are reported.
+
+servers: --serve BUNDLE or URL sends requests over HTTP, --concurrency of them at a time or --rate a second, with
+--prompt-len and --gen-len fixed (128) or drawn (64-256). Servers of --against and --rivals take turns with it:
+{", ".join(SERVED_KINDS)}, or url:http://HOST:PORT. OPENAI_API_KEY is sent where it is set. Gates are
+{", ".join(LOAD_METRICS)}.
 
 gates: --require 'tpot.p50<=105%' (of the baseline's, if the change is significant), 'ttft.p95<=200ms', 'peak<=400MB';
 the figures are {", ".join(METRICS)},
@@ -60,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument(
-        "bundle", metavar="BUNDLE", nargs="+", type=Path, help="the directory `piston build` wrote, or recipes (*.toml)"
+        "bundle", metavar="BUNDLE", nargs="*", type=Path, help="the directory `piston build` wrote, or recipes (*.toml)"
     )
     parser.add_argument("--checkpoint", metavar="PATH", help="for recipes: path of the checkpoint on this machine")
     parser.add_argument("--target", help="which engine of the bundle")
@@ -70,8 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--gen-len", "64", "tokens to generate"),
         ("--neighbours", "0", "busy processes next to the system, one thread each"),
     ):
+        is_length = name.endswith("-len")  # a server takes ranges too
         parser.add_argument(
-            name, type=_numbers, default=default, metavar="N,N...", help=f"{text} (default: {default or '128,512'})"
+            name,
+            type=str if is_length else _numbers,
+            default=default,
+            metavar="N,N...",
+            help=f"{text} (default: {default or '128,512'})",
         )
     parser.add_argument(
         "--prompts", metavar="FILE", type=Path, help="real prompts, one a line or as .jsonl, .json, .csv, .tsv"
@@ -92,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rivals", metavar="FILE", type=Path, help="rivals.json of scripts/prepare_rivals.py")
     parser.add_argument("--baseline", metavar="PATH", type=Path, help="an earlier --json file, or a bundle")
+    of_servers.add_load_arguments(parser)
     add_gate_arguments(parser, "'tpot.p50<=105%'", "--fail-on")
     parser.add_argument(
         "--alpha", type=float, default=0.05, metavar="P", help="probability of a false alarm, all gates together"
@@ -105,6 +117,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, judge. Wrong options are refused before a system is started."""
+    if arguments.serve is not None:
+        return of_servers.run(arguments)
     plan = _plan(arguments)
     machine = take_fingerprint(plan.options.threads)
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -136,8 +150,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         starts=arguments.starts,
         threads=num_cores() if arguments.threads is None else arguments.threads,
     )
+    of_servers.check_unserved(arguments)
     _check_options(options, arguments)
     gates = gates_of(arguments, FIGURES, "--fail-on")
+    if not arguments.bundle:
+        raise MisuseError("Name a bundle or recipes (*.toml), or a server with --serve.")
     (path,) = arguments.bundle
     bundle = Bundle.open(path)
     works = _works(arguments, bundle)
@@ -158,7 +175,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
             contenders.append(reference.contender)
         reference.check(options, [work.setting for work in works])
     _check_gates(gates, options, works, reference, arguments.alpha)
-    return Plan(tuple(_named_apart(contenders)), tuple(works), options, gates, reference)
+    return Plan(tuple(named_apart(contenders)), tuple(works), options, gates, reference)
 
 
 def _check_options(options: Options, arguments: argparse.Namespace) -> None:
@@ -197,13 +214,13 @@ def _check_gates(
 
 
 def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
-    model = bundle.manifest.model
+    model, gen_lens = bundle.manifest.model, _lengths(arguments.gen_len, "--gen-len")
     if arguments.prompts is not None:
         tokenizer = bundle.tokenizer()
-        works = work_of_file(arguments.prompts, tokenizer, model.vocab_size, arguments.batch, arguments.gen_len)
+        works = work_of_file(arguments.prompts, tokenizer, model.vocab_size, arguments.batch, gen_lens)
     else:
-        lengths = [128, 512] if arguments.prompt_len is None else arguments.prompt_len
-        settings = settings_of(arguments.batch, lengths, arguments.gen_len)
+        lengths = [128, 512] if arguments.prompt_len is None else _lengths(arguments.prompt_len, "--prompt-len")
+        settings = settings_of(arguments.batch, lengths, gen_lens)
         works = [Work(setting, model.vocab_size) for setting in settings]
     if min(arguments.neighbours, default=-1) < 0:
         raise MisuseError("--neighbours must be a list of numbers of processes, each at least 0.")
@@ -218,13 +235,11 @@ def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
     return works
 
 
-def _named_apart(contenders: Sequence[Contender]) -> list[Contender]:
-    """Make equal names different by a number."""
-    names: list[str] = []
-    for contender in contenders:
-        same = [name for name in names if name.partition(" #")[0] == contender.name]
-        names.append(contender.name if not same else f"{contender.name} #{len(same) + 1}")
-    return [replace(contender, name=name) for contender, name in zip(contenders, names, strict=True)]
+def _lengths(text: str, option: str) -> list[int]:
+    try:
+        return _numbers(text)
+    except argparse.ArgumentTypeError as problem:
+        raise MisuseError(f"argument {option}: {problem}") from None
 
 
 def _numbers(text: str) -> list[int]:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from piston.bench.metrics import METRICS, STAGE_METRICS, of_run
+from piston.bench.load.plots import load_figures
+from piston.bench.load.setting import LoadSetting
+from piston.bench.metrics import METRICS, STAGE_METRICS, metric_of, samples_of
 from piston.bench.report import Report, System
 from piston.bench.roofline import roofline_figures
 from piston.bench.scaling_figures import growth_figures
@@ -19,9 +21,10 @@ _STYLES = (
     "own",
     *(f"c{number}" for number in range(1, 14)),
 )  # line styles: the seven colours dashed, then six of them solid
-_RATIOS = ("decode", "prefill", "first_token", "peak")
+_RATIOS = ("decode", "prefill", "throughput", "goodput", "first_token", "peak")
 _STAGE_FIGURES = ("seconds", "peak")
 _POINTS = 101  # of a distribution's curve
+_LEAST = 1e-3  # milliseconds: pieces of a stream that come together have no time between them, and the axis no zero
 
 
 def figures_of(report: Report) -> Iterator[Markup]:
@@ -31,7 +34,10 @@ def figures_of(report: Report) -> Iterator[Markup]:
     yield from _against_length(report, "decode", "prompt_len")
     yield from _against_length(report, "prefill", "prompt_len")
     yield from _against_length(report, "decode", "batch")
-    for heading, svg, caption in growth_figures(report, [style_of(index) for index in range(len(report.systems))]):
+    styles = [style_of(index) for index in range(len(report.systems))]
+    for heading, svg, caption in load_figures(report, styles):
+        yield figure(heading, svg, Markup("{}<br>{}").format(keys(report.systems), caption))
+    for heading, svg, caption in growth_figures(report, styles):
         yield figure(heading, svg, Markup("{}<br>{}").format(keys(report.systems), caption))
     for name in _STAGE_FIGURES:
         yield from _stages(report, name)
@@ -50,7 +56,7 @@ def keys(systems: Sequence[System]) -> Markup:
 
 
 def _ratios(report: Report) -> Iterator[Markup]:
-    places: list[Setting | None] = [measured.setting for measured in report.systems[0].settings]
+    places: list[Setting | LoadSetting | None] = [measured.setting for measured in report.systems[0].measured]
     for index, place in enumerate([*places, None]):
         found = [ratio for ratio in report.ratios if ratio.setting == place and ratio.metric in _RATIOS]
         if not found:
@@ -58,7 +64,7 @@ def _ratios(report: Report) -> Iterator[Markup]:
         name = "new processes" if place is None else place.name
         rows = [
             Bar(
-                f"{METRICS[item.metric].described}: {item.rival}",
+                f"{metric_of(item.metric).described}: {item.rival}",
                 _verdict(item.ratio),
                 item.ratio.value,
                 item.ratio.low,
@@ -90,13 +96,13 @@ def _verdict(ratio: ConfidenceInterval) -> str:
 
 def _latency(report: Report) -> Iterator[Markup]:
     shares = np.linspace(0, 100, _POINTS)
-    for index, own in enumerate(report.systems[0].settings):
-        if "itl" not in own.metrics:
-            continue
+    for index, own in enumerate(report.systems[0].measured):
         lines = []
+        if any("itl" not in system.measured[index].metrics for system in report.systems):
+            continue
         for which, system in enumerate(report.systems):
-            runs = [of_run(run, own.setting)["itl"] for run in system.settings[index].runs]
-            values = np.percentile(np.concatenate(runs), shares) * 1e3
+            runs = [sample["itl"] for sample in samples_of(system.measured[index])]
+            values = np.maximum(np.percentile(np.concatenate(runs), shares) * 1e3, _LEAST)
             lines.append(Curve(system.name, style_of(which), values.tolist(), shares.tolist(), marks=False))
         median = own.metrics["itl"]["p50"].value * 1e3
         last = own.metrics["itl"]["p99"].value * 1e3

@@ -15,19 +15,20 @@ from typing import NamedTuple
 import numpy as np
 
 from piston.bench.baseline import Reference
-from piston.bench.metrics import METRICS, STAGE_METRICS, Metric, of_run, of_stage, of_start
-from piston.bench.report import Options, Report, System
+from piston.bench.load.setting import LoadSetting
+from piston.bench.metrics import LOAD_METRICS, METRICS, STAGE_METRICS, Metric, of_stage, of_start, samples_of
+from piston.bench.report import Measured, MeasuredLoad, Options, Report, System
 from piston.bench.workload import Setting
 from piston.core import gates
 from piston.core.errors import MisuseError
 from piston.core.gates import GateResult
-from piston.core.statistics import PERCENTS, Array, ConfidenceInterval
+from piston.core.statistics import PERCENTS, Array, ConfidenceInterval, percentiles_of
 
 SHUFFLES = 4000
 ALPHA = 0.05
 _SEED = 2
 STAGES = ("export", "calibrate", "build")
-Place = Setting | str | None  # a setting, a stage's name, or the starts
+Place = Setting | LoadSetting | str | None  # a setting, a stage's name, or the starts
 
 
 class Change(NamedTuple):
@@ -80,6 +81,7 @@ def _figures(metrics: Mapping[str, Metric], verb: str | None = None) -> dict[str
 
 BUNDLE_FIGURES = _figures(METRICS)
 STAGE_FIGURES = {name: figure for verb in STAGES for name, figure in _figures(STAGE_METRICS, verb).items()}
+LOAD_FIGURES = _figures(LOAD_METRICS)
 FIGURES = BUNDLE_FIGURES | STAGE_FIGURES
 
 
@@ -99,6 +101,11 @@ def check_measured(gate: Gate, options: Options, settings: Sequence[Setting], le
     _check_samples(
         gate, options.starts if is_of_start else options.repeats, "--starts" if is_of_start else "--repeats", level
     )
+
+
+def check_loads(gate: Gate, num_runs: int, level: float = ALPHA) -> None:
+    """Refuse a bound over a baseline that so few runs of a load cannot decide, as `check_measured` does."""
+    _check_samples(gate, num_runs, "--repeats", level)
 
 
 def check_stages(gate: Gate, num_runs: int, verbs: Sequence[str], level: float = ALPHA) -> None:
@@ -146,6 +153,13 @@ def judge(wanted: Sequence[Gate], report: Report, reference: Reference | None, a
     pending: list[tuple[Gate, Place, Change]] = []
     for gate in wanted:
         for place in _places(gate, own):
+            if isinstance(place, LoadSetting) and (invalid := _at(own, place).invalid):  # type: ignore[union-attr]
+                results.append(
+                    GateResult(
+                        expression=gate.text, value=None, is_met=False, message=f"invalid: {invalid}", place=place.name
+                    )
+                )
+                continue
             if gate.change_of is None:
                 results.append(_absolute(gate, place, own))
                 continue
@@ -164,12 +178,11 @@ def change(here: Sequence[Array], there: Sequence[Array], percent: int, shuffles
     Under the hypothesis that both sides are of one distribution every assignment is equally likely, so the share of
     shuffles (the actual assignment counted in) that give at least this ratio is an exact p-value, one-sided.
     """
-    runs, count = np.stack([*here, *there]), len(here)  # (runs, values)
+    runs, count = [*here, *there], len(here)
     rng = np.random.default_rng(_SEED)
     order = np.argsort(rng.random((shuffles, len(runs))), axis=1)
-    above = np.percentile(runs[order[:, :count]].reshape(shuffles, -1), percent, axis=1)
-    below = np.percentile(runs[order[:, count:]].reshape(shuffles, -1), percent, axis=1)
-    actual = float(np.percentile(runs[:count], percent) / np.percentile(runs[count:], percent))
+    above, below = (percentiles_of(runs, side, [percent])[0] for side in (order[:, :count], order[:, count:]))
+    actual = float(np.percentile(np.concatenate(here), percent) / np.percentile(np.concatenate(there), percent))
     shuffled = np.sort(above / below)
     num_as_large = int((shuffled >= actual * (1 - 1e-12)).sum())
     return Change(actual - 1, (1 + num_as_large) / (1 + shuffles), shuffled - 1)
@@ -201,7 +214,11 @@ def _places(gate: Gate, own: System) -> list[Place]:
         return [stage.name for stage in own.stages if stage.verb == gate.metric.verb]
     if gate.metric.known.is_of_start:
         return [None]
-    return [measured.setting for measured in own.settings if gate.metric.metric in measured.metrics]
+    return [measured.setting for measured in own.measured if gate.metric.metric in measured.metrics]
+
+
+def _at(system: System, place: Setting | LoadSetting) -> Measured | MeasuredLoad:
+    return next(item for item in system.measured if item.setting == place)
 
 
 def _samples(gate: Gate, system: System, place: Place) -> list[Array]:
@@ -209,14 +226,13 @@ def _samples(gate: Gate, system: System, place: Place) -> list[Array]:
         return [of_stage(run)[gate.metric.metric] for run in system.stage(place).runs]
     if place is None:
         return [of_start(start)[gate.metric.metric] for start in system.starts]
-    measured = next(item for item in system.settings if item.setting == place)
-    return [of_run(run, place)[gate.metric.metric] for run in measured.runs]
+    return [sample[gate.metric.metric] for sample in samples_of(_at(system, place))]
 
 
 def _metrics(system: System, place: Place) -> dict[str, dict[str, ConfidenceInterval]]:
     if isinstance(place, str):
         return system.stage(place).metrics
-    return system.metrics if place is None else next(m for m in system.settings if m.setting == place).metrics
+    return system.metrics if place is None else _at(system, place).metrics
 
 
 def _absolute(gate: Gate, place: Place, own: System) -> GateResult:
@@ -243,4 +259,4 @@ def _relative(gate: Gate, place: Place, found: Change, level: float, alarm: floa
 
 
 def _name(place: Place) -> str | None:
-    return place.name if isinstance(place, Setting) else place
+    return place.name if isinstance(place, Setting | LoadSetting) else place

@@ -56,7 +56,7 @@ def measure(
             starts=tuple(starts[index]),
             metrics=summary([of_start(start) for start in starts[index]], SEED),
             settings=tuple(_measured(work.setting, own[index]) for work, own in zip(works, runs, strict=True)),
-            size_bytes=_size(Path(contender.path)),
+            size_bytes=size_of(Path(contender.path)),
         )
         for index, contender in enumerate(contenders)
     ]
@@ -147,7 +147,7 @@ def _run(ran: Ran, prompt_len: int) -> Run:
     return Run(prompt_len=prompt_len, times=times, parts={name: round(v, 9) for name, v in ran.parts.items()})
 
 
-def _size(path: Path) -> int | None:
+def size_of(path: Path) -> int | None:
     """Bytes of a file, or of all files of a directory; None if the path does not exist."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files) or None

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from piston.bench.report import Run, StageRun, Start
+from piston.bench.load.run import LoadRun
+from piston.bench.load.setting import LoadSetting
+from piston.bench.load.slo import meets, tpot_of
+from piston.bench.report import Measured, MeasuredLoad, Run, StageRun, Start
 from piston.bench.workload import Setting
 from piston.core.statistics import Array, ConfidenceInterval, estimates
 from piston.core.units import Unit
@@ -34,6 +37,18 @@ METRICS = {
     "load": Metric("loading the model", "s", is_of_start=True),
     "peak": Metric("peak memory", "bytes", is_of_start=True),
 }
+LOAD_METRICS = {
+    "ttft": METRICS["ttft"],
+    "itl": METRICS["itl"],
+    "tpot": METRICS["tpot"],
+    "e2el": Metric("end-to-end latency", "s"),
+    "throughput": Metric("generated", "tokens/s", is_better_high=True),
+    "requests": Metric("answered", "requests/s", is_better_high=True),
+    "goodput": Metric("answered within the objective", "requests/s", is_better_high=True),
+    "attainment": Metric("share within the objective", "share", is_better_high=True),
+    "stall": Metric("p99 of the inter-token latency over its median", ""),
+    "efficiency": Metric("share of the engine's own throughput", "share", is_better_high=True),
+}
 STAGE_METRICS = {
     "seconds": Metric("time", "s"),
     "cpu": Metric("time of all cores", "s"),
@@ -61,6 +76,44 @@ def of_run(run: Run, setting: Setting) -> dict[str, Array]:
     return found | {"itl": np.diff(times)} if num_steps else found
 
 
+def of_load(run: LoadRun, setting: LoadSetting) -> dict[str, Array]:
+    """Every metric of one run under load, with vLLM's names: TTFT, TPOT and E2EL have a value for each answer.
+
+    `itl` has one for each gap between two pieces of text. The long prompt of a setting counts as generated, but is none
+    of the requests whose latency is measured. `requests` are those answered, `goodput` those within the objective.
+    """
+    answered = [item for item in run.sent if item.times and not item.is_long]
+    num_tokens = sum(item.num_tokens for item in run.sent)
+    num_good, num_asked = sum(meets(item, setting.slo) for item in answered), sum(not item.is_long for item in run.sent)
+    rates = {"throughput": num_tokens, "requests": len(answered), "goodput": num_good}
+    values: dict[str, float | list[float]] = {
+        "ttft": [item.times[0] for item in answered],
+        "e2el": [item.times[-1] for item in answered],
+        "tpot": [seconds for item in answered if (seconds := tpot_of(item)) is not None],
+        **{name: count / run.seconds if run.seconds else 0.0 for name, count in rates.items()},
+        "attainment": num_good / num_asked,
+    }
+    gaps = np.concatenate([np.diff(item.times) for item in answered] or [np.zeros(0)])
+    values["itl"] = gaps.tolist()
+    if len(gaps) and (median := float(np.median(gaps))) > 0:
+        values["stall"] = float(np.percentile(gaps, 99)) / median
+    if run.engine_seconds is not None:
+        values["efficiency"] = run.engine_seconds / run.seconds
+    return {name: found for name, value in values.items() if len(found := np.atleast_1d(np.asarray(value, np.float64)))}
+
+
+def samples_of(measured: Measured | MeasuredLoad) -> list[dict[str, Array]]:
+    """Every metric of each run."""
+    if isinstance(measured, MeasuredLoad):
+        return [of_load(run, measured.setting) for run in measured.runs]
+    return [of_run(run, measured.setting) for run in measured.runs]
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a bundle or of a server under load."""
+    return METRICS[name] if name in METRICS else LOAD_METRICS[name]
+
+
 def of_start(start: Start) -> dict[str, Array]:
     """Every metric of one start."""
     values = {
@@ -84,9 +137,9 @@ def of_stage(run: StageRun) -> dict[str, Array]:
 
 
 def summary(samples: Sequence[dict[str, Array]], seed: int) -> dict[str, dict[str, ConfidenceInterval]]:
-    """Quantiles of each metric over runs, starts or runs of a stage."""
+    """Quantiles of each metric over runs, starts or runs of a stage; of those that every sample has."""
     if not samples:
         return {}
-    names = [name for name in METRICS | STAGE_METRICS if name in samples[0]]
+    names = [name for name in METRICS | LOAD_METRICS | STAGE_METRICS if all(name in sample for sample in samples)]
     rng = np.random.default_rng(seed)
     return {name: estimates([sample[name] for sample in samples], rng) for name in names}

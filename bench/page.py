@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from piston.bench.figures import figures_of
-from piston.bench.metrics import METRICS, STAGE_METRICS
-from piston.bench.report import Report
-from piston.bench.table import beside, machine_lines, shown, stage_rows
+from piston.bench.metrics import METRICS, STAGE_METRICS, metric_of
+from piston.bench.report import MeasuredLoad, Report
+from piston.bench.table import beside, load_remarks, machine_lines, shown, stage_rows
 from piston.core.report import code
 from piston.core.report.page import Tile, details, gates, heading, page, paragraph, table
 from piston.core.statistics import ConfidenceInterval
 from piston.core.units import shown as written
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
-_HEADLINES = ("ttft", "tpot", "prefill", "decode")  # of the first setting
+_HEADLINES = ("ttft", "tpot", "prefill", "decode", "throughput", "goodput")  # of the first setting
 _START_HEADLINES = ("first_token", "peak")
 
 
@@ -32,11 +32,11 @@ def _tiles(report: Report) -> Iterator[Tile]:
     for stage in own.stages:
         peak = written(stage.metrics["peak"]["p50"].value, "bytes")
         yield Tile(stage.name, written(stage.metrics["seconds"]["p50"].value, "s"), f"peak memory {peak}")
-    for measured in own.settings[:1]:
+    for measured in own.measured[:1]:
         for name in _HEADLINES:
             if name in measured.metrics:
-                value = written(measured.metrics[name]["p50"].value, METRICS[name].unit)
-                yield Tile(METRICS[name].described, value, measured.setting.name)
+                value = written(measured.metrics[name]["p50"].value, metric_of(name).unit)
+                yield Tile(metric_of(name).described, value, measured.setting.name)
     for name in _START_HEADLINES:
         if name in own.metrics:
             yield Tile(METRICS[name].described, written(own.metrics[name]["p50"].value, METRICS[name].unit))
@@ -55,16 +55,19 @@ def _medians(report: Report) -> Iterator[Markup]:
     if report.ratios:
         yield paragraph("In brackets: how many times better the bundle is, with intervals of 95 %.", "soft")
     yield from (table(heads, rows) for heads, rows in beside(report))
+    for measured in report.systems[0].measured:
+        if isinstance(measured, MeasuredLoad):
+            yield paragraph(f"{measured.setting.name}: {'; '.join(load_remarks(measured))}.", "soft")
     if report.systems[0].stages:
         yield table(["stage", *(metric.described for metric in STAGE_METRICS.values())], stage_rows(report))
 
 
 def _details(report: Report) -> Iterator[Markup]:
-    if report.systems[0].settings:
+    if report.systems[0].measured:
         yield heading("All quantiles")
     for system in report.systems:
         versions = ", ".join(f"{name} {version}" for name, version in system.versions.items())
-        tables = [(measured.setting.name, measured.metrics) for measured in system.settings]
+        tables = [(measured.setting.name, measured.metrics) for measured in system.measured]
         tables += [("new processes", system.metrics)] if system.metrics else []
         for name, metrics in tables:
             rows = [_row(metric, metrics[metric]) for metric in metrics]
@@ -72,4 +75,4 @@ def _details(report: Report) -> Iterator[Markup]:
 
 
 def _row(name: str, quantiles: dict[str, ConfidenceInterval]) -> list[str]:
-    return [METRICS[name].described, *(shown(name, quantiles[quantile]) for quantile in _QUANTILES)]
+    return [metric_of(name).described, *(shown(name, quantiles[quantile]) for quantile in _QUANTILES)]

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from piston.bench.metrics import METRICS, of_run, of_start
+from piston.bench.metrics import metric_of, of_start, samples_of
 from piston.bench.report import Ratio, System
 from piston.core.statistics import Array, ConfidenceInterval, median_estimate
 
-COMPARED = ("ttft", "tpot", "total", "prefill", "decode")
+COMPARED = ("ttft", "tpot", "total", "e2el", "prefill", "decode", "throughput", "goodput")
 COMPARED_STARTS = ("first_token", "load", "peak")
 _SEED = 1
 
@@ -18,10 +18,8 @@ def ratios_of(systems: Sequence[System]) -> tuple[Ratio, ...]:
     own, *rivals = systems
     found: list[Ratio] = []
     for rival in rivals:
-        for ours, theirs in zip(own.settings, rival.settings, strict=True):
-            mine = [of_run(run, ours.setting) for run in ours.runs]
-            other = [of_run(run, theirs.setting) for run in theirs.runs]
-            pairs = _paired(mine, other, COMPARED)
+        for ours, theirs in zip(own.measured, rival.measured, strict=True):
+            pairs = _paired(samples_of(ours), samples_of(theirs), COMPARED)
             found += [Ratio(rival=rival.name, metric=m, setting=ours.setting, ratio=r) for m, r in pairs]
         pairs = _paired([of_start(s) for s in own.starts], [of_start(s) for s in rival.starts], COMPARED_STARTS)
         found += [Ratio(rival=rival.name, metric=name, setting=None, ratio=ratio) for name, ratio in pairs]
@@ -35,10 +33,15 @@ def _paired(
     if not ours:
         return []
     rng = np.random.default_rng(_SEED)
-    known = [name for name in names if name in ours[0] and name in theirs[0]]
+    known = [name for name in names if all(_is_positive(sample, name) for sample in (*ours, *theirs))]
     return [(name, median_estimate(_better(ours, theirs, name), rng)) for name in known]
 
 
 def _better(ours: Sequence[dict[str, Array]], theirs: Sequence[dict[str, Array]], name: str) -> list[float]:
-    ratios = [float(mine[name][0] / other[name][0]) for mine, other in zip(ours, theirs, strict=True)]
-    return ratios if METRICS[name].is_better_high else [1 / ratio for ratio in ratios]
+    ratios = [float(np.median(mine[name]) / np.median(other[name])) for mine, other in zip(ours, theirs, strict=True)]
+    return ratios if metric_of(name).is_better_high else [1 / ratio for ratio in ratios]
+
+
+def _is_positive(sample: dict[str, Array], name: str) -> bool:
+    """Whether a run has this figure, and a ratio to it exists."""
+    return name in sample and bool(np.median(sample[name]) > 0)

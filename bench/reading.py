@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 
 from piston.bench.fingerprint import Fingerprint
-from piston.bench.report import Measured, MeasuredStage, Options, Report, Run, StageRun, Start, System
+from piston.bench.load.run import LoadRun, Sent
+from piston.bench.load.setting import LoadSetting
+from piston.bench.report import Measured, MeasuredLoad, MeasuredStage, Options, Report, Run, StageRun, Start, System
 from piston.bench.workload import Setting
 from piston.core.errors import MisuseError
+from piston.core.schema import SchemaError, validated
 from piston.core.statistics import ConfidenceInterval
 
 
@@ -30,11 +33,11 @@ def report_from(data: Any, path: Path) -> Report:
             piston=str(data["piston"]),
             date=str(data["date"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SchemaError) as problem:
         if isinstance(problem, MisuseError):
             raise
         raise MisuseError(f"--baseline {path} is not a report of `piston bench --json`; measure it again.") from None
-    if not report.systems or not (report.systems[0].settings or report.systems[0].stages):
+    if not report.systems or not (report.systems[0].measured or report.systems[0].stages):
         raise MisuseError(f"--baseline {path} holds no measurement; measure it again.")
     return report
 
@@ -56,8 +59,31 @@ def _system(data: dict[str, Any]) -> System:
         metrics=_metrics(data["metrics"]),
         settings=tuple(_measured(item) for item in data["settings"]),
         stages=tuple(_stage(item) for item in data.get("stages", ())),  # older reports have none
+        loads=tuple(_load(item) for item in data.get("loads", ())),
         size_bytes=None if data.get("size_bytes") is None else int(_positive(data["size_bytes"])),
     )
+
+
+def _load(data: dict[str, Any]) -> MeasuredLoad:
+    setting: LoadSetting = validated(LoadSetting, data["setting"])
+    runs: tuple[LoadRun, ...] = tuple(validated(LoadRun, item) for item in data["runs"])
+    if not runs or (setting.concurrency is None) == (setting.rate is None) or not all(map(_is_possible, runs)):
+        raise ValueError("impossible runs")
+    return MeasuredLoad(
+        setting=setting, runs=runs, metrics=_metrics(data["metrics"]), client_limit=data.get("client_limit")
+    )
+
+
+def _is_possible(run: LoadRun) -> bool:
+    """Whether times are finite and go up, and an answer has tokens."""
+    return 0 < run.seconds < float("inf") and bool(run.sent) and all(map(_is_answer, run.sent))
+
+
+def _is_answer(sent: Sent) -> bool:
+    times = np.asarray(sent.times, np.float64)
+    if not len(times):
+        return sent.problem is not None
+    return bool(np.isfinite(times).all() and (np.diff(times) >= 0).all() and times[0] >= 0 and sent.num_tokens > 0)
 
 
 def _stage(data: dict[str, Any]) -> MeasuredStage:

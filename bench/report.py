@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any, Literal
 
 from piston.bench.fingerprint import Fingerprint
+from piston.bench.load.run import LoadRun
+from piston.bench.load.setting import LoadSetting
 from piston.bench.profile import Profile
 from piston.bench.workload import Setting
 from piston.core.gates import GateResult
@@ -50,6 +52,25 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredLoad:
+    """A server at one load: every run, and the quantiles of each metric."""
+
+    setting: LoadSetting
+    runs: tuple[LoadRun, ...]
+    metrics: dict[str, dict[str, ConfidenceInterval]]
+    client_limit: float | None = None  # tokens a second that the client takes from an echo at this load
+
+    @property
+    def invalid(self) -> str | None:
+        """Why the latencies of this setting are none: requests were refused, or in half of its runs the queue grew."""
+        found = [run.invalid for run in self.runs if run.invalid is not None]
+        is_refused = any(sent.problem is not None for run in self.runs for sent in run.sent)
+        if not is_refused and 2 * len(found) < len(self.runs):
+            return None
+        return f"{found[0]} ({len(found)} of {len(self.runs)} runs)" if found else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StageRun:
     """One command in a new process: wall-clock and CPU seconds, peak resident memory, bytes written."""
 
@@ -83,7 +104,13 @@ class System:
     metrics: dict[str, dict[str, ConfidenceInterval]]  # of the starts
     settings: tuple[Measured, ...] = ()
     stages: tuple[MeasuredStage, ...] = ()  # of recipes
+    loads: tuple[MeasuredLoad, ...] = ()  # of a server
     size_bytes: int | None = None  # of the files of a bundle or a rival's model
+
+    @property
+    def measured(self) -> tuple[Measured | MeasuredLoad, ...]:
+        """The settings, of a bundle or of a server."""
+        return (*self.settings, *self.loads)
 
     def stage(self, name: str) -> MeasuredStage:
         """The stage of this name."""
@@ -96,7 +123,7 @@ class Ratio:
 
     rival: str
     metric: str
-    setting: Setting | None  # None: of the starts
+    setting: Setting | LoadSetting | None  # None: of the starts
     ratio: ConfidenceInterval
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from piston.bench.child import Contender
@@ -11,6 +12,8 @@ from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 
 KINDS = ("piston", "genai", "ct2", "openvino", "llama.cpp", "transformers")
+SERVED_KINDS = ("piston", "llama.cpp")  # kinds whose adapters start a server
+URL = "url"  # a server that runs
 
 
 def bundle_contender(path: Path, target: str | None = None, python: str | None = None) -> Contender:
@@ -28,23 +31,28 @@ def bundle_contender(path: Path, target: str | None = None, python: str | None =
     )
 
 
-def read_against(against: Sequence[str], environments: Sequence[str], rivals: Path | None) -> list[Contender]:
-    """The rivals of --against, --env and --rivals, in that order.
+def read_against(
+    against: Sequence[str], environments: Sequence[str], rivals: Path | None, *, served: bool = False
+) -> list[Contender]:
+    """The rivals of --against, --env and --rivals, in that order; with `served` those of a list that have a server.
 
     Raises:
         MisuseError: an unknown kind, a path that does not exist, or a system whose environment is not named.
     """
     pythons = dict(_environment(text) for text in environments)
-    found = [_against(text, pythons) for text in against]
+    found = [_against(text, pythons, served=served) for text in against]
     if rivals is not None:
-        found += _listed(rivals, pythons)
+        found += [rival for rival in _listed(rivals, pythons) if not served or rival.kind in SERVED_KINDS]
     return found
 
 
-def _against(text: str, pythons: Mapping[str, str]) -> Contender:
+def _against(text: str, pythons: Mapping[str, str], *, served: bool) -> Contender:
     kind, colon, place = text.partition(":")
-    if not colon or kind not in KINDS or not place:
-        raise MisuseError(f"Cannot read --against {text!r}: write KIND:PATH, where KIND is {', '.join(KINDS)}.")
+    kinds = (*SERVED_KINDS, URL) if served else KINDS
+    if not colon or kind not in kinds or not place:
+        raise MisuseError(f"Cannot read --against {text!r}: write KIND:PATH, where KIND is {', '.join(kinds)}.")
+    if kind == URL:
+        return Contender(name=place, kind=URL, path=place, python="")
     path = Path(place)
     if not path.exists():
         raise MisuseError(f"--against {text!r}: {place} does not exist.")
@@ -102,3 +110,12 @@ def _known(kind: str) -> str:
     if kind not in KINDS:
         raise KeyError(kind)
     return kind
+
+
+def named_apart(contenders: Sequence[Contender]) -> list[Contender]:
+    """Make equal names different by a number."""
+    names: list[str] = []
+    for contender in contenders:
+        same = [name for name in names if name.partition(" #")[0] == contender.name]
+        names.append(contender.name if not same else f"{contender.name} #{len(same) + 1}")
+    return [replace(contender, name=name) for contender, name in zip(contenders, names, strict=True)]

@@ -84,12 +84,17 @@ def work_of_file(
     Raises:
         MisuseError: it cannot be read, or holds no prompt.
     """
-    texts = _read(path)
-    ids = tuple(tuple(tokenizer.encode(text)) for text in texts)
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    ids, digest = prompts_of_file(path, tokenizer)
     longest = max(map(len, ids))
     products = settings_of(batches, [longest], gen_lens)
     return [Work(Setting(item.batch, longest, item.gen_len, digest), vocab_size, ids) for item in products]
+
+
+def prompts_of_file(path: Path, tokenizer: Tokenizer) -> tuple[tuple[tuple[int, ...], ...], str]:
+    """The token ids of each prompt of a file, and the SHA-256 of the texts; raises MisuseError as `work_of_file`."""
+    texts = _read(path)
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return tuple(tuple(tokenizer.encode(text)) for text in texts), digest
 
 
 def _read(path: Path) -> list[str]:

@@ -21,7 +21,7 @@ from piston.core.units import EXAMPLES, Unit, factor_of, shown
 Whole = Literal["reference", "baseline"]
 _EXPRESSION = re.compile(
     r"\s*(?P<name>[A-Za-z0-9_.]+)\s*(?P<sign>>=|<=|>|<)\s*"
-    r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>%|tokens/s|[A-Za-z]*)"
+    r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>%|tokens/s|requests/s|[A-Za-z]*)"
     r"(?P<over>\s+over\s+baseline)?\s*"
 )
 _QUANTILE = re.compile(r"\.p\d+$")

@@ -69,21 +69,33 @@ def estimates(
 ) -> dict[str, ConfidenceInterval]:
     """p50, p90, p95 and p99 of all values of the runs, with bootstrap intervals of 95 % over runs.
 
-    `runs` holds one array for each run, all of one length; the interval of a single run is None.
+    `runs` holds one array for each run, of any lengths; the interval of a single run is None.
     """
-    table = np.stack(runs)  # (runs, values)
-    values = np.percentile(table, PERCENTS)
-    if len(table) == 1:
+    values = np.percentile(np.concatenate(runs), PERCENTS)
+    if len(runs) == 1:
         return {
             f"p{percent}": ConfidenceInterval(float(value)) for percent, value in zip(PERCENTS, values, strict=True)
         }
-    picks = rng.integers(len(table), size=(resamples, len(table)))
-    drawn = np.percentile(table[picks].reshape(resamples, -1), PERCENTS, axis=1)  # (percents, resamples)
+    picks = rng.integers(len(runs), size=(resamples, len(runs)))
+    drawn = percentiles_of(runs, picks, PERCENTS)
     low, high = np.quantile(drawn, _ENDS, axis=1)
     return {
         f"p{percent}": ConfidenceInterval(float(values[index]), float(low[index]), float(high[index]))
         for index, percent in enumerate(PERCENTS)
     }
+
+
+def percentiles_of(runs: Sequence[Array], picks: NDArray[np.int64], percents: Sequence[int]) -> Array:
+    """Percentiles over all values of chosen runs, shape (percents, choices); `picks` (choices, runs) are indices.
+
+    Runs of one length are computed together, which is much faster.
+    """
+    if len({len(run) for run in runs}) == 1:
+        table = np.stack(runs)  # (runs, values)
+        found: Array = np.percentile(table[picks].reshape(len(picks), -1), percents, axis=1)
+        return found
+    chosen = [np.percentile(np.concatenate([runs[index] for index in pick]), percents) for pick in picks]
+    return np.stack(chosen, axis=1)
 
 
 def median_estimate(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from piston.core.errors import MisuseError
 
-Unit = Literal["", "share", "s", "bytes", "tokens/s", "verdict"]
+Unit = Literal["", "share", "s", "bytes", "tokens/s", "requests/s", "verdict"]
 BYTES: Mapping[str, float] = {
     "b": 1.0,
     **{f"{prefix}{end}": 1000.0**power for power, prefix in enumerate("kmgt", 1) for end in ("", "b")},
@@ -21,8 +21,10 @@ EXAMPLES: Mapping[Unit, str] = {
     "s": "20ms or 1.5s",
     "bytes": "800MB or 2GiB",
     "tokens/s": "40tokens/s",
+    "requests/s": "2requests/s",
     "verdict": "its name alone",
 }
+RATES: tuple[Unit, ...] = ("tokens/s", "requests/s")
 _SECOND = 0.9995  # rounds to one second in three digits
 _SIZE = re.compile(r"(\d+(?:\.\d*)?) *([a-z]+)")
 
@@ -33,7 +35,7 @@ def factor_of(unit: Unit, written: str) -> float | None:
         return BYTES.get(written.lower())
     if unit == "s":
         return SECONDS.get(written)
-    return 1.0 if unit != "verdict" and written == ("tokens/s" if unit == "tokens/s" else "") else None
+    return 1.0 if unit != "verdict" and written == (unit if unit in RATES else "") else None
 
 
 def parse_size(text: str, option: str) -> int:
@@ -55,8 +57,9 @@ def shown(value: float, unit: Unit) -> str:
         return f"{value / 1e6:,.1f} MB" if value >= BYTES["mb"] / 10 else f"{value / 1e3:,.1f} kB"
     if unit == "s":
         return f"{value:,.2f} s" if value >= _SECOND else f"{f'{value * 1e3:#.3g}'.rstrip('.')} ms"
-    if unit == "tokens/s":
-        return f"{value:,.1f}/s" if value < 1e3 else f"{value:,.0f}/s"  # noqa: PLR2004 - digits that count
+    if unit in RATES:
+        digits = 0 if value >= 1e3 else 1 if unit == "tokens/s" else 2  # noqa: PLR2004 - digits that count
+        return f"{value:,.{digits}f}/s"
     if unit == "verdict":
         return "passed" if value else "failed"
     return f"{value:.2%}" if unit == "share" else f"{value:.4g}"

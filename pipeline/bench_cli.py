@@ -11,7 +11,7 @@ __all__ = ["add_arguments", "run"]
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, judge; raises MisuseError for a mixture of bundles and recipes."""
-    if not is_of_recipes(arguments.bundle):
+    if arguments.serve is not None or not is_of_recipes(arguments.bundle):
         return of_bundles.run(arguments)
     parser = argparse.ArgumentParser()
     add_arguments(parser)

@@ -14,6 +14,16 @@ JUDGED = ("eval", "bench")  # verbs whose gates `piston make` judges itself
 RESERVED = frozenset(
     {"help", "output", "overwrite", "quiet", "json", "html", "fail_on", "debug", "junit", "markdown"}
     | {"cache_dir", "no_cache", "save_recipe", "recipe", "log_format", "checkpoint"}
+    | {
+        "serve",
+        "concurrency",
+        "rate",
+        "requests",
+        "shared_prefix",
+        "long_prompt",
+        "slo",
+        "engine",
+    }  # servers under load
 )
 
 

@@ -37,6 +37,13 @@ _OF_BUNDLES = (
     "against",
     "env",
     "rivals",
+    "concurrency",
+    "rate",
+    "requests",
+    "shared_prefix",
+    "long_prompt",
+    "slo",
+    "engine",
 )
 
 
@@ -45,7 +52,7 @@ def is_of_recipes(paths: Sequence[Path]) -> bool:
     recipes = [path.suffix == SUFFIX for path in paths]
     if not all(recipes) and len(paths) > 1:
         raise MisuseError("Name one bundle, or recipes (*.toml); a bundle is compared by --against piston:OTHER.")
-    return all(recipes)
+    return bool(recipes) and all(recipes)
 
 
 def run_recipes(arguments: argparse.Namespace, defaults: argparse.Namespace) -> int:

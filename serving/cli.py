@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-queue-tokens",
         type=int,
         metavar="N",
-        help="prompt tokens that may wait (default: four times --max-length)",
+        help="prompt tokens that may wait (default: --max-length for each of --max-batch, at least four)",
     )
     add(
         "--max-stall",

@@ -78,7 +78,8 @@ class GenerationThread(EngineThread[Ticket]):
         model: whose engine is used by nobody else.
         observer: is told of tokens and ends.
         max_queue_requests: rows that may wait beyond those that the engine holds; None: four times those.
-        max_queue_tokens: prompt tokens that may wait; None: four times what a row holds.
+        max_queue_tokens: prompt tokens that may wait; None: what all rows hold, at least four times what one holds, so
+            that prompts which come together for idle rows are never refused.
         max_stall: seconds that a running row may wait for another row's prompt in one step.
     """
 
@@ -92,12 +93,13 @@ class GenerationThread(EngineThread[Ticket]):
         max_stall: float | None = None,
     ) -> None:
         cache = model.engine.cache
+        default_tokens = max(4, cache.num_slots) * cache.capacity
         super().__init__(
             model.manifest.model.name,
             observer,
             num_rows=cache.num_slots,
             max_queue_requests=4 * cache.num_slots if max_queue_requests is None else max_queue_requests,
-            max_queue_tokens=4 * cache.capacity if max_queue_tokens is None else max_queue_tokens,
+            max_queue_tokens=default_tokens if max_queue_tokens is None else max_queue_tokens,
         )
         self.model = model
         self._observer = observer

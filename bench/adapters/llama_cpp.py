@@ -2,12 +2,22 @@
 
 import ctypes
 import importlib
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 LIBRARY = "llama_cpp"
 PACKAGES = ("llama-cpp-python", "numpy")
 _BATCH, _MICRO_BATCH = 2048, 512  # llama.cpp's own defaults
+
+
+def server(path: str, options: dict[str, Any]) -> list[str]:
+    """The command of llama-server, which scripts/prepare_rivals.py puts next to the Python."""
+    context, threads = options["max_length"] * options["max_batch"], str(options["threads"])
+    words = [str(Path(sys.executable).with_name("llama-server")), "--model", path, "--port", str(options["port"])]
+    words += ["--host", "127.0.0.1", "--ctx-size", str(context), "--parallel", str(options["max_batch"])]
+    return [*words, "--threads", threads, "--threads-batch", threads, "--no-webui"]
 
 
 class Adapter:

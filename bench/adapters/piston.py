@@ -1,10 +1,19 @@
 """Piston itself, through `load` and the library's own decode loop."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 LIBRARY = "piston.bench.local"
 PACKAGES = ("piston", "onnxruntime", "numpy", "tokenizers")
+
+
+def server(path: str, options: dict[str, Any]) -> list[str]:
+    """The command of `piston serve`."""
+    words = [sys.executable, "-P", "-m", "piston.cli.main", "serve", path, "--port", str(options["port"]), "--no-page"]
+    words += ["--max-batch", str(options["max_batch"]), "--max-length", str(options["max_length"])]
+    words += ["--threads", str(options["threads"])]
+    return words if options.get("target") is None else [*words, "--target", options["target"]]
 
 
 class Adapter:

@@ -2,6 +2,9 @@
 
     python -I serve.py KIND PATH '{"threads": 2, "max_length": 768, "max_batch": 1}'
 
+With a "port" among the options the process becomes the system's own HTTP server on 127.0.0.1, with an OpenAI-compatible
+/v1/completions: what the adapter's `server(path, options)` gives is executed. Else:
+
 One JSON object a line. Out: {"event": "ready", "import_s", "load_s", "versions"} once; then, for each line in
 {"prompts": [[id, ...], ...], "gen_len": N}, {"event": "ran", "times", "token_ids", "parts", "peak_bytes"}. `times[i]`
 is the second after the start of the call at which every row has i + 1 tokens. A failure is {"event": "error",
@@ -30,6 +33,9 @@ FILES = {
 def main() -> None:
     """Load, then answer until stdin ends."""
     kind, path, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    if "port" in options:
+        words = _module(FILES[kind]).server(path, options)
+        os.execv(words[0], words)  # noqa: S606 - no shell is wanted
     out = _private_stdout()
     try:
         adapter = _open(kind, path, options, out)

@@ -1,5 +1,6 @@
 """Each adapter over a double of its library; Piston's own over a real bundle, in a process of its own."""
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -12,7 +13,8 @@ from benched import contender
 
 from piston.bench import adapters
 from piston.bench.child import SERVE, Child
-from piston.bench.systems import KINDS
+from piston.bench.systems import KINDS, SERVED_KINDS
+from piston.serving.cli import add_arguments as add_serve_arguments
 
 PROMPTS = [[5, 6, 7], [8, 9, 10]]
 OPTIONS = {"threads": 3, "max_length": 64, "max_batch": 2}
@@ -38,6 +40,29 @@ def test_every_kind_has_an_adapter_and_every_adapter_says_what_it_needs():
         module = adapter_of(name)
         assert module.LIBRARY
         assert module.PACKAGES
+
+
+def test_every_kind_that_is_put_under_load_has_a_server_and_no_other():
+    names = adapter_of("serve").FILES
+    assert tuple(kind for kind in KINDS if hasattr(adapter_of(names[kind]), "server")) == SERVED_KINDS
+
+
+def test_servers_are_told_port_rows_length_and_threads():
+    options = OPTIONS | {"port": 81, "target": "ort-cpu"}
+    words = adapter_of("piston").server("bundle", options)
+    parser = argparse.ArgumentParser()
+    add_serve_arguments(parser)
+    found = parser.parse_args(words[words.index("serve") + 1 :])
+    assert (found.port, found.max_batch, found.max_length, found.threads, found.target) == (81, 2, 64, 3, "ort-cpu")
+    llama = adapter_of("llama_cpp").server("model.gguf", options)
+    named = dict(zip(llama[1::2], llama[2::2], strict=False))
+    assert (named["--model"], named["--port"], named["--parallel"], named["--threads"]) == (
+        "model.gguf",
+        "81",
+        "2",
+        "3",
+    )
+    assert named["--ctx-size"] == "128"  # llama-server divides it among the rows
 
 
 def test_genai_is_told_threads_and_lengths_and_gives_the_new_tokens_only():

@@ -112,6 +112,14 @@ def test_prompt_tokens_that_wait_are_bounded_as_well(live):
     assert set(statuses) == {200, 429}
 
 
+def test_as_many_long_prompts_as_there_are_idle_rows_are_accepted_when_they_come_together(live):
+    server = live(replying("hello"), num_slots=8, capacity=64)
+    body = {"model": "toy", "prompt": [5] * 56, "max_tokens": 8, "temperature": 0}
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [status for status, _ in pool.map(lambda _: server.post("/v1/completions", body), range(8))]
+    assert statuses == [200] * 8
+
+
 def test_a_request_with_more_rows_than_fit_is_400(live):
     server = live(replying("x"), num_slots=1, settings={"max_queue_requests": 1})
     assert server.post("/v1/completions", {"model": "toy", "prompt": ["a", "b", "c"]})[0] == 400
