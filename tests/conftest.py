@@ -2,12 +2,13 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["command_fixtures"]
+pytest_plugins = ["command_fixtures", "processor_time"]
 
 LONGEST = ("end_to_end/", "export/test_zoo.py", "engines/test_own_kernels.py", "calibration/test_calibrate.py")
 VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")
@@ -17,10 +18,18 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests that take long or need gigabytes")
 
 
-def pytest_configure():
+def pytest_configure(config):
     """Interrupts interrupt: what a shell starts in the background ignores them, and so would every child."""
+    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
+        take_share_of_processors(int(config.workerinput["workerid"][2:]), config.workerinput["workercount"])
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def take_share_of_processors(index, count):
+    """Of two workers on two cores each has one: threads that wait for work take none from the other worker."""
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[index % count :: count] or processors)
 
 
 def pytest_report_header():

@@ -4,6 +4,7 @@ Sizes differ from one another (heads, key-value heads, hidden, feed-forward), wi
 weights are spread so that logits are of the order of one to ten.
 """
 
+import functools
 import zlib
 from collections.abc import Callable
 
@@ -99,6 +100,7 @@ ZOO: dict[str, dict] = {
 
 def make(model_type: str, **overrides: object) -> torch.nn.Module:
     """The float32 model of a type, the same on every machine."""
+    share_onnx_functions()
     config = AutoConfig.for_model(model_type, **{**COMMON, **ZOO.get(model_type, {}), **overrides})
     torch.manual_seed(zlib.crc32(model_type.encode()))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
@@ -118,3 +120,12 @@ def spread(model: torch.nn.Module, normal: Callable[..., torch.Tensor] = torch.r
                 parameter.copy_(0.5 * noise)
             else:
                 parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
+
+
+def share_onnx_functions() -> None:
+    """Make torch's table of ONNX functions once: it makes it anew for every export, a fifth of a toy's time."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    build = ONNXRegistry.from_torchlib.__func__
+    if not hasattr(build, "cache_info"):
+        ONNXRegistry.from_torchlib = classmethod(functools.cache(build))
