@@ -54,19 +54,23 @@ def provenance_of(
     }
 
 
-def save_graph(graph: ir.Model, work: Path) -> None:
-    """Write a traced graph in its canonical form."""
-    canonicalize(graph)
+def save_graph(graph: ir.Model, work: Path, stack: str = "") -> None:
+    """Write a traced graph in its canonical form to the directory `work`; `stack` as of NameTensorsPass."""
+    canonicalize(graph, stack)
+    work.mkdir(exist_ok=True)
     ir.save(graph, work / GRAPH, external_data=GRAPH_DATA)
     # onnxscript 0.7's rewrite rules, which live as long as the process, remember the last graph they matched.
     for value in graph.graph.initializers.values():
         value.const_value = None
 
 
-def round_graph(work: Path, dtype: str) -> None:
-    """Replace the float32 graph, proved before, by its rounding; the weights pass through memory one at a time."""
+def round_graph(work: Path, dtype: str, *, widen: bool = True) -> None:
+    """Replace the float32 graph, compared before, by its rounding; the weights pass through memory one at a time.
+
+    With `widen` its first output stays in float32.
+    """
     graph = ir.load(work / GRAPH)
-    CastPrecisionPass(dtype)(graph)
+    CastPrecisionPass(dtype, widen=widen)(graph)
     narrow = work / "narrow"
     narrow.mkdir()
     ir.save(graph, narrow / GRAPH, external_data=GRAPH_DATA)

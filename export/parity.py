@@ -6,6 +6,7 @@ that the two never share the memory.
 
 import contextlib
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import CheckpointError, ParityError
 from piston.graph.tap import GraphTap, saved_beside
 from piston.runtime.backends.buffers import step_feed
+from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.session import OrtOptions, open_session
 
@@ -85,26 +87,36 @@ def check_parity(model_path: Path, cache: CacheSpec, reference: Reference) -> Pa
     rows = reference.rows
     capacity = max(len(row.prompt) + len(row.greedy) - 1 for row in rows)
     options = OrtOptions(optimize=True, prepack=False)
-    bound = max(ABSOLUTE, RELATIVE * max(float(np.abs(row.logits).max()) for row in rows))
-    steps, worst = len(rows[0].greedy) - 1, 0.0
     with contextlib.closing(
         OrtEngine.open(model_path, cache, num_slots=len(rows), capacity=capacity, options=options)
     ) as engine:
         slots = {engine.cache.admit(): row for row in rows}
-        actual = {slot: engine.prefill(slot, row.prompt)[0].copy() for slot, row in slots.items()}
-        for step in range(steps + 1):
-            for slot, row in slots.items():
-                difference = float(np.abs(actual[slot] - row.logits[step]).max())
-                worst = max(worst, difference)
-                if not difference <= bound or not _same_token(actual[slot], row.logits[step], bound):
-                    where = "prefill" if step == 0 else f"decode step {step}"
-                    found = (
-                        f"The exported graph parts from transformers at {where} of prompt {slot}: logits differ by "
-                        f"{difference:.3g}, allowed are {bound:.3g}."
-                    )
-                    raise ParityError(f"{found} {_blame(model_path, cache, reference)}")
-            if step < steps:
-                actual = engine.step({slot: row.greedy[step] for slot, row in slots.items()})
+        return compare_answers(engine, slots, lambda: _blame(model_path, cache, reference))
+
+
+def compare_answers(engine: Engine, slots: Mapping[int, Row], explain: Callable[[], str]) -> Parity:
+    """Prefill the prompt of each slot, then step all of them along transformers' tokens.
+
+    Raises:
+        ParityError: logits beyond the bound or another greedy token; `explain` adds a sentence.
+    """
+    rows = list(slots.values())
+    bound = max(ABSOLUTE, RELATIVE * max(float(np.abs(row.logits).max()) for row in rows))
+    steps, worst = len(rows[0].greedy) - 1, 0.0
+    actual = {slot: engine.prefill(slot, row.prompt)[0].copy() for slot, row in slots.items()}
+    for step in range(steps + 1):
+        for slot, row in slots.items():
+            difference = float(np.abs(actual[slot] - row.logits[step]).max())
+            worst = max(worst, difference)
+            if not difference <= bound or not _same_token(actual[slot], row.logits[step], bound):
+                where = "prefill" if step == 0 else f"decode step {step}"
+                found = (
+                    f"The exported graph parts from transformers at {where} of prompt {slot}: logits differ by "
+                    f"{difference:.3g}, allowed are {bound:.3g}."
+                )
+                raise ParityError(f"{found} {explain()}")
+        if step < steps:
+            actual = engine.step({slot: row.greedy[step] for slot, row in slots.items()})
     return Parity(max_abs=worst, bound=bound, steps=steps, rows=len(rows))
 
 

@@ -61,7 +61,7 @@ def lock_of(
         data={name: sha256 for stage in writers for name, sha256 in stage.files.items()},
         tokenizer=bundle.files["tokenizer.json"].sha256,
         rows=(calibration.get("data") or {}).get("sha256"),
-        graph={name: record.sha256 for name, record in model.files.items() if name.startswith(GRAPH)},
+        graph={name: record.sha256 for name, record in model.files.items() if name.rpartition("/")[2].startswith(GRAPH)},
         bundle={name: record.sha256 for name, record in bundle.files.items() if name != ANSWERS},
         answers=dict(GoldenByTarget.read(directory).engines),
         tools={name: version for stage in writers for name, version in stage.tools.items()},

@@ -26,12 +26,13 @@ Role = Literal[
     "logits",
     "hidden",
     "pooled",
+    "cross_state",  # of an encoder: keys or values of a decoder's layer over the source
     "value",  # of a graph that is not a language model
 ]
 StateKind = Literal["kv", "cross_kv", "conv", "recurrent"]
 
-PAST, PRESENT, PARTS = "past.", "present.", ("key", "value")
-BATCH, CAPACITY = "batch", "capacity"  # the symbols in the shapes of states
+PAST, PRESENT, CROSS, PARTS = "past.", "present.", "cross.", ("key", "value")
+BATCH, CAPACITY, SOURCE = "batch", "capacity", "source"  # the symbols in the shapes of states
 DECODER, ENCODER, MODULE = "decoder", "encoder", "module"  # names of graphs
 
 
@@ -49,8 +50,9 @@ class TensorSpec:
 class StateSpec:
     """Memory that a step reads as `input` and writes as `output`.
 
-    `shape` begins with the batch; the size at `axis` grows with the sequence and is named `capacity`. A state of
-    constant size has no axis.
+    `shape` begins with the batch; the size at `axis` grows with the sequence and is named `capacity`, or `source` where
+    it grows with what the encoder reads. A state of constant size has no axis. Steps only read states of the kind
+    cross_kv: `output` names the output of the encoder's graph that is written there once.
     """
 
     input: str
@@ -67,16 +69,18 @@ class StateSpec:
         symbols = [size for size in self.shape if isinstance(size, str)]
         if not self.shape or self.shape[0] != BATCH or symbols.count(BATCH) != 1:
             return "its shape does not begin with the batch"
-        grows = self.axis is not None and self.axis < len(self.shape) and self.shape[self.axis] == CAPACITY
-        if symbols[1:] != [CAPACITY] * grows or (self.axis is not None and not grows):
+        symbol = SOURCE if self.kind == "cross_kv" else CAPACITY
+        grows = self.axis is not None and self.axis < len(self.shape) and self.shape[self.axis] == symbol
+        if symbols[1:] != [symbol] * grows or (self.axis is not None and not grows):
             return "its axis is not the one that grows"
-        if self.kind in {"kv", "cross_kv"} and (len(self.shape), self.axis) != (4, 2):
-            return "it is not [batch, kv_heads, capacity, head_dim]"
+        axes = {"kv": (2,), "cross_kv": (2, None)}.get(self.kind)
+        if axes is not None and (len(self.shape) != 4 or self.axis not in axes):  # noqa: PLR2004
+            return f"it is not [batch, kv_heads, {symbol}, head_dim]"
         return "a size is 0" if 0 in self.shape else None
 
     def sizes(self, rows: int, capacity: int) -> tuple[int, ...]:
         """The shape of `rows` rows of `capacity` positions."""
-        known = {BATCH: rows, CAPACITY: capacity}
+        known = {BATCH: rows, CAPACITY: capacity, SOURCE: capacity}
         return tuple(known[size] if isinstance(size, str) else size for size in self.shape)
 
     def nbytes(self, rows: int, capacity: int) -> int:
@@ -100,7 +104,8 @@ class GraphInterface:
     @property
     def output_names(self) -> list[str]:
         """Every output of the graph, states last, in its order."""
-        return [tensor.name for tensor in self.outputs] + [state.output for state in self.states]
+        written = [state.output for state in self.states if state.kind != "cross_kv"]
+        return [tensor.name for tensor in self.outputs] + written
 
     def sizes_of(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """The sizes of the symbols in the shapes of inputs.
@@ -158,6 +163,11 @@ class CacheSpec:
             )
         )
 
+    @classmethod
+    def of_kind(cls, states: Sequence[StateSpec], *, cross: bool) -> Self:
+        """Those of a decoder's states that the encoder writes, or all others."""
+        return cls(tuple(state for state in states if (state.kind == "cross_kv") == cross))
+
     @property
     def dtype(self) -> StateType:
         """The type of the first state: all keys and values of an engine have one."""
@@ -182,14 +192,41 @@ class CacheSpec:
         return [state.nbytes(rows, capacity) for state in self.states]
 
 
+def cross_states(layers: Sequence[Sequence[tuple[int, int]]], source: int | str = SOURCE) -> CacheSpec:
+    """What an encoder writes in float32, for each layer of the decoder (heads, head_dim) of its keys and values.
+
+    `source` is the number of positions, where every source has as many.
+    """
+    return CacheSpec(
+        tuple(
+            StateSpec(
+                input=state_name(CROSS, layer, part),
+                output=state_name(CROSS, layer, part),
+                dtype="float32",
+                shape=(BATCH, heads, source, head_dim),
+                axis=2 if source == SOURCE else None,
+                kind="cross_kv",
+                layer=layer,
+            )
+            for layer, sizes in enumerate(layers)
+            for part, (heads, head_dim) in zip(PARTS, sizes, strict=True)
+        )
+    )
+
+
 def state_name(side: str, layer: int, part: str) -> str:
-    """The name of a state, such as `past.0.key`; `side` is PAST or PRESENT."""
+    """The name of a state, such as `past.0.key`; `side` is PAST, PRESENT or CROSS."""
     return f"{side}{layer}.{part}"
 
 
 def is_past(name: str | None) -> bool:
     """Whether an input of a graph is a state."""
     return (name or "").startswith(PAST)
+
+
+def is_cross(name: str | None) -> bool:
+    """Whether an input of a decoder, or an output of an encoder, is a state over the source."""
+    return (name or "").startswith(CROSS)
 
 
 def is_present(name: str | None) -> bool:
@@ -216,7 +253,26 @@ STEP_INPUTS = (
 )
 
 
-def decoder_interface(cache: CacheSpec, vocab_size: int) -> GraphInterface:
-    """The interface of the canonical decoder graph (export/signature.py describes it)."""
+SOURCE_LENGTHS = TensorSpec(name="source_lengths", dtype="int64", shape=(BATCH,), role="source_lengths")
+# What the encoder of an encoder-decoder reads where its source is a text.
+SOURCE_INPUTS = (
+    TensorSpec(name="input_ids", dtype="int64", shape=(BATCH, SOURCE), role="tokens"),
+    TensorSpec(name="lengths", dtype="int64", shape=(BATCH,), role="lengths"),
+)
+
+
+def decoder_interface(cache: CacheSpec, vocab_size: int, cross: CacheSpec | None = None) -> GraphInterface:
+    """The interface of the canonical decoder graph (export/signature.py describes it); `cross` if it has an encoder."""
     logits = TensorSpec(name="logits", dtype="float32", shape=(BATCH, "k", vocab_size), role="logits")
-    return GraphInterface(inputs=STEP_INPUTS, outputs=(logits,), states=cache.states)
+    states = () if cross is None else cross.states
+    lengths = (SOURCE_LENGTHS,) if any(state.axis is not None for state in states) else ()
+    return GraphInterface(inputs=(*STEP_INPUTS, *lengths), outputs=(logits,), states=(*cache.states, *states))
+
+
+def source_encoder_interface(cross: CacheSpec, inputs: tuple[TensorSpec, ...] = SOURCE_INPUTS) -> GraphInterface:
+    """The interface of an encoder that writes the cross states of a decoder."""
+    outputs = tuple(
+        TensorSpec(name=state.output, dtype=state.dtype, shape=state.shape, role="cross_state")
+        for state in cross.states
+    )
+    return GraphInterface(inputs=inputs, outputs=outputs)

@@ -84,8 +84,13 @@ class EngineSpec:
 
     @property
     def cache(self) -> CacheSpec:
-        """The states of the decoder; none where there is no decoder."""
-        return CacheSpec(tuple(self.states.get(DECODER, ())))
+        """The states that the decoder's steps write; none where there is no decoder."""
+        return CacheSpec.of_kind(self.states.get(DECODER, ()), cross=False)
+
+    @property
+    def cross(self) -> CacheSpec:
+        """The states of the decoder that the encoder writes; none where there is no encoder, or no decoder."""
+        return CacheSpec.of_kind(self.states.get(DECODER, ()), cross=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +120,13 @@ class Manifest:
 
     @property
     def cache(self) -> CacheSpec:
-        """The states of the decoder; none where there is no decoder."""
-        return CacheSpec(tuple(self.graphs[DECODER].states) if DECODER in self.graphs else ())
+        """The states that the decoder's steps write; none where there is no decoder."""
+        return CacheSpec.of_kind(self.graphs[DECODER].states if DECODER in self.graphs else (), cross=False)
+
+    @property
+    def cross(self) -> CacheSpec:
+        """The states of the decoder that the encoder writes; none where there is no encoder, or no decoder."""
+        return CacheSpec.of_kind(self.graphs[DECODER].states if DECODER in self.graphs else (), cross=True)
 
     def require_task(self, task: str, source: str | Path) -> None:
         """Raise MisuseError for a manifest of another task; `source` is the directory that it is of."""

@@ -34,7 +34,7 @@ def key_of(target: Target, model: Manifest, asked: Mapping[str, Any]) -> str:
     """
     module = open_module(target.module)
     parts = {
-        "files": {name: record.sha256 for name, record in model.files.items() if name.startswith(GRAPH)},
+        "files": {name: record.sha256 for name, record in model.files.items() if name.rpartition("/")[2].startswith(GRAPH)},
         "model": dataclasses.asdict(model.model),
         "requested": dict(asked),
         "target": target.text,

@@ -8,6 +8,6 @@ from piston.export.passes.simplify import SimplifyPass
 from piston.export.passes.static_reshapes import StaticReshapesPass
 
 
-def canonicalize(model: ir.Model) -> None:
-    """Turn a traced model into the canonical form, in place."""
-    ir.passes.Sequential(SimplifyPass(), StaticReshapesPass(), FusePartialRotaryPass(), NameTensorsPass())(model)
+def canonicalize(model: ir.Model, stack: str = "") -> None:
+    """Turn a traced model into the canonical form, in place; `stack` as of NameTensorsPass."""
+    ir.passes.Sequential(SimplifyPass(), StaticReshapesPass(), FusePartialRotaryPass(), NameTensorsPass(stack))(model)

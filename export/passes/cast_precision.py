@@ -1,4 +1,4 @@
-"""A float32 graph becomes float16 or bfloat16: weights, activations and cache; its result leaves as float32.
+"""A float32 graph becomes float16 or bfloat16: weights, activations and cache; logits leave as float32.
 
 RMSNormalization and LayerNormalization still compute in float32 inside (stash_type 1), Attention as the backend does.
 """
@@ -14,15 +14,18 @@ NUMPY_TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.b
 
 
 class CastPrecisionPass(ir.passes.InPlacePass):
-    """Changes every float32 value but the first output; weights are converted one at a time, while they are saved.
+    """Changes every float32 value; weights are converted one at a time, while they are saved.
+
+    With `widen` the first output is cast to float32 again.
 
     Raises:
         CheckpointError: a weight is beyond the range of the type.
     """
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, *, widen: bool = True) -> None:
         super().__init__()
         self.dtype = dtype
+        self.widen = widen
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Cast initializers, inputs and intermediate values."""
@@ -41,7 +44,8 @@ class CastPrecisionPass(ir.passes.InPlacePass):
             to = node.attributes.get("to") if node.op_type == "Cast" else None
             if to is not None and to.as_int() == ir.DataType.FLOAT:
                 node.attributes["to"] = ir.AttrInt64("to", target)
-        self._widen_result(graph)
+        if self.widen:
+            self._widen_result(graph)
         return ir.passes.PassResult(model, modified=True)
 
     def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:

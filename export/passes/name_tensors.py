@@ -12,12 +12,21 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)$")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)$")
 WRAPPER = "model."  # CanonicalDecoder's own attribute
 
 
 class NameTensorsPass(ir.passes.InPlacePass):
-    """Changes names and metadata only."""
+    """Changes names and metadata only.
+
+    Args:
+        stack: what the names of modules must contain whose layers are counted, such as `encoder`: the graph of an
+            encoder also has parts of a decoder's layers.
+    """
+
+    def __init__(self, stack: str = "") -> None:
+        super().__init__()
+        self.stack = stack
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rename initializers, nodes and layer outputs."""
@@ -34,7 +43,7 @@ class NameTensorsPass(ir.passes.InPlacePass):
             count = seen[f"{module}/{node.op_type}"]
             node.name = f"{module}/{node.op_type}" + (f"_{count}" if count > 1 else "")
             for scope in scopes:
-                if (match := LAYER.search(scope)) is not None:
+                if self.stack in scope and (match := LAYER.search(scope)) is not None:
                     last[int(match[1])] = node
                     break
         for layer, node in last.items():

@@ -1,7 +1,8 @@
 """The Engine protocol of every backend: prefill, step, and slots. It knows no text, sampling or devices."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,27 @@ from numpy.typing import NDArray
 from piston.runtime.backends.kv_cache import KVCache
 
 Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the encoder of an encoder-decoder reads for one row.
+
+    Args:
+        feeds: inputs of the encoder's graph by name, each [1, ...].
+        key: equal for equal sources alone; a row with the key of another has its cross states.
+        length: positions that its cross states have.
+    """
+
+    feeds: Mapping[str, NDArray[Any]]
+    key: Hashable
+    length: int
+
+    @classmethod
+    def of_text(cls, token_ids: Sequence[int]) -> Self:
+        """A source of tokens, the tokenizer's frame included."""
+        ids = np.array([token_ids], np.int64)
+        return cls({"input_ids": ids, "lengths": np.array([len(token_ids)])}, ids.tobytes(), len(token_ids))
 
 
 @runtime_checkable
@@ -29,3 +51,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the backend's resources; the engine cannot be used afterwards."""
+
+
+@runtime_checkable
+class EncoderDecoderEngine(Engine, Protocol):
+    """An engine whose rows also attend to a source."""
+
+    max_source: int  # positions of a source
+
+    def encode(self, slot: int, source: Source) -> None:
+        """Run the encoder for a slot, which must be empty, unless the slot holds the states of this source already.
+
+        Raises PromptTooLongError where the source does not fit.
+        """

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import MisuseError, PromptTooLongError
+from piston.runtime.backends.cross_states import CrossStates
 
 STORED = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.uint16, "int8": np.int8}
 
@@ -34,7 +35,12 @@ class KVCache:
     their lengths.
 
     A slot is in the row of its own number until `gather` moves it.
+
+    Attributes:
+        cross: what the rows attend to beside their own tokens, of an encoder-decoder; its engine sets it.
     """
+
+    cross: CrossStates | None = None
 
     def __init__(
         self,
@@ -79,6 +85,8 @@ class KVCache:
         self._check(slot)
         self.lengths[slot] = 0
         self._free.append(slot)
+        if self.cross is not None:
+            self.cross.release(slot)
 
     def rewind(self, slot: int, length: int) -> None:
         """Discard the positions of a slot from `length` on."""
@@ -88,20 +96,31 @@ class KVCache:
         self.lengths[slot] = length
 
     @property
+    def used(self) -> list[int]:
+        """The slots that are in use, in ascending order."""
+        free = set(self._free)
+        return [slot for slot in range(self.num_slots) if slot not in free]
+
+    @property
     def can_copy(self) -> bool:
         """Whether `copy` works: the entries are here, and each belongs to a position."""
         return bool(self.arrays) and all(state.axis is not None for state in self.spec.states)
 
-    def copy(self, source: int, goal: int, length: int) -> None:
-        """Let a slot hold the first `length` positions of another, which keeps them."""
+    def copy(self, source: int, goal: int, length: int, *, start: int = 0) -> None:
+        """Let a slot hold the first `length` positions of another, which keeps them; the first `start` it has already.
+
+        Of an encoder-decoder it gets the other's source, too.
+        """
         self._check(goal)
         self._check(source)
-        if not self.can_copy or not 0 <= length <= self.lengths[source]:
+        if not self.can_copy or not 0 <= start <= length <= self.lengths[source] or start > self.lengths[goal]:
             raise MisuseError(f"{length} positions of slot {source} cannot be copied; prefill them instead.")
         for array, state in zip(self.arrays, self.spec.states, strict=True):
             assert state.axis is not None
             rows = np.moveaxis(array, state.axis, 1)  # [row, position, ...], a view
-            rows[self._rows[goal], :length] = rows[self._rows[source], :length]
+            rows[self._rows[goal], start:length] = rows[self._rows[source], start:length]
+        if self.cross is not None:
+            self.cross.copy(source, goal)
         self.lengths[goal] = length
 
     def reserve(self, slot: int, count: int) -> None:

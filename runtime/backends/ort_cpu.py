@@ -3,15 +3,16 @@
 It runs any decoder graph, lowered or not; inputs that a lowering made superfluous are not bound.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from piston.core.bundle.interface import CacheSpec, is_past
+from piston.core.bundle.interface import SOURCE_LENGTHS, CacheSpec, is_cross, is_past
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime.backends.buffers import Buffers
+from piston.runtime.backends.cross_states import CrossStates
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
 from piston.runtime.backends.ort_run import Run, RunHook
@@ -48,13 +49,20 @@ class OrtEngine:
         self._inputs = {item.name for item in session.get_inputs()}
         self._decode = Buffers(num_slots, num_slots, num_slots, self.vocab_size)
         self._prefill = Buffers(1, self._chunk, 1, self.vocab_size)
-        self._decode_bindings: dict[tuple[int, int], Any] = {}
+        self._decode_bindings: dict[tuple[int, int, int], Any] = {}
 
     @classmethod
-    def open(
-        cls, path: Path, spec: CacheSpec, *, num_slots: int, capacity: int, options: OrtOptions | None = None
+    def open(  # noqa: PLR0913 - sizes and options of an engine
+        cls,
+        path: Path,
+        spec: CacheSpec,
+        *,
+        num_slots: int,
+        capacity: int,
+        options: OrtOptions | None = None,
+        cross: CrossStates | None = None,
     ) -> Self:
-        """Load an ONNX file.
+        """Load an ONNX file; `cross` holds the states that the decoder of an encoder-decoder reads.
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
@@ -62,8 +70,10 @@ class OrtEngine:
         """
         options = options or OrtOptions()
         session = open_session(path, options)
-        check_interface(session, spec, path)
-        return cls(session, KVCache(spec, num_slots, capacity), KERNELS_CHUNK if options.kernels else PREFILL_CHUNK)
+        check_interface(session, spec, path, cross.spec if cross is not None else CacheSpec(()))
+        cache = KVCache(spec, num_slots, capacity)
+        cache.cross = cross
+        return cls(session, cache, KERNELS_CHUNK if options.kernels else PREFILL_CHUNK)
 
     def prefill(self, slot: int, token_ids: Sequence[int], num_logits: int = 1) -> Logits:
         """See Engine. Work is cut into chunks; only the last `num_logits` positions reach the vocabulary."""
@@ -93,13 +103,12 @@ class OrtEngine:
             buffers.kv_lengths[rows] = lengths + 1
             buffers.total_sequence_length[0] = lengths.max() + 1
             # Least recently used first: it is dropped when there are too many.
-            binding = self._decode_bindings.pop((low, high), None)
-            self._decode_bindings[low, high] = binding or self._bind(
-                buffers, low, high, seq=1, logits=buffers.logits[rows]
-            )
+            key = (low, high, 0 if self.cache.cross is None else self.cache.cross.width)
+            binding = self._decode_bindings.pop(key, None)
+            self._decode_bindings[key] = binding or self._bind(buffers, low, high, seq=1, logits=buffers.logits[rows])
             if len(self._decode_bindings) > MAX_BINDINGS:
                 del self._decode_bindings[next(iter(self._decode_bindings))]
-            self._run(self._decode_bindings[low, high])
+            self._run(self._decode_bindings[key])
         for slot in tokens:
             self.cache.advance(slot, 1)
         return {slot: buffers.logits[slot] for slot in tokens}
@@ -148,6 +157,8 @@ class OrtEngine:
         shape = [rows, kept, self.vocab_size]
         binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
         bind_cache(binding, self.cache, low, rows)
+        if self.cache.cross is not None:
+            bind_cross(binding, self.cache.cross, low, rows, self._inputs)
         return binding
 
     def _run(self, binding: Any) -> None:
@@ -170,21 +181,31 @@ def bind_cache(binding: Any, cache: KVCache, low: int, rows: int) -> None:
         binding.bind_output(state.output, cache.device, 0, item, shape, address)
 
 
-def check_interface(session: Any, spec: CacheSpec, path: Path) -> None:
+def bind_cross(binding: Any, cross: CrossStates, low: int, rows: int, inputs: Collection[str]) -> None:
+    """Bind rows low .. low + rows of the cross states, and of the lengths if the graph reads them."""
+    for state, array in zip(cross.spec.states, cross.arrays, strict=True):
+        part = array[low : low + rows]
+        binding.bind_input(state.input, "cpu", 0, array.dtype, list(part.shape), part.ctypes.data)
+    if SOURCE_LENGTHS.name in inputs:
+        binding.bind_input(SOURCE_LENGTHS.name, "cpu", 0, np.int64, [rows], cross.lengths[low:].ctypes.data)
+
+
+def check_interface(session: Any, spec: CacheSpec, path: Path, cross: CacheSpec) -> None:
     """Refuse a graph that is not a decoder or has another cache, before a step runs on memory of the wrong size."""
     shapes = {item.name: list(item.shape) for item in [*session.get_inputs(), *session.get_outputs()]}
     if not isinstance(shapes.get("logits", [None])[-1], int):
         raise EngineError(
             f"{path} has no output named logits with a known vocabulary size; it is not a decoder that Piston exported."
         )
-    found, wanted = {name for name in shapes if is_past(name)}, {state.input for state in spec.states}
+    states = (*spec.states, *cross.states)
+    found, wanted = {name for name in shapes if is_past(name) or is_cross(name)}, {state.input for state in states}
     if found != wanted:
         raise EngineError(
             f"{path} has {len(found)} states, not the {len(wanted)} that its manifest states (it differs in "
             f"{min(found ^ wanted)}); build it again."
         )
     types = {item.name: item.type for item in session.get_inputs()}
-    for state in spec.states:
+    for state in states:
         if not agree(shapes[state.input], list(state.shape)):
             raise EngineError(
                 f"{state.input} of {path} is {shapes[state.input]}, not {list(state.shape)} as its manifest states; "

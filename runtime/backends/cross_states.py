@@ -1,0 +1,95 @@
+"""Keys and values of the sources of a decoder's rows, which the encoder writes once.
+
+Memory is [num_slots, heads, width, head_dim] for each state: `width` is as many positions as the longest source of the
+rows in use needs, so that a step does not read what no row has. It changes when a source is written, and the rows in
+use are then moved. A slot's states are in the row of its own number.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.bundle.interface import CacheSpec
+from piston.core.errors import PromptTooLongError
+
+STEP = 32  # positions: the width is a multiple, since each width has its own bindings
+STORED = {"float32": np.float32, "float16": np.float16}
+
+
+class CrossStates:
+    """The cross states of slots 0 .. num_slots-1, of up to `capacity` positions each.
+
+    Attributes:
+        lengths: positions of each slot's source, int64 [num_slots]; at least 1, so that a step on an idle row is of
+            finite numbers.
+    """
+
+    def __init__(self, spec: CacheSpec, num_slots: int, capacity: int) -> None:
+        self.spec = spec
+        self.capacity = capacity
+        self.is_fixed = all(state.axis is None for state in spec.states)  # every source has as many positions
+        self.lengths = np.ones(num_slots, np.int64)
+        self.keys: list[Hashable] = [None] * num_slots  # of the source that a slot holds
+        self.width = self.capacity if self.is_fixed else min(STEP, capacity)
+        self._memory = [
+            np.zeros(math.prod(state.sizes(num_slots, capacity)), STORED[state.dtype]) for state in spec.states
+        ]
+
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """Views of each state at the width now, [num_slots, heads, width, head_dim]."""
+        return self._views(self.width)
+
+    def write(self, slot: int, states: Sequence[NDArray[Any]], length: int, key: Hashable, used: Iterable[int]) -> None:
+        """Store the states [1, heads, positions, head_dim] of a source of `length` positions; `used` slots are kept."""
+        self.check(length)
+        self.lengths[slot], self.keys[slot] = length, key
+        self._fit([other for other in used if other != slot], length)
+        for view, state in zip(self.arrays, states, strict=True):
+            view[slot, :, :length] = state[0, :, :length]
+
+    def check(self, length: int) -> None:
+        """Raise PromptTooLongError for a source that does not fit."""
+        if length > self.capacity:
+            raise PromptTooLongError(
+                f"The source has {length:,} tokens, but the engine holds {self.capacity:,}; shorten it, or load with a "
+                "larger max_length."
+            )
+
+    def copy(self, source: int, goal: int) -> None:
+        """Let a slot have the source of another; nothing is copied where it has."""
+        if self.keys[source] is not None and self.keys[source] == self.keys[goal]:
+            return
+        length = int(self.lengths[source])
+        for view in self.arrays:
+            view[goal, :, :length] = view[source, :, :length]
+        self.lengths[goal], self.keys[goal] = length, self.keys[source]
+
+    def release(self, slot: int) -> None:
+        """Forget the source of a slot."""
+        self.lengths[slot], self.keys[slot] = 1, None
+
+    def _fit(self, used: Sequence[int], length: int) -> None:
+        """Change the width to what the slots in use and a source of `length` positions need."""
+        if self.is_fixed:
+            return
+        longest = max([length, *(int(self.lengths[slot]) for slot in used)])
+        width = min(math.ceil(longest / STEP) * STEP, self.capacity)
+        if width == self.width:
+            return
+        common = min(width, self.width)
+        for old, new in zip(self._views(self.width), self._views(width), strict=True):
+            kept = old[list(used), :, :common].copy()  # the two views share memory
+            new.fill(0)
+            new[list(used), :, :common] = kept
+        self.width = width
+
+    def _views(self, width: int) -> list[NDArray[Any]]:
+        rows = len(self.lengths)
+        shapes = [state.sizes(rows, width) for state in self.spec.states]
+        return [
+            memory[: math.prod(shape)].reshape(shape) for memory, shape in zip(self._memory, shapes, strict=True)
+        ]

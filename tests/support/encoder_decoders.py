@@ -1,0 +1,79 @@
+"""Seeded encoder-decoders of every supported type, and checkpoints of them with a tokenizer of whole words."""
+
+import zlib
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from zoo import spread
+
+SPECIAL = ["<pad>", "</s>", "<unk>"]
+WORDS = ["the", "sea", "is", "calm", "today", "and", "wind", "blows", "from", "north", "das", "Meer", "ist", "ruhig"]
+PAD, END, UNKNOWN = range(len(SPECIAL))
+VOCAB_SIZE, POSITIONS = 67, 48
+COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 48,
+    "pad_token_id": PAD,
+    "eos_token_id": END,
+    "bos_token_id": 3,
+    "decoder_start_token_id": PAD,
+    "forced_eos_token_id": None,
+}
+T5 = {"d_kv": 20, "d_ff": 56, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2}
+BART = {
+    "encoder_ffn_dim": 56,
+    "decoder_ffn_dim": 40,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "max_position_embeddings": POSITIONS,
+}
+# name -> model type, and what differs from COMMON. Buckets of distances end before the sources do.
+ENCODER_DECODERS: dict[str, tuple[str, dict]] = {
+    "t5": ("t5", T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}),
+    "flan-t5": ("t5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mt5": ("mt5", T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}),
+    "umt5": ("umt5", T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}),
+    "bart": ("bart", BART | {"scale_embedding": True}),
+    "mbart": ("mbart", BART),
+    "pegasus": ("pegasus", BART),
+    "marian": ("marian", BART),
+    "m2m_100": ("m2m_100", BART | {"scale_embedding": True, "decoder_start_token_id": END}),
+}
+
+
+def make_encoder_decoder(name: str, **overrides: object) -> torch.nn.Module:
+    """The float32 model of a name, the same on every machine; its weights are spread so that every path counts."""
+    model_type, changes = ENCODER_DECODERS[name]
+    config = AutoConfig.for_model(model_type, **(COMMON | changes | overrides))
+    torch.manual_seed(zlib.crc32(name.encode()))
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    spread(model)
+    for name_, buffer in model.named_buffers():
+        if name_ == "final_logits_bias":
+            buffer.copy_(torch.randn_like(buffer))
+    return model.requires_grad_(requires_grad=False)
+
+
+def write_text_tokenizer(directory: Path) -> None:
+    """Whole words, each source followed by </s>."""
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", END)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(directory)
+
+
+def write_text_checkpoint(directory: Path, name: str = "t5", **overrides: object) -> torch.nn.Module:
+    """Write a whole checkpoint; returns the model that was saved."""
+    model = make_encoder_decoder(name, **overrides)
+    model.save_pretrained(directory)
+    write_text_tokenizer(directory)
+    return model
