@@ -51,7 +51,18 @@ def _build_module(job: BuildJob) -> EngineSpec:
     return build_module(job)
 
 
-_ORT_CPU = {DECODER: build_ort_cpu, ENCODER: _build_encoder, MODULE: _build_module}
+def _build_encoder_decoder(job: BuildJob) -> EngineSpec:
+    from piston.engines.encoder_decoder import build_both
+
+    return build_both(job, _build_encoder, build_ort_cpu)
+
+
+_ORT_CPU = {
+    DECODER: build_ort_cpu,
+    ENCODER: _build_encoder,
+    f"{DECODER}+{ENCODER}": _build_encoder_decoder,
+    MODULE: _build_module,
+}
 _TENSORRT = {DECODER: build_cached}
 FAMILIES: dict[str, Family] = {
     "ort-cpu": Family("ort-cpu[:avx512]", check_ort_cpu, ask_ort_cpu, _ORT_CPU, has_compiler=False),

@@ -4,13 +4,15 @@ The encoder's graph ends with the keys and values of the decoder's cross-attenti
 depend on the source alone, and are computed once. The decoder's graph is that of a language model (signature.py), with
 these states as inputs:
 
-| graph   | name                    | type, shape                            | meaning                                 |
-|---------|-------------------------|----------------------------------------|-----------------------------------------|
-| encoder | input_ids               | int64 [batch, source]                  | tokens, padded on the right with any id |
-| encoder | lengths                 | int64 [batch]                          | tokens of each row that are no padding  |
-| encoder | audio                   | float32 [batch, mels, frames]          | instead of both, of speech models       |
-| both    | cross.{i}.key / .value  | float [batch, heads, source, head_dim] | output of the encoder, state of the decoder |
-| decoder | source_lengths          | int64 [batch]                          | positions of the source that are no padding; not where all sources have one length |
+| graph   | name                   | type, shape                            | meaning                                 |
+|---------|------------------------|----------------------------------------|-----------------------------------------|
+| encoder | input_ids              | int64 [batch, source]                  | tokens, padded on the right with any id |
+| encoder | lengths                | int64 [batch]                          | tokens of each row that are no padding  |
+| encoder | audio                  | float32 [batch, mels, frames]          | instead of both, of speech models       |
+| both    | cross.{i}.key / .value | float [batch, heads, source, head_dim] | output of one, state of the other       |
+| decoder | source_lengths         | int64 [batch]                          | positions of a source, without padding  |
+
+Where all sources have one length, the decoder has no `source_lengths`.
 
 Attention is the standard operator with `nonpad_kv_seqlen`, so padding of the source never changes a result. What
 tells one attention from another is not its name: an attention over keys of the cross states is a cross-attention, one
@@ -30,6 +32,7 @@ from torch import nn
 from torch.onnx import ops
 from transformers.cache_utils import EncoderDecoderCache
 
+from piston.checkpoint.quiet import quiet
 from piston.core.bundle.interface import (
     BATCH,
     CAPACITY,
@@ -43,7 +46,6 @@ from piston.core.errors import UnsupportedModelError
 from piston.export.layers import is_tied, replace_linear, replace_norm
 from piston.export.operators import IGNORED_OPTIONS, keep_rows
 from piston.export.positions import is_position_embedding, replace_bias, replace_positions
-from piston.export.quiet import quiet
 from piston.export.signature import OPSET
 from piston.export.step import Step, StepCache
 
@@ -122,7 +124,7 @@ class _Uncached:
         return query_length, 0
 
 
-class Caches(EncoderDecoderCache):
+class Caches(EncoderDecoderCache):  # type: ignore[misc]  # transformers is untyped here
     """Both caches, as attentions of encoder-decoders ask for them."""
 
     def __init__(self, own: Any, cross: CrossCache) -> None:  # the base class takes only its own kinds
@@ -174,7 +176,7 @@ class AudioSource(CanonicalSource):
 
 
 class FixedTarget(nn.Module):
-    """The decoder, where every source has as many positions: flat tensors in, flat tensors out, in the signature's order."""
+    """The decoder, where every source has as many positions: flat tensors in and out, in the order of the signature."""
 
     def __init__(self, model: nn.Module, traced: Traced) -> None:
         super().__init__()
@@ -207,7 +209,7 @@ class FixedTarget(nn.Module):
         missing = [index // 2 for index, present in enumerate(own.present) if present is None]
         if missing:
             raise UnsupportedModelError(f"Layer {missing[0]} never wrote its cache; it is not an attention layer.")
-        return (logits, *own.present)  # type: ignore[arg-type]
+        return (logits, *own.present)
 
 
 class RaggedTarget(FixedTarget):
@@ -237,7 +239,9 @@ class EncoderDecoderGraphs:
     decoder: ir.Model
 
 
-def states_of(model: nn.Module, source: dict[str, torch.Tensor], num_positions: int | None) -> tuple[CacheSpec, CacheSpec]:
+def states_of(
+    model: nn.Module, source: dict[str, torch.Tensor], num_positions: int | None
+) -> tuple[CacheSpec, CacheSpec]:
     """Ask the model what it caches of its own tokens and of the source, by running a token.
 
     Args:

@@ -56,9 +56,8 @@ def replace_bias(module: nn.Module, positions: Positions | None) -> None:
     before = whole[:, -1].flip(1).T  # a query sees keys 0, 1, ... before it
     behind = whole[:, 0].T if positions is None else before[:1]
     furthest = size // 2
-    if not all(torch.equal(part[furthest:], part[-1:].expand_as(part[furthest:])) for part in (before, behind)):
-        if len(behind) > 1 or not torch.equal(before[furthest:], before[-1:].expand_as(before[furthest:])):
-            raise UnsupportedModelError(f"The bias of {type(module).__name__} has no largest distance.")
+    if not all((part[furthest:] == part[-1]).all() for part in (before, behind)):
+        raise UnsupportedModelError(f"The bias of {type(module).__name__} has no largest distance.")
     table = before[: furthest + 1]
     if positions is None:
         table = torch.cat([behind[1 : furthest + 1].flip(0), table])
@@ -71,7 +70,7 @@ def replace_bias(module: nn.Module, positions: Positions | None) -> None:
         index = distance.clamp(lowest, furthest) - lowest
         return functional.embedding(index, module.distance_bias).permute(0, 3, 1, 2)  # type: ignore[arg-type]
 
-    module.compute_bias = compute_bias
+    module.compute_bias = compute_bias  # type: ignore[assignment]
 
 
 @torch.no_grad()

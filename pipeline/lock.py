@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from piston.core.bundle import GRAPH
+from piston.core.bundle import is_graph_file
 from piston.core.bundle.golden import FILE_NAME as ANSWERS
 from piston.core.bundle.golden import Golden, GoldenByTarget
 from piston.core.bundle.manifest import Manifest
@@ -61,7 +61,7 @@ def lock_of(
         data={name: sha256 for stage in writers for name, sha256 in stage.files.items()},
         tokenizer=bundle.files["tokenizer.json"].sha256,
         rows=(calibration.get("data") or {}).get("sha256"),
-        graph={name: record.sha256 for name, record in model.files.items() if name.rpartition("/")[2].startswith(GRAPH)},
+        graph={name: record.sha256 for name, record in model.files.items() if is_graph_file(name)},
         bundle={name: record.sha256 for name, record in bundle.files.items() if name != ANSWERS},
         answers=dict(GoldenByTarget.read(directory).engines),
         tools={name: version for stage in writers for name, version in stage.tools.items()},

@@ -44,11 +44,12 @@ def sizes_for(
     if memory is None:
         return Sizes(num_slots=slots, capacity=length, threads=threads), ()
     weights = weights_bytes(manifest, spec)
-    room = (memory - weights - WORKING) // spec.cache.bytes_per_token  # positions, over all slots
+    bytes_per_position = spec.cache.bytes_per_token + spec.cross.bytes_per_token  # a source has as many as an answer
+    room = (memory - weights - WORKING) // bytes_per_position  # positions, over all slots
     fitted_slots = slots if max_batch is not None else max(min(slots, room // length), 1)
     fitted_length = length if max_length is not None else min(length, room // fitted_slots)
     if fitted_slots * fitted_length > room or (fitted_length < min(length, LEAST_LENGTH)):
-        needed = fitted_slots * max(fitted_length, min(length, LEAST_LENGTH)) * spec.cache.bytes_per_token
+        needed = fitted_slots * max(fitted_length, min(length, LEAST_LENGTH)) * bytes_per_position
         raise HostMemoryError(
             f"{_size(weights + WORKING)} of weights and work and {_size(needed)} of cache do not fit into the "
             f"{_size(memory)} that this container leaves; raise its memory limit, or lower max_batch or max_length."
@@ -64,8 +65,8 @@ def sizes_for(
 
 def weights_bytes(manifest: Manifest, spec: EngineSpec) -> int:
     """Bytes of an engine's files, which is about the memory it takes when loaded."""
-    directory = spec.path.rpartition("/")[0]
-    return sum(record.size for name, record in manifest.files.items() if name.rpartition("/")[0] == directory)
+    directories = {path.rpartition("/")[0] for path in spec.files.values()}
+    return sum(record.size for name, record in manifest.files.items() if name.rpartition("/")[0] in directories)
 
 
 def _stated(sizes: Mapping[str, Any], name: str, default: int) -> int:

@@ -89,6 +89,7 @@ def completion_to_json(completion: "Completion") -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
         "prompt_tokens": completion.num_prompt_tokens,
+        "source_tokens": completion.num_source_tokens,
         "prefilled_tokens": completion.num_prefilled_tokens,
         "seed": completion.seed,
         "timings": completion.timings.to_json(),
@@ -109,7 +110,7 @@ def report_speed(completion: "Completion") -> None:
     if drafts is not None and drafts.problem is not None:
         guessed = f"none guessed ({drafts.problem}), "
     note(
-        f"[{completion.num_prefilled_tokens} tokens in, first answered after "
+        f"[{completion.num_prefilled_tokens + completion.num_source_tokens} tokens in, first answered after "
         f"{timings.time_to_first_token * 1e3:.0f} ms; {timings.num_tokens} out, "
         f"{guessed}{timings.tokens_per_second:.1f} tokens/s; ended by {completion.finish_reason or 'an interrupt'}]"
     )

@@ -179,6 +179,13 @@ class CacheSpec:
         return len({state.layer for state in self.states})
 
     @property
+    def num_positions(self) -> int | None:
+        """Positions of states over a source, where every source has as many; else None."""
+        found = {state.shape[2] for state in self.states}
+        (size,) = found if len(found) == 1 else (None,)
+        return size if isinstance(size, int) else None
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes that one position of one row takes over all layers."""
         return sum(state.nbytes(1, 1) for state in self.states if state.axis is not None)

@@ -42,20 +42,21 @@ def check_parity(
     *,
     max_length: int,
     windows: Sequence[int] = (),
+    cross: CacheSpec | None = None,
 ) -> Parity:
-    """Compare the float32 graph at `canonical` with `lowered`, which has `cache`.
+    """Compare the float32 graph at `canonical` with `lowered`, which has `cache`, and `cross` if it has an encoder.
 
     Raises:
         ParityError: logits beyond the bound or another greedy token; the message names where, and the layer.
     """
     slack = 1.0
     try:
-        pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows)
+        pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows, cross=cross)
     except ParityError:
-        slack = slack_of(canonical, cache, max_length=max_length, windows=windows, work=lowered.parent)
+        slack = slack_of(canonical, cache, max_length=max_length, windows=windows, work=lowered.parent, cross=cross)
         if slack <= 1:
             raise
-        pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows, slack=slack)
+        pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows, slack=slack, cross=cross)
     return Parity(
         max_abs=pair.max_abs,
         bound=pair.bound * slack,

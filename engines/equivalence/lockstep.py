@@ -23,6 +23,7 @@ from piston.engines.equivalence.int8_cache_lockstep import ATTENTION, CacheTape,
 from piston.engines.equivalence.two_engines import Lockstep, T
 from piston.graph.qdq import remainders
 from piston.graph.tap import GIVEN, without_ending
+from piston.runtime.backends.cross_states import CrossStates
 from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.session import OrtOptions
 
@@ -37,12 +38,13 @@ PROMPT_LENGTHS = (3, 8, 21)
 NUM_STEPS = 8
 PAST_WINDOW = 9  # how far the longest prompt goes beyond a window
 LARGEST_WINDOW = 1024  # longer windows are not filled: their prompt would take minutes
+SOURCE_STEP = 13  # positions by which the source of a slot is longer than that of the one before
 KEPT = 16  # positions of a chunk whose logits are compared
 
 Array = NDArray[np.float32]
 
 
-def compare(
+def compare(  # noqa: PLR0913 - two graphs, and what they are run on
     canonical: Path,
     lowered: Path,
     cache: CacheSpec,
@@ -50,12 +52,16 @@ def compare(
     max_length: int,
     windows: Sequence[int] = (),
     slack: float = 1.0,
+    cross: CacheSpec | None = None,
 ) -> "Pair":
-    """Run both along the canonical graph's greedy tokens, with bounds `slack` times as wide; raises as `prove` does."""
+    """Run both along the canonical graph's greedy tokens, with bounds `slack` times as wide; raises as `prove` does.
+
+    `cross` are the states over a source, of a decoder that has an encoder: random ones, of another length in each slot.
+    """
     steps = min(NUM_STEPS, max_length - 1)
     wanted = [*PROMPT_LENGTHS, *(window + PAST_WINDOW for window in windows if window <= LARGEST_WINDOW)]
     lengths = sorted({max(1, min(length, max_length - steps)) for length in wanted})
-    with _opened(canonical, lowered, cache, len(lengths), lengths[-1] + steps) as pair:
+    with _opened(canonical, lowered, cache, len(lengths), lengths[-1] + steps, cross) as pair:
         pair.slack = slack
         rng = np.random.default_rng(0)
         vocab = pair.canonical.vocab_size
@@ -78,7 +84,9 @@ def _groups(slots: list[int], steps_left: int) -> list[list[int]]:
 
 
 @contextmanager
-def _opened(canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, capacity: int) -> Iterator["Pair"]:
+def _opened(
+    canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, capacity: int, cross: CacheSpec | None
+) -> Iterator["Pair"]:
     wide, graph = cache.with_dtype("float32"), ir.load(canonical).graph
     twice, size = remainders(graph), {"num_slots": num_slots, "capacity": capacity}
     with ExitStack() as stack:
@@ -91,10 +99,28 @@ def _opened(canonical: Path, lowered: Path, cache: CacheSpec, num_slots: int, ca
             check_known(names, without_ending([value.name for value in graph.outputs], GIVEN))
             given, scales, tape = canonical, {}, Tape(names, twice)
         options = PLAIN if has_nbits else OrtOptions()
-        reference = stack.enter_context(closing(OrtEngine.open(given, wide, **size, options=PLAIN)))
-        engine = stack.enter_context(closing(OrtEngine.open(path, cache, **size, options=options)))
+        reference, engine = (
+            stack.enter_context(
+                closing(OrtEngine.open(file, spec, **size, options=how, cross=random_sources(cross, num_slots)))
+            )
+            for file, spec, how in ((given, wide, PLAIN), (path, cache, options))
+        )
         first, second = (engine, reference) if scales else (reference, engine)
         yield Pair(reference, engine, Lockstep(first, second, tape.record, tape.replay), tape, list(scales.values()))
+
+
+def random_sources(cross: CacheSpec | None, num_slots: int) -> CrossStates | None:
+    """Seeded cross states in float32 of sources of different lengths; None for a decoder without an encoder."""
+    if cross is None or not cross.states:
+        return None
+    rng, wide = np.random.default_rng(2), cross.with_dtype("float32")
+    fixed = wide.num_positions
+    states = CrossStates(wide, num_slots, fixed or SOURCE_STEP * num_slots + 1)
+    for slot in range(num_slots):
+        length = states.capacity if fixed else SOURCE_STEP * slot + 1
+        arrays = [rng.normal(size=state.sizes(1, length)).astype(np.float32) for state in wide.states]
+        states.write(slot, arrays, length, slot, range(slot))
+    return states
 
 
 @dataclass(slots=True)

@@ -27,7 +27,13 @@ MOST = 20.0  # 0.2 % of the largest logit
 
 
 def slack_of(
-    canonical: Path, cache: CacheSpec, *, max_length: int, windows: Sequence[int], work: Path | None = None
+    canonical: Path,
+    cache: CacheSpec,
+    *,
+    max_length: int,
+    windows: Sequence[int],
+    work: Path | None = None,
+    cross: CacheSpec | None = None,
 ) -> float:
     """By how much to widen the bounds of a parity check against `canonical`: at least 1, at most MOST.
 
@@ -43,7 +49,7 @@ def slack_of(
         with tempfile.TemporaryDirectory(dir=work) as scratch:
             nudged = Path(scratch) / canonical.name
             _nudge(canonical, nudged, seed)
-            found = compare(canonical, nudged, wide, max_length=max_length, windows=windows, slack=np.inf)
+            found = compare(canonical, nudged, wide, max_length=max_length, windows=windows, slack=np.inf, cross=cross)
         worst = max(worst, found.worst)
     return min(max(FACTOR * worst, 1.0), MOST)
 

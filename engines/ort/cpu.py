@@ -94,7 +94,12 @@ def _build_plain(job: BuildJob) -> EngineSpec:
         kernels = check_packed_products(built.path)
         cache = job.model.cache.with_dtype(built.cache_type)
         parity = check_parity(
-            path, built.path, cache, max_length=job.requested["max_length"], windows=built.lowered.windows
+            path,
+            built.path,
+            cache,
+            max_length=job.requested["max_length"],
+            windows=built.lowered.windows,
+            cross=job.model.cross,
         )
     return EngineSpec.of(
         target=job.target,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle import GRAPH
+from piston.core.bundle import is_graph_file
 from piston.core.bundle.manifest import EngineSpec, Manifest, record_files, stays_inside
 from piston.core.console import note
 from piston.core.schema import SchemaError, validated
@@ -34,7 +34,7 @@ def key_of(target: Target, model: Manifest, asked: Mapping[str, Any]) -> str:
     """
     module = open_module(target.module)
     parts = {
-        "files": {name: record.sha256 for name, record in model.files.items() if name.rpartition("/")[2].startswith(GRAPH)},
+        "files": {name: record.sha256 for name, record in model.files.items() if is_graph_file(name)},
         "model": dataclasses.asdict(model.model),
         "requested": dict(asked),
         "target": target.text,

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from piston.checkpoint.checkpoint import Checkpoint, check_weights, load_config, load_model, translated
+from piston.checkpoint.generation_defaults import check_readable, read_defaults
+from piston.checkpoint.tokenizer import write_tokenizer
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import DECODER, ENCODER, decoder_interface, source_encoder_interface
 from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
 from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
-from piston.export.checkpoint import Checkpoint, check_weights, load_config, load_model, translated
 from piston.export.encoder_decoder import states_of, trace_encoder_decoder
-from piston.export.generation_defaults import check_readable, read_defaults
 from piston.export.job import ExportJob, round_graph, save_graph
 from piston.export.positions import is_position_embedding
 from piston.export.source_parity import check_source_parity, take_source_reference
-from piston.export.tokenizer import write_tokenizer
 from piston.runtime.backends.engine import Source
 
 TASK = "text2text-generation"

@@ -90,6 +90,4 @@ class CrossStates:
     def _views(self, width: int) -> list[NDArray[Any]]:
         rows = len(self.lengths)
         shapes = [state.sizes(rows, width) for state in self.spec.states]
-        return [
-            memory[: math.prod(shape)].reshape(shape) for memory, shape in zip(self._memory, shapes, strict=True)
-        ]
+        return [memory[: math.prod(shape)].reshape(shape) for memory, shape in zip(self._memory, shapes, strict=True)]

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.errors import MisuseError
 from piston.runtime.backends.kv_cache import KVCache
 
 Logits = NDArray[np.float32]
@@ -64,3 +65,10 @@ class EncoderDecoderEngine(Engine, Protocol):
 
         Raises PromptTooLongError where the source does not fit.
         """
+
+
+def encode(engine: Engine, slot: int, source: Source) -> None:
+    """Run the encoder for a slot; raises MisuseError for an engine that has none."""
+    if not isinstance(engine, EncoderDecoderEngine):
+        raise MisuseError("A source was given, but this model has no encoder; give it as a prompt.")
+    engine.encode(slot, source)

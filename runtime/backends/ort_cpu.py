@@ -52,7 +52,7 @@ class OrtEngine:
         self._decode_bindings: dict[tuple[int, int, int], Any] = {}
 
     @classmethod
-    def open(  # noqa: PLR0913 - sizes and options of an engine
+    def open(
         cls,
         path: Path,
         spec: CacheSpec,
@@ -70,7 +70,7 @@ class OrtEngine:
         """
         options = options or OrtOptions()
         session = open_session(path, options)
-        check_interface(session, spec, path, cross.spec if cross is not None else CacheSpec(()))
+        check_interface(session, spec, path, None if cross is None else cross.spec)
         cache = KVCache(spec, num_slots, capacity)
         cache.cross = cross
         return cls(session, cache, KERNELS_CHUNK if options.kernels else PREFILL_CHUNK)
@@ -190,14 +190,14 @@ def bind_cross(binding: Any, cross: CrossStates, low: int, rows: int, inputs: Co
         binding.bind_input(SOURCE_LENGTHS.name, "cpu", 0, np.int64, [rows], cross.lengths[low:].ctypes.data)
 
 
-def check_interface(session: Any, spec: CacheSpec, path: Path, cross: CacheSpec) -> None:
+def check_interface(session: Any, spec: CacheSpec, path: Path, cross: CacheSpec | None = None) -> None:
     """Refuse a graph that is not a decoder or has another cache, before a step runs on memory of the wrong size."""
     shapes = {item.name: list(item.shape) for item in [*session.get_inputs(), *session.get_outputs()]}
     if not isinstance(shapes.get("logits", [None])[-1], int):
         raise EngineError(
             f"{path} has no output named logits with a known vocabulary size; it is not a decoder that Piston exported."
         )
-    states = (*spec.states, *cross.states)
+    states = (*spec.states, *(() if cross is None else cross.states))
     found, wanted = {name for name in shapes if is_past(name) or is_cross(name)}, {state.input for state in states}
     if found != wanted:
         raise EngineError(

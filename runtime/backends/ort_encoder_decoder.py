@@ -18,7 +18,7 @@ class OrtEncoderDecoder(OrtEngine):
     max_source: int
 
     @classmethod
-    def open_both(  # noqa: PLR0913 - files, sizes and options of an engine
+    def open_both(
         cls,
         encoder: tuple[Path, GraphInterface],
         decoder: tuple[Path, CacheSpec, CacheSpec],

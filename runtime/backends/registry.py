@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from piston.core.bundle.interface import ENCODER, source_encoder_interface
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.bundle.plan_header import PlanHeader
 from piston.core.cache_dir import cache_dir
@@ -150,12 +151,20 @@ def _open_ort_cpu(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
     from piston.runtime.backends.ort_cpu import OrtEngine
     from piston.runtime.backends.session import OrtOptions
 
-    return OrtEngine.open(
-        bundle.directory / spec.path,
-        spec.cache,
-        num_slots=sizes.num_slots,
-        capacity=sizes.capacity,
-        options=OrtOptions(threads=sizes.threads, profile=sizes.profile, kernels=spec.target == kernels.TARGET),
+    options = OrtOptions(threads=sizes.threads, profile=sizes.profile, kernels=spec.target == kernels.TARGET)
+    path, slots, capacity = bundle.directory / spec.path, sizes.num_slots, sizes.capacity
+    if not spec.cross.states:
+        return OrtEngine.open(path, spec.cache, num_slots=slots, capacity=capacity, options=options)
+    from piston.runtime.backends.ort_encoder_decoder import OrtEncoderDecoder
+
+    interface = source_encoder_interface(spec.cross, bundle.manifest.graphs[ENCODER].inputs)
+    return OrtEncoderDecoder.open_both(
+        (bundle.directory / spec.files[ENCODER], interface),
+        (path, spec.cache, spec.cross),
+        num_slots=slots,
+        capacity=capacity,
+        max_source=spec.cross.num_positions or sizes.capacity,
+        options=options,
     )
 
 

@@ -21,9 +21,9 @@ class _Cache(KVCache):
         super().__init__(spec, num_slots, capacity)
         self._histories = histories
 
-    def copy(self, source: int, goal: int, length: int) -> None:
+    def copy(self, source: int, goal: int, length: int, *, start: int = 0) -> None:
         """See KVCache."""
-        super().copy(source, goal, length)
+        super().copy(source, goal, length, start=start)
         self._histories[goal][:] = self._histories[source][:length]
 
 

@@ -89,6 +89,7 @@ class Generation:
             stop_reason=self._scanner.stopped_by if self._scanner.stopped_by is not None else token_stop,
             num_prompt_tokens=len(self.request.prompt_ids),
             num_prefilled_tokens=self.request.num_prefilled,
+            num_source_tokens=0 if self.request.source is None else self.request.source.length,
             seed=sampler.seed,
             timings=Timings(
                 time_to_first_token=max(self.first_at - self.started, 0.0),

@@ -1,6 +1,6 @@
 """Keeps the slots of ended rows, so that a prompt with the same beginning reuses them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -11,10 +11,11 @@ LOST_GLADLY = 32  # tokens of a slot, as many as a template rewrites, for which 
 
 @dataclass(frozen=True, slots=True)
 class _Idle:
-    """The contents of an idle slot and its salt."""
+    """The contents of an idle slot, its salt, and what else its states depend on."""
 
     token_ids: list[int]
     salt: str
+    source: Hashable
 
 
 class PrefixCache:
@@ -34,21 +35,26 @@ class PrefixCache:
         """Number of idle slots, which may be reassigned."""
         return len(self._idle)
 
-    def keep(self, slot: int, token_ids: Sequence[int], salt: str) -> None:
-        """Keep a slot that holds the states of `token_ids`."""
+    def keep(self, slot: int, token_ids: Sequence[int], salt: str, source: Hashable = None) -> None:
+        """Keep a slot that holds the states of `token_ids`, of an encoder-decoder over the source of that key."""
         if not token_ids:
             self._cache.release(slot)
             return
-        self._idle[slot] = _Idle(list(token_ids), salt)
+        self._idle[slot] = _Idle(list(token_ids), salt, source)
 
-    def admit(self, prompt_ids: Sequence[int], salt: str) -> int:
-        """Take the slot with the longest known prefix of the prompt; raises MisuseError if no slot is free."""
+    def admit(self, prompt_ids: Sequence[int], salt: str, source: Hashable = None) -> int:
+        """Take the slot with the longest known prefix of the prompt; raises MisuseError if no slot is free.
+
+        Only slots of the same source share anything; one without a common token still saves its encoder's run.
+        """
         lengths = {
-            slot: _num_shared(idle.token_ids, prompt_ids) for slot, idle in self._idle.items() if idle.salt == salt
+            slot: _num_shared(idle.token_ids, prompt_ids)
+            for slot, idle in self._idle.items()
+            if (idle.salt, idle.source) == (salt, source)
         }
         best = max(lengths, key=lengths.__getitem__, default=None)
         shared = 0 if best is None else lengths[best]
-        if best is None or shared == 0:
+        if best is None or (shared == 0 and source is None):
             return self._freed(next(iter(self._idle), None))
         oldest = next((slot for slot in self._idle if slot != best), None)
         loses_much = len(self._idle[best].token_ids) - shared > LOST_GLADLY

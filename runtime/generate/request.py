@@ -1,11 +1,12 @@
 """One row to generate, and its results: tokens, and an end."""
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from piston.core.errors import EmptyPromptError, PromptTooLongError
-from piston.runtime.backends.engine import Engine, Logits
+from piston.core.errors import EmptyPromptError, MisuseError, PromptTooLongError
+from piston.runtime.backends.engine import EncoderDecoderEngine, Engine, Logits, Source
 from piston.runtime.generate.speculation import Speculator
 from piston.runtime.sampling.processors import logprobs
 from piston.runtime.sampling.sampler import FinishReason, Pick, RowSampler
@@ -34,6 +35,7 @@ class Request:
         speculator: its drafts are verified, several tokens a step.
         deadline: a time.monotonic() value at which the row ends, finished or not.
         cache_salt: prompts share cached prefixes only with prompts of the same salt.
+        source: what the encoder of an encoder-decoder reads for this row; its prompt begins the answer.
         num_prompt_logprobs: collect `prompt_logprobs`, with so many of the likeliest tokens at each position; such a
             prompt is computed whole, since no logits of a cached prefix are kept.
     """
@@ -45,6 +47,7 @@ class Request:
     speculator: Speculator | None = None
     deadline: float | None = None
     cache_salt: str = ""
+    source: Source | None = None
     num_prompt_logprobs: int | None = None
     # (logprob, likeliest as (token id, logprob)) of each prompt token but the first, which nothing came before
     prompt_logprobs: list[tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
@@ -64,6 +67,11 @@ class Request:
         if self.num_prompt_logprobs is not None:
             for logits, token_id in zip(rows, self.prompt_ids[start + 1 :], strict=False):
                 self.prompt_logprobs.append(logprobs(logits, token_id, self.num_prompt_logprobs))
+
+    @property
+    def source_key(self) -> Hashable:
+        """Equal for rows whose prompts and sources may share states."""
+        return None if self.source is None else self.source.key
 
     @property
     def num_held(self) -> int:
@@ -90,7 +98,10 @@ class Ended:
 
 
 def check_fits(engine: Engine, request: Request) -> None:
-    """Refuse, before any work, a prompt that is empty or, with max_tokens, exceeds the engine's capacity."""
+    """Refuse, before any work, a prompt that is empty or, with max_tokens, exceeds the engine's capacity.
+
+    Also a source that exceeds what the engine holds of it, or one where the engine has no encoder.
+    """
     num_prompt, num_new = len(request.prompt_ids), request.sampler.sampling.max_tokens
     if num_prompt == 0:
         raise EmptyPromptError("The prompt has no tokens; give at least one character.")
@@ -99,4 +110,13 @@ def check_fits(engine: Engine, request: Request) -> None:
         raise PromptTooLongError(
             f"The prompt has {num_prompt:,} tokens and max_tokens is {num_new:,}, together {num_prompt + num_new:,}, "
             f"but the engine holds {capacity:,}; shorten the prompt, lower max_tokens or load with a larger max_length."
+        )
+    if (source := request.source) is None:
+        return
+    if not isinstance(engine, EncoderDecoderEngine):
+        raise MisuseError("A source was given, but this model has no encoder; give it as a prompt.")
+    if source.length > engine.max_source:
+        raise PromptTooLongError(
+            f"The source has {source.length:,} tokens, but the engine holds {engine.max_source:,}; shorten it, let its "
+            "end be cut off (truncate), or load with a larger max_length."
         )

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from piston.core.errors import MisuseError
-from piston.runtime.backends.engine import Engine, Logits
+from piston.runtime.backends.engine import Engine, Logits, encode
 from piston.runtime.generate.device_loop import DeviceRuns
 from piston.runtime.generate.prefix_cache import PrefixCache
 from piston.runtime.generate.request import Ended, EndReason, Request, Token, check_fits
@@ -145,7 +145,7 @@ class Scheduler:
             slot = request.slot
         elif self.prefixes is not None:
             reusable = request.prompt_ids if request.num_prompt_logprobs is None else []
-            slot = self.prefixes.admit(reusable, request.cache_salt)
+            slot = self.prefixes.admit(reusable, request.cache_salt, request.source_key)
         else:
             slot = self.engine.cache.admit()
         self._waiting.popleft()
@@ -177,6 +177,8 @@ class Scheduler:
         self._device_runs.close()
         began = time.perf_counter()
         try:
+            if request.source is not None:
+                encode(self.engine, slot, request.source)
             num_logits = stop - start if wants_all else int(is_last)
             logits = self.engine.prefill(slot, request.prompt_ids[start:stop], num_logits=num_logits)
             seconds = time.perf_counter() - began
@@ -267,7 +269,7 @@ class Scheduler:
             return
         if self.prefixes is not None and request.slot is None:
             tokens = (request.prompt_ids + request.output_ids)[: int(cache.lengths[slot])]
-            self.prefixes.keep(slot, tokens, request.cache_salt)
+            self.prefixes.keep(slot, tokens, request.cache_salt, request.source_key)
         else:
             cache.release(slot)
 

@@ -29,7 +29,9 @@ def exported(tmp_path_factory):
             vocab_size = model.config.vocab_size
             own, cross = states_of(model, {"input_ids": torch.ones(1, 2, dtype=torch.int64)}, None)
             sources = [Source.of_text(RNG.integers(3, vocab_size, size).tolist()) for size in (1, 4, 11, 33)]
-            references = take_source_reference(model, "input_ids", sources, [model.config.decoder_start_token_id], vocab_size, POSITIONS)
+            references = take_source_reference(
+                model, "input_ids", sources, [model.config.decoder_start_token_id], vocab_size, POSITIONS
+            )
             encoder, decoder = source_encoder_interface(cross), decoder_interface(own, vocab_size, cross)
             graphs = trace_encoder_decoder(model, encoder, decoder, EXAMPLE, POSITIONS)
             save_graph(graphs.encoder, work / "encoder", stack="encoder")
@@ -87,7 +89,9 @@ def test_a_table_of_positions_ends_and_a_bias_by_distance_does_not():
 
 
 def test_a_checkpoint_is_recognised_and_exported_in_bfloat16(tmp_path):
-    write_text_checkpoint(tmp_path / "checkpoint", "flan-t5").to(torch.bfloat16).save_pretrained(tmp_path / "checkpoint")
+    write_text_checkpoint(tmp_path / "checkpoint", "flan-t5").to(torch.bfloat16).save_pretrained(
+        tmp_path / "checkpoint"
+    )
     manifest = export_model(tmp_path / "checkpoint", tmp_path / "model")
     assert manifest.task == "text2text-generation"
     assert manifest.model.dtype == manifest.cross.dtype == manifest.cache.dtype == "bfloat16"

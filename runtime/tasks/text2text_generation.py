@@ -1,0 +1,198 @@
+"""Encoder-decoders from text to text: a bundle becomes a TextToText."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from piston.core.bundle.hashing import Hashing
+from piston.core.data_files import check_text
+from piston.core.errors import MisuseError, PromptTooLongError
+from piston.runtime.bundle import Bundle
+from piston.runtime.model import Stream
+from piston.runtime.process_memory import container_memory
+from piston.runtime.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from piston.core.bundle.manifest import EngineSpec, Manifest
+    from piston.runtime.backends.engine import EncoderDecoderEngine
+    from piston.runtime.generate.completion import Completion
+    from piston.runtime.generate.generation import Generation
+    from piston.runtime.text.tokenizer import Tokenizer
+
+TASK = "text2text-generation"
+DEFAULT_TOKENS = 256  # of an answer, where the engine holds as many
+
+
+class TextToText:
+    """A loaded bundle that answers texts; a context manager that frees the engine.
+
+    One thread at a time may use it; put several texts into one call instead.
+    """
+
+    def __init__(self, manifest: "Manifest", engine: "EncoderDecoderEngine", tokenizer: "Tokenizer") -> None:
+        self.manifest = manifest
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.target = ""  # of the engine, as the bundle names it
+        self.remarks: tuple[str, ...] = ()  # where `load` deviated from what the bundle was built for, and why
+        self.prefix: list[int] = [int(token_id) for token_id in manifest.settings.get("decoder_start") or [0]]
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """What the checkpoint's authors put in front of texts, by the name of what is asked for."""
+        return dict(self.manifest.settings.get("prompts") or {})
+
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """The sampling that the checkpoint's authors recommend; greedy without a recommendation.
+
+        Raises:
+            MisuseError: they recommend an option that Piston does not have.
+        """
+        options = dict(self.manifest.generation)
+        longest, shortest = options.pop("max_length", None), options.pop("min_length", None)
+        room = self.engine.cache.capacity - len(self.prefix)
+        options.setdefault("max_tokens", min(room, longest - len(self.prefix) if longest else DEFAULT_TOKENS))
+        if shortest:  # both count the tokens that begin an answer
+            options.setdefault("min_tokens", min(max(shortest - len(self.prefix), 0), options["max_tokens"]))
+        return SamplingParams.from_mapping(options)
+
+    def sampling(self, **options: object) -> SamplingParams:
+        """Greedy sampling with these options; answers are as long as the engine holds, DEFAULT_TOKENS at most."""
+        room = self.engine.cache.capacity - len(self.prefix)
+        return SamplingParams.from_mapping({"max_tokens": min(room, DEFAULT_TOKENS)} | options)
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        sampling: SamplingParams | None = None,
+        *,
+        truncate: bool = False,
+        prefix: Sequence[int] | None = None,
+    ) -> "list[Completion]":
+        """Answer each text: n answers to the first, then to the second.
+
+        Args:
+            texts: none of them empty.
+            sampling: by default greedy.
+            truncate: cut texts of more tokens than the engine holds at their end; without it they are refused.
+            prefix: token ids that begin every answer, instead of the checkpoint's.
+
+        Raises:
+            MisuseError: a text is empty or is no Unicode, or the options contradict each other.
+            PromptTooLongError: a text, or an answer of max_tokens, is too long.
+            EngineError: the backend fails.
+        """
+        from piston.runtime.generate.generation import run
+
+        if isinstance(texts, str):
+            raise MisuseError("generate takes a list of texts; for one text give [text].")
+        generations = self.prepare(texts, sampling, truncate=truncate, prefix=prefix)
+        for _ in run(self.engine, generations):
+            pass
+        return [generation.completion() for generation in generations]
+
+    def stream(
+        self,
+        text: str,
+        sampling: SamplingParams | None = None,
+        *,
+        truncate: bool = False,
+        prefix: Sequence[int] | None = None,
+    ) -> Stream:
+        """Answer one text piece by piece; raises as `generate` does, before the first piece."""
+        from piston.runtime.generate.request import check_fits
+
+        if (sampling or self.sampling()).n != 1:
+            raise MisuseError("A stream has one answer; use generate for several.")
+        (generation,) = self.prepare([text], sampling, truncate=truncate, prefix=prefix)
+        check_fits(self.engine, generation.request)
+        return Stream(self.engine, generation)
+
+    def prepare(
+        self,
+        texts: Iterable[str],
+        sampling: SamplingParams | None = None,
+        *,
+        truncate: bool = False,
+        prefix: Sequence[int] | None = None,
+    ) -> "list[Generation]":
+        """Generations of each text that are not yet run, for a scheduler; arguments and errors as of `generate`."""
+        from piston.runtime.backends.engine import Source
+        from piston.runtime.generate.generation import prepare
+
+        began, sampling = time.perf_counter(), sampling or self.sampling()
+        if sampling.echo:
+            raise MisuseError("echo shows the prompt, and this model's answers have none; leave it out.")
+        sources = [Source.of_text(self.encode(text, index, truncate=truncate)) for index, text in enumerate(texts)]
+        prompt = self.prefix if prefix is None else list(prefix)
+        generations = prepare([prompt] * len(sources), sampling, self.tokenizer, self.manifest.tokenizer.eos_token_ids)
+        for index, generation in enumerate(generations):
+            generation.request.source = sources[index // sampling.n]
+            generation.tokenizing, generation.started = time.perf_counter() - began, began
+        return generations
+
+    def encode(self, text: str, index: int = 0, *, truncate: bool = False) -> list[int]:
+        """Token ids of a text with the tokenizer's frame; `index` names it in errors, which are those of `generate`."""
+        what = f"Text {index}"
+        if not isinstance(text, str):
+            raise MisuseError(f"{what} is {text!r:.40}; it must be a string.")
+        if not text.strip():
+            raise MisuseError(f"{what} is empty; leave it out.")
+        ids = self.tokenizer.encode(check_text(text, what))
+        limit = self.engine.max_source
+        if len(ids) <= limit:
+            return ids
+        if not truncate:
+            raise PromptTooLongError(
+                f"{what} has {len(ids):,} tokens; the engine reads up to {limit:,}. Shorten it, load with a larger "
+                "max_length, or let its end be cut off (truncate)."
+            )
+        behind = self.tokenizer.frame[1]
+        return [*ids[: limit - len(behind)], *behind]
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_model(
+    bundle: Bundle,
+    *,
+    target: str | None = None,
+    max_batch: int | None = None,
+    max_length: int | None = None,
+    threads: int = 0,
+) -> TextToText:
+    """Load an engine of a bundle that was opened unverified; arguments and errors as of `piston.runtime.load`."""
+    bundle.manifest.require_task(TASK, bundle.directory)
+    hashing = Hashing.begin(bundle.manifest, bundle.directory)
+    from piston.runtime.backends.engine import EncoderDecoderEngine
+    from piston.runtime.backends.registry import candidates, family_of, open_engine
+    from piston.runtime.loading import open_first, open_verified
+    from piston.runtime.memory_budget import sizes_for
+
+    def opened(spec: "EngineSpec") -> TextToText:
+        sizes, remarks = sizes_for(
+            bundle.manifest,
+            spec,
+            max_batch=max_batch,
+            max_length=max_length,
+            threads=threads,
+            memory=container_memory() if family_of(spec.target) == "ort-cpu" else None,
+        )
+        parts = open_verified(bundle, spec, sizes, hashing, opening=open_engine)
+        assert isinstance(parts.engine, EncoderDecoderEngine)
+        model = TextToText(bundle.manifest, parts.engine, parts.tokenizer)
+        model.target, model.remarks = spec.target, remarks
+        return model
+
+    model, passed_over = open_first(candidates(bundle, target), opened)
+    model.remarks = (*passed_over, *model.remarks)
+    return model
