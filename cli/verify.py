@@ -10,10 +10,12 @@ from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.bundle.signing import Signer
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.tasks import task_module
+from piston.runtime import tasks
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
-from piston.runtime.tasks.text_generation import open_model
 from piston.runtime.verify import Verdict, verify
+from piston.runtime.verify_outputs import OutputVerdict, verify_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +38,22 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--signature needs --public-key, the key that signed it.")
     signer = None if arguments.public_key is None else Signer.of(arguments.public_key, arguments.signature)
     bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
-    bundle.manifest.require_task(TEXT_GENERATION, arguments.bundle)
+    task = task_module(tasks, bundle.manifest.task)
+    has_outputs = hasattr(task, "MODEL")
+    if not has_outputs:
+        bundle.manifest.require_task(TEXT_GENERATION, arguments.bundle)
     spec, _ = select_engine(bundle, arguments.target)
     expected = GoldenByTarget.read(arguments.bundle).of(spec.target)
-    threshold = expected.threshold(str(spec.actual.get("dtype", "float32")))
     with progress.phase("verifying the hashes and loading"):
-        model = open_model(bundle, target=spec.target, threads=arguments.threads)
+        model = task.open_model(bundle, target=spec.target, threads=arguments.threads)
+    verdict: Verdict | OutputVerdict
     with model, progress.phase("answering the prompts"):
-        verdict = verify(model.engine, model.tokenizer, expected, threshold)
+        if has_outputs:
+            threshold = expected.tolerance(is_int8=float((spec.actual.get("linears") or {}).get("int8", 0)) > 0)
+            verdict = verify_outputs(model, expected, threshold)
+        else:
+            threshold = expected.threshold(str(spec.actual.get("dtype", "float32")))
+            verdict = verify(model.engine, model.tokenizer, expected, threshold)
     if arguments.json:
         print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": bundle.signed})
     else:
@@ -55,8 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if verdict.is_passed else 1
 
 
-def describe(target: str, verdict: Verdict) -> str:
+def describe(target: str, verdict: Verdict | OutputVerdict) -> str:
     """The verdict in one line."""
+    if isinstance(verdict, OutputVerdict):
+        counts = f"outputs for {verdict.num_prompts} texts were compared, the largest distance is {verdict.worst:.2g}"
+        if verdict.is_passed:
+            return f"{target} answers as built; {counts}"
+        return f"{target} does NOT answer as built: {len(verdict.mismatches)} texts differ; {counts}"
     counts = f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} prompts were compared"
     if verdict.is_passed:
         return f"{target} answers as built; {counts}"
@@ -65,8 +80,14 @@ def describe(target: str, verdict: Verdict) -> str:
     return f"{target} does NOT answer as built: {len(verdict.mismatches)} prompts differ; {counts}"
 
 
-def to_json(bundle: Path, target: str, expected: Golden, threshold: float, verdict: Verdict) -> dict[str, Any]:
+def to_json(
+    bundle: Path, target: str, expected: Golden, threshold: float, verdict: Verdict | OutputVerdict
+) -> dict[str, Any]:
     """The verdict as JSON."""
+    if isinstance(verdict, OutputVerdict):
+        counts: dict[str, Any] = {"max_distance": verdict.worst}
+    else:
+        counts = {"num_tokens": verdict.num_tokens, "num_decided": verdict.num_decided}
     return {
         "bundle": str(bundle),
         "target": target,
@@ -74,7 +95,6 @@ def to_json(bundle: Path, target: str, expected: Golden, threshold: float, verdi
         "recorded_by": expected.by,
         "threshold": threshold,
         "num_prompts": verdict.num_prompts,
-        "num_tokens": verdict.num_tokens,
-        "num_decided": verdict.num_decided,
+        **counts,
         "mismatches": [dataclasses.asdict(mismatch) for mismatch in verdict.mismatches],
     }

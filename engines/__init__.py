@@ -8,7 +8,7 @@ from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle import GRAPH
 from piston.core.bundle.external_data import check_external_data, plain_files
 from piston.core.bundle.interface import MODULE
-from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
+from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import BundleError, MisuseError
 from piston.core.outputs import check_output_files
@@ -74,7 +74,7 @@ def build(  # noqa: PLR0913 - the options of one command
         model.verify(source)
         check_external_data(source, model)
     from piston.engines.bundle import write_bundle
-    from piston.engines.equivalence.golden import record_answers
+    from piston.engines.equivalence.golden import recorder_of
 
     with atomic_dir(goal, overwrite=overwrite, reads=[source]) as work, plain_files(source, goal) as plain:
         engines = [
@@ -91,9 +91,9 @@ def build(  # noqa: PLR0913 - the options of one command
             )
             for target in targets
         ]
-        if model.task == TEXT_GENERATION:
+        if record := recorder_of(model):
             with progress.phase("recording answers for piston verify"):
-                record_answers(work, plain / GRAPH, model, engines)
+                record(work, plain / GRAPH, model, engines)
         with progress.phase("hashing"):
             return write_bundle(work, plain, model, engines)
 

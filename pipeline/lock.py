@@ -7,6 +7,7 @@ numerically-equal   the engines give the recorded answers, except where the two 
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,14 @@ def _short(value: str | None) -> str:
 def _agree(old: Golden, new: Golden) -> bool:
     """Whether prompts are the same, and tokens up to the first that either could not separate from its second best."""
     if [answer.prompt_ids for answer in old.answers] != [answer.prompt_ids for answer in new.answers]:
+        return False
+    if [output.ids for output in old.outputs] != [output.ids for output in new.outputs]:
+        return False
+    allowed = max(golden.tolerance(is_int8=False) for golden in (old, new))
+    pairs = zip(old.outputs, new.outputs, strict=True)
+    if any(
+        not math.dist(before.values, after.values) <= allowed * math.hypot(*before.values) for before, after in pairs
+    ):
         return False
     threshold = max(old.threshold("float32"), new.threshold("float32"))
     for before, after in zip(old.answers, new.answers, strict=True):

@@ -254,6 +254,8 @@ def _report(stage: Stage, entry: Entry, *, is_cached: bool) -> StageReport:
 
 
 def _mismatch(item: Mapping[str, Any]) -> str:
+    if "distance" in item:
+        return f"{item['what']} on {item['prompt']!r:.60}: distance {item['distance']}, allowed {item['allowed']:.2g}"
     return (
         f"{item['what']}, token {item['position']} of {item['prompt']!r:.60}: "
         f"expected {item['expected_id']} {item['expected_text']!r}, got {item['got_id']} {item['got_text']!r}"

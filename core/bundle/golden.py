@@ -1,5 +1,7 @@
 """Golden outputs of a bundle's engines: verify.json, recorded when the bundle was built.
 
+Of language models these are answers, of encoders the graph's outputs for some texts.
+
 Answers are greedy, and each engine has its own: quantized activations amplify the last bits of a sum, so two correct
 engines of one model may choose different tokens. Where the two best tokens are closer than an engine's numerical noise,
 either is correct: such a position is undecided and is not compared.
@@ -18,6 +20,7 @@ from piston.core.schema import SchemaError, validated
 FILE_NAME = "verify.json"
 # Smallest tolerance in logits, whatever the build measured: kernels of other machines add in another order.
 FLOORS = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
+OUTPUT_FLOORS = {False: 1e-3, True: 0.05}  # of outputs, by their length: whether activations are INT8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +34,40 @@ class GoldenAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Golden:
-    """The answers of one engine.
+class GoldenOutput:
+    """A text, or two that are read together, as tokens with their segments, and numbers of the graph's output."""
 
-    `noise` is how far its margins move, in logits, when the same positions are computed in another order. The answers
-    were recorded `by` the engine itself, or by the canonical graph where the engine could not run on the build machine.
+    texts: tuple[str, ...]
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """The answers of one engine, or its outputs where the model generates nothing.
+
+    `noise` is how far its margins move, in logits, when the same positions are computed in another order; of outputs
+    the distance by their length. They were recorded `by` the engine itself, or by the canonical graph where the engine
+    could not run on the build machine.
     """
 
-    answers: tuple[GoldenAnswer, ...]
+    answers: tuple[GoldenAnswer, ...] = ()
+    outputs: tuple[GoldenOutput, ...] = ()
     noise: float
     by: Literal["engine", "canonical graph"]
 
     def threshold(self, dtype: str) -> float:
         """Smallest margin at which a token is compared: twice the noise, or the rounding of the engine's type."""
         return max(2 * self.noise, FLOORS.get(dtype, max(FLOORS.values())))
+
+    def tolerance(self, *, is_int8: bool) -> float:
+        """Largest distance of an output from the recorded one, by its length.
+
+        Last bits of a sum flip codes of INT8 activations, and those move what follows; kernels of other machines flip
+        others.
+        """
+        return max(4 * self.noise, OUTPUT_FLOORS[is_int8])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +104,9 @@ class GoldenByTarget:
         for answer in (answer for engine in found.engines.values() for answer in engine.answers):
             if not answer.prompt_ids or not len(answer.token_ids) == len(answer.margins) > 0:
                 raise BundleCorruptError(f"{path} has an answer without tokens or margins; build the bundle again.")
+        for output in (output for engine in found.engines.values() for output in engine.outputs):
+            if not output.texts or not output.values or not 0 < len(output.ids) == len(output.types):
+                raise BundleCorruptError(f"{path} has an output without tokens or values; build the bundle again.")
         return found
 
     def write(self, directory: Path) -> None:

@@ -1,6 +1,6 @@
 """The answers that travel in a bundle, each engine's own; the canonical graph's for those that cannot run here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget
-from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.bundle.interface import ENCODER
+from piston.core.bundle.manifest import TEXT_GENERATION, EngineSpec, Manifest
+from piston.core.tasks import task_module
 from piston.engines.equivalence.answers import reference_of
-from piston.runtime import kernels
+from piston.runtime import kernels, tasks
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.ort_cpu import OrtEngine
-from piston.runtime.backends.session import OrtOptions
+from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.bundle import Bundle
 from piston.runtime.verify import margin_of
+from piston.runtime.verify_outputs import golden_of
 
 NUM_TOKENS = 16
 PROMPTS = (
@@ -25,6 +28,38 @@ PROMPTS = (
     "Q: Wie heißt die Hauptstadt von Italien?\nA:",
 )
 DIGITS = 4  # of a margin: what it is compared with is never that small
+
+
+Recorder = Callable[[Path, Path, Manifest, Sequence[EngineSpec]], None]
+
+
+def recorder_of(model: Manifest) -> Recorder | None:
+    """What writes verify.json for a model of this task; None where `piston verify` has nothing for it."""
+    if model.task == TEXT_GENERATION:
+        return record_answers
+    module = task_module(tasks, model.task)
+    return record_outputs if hasattr(module, "MODEL") else None
+
+
+def record_outputs(work: Path, canonical: Path, model: Manifest, engines: Sequence[EngineSpec]) -> None:
+    """Write work/verify.json with outputs of a graph without states."""
+    model_class = task_module(tasks, model.task).MODEL
+    tokenizer = Bundle(canonical.parent, model).tokenizer()
+
+    def recorded(path: Path, options: OrtOptions, length: int) -> Golden:
+        session = OrtSession.open(path, model.graphs[ENCODER], options)
+        with model_class(model, session, tokenizer, max_length=length, max_batch=1) as opened:
+            return golden_of(opened)
+
+    found: dict[str, Golden] = {}
+    for spec in engines:
+        length = int(spec.requested["max_length"])
+        if spec.target in ("ort-cpu", kernels.TARGET):
+            found[spec.target] = recorded(work / spec.path, OrtOptions(kernels=spec.target == kernels.TARGET), length)
+        else:
+            with reference_of(canonical, model, work) as path:
+                found[spec.target] = replace(recorded(path, OrtOptions(prepack=False), length), by="canonical graph")
+    GoldenByTarget(engines=found).write(work)
 
 
 def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequence[EngineSpec]) -> None:

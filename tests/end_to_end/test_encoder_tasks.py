@@ -1,13 +1,16 @@
 """Encoder tasks from a checkpoint to an answer, compared with transformers' pipelines."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from encoder_fixtures import encoder_toys  # noqa: F401 - fixture
+from encoder_fixtures import MODELS, encoder_toys  # noqa: F401 - fixture
 from transformers import AutoTokenizer, pipeline
 
+from piston.core.bundle.manifest import Manifest, record_files
 from piston.runtime import load
 
 # Accents, an emoji with a modifier, Chinese, line ends of Windows, unknown characters alone.
@@ -165,3 +168,20 @@ def test_a_command_for_another_task_says_which_the_bundle_has(refused, encoder_t
     status, message = refused("run", encoder_toys.bundle("single"), "--question", "who?", "--context", "x")
     assert status == 2
     assert "is for text-classification" in message
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bundle_of_every_task_is_verified_and_a_damaged_answer_is_found(piston, encoder_toys, tmp_path, name):  # noqa: F811
+    bundle = encoder_toys.bundle(name)
+    found = piston("verify", bundle, "--json")
+    assert found.status == 0
+    assert json.loads(found.out)["passed"]
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    golden = json.loads((copy / "verify.json").read_text())
+    golden["engines"]["ort-cpu"]["outputs"][1]["values"][0] += 10
+    (copy / "verify.json").write_text(json.dumps(golden))
+    manifest = Manifest.read(copy)
+    dataclasses.replace(manifest, files=record_files(copy)).write(copy)
+    refused = piston("verify", copy)
+    assert refused.status == 1
+    assert "ort-cpu does NOT answer as built: 1 texts differ" in refused.out
