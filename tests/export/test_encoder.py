@@ -2,7 +2,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from encoders import CASES, COMMON, HIDDEN, POSITIONS, VOCAB_SIZE, make_encoder
+from encoders import CASES, COMMON, DECODERS, ENCODERS, HIDDEN, POSITIONS, VOCAB_SIZE, make_encoder
 from transformers import AutoConfig
 
 from piston.core.bundle.interface import BATCH, GraphInterface, TensorSpec
@@ -64,13 +64,22 @@ def expected_of(model, task):
     return [row.numpy() for row in found]
 
 
+def tasks_and_types():
+    """Every task with every type of model; without --slow each type has one task, and each task several types."""
+    for family in (ENCODERS, DECODERS):
+        for place, model_type in enumerate(family):
+            tasks = [task for task in OUTPUTS if model_type in CASES[task]]
+            for index, task in enumerate(tasks):
+                yield pytest.param(task, model_type, marks=() if index == place % len(tasks) else pytest.mark.slow)
+
+
 def test_every_supported_model_type_is_tested_with_every_head():
     for task, types in CASES.items():
         decoders = DECODER_TYPES if task in {"feature-extraction", "text-classification"} else ()
         assert sorted(types) == sorted((*MODEL_TYPES, *decoders))
 
 
-@pytest.mark.parametrize(("task", "model_type"), [(task, model_type) for task in OUTPUTS for model_type in CASES[task]])
+@pytest.mark.parametrize(("task", "model_type"), [*tasks_and_types()])
 def test_a_ragged_batch_has_the_outputs_that_transformers_gives_each_row_alone(tmp_path, task, model_type):
     model = make_encoder(model_type, task, num_labels=LABELS if "classification" in task else 2)
     expected = expected_of(model, task)
