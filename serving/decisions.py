@@ -81,6 +81,7 @@ class Asked:
 
 async def decide(served: Any, body: DecisionsRequest, call: Call) -> ASGIApp:
     """/v1/decisions."""
+    served.thread.check_room()
     asked = await call.in_worker(lambda: _asked(served.model, body, call.caller))
 
     async def answer() -> dict[str, Any]:

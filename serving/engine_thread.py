@@ -77,6 +77,15 @@ class EngineThread(ABC, Generic[Ticket]):
         """Begin to work."""
         self._thread.start()
 
+    def check_room(self) -> None:
+        """Refuse a request, before anything is computed for it, where not even one row more would be taken.
+
+        Raises:
+            QueueFullError: too much waits already.
+        """
+        if self._num_open >= self.num_rows + self.max_queue_requests:
+            self._refuse(1)
+
     def submit(self, ticket: Ticket) -> None:
         """Take a request in.
 
@@ -95,15 +104,19 @@ class EngineThread(ABC, Generic[Ticket]):
         with self._lock:
             waiting = self._inbox_tokens + self._waiting_tokens
             if self._num_open + num_new > limit or (waiting and waiting + num_tokens > self.max_queue_tokens):
-                self._observed.refused()
-                raise QueueFullError(
-                    f"{self._num_open} requests run and wait, {waiting:,} prompt tokens wait; the limits are "
-                    f"{limit} and {self.max_queue_tokens:,}. Try again later.",
-                    retry_after=max(1, math.ceil(self._seconds_per_row * num_new)),
-                )
+                self._refuse(num_new)
             self._num_open += num_new
             self._inbox_tokens += num_tokens
         self._inbox.put(ticket)
+
+    def _refuse(self, num_new: int) -> None:
+        self._observed.refused()
+        waiting = self._inbox_tokens + self._waiting_tokens
+        raise QueueFullError(
+            f"{self._num_open} requests run and wait, {waiting:,} prompt tokens wait; "
+            f"the limits are {self.num_rows + self.max_queue_requests} and {self.max_queue_tokens:,}. Try again later.",
+            retry_after=max(1, math.ceil(self._seconds_per_row * num_new)),
+        )
 
     @property
     def num_open(self) -> int:

@@ -94,6 +94,7 @@ async def embed(served: ServedEmbedder, body: EmbeddingsRequest, call: Call) -> 
         raise RequestError(
             f"dimensions is {body.dimensions}; it must be from 1 to {model.dimensions}.", param="dimensions"
         )
+    served.thread.check_room()
     rows = await call.in_worker(partial(_rows, model, body))
     ticket = BatchTicket(rows, [len(row) for row in rows], call.caller.request_id, call.caller.deadline)
 

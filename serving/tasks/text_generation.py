@@ -98,6 +98,7 @@ async def generate(
     call: Call,
 ) -> ASGIApp:
     """Text, whole or as a stream; `prepare` makes the rows of a request, `form` the shape of its answer."""
+    served.thread.check_room()
     work_of = partial(prepare, served.model, served.grammars, body, call.caller)
     work = await (in_compiler(call, work_of) if may_need_grammar(body) else call.in_worker(work_of))
     request_id = body.request_id if isinstance(body.request_id, str) else call.caller.request_id

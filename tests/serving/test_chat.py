@@ -126,6 +126,16 @@ def test_the_second_turn_prefills_only_what_is_new(live):
     assert second.usage.prompt_tokens_details.cached_tokens == held
 
 
+def test_the_second_turn_prefills_only_what_is_new_though_others_came_between(live):
+    server = live(replying("hello no"), num_slots=3)
+    chat(server)
+    for text in ("no", "when"):  # they share the first token of every chat, and take the other slots
+        chat(server, messages=[{"role": "user", "content": text * 20}])
+    messages = [*HELLO, {"role": "assistant", "content": "hello no"}, {"role": "user", "content": "w"}]
+    held = len(ids_of("<user>hi<end><bot>hello no"))
+    assert chat(server, messages=messages).usage.prompt_tokens_details.cached_tokens == held
+
+
 def test_what_one_salt_cached_another_does_not_see(live):
     server = live(replying("hello no"))
     cached = [chat(server, extra_body={"cache_salt": salt}).usage.prompt_tokens_details.cached_tokens for salt in "aab"]

@@ -1,8 +1,9 @@
-"""n, logprobs, tools, response_format and stream: every combination answers, streamed as whole."""
+"""n, logprobs, tools, response_format and stream through the official client: every combination, streamed as whole."""
 
 import itertools
 import json
 
+import openai
 import pytest
 from live_server import serving
 from tool_template import ADD, TEMPLATE
@@ -29,39 +30,36 @@ def server():
 def test_streamed_and_whole_are_the_same_in_every_combination(server, values):
     n, logprobs, choice, format_ = values
     body = {"model": "toy", "messages": [{"role": "user", "content": "hi"}], "temperature": 1, "seed": 7}
-    body |= {"n": n, "logprobs": logprobs, "max_tokens": 120, "response_format": format_}
+    body |= {"n": n, "logprobs": logprobs, "max_tokens": 120} | ({"response_format": format_} if format_ else {})
     body |= {"tools": [ADD], "tool_choice": choice} if choice else {}
-    status, whole = server.post("/v1/chat/completions", body)
     if choice == "required" and format_:
-        assert (status, "at once" in whole["error"]["message"]) == (400, True)
+        with pytest.raises(openai.BadRequestError, match="at once"):
+            server.client.chat.completions.create(**body)
         return
-    assert status == 200
-    streamed = joined(server.request("POST", "/v1/chat/completions", body | {"stream": True})[2], n)
-    assert len(whole["choices"]) == n
-    for found, expected in zip(streamed, whole["choices"], strict=True):
-        message = expected["message"]
-        calls = [call["function"] for call in message.get("tool_calls", [])]
-        positions = expected["logprobs"]["content"] if logprobs else []
-        assert found == (message["content"] or "", calls, positions, expected["finish_reason"])
+    whole = server.client.chat.completions.create(**body)
+    streamed = joined(server.client.chat.completions.create(**body, stream=True), n)
+    assert len(whole.choices) == n
+    for found, expected in zip(streamed, whole.choices, strict=True):
+        message = expected.message
+        calls = [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
+        positions = expected.logprobs.content if logprobs else []
+        assert found == [message.content or "", calls, positions, expected.finish_reason]
         if format_:
-            assert json.loads(message["content"]) in ("yes", "no", "maybe")
+            assert json.loads(message.content) in ("yes", "no", "maybe")
         if choice == "required":
-            assert expected["finish_reason"] == "length" or calls
+            assert expected.finish_reason == "length" or calls
 
 
-def joined(data, n):
+def joined(chunks, n):
     rows = [["", [], [], None] for _ in range(n)]
-    for line in data.decode().splitlines():
-        if not line.startswith("data: {"):
-            continue
-        for choice in json.loads(line[6:])["choices"]:
-            row, delta = rows[choice["index"]], choice["delta"]
-            row[0] += delta.get("content") or ""
-            for call in delta.get("tool_calls", []):
-                if "id" in call:
-                    row[1].append(call["function"])
-                else:
-                    row[1][call["index"]]["arguments"] += call["function"]["arguments"]
-            row[2] += (choice["logprobs"] or {"content": []})["content"]
-            row[3] = choice["finish_reason"]
-    return [tuple(row) for row in rows]
+    for chunk in chunks:
+        for choice in chunk.choices:
+            row, delta = rows[choice.index], choice.delta
+            assert row[3] is None  # nothing comes behind the reason
+            row[0] += delta.content or ""
+            for call in delta.tool_calls or []:
+                name, arguments = row[1].pop() if call.id is None else (call.function.name, "")
+                row[1].append((name, arguments + call.function.arguments))
+            row[2] += choice.logprobs.content if choice.logprobs else []
+            row[3] = choice.finish_reason
+    return rows

@@ -261,43 +261,84 @@ def test_close_gives_every_slot_back():
     assert not scheduler.has_work
 
 
+class Spelt(Constraint):
+    """Tokens by hand, then whatever the model says; forced up to there."""
+
+    def __init__(self, token_ids):
+        self.left = list(token_ids)
+
+    def allowed(self, logits):
+        mask = np.full(logits.size, not self.left)
+        mask[self.left[:1]] = True
+        return mask
+
+    def accept(self, _token_id):
+        del self.left[:1]
+
+    def forced(self):
+        return self.left
+
+
+def drawn(data, verification):
+    """A request of any kind, and what it gives when it runs alone."""
+    prompt = data.draw(st.lists(st.integers(3, 8), min_size=1, max_size=40))
+    max_tokens, salt = data.draw(st.integers(1, 12)), data.draw(st.sampled_from("ab"))
+    spelt = data.draw(st.lists(st.integers(3, 8), max_size=5))
+    sampler = RowSampler(
+        SamplingParams(max_tokens=max_tokens),
+        prompt,
+        eos_token_ids=[END],
+        constraint=Spelt(spelt) if spelt else None,
+    )
+    limit = data.draw(st.sampled_from([0, 4]))
+    speculator = Speculator(verification, prompt, limit) if spelt or limit else None
+    request = Request(prompt, sampler, cache_salt=salt, speculator=speculator)
+    free = continuation(prompt + spelt, max_tokens - len(spelt), ENDING, [END]) if max_tokens > len(spelt) else []
+    return request, [*spelt, *free][:max_tokens]
+
+
+def take_step(scheduler, requests, begun, delivered):
+    """One step: nobody gets a token after it was cancelled, or was late, or has ended."""
+    stopped = {id(request) for request in requests if request.is_cancelled or request.deadline == 0.0}
+    for event in scheduler.step():
+        assert id(event.request) not in delivered
+        if isinstance(event, Token):
+            assert id(event.request) not in stopped
+            if event.request not in begun:
+                begun.append(event.request)
+        if isinstance(event, Ended) or event.finish_reason is not None:
+            delivered.add(id(event.request))
+
+
 @given(data=st.data())
 @settings(deadline=None, max_examples=150)
 def test_whatever_is_added_cancelled_and_late_every_row_is_the_row_alone_and_no_slot_is_lost(data):
     engine = engine_of(num_slots=data.draw(st.integers(1, 4)), script=ENDING)
-    scheduler = Scheduler(
-        engine, max_stall=data.draw(st.sampled_from([None, 1e-9])), keep_prefixes=data.draw(st.booleans())
-    )
-    requests, ended, delivered = [], {}, set()
+    keep_prefixes, verification = data.draw(st.booleans()), Verification()
+    scheduler = Scheduler(engine, max_stall=data.draw(st.sampled_from([None, 1e-9])), keep_prefixes=keep_prefixes)
+    requests, expected, begun, delivered = [], {}, [], set()
     for _ in range(data.draw(st.integers(5, 40))):
         match data.draw(st.sampled_from(["add", "cancel", "late", "step", "step", "step"])):
             case "add":
-                prompt = data.draw(st.lists(st.integers(3, 8), min_size=1, max_size=40))
-                requests.append(
-                    request_of(
-                        prompt, data.draw(st.integers(1, 12)), ends=[END], cache_salt=data.draw(st.sampled_from("ab"))
-                    )
-                )
-                scheduler.add(requests[-1])
+                request, alone = drawn(data, verification)
+                requests.append(request)
+                expected[id(request)] = alone
+                scheduler.add(request)
             case "cancel" if requests:
                 data.draw(st.sampled_from(requests)).cancel()
             case "late" if requests:
                 data.draw(st.sampled_from(requests)).deadline = 0.0
             case _:
-                stopped = {id(request) for request in requests if request.is_cancelled or request.deadline == 0.0}
-                for event in scheduler.step():
-                    assert id(event.request) not in delivered
-                    if isinstance(event, Token):
-                        assert id(event.request) not in stopped  # nobody is stepped after it was cancelled
-                    if isinstance(event, Ended) or event.finish_reason is not None:
-                        ended[id(event.request)] = event
-                        delivered.add(id(event.request))
-    run(scheduler)
+                take_step(scheduler, requests, begun, delivered)
+    while scheduler.has_work:
+        take_step(scheduler, requests, begun, delivered)
+    assert begun == [request for request in requests if request in begun]  # first come, first served
     for request in requests:
-        expected = continuation(request.prompt_ids, request.sampler.sampling.max_tokens, ENDING, [END])
-        assert request.output_ids == expected[: len(request.output_ids)]
-        if not request.is_cancelled and request.deadline is None:
-            assert request.output_ids == expected
+        is_whole = not request.is_cancelled and request.deadline is None
+        alone = expected[id(request)]
+        assert request.output_ids == (alone if is_whole else alone[: len(request.output_ids)])
+    num_idle = scheduler.prefixes.num_idle if keep_prefixes else 0
+    assert engine.cache.num_free + num_idle == engine.cache.num_slots
     scheduler.close()
     assert engine.cache.num_free == engine.cache.num_slots
 
@@ -337,24 +378,6 @@ def test_chats_of_one_system_prompt_keep_their_own_prefixes():
     for earlier in (one, other):
         later = turn([*earlier.prompt_ids, *earlier.output_ids, 9])
         assert later.num_cached == len(earlier.prompt_ids) + len(earlier.output_ids) - 1
-
-
-class Spelt(Constraint):
-    """Tokens by hand, then whatever the model says; forced up to there."""
-
-    def __init__(self, token_ids):
-        self.left = list(token_ids)
-
-    def allowed(self, logits):
-        mask = np.full(logits.size, not self.left)
-        mask[self.left[:1]] = True
-        return mask
-
-    def accept(self, _token_id):
-        del self.left[:1]
-
-    def forced(self):
-        return self.left
 
 
 def test_forced_tokens_are_verified_as_a_draft_and_change_no_token():
