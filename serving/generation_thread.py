@@ -165,12 +165,11 @@ class GenerationThread(EngineThread[Ticket]):
         piece = Piece(row, text, tuple(generation.logprobs[num_known:]), num_tokens, generation.finish_reason)
         if generation.finish_reason is not None:
             self._close_row(generation, generation.finish_reason)
-        elif token.request.is_cancelled:
-            self._close_row(generation, "abort")
-            return
         _deliver(ticket, piece)
 
     def _take_end(self, ended: Ended) -> None:
+        if id(ended.request) not in self._rows:  # ended by its text, or by an error of it, and cancelled for that
+            return
         ticket, row = self._rows[id(ended.request)]
         if ended.reason == "error":
             assert ended.error is not None

@@ -79,8 +79,9 @@ class Scheduler:
     def step(self) -> Iterator[Token | Ended]:
         """Generate at least one token for each running row; iterate to the end before the next step.
 
-        A request that is cancelled while its token is delivered gets no further one. An error of one row (of its
-        sampling, or its prefill) ends that row alone; one of a step of all rows is raised.
+        Each request ends with a token that has a finish_reason, or with an Ended; one that is cancelled while its token
+        is delivered gets no further token. An error of one row (of its sampling or prefill) ends that row alone; one
+        of a step of all rows is raised.
 
         Raises:
             MisuseError: all slots are in use, for example by open conversations.
@@ -251,13 +252,15 @@ class Scheduler:
                     speculator.verification.cost.observe(len(logits), seconds)
         return tokens, failed
 
-    def _deliver(self, slot: int, tokens: list[Token]) -> Iterator[Token]:
+    def _deliver(self, slot: int, tokens: list[Token]) -> Iterator[Token | Ended]:
         for token in tokens:
             token.request.output_ids.append(token.pick.token_id)
             yield token
             if token.finish_reason is not None or token.request.is_cancelled:
                 if self._running.get(slot) is token.request:
                     self._retire(slot)
+                    if token.finish_reason is None:
+                        yield Ended(token.request, "cancelled")
                 break
 
     def _retire(self, slot: int) -> None:

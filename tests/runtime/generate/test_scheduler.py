@@ -102,6 +102,21 @@ def test_a_request_that_is_cancelled_while_it_waits_never_runs():
     assert [call[1][1] for call in engine.calls if call[0] == "prefill"] == [[3]]
 
 
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_a_request_that_is_cancelled_while_its_token_is_delivered_ends_at_once(num_tokens):
+    engine = engine_of()
+    scheduler, request = Scheduler(engine), request_of([3], 9)
+    scheduler.add(request)
+    events = []
+    while scheduler.has_work:
+        for event in scheduler.step():
+            events.append(event)
+            if len(request.output_ids) == num_tokens:
+                request.cancel()  # as another thread does at any moment
+    assert [type(event) for event in events] == [Token] * num_tokens + [Ended]
+    assert engine.cache.num_free == engine.cache.num_slots
+
+
 def test_a_request_ends_at_its_deadline_running_or_waiting():
     scheduler = Scheduler(engine_of(num_slots=1))
     late, waiting = request_of([3], 30), request_of([4], 30, deadline=time.monotonic() - 1)
