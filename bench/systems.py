@@ -12,7 +12,7 @@ from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 
 KINDS = ("piston", "genai", "ct2", "openvino", "llama.cpp", "transformers")
-SERVED_KINDS = ("piston", "llama.cpp")  # kinds whose adapters start a server
+SERVED_KINDS = ("piston", "openvino", "llama.cpp")  # kinds whose adapters start a server
 URL = "url"  # a server that runs
 
 

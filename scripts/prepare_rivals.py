@@ -103,11 +103,9 @@ def prepare_ct2(shop: Workshop) -> None:
 
 
 def prepare_llama_cpp(shop: Workshop) -> None:
-    """The checkpoint as it is, Q4_0 (whose kernels are llama.cpp's fastest) and Q8_0."""
-    flags = cpu_flags()
-    options = [f"-DGGML_{option}={'ON' if flag in flags else 'OFF'}" for flag, option in INSTRUCTIONS.items()]
-    build = {"CMAKE_ARGS": " ".join(["-DGGML_NATIVE=OFF", "-DGGML_AMX_TILE=OFF", "-DGGML_AMX_INT8=OFF", *options])}
-    install(shop, "llama.cpp", build)
+    """The checkpoint as it is, Q4_0 (whose kernels are llama.cpp's fastest) and Q8_0; and llama-server."""
+    install(shop, "llama.cpp", {"CMAKE_ARGS": " ".join(llama_options())})
+    shop.step("llama.cpp-server", lambda: build_llama_server(shop))
     for form in ("Q4_0", "Q8_0"):
         shop.step(f"llama.cpp-{form}", partial(convert_llama_cpp, shop, form))
 
@@ -191,6 +189,29 @@ def convert_llama_cpp(shop: Workshop, form: str) -> None:
     out = shop.model(f"llama.cpp-{form}.gguf")
     out.parent.mkdir(parents=True, exist_ok=True)
     command([shop.python("llama.cpp"), "-c", code, shop.checkpoint, out, form])
+
+
+def llama_options() -> list[str]:
+    """CMake options of llama.cpp for this machine."""
+    flags = cpu_flags()
+    options = [f"-DGGML_{option}={'ON' if flag in flags else 'OFF'}" for flag, option in INSTRUCTIONS.items()]
+    return ["-DGGML_NATIVE=OFF", "-DGGML_AMX_TILE=OFF", "-DGGML_AMX_INT8=OFF", *options]
+
+
+def build_llama_server(shop: Workshop) -> None:
+    """Compile llama-server from the sources in llama-cpp-python's sdist; it is put next to the environment's Python."""
+    sources = fresh(shop.root / "sources")
+    sources.mkdir()
+    words = ["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    package = ENVIRONMENTS["llama.cpp"][0]
+    command([shop.python("llama.cpp"), *words, "--no-build-isolation", "--dest", sources, package])
+    shutil.unpack_archive(next(sources.glob("*.tar.gz")), sources)
+    tree, build = next(sources.glob("*/vendor/llama.cpp")), sources / "build"
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
+    command(["cmake", "-S", tree, "-B", build, *options, *llama_options()])
+    command(["cmake", "--build", build, "--target", "llama-server", "--parallel", str(os.cpu_count() or 1)])
+    shutil.copy(build / "bin" / "llama-server", shop.python("llama.cpp").with_name("llama-server"))
+    shutil.rmtree(sources)
 
 
 def converter(shop: Workshop) -> None:

@@ -4,11 +4,19 @@ Times are its own measurements: it can stream only one row, and for one row both
 """
 
 import importlib
+import json
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 LIBRARY = "openvino_genai"
 PACKAGES = ("openvino-genai", "openvino", "numpy")
+
+
+def server(path: str, options: dict[str, Any]) -> list[str]:
+    """The command of the small server around its continuous batching."""
+    return [sys.executable, str(Path(__file__).with_name("openvino_server.py")), path, json.dumps(options)]
 
 
 class Adapter:

@@ -4,15 +4,20 @@ import argparse
 import importlib.util
 import json
 import sys
+import threading
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from benched import contender
+from loaded import setting_of
 
 from piston.bench import adapters
 from piston.bench.child import SERVE, Child
+from piston.bench.load.client import Endpoint
+from piston.bench.load.run import run_load
+from piston.bench.load.setting import LoadWork
 from piston.bench.systems import KINDS, SERVED_KINDS
 from piston.serving.cli import add_arguments as add_serve_arguments
 
@@ -168,3 +173,59 @@ def test_the_far_side_needs_no_piston_and_no_package():
         text = SERVE.with_name(f"{name}.py").read_text(encoding="utf-8")
         lines = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
         assert {line.split()[1].split(".")[0] for line in lines} <= set(sys.stdlib_module_names)
+
+
+def test_openvinos_continuous_batching_answers_over_http_with_as_many_tokens_as_were_asked_for(monkeypatch):
+    told = {}
+
+    class Handle:
+        def __init__(self, count):
+            self.left = list(range(100, 100 + count))
+
+        def can_read(self):
+            return bool(self.ready)
+
+        def read(self):
+            self.ready = False
+            return {0: SimpleNamespace(generated_ids=[self.left.pop(0)])}
+
+        def get_status(self):
+            return "running" if self.left else "finished"
+
+    class Pipeline:
+        def __init__(self, path, config, device, properties):
+            told.update(path=path, rows=config.max_num_seqs, device=device, properties=properties)
+            self.handles = []
+
+        def get_tokenizer(self):
+            return SimpleNamespace(decode=lambda ids: f"t{ids[0]}")
+
+        def add_request(self, number, ids, config):
+            told.update(prompt=ids.data.tolist(), ignore_eos=config.ignore_eos)
+            self.handles.append(Handle(config.max_new_tokens))
+            return self.handles[-1]
+
+        def step(self):
+            for handle in self.handles:
+                handle.ready = bool(handle.left)
+
+    library = ModuleType("openvino_genai")
+    library.ContinuousBatchingPipeline, library.SchedulerConfig = Pipeline, SimpleNamespace
+    library.GenerationConfig = SimpleNamespace
+    library.GenerationStatus = SimpleNamespace(RUNNING="running")
+    openvino = ModuleType("openvino")
+    openvino.Tensor = lambda array: SimpleNamespace(data=array)
+    monkeypatch.setitem(sys.modules, "openvino_genai", library)
+    monkeypatch.setitem(sys.modules, "openvino", openvino)
+    module = adapter_of("openvino_server")
+    module.Handler.engine = module.Engine("model", {"max_batch": 3, "threads": 2})
+    server = module.ThreadingHTTPServer(("127.0.0.1", 0), module.Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    setting = setting_of(concurrency=2, requests=4, prompt_len=(5, 5), gen_len=(3, 3))
+    endpoint = Endpoint(url=f"http://127.0.0.1:{server.server_port}", model="openvino")
+    run = run_load(endpoint, setting, LoadWork(setting, 200).requests(0), "openvino", lambda _: None)
+    server.shutdown()
+    server.server_close()
+    assert [(len(item.times), item.num_tokens) for item in run.sent] == [(3, 3)] * 4
+    assert (told["rows"], told["properties"], told["ignore_eos"]) == (3, {"INFERENCE_NUM_THREADS": 2}, True)
+    assert len(told["prompt"][0]) == 5

@@ -118,7 +118,7 @@ def test_the_page_has_a_plot_for_each_figure_against_the_concurrency(bench, tmp_
         (("--require", "ttft<=105%"), "give --baseline"),
         (("--profile",), "--profile is not for servers"),
         (("--engine", "--rate", "1"), "--engine needs a closed loop"),
-        (("--against", "genai:/tmp"), "KIND is piston, llama.cpp, url"),
+        (("--against", "genai:/tmp"), "KIND is piston, openvino, llama.cpp, url"),
         (("--alpha", "2"), "--alpha is 2.0"),
     ],
 )
