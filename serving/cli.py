@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     named = [_named(path) for path in arguments.bundles]
     if len({name for name, _ in named}) < len(named):
         raise MisuseError("Two bundles have one name; name them with NAME=DIR.")
-    with _listening(settings) as listener, contextlib.ExitStack() as stack:
+    with _listening(settings) as listener, _library_log(), contextlib.ExitStack() as stack:
         models = []
         for name, path in named:
             model = stack.enter_context(
@@ -127,6 +128,26 @@ def run(arguments: argparse.Namespace) -> int:
             note(served.described)
         asyncio.run(serve(server, listener))
     return 0
+
+
+class _LibraryLog(logging.Handler):
+    """What the libraries log, in the form of our own log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler; the traceback is left out."""
+        reason = f" {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] else ""
+        text = " ".join(f"{record.name}: {record.getMessage()}{reason}".split())
+        note(text, "error" if record.levelno >= logging.ERROR else "info")
+
+
+@contextlib.contextmanager
+def _library_log() -> Iterator[None]:
+    handler = _LibraryLog(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 async def serve(server: "Server", listener: socket.socket) -> None:

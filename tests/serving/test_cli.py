@@ -44,7 +44,7 @@ def serve(bundle):
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r"serving on (http://\S+)", line):
+            if found := re.search(r"serving on (http://[0-9.:]+)", line):
                 return process, found[1], lines
         raise AssertionError("".join(lines))
 
@@ -103,6 +103,20 @@ def test_the_log_has_no_prompt_unless_asked(serve, options):
     log = process.stderr.read()
     assert "POST /v1/chat/completions 200" in log
     assert ("secret" in log) == bool(options)
+
+
+@pytest.mark.parametrize("options", [[], ["--log-prompts"]])
+def test_with_log_format_json_every_line_is_an_object_and_prompts_are_asked_for(serve, options):
+    process, address, before = serve("--log-format", "json", *options)
+    get(f"{address}/v1/chat/completions", {"model": "bundle", "messages": [{"role": "user", "content": "secret"}]})
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=20) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    process.send_signal(signal.SIGTERM)
+    lines = [json.loads(line) for line in [*before, *process.stderr]]
+    (access,) = [line for line in lines if line.get("path") == "/v1/chat/completions"]
+    assert (access["method"], access["status"], access["ms"] > 0) == ("POST", 200, True)
+    assert ("secret" in json.dumps(lines)) == bool(options)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,13 @@
+import json
 import re
+from pathlib import Path
 
-from toy_model import ids_of, replying
+from embedded import embedder
+from toy_model import ids_of, replying, toy_model
+
+from piston.serving.metrics import Metrics
+from piston.serving.settings import Settings
+from piston.serving.tasks import feature_extraction, text_generation
 
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
 
@@ -32,3 +39,35 @@ def test_unknown_paths_are_counted_together(live):
     for n in range(3):
         server.request("GET", f"/nothing/{n}")
     assert 'piston:http_requests_total{path="other",status="404"} 3.0' in server.request("GET", "/metrics")[2].decode()
+
+
+DASHBOARD = Path(__file__).parents[2] / "docs/grafana.json"
+LABELS = {"model_name", "le", "finished_reason", "path", "status"}
+
+
+def exported():
+    """Every name that a server of both kinds of models exports, without the suffixes of histograms."""
+    metrics = Metrics("piston")
+    for task, model in ((text_generation, toy_model(replying("x"))), (feature_extraction, embedder())):
+        metrics.watch("toy", task.serve("toy", model, metrics, Settings()).thread)
+    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", metrics.text().decode(), re.MULTILINE))
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_there_are():
+    kinds, board = exported(), json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries += [item["query"] for item in board["templating"]["list"]]
+    asked = set(re.findall(r"piston:\w+", " ".join(queries)))
+    for name in asked:
+        kind = kinds.get(name) or kinds.get(name.removesuffix("_bucket"))
+        assert kind is not None, name
+        assert (kind == "histogram") == name.endswith("_bucket"), name
+    used = re.findall(r"by \(([\w, ]+)\)|[{,](\w+)=", " ".join(queries))
+    assert {label for pair in used for names in pair for label in names.split(", ") if label} <= LABELS
+
+
+def test_the_dashboard_shows_every_metric_but_those_of_the_client_library():
+    text = DASHBOARD.read_text()
+    assert [
+        name for name in exported() if name.startswith("piston:") and name not in text and not name.endswith("_created")
+    ] == []
