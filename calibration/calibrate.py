@@ -17,6 +17,8 @@ from piston.calibration.schemes.gptq_checkpoint import ROUNDED
 from piston.calibration.schemes.kv_cache import RoundCachePass, Scales, cache_steps, observe_cache, written
 from piston.calibration.schemes.mixed_precision import usual_int8
 from piston.calibration.schemes.prepared import Prepared
+from piston.calibration.schemes.sparsity import sparsify
+from piston.calibration.schemes.trained import round_trained
 from piston.calibration.schemes.w8a8 import round_all
 from piston.calibration.schemes.weight_only import round_weights
 from piston.calibration.search.budget import Budget, BudgetResult, SearchContext, spend
@@ -32,8 +34,10 @@ from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, Metric
 from piston.data.held_out import HeldOut, load_data
 from piston.data.rows import BUILTIN, RowOptions, Rows, chat_rows
+from piston.graph.trained_scales import TrainedScales
 from piston.runtime.bundle import Bundle
 
+SPARSE = "sparse"  # the float model directory with sparse weights
 PREPARED = "prepared"  # the float model directory that is measured
 
 
@@ -78,6 +82,7 @@ def calibrate(  # noqa: PLR0913
     keep_worst: int = 0,
     budget: Budget | None = None,
     checked: CheckOptions | None = None,
+    trained: TrainedScales | None = None,
     count_saturations: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -93,6 +98,7 @@ def calibrate(  # noqa: PLR0913
         keep_worst: linears to leave in float, those whose INT8 moves the model furthest by multiply-add (w8a8).
         budget: what the result may cost at most; finds what to leave in float.
         checked: the bound on the result, and on which text.
+        trained: the scales that the recipe names.
         count_saturations: also count, on the rows of the check, what lies beyond each scale.
         overwrite: replace `out`.
         progress: shows the phases.
@@ -111,6 +117,8 @@ def calibrate(  # noqa: PLR0913
     reads = [model_dir, *(Path(item) for item in (*data, checked.data) if item is not None and str(item) != BUILTIN)]
     check_free(out, overwrite=overwrite, reads=reads)
     task = Manifest.read(model_dir).task
+    if bool(recipe.trained) != (trained is not None):
+        raise MisuseError("A recipe that names trained scales is given together with them, and no other.")
     bounds = (*bounds_of(checked.bounds, recipe.scheme, task), *([] if budget is None else [budget.bound]))
     _check_choice(recipe, keep_worst, budget)
     _check_data(recipe, data, budget)
@@ -119,7 +127,9 @@ def calibrate(  # noqa: PLR0913
         graph = ModelGraph.open(plain)
         recipe = _for_model(recipe, graph, model_dir)
         packed, held_out = load_data(data, Bundle(plain, graph.manifest), rows or RowOptions(), checked.data)
-        job = _Calibration(graph, recipe, packed, keep_worst, budget, held_out, bounds, count_saturations, progress)
+        job = _Calibration(
+            graph, recipe, packed, keep_worst, budget, held_out, bounds, trained, count_saturations, progress
+        )
         with (
             resumable_dir(out, "calibration", reads=reads) as scratch,
             atomic_dir(out, overwrite=overwrite, reads=reads) as work,
@@ -198,6 +208,7 @@ class _Calibration:
     budget: Budget | None
     held_out: HeldOut
     bounds: tuple[Gate[Metric], ...]
+    trained: TrainedScales | None
     count_saturations: bool
     progress: Progress
 
@@ -205,6 +216,7 @@ class _Calibration:
         """Quantize, write the model directory into `work`, and check it there."""
         with self.progress.phase(f"quantizing to {self.recipe.shown_scheme}"):
             promised = promised_bytes(self.graph.model.graph, self.graph.linears, self.recipe)
+            sparse = self._sparsify(scratch)
             prepared = self._prepare(scratch)
             measures_cache = self.recipe.kv == "int8" and not self.recipe.kv_scales
             if self.budget is not None or self.keep_worst or measures_cache or self.count_saturations:
@@ -239,11 +251,12 @@ class _Calibration:
             "harm": harm,
             "weight_only": weight_only,
             "remainders": remainders,
+            "sparse": sparse,
             "budget": None if spent is None else spent.to_json(),
         }
         with self.progress.phase("writing"):
             manifest = self.graph.publish(work, self.recipe.shown_scheme, record)
-        size = Size(promised, actual_bytes(manifest))
+        size = Size(promised, actual_bytes(manifest), actual_bytes(self.graph.manifest))
         record["size"] = dataclasses.asdict(size)
         del prepared
         self.graph.release()  # the check loads two models
@@ -256,10 +269,24 @@ class _Calibration:
             manifest, settled, names, kept, weight_only, size, errors, harm, found, spent, saturated, warning
         )
 
+    def _sparsify(self, scratch: Path) -> list[str]:
+        """Make weights sparse before anything is rounded; what reads the model from its directory reads them so."""
+        if not self.recipe.sparsity:
+            return []
+        rows = None if self.rows is None else self.rows.ids
+        sparse = sparsify(self.graph, self.recipe, rows, scratch, self.progress)
+        if self.recipe.scheme == "w8a8":
+            self.graph.save_float(scratch / SPARSE)
+            self.graph.observed = scratch / SPARSE
+        return sparse
+
     def _prepare(self, scratch: Path) -> Prepared:
         graph, recipe, progress = self.graph, self.recipe, self.progress
         if recipe.scheme == "fp":
             return Prepared({})
+        if recipe.trained:
+            assert self.trained is not None
+            return round_trained(graph, recipe, self.trained)
         if recipe.scheme == "w8a8":
             assert self.rows is not None
             return round_all(graph, recipe, self.rows.ids, scratch, progress)

@@ -9,9 +9,10 @@ from typing import get_args
 
 from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
 from piston.calibration.observe.observers import Method
-from piston.calibration.recipe import GRANULARITIES, ROUNDINGS, SCHEMES, Recipe, Storage
+from piston.calibration.recipe import GRANULARITIES, PRUNINGS, ROUNDINGS, SCHEMES, Recipe, Storage
 from piston.calibration.report import page_of, remainders_text
 from piston.calibration.search.budget import Budget
+from piston.calibration.verdict import verdict_of
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
@@ -21,12 +22,13 @@ from piston.core.tasks import task_module, task_names
 from piston.data.rows import RowOptions
 from piston.evaluation import tasks
 from piston.evaluation.tasks.text_generation import METRICS
+from piston.graph.trained_scales import TrainedScales
 
 W4_BLOCK = 128
 SHOWN = 5  # of the most sensitive linears
 CHANGES = (
     *("scheme", "block", "rounding", "method", "no_smooth", "no_remainder", "outliers", "keep", "kept", "keep_worst"),
-    *("int8", "split", "embedding", "head", "kv", "kv_granularity", "budget"),
+    *("int8", "split", "sparsity", "dense", "pruning", "embedding", "head", "kv", "kv_granularity", "budget"),
 )
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -78,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="gptq: copies of large inputs behind norms, 0 for none (default: what fills the last block)",
     )
+    recipe.add_argument("--sparsity", choices=("2:4",), help="make two of every four weights of an output zero")
+    recipe.add_argument("--dense", action="append", default=[], metavar="PATTERN", help="linears not to make sparse")
+    recipe.add_argument("--pruning", choices=PRUNINGS, help="which weights become zero (default sparsegpt)")
     recipe.add_argument("--embedding", choices=get_args(Storage), help="how its table is stored (default float)")
     recipe.add_argument("--head", choices=get_args(Storage), help="how lm_head is stored (default float)")
     recipe.add_argument("--keep-worst", type=int, metavar="N", help="compute the N most harmful in float")
@@ -109,10 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = task_module(tasks, task).METRICS
     if arguments.report is not None and task != TEXT_GENERATION:
         raise MisuseError(f"--report is of language models; {arguments.model_dir} is for {task}: leave it out.")
+    recipe = recipe_of(arguments)
     result = calibrate(
         arguments.model_dir,
         arguments.output,
-        recipe_of(arguments),
+        recipe,
         arguments.data,
         rows=RowOptions(
             num_rows=arguments.samples, seq_len=arguments.seq_len, seed=arguments.seed, field=arguments.field
@@ -122,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         checked=CheckOptions(
             bounds=tuple(gate.text for gate in gates_of(arguments, metrics, "--check")), data=arguments.check_data
         ),
+        trained=TrainedScales.beside(arguments.recipe, recipe.trained) if recipe.trained else None,
         count_saturations=arguments.report is not None,
         overwrite=arguments.overwrite,
         progress=Progress(quiet=arguments.quiet),
@@ -176,6 +183,8 @@ def _print(output: Path, result: Calibrated) -> None:
         state = "quantized" if name in result.quantized else state
         harm = f", the model by {result.harm[name]:.2g} nats" if name in result.harm else ""
         print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}{harm}; {state}")
+    for line in verdict_of(result).lines:
+        print_text(f"  {line}")
 
 
 def _kept_text(result: Calibrated) -> str:
@@ -225,6 +234,9 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         kept=arguments.kept,
         int8=_int8(arguments.int8),
         split=arguments.split,
+        sparsity=arguments.sparsity or "",
+        dense=tuple(arguments.dense),
+        pruning=arguments.pruning or "sparsegpt",
         embedding=arguments.embedding or "float",
         head=arguments.head or "float",
         kv=arguments.kv or "float",
@@ -257,5 +269,6 @@ def to_json(output: Path, result: Calibrated) -> dict[str, object]:
         "harm": result.harm,
         "budget": None if result.spent is None else result.spent.to_json(),
         "check": result.check.to_json(),
+        "verdict": verdict_of(result).to_json(),
         "calibration": result.manifest.made_by["calibration"],
     }

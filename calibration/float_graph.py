@@ -30,6 +30,7 @@ class ModelGraph:
     manifest: Manifest
     model: ir.Model
     linears: list[Linear]
+    observed: Path | None = None  # the model directory that activations are observed in, where it is another
 
     @classmethod
     def open(cls, directory: Path) -> Self:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from piston.calibration.graph.linears import Linear
-from piston.calibration.numeric.rounding import Grid
 from piston.calibration.observe.observers import Method
 from piston.core.errors import MisuseError
+from piston.graph.rounding import Grid
+from piston.graph.sparsity import GROUP
 
 Scheme = Literal["w8a8", "w8", "w4", "fp"]
 Rounding = Literal["nearest", "gptq", "awq"]
@@ -17,6 +18,9 @@ Storage = Literal["float", "int8"]
 CacheKind = Literal["float", "int8"]
 Granularity = Literal["tensor", "channel"]
 SCHEMES: tuple[Scheme, ...] = ("w8a8", "w8", "w4", "fp")
+Sparsity = Literal["", "2:4"]
+Pruning = Literal["sparsegpt", "magnitude"]
+PRUNINGS: tuple[Pruning, ...] = ("sparsegpt", "magnitude")
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "awq")
 GRANULARITIES: tuple[Granularity, ...] = ("channel", "tensor")
 NARROW = 3  # times as many inputs as outputs
@@ -55,6 +59,11 @@ class Recipe:
         kv: what keys and values are rounded to before they are cached.
         kv_granularity: whether each channel of each head has a scale, or all of a layer's keys, or values, have one.
         kv_scales: of each cache by name; found by calibration where it is empty.
+        sparsity: "2:4" for weights of which two of every four inputs are zero; empty for none.
+        dense: linears that are not made sparse, by module path or pattern.
+        pruning: which weights become zero: sparsegpt makes up for them, magnitude does not.
+        trained: SHA-256 of the scales that a distillation trained with the model's weights; weights and activations are
+            rounded by them, see `piston.graph.trained_scales`; empty for none.
         model: SHA-256 of the files of the model that the recipe was made for; empty for any.
         data: SHA-256 of each file that its values were found on, by name; empty for any.
     """
@@ -76,6 +85,10 @@ class Recipe:
     kv: CacheKind = "float"
     kv_granularity: Granularity = "channel"
     kv_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    sparsity: Sparsity = ""
+    dense: tuple[str, ...] = ()
+    pruning: Pruning = "sparsegpt"
+    trained: str = ""
     model: str = ""
     data: Mapping[str, str] = field(default_factory=dict)
 
@@ -95,10 +108,23 @@ class Recipe:
             raise MisuseError(
                 f"--split {self.split}: gptq splits inputs, into multiples of {COPIES} copies, or 0 for none."
             )
+        if self.trained and (self.scheme == "fp" or self.rounding != "nearest" or self.outliers):
+            raise MisuseError("Trained scales round weights to nearest; leave --rounding and --outliers out.")
+        self._check_sparsity()
         self._check_activations()
         self._check_storage()
         self._check_cache()
         _ = self.grid
+
+    def _check_sparsity(self) -> None:
+        if self.sparsity not in get_args(Sparsity) or self.pruning not in PRUNINGS:
+            raise MisuseError(f"No sparsity {self.sparsity!r} by {self.pruning!r}; 2:4 by {' or '.join(PRUNINGS)}.")
+        if not self.sparsity and (self.dense or self.pruning != "sparsegpt"):
+            raise MisuseError("--dense and --pruning are about sparse weights; add --sparsity 2:4.")
+        if self.sparsity and self.split:
+            raise MisuseError(f"--split {self.split} would break 2:4 sparsity with its copies; leave it out.")
+        if self.sparsity and (self.trained or self.rounding == "awq"):
+            raise MisuseError("--sparsity is for weights rounded to nearest or by gptq; leave --rounding awq out.")
 
     def _check_activations(self) -> None:
         if self.scheme != "w8a8" and not self.smooth:
@@ -126,8 +152,10 @@ class Recipe:
             raise MisuseError("The recipe has scales of an INT8 cache, and leaves the cache in float.")
         if self.scheme != "fp":
             return
-        if self.kv == "float":
-            raise MisuseError("fp leaves everything in float: add --kv int8, or choose another scheme.")
+        if self.kv == "float" and not self.sparsity:
+            raise MisuseError(
+                "fp leaves everything in float: add --kv int8 or --sparsity 2:4, or choose another scheme."
+            )
         if self.block or self.rounding != "nearest" or self.keep or self.spared:
             raise MisuseError("fp rounds no weights: --block, --rounding and --keep are for the other schemes.")
 
@@ -145,7 +173,9 @@ class Recipe:
     def reads_text(self) -> bool:
         """Whether it needs calibration rows."""
         has_cache_to_measure = self.kv == "int8" and not self.kv_scales
-        return self.scheme == "w8a8" or self.rounding != "nearest" or has_cache_to_measure
+        observes = self.scheme == "w8a8" and not self.trained
+        observes = observes or (bool(self.sparsity) and self.pruning == "sparsegpt")
+        return observes or self.rounding != "nearest" or has_cache_to_measure
 
     @property
     def grid(self) -> Grid:
@@ -170,6 +200,8 @@ class Recipe:
         in any case. None for linears of w4 that have eight bits, and what reads the same, where the tables are in INT8:
         their weights take the most bytes for a copy, and scales and copies are more than a tenth of such a model.
         """
+        if self.sparsity:  # copies would stand next to one another, whatever weights of theirs are zero
+            return 0
         if self.split is not None:
             return self.split
         if self.has_small_tables and any(self.grid_of(linear) != self.grid for linear in group):
@@ -201,6 +233,23 @@ class Recipe:
         kept = (HEAD, *self.keep)
         return [linear for linear in linears if not linear.is_transposed and not _is_named(linear, kept)]
 
+    def sparse(self, linears: Iterable[Linear]) -> list[Linear]:
+        """The linears to make sparse: those whose inputs divide by four, but for the lm_head and `dense` ones.
+
+        Raises:
+            MisuseError: a pattern of `dense` names no linear.
+        """
+        linears = list(linears) if self.sparsity else []
+        for pattern in self.dense if linears else ():
+            if not any(_is_named(linear, (pattern,)) for linear in linears):
+                raise MisuseError(f"--dense {pattern!r} names no linear; they are called as {linears[0].name}.")
+        left = (HEAD, *self.dense)
+        return [
+            linear
+            for linear in linears
+            if not linear.is_transposed and not linear.shape[0] % GROUP and not _is_named(linear, left)
+        ]
+
     def data_warning(self, data: Mapping[str, str]) -> str | None:
         """One line if the recipe was made with other files than `data`, SHA-256 by name."""
         others = [name for name in {**self.data, **data} if self.data.get(name) != data.get(name)]
@@ -226,7 +275,9 @@ class Recipe:
             # What was settled before there were remainders was settled without.
             is_settled = data.get("scheme") == "w8a8" and bool(data.get("model"))
             values = ({"remainder": False} if is_settled else {}) | dict(data)
-            values |= {name: tuple(data[name]) for name in ("keep", "spared", "int8") if data.get(name) is not None}
+            values |= {
+                name: tuple(data[name]) for name in ("keep", "spared", "int8", "dense") if data.get(name) is not None
+            }
             if "kv_scales" in data:
                 values["kv_scales"] = {name: tuple(map(float, scales)) for name, scales in data["kv_scales"].items()}
             return cls(**values)

@@ -17,10 +17,14 @@ BYTE = 8  # bits
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes of the weights: `promised` by the bits of the scheme, scales not counted, and `actual` in the files."""
+    """Bytes of the weights.
+
+    `promised` by the bits of the scheme, scales not counted; `actual` in the files; `whole` in the float model's.
+    """
 
     promised: int
     actual: int
+    whole: int
 
     @property
     def excess(self) -> float:

@@ -75,6 +75,8 @@ def describe(
         f"files      {len(manifest.files)}, {size / 1e6:,.1f} MB, {'hashes match' if verified else 'not verified'}",
         f"chat       {'template of the checkpoint' if manifest.tokenizer.has_chat_template else 'no template'}",
     ]
+    if sparse := manifest.made_by.get("calibration", {}).get("sparse"):
+        lines.append(f"sparsity   2:4 in {len(sparse)} linears")
     lines += [(files or {})[name] for name in [GRAPH] if manifest.kind == "model" and name in (files or {})]
     for engine in manifest.engines:
         held = "no cache"

@@ -23,6 +23,7 @@ from piston.core.standard_streams import OutputError, open_streams, silence
 VERBS = {
     "export": ("piston.export.cli", "export a checkpoint to a model directory (ONNX)"),
     "calibrate": ("piston.calibration.cli", "quantize a float model directory"),
+    "distill": ("piston.distillation.cli", "train a smaller checkpoint, or one that rounds, towards a checkpoint"),
     "build": ("piston.engines.cli", "build a bundle of engines from a model directory"),
     "make": ("piston.pipeline.cli", "make a bundle from a recipe, with gates and a cache"),
     "run": ("piston.cli.run", "run a bundle once: complete a prompt, or what its task does"),
@@ -40,6 +41,7 @@ VERBS = {
 # verb: packages it imports beyond the runtime's dependencies; the extra of the same name installs them
 NEEDS = {
     "export": ("torch", "transformers", "accelerate", "gguf", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    "distill": ("torch", "transformers", "accelerate", "gguf", "onnx", "onnx_ir"),
     "build": ("onnx", "onnx_ir", "onnxruntime"),
     "calibrate": ("ml_dtypes", "onnx", "onnx_ir", "onnxruntime"),
     "serve": ("llguidance", "msgspec", "prometheus_client", "starlette", "uvicorn"),

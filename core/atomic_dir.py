@@ -53,7 +53,7 @@ def atomic_dir(
                 check_free(goal, overwrite=overwrite, reads=reads)
             _publish(work, goal, aside=stage / "old")
     except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _full(problem) is not None:
             raise Error(
                 f"The disk of {goal.parent} is full; nothing was written. Free space and try again."
             ) from problem
@@ -84,7 +84,8 @@ def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iter
     """Yield a directory next to `goal` from which an interrupted `stage` resumes; removed after success or an error.
 
     One process at a time works in it: two that write the same goal would overwrite each other's files. The directory is
-    also kept when a result misses its bound: a run with another bound, or another choice of layers, resumes from it.
+    also kept when a result misses its bound, so that a run with another bound, or another choice of layers, resumes
+    from it, and when the disk is full.
 
     Raises:
         MisuseError: the directory contains one of `reads`.
@@ -101,7 +102,12 @@ def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iter
         raise ShortfallError(
             f"{problem} The work so far is kept in {place}; run the same command with another bound to resume."
         ) from problem
-    except Exception:
+    except Exception as problem:
+        if (full := _full(problem)) is not None:
+            raise Error(
+                f"The disk of {place.parent} is full. The work so far is kept in {place}; free space and run the same "
+                "command again to resume."
+            ) from full
         shutil.rmtree(place, ignore_errors=True)
         raise
     else:
@@ -227,6 +233,16 @@ def _claim_alone(place: Path, goal: Path) -> int:
             if os.path.samestat(place.stat(), os.fstat(lock)):
                 return lock
         os.close(lock)
+
+
+def _full(problem: BaseException) -> OSError | None:
+    """The error of a full disk that `problem` is or was caused by."""
+    cause: BaseException | None = problem
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return cause
+        cause = cause.__cause__
+    return None
 
 
 def _leftovers(parent: Path, name: str | None) -> Iterator[Path]:

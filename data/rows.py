@@ -30,10 +30,12 @@ CHATS = "chat.jsonl"  # of them, the one that needs a chat template
 class RowOptions:
     """How many rows, how long, in which order; `field` of a record (an object, a table's row) holds its document.
 
-    Beyond `num_rows` there are `num_apart` more, which the result is checked on.
+    Beyond `num_rows` there are `num_apart` more, which the result is checked on. With `takes_fewer` the data may have
+    fewer rows than `num_rows`, down to one.
     """
 
     num_rows: int = 64
+    takes_fewer: bool = False
     num_apart: int = 0
     seq_len: int | None = None  # None: DEFAULT_LENGTH, or the model's positions where it has fewer
     seed: int = 0
@@ -160,7 +162,7 @@ def _packed(
         prefix=tokenizer.frame[0] if is_text else (),
         suffix=tokenizer.frame[1] if is_text and is_framed else (),
     )
-    if len(packed.ids) < wanted:
+    if len(packed.ids) < (options.num_apart + 1 if options.takes_fewer else wanted):
         apart = f" and {options.num_apart} to check the result on" if options.num_apart else ""
         other = ", or give --check-data" if options.num_apart else ""
         raise MisuseError(

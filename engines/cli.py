@@ -123,7 +123,7 @@ def _print_engine(spec: EngineSpec) -> None:
         f"attention fused in {got['attention_fused']} of {got['attention_layers']} "
         f"(rotary in {got['rotary_fused']}, packed in {got['qkv_packed']}), {got['norms_fused']} residual norms"
     )
-    print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}")
+    print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}{_sparse(got)}")
     print_text(
         f"parity: logits within {parity['max_abs']:.1e} of the canonical graph's (allowed {parity['bound']:.1e}), "
         f"the same greedy tokens over {parity['steps']} decode steps of {len(parity['prompt_lengths'])} prompts"
@@ -138,7 +138,7 @@ def _print_compiled(spec: EngineSpec) -> None:
         f"batch up to {got['max_batch']}, length up to {got['max_positions']}, prefill in chunks of {got['chunk']}; "
         f"{got['plan_bytes'] / 1e6:,.0f} MB"
     )
-    print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}")
+    print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}{_sparse(got)}")
     for parity in got["parities"]:
         print_text(
             f"parity in {parity['dtype']}, on ONNX Runtime: logits within {parity['max_abs']:.1e} of the canonical "
@@ -152,6 +152,12 @@ def _shares(linears: Mapping[str, float]) -> str:
     """Where the multiply-adds are done, the largest part first."""
     parts = sorted(((share, name) for name, share in linears.items() if share > 0), reverse=True)
     return ", ".join(f"{share:.1%} {ARITHMETIC[name]}" for share, name in parts) or "none"
+
+
+def _sparse(got: Mapping[str, Any]) -> str:
+    """How many layers have 2:4 sparse weights, if any has."""
+    found = got.get("sparse")
+    return "" if found is None else f"; 2:4 sparse: {found['layers']} layers, {found['share']:.1%} of the multiply-adds"
 
 
 def _warn(manifest: Manifest) -> None:

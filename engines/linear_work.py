@@ -34,7 +34,7 @@ class LinearWork:
 
 def linear_work(graph: ir.Graph) -> LinearWork:
     """Count the products by constant matrices."""
-    found = [product for node in graph if (product := _product(node)) is not None]
+    found = [product for node in graph if (product := product_of(node)) is not None]
     return counted(found, head_of(graph), dict(_unfused(graph)))
 
 
@@ -70,7 +70,8 @@ def counted(products: Iterable[Product], logits: ir.Node | None, unfused: dict[s
     return LinearWork(layers, head, in_float, unfused or {})
 
 
-def _product(node: ir.Node) -> Product | None:
+def product_of(node: ir.Node) -> Product | None:
+    """The product by a constant matrix that a node of ONNX Runtime's graphs is, if it is one."""
     if node.op_type == "MatMulNBits":
         packed, bits = node.inputs[1], int_attribute(node, "bits", 4)
         assert packed is not None

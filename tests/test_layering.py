@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIGHT = ("core", "runtime", "evaluation", "bench", "cli", "pipeline")  # what `pip install piston[ort]` can import
+LIGHT = (
+    "core",
+    "data",
+    "runtime",
+    "evaluation",
+    "bench",
+    "cli",
+    "pipeline",
+)  # what `pip install piston[ort]` can import
 PATHS = [path.relative_to(ROOT) for name in LIGHT for path in (ROOT / name).rglob("*.py")]
 # The programs that measure rivals run in the rivals' own environments.
 MODULES = sorted(

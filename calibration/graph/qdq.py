@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from piston.calibration.numeric.rounding import Quantized
 from piston.graph.qdq import dequantize_weight, quantize_activation
+from piston.graph.rounding import Quantized
 
 CODE_TYPES = {8: np.dtype(np.int8), 4: np.dtype(ml_dtypes.int4)}
 

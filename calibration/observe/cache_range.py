@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.numeric.min_max import extremes
-from piston.calibration.numeric.rounding import Floats
+from piston.graph.rounding import Floats
 
 
 @dataclass(frozen=True, slots=True)

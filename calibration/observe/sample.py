@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.calibration.numeric.min_max import extremes
-from piston.calibration.numeric.rounding import Floats
 from piston.core.errors import CalibrationError
+from piston.graph.rounding import Floats
 
 MOST = 1024  # tokens kept
 

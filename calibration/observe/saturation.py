@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.calibration.numeric.min_max import extremes
-from piston.calibration.numeric.rounding import Floats
 from piston.calibration.observe.collect import collect
 from piston.core.console import Progress
 from piston.data.packing import Ids
+from piston.graph.rounding import Floats
 
 HIGHEST = 127.5  # steps: beyond it a value becomes another than its nearest code
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import apply_fold, find_fold
-from piston.calibration.numeric.rounding import Floats, Grid, Quantized, encode, round_to_nearest, searched_scale
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.smoothquant import relative_error
 from piston.calibration.schemes.w8a8 import Activation, observe, weight_of
 from piston.core.console import Progress
 from piston.data.packing import Ids
+from piston.graph.rounding import Floats, Grid, Quantized, encode, round_to_nearest, searched_scale
 
 ALPHAS = tuple(step / 10 for step in range(1, 11))
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.graph.linears import Linear
-from piston.calibration.numeric.rounding import Floats
 from piston.graph.pattern import array_of, initializer
+from piston.graph.rounding import Floats
 
 Source = NDArray[np.int64]
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.graph.linears import Linear
-from piston.calibration.numeric.rounding import Floats, Grid, round_to_nearest
 from piston.graph.pattern import array_of, initializer
+from piston.graph.rounding import Floats, Grid, round_to_nearest
 
 MATRIX = 2  # dimensions
 GATHER = "Gather"

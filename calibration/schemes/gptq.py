@@ -12,7 +12,7 @@ weight is the trace of D^T X^T X D.
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.calibration.numeric.rounding import Floats, Grid, Quantized, searched_scale
+from piston.graph.rounding import Floats, Grid, Quantized, searched_scale
 
 DAMPING = 0.01  # share of the mean diagonal added to it, as in the paper
 LAZY = 64  # inputs that are taken together: what those before them did reaches them in one matrix product
@@ -30,7 +30,7 @@ class Hessian:
         hessian = damped(gram)
         self.matrix: Floats = hessian.astype(np.float32)
         self.order = np.argsort(-np.diagonal(self.matrix), kind="stable")  # what matters most first
-        self.factor = _inverse_factor(hessian[self.order][:, self.order])  # in that order
+        self.factor = inverse_factor(hessian[self.order][:, self.order])  # in that order
 
     def solve(self, right: NDArray[np.floating]) -> Floats:
         """H^-1 times `right` [K, N], float32."""
@@ -39,17 +39,21 @@ class Hessian:
         return solution
 
 
-def gptq(weight: Floats, hessian: Hessian, grid: Grid, *, turns: int = TURNS) -> Quantized:
-    """Quantize weight [K, N] given the hessian of its inputs."""
+def gptq(
+    weight: Floats, hessian: Hessian, grid: Grid, *, turns: int = TURNS, stays: NDArray[np.bool_] | None = None
+) -> Quantized:
+    """Quantize weight [K, N] given the hessian of its inputs; where `stays` [K, N] is False codes are zero."""
+    if stays is not None:
+        weight = np.where(stays, weight, np.float32(0))
     matrix, order = hessian.matrix, hessian.order
     importance = np.diagonal(matrix)
     scales = np.stack([searched_scale(weight[part], grid, importance[part]) for part in grid.block_slices(len(weight))])
     codes = np.empty(weight.shape, np.int8)
     spread = spread_scales(scales, grid, len(weight))
-    codes[order] = _round(weight[order], hessian.factor, spread[order], grid)
+    codes[order] = _round(weight[order], hessian.factor, spread[order], grid, None if stays is None else stays[order])
     quantized = Quantized(codes, scales, grid)
     for _ in range(turns):
-        quantized = move_codes(weight, matrix, solve_scales(weight, matrix, quantized))
+        quantized = move_codes(weight, matrix, solve_scales(weight, matrix, quantized), stays)
     return quantized
 
 
@@ -87,8 +91,10 @@ def solve_scales(weight: Floats, hessian: Floats, quantized: Quantized) -> Quant
     return Quantized(quantized.codes, np.where(usable, solved, quantized.scales), grid)
 
 
-def move_codes(weight: Floats, hessian: Floats, quantized: Quantized) -> Quantized:
-    """Move each code in turn to where the output's error is least with all others as they are."""
+def move_codes(
+    weight: Floats, hessian: Floats, quantized: Quantized, stays: NDArray[np.bool_] | None = None
+) -> Quantized:
+    """Move each code in turn to where the output's error is least with all others as they are; `stays` as in `gptq`."""
     grid = quantized.grid
     scales = spread_scales(quantized.scales, grid, len(weight))
     codes = quantized.codes.astype(np.float32)
@@ -102,6 +108,8 @@ def move_codes(weight: Floats, hessian: Floats, quantized: Quantized) -> Quantiz
             k = start + row
             code = codes[k] + (pull[row] - inner[row, :row] @ moves[:row]) / steps
             _saturate(np.rint(code, out=code), grid)
+            if stays is not None:
+                code *= stays[k]
             moves[row] = (code - codes[k]) * scales[k]
             codes[k] = code
         error[part] -= moves
@@ -114,8 +122,10 @@ def spread_scales(scales: Floats, grid: Grid, inputs: int) -> Floats:
     return np.repeat(scales, lengths, axis=0)
 
 
-def _round(weight: Floats, factor: Floats, scales: Floats, grid: Grid) -> NDArray[np.int8]:
-    """The paper's algorithm; all arguments in the order in which inputs are rounded, scales [K, N]."""
+def _round(
+    weight: Floats, factor: Floats, scales: Floats, grid: Grid, stays: NDArray[np.bool_] | None
+) -> NDArray[np.int8]:
+    """The paper's algorithm; all arguments in the order in which inputs are rounded, scales and `stays` [K, N]."""
     codes, errors = np.empty(weight.shape, np.int8), np.empty_like(weight)
     for start in range(0, len(weight), LAZY):
         part = slice(start, min(start + LAZY, len(weight)))
@@ -125,6 +135,8 @@ def _round(weight: Floats, factor: Floats, scales: Floats, grid: Grid) -> NDArra
             wanted -= inner[:row, row] @ errors[start:k]  # noqa: PLW2901, in place
             code = wanted / scales[k]
             _saturate(np.rint(code, out=code), grid)
+            if stays is not None:
+                code *= stays[k]
             codes[k] = code
             errors[k] = (wanted - code * scales[k]) / inner[row, row]
     return codes
@@ -135,7 +147,7 @@ def _saturate(codes: Floats, grid: Grid) -> None:
     np.minimum(np.maximum(codes, grid.low, out=codes), grid.high, out=codes)
 
 
-def _inverse_factor(hessian: NDArray[np.float64]) -> Floats:
+def inverse_factor(hessian: NDArray[np.float64]) -> Floats:
     """Upper Cholesky factor of the inverse, float32 [K, K].
 
     If H = R R^T with R upper triangular, the inverse of H is (R^-1)^T R^-1: no inverse but R's is needed. R is the

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from piston.calibration.graph.linears import Linear
-from piston.calibration.numeric.rounding import Quantized
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.channel_splitting import Source
+from piston.graph.rounding import Quantized
 
 ROUNDED = "rounded"  # the directory, in the work directory of a calibration
 Rounded = dict[str, Quantized]  # by the linear's name

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from piston.calibration.numeric.rounding import Floats
 from piston.calibration.observe.cache_range import CacheRange, Rotation
 from piston.calibration.observe.collect import collect
 from piston.calibration.recipe import Granularity
@@ -19,6 +18,7 @@ from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.data.packing import Ids
 from piston.graph.qdq import round_cache
+from piston.graph.rounding import Floats
 
 Scales = Mapping[str, Sequence[float]]  # by output of the graph, such as "present.0.key": one, or heads x head_dim
 LARGEST_CODE = 127

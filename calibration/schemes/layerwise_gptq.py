@@ -9,7 +9,7 @@ Inputs behind a norm that are large are split beforehand, see `splitting`: a ker
 loses less of the others, and their own weights become finer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear, by_input
 from piston.calibration.numeric.min_max import extremes
-from piston.calibration.numeric.rounding import CLIPS, Floats, Quantized
 from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.channel_splitting import Source, apply_split, num_copies, shared_out, split_largest
@@ -32,6 +31,7 @@ from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
 from piston.data.packing import Ids
 from piston.data.rows import hash_rows
+from piston.graph.rounding import CLIPS, Floats, Quantized
 
 Matrix = NDArray[np.float64]
 AT_ONCE = 4096  # tokens
@@ -120,6 +120,7 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
     """
     segments = cut(graph.model.graph, by_input(recipe.chosen(graph.linears)))
     files = RoundedFiles(work / ROUNDED, _key(graph, recipe, rows))
+    sparse = {linear.name for linear in recipe.sparse(graph.linears)}
     relay = StreamedModel(graph, rows, files.directory / "rows")  # within, so that rows of other work go with it
     rounded = list[RoundedGroup]()
     found = files.load([segment.group for segment in segments], recipe)
@@ -128,7 +129,7 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
         if done < len(found):
             new = found[done]
         else:
-            new = _round_group(segment, relay, recipe)
+            new = _round_group(segment, relay, recipe, sparse)
             files.save(done, new)
             relay.leave(segment)
         relay.rounded[segment.reads] = new
@@ -142,8 +143,8 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
     return Prepared({name: weight for new in rounded for name, weight in new.weights.items()})
 
 
-def _round_group(segment: Segment, relay: StreamedModel, recipe: Recipe) -> RoundedGroup:
-    """Bring all rows to the group, and round its weights for what arrives there."""
+def _round_group(segment: Segment, relay: StreamedModel, recipe: Recipe, sparse: Container[str]) -> RoundedGroup:
+    """Bring all rows to the group, and round its weights for what arrives there; zeros of `sparse` ones stay."""
     weights = [weight_of(linear) for linear in segment.group]
     joined = np.concatenate(weights, axis=1)
     sums = InputSums(segment.reads, joined, every_of(relay.rows.size, len(joined)))
@@ -158,7 +159,11 @@ def _round_group(segment: Segment, relay: StreamedModel, recipe: Recipe) -> Roun
         goals = shared_out(goals * factors[:, None], source)
         hessian = Hessian((sums.gram / np.outer(factors, factors))[np.ix_(source, source)])
     parts = dict(zip(segment.group, np.split(goals, ends, axis=1), strict=True))
-    return RoundedGroup(_round_together(parts, hessian, recipe), source)
+    zeros = {
+        linear: weight != 0 for linear, weight in zip(segment.group, weights, strict=True) if linear.name in sparse
+    }
+    stays = {linear: mask[source] for linear, mask in zeros.items()}
+    return RoundedGroup(_round_together(parts, hessian, recipe, stays), source)
 
 
 def split_inputs(group: Sequence[Linear], gram: Matrix, recipe: Recipe) -> Source:
@@ -172,12 +177,16 @@ def _fold_into_norm(group: Sequence[Linear]) -> Fold | None:
     return fold if fold is not None and fold.into_norm else None
 
 
-def _round_together(goals: Mapping[Linear, Floats], hessian: Hessian, recipe: Recipe) -> Rounded:
+def _round_together(
+    goals: Mapping[Linear, Floats], hessian: Hessian, recipe: Recipe, stays: Mapping[Linear, NDArray[np.bool_]]
+) -> Rounded:
     """Linears of one grid as one that is as wide as all: no output has a say in another's codes."""
     rounded: Rounded = {}
     for grid in dict.fromkeys(recipe.grid_of(linear) for linear in goals):
         alike = [linear for linear in goals if recipe.grid_of(linear) == grid]
-        joined = gptq(np.concatenate([goals[linear] for linear in alike], axis=1), hessian, grid)
+        masks = [stays.get(linear, np.ones(goals[linear].shape, np.bool_)) for linear in alike]
+        mask = np.concatenate(masks, axis=1) if stays else None
+        joined = gptq(np.concatenate([goals[linear] for linear in alike], axis=1), hessian, grid, stays=mask)
         start = 0
         for linear in alike:
             end = start + goals[linear].shape[1]
@@ -190,7 +199,7 @@ def _round_together(goals: Mapping[Linear, Floats], hessian: Hessian, recipe: Re
 
 def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
     """Of what shapes codes: what is spared once all is rounded, or how caches are stored, does not."""
-    shaping = ("scheme", "block", "rounding", "keep", "int8", "split")
+    shaping = ("scheme", "block", "rounding", "keep", "int8", "split", "sparsity", "dense", "pruning")
     return key_of(
         {
             "versions": {package: version(package) for package in ("piston", "onnxruntime", "numpy")},

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from piston.calibration.graph.folding import NORMS
 from piston.calibration.graph.linears import Linear, sum_beside
-from piston.calibration.numeric.rounding import Floats, Grid, Outliers, Quantized, round_to_nearest
 from piston.core.errors import MisuseError
 from piston.graph.pattern import initializer
+from piston.graph.rounding import Floats, Grid, Outliers, Quantized, round_to_nearest
 
 Channels = NDArray[np.int64]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import Linear
 from piston.calibration.graph.qdq import QuantizeActivationsPass, QuantizeWeightsPass
-from piston.calibration.numeric.rounding import Quantized
 from piston.calibration.schemes.outliers import Channels, add_outliers
 from piston.calibration.schemes.residual import add_remainder
+from piston.graph.rounding import Quantized
 
 
 @dataclass(frozen=True, slots=True)

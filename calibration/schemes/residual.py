@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.calibration.graph.linears import Linear, sum_beside
-from piston.calibration.numeric.rounding import Floats
 from piston.graph.qdq import quantize_activation
+from piston.graph.rounding import Floats
 
 RATIOS = (7, 15, 31, 63)  # coarse scales, in fine ones
 

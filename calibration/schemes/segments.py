@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import Linear, by_input, find_linears
 from piston.calibration.graph.qdq import write_weight
-from piston.calibration.numeric.rounding import Floats
 from piston.calibration.observe.row_files import RowFiles
 from piston.calibration.schemes.channel_splitting import num_copies, read_copies
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.ordered_pool import imap_bounded
 from piston.core.machine import num_cores
 from piston.data.packing import Ids
+from piston.graph.rounding import Floats
 from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.session import translated
 
@@ -81,6 +81,7 @@ class StreamedModel:
         self.work = work
         self._files = RowFiles(work)
         self.rounded: dict[str, RoundedGroup] = {}  # of the quantized stream so far, by what the linears read
+        self.replaced: dict[str, Floats] = {}  # weights in float that the quantized stream has instead, by linear
         values = (value.name or "" for node in graph.model.graph for value in node.outputs)
         self._places = {name: place for place, name in enumerate(values)}  # values may have any name, files not
 
@@ -126,7 +127,11 @@ class StreamedModel:
             part, ir_version=self.graph.model.ir_version, functions=tuple(self.graph.model.functions.values())
         )
         if stream == "quantized":
-            for reads, group in by_input(find_linears(model)).items():
+            linears = find_linears(model)
+            for linear in linears:
+                if linear.name in self.replaced:
+                    linear.weight.const_value = ir.tensor(self.replaced[linear.name], name=linear.weight.name)
+            for reads, group in by_input(linears).items():
                 if reads in self.rounded:
                     _quantize(group, self.rounded[reads])
         return [value.name or "" for value in part.inputs], _session(model, self.graph.directory)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.calibration.numeric.rounding import Floats, Grid
 from piston.calibration.schemes.residual import RATIOS, fine_scale, round_steps
+from piston.graph.rounding import Floats, Grid
 
 Groups = NDArray[np.int64]
 # Above 0.8 the error on the tokens it was chosen by still falls, and perplexity on other text rises: every channel then

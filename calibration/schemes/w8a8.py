@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear
-from piston.calibration.numeric.rounding import Floats, Grid, Quantized, round_to_nearest
 from piston.calibration.observe.collect import collect
 from piston.calibration.observe.consumers import Consumer, DropChannels, Tee
 from piston.calibration.observe.observers import MinMax, make_observer
@@ -24,6 +23,7 @@ from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.data.packing import Ids
 from piston.graph.pattern import array_of
+from piston.graph.rounding import Floats, Grid, Quantized, round_to_nearest
 
 # Of a kept linear's weights, whose range smoothing widened: by channel, six linears of SmolLM2-135M took KL
 # from 0.0243 to 0.0358 nats, in blocks to 0.0264, the rounding of activations by the kernel included.
@@ -57,7 +57,8 @@ def observe(graph: ModelGraph, rows: Ids, work: Path, progress: Progress) -> dic
     sums = {name: total for name, total in sums.items() if total not in groups}
     lengths = {total: Lengths(total, TOKENS) for total in sums.values()}
     consumers: dict[str, Consumer] = {name: Tee(extremes[name], samples[name]) for name in groups}
-    collect(graph.directory, rows, consumers | lengths, work_dir=work / "observe", progress=progress, name="observing")
+    source = graph.observed or graph.directory
+    collect(source, rows, consumers | lengths, work_dir=work / "observe", progress=progress, name="observing")
     return {
         name: Activation(
             group,

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from piston.calibration.float_graph import ModelGraph
-from piston.calibration.numeric.rounding import round_to_nearest
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.awq import round_aware
 from piston.calibration.schemes.layerwise_gptq import round_in_turn
@@ -11,6 +10,7 @@ from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
 from piston.data.packing import Ids
+from piston.graph.rounding import round_to_nearest
 
 
 def round_weights(graph: ModelGraph, recipe: Recipe, rows: Ids | None, work: Path, progress: Progress) -> Prepared:

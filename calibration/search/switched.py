@@ -14,7 +14,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.graph.linears import Linear, find_linears
-from piston.calibration.numeric.rounding import Quantized
 from piston.calibration.schemes.kv_cache import RoundCachePass, Scales
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.residual import round_remainder
@@ -22,6 +21,7 @@ from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import CacheSpec
 from piston.graph.pattern import initializer
 from piston.graph.qdq import quantize_activation
+from piston.graph.rounding import Quantized
 from piston.runtime.backends.ort_run import Run
 
 NAME = "switched.onnx"

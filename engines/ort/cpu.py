@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import DECODER, MODULE
 from piston.core.bundle.manifest import EngineSpec, Manifest
@@ -79,7 +81,8 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
 def _build_plain(job: BuildJob) -> EngineSpec:
     from piston.engines.equivalence.answers import check_parity, reference_of
     from piston.engines.equivalence.packed_products import check_packed_products
-    from piston.engines.linear_work import check_int8
+    from piston.engines.equivalence.sparse_weights import check_sparse
+    from piston.engines.linear_work import check_int8, product_of
     from piston.engines.ort.cpu_graph import build_ort, describe
 
     int8_head = job.requested["lm_head"] == "int8"
@@ -92,6 +95,7 @@ def _build_plain(job: BuildJob) -> EngineSpec:
         reference_of(job.source / GRAPH, job.model, job.work, int8_head=int8_head) as path,
     ):
         kernels = check_packed_products(built.path)
+        sparse = check_sparse(ir.load(job.source / GRAPH).graph, ir.load(built.path).graph, product_of)
         cache = job.model.cache.with_dtype(built.cache_type)
         parity = check_parity(
             path,
@@ -108,6 +112,7 @@ def _build_plain(job: BuildJob) -> EngineSpec:
         requested=dict(job.requested),
         actual={
             **describe(built),
+            **({} if sparse is None else {"sparse": sparse.to_json()}),
             "max_positions": job.requested["max_length"],
             "parity": dataclasses.asdict(parity),
             "kernels": dataclasses.asdict(kernels),

@@ -12,7 +12,8 @@ from piston.core.bundle.manifest import EngineSpec
 from piston.engines.equivalence.answers import check_parity, reference_of
 from piston.engines.equivalence.half_precision import check_half_precision
 from piston.engines.equivalence.same_graph import check_same
-from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
+from piston.engines.equivalence.sparse_weights import check_sparse
+from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work, product_of
 from piston.engines.lowering.ort_cuda import lower_for_ort_cuda
 from piston.engines.options import BuildJob
 from piston.engines.ort.cuda_target import DTYPE
@@ -43,6 +44,7 @@ def build(job: BuildJob) -> EngineSpec:
         ):
             parity = check_parity(reference, twin, wide, max_length=length, windows=_windows(graph))
             check_same(twin, path)
+            sparse = check_sparse(ir.load(job.source / GRAPH).graph, graph, product_of)
             narrow = check_half_precision(twin, wide, path, cache, max_length=length)
     got = {
         "dtype": DTYPE,
@@ -52,6 +54,7 @@ def build(job: BuildJob) -> EngineSpec:
         **counts,
         "linears": {name: mix.share(name) for name in ARITHMETIC},
         "lm_head": next(iter(mix.head), "unknown"),
+        **({} if sparse is None else {"sparse": sparse.to_json()}),
         "weights_bytes": (engine_dir / GRAPH_DATA).stat().st_size,
         "parity": dataclasses.asdict(parity),
         "proof_narrow": dataclasses.asdict(narrow),

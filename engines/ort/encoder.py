@@ -10,7 +10,8 @@ from piston.core.bundle.interface import ENCODER
 from piston.core.bundle.manifest import EngineSpec
 from piston.engines.equivalence.packed_products import check_packed_products
 from piston.engines.equivalence.ragged import check_ragged
-from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
+from piston.engines.equivalence.sparse_weights import check_sparse
+from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work, product_of
 from piston.engines.lowering.int8_tables import Int8TablesPass
 from piston.engines.lowering.integer_matmul import IntegerMatMulPass
 from piston.engines.lowering.matmul_nbits import MatMulNBitsPass
@@ -50,6 +51,7 @@ def build_encoder(job: BuildJob) -> EngineSpec:
     is_quantized = found.share("float") < 1
     with job.progress.phase("checking it against the canonical graph"):
         kernels = check_packed_products(directory / GRAPH)
+        sparse = check_sparse(ir.load(job.source / GRAPH).graph, ir.load(directory / GRAPH).graph, product_of)
         parity = check_ragged(
             job.source / GRAPH,
             directory / GRAPH,
@@ -64,6 +66,7 @@ def build_encoder(job: BuildJob) -> EngineSpec:
         actual={
             "dtype": "float32",
             "linears": {name: found.share(name) for name in ARITHMETIC},
+            **({} if sparse is None else {"sparse": sparse.to_json()}),
             "linears_in_float": found.in_float if is_quantized else [],
             "not_fused": found.unfused,
             "operators": count_operators(directory / GRAPH),

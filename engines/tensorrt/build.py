@@ -67,6 +67,9 @@ def build_tensorrt(target: Target, job: BuildJob) -> EngineSpec:
 
 
 def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
+    from piston.engines.equivalence.sparse_weights import check_sparse
+    from piston.engines.tensorrt.precision_mix import product_of
+
     engine_dir = job.work / target.directory
     with tempfile.TemporaryDirectory(dir=job.work, prefix="lowered.") as scratch:
         with job.progress.phase(f"lowering for {target.text}"):
@@ -77,12 +80,14 @@ def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
             job.progress.phase("checking it against the canonical graph"),
             reference_of(job.source / GRAPH, job.model, Path(scratch)) as reference,
         ):
+            sparse = check_sparse(ir.load(job.source / GRAPH).graph, graph, product_of)
             parities = prove_file(write_exposed(reference, Path(scratch) / "exposed"), job.model, lowered)
         profiles = profiles_of(graph, lowered.sizes)
         engine_dir.mkdir(parents=True)
         plan = engine_dir / PLAN
         with job.progress.phase(f"compiling for {target.text}"):
-            compiled = compile_plan(lowered.path, plan, target, profiles, job.options.compiler, job.progress)
+            allowed = dataclasses.replace(job.options.compiler, sparse_weights=sparse is not None)
+            compiled = compile_plan(lowered.path, plan, target, profiles, allowed, job.progress)
         got = {
             **_identity(plan, compiled, target),
             **_sizes(lowered, graph),
@@ -92,6 +97,7 @@ def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
             "plan_sha256": sha256_of(plan),
             "linears": {name: mix.share(name) for name in ARITHMETIC},
             "lm_head": next(iter(mix.head), "unknown"),
+            **({} if sparse is None else {"sparse": sparse.to_json()}),
             "operators": _operators(graph),
             "weights_bytes": lowered.path.with_name(GRAPH_DATA).stat().st_size,
             "plan_bytes": compiled.plan_bytes,

@@ -111,6 +111,7 @@ def _apply(module: Any, config: Any, options: CompilerOptions) -> None:
     flags = {
         "refit": ["REFIT"],
         "weight_streaming": ["WEIGHT_STREAMING"],
+        "sparse_weights": ["SPARSE_WEIGHTS"],
         "version_compatible": ["VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"],
     }
     for name in options.given:

@@ -37,6 +37,7 @@ class CompilerOptions:
     hardware_compatible: HardwareCompatible | None = None
     optimization_level: int | None = None
     workspace: int | None = None  # bytes
+    sparse_weights: bool = False  # set by the build where weights are 2:4 sparse; the compiler looks at each of them
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= HIGHEST_LEVEL:

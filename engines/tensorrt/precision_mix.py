@@ -15,11 +15,12 @@ RANK = 2
 
 def precision_mix(graph: ir.Graph) -> LinearWork:
     """Multiply-adds of one token by arithmetic: int8, weights8, weights4, float."""
-    found = [product for node in graph if (product := _product(node)) is not None]
+    found = [product for node in graph if (product := product_of(node)) is not None]
     return counted(found, head_of(graph))
 
 
-def _product(node: ir.Node) -> Product | None:
+def product_of(node: ir.Node) -> Product | None:
+    """The product by a constant matrix that a node of a canonical graph, or of one for TensorRT, is, if it is one."""
     weight = _behind(node.inputs[1], "Cast", "Transpose") if node.op_type == "MatMul" else None
     dequantize = producer(weight, "DequantizeLinear")
     matrix = weight if dequantize is None else dequantize.inputs[0]

@@ -11,13 +11,13 @@ import onnxruntime
 
 from piston.calibration.graph.linears import by_input, find_linears
 from piston.calibration.graph.qdq import QuantizeActivationsPass, QuantizeWeightsPass
-from piston.calibration.numeric.rounding import Grid, round_to_nearest
 from piston.calibration.schemes.channel_splitting import apply_split, split_largest
 from piston.calibration.schemes.outliers import add_outliers, round_others
 from piston.calibration.schemes.residual import add_remainder, fine_scale
 from piston.calibration.schemes.w8a8 import round_kept
 from piston.core.bundle.interface import CacheSpec
 from piston.core.bundle.manifest import FILE_NAME, Manifest, record_files
+from piston.graph.rounding import Grid, round_to_nearest
 
 GRIDS = {
     "w8a8": Grid(8),

@@ -7,7 +7,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from piston.calibration.graph.qdq import QuantizeActivationsPass, QuantizeWeightsPass
-from piston.calibration.numeric.rounding import Grid, round_to_nearest
+from piston.graph.rounding import Grid, round_to_nearest
 
 X = np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32)
 W = np.random.default_rng(1).normal(size=(64, 8)).astype(np.float32)

@@ -7,11 +7,11 @@ pytest.importorskip("torch")
 from canonical import CanonicalSession
 
 from piston.calibration.float_graph import ModelGraph
-from piston.calibration.numeric.rounding import Grid, round_to_nearest
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.awq import ALPHAS, round_aware, round_weighted, scaling_factors, search
 from piston.calibration.schemes.w8a8 import Activation, weight_of
 from piston.core.console import Progress
+from piston.graph.rounding import Grid, round_to_nearest
 
 GRID = Grid(4, 32)
 ROWS = np.random.default_rng(0).integers(3, 131, (4, 20))

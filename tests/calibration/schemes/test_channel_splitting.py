@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from piston.calibration.numeric.rounding import Grid
 from piston.calibration.schemes.channel_splitting import num_copies, shared_out, split_largest
 from piston.calibration.schemes.gptq import Hessian, gptq
+from piston.graph.rounding import Grid
 
 
 def added_up(weight, source):

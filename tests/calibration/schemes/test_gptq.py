@@ -3,7 +3,6 @@ import itertools
 import numpy as np
 import pytest
 
-from piston.calibration.numeric.rounding import Grid, encode, round_to_nearest, searched_scale
 from piston.calibration.schemes.gptq import (
     LAZY,
     Hessian,
@@ -14,6 +13,7 @@ from piston.calibration.schemes.gptq import (
     solve_scales,
     spread_scales,
 )
+from piston.graph.rounding import Grid, encode, round_to_nearest, searched_scale
 
 
 def problem(inputs=96, outputs=40, samples=600, seed=0):

@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("torch")
 
 from piston.calibration.float_graph import ModelGraph
-from piston.calibration.numeric.rounding import Grid
 from piston.calibration.observe.collect import collect
 from piston.calibration.observe.consumers import Gram
 from piston.calibration.recipe import Recipe
@@ -20,6 +19,7 @@ from piston.calibration.schemes.layerwise_gptq import InputSums, every_of, round
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
 from piston.core.errors import CalibrationError
+from piston.graph.rounding import Grid
 
 ROWS = np.random.default_rng(0).integers(3, 131, (12, 40))
 RECIPE = Recipe(scheme="w4", block=32, rounding="gptq")
@@ -226,11 +226,11 @@ def stopped(monkeypatch):
     class Stop:
         count, at = 0, None
 
-        def __call__(self, *arguments):
+        def __call__(self, *arguments, **options):
             self.count += 1
             if self.count == self.at:
                 raise KeyboardInterrupt
-            return gptq(*arguments)
+            return gptq(*arguments, **options)
 
     stop = Stop()
     monkeypatch.setattr(sequential, "gptq", stop)

@@ -7,9 +7,9 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from piston.calibration.graph.linears import find_linears
-from piston.calibration.numeric.rounding import Grid
 from piston.calibration.schemes.outliers import add_outliers, has_outliers, largest_channels, num_outliers, round_others
 from piston.core.errors import MisuseError
+from piston.graph.rounding import Grid
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 24]>

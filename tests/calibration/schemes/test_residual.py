@@ -10,12 +10,12 @@ from onnx.reference import ReferenceEvaluator
 
 from piston.calibration.graph.linears import find_linears
 from piston.calibration.graph.qdq import QuantizeActivationsPass
-from piston.calibration.numeric.rounding import Grid, round_to_nearest
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.residual import RATIOS, add_remainder, fine_scale, round_steps
 from piston.calibration.schemes.smoothquant import search
 from piston.core.errors import MisuseError
+from piston.graph.rounding import Grid, round_to_nearest
 
 RNG = np.random.default_rng(0)
 TEXT = """

@@ -7,13 +7,13 @@ import pytest
 pytest.importorskip("torch")
 
 from piston.calibration.float_graph import ModelGraph
-from piston.calibration.numeric.rounding import Grid, round_to_nearest
 from piston.calibration.observe.collect import collect
 from piston.calibration.schemes import segments
 from piston.calibration.schemes.channel_splitting import split_largest
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.segments import StreamedModel, cut
 from piston.calibration.schemes.w8a8 import weight_of
+from piston.graph.rounding import Grid, round_to_nearest
 
 ROWS = np.random.default_rng(0).integers(3, 131, (3, 12))
 

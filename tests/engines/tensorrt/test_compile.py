@@ -2,14 +2,16 @@
 
 import _thread
 import threading
+from types import SimpleNamespace
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_text import parse
 
 from piston.core.console import Progress
 from piston.core.errors import EngineError, MissingExtraError, MisuseError
-from piston.engines.tensorrt.compile import _keep_timings, compile_plan
+from piston.engines.tensorrt.compile import _apply, _keep_timings, compile_plan
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.engines.tensorrt.profiles import profiles_of
 from piston.engines.tensorrt.target import Target
@@ -110,3 +112,16 @@ def test_what_tensorrt_rtx_has_not_got_is_refused_with_the_reason(name, tmp_path
     ):
         options.check(TARGET)
     options.check(Target.parse("tensorrt:sm90"))
+
+
+def test_sparse_weights_set_the_compilers_flag_and_no_other():
+    flags = []
+    module = SimpleNamespace(BuilderFlag=SimpleNamespace(SPARSE_WEIGHTS="sparse"))
+    _apply(module, SimpleNamespace(set_flag=flags.append), CompilerOptions(sparse_weights=True))
+    assert flags == ["sparse"]
+
+
+def test_a_graph_with_sparse_weights_compiles(compile_graph):
+    weight = np.tile(np.array([[1.0], [0.0], [0.0], [2.0]], np.float16), (16, 64))
+    text = "g (float16[2, 64] x) => (float16[2, 64] y) { y = MatMul (x, weight) }"
+    assert compile_graph(text, CompilerOptions(sparse_weights=True), weight=weight).plan_bytes > 0

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from piston.calibration.numeric.rounding import Grid, largest_scale, round_to_nearest, searched_scale
 from piston.core.errors import MisuseError
+from piston.graph.rounding import Grid, largest_scale, round_to_nearest, searched_scale
 
 GRIDS = [Grid(8), Grid(8, 32), Grid(4, 32), Grid(4, 128), Grid(4)]
 
