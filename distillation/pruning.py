@@ -107,6 +107,7 @@ def _keep_heads(model: Any, layer: int, kv_heads: Tensor, state: dict[str, Tenso
 
 def _take(state: dict[str, Tensor], name: str, places: Tensor, axis: int) -> None:
     """Keep places of outputs (axis 0, the bias too) or inputs (axis 1) of a linear."""
+    places = places.to(state[f"{name}.weight"].device)
     state[f"{name}.weight"] = state[f"{name}.weight"].index_select(axis, places)
     if axis == 0 and f"{name}.bias" in state:
         state[f"{name}.bias"] = state[f"{name}.bias"].index_select(0, places)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 GROUP, LEFT = 4, 2
+LEAST = 1e-30
 
 
 def two_of_four(weight: Tensor, squares: Tensor | None = None) -> Tensor:
@@ -16,7 +17,8 @@ def two_of_four(weight: Tensor, squares: Tensor | None = None) -> Tensor:
         squares: sums of the inputs' squares [in]; magnitudes are then multiplied by their roots (Sun et al., "A Simple
             and Effective Pruning Approach for Large Language Models", ICLR 2024).
     """
-    score = weight.abs() if squares is None else weight.abs() * squares.sqrt()
+    # Not zero where nothing was read: an output whose weights all read that would be left without any.
+    score = weight.abs() if squares is None else weight.abs() * squares.clamp_min(LEAST).sqrt()
     groups = score.reshape(len(weight), -1, GROUP)
     places = groups.argsort(dim=-1, descending=True, stable=True)[..., :LEFT]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, places, True).reshape(weight.shape)

@@ -11,7 +11,8 @@ from piston.core.bundle.examples import EXAMPLES, Example, read_examples
 from piston.core.bundle.interface import MODULE, GraphInterface
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.errors import ParityError
-from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work
+from piston.engines.equivalence.sparse_weights import check_sparse
+from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work, product_of
 from piston.engines.options import BuildJob
 from piston.engines.ort.cpu_graph import count_operators, save_optimized
 from piston.engines.ort.encoder import lower_encoder
@@ -36,6 +37,7 @@ def build_module(job: BuildJob) -> EngineSpec:
         check_int8(found, job.requested["require_int8"])
     with job.progress.phase("checking it against the canonical graph"):
         examples = read_examples(job.source / EXAMPLES)
+        sparse = check_sparse(ir.load(job.source / GRAPH).graph, ir.load(directory / GRAPH).graph, product_of)
         worst = _check(job, directory, job.model.graphs[MODULE], examples)
     shutil.copyfile(job.source / EXAMPLES, job.work / EXAMPLES)
     data = directory / GRAPH_DATA
@@ -46,6 +48,7 @@ def build_module(job: BuildJob) -> EngineSpec:
         actual={
             "dtype": "float32",
             "linears": {name: found.share(name) for name in ARITHMETIC},
+            **({} if sparse is None else {"sparse": sparse.to_json()}),
             "operators": count_operators(directory / GRAPH),
             "weights_bytes": data.stat().st_size if data.is_file() else 0,
             "onnxruntime": version,

@@ -206,6 +206,11 @@ def test_two_of_four_keeps_the_largest_by_what_they_read():
     assert two_of_four(weight, torch.tensor([0.01, 1.0, 1.0, 100.0])).tolist() == [[False, True, False, True]]
 
 
+def test_no_output_is_left_without_weights_by_inputs_that_were_never_read():
+    weight = torch.tensor([[0.0, 0.0, 0.5, 2.0]])
+    assert two_of_four(weight, torch.tensor([1.0, 1.0, 0.0, 0.0])).tolist() == [[False, False, True, True]]
+
+
 def test_every_row_is_read_once_an_epoch():
     from piston.distillation.source import Data
 
