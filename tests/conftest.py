@@ -10,7 +10,16 @@ import pytest
 
 pytest_plugins = ["command_fixtures", "processor_time"]
 
-LONGEST = ("end_to_end/", "export/test_zoo.py", "engines/test_own_kernels.py", "calibration/test_calibrate.py")
+DEMO = "demo"
+LONGEST = (
+    DEMO,
+    "export/test_zoo.py",
+    "engines/tensorrt/test_zoo_plans.py",  # reads what test_zoo.py exported
+    "end_to_end/",
+    "engines/test_own_kernels.py",
+    "calibration/test_calibrate.py",
+    "export/",
+)
 VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")
 
 
@@ -54,13 +63,18 @@ def pytest_collection_modifyitems(config, items):
 
 
 def share_out(items):
-    """A file's tests go to one worker, and those that share the demo model; what takes longest begins first."""
+    """A file's tests go to one worker, and files that share the demo model; what takes longest begins first."""
+
+    with_demo = {item.path for item in items if "demo_model_dir" in item.fixturenames}
 
     def group_of(item):
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        return next((long for long in LONGEST if path.startswith(long)), path)
+        return DEMO if item.path in with_demo else item.path.relative_to(Path(__file__).parent).as_posix()
 
-    items.sort(key=lambda item: LONGEST.index(group) if (group := group_of(item)) in LONGEST else len(LONGEST))
+    def place_of(item):
+        group = group_of(item)
+        return next((place for place, start in enumerate(LONGEST) if group.startswith(start)), len(LONGEST))
+
+    items.sort(key=place_of)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
