@@ -131,10 +131,14 @@ class Server:
         return json_response(error.to_json(), error.status, dict(problem.headers or {}))
 
     async def _models(self, _request: Request) -> Response:
-        return json_response({"object": "list", "data": [served.to_json() for served in self.served.values()]})
+        return json_response({"object": "list", "data": [self._listed(served) for served in self.served.values()]})
 
     async def _model(self, request: Request) -> Response:
-        return json_response(self._find(request.path_params["name"]).to_json())
+        return json_response(self._listed(self._find(request.path_params["name"])))
+
+    def _listed(self, served: Served) -> dict[str, Any]:
+        paths = [path for path, offering in self._endpoints.items() if served.task in offering]
+        return served.to_json() | {"endpoints": paths}
 
     async def _health(self, _request: Request) -> Response:
         found = {name: served.thread.problem() for name, served in self.served.items()}

@@ -1,12 +1,18 @@
 import base64
 import hashlib
+import os
 import re
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import Browser, is_installed
-from toy_model import replying
+from embedded import CLS, SEP, WORDS, embedder
+from toy_model import replying, toy_model
+
+A, B, C = map(WORDS.index, "abc")
 
 
 def test_the_page_loads_nothing_foreign_and_only_its_own_script_may_run(live):
@@ -28,8 +34,39 @@ def test_no_page_is_a_404(live):
     assert live(replying("x"), settings={"page": False}).request("GET", "/")[0] == 404
 
 
-@pytest.mark.skipif(not is_installed(), reason="needs Debian's chromium")
-def test_a_chat_in_a_real_browser_streams_stops_and_shows_its_speed(live, tmp_path):
+needs_chromium = pytest.mark.skipif(not is_installed(), reason="needs Debian's chromium")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("chromium") / "profile")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """visit(server): open its page; at the end nothing was on the console, and the policy stopped nothing."""
+
+    def go(server):
+        browser.messages.clear()
+        browser.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
+        browser.until("document.querySelector('#model')?.value")
+        return browser
+
+    yield go
+    assert browser.messages == []
+
+
+def shot(browser, tmp_path, name):
+    """A picture of the page, for people: kept where PISTON_SCREENSHOTS says."""
+    directory = Path(os.environ.get("PISTON_SCREENSHOTS", tmp_path))
+    browser.screenshot(directory / f"{name}.png")
+    assert (directory / f"{name}.png").stat().st_size > 5000
+
+
+@needs_chromium
+def test_a_chat_in_a_real_browser_streams_stops_and_shows_its_speed(live, visit, tmp_path):
     gate = threading.Event()
     slow = replying("hello no " * 5)
 
@@ -39,16 +76,14 @@ def test_a_chat_in_a_real_browser_streams_stops_and_shows_its_speed(live, tmp_pa
         return slow(history)
 
     server = live(script)
-    browser = Browser(tmp_path / "profile")
+    browser = visit(server)
     try:
-        browser.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
-        browser.until("document.querySelector('#model')?.value === 'toy'")
         browser.run("document.querySelector('#temperature').value = 0")
         say(browser, "hi")
         browser.until("document.querySelector('#log .figures') !== null")
         assert browser.run("document.querySelector('#log .assistant:not(.reasoning)').textContent") == "hello no " * 5
         assert "tokens/s, first token after" in browser.run("document.querySelector('#log .figures').textContent")
-        browser.screenshot(tmp_path / "page.png")
+        shot(browser, tmp_path, "chat")
         say(browser, "w" * 10)  # its answer hangs in the middle
         browser.until("document.querySelectorAll('#log .assistant')[3]?.textContent")
         until(lambda: server.thread().num_open == 1)
@@ -56,10 +91,63 @@ def test_a_chat_in_a_real_browser_streams_stops_and_shows_its_speed(live, tmp_pa
         browser.until("document.querySelector('#stop').disabled")
         gate.set()
         until(lambda: server.thread().num_open == 0)
-        assert browser.messages == []
     finally:
         gate.set()
-        browser.close()
+
+
+@needs_chromium
+def test_the_page_has_the_jobs_of_each_loaded_bundle(live, visit, tmp_path):
+    server = live(None, models=[("toy", toy_model(replying("B"))), ("embed", embedder())])
+    browser = visit(server)
+    assert tabs(browser) == ["Chat", "Decide"]
+    click(browser, "#jobs button:nth-child(2)")
+    browser.run("document.querySelector('#decide textarea').value = 'w'")
+    click(browser, "#decide button")
+    browser.until("document.querySelectorAll('#decide tr').length === 3")
+    assert browser.run("document.querySelector('#decide th').textContent") == "billing"  # the letter B
+    shot(browser, tmp_path, "decide")
+    browser.run("document.querySelector('#model').value = 'embed'")
+    browser.run("document.querySelector('#model').dispatchEvent(new Event('change'))")
+    assert tabs(browser) == ["Compare texts"]
+    browser.run("document.querySelector('#embed textarea').value = 'a b\\nb a\\na b c'")
+    click(browser, "#embed button")
+    browser.until("document.querySelectorAll('#embed tr').length === 4")
+    cells = "[...document.querySelectorAll('#embed tr:nth-child(2) td')].map((cell) => cell.textContent)"
+    one, other = ([len(ids), sum(ids), 2] for ids in ([CLS, A, B, SEP], [CLS, A, B, C, SEP]))
+    cosine = np.dot(one, other) / np.linalg.norm(one) / np.linalg.norm(other)
+    assert browser.run(cells) == ["1.000", "1.000", f"{cosine:.3f}"]
+    shot(browser, tmp_path, "compare")
+
+
+@needs_chromium
+def test_what_a_job_is_refused_for_is_shown(live, browser):
+    server = live(None, models=[("embed", embedder())])
+    browser.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
+    browser.until("document.querySelector('#model')?.value === 'embed'")
+    browser.run("document.querySelector('#embed textarea').value = 'a a a a a a a a'")
+    click(browser, "#embed button")
+    browser.until("document.querySelector('#embed .error') !== null")
+    assert "has 10 tokens" in browser.run("document.querySelector('#embed .error').textContent")
+
+
+@needs_chromium
+def test_with_an_api_key_the_page_asks_for_it(live, browser):
+    server = live(replying("x"), settings={"api_keys": ("one",)})
+    browser.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
+    browser.until("document.querySelector('#none')?.textContent.includes('API key')")
+    assert browser.run("document.querySelector('#options').open && !document.querySelector('#options').hidden")
+    browser.run("document.querySelector('#key').value = 'one'")
+    browser.run("document.querySelector('#key').dispatchEvent(new Event('change'))")
+    browser.until("document.querySelector('#model').value === 'toy'")
+    assert browser.run("document.querySelector('#none').hidden")
+
+
+def tabs(browser):
+    return browser.run("[...document.querySelectorAll('#jobs button')].map((tab) => tab.textContent)")
+
+
+def click(browser, selector):
+    browser.run(f"document.querySelector({selector!r}).click()")
 
 
 def say(browser, text):
