@@ -17,7 +17,7 @@ LONGEST = (
     "engines/tensorrt/test_zoo_plans.py",  # reads what test_zoo.py exported
     "end_to_end/",
     "engines/test_own_kernels.py",
-    "calibration/test_calibrate.py",
+    "calibration/schemes/test_layerwise_gptq.py",
     "export/",
 )
 VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")
