@@ -125,7 +125,10 @@ class _Uncached:
 
 
 class Caches(EncoderDecoderCache):  # type: ignore[misc]  # transformers is untyped here
-    """Both caches, as attentions of encoder-decoders ask for them."""
+    """Both caches, as attentions of encoder-decoders ask for them; some models ask it for masks, too."""
+
+    is_sliding = is_linear = is_dummy = (False,)
+    is_compileable = False
 
     def __init__(self, own: Any, cross: CrossCache) -> None:  # the base class takes only its own kinds
         self.self_attention_cache, self.cross_attention_cache = own, cross
@@ -133,6 +136,15 @@ class Caches(EncoderDecoderCache):  # type: ignore[misc]  # transformers is unty
 
     def __len__(self) -> int:
         return max(len(self.is_updated), 1)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """See the cache of the decoder's own tokens."""
+        return int(self.self_attention_cache.get_query_offset(layer_idx))
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """See the cache of the decoder's own tokens."""
+        found: tuple[int, int] = self.self_attention_cache.get_mask_sizes(query_length, layer_idx)
+        return found
 
 
 class CanonicalSource(nn.Module):

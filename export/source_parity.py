@@ -64,17 +64,18 @@ def take_source_reference(
     """
     rng, found = np.random.default_rng(0), []
     for index, source in enumerate(sources):
-        given = {argument: torch.from_numpy(next(iter(source.feeds.values())))}
+        feed = torch.from_numpy(next(iter(source.feeds.values())))
         more = rng.integers(min(3, vocab_size - 1), vocab_size, LONGER * (index % 2)).tolist()
         prompt = [*start, *more][: max(positions - NUM_STEPS, 1)]
         steps, greedy = min(NUM_STEPS, positions - len(prompt)), list[int]()
-        output = model(**given, decoder_input_ids=torch.tensor([prompt]), use_cache=True)
+        output = model(**{argument: feed}, decoder_input_ids=torch.tensor([prompt]), use_cache=True)
         cache = output.past_key_values.cross_attention_cache.layers
         states = [part[0].numpy().copy() for layer in cache for part in (layer.keys, layer.values)]
         for _ in range(steps + 1):
             greedy.append(int(output.logits[0, -1].argmax()))
             ids = torch.tensor([[*prompt, *greedy]])
-            output = model(**given, decoder_input_ids=ids, use_cache=False)
+            encoded = (output.encoder_last_hidden_state,)
+            output = model(encoder_outputs=encoded, decoder_input_ids=ids, use_cache=False)
         logits = output.logits[0, len(prompt) - 1 : -1].numpy()
         if not np.isfinite(logits).all():
             raise CheckpointError(
@@ -140,7 +141,7 @@ def _batch(sources: list[Source]) -> dict[str, Any]:
     batch = {}
     for name in names:
         arrays = [source.feeds[name] for source in sources]
-        if arrays[0].ndim > 1:
+        if arrays[0].ndim > 1 and len({array.shape for array in arrays}) > 1:
             arrays = [
                 np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, longest[name] - array.shape[-1])], constant_values=7)
                 for array in arrays

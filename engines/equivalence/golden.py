@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget
-from piston.core.bundle.interface import ENCODER
+from piston.core.bundle.interface import DECODER, ENCODER
 from piston.core.bundle.manifest import TEXT_GENERATION, EngineSpec, Manifest
 from piston.core.tasks import task_module
 from piston.engines.equivalence.answers import reference_of
@@ -35,8 +35,8 @@ Recorder = Callable[[Path, Path, Manifest, Sequence[EngineSpec]], None]
 
 def recorder_of(model: Manifest) -> Recorder | None:
     """What writes verify.json for a model of this task; None where `piston verify` has nothing for it."""
-    if model.task == TEXT_GENERATION:
-        return record_answers
+    if DECODER in model.graphs:
+        return record_answers if model.task == TEXT_GENERATION else None
     module = task_module(tasks, model.task)
     return record_outputs if hasattr(module, "MODEL") else None
 

@@ -4,7 +4,7 @@ Where activations are rounded to codes the lowered graph gets the canonical grap
 rounded is compared instead (activation_injection.py): so every piece is held to the bound of float arithmetic.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.core.bundle.interface import GraphInterface
+from piston.core.bundle.interface import SOURCE, GraphInterface
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import Tape, injectable
@@ -22,8 +22,9 @@ from piston.engines.equivalence.answers import reference_of
 from piston.graph.qdq import remainders
 from piston.graph.tap import GIVEN, OWN
 from piston.runtime.backends.session import OrtOptions, OrtSession, open_session
-from piston.runtime.ragged import Ids, padded
+from piston.runtime.ragged import padded
 
+AUDIO_ROWS = 2
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55)  # tokens; rows of one batch, and each row alone
 ABSOLUTE, RELATIVE = 1e-3, 1e-4  # of activations, float32: the larger of the two, RELATIVE times the largest
 OUTPUT = 1e-4  # of an output row, by its length
@@ -54,7 +55,8 @@ def check_ragged(
         EngineError: the lowered graph is not of the interface.
     """
     OrtSession.open(lowered, interface).close()
-    rows, worst = _rows(model.model.vocab_size, max_length), 0.0
+    batches, sizes = _batches(interface, model.model.vocab_size, max_length)
+    worst = 0.0
     with (
         reference_of(canonical, model, lowered.parent) as exposed,
         injectable(lowered) as (forced, names, has_nbits),
@@ -62,24 +64,22 @@ def check_ragged(
         closing(_session(forced, OrtOptions(prepack=not has_nbits))) as candidate,
     ):
         tape = Tape(names, remainders(ir.load(canonical).graph))
-        for batch in (rows, *([row] for row in rows)):
-            feeds = padded(batch, [[int(2 * place >= len(row)) for place in range(len(row))] for row in batch])
+        for feeds in batches:
             expected = reference.run(feeds)
             given = {f"{name}{GIVEN}": expected[f"{name}{GIVEN}"] for name in names}
             found = candidate.run(feeds | given)
             tape.compare(_named(expected, names, GIVEN), _named(found, names, OWN))
             _check_activations(tape)
             for output in interface.outputs:
-                is_per_token = len(output.shape) > 2  # noqa: PLR2004 - [batch, width]
-                tokens = feeds["lengths"] if is_per_token else [None] * len(batch)
-                worst = max(worst, *_distances(expected[output.name], found[output.name], tokens))
+                axis = next((axis for axis, size in enumerate(output.shape) if size in {"seq", SOURCE}), None)
+                pair = expected[output.name], found[output.name]
+                worst = max(worst, *_distances(*pair, axis, feeds.get("lengths")))
                 if not worst <= OUTPUT:
                     raise ParityError(
                         f"The lowered graph parts from the canonical one at {output.name}: by {worst:.2g} of its "
                         f"length; allowed are {OUTPUT:.0g}. Nothing was written."
                     )
-    sizes = [len(row) for row in rows]
-    return RaggedParity(worst, OUTPUT, len(rows), min(sizes), max(sizes), len(names))
+    return RaggedParity(worst, OUTPUT, len(sizes), min(sizes), max(sizes), len(names))
 
 
 def _session(path: Path, options: OrtOptions) -> OrtSession:
@@ -101,14 +101,29 @@ def _check_activations(tape: Tape) -> None:
             )
 
 
-def _rows(vocab_size: int, max_length: int) -> list[Ids]:
+def _batches(
+    interface: GraphInterface, vocab_size: int, max_length: int
+) -> tuple[list[dict[str, NDArray[Any]]], list[int]]:
+    """Random rows in one batch and each alone, and their sizes: of tokens, or of audio that all has one size."""
     rng = np.random.default_rng(0)
-    sizes = sorted({min(length, max_length) for length in LENGTHS})
-    return [rng.integers(0, vocab_size, size) for size in sizes]
+    audio = next((tensor for tensor in interface.inputs if tensor.role == "audio"), None)
+    if audio is not None:
+        sizes = [size for size in audio.shape if isinstance(size, int)]
+        windows = rng.uniform(-1, 1.5, (AUDIO_ROWS, *sizes)).astype(np.float32)
+        return [{audio.name: windows}, *({audio.name: row[None]} for row in windows)], [sizes[-1]] * AUDIO_ROWS
+    lengths = sorted({min(length, max_length) for length in LENGTHS})
+    rows = [rng.integers(0, vocab_size, size) for size in lengths]
+    return [
+        padded(batch, [[int(2 * place >= len(row)) for place in range(len(row))] for row in batch])
+        for batch in (rows, *([row] for row in rows))
+    ], lengths
 
 
-def _distances(expected: Array, found: Array, tokens: Iterable[int | None]) -> Iterator[float]:
-    """Of each row by its length; of outputs for every token without those of the padding."""
-    for wanted, given, count in zip(expected, found, tokens, strict=True):
-        difference = np.linalg.norm(given[:count] - wanted[:count])
-        yield float(difference / max(float(np.linalg.norm(wanted[:count])), 1e-30))
+def _distances(expected: Array, found: Array, axis: int | None, lengths: NDArray[np.int64] | None) -> Iterator[float]:
+    """Of each row by its length; without those of the padding along the `axis` of its tokens."""
+    for index, (wanted, given) in enumerate(zip(expected, found, strict=True)):
+        left, right = given, wanted
+        if axis is not None and lengths is not None:
+            count = int(lengths[index])
+            left, right = (np.moveaxis(row, axis - 1, 0)[:count] for row in (given, wanted))
+        yield float(np.linalg.norm(left - right) / max(float(np.linalg.norm(right)), 1e-30))

@@ -10,8 +10,9 @@ from piston.core.errors import MisuseError, ParityError, UnsupportedModelError
 from piston.export import export_model
 from piston.export.encoder_decoder import states_of, trace_encoder_decoder
 from piston.export.job import save_graph
+from piston.export.source_models import check_encoder_decoder
 from piston.export.source_parity import check_source_parity, take_source_reference
-from piston.export.tasks.text2text_generation import MODEL_TYPES, check_encoder_decoder, positions_of
+from piston.export.tasks.text2text_generation import MODEL_TYPES, positions_of
 from piston.runtime.backends.engine import Source
 
 RNG = np.random.default_rng(5)
@@ -79,7 +80,7 @@ def test_a_reference_of_another_model_is_a_parity_error_that_names_the_state(exp
 
 def test_another_model_type_is_refused_with_the_list_of_those_supported():
     with pytest.raises(UnsupportedModelError, match=r"'led' are not supported; supported: bart, m2m_100,"):
-        check_encoder_decoder(AutoConfig.for_model("led"))
+        check_encoder_decoder(AutoConfig.for_model("led"), MODEL_TYPES)
 
 
 def test_a_table_of_positions_ends_and_a_bias_by_distance_does_not():

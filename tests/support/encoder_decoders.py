@@ -1,11 +1,12 @@
 """Seeded encoder-decoders of every supported type, and checkpoints of them with a tokenizer of whole words."""
 
+import json
 import zlib
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq, PreTrainedTokenizerFast
 from zoo import spread
 
 SPECIAL = ["<pad>", "</s>", "<unk>"]
@@ -51,6 +52,8 @@ def make_encoder_decoder(name: str, **overrides: object) -> torch.nn.Module:
     config = AutoConfig.for_model(model_type, **(COMMON | changes | overrides))
     torch.manual_seed(zlib.crc32(name.encode()))
     model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    if name == "flan-t5":  # transformers ties them whatever the config says, but loads an untied checkpoint as it is
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     spread(model)
     for name_, buffer in model.named_buffers():
         if name_ == "final_logits_bias":
@@ -77,3 +80,48 @@ def write_text_checkpoint(directory: Path, name: str = "t5", **overrides: object
     model.save_pretrained(directory)
     write_text_tokenizer(directory)
     return model
+
+
+WHISPER = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 56,
+    "decoder_ffn_dim": 40,
+    "num_mel_bins": 8,
+    "max_source_positions": 12,
+    "max_target_positions": POSITIONS,
+    "pad_token_id": PAD,
+    "bos_token_id": END,
+    "eos_token_id": END,
+    "decoder_start_token_id": 3,
+}
+
+
+SPEECH_SETTINGS = {
+    "no_timestamps_token_id": 5,
+    "prev_sot_token_id": 6,
+    "lang_to_id": {"<|en|>": 7, "<|de|>": 8},
+    "task_to_id": {"transcribe": 9, "translate": 10},
+    "alignment_heads": [[0, 1], [2, 0]],
+    "max_initial_timestamp_index": 50,
+    "decoder_start_token_id": 3,
+}
+
+
+def write_speech_checkpoint(directory: Path, **overrides: object) -> torch.nn.Module:
+    """A seeded Whisper of 24 frames a window, with the tokenizer of whole words; returns the model."""
+    config = AutoConfig.for_model("whisper", **(WHISPER | overrides))
+    torch.manual_seed(3)
+    model = AutoModelForSpeechSeq2Seq.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    spread(model)
+    model.save_pretrained(directory)
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | SPEECH_SETTINGS))
+    write_text_tokenizer(directory)
+    features = {"feature_size": 8, "sampling_rate": 16000, "hop_length": 160, "n_fft": 400, "chunk_length": 1}
+    (directory / "preprocessor_config.json").write_text(json.dumps(features))
+    return model.requires_grad_(requires_grad=False)

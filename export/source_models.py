@@ -1,0 +1,183 @@
+"""The export of encoder-decoders: what their tasks share, whatever the encoder reads."""
+
+import dataclasses
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from piston.checkpoint.checkpoint import Checkpoint, check_weights, load_config, load_model, translated
+from piston.checkpoint.generation_defaults import check_readable, read_defaults
+from piston.checkpoint.tokenizer import write_tokenizer
+from piston.core.bundle import GRAPH
+from piston.core.bundle.interface import (
+    BATCH,
+    DECODER,
+    ENCODER,
+    TensorSpec,
+    decoder_interface,
+    source_encoder_interface,
+)
+from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
+from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
+from piston.export.encoder_decoder import states_of, trace_encoder_decoder
+from piston.export.job import ExportJob, round_graph, save_graph
+from piston.export.source_parity import check_source_parity, take_source_reference
+from piston.runtime.backends.engine import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceKind:
+    """What a task knows of its models.
+
+    Args:
+        task: its name.
+        auto: the class of transformers that loads them.
+        model_types: those that a test compares with transformers.
+        argument: of the model's forward, which takes the first input of the encoder.
+        inputs: of the encoder's graph, by the config.
+        num_positions: of every source, where all have as many, by the config.
+        positions: of the decoder, by the model and --context.
+        sources: a few to compare on, of different lengths where they may have, by the config and the positions.
+        settings: the manifest's, by the checkpoint, the model and the tokens that begin an answer.
+        has_remarks: whether generation settings that Piston's sampling does not apply are worth a remark.
+    """
+
+    task: str
+    auto: str
+    model_types: Sequence[str]
+    argument: str
+    inputs: Callable[[Any], tuple[TensorSpec, ...]]
+    num_positions: Callable[[Any], int | None]
+    positions: Callable[[Any, int | None], int]
+    sources: Callable[[Any, int], list[Source]]
+    settings: Callable[[Checkpoint, Any], dict[str, Any]]
+    has_remarks: bool = True
+
+
+def is_of(checkpoint: Checkpoint, model_types: Sequence[str]) -> bool:
+    """Whether config.json names an encoder-decoder of one of these model types."""
+    if checkpoint.gguf is not None:
+        return False
+    try:
+        config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
+        return config.get("model_type") in model_types and bool(config.get("is_encoder_decoder", True))
+    except (OSError, ValueError, AttributeError):
+        return False  # whoever exports it tells what is wrong
+
+
+def summary(manifest: Manifest) -> str:
+    """How near the graphs are to transformers."""
+    parity = manifest.made_by["parity"]
+    return (
+        f"cross states within {parity['states_max_abs']:.1e}, logits within {parity['max_abs']:.1e} over "
+        f"{parity['steps']} decode steps"
+    )
+
+
+def check_encoder_decoder(config: Any, model_types: Sequence[str]) -> None:
+    """Raise UnsupportedModelError for the config of what is no encoder-decoder that Piston exports."""
+    if config.model_type not in model_types:
+        raise UnsupportedModelError(
+            f"Encoder-decoders of model type {config.model_type!r} are not supported; supported: "
+            f"{', '.join(model_types)}."
+        )
+
+
+def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Manifest:
+    """Write the model directory; raises as `piston.export.export_model` does."""
+    checkpoint, options, progress = job.checkpoint, job.options, job.progress
+    if options.chat_template is not None:
+        raise MisuseError(f"--chat-template is for language models; {checkpoint.name} is for {kind.task}.")
+    config = load_config(checkpoint, lambda found: check_encoder_decoder(found, kind.model_types))
+    check_readable(checkpoint)
+    dtype = job.dtype_of(check_weights(checkpoint, config, kind.auto))
+    with progress.phase("loading the checkpoint"):
+        model: Any = load_model(checkpoint, kind.auto)
+    defaults = read_defaults(checkpoint, model.generation_config)
+    with translated(f"The tokenizer of {checkpoint.name} cannot be used"):
+        tokenizer, remarks = write_tokenizer(checkpoint, config, defaults, work)
+    job.remarks += [*remarks, *(defaults.remarks if kind.has_remarks else ())]
+    positions, settings = kind.positions(model, options.context), kind.settings(checkpoint, model)
+    vocab_size, architecture = int(model.get_output_embeddings().weight.shape[0]), type(model).__name__
+    sources, inputs = kind.sources(config, positions), kind.inputs(config)
+    with translated(f"transformers cannot run {checkpoint.name} itself"):
+        given = {kind.argument: torch.from_numpy(next(iter(sources[0].feeds.values())))}
+        own, cross = states_of(model, given, kind.num_positions(config))
+        references = None
+        if options.check_parity:
+            with progress.phase("asking transformers for reference answers"):
+                start = settings["decoder_start"]
+                references = take_source_reference(model, kind.argument, sources, start, vocab_size, positions)
+    encoder, decoder = source_encoder_interface(cross, inputs), decoder_interface(own, vocab_size, cross)
+    with progress.phase("tracing to ONNX"), translated(f"{architecture} cannot be traced to ONNX"):
+        graphs = trace_encoder_decoder(model, encoder, decoder, _example(inputs), positions)
+        del model
+        gc.collect()
+        save_graph(graphs.encoder, work / ENCODER, stack=ENCODER)
+        save_graph(graphs.decoder, work / DECODER)
+        del graphs
+    parity = None
+    if references is not None:
+        with progress.phase("comparing ONNX Runtime with transformers"):
+            files = (work / ENCODER / GRAPH, encoder), (work / DECODER / GRAPH, own, cross)
+            parity = dataclasses.asdict(check_source_parity(*files, references))
+    if dtype != "float32":
+        with progress.phase(f"rounding to {dtype}"):
+            round_graph(work / ENCODER, dtype, widen=False)
+            round_graph(work / DECODER, dtype)
+        own, cross = own.with_dtype(dtype), cross.with_dtype(dtype)
+        inputs = tuple(dataclasses.replace(item, dtype=dtype) if item.role == "audio" else item for item in inputs)
+    with progress.phase("hashing"):
+        manifest = Manifest(
+            kind="model",
+            task=kind.task,
+            model=ModelSpec(
+                name=checkpoint.name,
+                architecture=architecture,
+                num_layers=own.num_layers,
+                hidden_size=int(config.hidden_size),
+                vocab_size=vocab_size,
+                max_positions=positions,
+                dtype=dtype,
+            ),
+            graphs={
+                ENCODER: source_encoder_interface(cross, inputs),
+                DECODER: decoder_interface(own, vocab_size, cross),
+            },
+            tokenizer=tokenizer,
+            generation=defaults.sampling,
+            settings=settings,
+            files=record_files(work),
+            made_by=job.provenance(parity),
+        )
+    manifest.write(work)
+    return manifest
+
+
+def decoder_start(checkpoint: Checkpoint, model: Any) -> int:
+    """The token that begins every answer, as transformers' generate chooses it; raises CheckpointError."""
+    for holder, name in (
+        (model.generation_config, "decoder_start_token_id"),
+        (model.config, "decoder_start_token_id"),
+        (model.generation_config, "bos_token_id"),
+        (model.config, "bos_token_id"),
+    ):
+        if isinstance(found := getattr(holder, name, None), int):
+            return found
+    raise CheckpointError(f"{checkpoint.name} names no decoder_start_token_id; add it to generation_config.json.")
+
+
+def _example(inputs: tuple[TensorSpec, ...]) -> dict[str, torch.Tensor]:
+    # Sizes differ from one another and from 0 and 1, so that none is taken for a constant or for another.
+    rows, positions = 2, 5
+    made = {}
+    for tensor in inputs:
+        sizes = [size if isinstance(size, int) else rows if size == BATCH else positions for size in tensor.shape]
+        dtype = torch.float32 if tensor.dtype == "float32" else torch.int64
+        made[tensor.name] = torch.full(sizes, positions if tensor.role == "lengths" else 3, dtype=dtype)
+    return made
