@@ -30,10 +30,14 @@ from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
+from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, Metric
+from piston.core.tasks import task_module
 from piston.data.held_out import HeldOut, load_data
 from piston.data.rows import BUILTIN, RowOptions, Rows, chat_rows
+from piston.evaluation import tasks
+from piston.evaluation.encoders import needs_labels
 from piston.graph.trained_scales import TrainedScales
 from piston.runtime.bundle import Bundle
 
@@ -43,10 +47,14 @@ PREPARED = "prepared"  # the float model directory that is measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """What the result may cost (such as "ppl<=2%"; without one, the scheme's default), and the text that shows it."""
+    """What the result may cost (such as "ppl<=2%"; without one, the scheme's default), and the text that shows it.
+
+    `labelled` is a file of examples for figures of encoder tasks, such as "accuracy>=-0.5%".
+    """
 
     bounds: tuple[str, ...] = ()
     data: str | Path | None = None
+    labelled: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,10 @@ def calibrate(  # noqa: PLR0913
     """
     model_dir, out, progress = Path(model_dir), Path(out), progress or Progress(quiet=True)
     checked = checked or CheckOptions()
-    reads = [model_dir, *(Path(item) for item in (*data, checked.data) if item is not None and str(item) != BUILTIN)]
+    reads = [
+        model_dir,
+        *(Path(item) for item in (*data, checked.data, checked.labelled) if item is not None and str(item) != BUILTIN),
+    ]
     check_free(out, overwrite=overwrite, reads=reads)
     task = Manifest.read(model_dir).task
     if bool(recipe.trained) != (trained is not None):
@@ -123,12 +134,23 @@ def calibrate(  # noqa: PLR0913
     _check_choice(recipe, keep_worst, budget)
     _check_data(recipe, data, budget)
     _check_task(task, recipe, keep_worst, budget)
+    _check_labels(task, bounds, checked.labelled)
     with plain_files(model_dir, out) as plain:
         graph = ModelGraph.open(plain)
         recipe = _for_model(recipe, graph, model_dir)
         packed, held_out = load_data(data, Bundle(plain, graph.manifest), rows or RowOptions(), checked.data)
         job = _Calibration(
-            graph, recipe, packed, keep_worst, budget, held_out, bounds, trained, count_saturations, progress
+            graph,
+            recipe,
+            packed,
+            keep_worst,
+            budget,
+            held_out,
+            bounds,
+            trained,
+            checked.labelled,
+            count_saturations,
+            progress,
         )
         with (
             resumable_dir(out, "calibration", reads=reads) as scratch,
@@ -185,6 +207,18 @@ def _check_task(task: str, recipe: Recipe, keep_worst: int, budget: Budget | Non
         raise MisuseError(f"{given[0]} is for language models, and this model is for {task}; {remedy}.")
 
 
+def _check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | None) -> None:
+    """Refuse labelled examples of a task that has no figures for them, and bounds that need examples without them."""
+    if task == TEXT_GENERATION or not hasattr(task_module(tasks, task), "quality"):
+        if labelled is not None:
+            raise MisuseError(f"--labelled is for tasks of encoders, and this model is for {task}; leave it out.")
+        return
+    if missing := [gate.text for gate in bounds if labelled is None and needs_labels(gate.metric)]:
+        raise MisuseError(f"--require {missing[0]!r} is measured on labelled examples; give them as --labelled FILE.")
+    if labelled is not None:
+        read_bytes(labelled)
+
+
 def _check_data(recipe: Recipe, data: Sequence[str | Path], budget: Budget | None) -> None:
     reads_text = recipe.reads_text or budget is not None
     described = recipe.described if recipe.reads_text else f"{recipe.described} within a budget"
@@ -209,6 +243,7 @@ class _Calibration:
     held_out: HeldOut
     bounds: tuple[Gate[Metric], ...]
     trained: TrainedScales | None
+    labelled: Path | None
     count_saturations: bool
     progress: Progress
 
@@ -368,7 +403,7 @@ class _Calibration:
         manifest = self.graph.manifest
         with self.progress.phase("checking the result"):
             if manifest.task != TEXT_GENERATION:
-                return check_task(manifest.task, work, self.graph.directory, self.held_out, self.bounds, self.progress)
+                return check_task(work, self.graph.directory, self.held_out, self.bounds, self.labelled, self.progress)
             return check(
                 work, self.graph.directory, self.held_out, self.bounds, far=has_int8_cache, progress=self.progress
             )

@@ -99,6 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checked = parser.add_argument_group("check", "the result is compared with the float model before it is kept")
     add_gate_arguments(checked, _examples(), "--check")
     checked.add_argument("--check-data", type=Path, metavar="FILE", help="text for it (default: rows of --data)")
+    checked.add_argument(
+        "--labelled",
+        type=Path,
+        metavar="FILE",
+        help="labelled examples to measure both models on: accuracy, f1, ndcg, ... (docs/tasks.md)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -108,7 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Calibrate, and print what became integer and what did not."""
     check_output_files(
         {"--report": arguments.report, "--save-recipe": arguments.save_recipe},
-        [arguments.model_dir, arguments.output, arguments.recipe, arguments.check_data, *map(Path, arguments.data)],
+        [
+            arguments.model_dir,
+            arguments.output,
+            arguments.recipe,
+            arguments.check_data,
+            arguments.labelled,
+            *map(Path, arguments.data),
+        ],
     )
     task = Manifest.read(arguments.model_dir).task
     metrics = task_module(tasks, task).METRICS
@@ -126,7 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
         keep_worst=arguments.keep_worst or 0,
         budget=budget_of(arguments),
         checked=CheckOptions(
-            bounds=tuple(gate.text for gate in gates_of(arguments, metrics, "--check")), data=arguments.check_data
+            bounds=tuple(gate.text for gate in gates_of(arguments, metrics, "--check")),
+            data=arguments.check_data,
+            labelled=arguments.labelled,
         ),
         trained=TrainedScales.beside(arguments.recipe, recipe.trained) if recipe.trained else None,
         count_saturations=arguments.report is not None,

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import Gate, GateResult, Metric
@@ -13,6 +15,7 @@ from piston.core.tasks import task_module
 from piston.data.held_out import HeldOut
 from piston.data.rows import hash_rows
 from piston.evaluation import tasks
+from piston.evaluation.encoders import compare, open_directory, qualities, shown_qualities
 from piston.evaluation.tasks import Comparison
 
 
@@ -41,20 +44,27 @@ class TaskCheck:
 
 
 def check_task(
-    task: str,
     candidate: Path,
     reference: Path,
     held_out: HeldOut,
     bounds: Sequence[Gate[Metric]],
+    labelled: Path | None,
     progress: Progress,
 ) -> TaskCheck:
-    """Compare two model directories.
+    """Compare two model directories, on `labelled` examples also by the task's own figures.
 
     Raises:
         ShortfallError: a bound is not met; the message has the figures.
         EngineError: the model does not run.
     """
-    comparison = task_module(tasks, task).compare(candidate, reference, held_out.ids, progress)
+    module = task_module(tasks, Manifest.read(candidate).task)
+    compared = compare if hasattr(module, "moved") else module.compare
+    comparison: Comparison = compared(candidate, reference, held_out.ids, progress)
+    if labelled is not None:
+        with closing(open_directory(candidate)) as quantized, closing(open_directory(reference)) as exact:
+            values = qualities(quantized, exact, labelled)
+        summary = f"{comparison.summary}; on {labelled.name} {shown_qualities(values)}"
+        comparison = Comparison(values={**comparison.values, **values}, summary=summary)
     found = TaskCheck(comparison, tuple(gate.judge(comparison.values) for gate in bounds), held_out)
     if missed := [gate for gate in found.gates if not gate.is_met]:
         raise ShortfallError(

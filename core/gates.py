@@ -3,8 +3,9 @@
     METRIC OP BOUND [over baseline]
 
 The metric decides what a percentage means: a share, an increase over the reference's figure (`ppl<=2%`), or a share of
-the baseline's figure (`tpot.p50<=105%`, also written `tpot.p50<=5% over baseline`). The packages that measure figures
-declare the metrics and pass them in as a table.
+the baseline's figure (`tpot.p50<=105%`, also written `tpot.p50<=5% over baseline`). Of a share that the reference has,
+too, a signed percentage is the change from the reference's: `accuracy>=-0.5%`, while `accuracy>=90%` bounds the share.
+The packages that measure figures declare the metrics and pass them in as a table.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from piston.core.units import EXAMPLES, Unit, factor_of, shown
 Whole = Literal["reference", "baseline"]
 _EXPRESSION = re.compile(
     r"\s*(?P<name>[A-Za-z0-9_.]+)\s*(?P<sign>>=|<=|>|<)\s*"
-    r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>%|tokens/s|requests/s|[A-Za-z]*)"
+    r"(?P<number>[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>%|tokens/s|requests/s|[A-Za-z]*)"
     r"(?P<over>\s+over\s+baseline)?\s*"
 )
 _QUANTILE = re.compile(r"\.p\d+$")
@@ -38,6 +39,11 @@ class Metric:
     is_better_high: bool = False
     percent_of: Whole | None = None  # what a percentage refers to, where the figure is not a share
     needs_reference: bool = False  # cannot be measured on one model alone
+
+    @property
+    def has_signed_change(self) -> bool:
+        """Whether a signed percentage bounds its change from the reference's, as an unsigned one bounds the share."""
+        return self.unit == "share" and self.percent_of == "reference"
 
 
 M = TypeVar("M", bound=Metric)
@@ -120,7 +126,8 @@ def parse_gate(text: str, metrics: Mapping[str, M], source: str = "--require") -
     match = _EXPRESSION.fullmatch(text)
     metric = None if match is None else metrics.get(match["name"])
     given = f"{source} {text!r}"
-    if match is None or metric is None:
+    is_signed = match is not None and match["number"][0] in "-+"
+    if match is None or metric is None or (is_signed and not metric.has_signed_change):
         names = ", ".join(dict.fromkeys(_QUANTILE.sub("", name) for name in metrics))
         raise MisuseError(
             f"Cannot read {given}: write a condition that must hold, such as {_example(metrics)!r}; the figures are "
@@ -132,7 +139,9 @@ def parse_gate(text: str, metrics: Mapping[str, M], source: str = "--require") -
         rest = f"{match['number']}{unit}{match['over'] or ''}"
         raise MisuseError(f"{given} would refuse better values; write what must hold: {name}{better}={rest}.")
     change_of: Whole | None = None
-    if match["over"] or (unit == "%" and metric.unit != "share"):
+    if is_signed and unit != "%":
+        raise MisuseError(_wrong_unit(given, metric))
+    if match["over"] or is_signed or (unit == "%" and metric.unit != "share"):
         change_of = metric.percent_of
         bound = _change(given, metric, match, number)
     else:
@@ -148,7 +157,8 @@ def parse_gate(text: str, metrics: Mapping[str, M], source: str = "--require") -
 
 
 def _wrong_unit(given: str, metric: Metric) -> str:
-    more = {"reference": ", or 2% over the reference's", "baseline": ", or 105% of the baseline's", None: ""}
+    change = "-0.5% of the reference's" if metric.has_signed_change else "2% over the reference's"
+    more = {"reference": f", or {change}", "baseline": ", or 105% of the baseline's", None: ""}
     return f"{given}: {metric.described} is bounded as {EXAMPLES[metric.unit]}{more[metric.percent_of]}."
 
 

@@ -12,6 +12,8 @@ from piston.core.gates import Gate, Metric, add_gate_arguments, gates_of, tell_g
 from piston.core.outputs import check_output_files, write_output
 from piston.evaluation.answers import check_prompts_fit
 from piston.evaluation.corpus import Corpus, read_corpus
+from piston.evaluation.encoder_cli import is_encoder
+from piston.evaluation.encoder_cli import run as run_encoder
 from piston.evaluation.evaluate import EvalOptions, check_length, evaluate
 from piston.evaluation.html import page_of
 from piston.evaluation.metrics import METRICS, measured
@@ -21,11 +23,24 @@ from piston.evaluation.subject import Subject
 from piston.evaluation.table import lines_of
 from piston.evaluation.windows import Windowing
 
+# Options that only language models have, with their defaults.
+OF_LANGUAGE_MODELS = {
+    "--window": 512,
+    "--stride": 256,
+    "--max-tokens": None,
+    "--prompts": None,
+    "--answer-tokens": 48,
+    "--html": None,
+}
 _SLOTS = 4  # answers decoded together
 _EPILOG = """windows: {rule}.
 
 gates: --require 'ppl<=2%' (over the reference), 'ppl<=30', 'kl<=0.02', 'kl_p99<=0.5', 'top1>=99%', 'answers>=50%';
-a gate that is not met exits with 1."""
+a gate that is not met exits with 1.
+
+Of classifiers, taggers, question answering, rerankers and embedding models --data has labelled examples
+(docs/tasks.md), or texts where --reference is given: 'accuracy>=-0.5%' (change from the reference's), 'f1>=90%',
+'agreement>=99%', 'kl<=0.01'."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print, judge. Everything that can be refused is refused before a model is loaded."""
+    if is_encoder(arguments.path):
+        return run_encoder(arguments, OF_LANGUAGE_MODELS)
     windowing = Windowing(length=arguments.window, stride=arguments.stride)
     gates = gates_of(arguments, METRICS, "--fail-on")
     _check_options(arguments, gates)

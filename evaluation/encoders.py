@@ -1,5 +1,6 @@
 """Two models of an encoder task on the same rows of token ids, and how far their outputs are from each other."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,8 @@ from piston.core.bundle.interface import ENCODER
 from piston.core.console import Progress
 from piston.core.gates import Metric
 from piston.core.tasks import task_module
+from piston.evaluation import tasks as evaluation_tasks
+from piston.evaluation.tasks import Comparison
 from piston.runtime import tasks
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.bundle import Bundle
@@ -39,15 +42,51 @@ def open_directory(path: Path) -> EncoderModel:
     return model_class(manifest, session, bundle.tokenizer(), max_length=manifest.model.max_positions, max_batch=1)
 
 
-def both_outputs(
-    candidate: Path, reference: Path, rows: NDArray[np.int64], progress: Progress
-) -> tuple[list[Array], list[Array]]:
-    """The outputs of two model directories on rows [rows, tokens], whole and shortened, one for each."""
+def compare(candidate: Path, reference: Path, rows: NDArray[np.int64], progress: Progress) -> Comparison:
+    """The outputs of two model directories of a task on rows [rows, tokens], whole and shortened."""
     found = []
     for path in (candidate, reference):
         with closing(open_directory(path)) as model:
             found.append(_outputs(model, rows, progress))
-    return found[0], found[1]
+            task = task_module(evaluation_tasks, model.manifest.task)
+    comparison: Comparison = task.moved(*found)
+    return dataclasses.replace(comparison, summary=f"{comparison.summary} of up to {rows.shape[1]} tokens")
+
+
+def text_outputs(model: EncoderModel, texts: Sequence[str]) -> list[Array]:
+    """The output for each text, cut to what the model reads."""
+    return model.each(
+        texts,
+        lambda index, text: model.row(text, what=f"Text {index}", max_tokens=model.max_length),
+        lambda _index, _row, output: output.copy(),
+    )
+
+
+def qualities(candidate: EncoderModel, reference: EncoderModel | None, path: Path) -> dict[str, float]:
+    """Figures of the task on labelled examples, and with a reference the relative change of each from its own."""
+    module = task_module(evaluation_tasks, candidate.manifest.task)
+    values: dict[str, float] = dict(module.quality(candidate, path))
+    if reference is None:
+        return values
+    wanted = module.quality(reference, path)
+    changes = {f"{name}_change": value / wanted[name] - 1 for name, value in values.items() if wanted[name]}
+    return values | {f"{name}_reference": value for name, value in wanted.items()} | changes
+
+
+def shown_qualities(values: Mapping[str, float]) -> str:
+    """What `qualities` found, in a line."""
+    parts = []
+    for name, value in values.items():
+        if f"{name}_reference" in values:
+            parts.append(f"{name} {value:.4f} (float {values[f'{name}_reference']:.4f})")
+        elif not name.endswith(("_change", "_reference")):
+            parts.append(f"{name} {value:.4f}")
+    return ", ".join(parts)
+
+
+def needs_labels(metric: Metric) -> bool:
+    """Whether a figure of an encoder task is measured on labelled examples."""
+    return metric.percent_of == "reference"
 
 
 def logits_moved(candidate: Sequence[Array], reference: Sequence[Array]) -> dict[str, float]:
@@ -71,13 +110,13 @@ def mean_kl(reference: Array, candidate: Array) -> float:
     return float(np.mean((np.exp(wanted) * (wanted - found)).sum(axis=1)))
 
 
-def described(values: Mapping[str, float], num_texts: int, longest: int) -> str:
+def described(values: Mapping[str, float], num_texts: int) -> str:
     """The values of `logits_moved` in a line."""
     parts = [f"logits moved by {values[DISTANCE.name]:.2%} of their spread"]
     if AGREEMENT.name in values:
         parts.append(f"{values[AGREEMENT.name]:.2%} of decisions agree")
         parts.append(f"KL {values[KL.name]:.2g} nats")
-    return f"{', '.join(parts)}, on {num_texts} texts of up to {longest} tokens"
+    return f"{', '.join(parts)}, on {num_texts} texts"
 
 
 def _outputs(model: EncoderModel, rows: NDArray[np.int64], progress: Progress) -> list[Array]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.evaluation.tasks.feature_extraction import cosine, spearman
+from piston.evaluation.quality import spearman
+from piston.evaluation.tasks.feature_extraction import cosine
 from piston.runtime import load
 
 Vectors = NDArray[np.float32]

@@ -1,6 +1,6 @@
 """Fine-tune an encoder into a classifier of sentences, on the CPU in minutes: a checkpoint to measure quantization on.
 
-    python scripts/finetune_classifier.py CHECKPOINT sst2.train.tsv -o DIR [--epochs 1] [--max-length 64]
+    python scripts/finetune_classifier.py CHECKPOINT sst2.train.tsv -o DIR [--epochs 1] [--rows N]
 
 TRAIN.tsv has columns "sentence" (or "text") and "label"; labels are the numbers from 0, named by --labels. The whole
 model is trained by AdamW with a linear decay, in batches of texts of like length, from seed 0. It needs torch and
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--max-length", type=int, default=64, help="tokens of a sentence; longer ones are cut")
+    parser.add_argument("--rows", type=int, help="train on so many rows, chosen at random (default: all)")
     parser.add_argument("--labels", default="negative,positive", help="names, in the order of their numbers")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
@@ -34,10 +35,12 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     with arguments.train.open(encoding="utf-8", newline="") as file:
         rows = [*csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    torch.manual_seed(0)
+    if arguments.rows is not None:
+        rows = [rows[index] for index in torch.randperm(len(rows)).tolist()[: arguments.rows]]
     texts = [row.get("sentence") or row["text"] for row in rows]
     targets = torch.tensor([int(float(row["label"])) for row in rows])
     names = arguments.labels.split(",")
-    torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
     model = AutoModelForSequenceClassification.from_pretrained(
         arguments.checkpoint,

@@ -6,7 +6,11 @@ A module has
     DEFAULTS: Mapping[str, str]  # by scheme: the gate where none was given
     compare(candidate, reference, rows, progress) -> Comparison  # two model directories on rows of token ids
 
-but for text-generation, whose quantized models are compared by `piston.calibration.check`.
+but for text-generation, whose quantized models are compared by `piston.calibration.check`, and for tasks of encoders,
+which piston.evaluation.encoders compares by
+
+    moved(found, wanted) -> Comparison  # how far outputs, one for each text, are from the float model's
+    quality(model, path) -> Mapping[str, float]  # figures of a loaded model on labelled examples of a file
 """
 
 from collections.abc import Mapping

@@ -193,3 +193,29 @@ def test_a_gate_that_is_not_met_is_named_with_its_place(capsys):
     ]
     assert (tell_gates(results), tell_gates(results[1:])) == (1, 0)
     assert capsys.readouterr().err == "gate not met: build: peak<=1MB: peak memory is 2.0 MB\n"
+
+
+ACCURACY = Metric(name="accuracy", described="the accuracy", unit="share", is_better_high=True, percent_of="reference")
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "is_met"),
+    [
+        ("accuracy>=-0.5%", {"accuracy_change": -0.004}, True),
+        ("accuracy>=-0.5%", {"accuracy_change": -0.006}, False),
+        ("accuracy>=+1%", {"accuracy_change": 0.005}, False),
+        ("accuracy>=90%", {"accuracy": 0.91, "accuracy_change": -0.5}, True),  # without a sign it bounds the share
+        ("accuracy>=0.9", {"accuracy": 0.89}, False),
+    ],
+)
+def test_a_signed_percentage_of_a_share_bounds_its_change(text, values, is_met):
+    gate = parse_gate(text, {"accuracy": ACCURACY})
+    assert gate.judge(values).is_met == is_met
+    assert gate.needs_reference == ("+" in text or "-" in text)
+
+
+@pytest.mark.parametrize(("text", "message"), [("accuracy>=-0.5", "is bounded as"), ("top1>=-1%", "Cannot read")])
+def test_a_signed_bound_that_is_no_change_is_refused(text, message):
+    metrics = {"accuracy": ACCURACY, "top1": Metric(name="top1", described="x", unit="share", is_better_high=True)}
+    with pytest.raises(MisuseError, match=message):
+        parse_gate(text, metrics)

@@ -10,7 +10,11 @@ import torch
 from encoder_fixtures import MODELS, encoder_toys  # noqa: F401 - fixture
 from transformers import AutoTokenizer, pipeline
 
+from piston.calibration.calibrate import CheckOptions, calibrate
+from piston.calibration.recipe import Recipe
 from piston.core.bundle.manifest import Manifest, record_files
+from piston.data.rows import RowOptions
+from piston.engines import build
 from piston.runtime import load
 
 # Accents, an emoji with a modifier, Chinese, line ends of Windows, unknown characters alone.
@@ -185,3 +189,125 @@ def test_a_bundle_of_every_task_is_verified_and_a_damaged_answer_is_found(piston
     refused = piston("verify", copy)
     assert refused.status == 1
     assert "ort-cpu does NOT answer as built: 1 texts differ" in refused.out
+
+
+WORDS = ["hello", "world", "in", "paris", "wo", "rld", "a", "b", "c", "?"]
+
+
+def examples(name, path, model):
+    """A labelled file for a toy: the float model's own answers, but for one in four that is wrong."""
+    texts = [f"{first} {second}" for first in WORDS for second in WORDS[:4]]
+    if name == "single":
+        found = [scores[0].label for scores in model.classify(texts)]
+        other = {"bad": "good", "fair": "bad", "good": "fair"}
+        records = [
+            {"text": text, "label": label if index % 4 else other[label]}
+            for index, (text, label) in enumerate(zip(texts, found, strict=True))
+        ]
+    elif name == "multi":
+        scores = model.scores(texts)
+        records = [
+            {"text": text, "labels": [label for label, score in zip(model.labels, row, strict=True) if score >= 0.5]}
+            for text, row in zip(texts, scores.tolist(), strict=True)
+        ]
+    elif name == "regression":
+        records = [
+            {"text": text, "label": value} for text, (value,) in zip(texts, model.scores(texts).tolist(), strict=True)
+        ]
+    elif name == "tagger":
+        tagged = model.tag(texts, aggregation="none", ignore_labels=())
+        first = [{span.start: span.label for span in reversed(spans)} for spans in tagged]
+        records = [
+            {"tokens": text.split(), "tags": [labels[0], labels[text.index(" ") + 1]]}
+            for text, labels in zip(texts, first, strict=True)
+        ]
+    elif name == "answerer":
+        pairs = [("who?", text) for text in texts]
+        records = [
+            {"question": question, "context": context, "answers": [answer.text]}
+            for (question, context), answer in zip(pairs, model.answer_all(pairs), strict=True)
+        ]
+    else:
+        scores = model.pair_scores([(text[0], text) for text in texts]).tolist()
+        records = [
+            {"query": text[0], "document": text, "score": score} for text, score in zip(texts, scores, strict=True)
+        ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+FIGURES = {  # of the float model on its own answers
+    "single": {"accuracy": 0.75},
+    "multi": {"accuracy": 1.0, "f1": 1.0},
+    "regression": {"spearman": 1.0},
+    "tagger": {"accuracy": 1.0, "f1": 1.0},
+    "answerer": {"exact_match": 1.0, "f1": 1.0},
+    "reranker": {"ndcg": 1.0, "spearman": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_labelled_examples_are_evaluated_by_the_figures_of_the_task(piston, encoder_toys, tmp_path, name):  # noqa: F811
+    bundle = encoder_toys.bundle(name)
+    with load(bundle) as model:
+        data = examples(name, tmp_path / "data.jsonl", model)
+    result = piston("eval", bundle, "--data", data, "--reference", encoder_toys.model(name), "--json", "--quiet")
+    assert result.status == 0
+    values = json.loads(result.out)["values"]
+    for figure, value in FIGURES[name].items():
+        assert values[figure] == pytest.approx(value, abs=1e-6)
+        assert values[f"{figure}_change"] == pytest.approx(0, abs=1e-6)
+
+
+def test_texts_without_labels_compare_two_models(piston, refused, encoder_toys, tmp_path):  # noqa: F811
+    bundle, model = encoder_toys.bundle("single"), encoder_toys.model("single")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("hello world\nin paris")
+    words = ("eval", bundle, "--data", texts, "--quiet")
+    result = piston(*words, "--reference", model, "--json", "--require", "agreement>=99%", "--require", "kl<=0.001")
+    assert result.status == 0
+    assert json.loads(result.out)["values"]["agreement"] == 1.0
+    assert "give labelled examples" in refused(*words)[1]
+    assert "is measured on labelled examples" in refused(*words, "--reference", model, "--require", "accuracy>=1%")[1]
+    assert "--window is for language models" in refused(*words, "--reference", model, "--window", "64")[1]
+
+
+def test_a_gate_on_the_change_of_a_figure_judges_the_quantized_model(refused, encoder_toys, tmp_path):  # noqa: F811
+    with load(encoder_toys.bundle("single")) as model:
+        data = examples("single", tmp_path / "data.jsonl", model)
+    result = calibrate(
+        encoder_toys.model("single"),
+        tmp_path / "w8a8",
+        Recipe(scheme="w8a8"),
+        [data],
+        rows=RowOptions(num_rows=4, seq_len=8, seed=1),
+        checked=CheckOptions(bounds=("accuracy>=-30%",), labelled=data),
+    )
+    assert result.check.comparison.values["accuracy_reference"] == 0.75
+    assert "on data.jsonl accuracy" in result.check.summaries[0]
+    words = ("calibrate", encoder_toys.model("single"), "-o", tmp_path / "x", "--scheme", "w8", "--quiet")
+    assert "give them as --labelled FILE" in refused(*words, "--require", "accuracy>=-1%")[1]
+    status, message = refused(*words, "--require", "accuracy>=90%", "--labelled", data)
+    assert status == 1
+    assert "accuracy>=90%: the accuracy is 75" in message
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4", "w8a8"])
+def test_every_scheme_is_checked_and_built(encoder_toys, tmp_path, scheme):  # noqa: F811
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{first} {second} in paris" for first in WORDS for second in WORDS))
+    recipe = Recipe(scheme=scheme, block=32 if scheme == "w4" else 0)
+    data = [texts] if scheme == "w8a8" else []
+    options = CheckOptions(bounds=("distance<=100%",), data=texts)
+    calibrate(
+        encoder_toys.model("tagger"),
+        tmp_path / "out",
+        recipe,
+        data,
+        rows=RowOptions(num_rows=4, seq_len=8, seed=1),
+        checked=options,
+    )
+    build(tmp_path / "out", tmp_path / "bundle")
+    with load(tmp_path / "bundle") as model:
+        (spans,) = model.tag(["hello paris"], aggregation="none", ignore_labels=())
+    assert len(spans) == len("hello") + 2  # par, ##is

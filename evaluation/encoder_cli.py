@@ -1,0 +1,108 @@
+"""`piston eval` on encoder tasks: the task's figures on labelled examples, or how near two models' outputs are."""
+
+import argparse
+import hashlib
+from collections.abc import Mapping
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from piston.core.bundle.manifest import Manifest
+from piston.core.console import Progress, print_json, print_text
+from piston.core.data_files import read_bytes, records_of, texts_of
+from piston.core.errors import MisuseError
+from piston.core.gates import gates_of, tell_gates
+from piston.core.schema import to_plain
+from piston.core.tasks import task_module
+from piston.evaluation import tasks
+from piston.evaluation.encoders import needs_labels, open_directory, qualities, shown_qualities, text_outputs
+from piston.runtime import tasks as runtime_tasks
+from piston.runtime.bundle import Bundle
+from piston.runtime.encoder import EncoderModel
+
+TEXT_ONLY = {"text", "prompt", "messages", "document"}  # fields of records that are no labelled examples
+
+
+def is_encoder(path: Path) -> bool:
+    """Whether a bundle or model directory is for an encoder task."""
+    return hasattr(task_module(tasks, Manifest.read(path).task), "quality")
+
+
+def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
+    """Evaluate, print, judge; `defaults` are those of the options that are for language models."""
+    task = Manifest.read(arguments.path).task
+    for option, default in defaults.items():
+        if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
+            raise MisuseError(f"{option} is for language models, and {arguments.path} is for {task}; leave it out.")
+    gates = gates_of(arguments, task_module(tasks, task).METRICS, "--fail-on")
+    is_labelled = _is_labelled(arguments.data)
+    for gate in gates:
+        if gate.needs_reference and arguments.reference is None:
+            raise MisuseError(f"--require {gate.text!r} bounds a comparison; give the other model as --reference.")
+        if needs_labels(gate.metric) != is_labelled:
+            needed = "labelled examples" if needs_labels(gate.metric) else "texts without labels"
+            raise MisuseError(f"--require {gate.text!r} is measured on {needed}; give them as --data.")
+    if not is_labelled and arguments.reference is None:
+        raise MisuseError(f"{arguments.data} has no labels; give labelled examples, or a model to compare with as "
+                          "--reference.")  # fmt: skip
+    with Progress(quiet=arguments.quiet).phase("evaluating"), closing(_open(arguments.path, arguments)) as candidate:
+        target = candidate.target
+        if arguments.reference is None:
+            values, shown = _measured(candidate, None, arguments.data, is_labelled=is_labelled)
+        else:
+            Manifest.read(arguments.reference).require_task(task, arguments.reference)
+            with closing(_open(arguments.reference, arguments, target=None)) as reference:
+                values, shown = _measured(candidate, reference, arguments.data, is_labelled=is_labelled)
+    results = [gate.judge(values) for gate in gates]
+    if arguments.json:
+        print_json(
+            {
+                "task": task,
+                "path": str(arguments.path),
+                "target": target,
+                "reference": None if arguments.reference is None else str(arguments.reference),
+                "data": str(arguments.data),
+                "data_sha256": hashlib.sha256(read_bytes(arguments.data)).hexdigest(),
+                "is_labelled": is_labelled,
+                "values": values,
+                "gates": to_plain(results),
+                "piston": version("piston"),
+            }
+        )
+    else:
+        print_text(f"{arguments.path} on {arguments.data}: {shown}")
+    return tell_gates(results)
+
+
+def _measured(
+    candidate: EncoderModel, reference: EncoderModel | None, data: Path, *, is_labelled: bool
+) -> tuple[dict[str, float], str]:
+    """Values by quantity, and a line for people."""
+    if is_labelled:
+        values = qualities(candidate, reference, data)
+        return values, shown_qualities(values)
+    assert reference is not None
+    texts = texts_of(data)
+    module = task_module(tasks, candidate.manifest.task)
+    compared = module.moved(text_outputs(candidate, texts), text_outputs(reference, texts))
+    return dict(compared.values), compared.summary
+
+
+def _is_labelled(path: Path) -> bool:
+    """Whether the file has records with more than a text."""
+    records = records_of(read_bytes(path).decode("utf-8-sig", "replace"), path)
+    first = records[0][1] if records else None
+    return isinstance(first, dict) and not {*first} <= TEXT_ONLY
+
+
+def _open(path: Path, arguments: argparse.Namespace, **options: Any) -> EncoderModel:
+    """A bundle's engine, or the graph of a model directory as it is."""
+    bundle = Bundle.open(path, verify=False)
+    if bundle.manifest.kind == "model":
+        if options.get("target", arguments.target) is not None:
+            raise MisuseError(f"{path} is a model directory and runs as it is; --target is for bundles.")
+        return open_directory(path)
+    given = {"target": arguments.target, "max_length": arguments.max_length, "threads": arguments.threads} | options
+    model: EncoderModel = task_module(runtime_tasks, bundle.manifest.task).open_model(bundle, **given)
+    return model
