@@ -3,10 +3,12 @@
 import argparse
 import asyncio
 import contextlib
+import importlib
 import logging
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,13 +103,13 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 0 once every running request is answered."""
-    from piston.serving.app import Server
-
     settings = settings_from(arguments)
     named = [_named(path) for path in arguments.bundles]
     if len({name for name, _ in named}) < len(named):
         raise MisuseError("Two bundles have one name; name them with NAME=DIR.")
     with _listening(settings) as listener, _library_log(), contextlib.ExitStack() as stack:
+        # Half a second of imports, while files are hashed and engines opened.
+        importing = ThreadPoolExecutor(1).submit(importlib.import_module, "piston.serving.app")
         models = []
         for name, path in named:
             model = stack.enter_context(
@@ -123,6 +125,9 @@ def run(arguments: argparse.Namespace) -> int:
             for remark in model.remarks:
                 note(remark)
             models.append((name, model))
+        importing.result()
+        from piston.serving.app import Server
+
         server = Server(models, settings)
         for served in server.served.values():
             note(served.described)
