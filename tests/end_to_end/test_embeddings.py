@@ -1,6 +1,7 @@
 """Sentence embeddings from a checkpoint to the command line: a seeded BERT of two layers."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from command_fixtures import piston, plain, refused  # noqa: F401 - fixtures
 from embedding_fixtures import sentence_bundle, sentence_model  # noqa: F401 - fixtures
 from encoders import mean_of_tokens
+from live_server import serving
 from transformers import AutoTokenizer
 
 from piston.calibration.calibrate import calibrate
@@ -17,6 +19,7 @@ from piston.core.errors import MisuseError, ShortfallError
 from piston.data.rows import RowOptions
 from piston.engines import build
 from piston.runtime import load
+from piston.serving.settings import Settings
 
 TEXTS = ["a girl is styling her hair", "men play football on the beach", "girl", "on the beach: a girl"]
 
@@ -34,6 +37,23 @@ def test_embeddings_are_those_of_transformers(sentence_model, sentence_bundle): 
     with load(sentence_bundle) as model:
         np.testing.assert_allclose(model.embed(TEXTS), wanted, atol=2e-5)
         assert (model.target, model.max_length, model.prompts) == ("ort-cpu", 16, {"query": "query: "})
+
+
+def test_eight_clients_of_a_server_get_the_vectors_of_transformers_too(sentence_model, sentence_bundle):  # noqa: F811
+    directory, encoder = sentence_model
+    wanted = expected(directory.parent / "checkpoint", encoder, TEXTS)
+    with (
+        load(sentence_bundle) as model,
+        serving([("embed", model)], Settings()) as server,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def ask(number):
+            order = [(number + place) % len(TEXTS) for place in range(len(TEXTS))]
+            answer = server.client.embeddings.create(model="embed", input=[TEXTS[place] for place in order])
+            np.testing.assert_allclose([item.embedding for item in answer.data], wanted[order], atol=2e-5)
+
+        list(pool.map(ask, range(16)))
 
 
 def test_the_command_prints_the_vectors_as_json(piston, sentence_bundle):  # noqa: F811
