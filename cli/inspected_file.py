@@ -7,9 +7,9 @@ from typing import Any
 
 from piston.core.bundle.onnx_header import OnnxHeader, TensorInfo
 from piston.core.bundle.plan_header import PlanHeader
-from piston.core.errors import BundleNotFoundError
+from piston.core.errors import BundleCorruptError, BundleNotFoundError
 
-PLAN_TAGS = (b"ftrt", b"vtrt")
+PLAN_TAGS, GGUF_TAG = (b"ftrt", b"vtrt"), b"GGUF"
 MANY = 8  # inputs or operators to list; the others are only counted
 
 
@@ -27,6 +27,8 @@ def inspect_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     if tag in PLAN_TAGS:
         plan = PlanHeader.read(path)
         return {"kind": "plan", **dataclasses.asdict(plan), "file_size": path.stat().st_size}, [plan_line(plan, path)]
+    if tag == GGUF_TAG:
+        raise BundleCorruptError(f"{path} is a GGUF checkpoint, which is not described; see `piston doctor {path}`.")
     graph = OnnxHeader.read(path)
     return {"kind": "onnx", **dataclasses.asdict(graph)}, graph_lines(graph, path)
 

@@ -92,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED if problem.errno == errno.EPIPE else _report(problem, FAILED, debug=debug)
     except OSError as problem:
         return _report(problem, FAILED, debug=debug)
+    except MemoryError as problem:
+        reason = str(problem).rstrip(".") or "an allocation failed"
+        return _report(Error(f"Out of memory: {reason}; free some, or use a machine with more."), FAILED, debug=debug)
 
 
 def _check_words(words: Sequence[str]) -> None:

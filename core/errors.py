@@ -107,7 +107,7 @@ class DeviceMemoryError(EngineError, MemoryError):
 
 
 class HostMemoryError(Error, MemoryError):
-    """A container's memory limit leaves no room for the model and its smallest cache."""
+    """The machine, or a container's memory limit, leaves no room for the model and its cache."""
 
 
 class MissingExtraError(Error, ImportError):

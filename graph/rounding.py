@@ -12,6 +12,7 @@ from piston.core.errors import MisuseError
 
 Floats = NDArray[np.float32]
 # Clips tried for a scale, as shares of the largest weight: below 1 a few weights saturate and all others round finer.
+SCALE_OF_ZEROS = np.float32(2**-14)  # the smallest normal number of float16, in which engines may store scales
 CLIPS = np.linspace(1.0, 0.6, 9, dtype=np.float32)
 
 
@@ -124,5 +125,5 @@ def searched_scale(weight: Floats, grid: Grid, importance: Floats | None = None)
 
 
 def _positive(scale: Floats) -> Floats:
-    """A channel of zeros needs some scale; any will do."""
-    return np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+    """A channel of zeros gets a small scale: kernels that subtract a zero point leave the rounding error of a code."""
+    return np.where(scale == 0, SCALE_OF_ZEROS, scale).astype(np.float32)

@@ -114,7 +114,7 @@ def _report_of(run: "Run", path: Path, results: Mapping[str, Mapping[str, Any]],
         stages=tuple(run.reports[stage.name] for stage in run.stages),
         engines=tuple(_engine(spec.target, spec.actual) for spec in manifest.engines),
         values=values,
-        mismatches=tuple(_mismatch(item) for item in results.get("verify", {}).get("mismatches", ())),
+        mismatches=_mismatches(results.get("verify", {})),
         gates=tuple(changes.get(gate.text) or gate.judge(values) for gate in gates),
         machine=machine(),
         tools={name: version for stage in run.stages for name, version in stage.tools.items()},
@@ -251,6 +251,14 @@ def _report(stage: Stage, entry: Entry, *, is_cached: bool) -> StageReport:
         peak_bytes=int(entry.record["peak_bytes"]),
         num_bytes=entry.num_bytes,
     )
+
+
+def _mismatches(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+    """Why `verify` did not pass; the mismatches alone do not say that nothing could be compared."""
+    found = tuple(_mismatch(item) for item in verdict.get("mismatches", ()))
+    if not found and verdict.get("num_decided") == 0:
+        return (f"none of {verdict['num_tokens']} tokens leads the second best clearly enough to be compared",)
+    return found
 
 
 def _mismatch(item: Mapping[str, Any]) -> str:

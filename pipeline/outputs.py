@@ -1,5 +1,6 @@
 """Checks the outputs of a recipe before any work."""
 
+import json
 from pathlib import Path
 
 from piston.core.atomic_dir import check_free
@@ -16,7 +17,7 @@ def check_outputs(recipe: Recipe, path: Path, checkpoint: Checkpoint, pages: Pat
     """Refuse, before any work, outputs that would replace an input or files that Piston did not write.
 
     Raises:
-        OutputExistsError: the path of the bundle or of the lock file holds something else.
+        OutputExistsError: the path of the bundle, of the lock file or of the report holds something else.
         MisuseError: an output is, or contains, the recipe or the checkpoint; or two outputs overlap.
     """
     base = path.absolute().parent
@@ -35,8 +36,24 @@ def check_outputs(recipe: Recipe, path: Path, checkpoint: Checkpoint, pages: Pat
     if pages is not None:
         if pages.resolve() in [read.resolve() for read in checkpoint.reads]:
             raise MisuseError(f"The report would be written into the checkpoint {pages}; name another directory.")
+        _check_pages(pages)
         names = (*FILES, SBOM, EVAL_PAGE) if pages.is_dir() else ()
         check_output_files({f"report {name}": pages / name for name in names}, [*reads, lock_path])
+
+
+def _check_pages(pages: Path) -> None:
+    """Refuse a directory in which a file of the report's would replace one that no run of `piston make` wrote."""
+    try:
+        data = json.loads((pages / FILES[0]).read_text(encoding="utf-8"))
+        is_ours = isinstance(data, dict) and "recipe_sha256" in data
+    except (OSError, ValueError, RecursionError):
+        is_ours = False
+    taken = next((name for name in (*FILES, SBOM, EVAL_PAGE) if (pages / name).exists()), None)
+    if taken is not None and not is_ours:
+        raise OutputExistsError(
+            f"{pages} holds {taken}, which `piston make` did not write; remove it, or name another directory for the "
+            "report."
+        )
 
 
 def _is_bundle(path: Path) -> bool:

@@ -40,7 +40,7 @@ def page_of(report: Report) -> str:
     tiles = [Tile(label, shown_value(name, values[name])) for name, label in _HEADLINES.items() if name in values]
     parts = [
         *gates(report.gates),
-        *(paragraph(f"Differs: {mismatch}", "not-met") for mismatch in report.mismatches),
+        *(paragraph(f"Verify: {mismatch}", "not-met") for mismatch in report.mismatches),
         *([] if report.lock is None else _lock(report.lock)),
         *_stages(report.stages),
         *_engines(report.engines),

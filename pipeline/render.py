@@ -49,6 +49,8 @@ def lines_of(report: Report) -> Iterator[str]:
         yield f"engine     {engine.target}: {precision_of(engine)}"
     for gate in report.gates:
         yield f"gate       {'met    ' if gate.is_met else 'NOT MET'} {gate}"
+    for mismatch in report.mismatches:
+        yield f"verify     {mismatch}"
     if report.lock is not None:
         yield f"lock       {report.lock.equality}: {report.lock.path}"
         for change in report.lock.changed:
@@ -70,7 +72,7 @@ def markdown_of(report: Report) -> Iterator[str]:
         yield f"Rebuilt against {code(Path(report.lock.path).name)}: **{report.lock.equality}**"
         yield ""
     for mismatch in report.mismatches:
-        yield f"- differs: {text(mismatch)}"
+        yield f"- verify: {text(mismatch)}"
     yield from table(
         ("stage", "time", "memory", "written"),
         [(stage.name, _seconds(stage), shown(stage.peak_bytes, "bytes"), _written(stage)) for stage in report.stages],

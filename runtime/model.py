@@ -3,6 +3,7 @@
 Modules that compute are imported when needed: `load` hashes files while numpy is imported.
 """
 
+import dataclasses
 import operator
 import os
 import time
@@ -161,12 +162,19 @@ class LanguageModel:
     def default_sampling(self) -> SamplingParams:
         """The sampling that the checkpoint's authors recommend; greedy without a recommendation.
 
-        Their max_length, which counts the prompt, is left out: the caller chooses lengths.
+        Their max_length, which counts the prompt, is left out: the caller chooses lengths. So are suppressed tokens
+        that the model does not have, which transformers passes over.
 
         Raises:
             MisuseError: they recommend an option that Piston does not have.
         """
-        return SamplingParams.from_mapping({k: v for k, v in self.manifest.generation.items() if k != "max_length"})
+        stated = SamplingParams.from_mapping({k: v for k, v in self.manifest.generation.items() if k != "max_length"})
+        known = range(self.manifest.model.vocab_size)
+        return dataclasses.replace(
+            stated,
+            suppress_tokens=tuple(token_id for token_id in stated.suppress_tokens if token_id in known),
+            begin_suppress_tokens=tuple(token_id for token_id in stated.begin_suppress_tokens if token_id in known),
+        )
 
     def prepare(self, prompt_ids: list[int], sampling: SamplingParams, began: float | None = None) -> "Generation":
         """A generation of one row that is not yet run; its time counts from `began`, a time.perf_counter()."""
@@ -196,6 +204,7 @@ class LanguageModel:
     def _prepare(self, prompts: list[list[int]], sampling: SamplingParams, began: float) -> "list[Generation]":
         from piston.runtime.generate.generation import prepare
 
+        sampling.check_token_ids(self.manifest.model.vocab_size)
         ends = self.manifest.tokenizer.eos_token_ids
         generations = prepare(prompts, sampling, self.tokenizer, ends, self.verification)
         for generation in generations:

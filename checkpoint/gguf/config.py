@@ -126,6 +126,8 @@ def gguf_config(header: GgufHeader) -> Any:
     """
     from transformers import AutoConfig
 
+    if (part := header.part) is not None:
+        raise CheckpointError(f"{header.name} is {part}; merge them first: {header.merging}")
     architecture = header.keys.get("general.architecture")
     if architecture not in FAMILIES:
         raise UnsupportedModelError(

@@ -104,16 +104,9 @@ class Keys:
         """Refuse what is not one whole model.
 
         Raises:
-            CheckpointError: a part of a split file, or an adapter or projector.
+            CheckpointError: an adapter or a projector.
         """
         keys, name = self.header.keys, self.header.name
-        count = keys.get("split.count", 0)
-        if count not in (0, 1):
-            first = re.sub(r"\d{5}(-of-\d{5}\.gguf)$", r"00001\1", name)
-            raise CheckpointError(
-                f"{name} is part {keys.get('split.no', 0) + 1} of {count} of a split GGUF file; merge them first: "
-                f"llama-gguf-split --merge {first} MERGED.gguf"
-            )
         if (kind := keys.get("general.type", "model")) != "model":
             raise CheckpointError(f"{name} holds no model but, as general.type says, {kind!r}; give the model's file.")
 

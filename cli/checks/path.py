@@ -10,6 +10,7 @@ from piston.cli.checks.bundle import examine_bundle
 from piston.cli.checks.finding import Finding
 from piston.cli.checks.machine import Installed, installed_version
 from piston.core.bundle import GRAPH
+from piston.core.bundle.gguf_header import GgufHeader
 from piston.core.bundle.manifest import FILE_NAME
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.bundle.plan_header import PlanHeader
@@ -46,7 +47,7 @@ def examine_path(path: Path, installed: Installed = installed_version) -> list[F
     if tag in PLAN_TAGS:
         return _examine_plan(path, installed)
     if tag == GGUF_TAG:
-        return _examine_weights(path) or [Finding(str(path), "ok", "a GGUF checkpoint, not built yet", _export(path))]
+        return _examine_gguf(path, "a GGUF checkpoint, not built yet")
     if path.name == FILE_NAME:
         return _examine_directory(path.parent)
     if path.suffix in WEIGHTS:
@@ -66,11 +67,7 @@ def _examine_directory(path: Path) -> list[Finding]:
         found = _examine_checkpoint(path, names)
         return (_examine_weights(path) if found.level == "ok" else []) or [found]
     if quantized := sorted(name for name in names if name.endswith(".gguf")):
-        return _examine_weights(path / quantized[0]) or [
-            Finding(
-                str(path), "ok", f"a directory with a GGUF checkpoint, {quantized[0]}", _export(path / quantized[0])
-            )
-        ]
+        return _examine_gguf(path / quantized[0], "a GGUF checkpoint in a directory, not built yet")
     graphs = sorted(item.relative_to(path).as_posix() for item in path.glob("*/model.onnx"))
     if "tokenizer.json" in names or graphs or GRAPH in names:
         says = f"{FILE_NAME} is missing, so these files cannot be checked"
@@ -94,6 +91,15 @@ def _examine_checkpoint(path: Path, names: set[str]) -> Finding:
             str(path), "wrong", "a checkpoint without a tokenizer", "download tokenizer.json into the same directory"
         )
     return Finding(str(path), "ok", "a Hugging Face checkpoint, not exported yet", _export(path))
+
+
+def _examine_gguf(path: Path, what: str) -> list[Finding]:
+    if damage := _examine_weights(path):
+        return damage
+    header = GgufHeader.read(path)
+    if header.part is not None:
+        return [Finding(str(path), "wrong", f"{header.part}, and only whole files are exported", header.merging)]
+    return [Finding(str(path), "ok", what, _export(path))]
 
 
 def _examine_weights(path: Path) -> list[Finding]:

@@ -5,6 +5,7 @@ forged file ends in a one-line error. Versions 2 and 3 of the format, little-end
 """
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,6 +67,21 @@ class GgufHeader:
     def name(self) -> str:
         """The name of the file."""
         return self.path.name
+
+    @property
+    def part(self) -> str | None:
+        """Which part of a split file it is, as "part 2 of 3 of a split GGUF file"; None for a whole file."""
+        count = self.keys.get("split.count", 0)
+        number = self.keys.get("split.no", 0)
+        if count in (0, 1):
+            return None
+        return f"part {number + 1 if isinstance(number, int) else number} of {count} of a split GGUF file"
+
+    @property
+    def merging(self) -> str:
+        """The command that makes one file of the parts."""
+        first = re.sub(r"\d{5}(-of-\d{5}\.gguf)$", r"00001\1", self.name)
+        return f"llama-gguf-split --merge {first} MERGED.gguf"
 
     @classmethod
     def read(cls, path: Path) -> "GgufHeader":

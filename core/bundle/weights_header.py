@@ -31,6 +31,8 @@ def damage_of(path: Path) -> str | None:
             return f"its header cannot be read ({problem})"
         size = path.stat().st_size
         return None if end <= size else f"it was truncated: its tensors end at byte {end:,}, and it has {size:,}"
+    if path.stat().st_size == 0:
+        return "it is empty"
     if _begins_with(path, b"PK") and not zipfile.is_zipfile(path):  # as torch.save writes them
         return "it was truncated: the end of its archive is missing"
     return None

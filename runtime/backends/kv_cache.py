@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
-from piston.core.errors import MisuseError, PromptTooLongError
+from piston.core.errors import HostMemoryError, MisuseError, PromptTooLongError
 from piston.runtime.backends.cross_states import CrossStates
 
 STORED = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.uint16, "int8": np.int8}
@@ -32,7 +32,7 @@ class KVCache:
     Memory is [num_slots, kv_heads, capacity, head_dim] for each layer's keys and for its values, allocated here once
     and never moved. The operating system commits its pages when they are first written. An engine whose cache is on a
     device passes `bases`, the address of each array there, and `device`; this object then holds only the slots and
-    their lengths.
+    their lengths. Raises HostMemoryError where the memory is not given.
 
     A slot is in the row of its own number until `gather` moves it.
 
@@ -56,9 +56,16 @@ class KVCache:
         self.capacity = capacity
         self.device = device
         states = spec.states if bases is None else ()
-        self.arrays: list[NDArray[Any]] = [
-            np.zeros(state.sizes(num_slots, capacity), STORED[state.dtype]) for state in states
-        ]
+        try:
+            self.arrays: list[NDArray[Any]] = [
+                np.zeros(state.sizes(num_slots, capacity), STORED[state.dtype]) for state in states
+            ]
+        except MemoryError:
+            size = spec.bytes_per_token * num_slots * capacity
+            raise HostMemoryError(
+                f"A cache of {num_slots:,} rows of {capacity:,} positions takes {size / 1e9:,.1f} GB, which this "
+                "machine does not give; lower max_batch or max_length."
+            ) from None
         self._bases = [int(array.ctypes.data) for array in self.arrays] if bases is None else list(bases)
         self._row_bytes = spec.array_bytes(1, capacity)
         self.lengths = np.zeros(num_slots, np.int64)

@@ -117,6 +117,12 @@ class SamplingParams:
         plain["bad_words_ids"] = [list(sequence) for sequence in self.bad_words_ids]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
+    def check_token_ids(self, vocab_size: int) -> None:
+        """Raise MisuseError if an option names a token that a model of `vocab_size` tokens does not have."""
+        for name in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logit_bias"):
+            if (largest := max(getattr(self, name), default=0)) >= vocab_size:
+                raise MisuseError(f"{name} names token {largest}; the model's tokens are 0 to {vocab_size - 1}.")
+
     def _store(self, name: str, value: object) -> None:
         # Only while constructing: the caller's list or numpy scalar becomes the declared type.
         object.__setattr__(self, name, value)

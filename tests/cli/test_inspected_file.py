@@ -60,6 +60,11 @@ def test_a_file_that_is_neither_is_a_failure(refused, tmp_path, content):
     assert refused("inspect", tmp_path / "any")[0] == 1
 
 
+def test_a_gguf_checkpoint_is_named_with_the_command_that_knows_it(refused, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(20))
+    assert "is a GGUF checkpoint" in refused("inspect", tmp_path / "x.gguf")[1]
+
+
 def test_nothing_at_a_path_is_a_failure(refused, tmp_path):
     assert "does not exist" in refused("inspect", tmp_path / "absent")[1]
 

@@ -109,6 +109,15 @@ def test_a_prompt_beyond_the_capacity_is_misuse_with_both_numbers(refused, bundl
     assert "holds 96" in message
 
 
+def test_memory_that_the_machine_does_not_have_is_a_failure_on_one_line(refused, bundle, monkeypatch):
+    def exhausted(arguments):
+        raise MemoryError("Unable to allocate 149. TiB.")
+
+    monkeypatch.setattr("piston.cli.inspect.run", exhausted)
+    told = "Out of memory: Unable to allocate 149. TiB; free some, or use a machine with more."
+    assert refused("inspect", bundle) == (1, told)
+
+
 def test_a_missing_bundle_is_a_failure(refused, tmp_path):
     status, message = refused("run", tmp_path / "nowhere", *PROMPT)
     assert status == 1

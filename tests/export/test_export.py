@@ -171,7 +171,13 @@ def test_a_small_tensor_beyond_the_type_is_refused_before_the_graph_is_saved(typ
         CastPrecisionPass(type_name)(ir.Model(graph, ir_version=11))
 
 
-@pytest.mark.parametrize("context", [1, 2, 8])
+def test_a_context_without_room_for_an_answer_is_refused_before_any_work(checkpoint, tmp_path):
+    with pytest.raises(MisuseError, match=r"1 position holds no prompt and answer; export with --context 2"):
+        export_model(checkpoint, tmp_path / "out", ExportOptions(context=1))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("context", [2, 8])
 def test_a_context_of_a_few_positions_exports(checkpoint, tmp_path, context):
     manifest = export_model(checkpoint, tmp_path / "out", ExportOptions(context=context))
     assert (manifest.model.max_positions, manifest.made_by["parity"]["steps"]) == (context, min(8, context - 1))

@@ -55,6 +55,13 @@ def test_zeros_stay_zeros():
     assert not round_to_nearest(weight, Grid(4, 32), search=True).dequantized().any()
 
 
+@pytest.mark.parametrize("search", [False, True])
+def test_zeros_have_a_scale_that_float16_holds_and_that_makes_errors_of_a_code_vanish(search):
+    scales = round_to_nearest(np.zeros((32, 3), np.float32), Grid(8, 32), search=search).scales
+    assert (scales.astype(np.float16) > 0).all()
+    assert (scales < 1e-4).all()
+
+
 def test_the_largest_weight_gets_the_largest_code():
     weight = weights()
     assert np.allclose(largest_scale(weight, Grid(8)) * 127, np.abs(weight).max(axis=0))

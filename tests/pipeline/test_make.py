@@ -346,6 +346,19 @@ def test_a_bundle_that_contains_the_checkpoint_is_not_replaced(place):
     assert (place.bundle / "model.gguf").is_file()
 
 
+@pytest.mark.parametrize("name", ["index.html", "report.json"])
+def test_a_report_replaces_no_file_that_no_run_wrote(place, name):
+    page = place.directory / "site" / name
+    page.parent.mkdir()
+    page.write_text('{"mine": 1}')
+    with pytest.raises(OutputExistsError, match=f"holds {name}, which `piston make` did not write"):
+        place.make(pages=page.parent)
+    assert page.read_text() == '{"mine": 1}'
+    page.unlink()
+    place.make(pages=page.parent)
+    place.make(pages=page.parent)  # its own report is replaced
+
+
 @pytest.mark.parametrize("pages", ["out/bundle/report", "out/bundle"])
 def test_a_report_within_the_bundle_is_refused(place, pages):
     with pytest.raises(MisuseError, match="is inside the bundle"):

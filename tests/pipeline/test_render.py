@@ -92,6 +92,7 @@ def test_markdown_is_tables_of_gates_and_stages():
 def test_people_are_told_the_same():
     text = "\n".join(lines_of(FAILED))
     assert "gate       NOT MET int8 >= 95%" in text
+    assert f"verify     {HOSTILE}" in text
     assert "bundles/toy: NOT published, w8a8, 2.0 MB" in text
 
 

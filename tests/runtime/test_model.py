@@ -8,6 +8,7 @@ from toy_model import (
     CACHE,
     CHAT,
     END,
+    VOCAB_SIZE,
     answering,
     byte_tokenizer,
     edit_manifest,
@@ -176,6 +177,23 @@ def test_default_sampling_is_what_the_manifest_recommends():
 def test_default_sampling_leaves_out_the_limit_that_counts_the_prompt():
     model = toy_model(SCRIPT, manifest=manifest_of(generation={"max_length": 50, "suppress_tokens": [3]}))
     assert model.default_sampling == SamplingParams(suppress_tokens=(3,))
+
+
+def test_default_sampling_passes_over_suppressed_tokens_that_the_model_does_not_have():
+    """As transformers does: it compares every token of the vocabulary with the list."""
+    generation = {"suppress_tokens": [3, VOCAB_SIZE, 10**6], "begin_suppress_tokens": [VOCAB_SIZE]}
+    model = toy_model(SCRIPT, manifest=manifest_of(generation=generation))
+    assert model.default_sampling == SamplingParams(suppress_tokens=(3,))
+    assert model.generate("a", model.default_sampling).token_ids
+
+
+@pytest.mark.parametrize("name", ["stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logit_bias"])
+def test_a_token_that_the_model_does_not_have_is_refused_before_any_work(name):
+    value = {VOCAB_SIZE: 1.0} if name == "logit_bias" else (VOCAB_SIZE,)
+    model = toy_model(SCRIPT)
+    with pytest.raises(MisuseError, match=f"{name} names token {VOCAB_SIZE}; the model's tokens are 0 to"):
+        model.stream("a", SamplingParams(**{name: value}))
+    assert model.engine.cache.num_free == 1
 
 
 def test_default_sampling_is_greedy_where_nothing_is_recommended():

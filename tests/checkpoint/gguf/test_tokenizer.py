@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import pytest
 from gguf_files import toy_tokens, write_gguf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -204,5 +205,20 @@ def test_a_damaged_vocabulary_is_told(tmp_path, keys, told):
 def test_a_part_of_a_split_file_is_refused_with_the_way_to_merge(tmp_path):
     path = tmp_path / "m-00002-of-00003.gguf"
     write_gguf(path, keys={"split.no": 1, "split.count": 3, "split.tensors.count": 21})
+    with pytest.raises(CheckpointError, match=r"part 2 of 3 .* --merge m-00001-of-00003.gguf"):
+        load_config(locate(str(path)))
+
+
+def test_a_part_that_states_nothing_but_its_number_is_refused_in_the_same_words(tmp_path):
+    """The gguf package writes the keys of the model into the first part alone."""
+    path = tmp_path / "m-00002-of-00003.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    del writer.kv_data[0]["general.architecture"]
+    for key, value in {"split.no": 1, "split.count": 3, "split.tensors.count": 21}.items():
+        writer.add_uint16(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     with pytest.raises(CheckpointError, match=r"part 2 of 3 .* --merge m-00001-of-00003.gguf"):
         load_config(locate(str(path)))

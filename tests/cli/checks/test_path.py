@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_files import write_raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_model import CACHE, edit_manifest, manifest_of, write_bundle
@@ -217,6 +218,7 @@ BROKEN = {
     ),
     "a cut GGUF file": (lambda d: named(d, "x.gguf", gguf(d, 1)), "x.gguf", "truncated", "download it again"),
     "a directory with a cut one": (lambda d: named(d, "x.gguf", gguf(d, 1)), "", "truncated", "download it again"),
+    "weights of no bytes": (lambda d: checkpoint(d, **{"pytorch_model.bin": b""}), "", "empty", "download it again"),
     "a part of a split GGUF file": (
         lambda d: named(d, "x-00002-of-00003.gguf", gguf(d)),
         "x-00002-of-00003.gguf",
@@ -329,3 +331,12 @@ def test_every_damaged_file_is_named_not_only_the_first(tmp_path):
 @given(st.sampled_from([b"", b"vtrt", b"ftrt", b"GGUF", b"\x08\x08"]), st.binary(max_size=90))
 def test_any_bytes_get_a_finding(tmp_path, tag, rest):
     assert examine_path(named(tmp_path, "any", tag + rest), INSTALLED.get)
+
+
+@pytest.mark.parametrize("goal", ["", "x-00001-of-00002.gguf"])
+def test_a_complete_set_of_parts_is_not_called_ready(tmp_path, goal):
+    for number in (1, 2):
+        keys = {"split.no": number - 1, "split.count": 2}
+        write_raw(tmp_path / f"x-0000{number}-of-00002.gguf", "llama", keys, {f"t{number}": np.zeros(4)})
+    (found,) = examine_path(tmp_path / goal)
+    assert (found.level, found.fix) == ("wrong", "llama-gguf-split --merge x-00001-of-00002.gguf MERGED.gguf")

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from quantized import quantize
 
+from piston.calibration.numeric.rounding import Grid, round_to_nearest
 from piston.core.errors import ParityError
 from piston.engines.equivalence import packed_products as kernels
 from piston.engines.equivalence.activation_injection import add_activation_outputs
@@ -211,3 +212,17 @@ def test_the_simulation_in_float_is_not_fused(engines):
     assert set(run) == set(written)
     for op_type in ("QuantizeLinear", "MatMul"):  # it gives each reader a DequantizeLinear of its own
         assert run.count(op_type) == written.count(op_type) > 0
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4"])
+def test_weights_that_are_all_zero_are_no_mismatch(engines, scheme, tmp_path):
+    """As in layers that were added to a trained model, or pruned: they must not be judged by a size of zero."""
+    model = ir.load(engines[scheme][2])
+    node = products(model, "MatMulNBits")[0]
+    bits = node.attributes["bits"].as_int()
+    zeros = round_to_nearest(np.zeros((32, 1), np.float32), Grid(bits, 32)).scales[0, 0]
+    edit(model, node, 1, lambda codes: np.full_like(codes, 128 if bits == 8 else 0x88))
+    edit(model, node, 2, lambda scales: np.full_like(scales, zeros))
+    path = tmp_path / "model.onnx"
+    ir.save(model, path, external_data="model.onnx.data")
+    assert check_packed_products(path).products > 1

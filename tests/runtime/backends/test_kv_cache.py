@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piston.core.bundle.interface import CacheSpec
-from piston.core.errors import MisuseError, PromptTooLongError
+from piston.core.errors import HostMemoryError, MisuseError, PromptTooLongError
 from piston.runtime.backends.kv_cache import KVCache, Move
 
 SPEC = CacheSpec.of(num_layers=2, num_kv_heads=3, head_dim=4, dtype="float32")
@@ -240,3 +240,9 @@ def test_entries_that_lie_on_a_device_are_not_copied_here():
     assert not cache.can_copy
     with pytest.raises(MisuseError, match="cannot be copied"):
         cache.copy(cache.admit(), cache.admit(), 0)
+
+
+def test_a_cache_beyond_the_machine_is_refused_with_its_size():
+    positions = 10**12
+    with pytest.raises(HostMemoryError, match=r"4 rows of 1,000,000,000,000 positions takes .* GB.*lower max_batch"):
+        KVCache(SPEC, num_slots=4, capacity=positions)
