@@ -204,7 +204,6 @@ class LanguageModel:
     def _prepare(self, prompts: list[list[int]], sampling: SamplingParams, began: float) -> "list[Generation]":
         from piston.runtime.generate.generation import prepare
 
-        sampling.check_token_ids(self.manifest.model.vocab_size)
         ends = self.manifest.tokenizer.eos_token_ids
         generations = prepare(prompts, sampling, self.tokenizer, ends, self.verification)
         for generation in generations:

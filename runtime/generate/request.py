@@ -100,8 +100,10 @@ class Ended:
 def check_fits(engine: Engine, request: Request) -> None:
     """Refuse, before any work, a prompt that is empty or, with max_tokens, exceeds the engine's capacity.
 
-    Also a source that exceeds what the engine holds of it, or one where the engine has no encoder.
+    Also a source that exceeds what the engine holds of it, or one where the engine has no encoder, and an option that
+    names a token which the model does not have.
     """
+    request.sampler.sampling.check_token_ids(engine.vocab_size)
     num_prompt, num_new = len(request.prompt_ids), request.sampler.sampling.max_tokens
     if num_prompt == 0:
         raise EmptyPromptError("The prompt has no tokens; give at least one character.")
