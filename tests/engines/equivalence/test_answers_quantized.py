@@ -8,13 +8,13 @@ import onnxruntime
 import pytest
 from quantized import quantize
 
-from piston.calibration.numeric.rounding import Grid, round_to_nearest
 from piston.core.errors import ParityError
 from piston.engines.equivalence import packed_products as kernels
 from piston.engines.equivalence.activation_injection import add_activation_outputs
 from piston.engines.equivalence.answers import check_parity
 from piston.engines.equivalence.packed_products import check_packed_products
 from piston.engines.ort.cpu_graph import build_ort
+from piston.graph.rounding import Grid, round_to_nearest
 
 MAX_LENGTH = 64
 
