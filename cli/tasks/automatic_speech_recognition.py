@@ -1,0 +1,72 @@
+"""`piston run` on a speech model: the text of audio files, with times."""
+
+import argparse
+from typing import Any
+
+from piston.cli.shared_options import load_from
+from piston.core.console import Progress, print_json, print_text
+from piston.core.errors import MisuseError
+from piston.runtime.audio.transcription import Transcription, joined, to_srt, to_vtt
+
+TASK = "automatic-speech-recognition"
+FORMATS = ("text", "srt", "vtt", "json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is asked, and how."""
+    parser.add_argument("--audio", metavar="FILE", required=True, help="a WAV file; others with piston[audio]")
+    parser.add_argument("--language", metavar="CODE", help="such as en (default: detected)")
+    parser.add_argument(
+        "--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English"
+    )
+    parser.add_argument(
+        "--timestamps",
+        choices=("segment", "none"),
+        default="segment",
+        help="none: text alone, of audio that fits into one window (default: segment)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="text", help="what is printed (default: text)")
+    parser.add_argument("--initial-prompt", metavar="TEXT", help="text that sets style and spelling")
+    parser.add_argument(
+        "--condition-on-previous", action="store_true", help="give the decoder the text of the windows before"
+    )
+    parser.add_argument("--json", action="store_true", help="the same as --format json")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Transcribe; segments are printed as they become certain, where the format allows it."""
+    form = "json" if arguments.json else arguments.format
+    if arguments.json and arguments.format not in {"text", "json"}:
+        raise MisuseError(f"--json and --format {arguments.format} contradict each other; leave one out.")
+    if arguments.timestamps == "none" and form in {"srt", "vtt"}:
+        raise MisuseError(f"--format {form} needs --timestamps segment.")
+    progress = Progress(quiet=arguments.quiet)
+    with load_from(arguments, TASK) as model:
+        options: dict[str, Any] = {
+            "language": arguments.language,
+            "task": arguments.task,
+            "timestamps": arguments.timestamps != "none",
+            "initial_prompt": arguments.initial_prompt,
+            "condition_on_previous": arguments.condition_on_previous,
+        }
+        with progress.phase("transcribing"):
+            stream = model.stream(
+                arguments.audio,
+                on_progress=lambda done, total: progress.step("transcribing", round(done), max(round(total), 1)),
+                **options,
+            )
+            if form == "json":
+                segments = tuple(stream)
+                result = Transcription(
+                    text=joined(segments), language=stream.language, segments=segments, duration=stream.duration
+                )
+                print_json(result.to_json())
+                return 0
+            lines = {"srt": to_srt, "vtt": to_vtt}.get(form)
+            if lines is not None:
+                for block in lines(stream):
+                    print_text(block, end="")
+                return 0
+            for segment in stream:
+                print_text(segment.text.strip())
+    return 0

@@ -1,0 +1,245 @@
+"""Speech recognition: a bundle becomes a SpeechRecognizer."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.errors import BundleCorruptError, MisuseError
+from piston.runtime.audio.log_mel import LogMel
+from piston.runtime.audio.reading import Audio, read_audio
+from piston.runtime.audio.timestamps import TimestampRules
+from piston.runtime.audio.transcribe import Decoded, SpeechTokens, TranscribeOptions, transcribe
+from piston.runtime.audio.transcription import Segment, Transcription, joined
+from piston.runtime.audio.windows import MelWindows
+from piston.runtime.sampling.params import SamplingParams
+from piston.runtime.sampling.sampler import Constraint, RowSampler
+
+if TYPE_CHECKING:
+    from piston.core.bundle.manifest import Manifest
+    from piston.runtime.backends.engine import EncoderDecoderEngine, Logits
+    from piston.runtime.text.tokenizer import Tokenizer
+
+TASK = "automatic-speech-recognition"
+SEED = 0  # of draws at temperatures above 0, so that the same audio gives the same text
+
+
+class SpeechRecognizer:
+    """A loaded bundle that writes down speech; a context manager that frees the engine.
+
+    One thread at a time may use it.
+    """
+
+    TASK = TASK
+
+    def __init__(self, manifest: "Manifest", engine: "EncoderDecoderEngine", tokenizer: "Tokenizer") -> None:
+        self.manifest = manifest
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.target = ""  # of the engine, as the bundle names it
+        self.remarks: tuple[str, ...] = ()  # where `load` deviated from what the bundle was built for, and why
+        try:
+            self.features = LogMel.of(manifest.settings["features"])
+            self.tokens = SpeechTokens(**manifest.settings["speech"])
+        except (KeyError, TypeError) as problem:
+            raise BundleCorruptError(
+                f"The manifest of {manifest.model.name} does not describe its speech tokens and features "
+                f"({problem}); export it again."
+            ) from None
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the model knows, such as "de"; empty for one of English alone."""
+        return tuple(sorted(self.tokens.languages))
+
+    def transcribe(self, audio: Audio, **options: Any) -> Transcription:
+        """The text of an audio of any length; arguments and errors as of `stream`."""
+        stream = self.stream(audio, **options)
+        segments = tuple(stream)
+        return Transcription(
+            text=joined(segments), language=stream.language, segments=segments, duration=stream.duration
+        )
+
+    def stream(
+        self,
+        audio: Audio,
+        *,
+        initial_prompt: str | None = None,
+        on_progress: Callable[[float, float], None] = lambda _done, _total: None,
+        **options: Any,
+    ) -> "SegmentStream":
+        """Segments of an audio as they become certain.
+
+        Args:
+            audio: a path, the bytes of a file, or samples with their rate; it is read twice.
+            initial_prompt: text that sets style and spelling, as if it had been said before.
+            on_progress: gets seconds done and seconds in all.
+            options: of TranscribeOptions: language, task, timestamps, condition_on_previous, temperatures, thresholds.
+
+        Raises:
+            MisuseError: the audio cannot be read, or the model does not have the language or task.
+            MissingExtraError: the audio needs PyAV, which is not installed.
+            EngineError: the backend fails.
+        """
+        prompt = () if not initial_prompt else tuple(self._text_ids(" " + initial_prompt.strip()))
+        try:
+            chosen = TranscribeOptions(**options, initial_prompt=prompt)
+        except TypeError as problem:
+            raise MisuseError(f"transcribe: {problem}.") from None
+        windows = MelWindows(partial(read_audio, audio, self.features.rate), self.features)
+        return SegmentStream(self, windows, chosen, on_progress)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _text_ids(self, text: str) -> list[int]:
+        return [token_id for token_id in self.tokenizer.encode(text) if token_id < self.tokens.end]
+
+
+class SegmentStream(Iterator[Segment]):
+    """The segments of one audio; `language` is known once the first one is there."""
+
+    def __init__(
+        self,
+        model: SpeechRecognizer,
+        windows: MelWindows,
+        options: TranscribeOptions,
+        on_progress: Callable[[float, float], None],
+    ) -> None:
+        self.duration = windows.seconds
+        self._decoder = _Decoder(model, options.language)
+        self._segments = transcribe(windows, self._decoder, model.tokens, options, on_progress)
+
+    @property
+    def language(self) -> str | None:
+        """The code of the language that was given or detected."""
+        return self._decoder.language
+
+    def __next__(self) -> Segment:
+        try:
+            return next(self._segments)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the slot back; done at the end of the segments."""
+        self._decoder.close()
+
+
+class _Decoder:
+    """Decodes windows in one slot of the engine; see piston.runtime.audio.transcribe.Decoder."""
+
+    def __init__(self, model: SpeechRecognizer, language: str | None) -> None:
+        self.language = language
+        self._model, self._engine, self._tokens = model, model.engine, model.tokens
+        self._slot: int | None = None
+
+    def detect_language(self, window: NDArray[np.float32]) -> str:
+        """The language whose token is likeliest behind the start token."""
+        logits = self._begin(window, [self._tokens.start])[-1]
+        codes = list(self._tokens.languages)
+        self.language = codes[int(np.argmax(logits[[self._tokens.languages[code] for code in codes]]))]
+        return self.language
+
+    def decode(
+        self,
+        window: NDArray[np.float32],
+        prompt_ids: Sequence[int],
+        *,
+        temperature: float,
+        constraint: TimestampRules | None,
+    ) -> Decoded:
+        """The tokens behind a prompt, greedy or drawn."""
+        tokens, rows = self._tokens, self._begin(window, prompt_ids)
+        sampler = self._sampler(prompt_ids, temperature, scored := _Scored(constraint))
+        no_speech = 0.0
+        if tokens.no_speech is not None:
+            start = rows[list(prompt_ids).index(tokens.start)].astype(np.float64)
+            no_speech = float(np.exp(start[tokens.no_speech] - _log_sum(start)))
+        logits = rows[-1]
+        assert self._slot is not None
+        while True:
+            token_id = sampler.pick(logits).token_id
+            if sampler.finish_reason is not None:
+                break
+            logits = self._engine.step({self._slot: token_id})[self._slot]
+        found = tuple(token_id for token_id in sampler.output_ids if token_id != tokens.end)
+        return Decoded(found, scored.total, len(sampler.output_ids), no_speech)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, the space in front of it included."""
+        return self._model.tokenizer.decode([token_id for token_id in token_ids if token_id < self._tokens.end])
+
+    def close(self) -> None:
+        """Give the slot back."""
+        if self._slot is not None:
+            self._engine.cache.release(self._slot)
+            self._slot = None
+
+    def _begin(self, window: NDArray[np.float32], prompt_ids: Sequence[int]) -> "Logits":
+        """Empty the slot, encode the window unless it holds that, and read the prompt; logits [prompt, vocab]."""
+        from piston.runtime.backends.engine import Source
+
+        if self._slot is None:
+            self._slot = self._engine.cache.admit()
+        self._engine.cache.rewind(self._slot, 0)
+        key = hashlib.sha256(window.tobytes()).digest()
+        self._engine.encode(self._slot, Source({"audio": window}, key, self._engine.max_source))
+        return self._engine.prefill(self._slot, list(prompt_ids), num_logits=len(prompt_ids)).copy()
+
+    def _sampler(self, prompt_ids: Sequence[int], temperature: float, constraint: Constraint) -> RowSampler:
+        generation = self._model.manifest.generation
+        room = min(self._tokens.context, self._engine.cache.capacity) - len(prompt_ids)
+        if room < 1:
+            raise MisuseError(f"The prompt has {len(prompt_ids)} tokens, and the model holds {self._tokens.context}.")
+        sampling = SamplingParams(
+            temperature=temperature,
+            max_tokens=room,
+            seed=SEED,
+            suppress_tokens=_ids(generation, "suppress_tokens"),
+            begin_suppress_tokens=_ids(generation, "begin_suppress_tokens"),
+        )
+        return RowSampler(sampling, prompt_ids, eos_token_ids=[self._tokens.end], constraint=constraint)
+
+
+@dataclass(slots=True)
+class _Scored:
+    """A constraint that adds up the log probabilities of what is picked, among what it allows."""
+
+    rules: TimestampRules | None
+    total: float = 0.0
+    _logits: NDArray[np.float64] | None = None
+
+    def allowed(self, logits: "Logits") -> NDArray[np.bool_]:
+        """See Constraint."""
+        mask = np.ones(logits.size, np.bool_) if self.rules is None else self.rules.allowed(logits)
+        self._logits = np.where(mask, logits, -np.inf).astype(np.float64)
+        return mask
+
+    def accept(self, token_id: int) -> None:
+        """See Constraint."""
+        assert self._logits is not None
+        self.total += float(self._logits[token_id] - _log_sum(self._logits))
+        if self.rules is not None:
+            self.rules.accept(token_id)
+
+
+def _log_sum(logits: NDArray[np.float64]) -> float:
+    highest = float(logits.max())
+    return highest + float(np.log(np.exp(logits - highest).sum()))
+
+
+def _ids(generation: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    return tuple(int(token_id) for token_id in generation.get(name) or ())

@@ -1,0 +1,190 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from speech import CONTEXT, IDS, MELS, RATE, sound, write_speech_checkpoint
+from transformers import LogitsProcessorList, WhisperFeatureExtractor
+
+from piston.cli.main import main
+from piston.core.errors import CheckpointError, MisuseError
+from piston.engines import build
+from piston.export import export_model
+from piston.runtime import load
+
+QUIET = {"temperatures": (0.0,), "compression_ratio_threshold": None, "logprob_threshold": None}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("speech")
+
+
+@pytest.fixture(scope="module")
+def whisper(root):
+    return write_speech_checkpoint(root / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def bundle(whisper, root):
+    export_model(root / "checkpoint", root / "model")
+    build(root / "model", root / "bundle", max_batch=2)
+    return root / "bundle"
+
+
+@pytest.fixture(scope="module")
+def model(bundle):
+    with load(bundle) as opened:
+        yield opened
+
+
+def segments_of(whisper, samples, **options):
+    """transformers' own: (start, end, tokens) of each segment that has text."""
+    extractor = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)
+    is_long = len(samples) > RATE
+    features = extractor(
+        samples,
+        sampling_rate=RATE,
+        return_tensors="pt",
+        truncation=not is_long,
+        padding="longest" if is_long else "max_length",
+    )
+    found = whisper.generate(
+        features.input_features,
+        return_timestamps=True,
+        return_segments=True,
+        logits_processor=LogitsProcessorList(),
+        **{"language": "en", "task": "transcribe"} | options,
+    )
+    return [
+        (round(float(segment["start"]), 2), round(float(segment["end"]), 2), segment["tokens"].tolist())
+        for segment in found["segments"][0]
+    ]
+
+
+def words(token_ids):
+    return [token_id for token_id in token_ids if token_id < IDS["<|endoftext|>"]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_segments_of_a_long_audio_are_those_of_transformers(model, whisper, seed):
+    samples = sound(2.7, seed)
+    expected = [item for item in segments_of(whisper, samples) if words(item[2])]
+    found = model.transcribe((samples, RATE), language="en", **QUIET).segments
+    assert [(round(one.start, 2), round(one.end, 2), words(one.token_ids)) for one in found] == [
+        (start, end, words(ids)) for start, end, ids in expected
+    ]
+
+
+def test_the_language_is_the_likeliest_of_transformers(model, whisper):
+    for seed in range(4):
+        samples = sound(0.9, seed)
+        features = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)(
+            samples, sampling_rate=RATE, return_tensors="pt"
+        )
+        (expected,) = whisper.detect_language(input_features=features.input_features).tolist()
+        found = model.transcribe((samples, RATE), **QUIET).language
+        assert IDS[f"<|{found}|>"] == expected
+
+
+def test_the_task_and_the_language_are_in_the_prompt(model, whisper):
+    samples = sound(2.2, 5)
+    for options in ({"language": "de"}, {"language": "en", "task": "translate"}):
+        expected = [words(item[2]) for item in segments_of(whisper, samples, **options)]
+        found = [words(one.token_ids) for one in model.transcribe((samples, RATE), **options, **QUIET).segments]
+        assert found == [ids for ids in expected if ids]
+
+
+def test_text_without_timestamps_is_that_of_transformers(model, whisper):
+    samples = sound(0.8, 3)
+    features = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)(
+        samples, sampling_rate=RATE, return_tensors="pt"
+    )
+    expected = whisper.generate(features.input_features, language="en", task="transcribe", return_timestamps=False)
+    found = model.transcribe((samples, RATE), language="en", timestamps=False, **QUIET)
+    assert [token for one in found.segments for token in words(one.token_ids)] == words(expected[0].tolist())
+
+
+def test_the_average_log_probability_is_over_the_tokens_that_were_allowed(model, whisper):
+    samples = sound(0.9, 1)
+    (segment, *_) = model.transcribe((samples, RATE), language="en", timestamps=False, **QUIET).segments
+    features = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)(
+        samples, sampling_rate=RATE, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = whisper.generate(
+            features.input_features,
+            language="en",
+            task="transcribe",
+            return_timestamps=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    ids = out.sequences[0, -len(out.scores) :]
+    logprobs = [scores[0].log_softmax(-1)[token].item() for scores, token in zip(out.scores, ids, strict=True)]
+    assert segment.avg_logprob == pytest.approx(np.mean(logprobs), abs=1e-4)
+
+
+def test_silence_gives_nothing(model):
+    assert model.transcribe((np.zeros(3 * RATE, np.float32), RATE)).text == ""
+
+
+def test_the_same_audio_gives_the_same_text_at_any_temperature(model):
+    samples = sound(1.7, 2)
+    first, again = (model.transcribe((samples, RATE), language="en", temperatures=(0.9,)) for _ in range(2))
+    assert first == again
+
+
+def test_slots_are_given_back(model):
+    free = model.engine.cache.num_free
+    model.transcribe((sound(1.5), RATE), language="en", **QUIET)
+    stream = model.stream((sound(2.5), RATE), language="en", **QUIET)
+    next(stream, None)
+    stream.close()
+    assert model.engine.cache.num_free == free
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"language": "xx"}, "it knows: de, en"),
+        ({"language": "en", "beams": 4}, "beams"),
+        ({"language": "en", "initial_prompt": " ".join(["sea"] * 60), "condition_on_previous": True}, None),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(model, options, reason):
+    if reason is None:
+        assert model.transcribe((sound(0.9), RATE), **options, **QUIET).language == "en"
+        return
+    with pytest.raises(MisuseError, match=reason):
+        model.transcribe((sound(0.9), RATE), **options)
+
+
+@pytest.mark.parametrize("form", ["text", "srt", "vtt", "json"])
+def test_the_command_prints_every_format(bundle, form, tmp_path, capsys):
+    import wave
+
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((sound(2.7, 1) * 20_000).astype("<i2").tobytes())
+    assert main(["run", str(bundle), "--audio", str(path), "--language", "en", "--format", form, "--quiet"]) == 0
+    out = capsys.readouterr().out
+    if form == "json":
+        assert set(json.loads(out)) == {"text", "language", "duration", "segments"}
+    else:
+        begins = {"text": "", "srt": "1\n00:00:00,", "vtt": "WEBVTT\n\n"}[form]
+        assert out.startswith(begins)
+        assert out.strip()
+
+
+def test_features_that_do_not_fit_the_model_are_refused(tmp_path):
+    write_speech_checkpoint(tmp_path / "checkpoint", chunk_length=2)
+    with pytest.raises(CheckpointError, match="makes 200 frames of a window, and its config reads 100"):
+        export_model(tmp_path / "checkpoint", tmp_path / "model")
+
+
+def test_the_bundle_holds_what_the_decoder_can(model):
+    assert model.engine.cache.capacity == CONTEXT
