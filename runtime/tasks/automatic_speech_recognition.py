@@ -16,6 +16,7 @@ from piston.runtime.audio.timestamps import TimestampRules
 from piston.runtime.audio.transcribe import Decoded, SpeechTokens, TranscribeOptions, transcribe
 from piston.runtime.audio.transcription import Segment, Transcription, joined
 from piston.runtime.audio.windows import MelWindows
+from piston.runtime.encoder_decoder import open_encoder_decoder
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import Constraint, RowSampler
 
@@ -215,7 +216,7 @@ class _Decoder:
 
 
 @dataclass(slots=True)
-class _Scored:
+class _Scored(Constraint):
     """A constraint that adds up the log probabilities of what is picked, among what it allows."""
 
     rules: TimestampRules | None
@@ -243,3 +244,6 @@ def _log_sum(logits: NDArray[np.float64]) -> float:
 
 def _ids(generation: Mapping[str, Any], name: str) -> tuple[int, ...]:
     return tuple(int(token_id) for token_id in generation.get(name) or ())
+
+
+open_model = partial(open_encoder_decoder, SpeechRecognizer)

@@ -2,18 +2,17 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from piston.core.bundle.hashing import Hashing
 from piston.core.data_files import check_text
 from piston.core.errors import MisuseError, PromptTooLongError
-from piston.runtime.bundle import Bundle
+from piston.runtime.encoder_decoder import open_encoder_decoder
 from piston.runtime.model import Stream
-from piston.runtime.process_memory import container_memory
 from piston.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from piston.core.bundle.manifest import EngineSpec, Manifest
+    from piston.core.bundle.manifest import Manifest
     from piston.runtime.backends.engine import EncoderDecoderEngine
     from piston.runtime.generate.completion import Completion
     from piston.runtime.generate.generation import Generation
@@ -28,6 +27,8 @@ class TextToText:
 
     One thread at a time may use it; put several texts into one call instead.
     """
+
+    TASK = TASK
 
     def __init__(self, manifest: "Manifest", engine: "EncoderDecoderEngine", tokenizer: "Tokenizer") -> None:
         self.manifest = manifest
@@ -162,37 +163,4 @@ class TextToText:
         self.close()
 
 
-def open_model(
-    bundle: Bundle,
-    *,
-    target: str | None = None,
-    max_batch: int | None = None,
-    max_length: int | None = None,
-    threads: int = 0,
-) -> TextToText:
-    """Load an engine of a bundle that was opened unverified; arguments and errors as of `piston.runtime.load`."""
-    bundle.manifest.require_task(TASK, bundle.directory)
-    hashing = Hashing.begin(bundle.manifest, bundle.directory)
-    from piston.runtime.backends.engine import EncoderDecoderEngine
-    from piston.runtime.backends.registry import candidates, family_of, open_engine
-    from piston.runtime.loading import open_first, open_verified
-    from piston.runtime.memory_budget import sizes_for
-
-    def opened(spec: "EngineSpec") -> TextToText:
-        sizes, remarks = sizes_for(
-            bundle.manifest,
-            spec,
-            max_batch=max_batch,
-            max_length=max_length,
-            threads=threads,
-            memory=container_memory() if family_of(spec.target) == "ort-cpu" else None,
-        )
-        parts = open_verified(bundle, spec, sizes, hashing, opening=open_engine)
-        assert isinstance(parts.engine, EncoderDecoderEngine)
-        model = TextToText(bundle.manifest, parts.engine, parts.tokenizer)
-        model.target, model.remarks = spec.target, remarks
-        return model
-
-    model, passed_over = open_first(candidates(bundle, target), opened)
-    model.remarks = (*passed_over, *model.remarks)
-    return model
+open_model = partial(open_encoder_decoder, TextToText)

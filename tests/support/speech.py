@@ -53,7 +53,7 @@ def make_whisper(seed="whisper"):
     model = WhisperForConditionalGeneration(config).eval()
     spread(model)
     generation = model.generation_config
-    generation.update(
+    settings = dict(
         decoder_start_token_id=START,
         eos_token_id=END,
         pad_token_id=END,
@@ -68,6 +68,8 @@ def make_whisper(seed="whisper"):
         max_initial_timestamp_index=25,
         return_timestamps=False,
     )
+    for name, value in settings.items():  # `update` takes only the names that every model has
+        setattr(generation, name, value)
     return model.requires_grad_(requires_grad=False)
 
 
