@@ -53,6 +53,7 @@ def make_whisper(seed="whisper"):
     model = WhisperForConditionalGeneration(config).eval()
     spread(model)
     generation = model.generation_config
+    generation._from_model_config = False  # else from_pretrained makes it anew from config.json
     settings = dict(
         decoder_start_token_id=START,
         eos_token_id=END,
