@@ -32,7 +32,7 @@ TASK = "automatic-speech-recognition"
 AUTO = "AutoModelForSpeechSeq2Seq"
 MODEL_TYPES = ("whisper",)
 FEATURES = ("feature_size", "sampling_rate", "n_fft", "hop_length", "chunk_length")
-NUM_SOURCES = 3  # of the parity check
+NUM_SOURCES = 2  # of the parity check
 
 
 def recognises(checkpoint: Checkpoint) -> bool:

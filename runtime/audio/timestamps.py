@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from piston.runtime.sampling.processors import Logits
 from piston.runtime.sampling.sampler import Constraint
-from piston.runtime.sampling.sampler import Constraint
 
 UNIT = 0.02  # seconds of one timestamp token: one position of the encoder
 UNIT_FRAMES = 2  # log-mel frames of it

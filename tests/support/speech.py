@@ -54,21 +54,21 @@ def make_whisper(seed="whisper"):
     spread(model)
     generation = model.generation_config
     generation._from_model_config = False  # else from_pretrained makes it anew from config.json
-    settings = dict(
-        decoder_start_token_id=START,
-        eos_token_id=END,
-        pad_token_id=END,
-        bos_token_id=END,
-        max_length=CONTEXT,
-        no_timestamps_token_id=IDS["<|notimestamps|>"],
-        is_multilingual=True,
-        lang_to_id={"<|en|>": IDS["<|en|>"], "<|de|>": IDS["<|de|>"]},
-        task_to_id={"transcribe": IDS["<|transcribe|>"], "translate": IDS["<|translate|>"]},
-        suppress_tokens=[IDS[token] for token in SPECIAL[1:8]],
-        begin_suppress_tokens=[END],
-        max_initial_timestamp_index=25,
-        return_timestamps=False,
-    )
+    settings = {
+        "decoder_start_token_id": START,
+        "eos_token_id": END,
+        "pad_token_id": END,
+        "bos_token_id": END,
+        "max_length": CONTEXT,
+        "no_timestamps_token_id": IDS["<|notimestamps|>"],
+        "is_multilingual": True,
+        "lang_to_id": {"<|en|>": IDS["<|en|>"], "<|de|>": IDS["<|de|>"]},
+        "task_to_id": {"transcribe": IDS["<|transcribe|>"], "translate": IDS["<|translate|>"]},
+        "suppress_tokens": [IDS[token] for token in SPECIAL[1:8]],
+        "begin_suppress_tokens": [END],
+        "max_initial_timestamp_index": 25,
+        "return_timestamps": False,
+    }
     for name, value in settings.items():  # `update` takes only the names that every model has
         setattr(generation, name, value)
     return model.requires_grad_(requires_grad=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from speech import CONTEXT, IDS, MELS, RATE, sound, write_speech_checkpoint
-from transformers import LogitsProcessorList, WhisperFeatureExtractor
+from transformers import WhisperFeatureExtractor
 
 from piston.cli.main import main
 from piston.core.errors import CheckpointError, MisuseError
@@ -53,7 +53,7 @@ def segments_of(whisper, samples, **options):
         features.input_features,
         return_timestamps=True,
         return_segments=True,
-        logits_processor=LogitsProcessorList(),
+        max_new_tokens=CONTEXT - 3,
         **{"language": "en", "task": "transcribe"} | options,
     )
     return [
@@ -69,7 +69,8 @@ def words(token_ids):
 @pytest.mark.parametrize("seed", range(4))
 def test_segments_of_a_long_audio_are_those_of_transformers(model, whisper, seed):
     samples = sound(2.7, seed)
-    expected = [item for item in segments_of(whisper, samples) if words(item[2])]
+    # transformers also gives what the model says of the silence behind the end.
+    expected = [item for item in segments_of(whisper, samples) if words(item[2]) and item[0] < 2.7]
     found = model.transcribe((samples, RATE), language="en", **QUIET).segments
     assert [(round(one.start, 2), round(one.end, 2), words(one.token_ids)) for one in found] == [
         (start, end, words(ids)) for start, end, ids in expected
@@ -90,7 +91,7 @@ def test_the_language_is_the_likeliest_of_transformers(model, whisper):
 def test_the_task_and_the_language_are_in_the_prompt(model, whisper):
     samples = sound(2.2, 5)
     for options in ({"language": "de"}, {"language": "en", "task": "translate"}):
-        expected = [words(item[2]) for item in segments_of(whisper, samples, **options)]
+        expected = [words(item[2]) for item in segments_of(whisper, samples, **options) if item[0] < 2.2]
         found = [words(one.token_ids) for one in model.transcribe((samples, RATE), **options, **QUIET).segments]
         assert found == [ids for ids in expected if ids]
 
@@ -100,7 +101,9 @@ def test_text_without_timestamps_is_that_of_transformers(model, whisper):
     features = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)(
         samples, sampling_rate=RATE, return_tensors="pt"
     )
-    expected = whisper.generate(features.input_features, language="en", task="transcribe", return_timestamps=False)
+    expected = whisper.generate(
+        features.input_features, language="en", task="transcribe", return_timestamps=False, max_new_tokens=CONTEXT - 4
+    )
     found = model.transcribe((samples, RATE), language="en", timestamps=False, **QUIET)
     assert [token for one in found.segments for token in words(one.token_ids)] == words(expected[0].tolist())
 
@@ -117,6 +120,7 @@ def test_the_average_log_probability_is_over_the_tokens_that_were_allowed(model,
             language="en",
             task="transcribe",
             return_timestamps=False,
+            max_new_tokens=CONTEXT - 4,
             output_scores=True,
             return_dict_in_generate=True,
         )
