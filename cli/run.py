@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_load_arguments(parser)
     task, bundle = _task_of(getattr(parser, "words", ()))
     _module(task).add_arguments(parser)
-    parser.set_defaults(task=task)
+    parser.set_defaults(bundle_task=task)
     if bundle is not None:
         parser.set_defaults(hint=f"{bundle} is for {task}")
     parser.epilog = f"These are the options of {task}; those of another task are shown for a bundle of that task."
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer as the task has it."""
-    return int(_module(arguments.task).run(arguments))
+    return int(_module(arguments.bundle_task).run(arguments))
 
 
 class _Reader(argparse.ArgumentParser):

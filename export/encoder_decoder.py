@@ -105,7 +105,7 @@ class _Uncached:
     """A self-attention cache of tokens that nothing came before."""
 
     is_compileable = False
-    is_sliding = is_linear = is_dummy = (False,)
+    is_sliding = (False,)
 
     def update(self, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object) -> Any:
         """Keys and values of this call alone."""

@@ -44,8 +44,7 @@ class StepCache:
         self.past = past
         self.step = step
         self.present: list[torch.Tensor | None] = [None] * len(past)
-        # Every layer keeps the whole context; windows are masks.
-        self.is_sliding = self.is_linear = self.is_dummy = [False] * (len(past) // 2)
+        self.is_sliding = [False] * (len(past) // 2)  # every layer keeps the whole context; windows are masks
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object

@@ -122,6 +122,6 @@ def write_speech_checkpoint(directory: Path, **overrides: object) -> torch.nn.Mo
     path = directory / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | SPEECH_SETTINGS))
     write_text_tokenizer(directory)
-    features = {"feature_size": 8, "sampling_rate": 16000, "hop_length": 160, "n_fft": 400, "chunk_length": 1}
+    features = {"feature_size": 8, "sampling_rate": 3840, "hop_length": 160, "n_fft": 400, "chunk_length": 1}
     (directory / "preprocessor_config.json").write_text(json.dumps(features))
     return model.requires_grad_(requires_grad=False)

@@ -74,7 +74,7 @@ def make_whisper(seed="whisper"):
     return model.requires_grad_(requires_grad=False)
 
 
-def write_speech_checkpoint(directory: Path, **overrides: object):
+def write_whisper_checkpoint(directory: Path, **overrides: object):
     """Write a whole checkpoint; `overrides` change preprocessor_config.json. Returns the model that was saved."""
     model = make_whisper()
     model.save_pretrained(directory)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from speech import CONTEXT, IDS, MELS, RATE, sound, write_speech_checkpoint
+from speech import CONTEXT, IDS, MELS, RATE, sound, write_whisper_checkpoint
 from transformers import WhisperFeatureExtractor
 
 from piston.cli.main import main
@@ -22,7 +22,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whisper(root):
-    return write_speech_checkpoint(root / "checkpoint")
+    return write_whisper_checkpoint(root / "checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +185,10 @@ def test_the_command_prints_every_format(bundle, form, tmp_path, capsys):
 
 
 def test_features_that_do_not_fit_the_model_are_refused(tmp_path):
-    write_speech_checkpoint(tmp_path / "checkpoint", chunk_length=2)
-    with pytest.raises(CheckpointError, match="makes 200 frames of a window, and its config reads 100"):
+    write_whisper_checkpoint(tmp_path / "checkpoint", chunk_length=2)
+    with pytest.raises(
+        CheckpointError, match="makes windows of 20 bins and 200 frames, and its config reads 20 and 100"
+    ):
         export_model(tmp_path / "checkpoint", tmp_path / "model")
 
 

@@ -8,8 +8,8 @@ from piston.core.console import Progress
 from piston.core.errors import CheckpointError
 from piston.engines import build
 from piston.export import ExportOptions
-from piston.export import speech as speech_export
 from piston.export.job import ExportJob
+from piston.export.tasks.automatic_speech_recognition import export, recognises
 from piston.runtime.backends.engine import Source
 from piston.runtime.backends.registry import Sizes, open_engine
 from piston.runtime.bundle import Bundle
@@ -19,8 +19,8 @@ def exported(checkpoint, work):
     """The manifest of the model directory `work`."""
     work.mkdir()
     found = locate(str(checkpoint))
-    assert speech_export.recognises(found)
-    return speech_export.export(ExportJob(found, ExportOptions(), Progress(quiet=True)), work)
+    assert recognises(found)
+    return export(ExportJob(found, ExportOptions(), Progress(quiet=True)), work)
 
 
 @pytest.fixture(scope="module")
