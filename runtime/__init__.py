@@ -34,12 +34,14 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedModelError,
     )
+    from piston.runtime.audio.transcription import Segment, Transcription, Word
     from piston.runtime.backends.engine import Engine
     from piston.runtime.backends.scripted import ScriptedEngine
     from piston.runtime.conversation import Conversation
     from piston.runtime.generate.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
     from piston.runtime.model import LanguageModel, Stream, load
     from piston.runtime.sampling.params import SamplingParams
+    from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer
     from piston.runtime.tasks.feature_extraction import Embedder
     from piston.runtime.tasks.question_answering import Answer, QuestionAnswerer
     from piston.runtime.tasks.text_classification import LabelScore, TextClassifier
@@ -80,16 +82,20 @@ __all__ = [
     "Reranker",
     "SamplingParams",
     "ScriptedEngine",
+    "Segment",
     "ShortfallError",
     "SignatureError",
     "Span",
+    "SpeechRecognizer",
     "Stream",
     "TemplateError",
     "TextClassifier",
     "Timings",
     "TokenClassifier",
     "TokenLogprob",
+    "Transcription",
     "UnsupportedModelError",
+    "Word",
     "load",
 ]
 
@@ -125,6 +131,8 @@ _HOMES = {
     "piston.runtime.model": ("LanguageModel", "Stream", "load"),
     "piston.runtime.sampling.params": ("SamplingParams",),
     "piston.runtime.backends.scripted": ("ScriptedEngine",),
+    "piston.runtime.audio.transcription": ("Segment", "Transcription", "Word"),
+    "piston.runtime.tasks.automatic_speech_recognition": ("SpeechRecognizer",),
     "piston.runtime.tasks.feature_extraction": ("Embedder",),
     "piston.runtime.tasks.question_answering": ("Answer", "QuestionAnswerer"),
     "piston.runtime.tasks.text_classification": ("LabelScore", "TextClassifier"),

@@ -22,6 +22,7 @@ from piston.serving.access import Access, ApiKeys, body_of, json_response
 from piston.serving.endpoint import Call, Caller, Endpoint
 from piston.serving.errors import RequestError, ShuttingDownError
 from piston.serving.fields import decoded, read
+from piston.serving.forms import form_of, is_form
 from piston.serving.metrics import Metrics
 from piston.serving.page import page
 from piston.serving.served import Model, Served
@@ -87,11 +88,13 @@ class Server:
         if self.is_draining:
             raise ShuttingDownError
         data = await body_of(request, self.settings.max_body)
+        has_file = is_form(request.headers)
         if self.settings.log_prompts:
-            note(f"request {request.state.request_id}: {data.decode(errors='replace')}")
-        given = decoded(data)
+            shown = f"a form of {len(data):,} bytes" if has_file else data.decode(errors="replace")
+            note(f"request {request.state.request_id}: {shown}")
+        given = await form_of(request.headers, data) if has_file else decoded(data)
         served, endpoint = self._find_endpoint(path, given.get("model"))
-        body, ignored = read(given, endpoint.kind, endpoint.refused, lenient=self.settings.lenient)
+        body, ignored = read(given, endpoint.kind, endpoint.refused, lenient=self.settings.lenient, is_form=has_file)
         call = Call(Caller.of(request), ignored, self._workers, self._compilers)
         return await endpoint.answer(served, body, call)
 

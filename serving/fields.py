@@ -40,9 +40,9 @@ def decoded(body: bytes) -> dict[str, Any]:
 
 
 def read(
-    given: Mapping[str, Any], kind: type[Body], refused: Mapping[str, Refused], *, lenient: bool
+    given: Mapping[str, Any], kind: type[Body], refused: Mapping[str, Refused], *, lenient: bool, is_form: bool = False
 ) -> tuple[Body, list[str]]:
-    """A request, and with `lenient` the names of the fields that are ignored.
+    """A request, and with `lenient` the names of the fields that are ignored; in a form numbers are texts.
 
     Raises:
         RequestError: a field is unknown, not supported, or of the wrong type.
@@ -62,7 +62,7 @@ def read(
                 )
             ignored.append(name)
     try:
-        return msgspec.convert(kept, kind), ignored
+        return msgspec.convert(kept, kind, strict=not is_form, builtin_types=(bytes,)), ignored
     except (msgspec.ValidationError, RecursionError) as problem:
         message, _, path = str(problem).partition(" - at `$")
         param = path.rstrip("`").removeprefix(".") or None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.errors import MisuseError
-from piston.runtime.audio.timestamps import TimestampRules, cut
+from piston.runtime.audio.timestamps import Span, TimestampRules, cut
 from piston.runtime.audio.transcription import Segment
 from piston.runtime.audio.windows import MelWindows
 
@@ -144,7 +144,10 @@ def transcribe(
             start += frames
             continue
         decoded, temperature, ratio = result
-        spans, advance = cut(decoded.token_ids, tokens.first_timestamp, frames)
+        if options.timestamps:
+            spans, advance = cut(decoded.token_ids, tokens.first_timestamp, frames)
+        else:
+            spans, advance = [Span(0.0, frames / per_second, decoded.token_ids)], frames
         for span in spans:
             text = decoder.text([token for token in span.token_ids if token < tokens.end])
             if text.strip() and start / per_second + span.start < windows.seconds:

@@ -1,0 +1,176 @@
+"""/v1/audio over a recognizer that says what is written, without an engine."""
+
+import io
+import struct
+import time
+
+import numpy as np
+import openai
+import pytest
+
+from piston.core.bundle.manifest import Manifest, ModelSpec, TokenizerSpec
+from piston.runtime.audio.log_mel import LogMel
+from piston.runtime.audio.reading import read_audio
+from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions
+from piston.runtime.audio.transcription import Segment
+
+
+def wav(seconds=1.0, rate=16_000):
+    samples = (np.sin(np.arange(int(seconds * rate)) / 9) * 9000).astype("<i2").tobytes()
+    header = (
+        b"RIFF"
+        + struct.pack("<I", 36 + len(samples))
+        + b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2, 2, 16)
+    )
+    return header + b"data" + struct.pack("<I", len(samples)) + samples
+
+
+class Said:
+    """Gives a segment for each second of the audio."""
+
+    tokenizer = None
+
+    def __init__(self, pause=0.0):
+        self.manifest = Manifest(
+            kind="bundle",
+            task="automatic-speech-recognition",
+            model=ModelSpec(
+                name="toy",
+                architecture="W",
+                num_layers=1,
+                hidden_size=1,
+                vocab_size=9,
+                max_positions=9,
+                dtype="float32",
+            ),
+            graphs={},
+            tokenizer=TokenizerSpec(),
+            files={},
+        )
+        self.tokens = SpeechTokens(
+            start=1, end=2, no_timestamps=3, languages={"de": 4, "en": 5}, tasks={"transcribe": 6, "translate": 7}
+        )
+        self.features = LogMel(num_mels=8)
+        self.languages, self.target = ("de", "en"), "toy"
+        self.pause, self.given, self.num_said = pause, [], 0
+
+    def stream(self, audio, *, initial_prompt=None, **options):
+        self.given.append({"initial_prompt": initial_prompt, **options})
+        TranscribeOptions(**options)
+        seconds = sum(map(len, read_audio(audio, 16_000))) / 16_000
+        return Stream(self, seconds, options.get("language", "en"))
+
+    def close(self):
+        """Nothing is held."""
+
+
+class Stream:
+    def __init__(self, model, seconds, language):
+        self.model, self.duration, self.language, self.at = model, seconds, language, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.at >= self.duration:
+            raise StopIteration
+        time.sleep(self.model.pause)
+        self.at += 1
+        self.model.num_said += 1
+        return Segment(
+            start=self.at - 1.0,
+            end=float(self.at),
+            text=f" word {self.at}",
+            token_ids=(8,),
+            avg_logprob=-0.5,
+            no_speech_prob=0.0,
+            temperature=0.0,
+            compression_ratio=1.0,
+        )
+
+    def close(self):
+        """Nothing is held."""
+
+
+@pytest.fixture
+def server(live):
+    model = Said()
+    running = live(None, models=[("speech", model)])
+    running.model = model
+    return running
+
+
+def create(server, **fields):
+    given = {"model": "speech", "file": ("a.wav", io.BytesIO(wav(2.0)))} | fields
+    return server.client.audio.transcriptions.create(**given)
+
+
+def test_the_text_of_a_file_comes_back_to_the_official_client(server):
+    assert create(server).text == "word 1 word 2"
+
+
+def test_options_reach_the_recognizer(server):
+    create(server, language="de", prompt="Names", temperature=0.5)
+    assert server.model.given[-1] == {"initial_prompt": "Names", "language": "de", "temperatures": (0.5,)}
+    create(server, temperature=0)
+    assert server.model.given[-1] == {"initial_prompt": None}
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [("text", "word 1 word 2\n"), ("srt", "1\n00:00:00,000 --> 00:00:01,000\nword 1\n"), ("vtt", "WEBVTT\n")],
+)
+def test_formats_of_text_are_text(server, form, begins):
+    assert create(server, response_format=form).startswith(begins)
+
+
+def test_verbose_json_has_segments_language_and_duration(server):
+    found = create(server, response_format="verbose_json", language="de", timestamp_granularities=["segment"])
+    assert (found.language, found.duration, [segment.text for segment in found.segments]) == (
+        "de",
+        2.0,
+        [" word 1", " word 2"],
+    )
+    assert [(segment.start, segment.end) for segment in found.segments] == [(0, 1), (1, 2)]
+
+
+def test_segments_are_streamed_as_events(server):
+    events = list(create(server, stream=True))
+    assert [event.type for event in events] == ["transcript.text.delta"] * 2 + ["transcript.text.done"]
+    assert "".join(event.delta for event in events[:2]).strip() == events[-1].text == "word 1 word 2"
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # by the openai client
+def test_translations_are_into_english(server):
+    file = ("a.wav", io.BytesIO(wav()))
+    assert server.client.audio.translations.create(model="speech", file=file).text == "word 1"
+    assert server.model.given[-1]["task"] == "translate"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"file": ("a.wav", b"no audio at all")}, "no audio that can be read"),
+        ({"language": "xx"}, "the model knows: de, en"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+        ({"response_format": "srt", "stream": True}, "does not go with it"),
+        ({"include": ["logprobs"]}, "include is not supported"),
+        ({"temperature": 9}, "temperature"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_400(server, fields, reason):
+    with pytest.raises(openai.BadRequestError, match=reason):
+        create(server, **fields)
+
+
+def test_a_form_without_a_file_and_one_that_is_damaged_are_refused(server):
+    status, answer = server.post("/v1/audio/transcriptions", {"model": "speech"})
+    assert (status, "file" in answer["error"]["message"]) == (400, True)
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert server.request("POST", "/v1/audio/transcriptions", b"--y\r\nnothing", headers)[0] == 400
+
+
+def test_texts_are_refused_by_the_task_that_the_bundle_has(server):
+    with pytest.raises(openai.APIStatusError, match="automatic-speech-recognition"):
+        server.client.chat.completions.create(model="speech", messages=[{"role": "user", "content": "hello"}])
