@@ -2,8 +2,8 @@
 
     python scripts/speech_quality.py TRANSCRIPTS.tsv BUNDLE [BUNDLE ...] [--checkpoint DIR] [--language en]
 
-A line of the table has the name of an audio file next to it, a tab, and what is said. Texts are compared without case and
-punctuation (Whisper's basic normalization); jiwer counts the words (`pip install jiwer`).
+A line of the table has the name of an audio file next to it, a tab, and what is said. Texts are compared without case
+and punctuation (Whisper's basic normalization); jiwer counts the words (`pip install jiwer`).
 """
 
 import argparse
