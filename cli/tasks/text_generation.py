@@ -89,11 +89,12 @@ def completion_to_json(completion: "Completion") -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
         "prompt_tokens": completion.num_prompt_tokens,
-        "source_tokens": completion.num_source_tokens,
         "prefilled_tokens": completion.num_prefilled_tokens,
         "seed": completion.seed,
         "timings": completion.timings.to_json(),
     }
+    if completion.num_source_tokens:
+        result["source_tokens"] = completion.num_source_tokens
     if completion.drafts is not None:
         result["drafts"] = completion.drafts.to_json()
     if completion.prompt_logprobs is not None:
