@@ -12,10 +12,12 @@ from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
 from piston.core.outputs import check_output_files, write_output
 from piston.data.rows import BUILTIN
-from piston.distillation.distill import RECIPE, Distilled, DistillOptions, distill, rank_only
+from piston.distillation.distill import RECIPE, distill, rank_only
 from piston.distillation.importance import Ranking
+from piston.distillation.options import DistillOptions
 from piston.distillation.pruning import Goal
 from piston.distillation.report import page_of
+from piston.distillation.result import Distilled
 from piston.distillation.scheme import SCHEMES
 from piston.distillation.training import TrainingOptions
 

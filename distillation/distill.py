@@ -1,7 +1,6 @@
 """distill: a checkpoint and text become a smaller checkpoint that answers alike, or one that rounds as engines do."""
 
 import dataclasses
-import errno
 import hashlib
 import json
 import shutil
@@ -22,12 +21,12 @@ from piston.core.errors import MisuseError, NoDeviceError
 from piston.core.outputs import write_output
 from piston.data.rows import BUILTIN
 from piston.distillation.importance import Ranking, rank
-from piston.distillation.pruning import Goal, pruned
+from piston.distillation.options import DistillOptions
+from piston.distillation.pruning import pruned
+from piston.distillation.result import Distilled
 from piston.distillation.rounding import StudentLinear
 from piston.distillation.scheme import (
-    SCHEMES,
     LinearRounding,
-    Scheme,
     load_weights,
     plain_state,
     read_start,
@@ -41,86 +40,12 @@ from piston.distillation.sparsity import GROUP, sparse_already, two_of_four
 from piston.distillation.structure import linears_of
 from piston.distillation.student import from_config
 from piston.distillation.teacher import Teacher
-from piston.distillation.training import STATE, Moment, Run, Trainer, TrainingOptions
+from piston.distillation.training import STATE, Trainer, TrainingOptions
 from piston.graph.trained_scales import FILE_NAME as SCALES
 
 RECIPE, RECORD = "recipe.json", "distillation.json"
 RANKED_ROWS = 16  # rows that importance is measured on
 FARTHEST = 2.0  # nats: a start that is further from its teacher was made from another model
-FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistillOptions:
-    """What the student is.
-
-    `prune` says what is left of the teacher, `config` is the config.json of another student; `scheme` and `block` say
-    how it rounds, `start` is a calibrated model directory to begin from; `cache_bytes` bounds the
-    teacher's kept answers.
-    """
-
-    prune: Goal = field(default_factory=Goal)
-    config: Path | None = None
-    scheme: Scheme = "fp"
-    block: int = 0
-    start: Path | None = None
-    seq_len: int = 256
-    cache_bytes: int = 4 * 10**9
-    device: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise MisuseError(f"No scheme {self.scheme!r}; there are {', '.join(SCHEMES)}.")
-        if self.config is not None and self.prune.is_structured:
-            raise MisuseError("--student gives the student's sizes; leave --prune layers, ffn and heads out.")
-        if self.scheme == "fp" and (self.start is not None or self.block):
-            raise MisuseError("--start and --block are for a student that rounds; add --scheme w4, w8 or w8a8.")
-        if self.start is not None and self.block:
-            raise MisuseError("--start says how weights are blocked; leave --block out.")
-        if self.start is not None and (self.config is not None or self.prune.is_structured or self.prune.sparsity):
-            raise MisuseError(
-                "--start is the teacher's own calibration; distill the smaller student first, then round it."
-            )
-        if self.scheme == "w8a8" and self.start is None:
-            raise MisuseError(
-                "w8a8 needs scales of activations: give --start DIR, which `piston calibrate --scheme w8a8` wrote."
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Distilled:
-    """What came out."""
-
-    teacher: str
-    architecture: str
-    parameters: tuple[int, int]  # of the teacher and the student
-    ranking: Ranking
-    run: Run
-    epochs: float
-    num_train_rows: int
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json and the student's record."""
-        return {
-            "teacher": self.teacher,
-            "architecture": self.architecture,
-            "parameters": {"teacher": self.parameters[0], "student": self.parameters[1]},
-            "steps": self.run.step,
-            "seconds": self.run.seconds,
-            "epochs": self.epochs,
-            "train_rows": self.num_train_rows,
-            "moments": [dataclasses.asdict(item) | {"held_out": item.held_out._asdict()} for item in self.run.moments],
-            "ranking": self.ranking.to_json(),
-            "notes": list(self.notes),
-        }
-
-    @property
-    def ends(self) -> tuple[Moment, Moment]:
-        """Before and after training."""
-        return self.run.moments[0], self.run.moments[-1]
 
 
 def rank_only(
@@ -261,7 +186,6 @@ class _Distillation:
 
     def _round(self, student: Any, data: Data) -> tuple[dict[str, StudentLinear], str, int]:
         options = self.options
-        masks = self._masks(student, data)
         roundings: dict[str, LinearRounding] = {}
         scheme, block = str(options.scheme), options.block
         if options.start is not None:
@@ -274,6 +198,7 @@ class _Distillation:
             roundings, block = dict(start.roundings), start.block
         elif scheme != "fp":
             roundings = weight_only(student, 4 if scheme == "w4" else 8, block)
+        masks = self._masks(student, data)
         changes_sizes = options.prune.is_structured or options.config is not None
         student.requires_grad_(requires_grad=True)
         if not changes_sizes:  # tables are large, and little text says little of most of their rows
@@ -316,12 +241,12 @@ class _Distillation:
         return own
 
     def _train(self, trainer: Trainer, key: str) -> None:
-        trainer.train(key, self.progress, self.remark)
-        first = trainer.run.moments[0].held_out.kl
+        first = trainer.begin(self.remark).held_out.kl
         if self.options.start is not None and first > FARTHEST:
             raise MisuseError(
-                f"--start {self.options.start} is {first:.1f} nats from the teacher; was it made from it?"
+                f"--start {self.options.start} is {first:.1f} nats from the teacher; calibrate this teacher."
             )
+        trainer.train(key, self.progress, self.remark)
         if not trainer.run.step and self.training.steps != 0:
             self.notes.append("not one step was finished in the time given; the student is as it was made.")
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from piston.core.report.chart import Bar, Chart, Curve, bars, curves
 from piston.core.report.page import Tile, details, figure, heading, page, paragraph, table
-from piston.distillation.distill import Distilled
+from piston.distillation.result import Distilled
 
 
 def page_of(result: Distilled) -> str:

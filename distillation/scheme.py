@@ -71,14 +71,12 @@ def read_start(directory: Path) -> Start:
 
     Raises:
         BundleError: no verified model directory.
-        MisuseError: it is not quantized, or has what a checkpoint cannot hold: copies of inputs, outliers.
+        MisuseError: it is a bundle, or has what a checkpoint cannot hold: copies of inputs, outliers.
     """
     manifest = Bundle.open(directory).manifest
     scheme = manifest.model.scheme.removesuffix("+kv8")
-    if scheme not in SCHEMES[1:] or manifest.kind != "model":
-        raise MisuseError(
-            f"--start {directory} is {manifest.model.scheme}; give a model directory of piston calibrate."
-        )
+    if manifest.kind != "model":
+        raise MisuseError(f"--start {directory} is a bundle; give the model directory that piston calibrate wrote.")
     graph = ir.load(directory / GRAPH).graph
     found, block, reads = dict[str, LinearRounding](), 0, dict[str, InputScale]()
     second = {remainder.codes: name for name, remainder in remainders(graph).items()}

@@ -141,15 +141,19 @@ class Trainer:
         self.run = Run(state["step"], state["seconds"], moments)
         return True
 
+    def begin(self, remark: Callable[[str], None]) -> Moment:
+        """Judge the student as it is before the first step, unless an earlier run did."""
+        if not self.run.moments:
+            self._judge([], remark)
+        return self.run.moments[0]
+
     def train(self, key: str, progress: Progress, remark: Callable[[str], None]) -> Run:
-        """Train until the steps or the time are over; the state is written every few minutes.
+        """Train, behind `begin`, until the steps or the time are over; the state is written every few minutes.
 
         Raises:
             Error: the loss is not finite, or the disk is full; the state of the last saved step stays.
         """
         losses, saved = list[float](), time.monotonic()
-        if not self.run.moments:
-            self._judge(losses, remark)
         while self.fraction < 1:
             began = time.monotonic()
             losses.append(self._step())

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from piston.core.errors import Error, MisuseError, UnsupportedModelError
 from piston.distillation import training
-from piston.distillation.distill import DistillOptions, distill
+from piston.distillation.distill import distill
+from piston.distillation.options import DistillOptions
 from piston.distillation.pruning import Goal
 from piston.distillation.sparsity import is_sparse, two_of_four
 from piston.distillation.training import Trainer, TrainingOptions

@@ -17,8 +17,10 @@ from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError
 from piston.data.rows import RowOptions
-from piston.distillation.distill import DistillOptions, distill
+from piston.distillation.distill import distill
+from piston.distillation.options import DistillOptions
 from piston.distillation.scheme import read_start, round_student
+from piston.distillation.sparsity import is_sparse
 from piston.distillation.training import TrainingOptions
 from piston.export import ExportOptions, export_model
 from piston.graph.pattern import array_of
@@ -145,11 +147,35 @@ def test_the_student_in_torch_rounds_as_the_quantized_graph(w8a8, teacher, text,
     assert result.run.step == 1
 
 
+def test_zeros_of_a_sparse_start_are_kept_while_it_trains(toys, teacher, text, tmp_path):
+    recipe = Recipe(scheme="fp", sparsity="2:4", pruning="magnitude")
+    calibrate(toys.model_dir(), tmp_path / "start", recipe, checked=ANY)
+    options = DistillOptions(start=tmp_path / "start", seq_len=24)
+    result = distill(str(teacher), tmp_path / "student", [text], options, TRAINING)
+    assert result.notes == ("14 linears are 2:4 sparse already; their zeros are kept.",)
+    begun = read_start(tmp_path / "start").weights
+    for name, value in load_file(tmp_path / "student/model.safetensors").items():
+        if "_proj" in name:
+            assert is_sparse(value)
+            assert np.array_equal(value.numpy() == 0, begun[name].T == 0)
+            assert not np.array_equal(value.numpy(), begun[name].T)
+
+
+def test_a_start_of_another_teacher_is_refused_before_it_is_trained(toys, teacher, text, tmp_path):
+    def negate(model):
+        model.lm_head.weight.mul_(-3)
+
+    calibrate(toys.model_dir(edit=negate), tmp_path / "start", Recipe(scheme="w8"), checked=ANY)
+    options = DistillOptions(scheme="w8", start=tmp_path / "start", seq_len=24)
+    with pytest.raises(MisuseError, match=r"nats from the teacher; calibrate this teacher"):
+        distill(str(teacher), tmp_path / "student", [text], options, TRAINING)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"scheme": "w8a8"}, "give --start DIR"),
-        ({"scheme": "fp", "block": 32}, "add --scheme"),
+        ({"scheme": "fp", "block": 32}, "--block is for a student that rounds"),
         ({"scheme": "w5"}, "No scheme 'w5'"),
     ],
 )
