@@ -7,10 +7,10 @@ import importlib
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from piston.core.console import note
 from piston.core.errors import MisuseError
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 MAX_PORT = 65_535
 BACKLOG = 1024  # connections that may wait to be accepted
 PREFIXES = ("piston", "vllm")
+PER_BUNDLE = (
+    ("target", "T", "which engine of the bundle"),
+    ("max_length", "N", "positions of each row (default: as built)"),
+    ("max_batch", "N", "rows that run together (default: as built)"),
+    ("threads", "N", "threads of an engine"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"to listen on (default {default.host}: this machine alone)",
     )
     add("--port", type=int, default=default.port, metavar="N", help=f"default {default.port}; 0 takes a free one")
-    add("--target", help="which engine of the bundle")
-    add("--max-length", type=int, metavar="N", help="positions of each row (default: as built)")
-    add("--max-batch", type=int, metavar="N", help="rows decoded together (default: as built)")
-    add("--threads", type=int, default=0, metavar="N", help="threads of an engine")
+    for name, metavar, text in PER_BUNDLE:
+        option = f"--{name.replace('_', '-')}"
+        add(
+            option, action="append", default=[], metavar=f"[NAME=]{metavar}", help=f"{text}; NAME= says of which bundle"
+        )
     add("--public-key", type=Path, metavar="FILE", help="load only what this key has signed")
     add("--api-key-file", type=Path, metavar="FILE", help="ask for one of these keys, one a line")
     add("--max-queue-requests", type=int, metavar="N", help="rows that may wait (default: four times --max-batch)")
@@ -101,27 +108,46 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     )
 
 
+def per_bundle(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The options with which each bundle is loaded: `--max-batch 4` is for all of them, `--max-batch NAME=4` for one.
+
+    Raises:
+        MisuseError: there is no such bundle, or a number is none.
+    """
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for option, metavar, _ in PER_BUNDLE:
+        given = [_split(text, names) for text in getattr(arguments, option)]
+        for name, text in sorted(given, key=lambda item: item[0] is not None):  # those for one bundle last
+            flag = f"--{option.replace('_', '-')}"
+            if name is not None and name not in options:
+                raise MisuseError(f"{flag} {name}={text}: there is no bundle {name}; there is {', '.join(names)}.")
+            if metavar == "N" and not text.isdecimal():
+                raise MisuseError(f"{flag} is {text!r}; it must be a whole number, or NAME=N.")
+            for chosen in names if name is None else [name]:
+                options[chosen][option] = int(text) if metavar == "N" else text
+    return options
+
+
+def _split(text: str, names: Sequence[str]) -> tuple[str | None, str]:
+    """A name, if there is one, and a value. A name may itself hold "="."""
+    known = next((name for name in names if text.startswith(f"{name}=")), None)
+    name, is_named, value = text.partition("=") if known is None else (known, "=", text[len(known) + 1 :])
+    return (name, value) if is_named else (None, text)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 0 once every running request is answered."""
     settings = settings_from(arguments)
     named = [_named(path) for path in arguments.bundles]
     if len({name for name, _ in named}) < len(named):
         raise MisuseError("Two bundles have one name; name them with NAME=DIR.")
+    options = per_bundle(arguments, [name for name, _ in named])
     with _listening(settings) as listener, _library_log(), contextlib.ExitStack() as stack:
         # Half a second of imports, while files are hashed and engines opened.
         importing = ThreadPoolExecutor(1).submit(importlib.import_module, "piston.serving.app")
         models = []
         for name, path in named:
-            model = stack.enter_context(
-                load(
-                    path,
-                    target=arguments.target,
-                    max_batch=arguments.max_batch,
-                    max_length=arguments.max_length,
-                    threads=arguments.threads,
-                    public_key=arguments.public_key,
-                )
-            )
+            model = stack.enter_context(load(path, public_key=arguments.public_key, **options[name]))
             for remark in model.remarks:
                 note(remark)
             models.append((name, model))

@@ -69,6 +69,7 @@ class ChatRequest(Options, kw_only=True):
     response_format: Annotated[Json | UnsetType, Meta(description="text, json_object or json_schema")] = UNSET
     tools: Annotated[list[Json] | UnsetType, Meta(description="functions, where the chat template has them")] = UNSET
     tool_choice: Annotated[str | Json | UnsetType, Meta(description="auto, none, required, or a function")] = UNSET
+    parallel_tool_calls: Annotated[bool | UnsetType, Meta(description="false: at most one call")] = UNSET
     chat_template_kwargs: Annotated[Json | UnsetType, Meta(description="variables of the template")] = UNSET
     reasoning_effort: Annotated[str | UnsetType, Meta(description="where the chat template reads it")] = UNSET
 
@@ -132,7 +133,6 @@ REFUSED_CHAT = REFUSED_OPTIONS | {
     "function_call": Refused("use tool_choice"),
     "functions": Refused("use tools"),
     "verbosity": Refused(NO_MECHANISM),
-    "parallel_tool_calls": Refused("the model decides how many calls it writes", (True,)),
     "include_reasoning": Refused("reasoning is always returned", (True,)),
     "web_search_options": Refused(NO_MECHANISM),
     "echo": Refused("a chat has no text to repeat", (False,)),
@@ -164,7 +164,7 @@ REFUSED_RESPONSES = {
     "tools": Refused("use /v1/chat/completions", ([],)),
     "tool_choice": Refused("use /v1/chat/completions", ("auto", "none")),
     "max_tool_calls": Refused("use /v1/chat/completions"),
-    "parallel_tool_calls": REFUSED_CHAT["parallel_tool_calls"],
+    "parallel_tool_calls": Refused("use /v1/chat/completions", (True,)),
     "top_logprobs": Refused("use /v1/chat/completions", (0,)),
     "truncation": Refused("a prompt is never cut", ("disabled",)),
     "stream_options": Refused(NO_MECHANISM, ({"include_obfuscation": False},)),

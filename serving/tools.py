@@ -24,16 +24,20 @@ class Tools:
         offered: as the template takes them.
         wanted: "auto" leaves it to the model; "call" demands calls, of the functions in `names` alone.
         names: of the functions that may be called.
+        is_one: there is at most one call.
     """
 
     offered: tuple[Mapping[str, Any], ...]
     wanted: Literal["auto", "call"]
     names: tuple[str, ...]
+    is_one: bool = False
 
     @property
     def needs_grammar(self) -> bool:
         """Whether calls are held to a grammar."""
-        return self.wanted == "call" or any(tool["function"].get("strict") is True for tool in self.offered)
+        return (
+            self.is_one or self.wanted == "call" or any(tool["function"].get("strict") is True for tool in self.offered)
+        )
 
 
 def tools_of(request: ChatRequest, markers: Markers) -> Tools | None:
@@ -58,15 +62,16 @@ def tools_of(request: ChatRequest, markers: Markers) -> Tools | None:
             param="tools",
             code="unsupported_parameter",
         )
+    is_one = request.parallel_tool_calls is False
     if isinstance(choice, str):
         if choice not in CHOICES:
             raise RequestError(f"tool_choice must be one of {', '.join(CHOICES)}, or a function.", param="tool_choice")
-        return Tools(tools, "auto" if choice == "auto" else "call", names)
+        return Tools(tools, "auto" if choice == "auto" else "call", names, is_one)
     function = choice.get("function", choice)
     name = function.get("name") if isinstance(function, Mapping) else None
     if choice.get("type") != "function" or name not in names:
         raise RequestError(f"tool_choice names the function {name!r}, which tools does not offer.", param="tool_choice")
-    return Tools(tools, "call", (name,))
+    return Tools(tools, "call", (name,), is_one)
 
 
 def tool_grammar(tools: Tools, form: ToolFormat, tokenizer: Tokenizer) -> str:
@@ -76,15 +81,16 @@ def tool_grammar(tools: Tools, form: ToolFormat, tokenizer: Tokenizer) -> str:
     begin, end = _marker(form.begin, tokenizer), "" if form.end is None else _marker(form.end, tokenizer)
     value: dict[str, Any] = {"anyOf": calls} if len(calls) > 1 else calls[0]
     if form.end is None:
-        value = {"type": "array", "items": value, "minItems": 1}
+        value = {"type": "array", "items": value, "minItems": 1} | ({"maxItems": 1} if tools.is_one else {})
     call = f"%json {json.dumps(value)}"
-    is_one = len(tools.names) == 1 or form.end is None
+    is_one = tools.is_one or len(tools.names) == 1 or form.end is None
     if tools.wanted == "call":
         body = f"start: call{'' if is_one else ' (SPACE call)*'}\ncall: {begin} SPACE {call} SPACE {end}\n"
         return f"%llguidance {{}}\n{body}SPACE: /[ \\n]{{0,2}}/\n"
     opening = f"opening: TEXT {begin}\n" if begin.startswith("<[") else f"opening[lazy]: TEXT {begin}\n"
+    answer = "call | TEXT" if tools.is_one else "call* TEXT"
     return (
-        f"%llguidance {{}}\nstart: call* TEXT\ncall: opening SPACE {call} SPACE {end}\n{opening}"
+        f"%llguidance {{}}\nstart: {answer}\ncall: opening SPACE {call} SPACE {end}\n{opening}"
         "TEXT: /(.|\\n)*/\nSPACE: /[ \\n]{0,2}/\n"
     )
 

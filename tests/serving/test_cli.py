@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import re
@@ -12,6 +13,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from piston.serving.cli import add_arguments, per_bundle
 
 SCRIPTED = Path(__file__).parents[1] / "support/scripted_piston.py"
 
@@ -61,6 +64,16 @@ def test_the_start_says_what_it_holds_and_promises(serve):
     assert "engine ort-cpu" in lines[0]
     status, body = get(f"{address}/v1/models")
     assert (status, json.loads(body)["data"][0]["id"]) == (200, "bundle")
+
+
+def test_options_are_for_all_bundles_or_for_one():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = "a b --max-batch a=2 --max-batch 3 --max-length b=64 --target a=ort-cpu:avx512 --threads 1"
+    assert per_bundle(parser.parse_args(words.split()), ["a", "b"]) == {
+        "a": {"max_batch": 2, "target": "ort-cpu:avx512", "threads": 1},
+        "b": {"max_batch": 3, "max_length": 64, "threads": 1},
+    }
 
 
 def test_sigterm_finishes_what_runs_while_ready_says_no(serve):
@@ -128,6 +141,9 @@ def test_with_log_format_json_every_line_is_an_object_and_prompts_are_asked_for(
         (["--api-key-file", "/nonexistent"], "API keys"),
         (["--host", "256.0.0.1"], "listen"),
         (["--port", "99999"], "listen"),
+        (["--max-batch", "many"], "--max-batch is 'many'"),
+        (["--max-batch", "other=3"], "there is no bundle other; there is bundle"),
+        (["--max-length", "bundle=-1"], "--max-length is '-1'"),
     ],
 )
 def test_wrong_options_are_one_line_of_error(refused, bundle, words, named):

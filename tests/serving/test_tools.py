@@ -74,6 +74,21 @@ def test_strict_arguments_are_held_to_their_schema_where_calls_are_free(start):
     assert '"b"' not in json.dumps(held.message.model_dump())
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_without_parallel_calls_there_is_one_and_nothing_behind_it(start, choice):
+    server = start(replying(f"no {CALL}\n{CALL} w"))
+    (many,) = chat(server).choices
+    assert len(many.message.tool_calls) == 2
+    (one,) = chat(server, tool_choice=choice, parallel_tool_calls=False, max_tokens=300).choices
+    assert (len(one.message.tool_calls), one.finish_reason) == (1, "tool_calls")
+    assert (one.message.content or "") == ("no" if choice == "auto" else "")
+
+
+def test_without_parallel_calls_an_answer_may_be_text(start):
+    (choice,) = chat(start(replying("hello")), parallel_tool_calls=False).choices
+    assert (choice.message.content, choice.message.tool_calls) == ("hello", None)
+
+
 def test_without_tool_choice_none_the_template_sees_the_functions(start):
     server = start(replying("hello"))
     with_tools = chat(server).usage.prompt_tokens
@@ -100,7 +115,6 @@ def test_calls_of_earlier_turns_reach_the_template_as_objects(start):
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [{"type": "web"}]}, "tools"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "at once"),
     ],
 )
