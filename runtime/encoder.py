@@ -71,6 +71,13 @@ class EncoderModel:
             for index, output in zip(batch, found, strict=True):
                 yield index, output[: len(rows[index])] if is_per_token else output
 
+    def run(self, rows: "Sequence[Encoding]") -> list[Array]:
+        """The output for each row, in their order; see `outputs`."""
+        found: dict[int, Array] = {}
+        for index, output in self.outputs([row.ids for row in rows], [row.type_ids for row in rows]):
+            found[index] = output.copy()
+        return [found[index] for index in range(len(rows))]
+
     def each(
         self,
         items: Sequence[Item],

@@ -88,28 +88,54 @@ class QuestionAnswerer(EncoderModel):
         stride: int | None = None,
     ) -> list[Answer]:
         """The answer to each question with its context; arguments and errors as of `answer`."""
-        length = min(WINDOW, self.max_length) if window is None else window
-        if not 1 <= length <= self.max_length:
-            raise MisuseError(f"window is {length}; it must be from 1 to {self.max_length} tokens.")
-        if max_answer_len < 1:
-            raise MisuseError(f"max_answer_len is {max_answer_len}; it must be 1 or more.")
-        overlap = min(STRIDE, length // 2) if stride is None else stride
+        check_answer_len(max_answer_len)
         answers: list[Answer] = []
         for start in range(0, len(pairs), CHUNK):
             chunk = pairs[start : start + CHUNK]
             rows: list[tuple[int, Encoding]] = []
-            for index, (question, context) in enumerate(chunk):
+            for index, pair in enumerate(chunk):
                 name = "" if len(pairs) == 1 else f" {start + index}"
-                check_input(question, f"The question{name}")
-                check_input(context, f"The context{name}")
-                found = self.windows(question, context, what=f"The question{name}", length=length, stride=overlap)
-                rows += [(index, row) for row in found]
+                rows += [(index, row) for row in self.rows_of(*pair, name=name, window=window, stride=stride)]
             best: list[Answer | None] = [None] * len(chunk)
             for place, logits in self.outputs([row.ids for _, row in rows], [row.type_ids for _, row in rows]):
                 index, row = rows[place]
                 best[index] = _better(best[index], _best(chunk[index][1], row, logits, max_answer_len))
             answers += [_decided(answer, allow_no_answer=allow_no_answer) for answer in best]
         return answers
+
+    def rows_of(
+        self, question: str, context: str, *, name: str = "", window: int | None = None, stride: int | None = None
+    ) -> "list[Encoding]":
+        """The windows of a question with its context; `name` follows "question" in errors, which are as of `answer`."""
+        length = min(WINDOW, self.max_length) if window is None else window
+        if not 1 <= length <= self.max_length:
+            raise MisuseError(f"window is {length}; it must be from 1 to {self.max_length} tokens.")
+        overlap = min(STRIDE, length // 2) if stride is None else stride
+        check_input(question, f"The question{name}")
+        check_input(context, f"The context{name}")
+        return self.windows(question, context, what=f"The question{name}", length=length, stride=overlap)
+
+    def answer_of(
+        self,
+        context: str,
+        rows: "Sequence[Encoding]",
+        outputs: Sequence[Array],
+        *,
+        allow_no_answer: bool = False,
+        max_answer_len: int = ANSWER_LEN,
+    ) -> Answer:
+        """What `answer` gives, from the outputs [tokens, 2] of all windows."""
+        check_answer_len(max_answer_len)
+        best: Answer | None = None
+        for row, logits in zip(rows, outputs, strict=True):
+            best = _better(best, _best(context, row, logits, max_answer_len))
+        return _decided(best, allow_no_answer=allow_no_answer)
+
+
+def check_answer_len(max_answer_len: int) -> None:
+    """Raise MisuseError below 1."""
+    if max_answer_len < 1:
+        raise MisuseError(f"max_answer_len is {max_answer_len}; it must be 1 or more.")
 
 
 def _best(context: str, row: "Encoding", logits: Array, max_answer_len: int) -> Answer:

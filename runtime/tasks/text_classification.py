@@ -61,11 +61,12 @@ class TextClassifier(EncoderModel):
         """
         if top_k is not None and top_k < 1:
             raise MisuseError(f"top_k is {top_k}; it must be 1 or more.")
-        results = []
-        for scores in self.scores(texts, truncate=truncate):
-            order = np.argsort(-scores, kind="stable")[:top_k]
-            results.append([LabelScore(self.labels[index], float(scores[index])) for index in order])
-        return results
+        return [self.ordered(scores, top_k) for scores in self.scores(texts, truncate=truncate)]
+
+    def ordered(self, scores: NDArray[np.float32], top_k: int | None = None) -> list[LabelScore]:
+        """Scores [labels] of one text with their labels, best first."""
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [LabelScore(self.labels[index], float(scores[index])) for index in order]
 
     def scores(self, texts: Texts, *, truncate: bool = False) -> NDArray[np.float32]:
         """The scores of `classify` as an array, float32 [texts, labels], in the order of `labels`."""

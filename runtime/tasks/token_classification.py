@@ -4,7 +4,7 @@ Tokens become words and words become spans as in transformers' TokenClassificati
 strategies have the same names here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -122,15 +122,19 @@ class TokenClassifier(EncoderModel):
         spans: list[list[Span]] = [[] for _ in rows]
         for place, logits in self.outputs([row.ids for _, row in rows], [row.type_ids for _, row in rows]):
             index, row = rows[place]
-            tagged = self._tagged(self._tokens(texts[index], row, logits), aggregation)
-            parts = tagged if aggregation == "none" else _joined(tagged)
-            kept = [part for part in parts if part.label not in ignored]
-            spans[place] = [_span(texts[index], part) for part in kept]
+            spans[place] = self.spans(texts[index], row, logits, aggregation, ignored)
         results: list[list[Span]] = []
         for _, group in groupby(zip(rows, spans, strict=True), key=lambda item: item[0][0]):
-            windows_of_text = [found for _, found in group]
-            results.append(windows_of_text[0] if len(windows_of_text) == 1 else _merged(windows_of_text))
+            results.append(merged([found for _, found in group]))
         return results
+
+    def spans(
+        self, text: str, row: "Encoding", logits: Array, aggregation: Aggregation, ignored: Collection[str]
+    ) -> list[Span]:
+        """What `tag` gives of one row of the text, from its logits [tokens, labels]."""
+        tagged = self._tagged(self._tokens(text, row, logits), aggregation)
+        parts = tagged if aggregation == "none" else _joined(tagged)
+        return [_span(text, part) for part in parts if part.label not in ignored]
 
     def _tokens(self, text: str, row: "Encoding", logits: Array) -> Iterator[_Token]:
         tokens, special = row.tokens, row.special_tokens_mask
@@ -197,17 +201,19 @@ def _span(text: str, part: _Tagged) -> Span:
     return Span(part.label, text[part.start : part.end], part.start, part.end, part.score)
 
 
-def _merged(windows: Iterable[list[Span]]) -> list[Span]:
+def merged(windows: Sequence[list[Span]]) -> list[Span]:
     """Spans of overlapping windows: of those that overlap the longest counts, of equal ones the most certain."""
-    merged: list[Span] = []
+    if len(windows) == 1:
+        return windows[0]
+    found: list[Span] = []
     for span in sorted((span for spans in windows for span in spans), key=lambda span: span.start):
-        if merged and span.start < merged[-1].end:
-            last = merged[-1]
+        if found and span.start < found[-1].end:
+            last = found[-1]
             if (span.end - span.start, span.score) > (last.end - last.start, last.score):
-                merged[-1] = span
+                found[-1] = span
         else:
-            merged.append(span)
-    return merged
+            found.append(span)
+    return found
 
 
 MODEL = TokenClassifier

@@ -35,18 +35,47 @@ def tokenizer():
     backend = Backend(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
     )
     return Tokenizer(backend)
 
 
-def embedder(*, max_batch=2, **settings):
-    """Vectors of three numbers of texts of single letters."""
+class LetterSession:
+    """Logits by hand: of a text (per_token false) or of each token; `of` makes them of one row's ids."""
+
+    def __init__(self, of, *, per_token):
+        self.of, self.per_token, self.fed = of, per_token, []
+
+    def run(self, feeds):
+        self.fed.append(feeds)
+        rows = [
+            np.array(self.of(ids[:length].tolist()), np.float32)
+            for ids, length in zip(feeds["input_ids"], feeds["lengths"], strict=True)
+        ]
+        if not self.per_token:
+            return {"logits": np.stack(rows)}
+        longest = feeds["input_ids"].shape[1]
+        return {"logits": np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), constant_values=9) for row in rows])}
+
+    def close(self):
+        pass
+
+
+def letter_model(model_class, of, width, *, per_token=False, max_length=MAX_LENGTH, max_batch=2, **settings):
+    """A model of an encoder task on texts of single letters, whose logits are `of(ids)`."""
+    shape = (BATCH, "seq", width) if per_token else (BATCH, width)
+    manifest = manifest_of(model_class.TASK, "logits", shape, settings)
+    session = LetterSession(of, per_token=per_token)
+    return model_class(manifest, session, tokenizer(), max_length=max_length, max_batch=max_batch)
+
+
+def manifest_of(task, output, shape, settings):
+    """Of a toy with the words above."""
     tokens = TensorSpec(name="input_ids", dtype="int64", shape=(BATCH, "seq"), role="tokens")
-    pooled = TensorSpec(name="pooled", dtype="float32", shape=(BATCH, 3), role="pooled")
-    manifest = Manifest(
+    result = TensorSpec(name=output, dtype="float32", shape=shape, role=output)
+    return Manifest(
         kind="bundle",
-        task="feature-extraction",
+        task=task,
         model=ModelSpec(
             name="toy",
             architecture="BertModel",
@@ -56,9 +85,14 @@ def embedder(*, max_batch=2, **settings):
             max_positions=MAX_LENGTH,
             dtype="float32",
         ),
-        graphs={ENCODER: GraphInterface(inputs=(tokens,), outputs=(pooled,))},
+        graphs={ENCODER: GraphInterface(inputs=(tokens,), outputs=(result,))},
         tokenizer=TokenizerSpec(),
         files={},
         settings=settings,
     )
+
+
+def embedder(*, max_batch=2, **settings):
+    """Vectors of three numbers of texts of single letters."""
+    manifest = manifest_of("feature-extraction", "pooled", (BATCH, 3), settings)
     return Embedder(manifest, CountingSession(), tokenizer(), max_length=MAX_LENGTH, max_batch=max_batch)

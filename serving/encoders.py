@@ -1,0 +1,92 @@
+"""A bundle of an encoder task behind HTTP: rows of all requests are batched by their tokens."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import UNSET, UnsetType
+
+from piston.serving.batch_thread import BatchThread, BatchTicket
+from piston.serving.endpoint import Call
+from piston.serving.errors import RequestError
+from piston.serving.fields import Meta, Refused
+from piston.serving.metrics import BatchMetrics, Metrics
+from piston.serving.served import Served
+from piston.serving.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Encoding
+
+    from piston.runtime.encoder import EncoderModel
+
+Truncate = (
+    Annotated[int, Meta(ge=-1, description="cut ends of longer texts, -1: at the model's limit; else refused")]
+    | UnsetType
+)
+REFUSED = {
+    "truncation_side": Refused("a text is cut at its end", ("right",)),
+    "priority": Refused("requests are served in the order they come", (0,)),
+}
+
+
+class ServedEncoder(Served):
+    """A model whose rows are what the tokenizer makes of texts, and whose results are the graph's outputs."""
+
+    model: "EncoderModel"
+    thread: BatchThread["Encoding"]
+
+    def __init__(self, name: str, model: "EncoderModel", metrics: Metrics, settings: Settings) -> None:
+        thread = BatchThread(
+            name,
+            model.run,
+            BatchMetrics(metrics, name),
+            max_batch_tokens=model.max_batch * model.max_length,
+            max_queue_requests=settings.max_queue_requests,
+            max_queue_tokens=settings.max_queue_tokens,
+        )
+        super().__init__(name, model, thread)
+
+    @property
+    def max_model_len(self) -> int:
+        """See Served."""
+        return self.model.max_length
+
+    @property
+    def described(self) -> str:
+        """See Served."""
+        return (
+            f"{self.name}: texts of up to {self.model.max_length:,} tokens, batches of up to "
+            f"{self.thread.max_batch_tokens:,}; engine {self.model.target}: scores may differ in the last bits with "
+            "the batch"
+        )
+
+    def ticket(self, rows: "Sequence[Encoding]", call: Call) -> BatchTicket["Encoding"]:
+        """The request inside the engine."""
+        return BatchTicket(rows, [len(row.ids) for row in rows], call.caller.request_id, call.caller.deadline)
+
+    async def outputs(self, ticket: BatchTicket["Encoding"]) -> "list[NDArray[np.float32]]":
+        """The graph's output for each row."""
+        return await self.thread.answer(ticket)
+
+
+def texts_of(given: str | list[Any], name: str = "input") -> list[str]:
+    """One text, or several. Raises RequestError for anything else, or none."""
+    texts = [given] if isinstance(given, str) else given
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"{name} must be a text or a list of texts.", param=name)
+    return texts
+
+
+def max_tokens_of(given: int | UnsetType, model: "EncoderModel") -> int | None:
+    """The limit that texts are cut to; None where longer ones are refused. Raises RequestError for 0."""
+    if given == 0:
+        raise RequestError("truncate_prompt_tokens is 0; it must be -1, or 1 or more.", param="truncate_prompt_tokens")
+    if given is UNSET or not isinstance(given, int):
+        return None
+    return model.max_length if given == -1 else given
+
+
+def usage_of(ticket: BatchTicket[Any]) -> dict[str, int]:
+    """As OpenAI's API has it."""
+    return {"prompt_tokens": ticket.num_tokens, "total_tokens": ticket.num_tokens}
