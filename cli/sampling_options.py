@@ -18,6 +18,8 @@ NUMBERS: dict[str, tuple[type, str]] = {
     "presence_penalty": (float, "subtract once from tokens generated before"),
     "frequency_penalty": (float, "subtract for each time a token was generated"),
     "no_repeat_ngram_size": (int, "never repeat N tokens in a row"),
+    "forced_bos_token_id": (int, "begin an answer with this token"),
+    "forced_eos_token_id": (int, "end an answer of --max-tokens with this token"),
     "seed": (int, "same seed, same text"),
     "n": (int, "answers to the prompt"),
     "top_logprobs": (int, "with --logprobs: likeliest tokens at each position"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from piston.core.bundle.manifest import Manifest
     from piston.runtime.backends.engine import Engine
     from piston.runtime.conversation import Conversation
+    from piston.runtime.generate.beam_search import BeamParams
     from piston.runtime.generate.completion import Completion
     from piston.runtime.generate.generation import Generation
     from piston.runtime.text.chat_template import ChatTemplate
@@ -76,11 +77,16 @@ class LanguageModel:
         self.verification = Verification()  # of drafted tokens: measured once for all rows
 
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        sampling: SamplingParams | None = None,
+        *,
+        beams: "BeamParams | None" = None,
     ) -> "Completion | list[Completion]":
         """Complete one prompt (text or token ids), or a list of them together.
 
         Returns one Completion for one prompt with n = 1, else a list: n answers to the first prompt, then the second.
+        With `beams` it searches for the likeliest answers; each beam takes a slot.
 
         Raises:
             EmptyPromptError, PromptTooLongError, MisuseError: before anything is run.
@@ -88,6 +94,12 @@ class LanguageModel:
         began, sampling = time.perf_counter(), sampling or SamplingParams()
         is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Integral))
         prompts: Sequence[Any] = [prompt] if is_single else prompt
+        if beams is not None:
+            from piston.runtime.generate.hypotheses import search
+
+            generations = self._prepare([self.encode(item) for item in prompts], sampling, began)
+            found = search(self.engine, generations, beams)
+            return found[0] if is_single and beams.num_return_sequences == 1 else found
         return self._complete([self.encode(item) for item in prompts], sampling, began, is_single=is_single)
 
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Stream:

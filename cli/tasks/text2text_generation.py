@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from piston.cli.beam_options import add_beam_arguments, beams_from
 from piston.cli.encoder_options import add_text_arguments, add_truncate_argument, texts_of
 from piston.cli.sampling_options import add_sampling_arguments, sampling_from
 from piston.cli.shared_options import load_from
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_truncate_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a stream")
     add_sampling_arguments(parser)
+    add_beam_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,11 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
     if hasattr(arguments, "logprobs") and not arguments.json:
         raise MisuseError("--logprobs needs --json.")
     with load_from(arguments, TASK) as model:
+        beams = beams_from(arguments, model.default_beams if arguments.checkpoint_sampling else None)
         sampling = _sampling(arguments, model)
-        if len(texts) == 1 and sampling.n == 1 and not arguments.json:
+        if len(texts) == 1 and sampling.n == 1 and beams is None and not arguments.json:
             _stream(model, texts[0], sampling, arguments)
             return 0
-        completions = model.generate(texts, sampling, truncate=arguments.truncate)
+        completions = model.generate(texts, sampling, truncate=arguments.truncate, beams=beams)
     if arguments.json:
         print_json({"completions": [completion_to_json(completion) for completion in completions]})
         return 0

@@ -95,6 +95,8 @@ def completion_to_json(completion: "Completion") -> dict[str, Any]:
     }
     if completion.num_source_tokens:
         result["source_tokens"] = completion.num_source_tokens
+    if completion.score is not None:
+        result["score"] = completion.score
     if completion.drafts is not None:
         result["drafts"] = completion.drafts.to_json()
     if completion.prompt_logprobs is not None:

@@ -112,5 +112,6 @@ class Completion:
     timings: Timings
     logprobs: tuple[PositionLogprobs, ...] | None = None
     prompt_logprobs: tuple[PositionLogprobs, ...] | None = None  # from the second token on, with echo and logprobs
+    score: float | None = None  # of a beam search: its log-probability over its length ** length_penalty
     num_source_tokens: int = 0  # that the encoder read, of an encoder-decoder
     drafts: Drafts | None = None  # None unless prompt_lookup_num_tokens was given

@@ -45,6 +45,8 @@ class SamplingParams:
     bad_words_ids: tuple[tuple[int, ...], ...] = ()  # the same in token ids; a lone end token is not forbidden
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()  # as the first token of an answer
+    forced_bos_token_id: int | None = None  # the first token of an answer
+    forced_eos_token_id: int | None = None  # the last one, where max_tokens ends it
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
@@ -63,6 +65,9 @@ class SamplingParams:
             self._store(name, _number(name, getattr(self, name), allowed))
         if self.seed is not None:
             self._store("seed", _number("seed", self.seed, _SEED))
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if (token_id := getattr(self, name)) is not None:
+                self._store(name, _number(name, token_id, _TOKEN_ID))
         for name in ("bad_words", "stop"):
             self._store(name, _texts(name, getattr(self, name)))
         for name in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logprob_token_ids"):
@@ -175,8 +180,8 @@ _SYNONYMS = {
 _UNSUPPORTED = {
     name: feature
     for feature, names in {
-        "beam search": "best_of diversity_penalty early_stopping length_penalty num_beam_groups num_beams "
-        "use_beam_search",
+        "such beam search": "best_of diversity_penalty num_beam_groups use_beam_search",
+        "beams among its sampling options (use BeamParams, or --num-beams)": "early_stopping length_penalty num_beams",
         "constrained output": "constraints force_words_ids grammar guided_choice guided_grammar guided_json "
         "guided_regex prefix_allowed_tokens_fn response_format structured_outputs",
         "limit that counts the prompt (use max_tokens and min_tokens)": "max_length min_length",
@@ -184,8 +189,7 @@ _UNSUPPORTED = {
         "such filter (use top_k, top_p, min_p or typical_p)": "epsilon_cutoff eta_cutoff mirostat tfs_z top_a top_h "
         "xtc_probability xtc_threshold",
         "such penalty": "encoder_no_repeat_ngram_size encoder_repetition_penalty exponential_decay_length_penalty",
-        "such list (use bad_words, logit_bias or stop_token_ids)": "allowed_token_ids eos_token_id "
-        "forced_bos_token_id forced_eos_token_id sequence_bias",
+        "such list (use bad_words, logit_bias or stop_token_ids)": "allowed_token_ids eos_token_id sequence_bias",
         "guidance by a second prompt": "guidance_scale negative_prompt_ids",
         "assisted or contrastive decoding": "assistant_model dola_layers penalty_alpha",
         "logprobs of the prompt apart from echo": "prompt_logprobs",

@@ -5,7 +5,7 @@ excluded tokens are -inf. Token ids are int64 arrays. Names, formulas and order 
 (5.23), so that the same options give the same distribution:
 
     1. logit_bias, repetition_penalty, frequency_penalty, presence_penalty     shift tokens
-    2. no_repeat_ngram, bad_words, suppress, min_tokens, allow                 forbid tokens
+    2. no_repeat_ngram, bad_words, suppress, min_tokens, force, allow          forbid tokens
     3. temperature, top_k, top_p, min_p, typical_p (`warp`; skipped if greedy) shape what is left
 
 transformers has no frequency and presence penalty: they use OpenAI's formula, at vLLM's place in the order.
@@ -163,6 +163,19 @@ def suppress(logits: Logits, token_ids: Sequence[int]) -> Logits:
 def min_tokens(logits: Logits, output_len: int, minimum: int, end_ids: Iterable[int]) -> Logits:
     """Forbid the tokens that would end the text while fewer than `minimum` tokens have been generated."""
     return _without(logits, np.array(list(end_ids), np.int64)) if output_len < minimum else logits.copy()
+
+
+def force(logits: Logits, token_id: int) -> Logits:
+    """Leave one token, at a score of 0.
+
+    Raises:
+        MisuseError: the model does not have it.
+    """
+    if token_id >= logits.size:
+        raise MisuseError(f"Token {token_id} is forced; the model's tokens are 0 to {logits.size - 1}.")
+    forced = np.full_like(logits, -np.inf)
+    forced[token_id] = 0
+    return forced
 
 
 def allow(logits: Logits, allowed: NDArray[np.bool_]) -> Logits:

@@ -110,6 +110,27 @@ class RowSampler:
         return Pick(token_id, *row.logprobs(logits, token_id, options.top_logprobs, options.logprob_token_ids))
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end the row."""
+        return self._end_ids
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether its tokens must follow a grammar."""
+        return self._constraint is not None
+
+    def processed(self, scores: Logits, output_ids: Sequence[int]) -> Logits:
+        """Scores of the next token, float32 [vocab], after an output other than that picked so far: for a search.
+
+        Options that depend on the history are applied as `pick` does; temperature and filters are not.
+        """
+        picked, self._output_ids = self._output_ids, list(output_ids)
+        try:
+            return self._forbid(self._shift(scores))
+        finally:
+            self._output_ids = picked
+
+    @property
     def needs_logits(self) -> bool:
         """Whether the next token depends on the row's history, or its logits are reported: no device can pick it."""
         options = self.sampling
@@ -123,6 +144,7 @@ class RowSampler:
             or self._bad_words_ids
             or self._constraint is not None
             or self._suppressed()
+            or self._forced() is not None
             or len(self._output_ids) < options.min_tokens
         )
 
@@ -184,9 +206,18 @@ class RowSampler:
             logits = row.suppress(logits, suppressed)
         if len(self._output_ids) < options.min_tokens:
             logits = row.min_tokens(logits, len(self._output_ids), options.min_tokens, self._end_ids)
+        if (forced := self._forced()) is not None:
+            logits = row.force(logits, forced)
         if self._constraint is not None:
             logits = row.allow(logits, self._constraint.allowed(logits))
         return logits
+
+    def _forced(self) -> int | None:
+        """The only token that may come next: the first, or the last that max_tokens leaves."""
+        options, done = self.sampling, len(self._output_ids)
+        if options.forced_eos_token_id is not None and done == options.max_tokens - 1:
+            return options.forced_eos_token_id
+        return options.forced_bos_token_id if done == 0 else None
 
     def _suppressed(self) -> tuple[int, ...]:
         options = self.sampling

@@ -14,11 +14,13 @@ from piston.runtime.sampling.params import SamplingParams
 if TYPE_CHECKING:
     from piston.core.bundle.manifest import Manifest
     from piston.runtime.backends.engine import EncoderDecoderEngine
+    from piston.runtime.generate.beam_search import BeamParams
     from piston.runtime.generate.completion import Completion
     from piston.runtime.generate.generation import Generation
     from piston.runtime.text.tokenizer import Tokenizer
 
 TASK = "text2text-generation"
+BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")  # settings of BeamParams
 DEFAULT_TOKENS = 256  # of an answer, where the engine holds as many
 
 
@@ -50,13 +52,21 @@ class TextToText:
         Raises:
             MisuseError: they recommend an option that Piston does not have.
         """
-        options = dict(self.manifest.generation)
+        options = {name: value for name, value in self.manifest.generation.items() if name not in BEAMS}
         longest, shortest = options.pop("max_length", None), options.pop("min_length", None)
         room = self.engine.cache.capacity - len(self.prefix)
         options.setdefault("max_tokens", min(room, longest - len(self.prefix) if longest else DEFAULT_TOKENS))
         if shortest:  # both count the tokens that begin an answer
             options.setdefault("min_tokens", min(max(shortest - len(self.prefix), 0), options["max_tokens"]))
         return SamplingParams.from_mapping(options)
+
+    @property
+    def default_beams(self) -> "BeamParams | None":
+        """The beam search that the checkpoint's authors recommend, if they do."""
+        from piston.runtime.generate.beam_search import BeamParams
+
+        options = {name: self.manifest.generation[name] for name in BEAMS if name in self.manifest.generation}
+        return BeamParams(**options) if (options.get("num_beams") or 1) > 1 else None
 
     def sampling(self, **options: object) -> SamplingParams:
         """Greedy sampling with these options; answers are as long as the engine holds, DEFAULT_TOKENS at most."""
@@ -70,6 +80,7 @@ class TextToText:
         *,
         truncate: bool = False,
         prefix: Sequence[int] | None = None,
+        beams: "BeamParams | None" = None,
     ) -> "list[Completion]":
         """Answer each text: n answers to the first, then to the second.
 
@@ -78,9 +89,11 @@ class TextToText:
             sampling: by default greedy.
             truncate: cut texts of more tokens than the engine holds at their end; without it they are refused.
             prefix: token ids that begin every answer, instead of the checkpoint's.
+            beams: search for the likeliest answers, instead of taking tokens one by one; each beam takes a slot.
 
         Raises:
-            MisuseError: a text is empty or is no Unicode, or the options contradict each other.
+            MisuseError: a text is empty or is no Unicode, the options contradict each other, or there are more beams
+                than slots.
             PromptTooLongError: a text, or an answer of max_tokens, is too long.
             EngineError: the backend fails.
         """
@@ -89,6 +102,10 @@ class TextToText:
         if isinstance(texts, str):
             raise MisuseError("generate takes a list of texts; for one text give [text].")
         generations = self.prepare(texts, sampling, truncate=truncate, prefix=prefix)
+        if beams is not None:
+            from piston.runtime.generate.hypotheses import search
+
+            return search(self.engine, generations, beams)
         for _ in run(self.engine, generations):
             pass
         return [generation.completion() for generation in generations]

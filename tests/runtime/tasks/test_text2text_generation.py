@@ -1,9 +1,13 @@
+import json
+
 import pytest
 import torch
 
+from piston.cli.main import main
 from piston.core.errors import MisuseError, PromptTooLongError
 from piston.runtime import load
 from piston.runtime.backends.engine import Source
+from piston.runtime.generate.beam_search import BeamParams
 from piston.runtime.generate.scheduler import Scheduler
 
 pytest_plugins = ["text_fixtures"]
@@ -15,6 +19,20 @@ TEXTS = [
     "das Meer ist ruhig",
     "and",
 ]
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command line in this process; its stdout, or an AssertionError with its stderr."""
+
+    def run(*words):
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert status == 0, err
+        return out
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +127,51 @@ def test_a_slot_with_positions_takes_no_other_source(model):
             model.engine.encode(slot, Source.of_text([5, 1]))
     finally:
         model.engine.cache.release(slot)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.6},
+        {"num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 2, "forced_bos_token_id": 8},
+        {"num_beams": 2, "num_return_sequences": 2, "early_stopping": "never", "forced_eos_token_id": 1},
+    ],
+)
+def test_hypotheses_and_scores_are_those_of_transformers(model, text_model, options):
+    given = {name: value for name, value in options.items() if name in BeamParams.__slots__}
+    rest = {name: value for name, value in options.items() if name not in given}
+    found = iter(model.generate(TEXTS, model.sampling(max_tokens=9, **rest), beams=BeamParams(**given)))
+    for text in TEXTS:
+        expected = text_model[1].generate(
+            torch.tensor([model.tokenizer.encode(text)]),
+            **options,
+            do_sample=False,
+            max_new_tokens=9,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        for ids, score in zip(expected.sequences, expected.sequences_scores, strict=True):
+            completion = next(found)
+            assert list(completion.token_ids) == ids[1 : 1 + len(completion.token_ids)].tolist()
+            assert set(ids[1 + len(completion.token_ids) :].tolist()) <= {1}  # it fills with the end where padding is 0
+            assert completion.score == pytest.approx(float(score), abs=2e-4)
+    assert model.engine.cache.num_free == 4
+
+
+def test_run_prints_the_best_hypotheses_with_their_scores(text_bundle, command):
+    options = ("--text", "wind", "--num-beams", "3", "-n", "2", "--max-tokens", "5", "--json")
+    completions = json.loads(command("run", text_bundle, *options))["completions"]
+    assert len(completions) == 2
+    assert completions[0]["score"] >= completions[1]["score"]
+
+
+def test_run_streams_one_text_and_prints_several_a_line_each(text_bundle, command):
+    one = command("run", text_bundle, "--text", "wind", "--max-tokens", "5", "--quiet")
+    both = command("run", text_bundle, "--text", "wind", "--text", "the sea", "--max-tokens", "5")
+    assert both.splitlines()[0] == one.rstrip("\n")
+    assert len(both.splitlines()) == 2
+
+
+def test_an_option_of_a_search_without_beams_is_refused(text_bundle, command):
+    with pytest.raises(AssertionError, match="--length-penalty needs --num-beams"):
+        command("run", text_bundle, "--text", "wind", "--length-penalty", "2")

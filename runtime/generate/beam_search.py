@@ -1,0 +1,283 @@
+"""Beam search: the likeliest answers found among `num_beams` at a time, as transformers' generate finds them (5.23).
+
+Each beam is a row of the engine. Beams of one request share its prompt, and of an encoder-decoder its source: both are
+computed once and copied. After a step, a beam that goes on alone keeps its slot; where several go on from one, the
+others take slots of beams that ended, and only those positions are copied that differ from what these slots hold.
+
+Scores are sums of log-probabilities over `length ** length_penalty` (Wu et al. 2016, arXiv:1609.08144, without its
+constants), in float32.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.errors import EngineError, MisuseError
+from piston.runtime.backends.engine import Engine, Logits, encode
+from piston.runtime.generate.request import Request, check_fits
+
+EarlyStopping = bool | Literal["never"]
+EXCLUDED = np.float32(-1e9)  # added to the score of what may not be chosen, as in transformers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamParams:
+    """How to search; names and meanings are those of transformers' generate.
+
+    Args:
+        num_beams: answers that are extended at a time.
+        length_penalty: exponent of the length that a score is divided by; above 0 it favours longer answers.
+        early_stopping: True: as soon as there are `num_beams` answers; False: when those running cannot become better
+            at their present length; "never": when they cannot at any length.
+        num_return_sequences: answers to return, the best first.
+
+    Raises:
+        MisuseError: a value is out of range.
+    """
+
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    num_return_sequences: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("num_beams", "num_return_sequences"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise MisuseError(f"{name} is {value!r}; it must be an integer of at least 1.")
+        if self.num_return_sequences > self.num_beams:
+            raise MisuseError(
+                f"num_return_sequences is {self.num_return_sequences}; it must be at most num_beams, which is "
+                f"{self.num_beams}."
+            )
+        if not isinstance(self.length_penalty, int | float) or not np.isfinite(self.length_penalty):
+            raise MisuseError(f"length_penalty is {self.length_penalty!r}; it must be a finite number.")
+        if self.early_stopping not in (True, False, "never"):
+            raise MisuseError(f"early_stopping is {self.early_stopping!r}; it must be True, False or 'never'.")
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A finished answer: its tokens, the end token included, and its score."""
+
+    token_ids: tuple[int, ...]
+    score: float
+
+
+@dataclass(slots=True, eq=False)
+class _Beam:
+    """A running answer; `slot` holds the states of the prompt and of all its tokens but the last."""
+
+    token_ids: list[int]
+    score: np.float32
+    slot: int
+
+
+@dataclass(slots=True, eq=False)
+class _Search:
+    """The search for one request's answers."""
+
+    request: Request
+    params: BeamParams
+    slots: list[int]
+    beams: list[_Beam] = field(default_factory=list)
+    finished: list[Hypothesis] = field(default_factory=list)  # at most num_beams, the best first
+    held: dict[int, list[int]] = field(default_factory=dict)  # by slot: tokens whose states it holds
+    is_done: bool = False
+
+    def begin(self, engine: Engine) -> None:
+        """Prefill the prompt in the first slot and take the first step of the search."""
+        prompt, first = self.request.prompt_ids, self.slots[0]
+        if self.request.source is not None:
+            encode(engine, first, self.request.source)
+        logits = engine.prefill(first, prompt)[-1]
+        self.held = {slot: [] for slot in self.slots} | {first: list(prompt)}
+        # All begin alike: beams but the first are excluded, so that not every beam takes the same token.
+        scores = [np.float32(0), *[EXCLUDED] * (self.params.num_beams - 1)]
+        self.beams = [_Beam([], score, first) for score in scores]
+        self.advance(engine, {first: logits})
+
+    def advance(self, engine: Engine, logits: dict[int, Logits]) -> None:
+        """Choose the next beams by the logits of each slot, float32 [vocab], and bring their states into place."""
+        size, sampler = self.params.num_beams, self.request.sampler
+        rows = [beam.score + self._processed(logits[beam.slot], beam.token_ids) for beam in self.beams]
+        totals, vocab = np.concatenate(rows), rows[0].size
+        count = min(max(2, 1 + len(sampler.end_ids)) * size, totals.size)
+        best = _largest(totals, count)
+        length = len(self.beams[0].token_ids) + 1
+        is_last = length >= sampler.sampling.max_tokens
+        parents, tokens = best // vocab, best % vocab
+        ends = np.array([is_last or int(token) in sampler.end_ids for token in tokens])
+        running = totals[best] + ends.astype(np.float32) * EXCLUDED
+        chosen = _largest(running, size)
+        self._finish([(self.beams[p], int(t), totals[i]) for p, t, i in zip(parents, tokens, best, strict=True)], ends)
+        places = [(self.beams[parents[index]], int(tokens[index]), running[index]) for index in chosen]
+        self.is_done = not self._may_go_on(length, float(running[chosen[0]])) or bool(ends.all())
+        if not self.is_done:
+            self.beams = self._placed(engine, places)
+
+    def _processed(self, logits: Logits, token_ids: list[int]) -> Logits:
+        """Log-probabilities of the next token, changed as the sampling options say, float32 [vocab]."""
+        highest = logits.max()
+        if not np.isfinite(highest):
+            raise EngineError(
+                f"The highest of {logits.size:,} logits is {highest}, so no token can be picked: the engine's "
+                "arithmetic failed; use a bundle of higher precision."
+            )
+        shifted = logits - highest
+        log_probs = shifted - np.log(np.exp(shifted).sum(dtype=np.float32))
+        return self.request.sampler.processed(log_probs, token_ids)
+
+    def _finish(self, candidates: list[tuple[_Beam, int, np.float32]], ends: NDArray[np.bool_]) -> None:
+        """Take over answers that ended among the best `num_beams` candidates, if they are better than earlier ones."""
+        size = self.params.num_beams
+        if self.params.early_stopping is True and len(self.finished) == size:
+            return
+        for (beam, token, total), is_end in zip(candidates[:size], ends, strict=False):
+            if is_end:
+                token_ids = (*beam.token_ids, token)
+                score = float(total / np.float32(len(token_ids) ** self.params.length_penalty))
+                self.finished.append(Hypothesis(token_ids, score))
+        self.finished.sort(key=lambda hypothesis: -hypothesis.score)  # stable: earlier ones stay in front of equals
+        del self.finished[size:]
+
+    def _may_go_on(self, length: int, best_running: float) -> bool:
+        """Whether a running answer may still become better than the worst of those that ended."""
+        params = self.params
+        if len(self.finished) < params.num_beams:
+            return True
+        if params.early_stopping is True:
+            return False
+        if params.early_stopping == "never" and params.length_penalty > 0:
+            length = self.request.sampler.sampling.max_tokens
+        return bool(best_running / length**params.length_penalty > self.finished[-1].score)
+
+    def _placed(self, engine: Engine, chosen: list[tuple[_Beam, int, np.float32]]) -> list[_Beam]:
+        """The next beams: of several that go on from one slot, the first keeps it and others get copies."""
+        free = [slot for slot in self.slots if slot not in {beam.slot for beam, _, _ in chosen}]
+        kept: set[int] = set()
+        beams = []
+        for beam, token, score in chosen:
+            slot = beam.slot
+            if slot in kept:
+                slot = self._copied(engine, beam.slot, free)
+            kept.add(beam.slot)
+            beams.append(_Beam([*beam.token_ids, token], score, slot))
+        return beams
+
+    def _copied(self, engine: Engine, source: int, free: list[int]) -> int:
+        """Copy a slot to the free one that holds most of the same tokens, from the first that differs on."""
+        tokens = self.held[source]
+        shared = {slot: _num_shared(self.held[slot], tokens) for slot in free}
+        goal = max(free, key=shared.__getitem__)
+        free.remove(goal)
+        engine.cache.copy(source, goal, len(tokens), start=shared[goal])
+        self.held[goal] = list(tokens)
+        return goal
+
+    def next_tokens(self) -> dict[int, int]:
+        """The last token of each beam, which the next step reads, by slot."""
+        for beam in self.beams:
+            self.held[beam.slot].append(beam.token_ids[-1])
+        return {beam.slot: beam.token_ids[-1] for beam in self.beams}
+
+
+def beam_search(engine: Engine, requests: Sequence[Request], params: BeamParams) -> list[list[Hypothesis]]:
+    """The best answers to each request, `num_return_sequences` of each, best first.
+
+    As many requests are searched together as the free slots of the engine hold the beams of.
+
+    Raises:
+        MisuseError: more beams than free slots, an option that beam search does not have, or a cache that cannot be
+            copied.
+        EmptyPromptError, PromptTooLongError: a request does not fit; nothing was run.
+        EngineError: the backend fails.
+    """
+    size, num_free = params.num_beams, engine.cache.num_free
+    if size > num_free:
+        raise MisuseError(
+            f"num_beams is {size}, but the engine has {num_free} free slots; load with a larger max_batch, or use "
+            "fewer beams."
+        )
+    if size > 1 and not engine.cache.can_copy:
+        raise MisuseError("Beam search copies rows of the cache, which this engine cannot; use an ort-cpu engine.")
+    for request in requests:
+        check_fits(engine, request)
+        _check_options(request)
+    results: dict[int, list[Hypothesis]] = {}
+    waiting = iter(enumerate(requests))
+    active: dict[int, _Search] = {}
+    try:
+        while True:
+            for index, request in _admitted(waiting, engine, size):
+                slots = [engine.cache.admit() for _ in range(size)]
+                active[index] = _Search(request, params, slots)
+                active[index].begin(engine)
+            _collect(engine, active, results, params)
+            if not active:
+                if len(results) == len(requests):
+                    return [results[index] for index in range(len(requests))]
+                continue
+            step = {slot: token for search in active.values() for slot, token in search.next_tokens().items()}
+            logits = engine.step(step)
+            for search in active.values():
+                search.advance(engine, {beam.slot: logits[beam.slot] for beam in search.beams})
+            _collect(engine, active, results, params)
+    finally:
+        for search in active.values():
+            _release(engine, search)
+
+
+def _admitted(waiting: Iterator[tuple[int, Request]], engine: Engine, size: int) -> Iterator[tuple[int, Request]]:
+    while engine.cache.num_free >= size and (found := next(waiting, None)) is not None:
+        yield found
+
+
+def _collect(
+    engine: Engine, active: dict[int, _Search], results: dict[int, list[Hypothesis]], params: BeamParams
+) -> None:
+    """Take the answers of searches that are done, and release their slots."""
+    for index, search in list(active.items()):
+        if search.is_done or search.request.is_cancelled:
+            results[index] = search.finished[: params.num_return_sequences]
+            _release(engine, search)
+            del active[index]
+
+
+def _release(engine: Engine, search: _Search) -> None:
+    for slot in search.slots:
+        engine.cache.release(slot)
+
+
+def _check_options(request: Request) -> None:
+    sampling = request.sampler.sampling
+    given = {
+        "temperature": sampling.temperature,
+        "stop": sampling.stop,
+        "logprobs": sampling.logprobs,
+        "prompt_lookup_num_tokens": sampling.prompt_lookup_num_tokens,
+        "echo": sampling.echo,
+        "a grammar": request.sampler.is_constrained,
+    }
+    if named := next((name for name, value in given.items() if value), None):
+        raise MisuseError(f"Beam search does not support {named}; leave it out, or use num_beams 1.")
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Indices of the `count` largest values, largest first, equals by their index."""
+    if count < values.size:
+        # Every index whose value reaches the count-th largest: among equals the lowest are kept.
+        least = np.partition(values, values.size - count)[values.size - count]
+        found = np.flatnonzero(values >= least)
+    else:
+        found = np.arange(values.size)
+    return found[np.argsort(-values[found], kind="stable")][:count]
+
+
+def _num_shared(one: Iterable[int], other: Iterable[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
