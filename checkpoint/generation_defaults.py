@@ -5,6 +5,7 @@ transformers decides which of the two files counts: generation_config.json where
 
 import json
 import textwrap
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,8 +79,10 @@ class GenerationDefaults:
     remarks: tuple[str, ...] = ()
 
 
-def read_defaults(checkpoint: Checkpoint, generation: Any) -> GenerationDefaults:
+def read_defaults(checkpoint: Checkpoint, generation: Any, applied: Collection[str] = ()) -> GenerationDefaults:
     """Read a loaded model's generation_config, which `from_pretrained` took from the file that counts.
+
+    `applied` are settings that the model's task applies beside those of SamplingParams.
 
     Raises:
         CheckpointError: generation_config.json is no JSON object (transformers would pass over it), or a token id in
@@ -95,7 +98,7 @@ def read_defaults(checkpoint: Checkpoint, generation: Any) -> GenerationDefaults
         bos_token_id=bos[0] if bos else None,
         pad_token_id=pad[0] if pad else None,
         sampling=sampling,
-        remarks=tuple(_remarks(sampling, unknown)),
+        remarks=tuple(_remarks({name: sampling[name] for name in sampling if name not in applied}, unknown)),
     )
 
 

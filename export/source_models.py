@@ -28,6 +28,11 @@ from piston.export.encoder_decoder import states_of, trace_encoder_decoder
 from piston.export.job import ExportJob, round_graph, save_graph
 from piston.export.source_parity import check_source_parity, take_source_reference
 from piston.runtime.backends.engine import Source
+from piston.runtime.tasks.text2text_generation import BEAMS
+
+# Settings of a checkpoint that encoder-decoders apply beside those of sampling: of beam search, and lengths that count
+# the tokens that begin an answer.
+APPLIED = (*BEAMS, "max_length", "min_length")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +103,7 @@ def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Mani
     dtype = job.dtype_of(check_weights(checkpoint, config, kind.auto))
     with progress.phase("loading the checkpoint"):
         model: Any = load_model(checkpoint, kind.auto)
-    defaults = read_defaults(checkpoint, model.generation_config)
+    defaults = read_defaults(checkpoint, model.generation_config, APPLIED)
     with translated(f"The tokenizer of {checkpoint.name} cannot be used"):
         tokenizer, remarks = write_tokenizer(checkpoint, config, defaults, work)
     job.remarks += [*remarks, *(defaults.remarks if kind.has_remarks else ())]

@@ -124,7 +124,7 @@ def test_neutral_values_are_not_recorded(checkpoint):
     ("name", "value"),
     [
         ("num_beams", 4),
-        ("forced_eos_token_id", 2),
+        ("exponential_decay_length_penalty", [3, 1.5]),
         ("sequence_bias", [[[5], -10.0]]),
         ("min_length", 9),
         ("repetition_penalty", -1),

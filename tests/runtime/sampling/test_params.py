@@ -26,6 +26,8 @@ EVERY_OPTION = {
     "bad_words_ids": [[7, 8], [9]],
     "suppress_tokens": [1, 2],
     "begin_suppress_tokens": [3],
+    "forced_bos_token_id": 4,
+    "forced_eos_token_id": 2,
     "stop": ["\n\n", "END"],
     "stop_token_ids": [3, 4],
     "include_stop_str_in_output": True,

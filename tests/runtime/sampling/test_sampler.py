@@ -308,3 +308,10 @@ def test_a_constraint_that_allows_nothing_the_options_allow_is_told():
     sampler = RowSampler(SamplingParams(logit_bias={}, suppress_tokens=(5,)), [1], constraint=Alternating(1))
     with pytest.raises(MisuseError, match="grammar"):
         sampler.pick(favouring(5))
+
+
+def test_forced_tokens_are_the_first_and_the_last_that_max_tokens_leaves():
+    sampler = RowSampler(SamplingParams(max_tokens=3, forced_bos_token_id=4, forced_eos_token_id=1), [0])
+    logits = np.array([0, 0, 9, 0, 0], np.float32)
+    assert sampler.needs_logits
+    assert [sampler.pick(logits).token_id for _ in range(3)] == [4, 2, 1]
