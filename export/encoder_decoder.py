@@ -64,6 +64,14 @@ class Traced:
     lengths: torch.Tensor | None = None  # of the sources; None where all have one length
     kept: torch.Tensor | None = None  # positions whose logits are computed; None: the result is not used
     cross: list[torch.Tensor] = field(default_factory=list)  # keys and values over the source, in the order of states
+    alignment_heads: Sequence[tuple[int, int]] = ()  # (layer, head) of cross-attentions whose weights are an output
+    aligned: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # these weights, [batch, 1, seq, source]
+
+    def align(self, layer: int, query: torch.Tensor, key: torch.Tensor, scale: float) -> None:
+        """Keep the weights of the heads of a layer that say where in the source a token looks."""
+        for head in [head for at, head in self.alignment_heads if at == layer]:
+            scores = query[:, head : head + 1] @ key[:, head : head + 1].transpose(2, 3)
+            self.aligned[layer, head] = torch.softmax(scores * scale, dim=-1)
 
     def positions(self) -> torch.Tensor:
         """Positions of the decoder's tokens, int64 [batch, seq]."""
@@ -208,7 +216,7 @@ class FixedTarget(nn.Module):
         """One step."""
         traced = self.traced
         traced.step = Step(position_ids, write_indices, kv_lengths, past[0].shape[2])
-        traced.kept, traced.cross = logits_positions, list(cross)
+        traced.kept, traced.cross, traced.aligned = logits_positions, list(cross), {}
         own = StepCache(past, traced.step)
         # The cross states are read in place of what would be computed from it.
         encoded = torch.zeros(input_ids.shape[0], cross[0].shape[2], self.model.config.d_model)  # type: ignore[union-attr, arg-type]
@@ -221,7 +229,9 @@ class FixedTarget(nn.Module):
         missing = [index // 2 for index, present in enumerate(own.present) if present is None]
         if missing:
             raise UnsupportedModelError(f"Layer {missing[0]} never wrote its cache; it is not an attention layer.")
-        return (logits, *own.present)
+        if not traced.alignment_heads:
+            return (logits, *own.present)
+        return (logits, torch.cat([traced.aligned[place] for place in traced.alignment_heads], dim=1), *own.present)
 
 
 class RaggedTarget(FixedTarget):
@@ -273,7 +283,13 @@ def states_of(
 
 
 def trace_encoder_decoder(
-    model: nn.Module, encoder: GraphInterface, decoder: GraphInterface, example: dict[str, torch.Tensor], positions: int
+    model: nn.Module,
+    encoder: GraphInterface,
+    decoder: GraphInterface,
+    example: dict[str, torch.Tensor],
+    positions: int,
+    *,
+    alignment_heads: Sequence[tuple[int, int]] = (),
 ) -> EncoderDecoderGraphs:
     """Trace a float32 model; replaces parts of it for good, so take reference outputs before.
 
@@ -283,6 +299,7 @@ def trace_encoder_decoder(
         decoder: likewise.
         example: inputs of the encoder's graph for a batch of two.
         positions: of the tables of positions.
+        alignment_heads: (layer, head) of the decoder's cross-attentions whose weights become an output.
 
     Raises:
         UnsupportedModelError: the model does something that the canonical graphs have no form for.
@@ -291,7 +308,7 @@ def trace_encoder_decoder(
     with quiet(), torch.no_grad(), _replaced(model, traced, positions):
         source = (AudioSource if "audio" in example else TextSource)(model, traced)
         encoder_graph = _export(source, encoder, example, _shapes_of(encoder))
-        traced.lengths = None
+        traced.lengths, traced.alignment_heads = None, alignment_heads
         is_ragged = any(tensor.role == "source_lengths" for tensor in decoder.inputs)
         target = (RaggedTarget if is_ragged else FixedTarget)(model, traced)
         decoder_graph = _export(target, decoder, *_step_example(decoder))
@@ -372,6 +389,7 @@ def _replaced(model: Any, traced: Traced, positions: int) -> Iterator[None]:
             stack.enter_context(mock.patch.object(source, "slice_logits_to_keep", lambda hidden, _: hidden))
         yield
     traced.step = traced.lengths = traced.kept = None
+    traced.alignment_heads, traced.aligned = (), {}
     traced.cross = []
 
 
@@ -410,6 +428,8 @@ def _attention_of(traced: Traced, in_encoder: set[int]) -> Callable[..., tuple[t
             if getattr(module, "has_relative_attention_bias", False):
                 raise UnsupportedModelError(f"{type(module).__name__} has a bias by distance to the source.")
             bias = None  # zeros
+            if traced.alignment_heads:
+                traced.align(module.layer_idx, query, key, attributes["scale"])  # type: ignore[arg-type]
         elif id(module) not in in_encoder:
             assert traced.step is not None
             attributes["is_causal"] = 1

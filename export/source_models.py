@@ -118,9 +118,11 @@ def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Mani
             with progress.phase("asking transformers for reference answers"):
                 start = settings["decoder_start"]
                 references = take_source_reference(model, kind.argument, sources, start, vocab_size, positions)
-    encoder, decoder = source_encoder_interface(cross, inputs), decoder_interface(own, vocab_size, cross)
+    heads = [(int(layer), int(head)) for layer, head in settings.get("alignment_heads") or ()]
+    encoder = source_encoder_interface(cross, inputs)
+    decoder = decoder_interface(own, vocab_size, cross, len(heads))
     with progress.phase("tracing to ONNX"), translated(f"{architecture} cannot be traced to ONNX"):
-        graphs = trace_encoder_decoder(model, encoder, decoder, _example(inputs), positions)
+        graphs = trace_encoder_decoder(model, encoder, decoder, _example(inputs), positions, alignment_heads=heads)
         del model
         gc.collect()
         save_graph(graphs.encoder, work / ENCODER, stack=ENCODER)
@@ -152,7 +154,7 @@ def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Mani
             ),
             graphs={
                 ENCODER: source_encoder_interface(cross, inputs),
-                DECODER: decoder_interface(own, vocab_size, cross),
+                DECODER: decoder_interface(own, vocab_size, cross, len(heads)),
             },
             tokenizer=tokenizer,
             generation=defaults.sampling,

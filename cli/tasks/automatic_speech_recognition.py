@@ -6,7 +6,7 @@ from typing import Any
 from piston.cli.shared_options import load_from
 from piston.core.console import Progress, print_json, print_text
 from piston.core.errors import MisuseError
-from piston.runtime.audio.transcription import Transcription, joined, to_srt, to_vtt
+from piston.runtime.audio.transcription import Transcription, by_words, joined, to_srt, to_vtt
 
 TASK = "automatic-speech-recognition"
 FORMATS = ("text", "srt", "vtt", "json")
@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timestamps",
-        choices=("segment", "none"),
+        choices=("segment", "word", "none"),
         default="segment",
-        help="none: text alone, of audio that fits into one window (default: segment)",
+        help="word: also of each word, in JSON and as cues; none: text alone, of one window (default: segment)",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="what is printed (default: text)")
     parser.add_argument("--initial-prompt", metavar="TEXT", help="text that sets style and spelling")
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             "language": arguments.language,
             "task": arguments.task,
             "timestamps": arguments.timestamps != "none",
+            "word_timestamps": arguments.timestamps == "word",
             "initial_prompt": arguments.initial_prompt,
             "condition_on_previous": arguments.condition_on_previous,
         }
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
                 on_progress=lambda done, total: progress.step("transcribing", round(done), max(round(total), 1)),
                 **options,
             )
+            if form in {"srt", "vtt"} and arguments.timestamps == "word":
+                stream = by_words(stream)
             if form == "json":
                 segments = tuple(stream)
                 result = Transcription(

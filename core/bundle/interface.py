@@ -24,6 +24,7 @@ Role = Literal[
     "audio",
     "embeddings",
     "logits",
+    "alignment",  # where in the source each token looks
     "hidden",
     "pooled",
     "cross_state",  # of an encoder: keys or values of a decoder's layer over the source
@@ -32,6 +33,7 @@ Role = Literal[
 StateKind = Literal["kv", "cross_kv", "conv", "recurrent"]
 
 PAST, PRESENT, CROSS, PARTS = "past.", "present.", "cross.", ("key", "value")
+ALIGNMENT = "alignment"  # the output of a decoder that says where in the source each token looks
 BATCH, CAPACITY, SOURCE = "batch", "capacity", "source"  # the symbols in the shapes of states
 DECODER, ENCODER, MODULE = "decoder", "encoder", "module"  # names of graphs
 
@@ -268,12 +270,25 @@ SOURCE_INPUTS = (
 )
 
 
-def decoder_interface(cache: CacheSpec, vocab_size: int, cross: CacheSpec | None = None) -> GraphInterface:
-    """The interface of the canonical decoder graph (export/signature.py describes it); `cross` if it has an encoder."""
+def decoder_interface(
+    cache: CacheSpec, vocab_size: int, cross: CacheSpec | None = None, alignment_heads: int = 0
+) -> GraphInterface:
+    """The interface of the canonical decoder graph (export/signature.py describes it).
+
+    Args:
+        cache: of its own tokens.
+        vocab_size: of its logits.
+        cross: the states over the source, if it has an encoder.
+        alignment_heads: how many of its cross-attentions' heads have their weights as an output.
+    """
     logits = TensorSpec(name="logits", dtype="float32", shape=(BATCH, "k", vocab_size), role="logits")
     states = () if cross is None else cross.states
     lengths = (SOURCE_LENGTHS,) if any(state.axis is not None for state in states) else ()
-    return GraphInterface(inputs=(*STEP_INPUTS, *lengths), outputs=(logits,), states=(*cache.states, *states))
+    outputs = [logits]
+    if alignment_heads:
+        shape = (BATCH, alignment_heads, "seq", states[0].shape[2])
+        outputs.append(TensorSpec(name=ALIGNMENT, dtype=cache.dtype, shape=shape, role="alignment"))
+    return GraphInterface(inputs=(*STEP_INPUTS, *lengths), outputs=tuple(outputs), states=(*cache.states, *states))
 
 
 def source_encoder_interface(cross: CacheSpec, inputs: tuple[TensorSpec, ...] = SOURCE_INPUTS) -> GraphInterface:

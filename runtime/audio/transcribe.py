@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.errors import MisuseError
+from piston.runtime.audio.alignment import words_of
 from piston.runtime.audio.timestamps import Span, TimestampRules, cut
-from piston.runtime.audio.transcription import Segment
+from piston.runtime.audio.transcription import Segment, Word
 from piston.runtime.audio.windows import MelWindows
 
 LEAST = 10  # frames (0.1 s) at the end of an audio that are worth a window
+Ends = NDArray[np.float64] | None  # seconds in the window at which each token ends
 SILENT = 1e-8  # difference of the encoder's values in a window without any sound at all
 
 
@@ -50,6 +52,7 @@ class TranscribeOptions:
         language: its code; None: detected in the first window.
         task: "transcribe", or "translate" into English.
         timestamps: whether the model says where segments begin and end. Without them only audio of one window is read.
+        word_timestamps: whether each word gets its times, by what the decoder looks at; needs timestamps.
         initial_prompt: token ids of text that sets style and spelling.
         condition_on_previous: give the decoder the text of the windows before.
         temperatures: tried in turn until a result is accepted.
@@ -61,6 +64,7 @@ class TranscribeOptions:
     language: str | None = None
     task: str = "transcribe"
     timestamps: bool = True
+    word_timestamps: bool = False
     initial_prompt: tuple[int, ...] = ()
     condition_on_previous: bool = False
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -75,20 +79,18 @@ class Decoded:
 
     Args:
         token_ids: behind the prompt.
-        sum_logprob: of the tokens and of the end token.
-        num_scored: how many tokens that sum is over.
+        logprobs: of these tokens, and of the end token where there is one.
         no_speech_prob: probability of the token for it behind the start token; 0 where the checkpoint has none.
     """
 
     token_ids: tuple[int, ...]
-    sum_logprob: float
-    num_scored: int
+    logprobs: tuple[float, ...]
     no_speech_prob: float
 
     @property
     def avg_logprob(self) -> float:
-        """The mean over the tokens."""
-        return self.sum_logprob / max(self.num_scored, 1)
+        """The mean over the tokens and the end token."""
+        return sum(self.logprobs) / max(len(self.logprobs), 1)
 
 
 class Decoder(Protocol):
@@ -110,6 +112,11 @@ class Decoder(Protocol):
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of tokens; special ones have none."""
 
+    def token_ends(
+        self, window: NDArray[np.float32], prompt_ids: Sequence[int], token_ids: Sequence[int], frames: int
+    ) -> NDArray[np.float64]:
+        """Seconds in the window at which each token behind the prompt ends, float64 [tokens]."""
+
 
 def transcribe(
     windows: MelWindows,
@@ -123,50 +130,104 @@ def transcribe(
     Raises:
         MisuseError: the audio is longer than one window and there are to be no timestamps.
     """
+    if options.word_timestamps and not options.timestamps:
+        raise MisuseError("Times of words need timestamps of segments.")
     if not options.timestamps and windows.num_frames > windows.settings.window_frames:
         raise MisuseError(
             f"The audio takes {windows.seconds:.1f} s; without timestamps at most {windows.settings.window_seconds} s "
             "can be read. Ask for segment timestamps."
         )
-    per_second, start, former = windows.settings.frames_per_second, 0, list[int]()
-    language = options.language
-    while windows.spoken_frames - start >= LEAST:
-        on_progress(start / per_second, windows.seconds)
-        window, frames = windows.at(start)
-        if float(np.ptp(window[:, :, :frames])) < SILENT:
-            start += frames
-            continue
-        if language is None and tokens.languages:
-            language = decoder.detect_language(window)
-        prompt_ids = prompt_of(tokens, options, language, former)
-        result = _accepted(window, prompt_ids, decoder, tokens, options)
-        if result is None:
-            start += frames
-            continue
-        decoded, temperature, ratio = result
-        if options.timestamps:
-            spans, advance = cut(decoded.token_ids, tokens.first_timestamp, frames)
-        else:
-            spans, advance = [Span(0.0, frames / per_second, decoded.token_ids)], frames
+    return _Loop(windows, decoder, tokens, options, options.language).run(on_progress)
+
+
+@dataclass(slots=True)
+class _Loop:
+    """One audio under way. `start` is the frame at which the window begins, `former` the text of those before it."""
+
+    windows: MelWindows
+    decoder: Decoder
+    tokens: SpeechTokens
+    options: TranscribeOptions
+    language: str | None
+    start: int = 0
+    former: list[int] = field(default_factory=list)
+
+    @property
+    def offset(self) -> float:
+        """Seconds at which the window begins."""
+        return self.start / self.windows.settings.frames_per_second
+
+    def run(self, on_progress: Callable[[float, float], None]) -> Iterator[Segment]:
+        windows = self.windows
+        while windows.spoken_frames - self.start >= LEAST:
+            on_progress(self.offset, windows.seconds)
+            window, frames = windows.at(self.start)
+            if float(np.ptp(window[:, :, :frames])) < SILENT:
+                self.start += frames
+                continue
+            if self.language is None and self.tokens.languages:
+                self.language = self.decoder.detect_language(window)
+            prompt_ids = prompt_of(self.tokens, self.options, self.language, self.former)
+            result = _accepted(window, prompt_ids, self.decoder, self.tokens, self.options)
+            if result is None:
+                self.start += frames
+                continue
+            if self.options.timestamps:
+                spans, advance = cut(result.decoded.token_ids, self.tokens.first_timestamp, frames)
+            else:
+                end = frames / windows.settings.frames_per_second
+                spans, advance = [Span(0.0, end, result.decoded.token_ids)], frames
+            ends = self._token_ends(window, prompt_ids, result.decoded, frames)
+            yield from self._segments(spans, result, ends)
+            # Text that was found at a high temperature misleads: the reference's rule.
+            is_sure = self.options.condition_on_previous and result.temperature <= 0.5  # noqa: PLR2004
+            self.former = [*self.former, *(token for span in spans for token in span.token_ids)] if is_sure else []
+            self.start += advance if 0 < advance <= frames else frames
+        on_progress(windows.seconds, windows.seconds)
+
+    def _segments(self, spans: Sequence[Span], result: "_Result", ends: Ends) -> Iterator[Segment]:
+        """Segments that have text and begin within the audio."""
+        place = 0
         for span in spans:
-            text = decoder.text([token for token in span.token_ids if token < tokens.end])
-            if text.strip() and start / per_second + span.start < windows.seconds:
+            text = self.decoder.text([token for token in span.token_ids if token < self.tokens.end])
+            if text.strip() and self.offset + span.start < self.windows.seconds:
                 yield Segment(
-                    start=round(start / per_second + span.start, 3),
-                    end=round(start / per_second + span.end, 3),
+                    start=round(self.offset + span.start, 3),
+                    end=round(self.offset + span.end, 3),
                     text=text,
                     token_ids=span.token_ids,
-                    avg_logprob=decoded.avg_logprob,
-                    no_speech_prob=decoded.no_speech_prob,
-                    temperature=temperature,
-                    compression_ratio=ratio,
+                    avg_logprob=result.decoded.avg_logprob,
+                    no_speech_prob=result.decoded.no_speech_prob,
+                    temperature=result.temperature,
+                    compression_ratio=result.compression_ratio,
+                    words=() if ends is None else self._words(span, place, result.decoded, ends),
                 )
-        if options.condition_on_previous and temperature <= 0.5:  # noqa: PLR2004 - the reference's; warmer texts mislead
-            former += [token for span in spans for token in span.token_ids]
-        else:
-            former = []
-        start += advance if 0 < advance <= frames else frames
-    on_progress(windows.seconds, windows.seconds)
+            place += len(span.token_ids)
+
+    def _token_ends(
+        self, window: NDArray[np.float32], prompt_ids: Sequence[int], decoded: Decoded, frames: int
+    ) -> Ends:
+        if not self.options.word_timestamps or not decoded.token_ids:
+            return None
+        spoken = min(frames, self.windows.spoken_frames - self.start)
+        return self.decoder.token_ends(window, prompt_ids, decoded.token_ids, spoken)
+
+    def _words(self, span: Span, place: int, decoded: Decoded, ends: NDArray[np.float64]) -> tuple[Word, ...]:
+        """The words of a segment whose tokens begin at `place` of what was decoded."""
+        places = [place + index for index, token in enumerate(span.token_ids) if token < self.tokens.end]
+        ids = [decoded.token_ids[index] for index in places]
+        words = []
+        for text, parts in words_of(ids, self.decoder.text, self.tokens.end, self.language):
+            first, last = places[parts[0]], places[parts[-1]]
+            words.append(
+                Word(
+                    text=text,
+                    start=round(self.offset + (float(ends[first - 1]) if first else 0.0), 3),
+                    end=round(self.offset + float(ends[last]), 3),
+                    probability=float(np.mean(np.exp([decoded.logprobs[places[part]] for part in parts]))),
+                )
+            )
+        return tuple(words)
 
 
 def prompt_of(
@@ -201,13 +262,20 @@ def _task(tokens: SpeechTokens, task: str) -> int:
     return tokens.tasks[task]
 
 
+@dataclass(frozen=True, slots=True)
+class _Result:
+    decoded: Decoded
+    temperature: float
+    compression_ratio: float
+
+
 def _accepted(
     window: NDArray[np.float32],
     prompt_ids: list[int],
     decoder: Decoder,
     tokens: SpeechTokens,
     options: TranscribeOptions,
-) -> tuple[Decoded, float, float] | None:
+) -> _Result | None:
     """The first result that is neither repetition nor improbable, else the last; None where nobody speaks."""
     result = None
     for temperature in options.temperatures:
@@ -215,7 +283,7 @@ def _accepted(
         constraint = rules if options.timestamps else None
         decoded = decoder.decode(window, prompt_ids, temperature=temperature, constraint=constraint)
         ratio = compression_ratio(decoder.text(decoded.token_ids))
-        result = decoded, temperature, ratio
+        result = _Result(decoded, temperature, ratio)
         is_unlikely = options.logprob_threshold is not None and decoded.avg_logprob < options.logprob_threshold
         silent = options.no_speech_threshold
         if is_unlikely and silent is not None and decoded.no_speech_prob > silent:

@@ -72,6 +72,13 @@ def to_vtt(segments: Iterable[Segment]) -> Iterator[str]:
         yield f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{text}\n\n"
 
 
+def by_words(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Each word as a segment of its own, for subtitles that follow the voice."""
+    for segment in segments:
+        for word in segment.words:
+            yield dataclasses.replace(segment, start=word.start, end=word.end, text=word.text, words=(word,))
+
+
 def joined(segments: Sequence[Segment]) -> str:
     """The whole text."""
     return "".join(segment.text for segment in segments).strip()

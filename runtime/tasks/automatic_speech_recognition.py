@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.bundle.interface import ALIGNMENT, DECODER
 from piston.core.errors import BundleCorruptError, MisuseError
+from piston.runtime.audio.alignment import token_times
 from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.reading import Audio, read_audio
 from piston.runtime.audio.timestamps import TimestampRules
@@ -79,7 +81,8 @@ class SpeechRecognizer:
             audio: a path, the bytes of a file, or samples with their rate; it is read twice.
             initial_prompt: text that sets style and spelling, as if it had been said before.
             on_progress: gets seconds done and seconds in all.
-            options: of TranscribeOptions: language, task, timestamps, condition_on_previous, temperatures, thresholds.
+            options: of TranscribeOptions: language, task, timestamps, word_timestamps, condition_on_previous,
+                temperatures, thresholds.
 
         Raises:
             MisuseError: the audio cannot be read, or the model does not have the language or task.
@@ -91,6 +94,11 @@ class SpeechRecognizer:
             chosen = TranscribeOptions(**options, initial_prompt=prompt)
         except TypeError as problem:
             raise MisuseError(f"transcribe: {problem}.") from None
+        if chosen.word_timestamps and ALIGNMENT not in self.manifest.graphs[DECODER].output_names:
+            raise MisuseError(
+                f"{self.manifest.model.name} has no times of words: its generation_config.json named no "
+                "alignment_heads when it was exported."
+            )
         windows = MelWindows(partial(read_audio, audio, self.features.rate), self.features)
         return SegmentStream(self, windows, chosen, on_progress)
 
@@ -177,11 +185,27 @@ class _Decoder:
                 break
             logits = self._engine.step({self._slot: token_id})[self._slot]
         found = tuple(token_id for token_id in sampler.output_ids if token_id != tokens.end)
-        return Decoded(found, scored.total, len(sampler.output_ids), no_speech)
+        return Decoded(found, tuple(scored.logprobs), no_speech)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, the space in front of it included."""
         return self._model.tokenizer.decode([token_id for token_id in token_ids if token_id < self._tokens.end])
+
+    def token_ends(
+        self, window: NDArray[np.float32], prompt_ids: Sequence[int], token_ids: Sequence[int], frames: int
+    ) -> NDArray[np.float64]:
+        """When the decoder, having read a token, looks on: it is run once more over the whole text."""
+        from piston.runtime.backends.ort_cpu import OrtEngine
+
+        engine, found = self._engine, list[NDArray[np.float32]]()
+        assert isinstance(engine, OrtEngine)
+        engine.around_run = lambda run: found.append(run.fetch([ALIGNMENT])[ALIGNMENT])
+        try:
+            self._begin(window, [*prompt_ids, *token_ids], num_logits=0)
+        finally:
+            engine.around_run = None
+        attention = np.concatenate(found, axis=2)[0, :, len(prompt_ids) :]
+        return token_times(attention.astype(np.float32), frames)
 
     def close(self) -> None:
         """Give the slot back."""
@@ -189,8 +213,8 @@ class _Decoder:
             self._engine.cache.release(self._slot)
             self._slot = None
 
-    def _begin(self, window: NDArray[np.float32], prompt_ids: Sequence[int]) -> "Logits":
-        """Empty the slot, encode the window unless it holds that, and read the prompt; logits [prompt, vocab]."""
+    def _begin(self, window: NDArray[np.float32], prompt_ids: Sequence[int], num_logits: int | None = None) -> "Logits":
+        """Empty the slot, encode the window unless it is held, read the prompt; logits of its last tokens or all."""
         from piston.runtime.backends.engine import Source
 
         if self._slot is None:
@@ -198,7 +222,9 @@ class _Decoder:
         self._engine.cache.rewind(self._slot, 0)
         key = hashlib.sha256(window.tobytes()).digest()
         self._engine.encode(self._slot, Source({"audio": window}, key, self._engine.max_source))
-        return self._engine.prefill(self._slot, list(prompt_ids), num_logits=len(prompt_ids)).copy()
+        return self._engine.prefill(
+            self._slot, list(prompt_ids), num_logits=len(prompt_ids) if num_logits is None else num_logits
+        ).copy()
 
     def _sampler(self, prompt_ids: Sequence[int], temperature: float, constraint: Constraint) -> RowSampler:
         generation = self._model.manifest.generation
@@ -217,10 +243,10 @@ class _Decoder:
 
 @dataclass(slots=True)
 class _Scored(Constraint):
-    """A constraint that adds up the log probabilities of what is picked, among what it allows."""
+    """A constraint that keeps the log probabilities of what is picked, among what it allows."""
 
     rules: TimestampRules | None
-    total: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
     _logits: NDArray[np.float64] | None = None
 
     def allowed(self, logits: "Logits") -> NDArray[np.bool_]:
@@ -232,7 +258,7 @@ class _Scored(Constraint):
     def accept(self, token_id: int) -> None:
         """See Constraint."""
         assert self._logits is not None
-        self.total += float(self._logits[token_id] - _log_sum(self._logits))
+        self.logprobs.append(float(self._logits[token_id] - _log_sum(self._logits)))
         if self.rules is not None:
             self.rules.accept(token_id)
 

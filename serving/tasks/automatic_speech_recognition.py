@@ -48,7 +48,7 @@ class TranscriptionRequest(TranslationRequest, kw_only=True):
 
     language: Annotated[str | UnsetType, Meta(description="its code; detected where it is left out")] = UNSET
     timestamp_granularities: Annotated[
-        list[Literal["segment"]] | UnsetType, Meta(description="of verbose_json: segment")
+        list[Literal["segment", "word"]] | UnsetType, Meta(description="of verbose_json: segment, word")
     ] = UNSET
     stream: Annotated[bool, Meta(description="an event for each segment as it becomes certain")] = False
 
@@ -134,6 +134,8 @@ async def transcribe(served: ServedSpeech, body: TranscriptionRequest, call: Cal
             known = ", ".join(served.model.languages)
             raise RequestError(f"language is {body.language!r}; the model knows: {known}.", param="language")
         options["language"] = body.language
+    if body.timestamp_granularities is not UNSET and "word" in body.timestamp_granularities:
+        options["word_timestamps"] = True
     if body.stream and body.response_format not in {"json", "text"}:
         raise RequestError(
             f"stream gives events; response_format {body.response_format} does not go with it.", param="response_format"

@@ -153,7 +153,7 @@ def test_translations_are_into_english(server):
     [
         ({"file": ("a.wav", b"no audio at all")}, "no audio that can be read"),
         ({"language": "xx"}, "the model knows: de, en"),
-        ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+        ({"timestamp_granularities": ["letter"]}, "timestamp_granularities"),
         ({"response_format": "srt", "stream": True}, "does not go with it"),
         ({"include": ["logprobs"]}, "include is not supported"),
         ({"temperature": 9}, "temperature"),

@@ -25,6 +25,7 @@ SPECIAL = [
 ]
 STAMPS = [f"<|{index * 0.02:.2f}|>" for index in range(51)]
 MELS, POSITIONS, CONTEXT = 20, 50, 40
+HEADS = [[0, 1], [1, 3]]  # (layer, head) that tell where in the audio a word is
 VOCABULARY = [*WORDS, *SPECIAL, *STAMPS]
 IDS = {token: index for index, token in enumerate(VOCABULARY)}
 END, START = IDS["<|endoftext|>"], IDS["<|startoftranscript|>"]
@@ -68,6 +69,7 @@ def make_whisper(seed="whisper"):
         "begin_suppress_tokens": [END],
         "max_initial_timestamp_index": 25,
         "return_timestamps": False,
+        "alignment_heads": HEADS,
     }
     for name, value in settings.items():  # `update` takes only the names that every model has
         setattr(generation, name, value)

@@ -33,7 +33,10 @@ class Script:
     def decode(self, window, prompt_ids, *, temperature, constraint):
         self.calls.append((list(prompt_ids), temperature, constraint is not None))
         ids, avg, no_speech = self.said.pop(0)
-        return Decoded(tuple(ids), avg * (len(ids) + 1), len(ids) + 1, no_speech)
+        return Decoded(tuple(ids), (avg,) * (len(ids) + 1), no_speech)
+
+    def token_ends(self, window, prompt_ids, token_ids, frames):
+        return np.arange(1, len(token_ids) + 1) / 2
 
     def text(self, token_ids):
         return "".join(f" w{token}" for token in token_ids if token < TOKENS.end)
@@ -113,6 +116,21 @@ def test_without_timestamps_one_window_is_read_and_more_are_refused():
     assert script.calls[0] == ([91, 93, 95, 100], 0.0, False)
     with pytest.raises(MisuseError, match="timestamps"):
         list(transcribe(windows(31), Script(), TOKENS, options))
+
+
+def test_words_begin_where_the_token_before_them_ends_and_times_are_of_the_whole_audio():
+    script = Script(
+        ([stamp(0), 1, stamp(29), stamp(29), 2], -0.1, 0.0),
+        ([stamp(0), 5, 6, stamp(3)], -0.1, 0.0),
+    )
+    options = TranscribeOptions(language="en", word_timestamps=True)
+    segments = list(transcribe(windows(40), script, TOKENS, options))
+    # Tokens end half a second apart; the second window begins at 29 s, its first token is a timestamp.
+    assert [(word.text, word.start, word.end) for word in segments[1].words] == [
+        (" w5", 29.5, 30.0),
+        (" w6", 30.0, 30.5),
+    ]
+    assert segments[0].words[0].probability == pytest.approx(np.exp(-0.1))
 
 
 def test_progress_ends_at_the_whole_length():

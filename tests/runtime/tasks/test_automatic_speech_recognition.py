@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from speech import CONTEXT, IDS, MELS, RATE, sound, write_whisper_checkpoint
+from speech import CONTEXT, HEADS, IDS, MELS, RATE, sound, write_whisper_checkpoint
 from transformers import GenerationMixin, WhisperFeatureExtractor
+from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from piston.cli.main import main
 from piston.core.errors import CheckpointError, MisuseError
@@ -137,6 +138,36 @@ def test_the_average_log_probability_is_over_the_tokens_that_were_allowed(model,
     ids = expected.sequences[0, -len(expected.scores) :]
     logprobs = [scores[0].log_softmax(-1)[token].item() for scores, token in zip(expected.scores, ids, strict=True)]
     assert segment.avg_logprob == pytest.approx(np.mean(logprobs), abs=1e-4)
+
+
+def test_each_token_ends_where_the_attention_of_transformers_goes_on(model, whisper):
+    extractor = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)
+    features = extractor(sound(0.9, 2), sampling_rate=RATE, return_tensors="pt").input_features
+    prompt, ids = [IDS["<|startoftranscript|>"], IDS["<|en|>"]], [0, 5, 3, 20, 7, 8, 1, 2]
+    whisper.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = whisper(features, decoder_input_ids=torch.tensor([prompt + ids]), output_attentions=True)
+    weights = torch.stack([output.cross_attentions[layer][0, head] for layer, head in HEADS])[
+        None, :, len(prompt) :, :45
+    ]
+    weights = (weights - weights.mean(-2, keepdim=True)) / weights.std(-2, keepdim=True, unbiased=False)
+    matrix = _median_filter(weights, 7).mean(dim=1)[0].double().numpy()
+    tokens, positions = _dynamic_time_warping(-matrix)
+    expected = positions[np.pad(np.diff(tokens), (1, 0), constant_values=1).astype(bool)] * 0.02
+    stream = model.stream((sound(0.9, 2), RATE), language="en", word_timestamps=True, **QUIET)
+    np.testing.assert_allclose(stream._decoder.token_ends(features.numpy(), prompt, ids, 90), expected)
+    stream.close()
+
+
+def test_words_have_times_in_order_within_their_audio(model):
+    segments = model.transcribe((sound(2.7, 1), RATE), language="en", word_timestamps=True, **QUIET).segments
+    spoken = [word for segment in segments for word in segment.words]
+    assert "".join(word.text for word in spoken) == "".join(segment.text for segment in segments)
+    for segment in segments:
+        starts = [word.start for word in segment.words]
+        assert starts == sorted(starts)
+        assert all(word.start <= word.end for word in segment.words)
+    assert all(0 < word.probability <= 1 for word in spoken)
 
 
 def test_silence_gives_nothing(model):
