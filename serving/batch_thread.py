@@ -134,32 +134,41 @@ class BatchThread(EngineThread[BatchTicket[Row]], Generic[Row]):
         taken = self._take()
         if not taken:
             return True
-        self._num_running = len(taken)
-        try:
-            results = self._run_rows([ticket.rows[index] for ticket, index in taken])
-        except Exception as problem:  # noqa: BLE001 - whatever it is, it is that of one of these requests
-            tickets = list({id(ticket): ticket for ticket, _ in taken}.values())
-            if len(tickets) == 1:
-                self._end(tickets[0], reported(tickets[0], problem), "error")
-                return False
-            # One by one, so that requests which are not at fault are answered.
-            answered = [self._work_alone([item for item in taken if item[0] is ticket]) for ticket in tickets]
-            return any(answered)
-        finally:
-            self._num_running = 0
-        self._deliver(taken, results)
-        return True
+        left, problem = self._run_batch(taken)
+        if problem is None:
+            return True
+        tickets = list({id(ticket): ticket for ticket, _ in left}.values())
+        if len(tickets) == 1:
+            return self._end_failed(tickets[0], problem)
+        # One by one, so that requests which are not at fault are answered.
+        answered = [self._work_alone([item for item in left if item[0] is ticket]) for ticket in tickets]
+        return any(answered)
 
     def _work_alone(self, taken: Taken[Row]) -> bool:
-        """Rows of one request; whether the engine ran them."""
-        ticket = taken[0][0]
+        """Rows of one request; whether the engine is well."""
+        _, problem = self._run_batch(taken)
+        return problem is None or self._end_failed(taken[0][0], problem)
+
+    def _run_batch(self, taken: Taken[Row]) -> tuple[Taken[Row], Exception | None]:
+        """Run rows, and deliver each result as it comes; the rows that have none, and why."""
+        self._observer.batch(len(taken), sum(ticket.lengths[index] for ticket, index in taken))
+        left = deque(taken)
+        self._num_running = len(taken)
         try:
-            results = self._run_rows([ticket.rows[index] for _, index in taken])
-        except Exception as problem:  # noqa: BLE001 - whatever it is, it is this request's
-            self._end(ticket, reported(ticket, problem), "error")
-            return False
-        self._deliver(taken, results)
-        return True
+            for result in self._run_rows([ticket.rows[index] for ticket, index in taken]):
+                self._deliver(*left.popleft(), result)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it is that of one of these requests
+            return list(left), problem
+        finally:
+            self._num_running = 0
+        assert not left
+        return [], None
+
+    def _end_failed(self, ticket: BatchTicket[Row], problem: Exception) -> bool:
+        """End a request with an error; whether the request was at fault and not the engine."""
+        error = reported(ticket, problem)
+        self._end(ticket, error, "error")
+        return error.status < 500  # noqa: PLR2004 - the class of statuses
 
     def _take(self) -> Taken[Row]:
         """Rows of the next batch: one of each request in turn, until the tokens are enough."""
@@ -178,13 +187,11 @@ class BatchThread(EngineThread[BatchTicket[Row]], Generic[Row]):
                 self._waiting.append(ticket)
         return taken
 
-    def _deliver(self, taken: Taken[Row], results: Iterable[Any]) -> None:
-        self._observer.batch(len(taken), sum(ticket.lengths[index] for ticket, index in taken))
-        for (ticket, index), result in zip(taken, results, strict=True):
-            ticket.results[index] = result
-            ticket.num_left -= 1
-            if ticket.num_left == 0:
-                self._end(ticket, None, "stop")
+    def _deliver(self, ticket: BatchTicket[Row], index: int, result: Any) -> None:
+        ticket.results[index] = result
+        ticket.num_left -= 1
+        if ticket.num_left == 0:
+            self._end(ticket, None, "stop")
 
     def _end_cancelled(self) -> None:
         now = time.monotonic()

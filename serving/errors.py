@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from piston.core.errors import MisuseError, TemplateError
+from piston.core.errors import MissingExtraError, MisuseError, TemplateError
 
 
 class RequestError(Exception):
@@ -73,7 +73,7 @@ def request_error(problem: BaseException) -> RequestError:
     """Whatever was raised, as what the client is told; what is not the client's fault is not described to it."""
     if isinstance(problem, RequestError):
         return problem
-    if isinstance(problem, MisuseError | TemplateError):
+    if isinstance(problem, MisuseError | TemplateError | MissingExtraError):
         return RequestError(str(problem), param=_param_of(str(problem)))
     if isinstance(problem, asyncio.CancelledError):
         return ShuttingDownError()

@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from piston.core.errors import MisuseError
 from piston.serving.batch_thread import BatchThread, BatchTicket
+from piston.serving.engine_thread import FAILURES
 from piston.serving.errors import DeadlineError, RequestError
 
 
@@ -75,8 +77,7 @@ def test_everybody_is_answered_or_told_and_nothing_is_left(seed):
         thread.start()
         await asyncio.gather(*(ask(thread, n) for n in range(120)))
         await until(lambda: not thread.num_open)
-        assert (thread._open, list(thread._waiting), thread._inbox_tokens, thread._waiting_tokens) == ({}, [], 0, 0)
-        assert thread.problem() is None or engine.rows[-1] < 0
+        await until(lambda: not (thread._open or thread._waiting or thread._inbox_tokens or thread._waiting_tokens))
         await asyncio.to_thread(thread.stop)
 
     asyncio.run(main())
@@ -111,6 +112,34 @@ def test_a_request_whose_client_has_left_is_not_run_further():
         answer.cancel()
         await until(lambda: not thread.num_open)
         assert len(engine.rows) < 450
+        await asyncio.to_thread(thread.stop)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_what_a_request_is_at_fault_for_is_its_own_and_no_failure_of_the_engine(is_lazy):
+    def results(rows):
+        for row in rows:
+            if row < 0:
+                raise MisuseError("row is negative; it must be at least 0.")
+            yield row
+
+    engine = Engine()
+    engine.run = results if is_lazy else lambda rows: list(results(rows))
+
+    async def main():
+        thread = thread_of(engine, Counts())
+        thread.start()
+        for _ in range(FAILURES + 1):
+            asked = [thread.answer(BatchTicket(rows, [1] * len(rows), "x")) for rows in ([1, 2], [3, -1], [4])]
+            one, wrong, other = await asyncio.gather(*asked, return_exceptions=True)
+            assert (one, other) == ([1, 2], [4])
+            assert (wrong.status, str(wrong)) == (400, "row is negative; it must be at least 0.")
+        for _ in range(FAILURES + 1):
+            (wrong,) = await asyncio.gather(thread.answer(BatchTicket([-1], [1], "x")), return_exceptions=True)
+            assert wrong.status == 400
+        assert thread.problem() is None
         await asyncio.to_thread(thread.stop)
 
     asyncio.run(main())
