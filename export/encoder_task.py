@@ -32,7 +32,7 @@ from piston.export.encoder import (
     trace_encoder,
 )
 from piston.export.heads import canonical
-from piston.export.job import ExportJob, round_graph, save_graph
+from piston.export.job import ExportJob, check_positions, round_graph, save_graph
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.ragged import padded
 
@@ -121,6 +121,7 @@ def export_encoder(job: ExportJob, work: Path, task_of: Callable[[Checkpoint, An
         if task.is_lowercase:
             _write_lowercase(work / FILE_NAME)
     positions = positions_of(model, [task.max_length, _limit_of(tokenizer)], options.context)
+    check_positions(positions, max(2, tokenizer.num_special_tokens_to_add() + 1))
     inputs = inputs_of(model, tokenizer.model_input_names)
     with progress.phase("asking transformers for reference outputs"):
         rows = _rows(int(config.vocab_size), positions)

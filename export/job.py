@@ -13,6 +13,7 @@ from piston.checkpoint.weight_files import StoredTensor
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.bundle.interface import FloatType
 from piston.core.console import Progress
+from piston.core.errors import MisuseError
 from piston.export import DTYPES, ExportOptions
 from piston.export.passes import canonicalize
 from piston.export.passes.cast_precision import CastPrecisionPass
@@ -52,6 +53,15 @@ def provenance_of(
         "parity": parity,
         "remarks": remarks,
     }
+
+
+def check_positions(positions: int, least: int) -> None:
+    """Raise MisuseError, before any graph is traced, for fewer positions than the shortest use of the model takes."""
+    if positions < least:
+        raise MisuseError(
+            f"{positions} position{'s are' if positions > 1 else ' is'} too few to use the model; export with "
+            f"--context {least} or more."
+        )
 
 
 def save_graph(graph: ir.Model, work: Path, stack: str = "") -> None:

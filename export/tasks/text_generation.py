@@ -17,8 +17,7 @@ from piston.checkpoint.generation_defaults import check_readable, read_defaults
 from piston.checkpoint.tokenizer import write_tokenizer
 from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
-from piston.core.errors import MisuseError
-from piston.export.job import ExportJob, round_graph, save_graph
+from piston.export.job import ExportJob, check_positions, round_graph, save_graph
 from piston.export.parity import check_parity, take_reference
 from piston.export.rotary import positions_of
 from piston.export.trace import trace
@@ -43,8 +42,7 @@ def export(job: ExportJob, work: Path) -> Manifest:
     checkpoint, options, progress = job.checkpoint, job.options, job.progress
     config = load_config(checkpoint)
     positions = positions_of(config, options.context)
-    if positions < LEAST_POSITIONS:
-        raise MisuseError(f"{positions} position holds no prompt and answer; export with --context 2 or more.")
+    check_positions(positions, LEAST_POSITIONS)
     check_readable(checkpoint)
     dtype = job.dtype_of(check_weights(checkpoint, config))
     with progress.phase("loading the checkpoint"):

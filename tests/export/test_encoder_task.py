@@ -7,7 +7,7 @@ from encoders import write_task_checkpoint
 from safetensors.torch import load_file, save_file
 
 from piston.checkpoint.checkpoint import locate
-from piston.core.errors import CheckpointError, UnsupportedModelError
+from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 from piston.core.tasks import task_module, task_names
 from piston.export import ExportOptions, export_model, tasks
 
@@ -41,6 +41,14 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path):
     save_file(weights, tmp_path / "in/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"word_embeddings\.weight of in has values that are NaN or infinite"):
         export_model(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_context_of_special_tokens_alone_is_refused_before_anything_is_traced(tmp_path):
+    """[CLS] and [SEP] leave no room for a text, and `piston build` would have nothing to compare."""
+    write_task_checkpoint(tmp_path / "in", "text-classification")
+    with pytest.raises(MisuseError, match="2 positions are too few to use the model; export with --context 3 or more"):
+        export_model(tmp_path / "in", tmp_path / "out", ExportOptions(context=2))
+    assert not (tmp_path / "out").exists()
 
 
 def test_fewer_labels_than_logits_are_refused(tmp_path):

@@ -172,7 +172,7 @@ def test_a_small_tensor_beyond_the_type_is_refused_before_the_graph_is_saved(typ
 
 
 def test_a_context_without_room_for_an_answer_is_refused_before_any_work(checkpoint, tmp_path):
-    with pytest.raises(MisuseError, match=r"1 position holds no prompt and answer; export with --context 2"):
+    with pytest.raises(MisuseError, match=r"1 position is too few to use the model; export with --context 2 or more"):
         export_model(checkpoint, tmp_path / "out", ExportOptions(context=1))
     assert not (tmp_path / "out").exists()
 
