@@ -5,39 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from embedded import MAX_LENGTH, WORDS, letter_model
-
-from piston.runtime.tasks.question_answering import QuestionAnswerer
-from piston.runtime.tasks.text_classification import TextClassifier
-from piston.runtime.tasks.text_ranking import Reranker
-from piston.runtime.tasks.token_classification import TokenClassifier
-
-A, B, C, SEP = (WORDS.index(word) for word in ("a", "b", "c", "[SEP]"))
-
-
-def counts(ids):
-    """Logits of two labels: how many a, and how many b."""
-    return [ids.count(A), ids.count(B)]
-
-
-def classifier(problem="single_label", **settings):
-    return letter_model(TextClassifier, counts, 2, labels=["a-ish", "b-ish"], problem_type=problem, **settings)
-
-
-def reranker():
-    return letter_model(Reranker, lambda ids: [ids.count(A)], 1, activation="sigmoid", max_length=10)
-
-
-def tagger():
-    logits = {A: [0, 3, 0], B: [0, 0, 3]}
-    of = lambda ids: [logits.get(token, [3, 0, 0]) for token in ids]  # noqa: E731
-    return letter_model(TokenClassifier, of, 3, per_token=True, labels=["O", "B-A", "B-B"])
-
-
-def answerer():
-    """Sure of the letter c."""
-    of = lambda ids: [[8, 8] if token == C else [0, 0] for token in ids]  # noqa: E731
-    return letter_model(QuestionAnswerer, of, 2, per_token=True, max_length=8)
+from embedded import MAX_LENGTH, answerer, classifier, reranker, tagger
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, is_installed
-from embedded import CLS, SEP, WORDS, embedder
+from embedded import CLS, SEP, A, B, C, answerer, classifier, embedder, reranker, tagger
 from toy_model import replying, toy_model
-
-A, B, C = map(WORDS.index, "abc")
 
 
 def test_the_page_loads_nothing_foreign_and_only_its_own_script_may_run(live):
@@ -22,7 +20,7 @@ def test_the_page_loads_nothing_foreign_and_only_its_own_script_may_run(live):
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
     assert "http://" not in text
     assert "https://" not in text
-    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    (script,) = re.findall("<script>(.+?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = headers["content-security-policy"]
     assert f"script-src 'sha256-{digest}'" in policy
@@ -117,6 +115,30 @@ def test_the_page_has_the_jobs_of_each_loaded_bundle(live, visit, tmp_path):
     cosine = np.dot(one, other) / np.linalg.norm(one) / np.linalg.norm(other)
     assert browser.run(cells) == ["1.000", "1.000", f"{cosine:.3f}"]
     shot(browser, tmp_path, "compare")
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("make", "job", "expected"),
+    [
+        (classifier, "classify", ["a a ba-ish73.1 %", "ca-ish50.0 %"]),
+        (reranker, "rank", ["a a0.953", "b0.731"]),
+        (answerer, "find", ["c"]),
+        (tagger, "tag", ["aA", "bB"]),
+    ],
+)
+def test_each_task_of_encoders_has_its_job(live, visit, tmp_path, make, job, expected):
+    browser = visit(live(None, models=[("toy", make())]))
+    assert len(tabs(browser)) == 1
+    fill = {"classify": "a a b\\nc", "rank": "b\\na a", "find": "b a c b", "tag": "a c b"}[job]
+    browser.run(f"document.querySelector('#{job} input')?.setAttribute('value', 'a')")
+    browser.run(f"document.querySelector('#{job} textarea').value = '{fill}'")
+    click(browser, f"#{job} button")
+    browser.until(f"document.querySelector('#{job} table') !== null")
+    rows = browser.run(f"[...document.querySelectorAll('#{job} tr')].map((row) => row.textContent)")
+    assert len(rows) == len(expected)
+    assert all(row.startswith(start) for row, start in zip(rows, expected, strict=True)), rows
+    shot(browser, tmp_path, job)
 
 
 @needs_chromium

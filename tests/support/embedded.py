@@ -7,10 +7,15 @@ from tokenizers import models, pre_tokenizers, processors
 from piston.core.bundle.interface import BATCH, ENCODER, GraphInterface, TensorSpec
 from piston.core.bundle.manifest import Manifest, ModelSpec, TokenizerSpec
 from piston.runtime.tasks.feature_extraction import Embedder
+from piston.runtime.tasks.question_answering import QuestionAnswerer
+from piston.runtime.tasks.text_classification import TextClassifier
+from piston.runtime.tasks.text_ranking import Reranker
+from piston.runtime.tasks.token_classification import TokenClassifier
 from piston.runtime.text.tokenizer import Tokenizer
 
 WORDS = ["[CLS]", "[SEP]", "[UNK]", *"abcdefgh", "query", ":"]
 CLS, SEP = 0, 1
+A, B, C = (WORDS.index(word) for word in "abc")
 MAX_LENGTH = 6
 
 
@@ -67,6 +72,31 @@ def letter_model(model_class, of, width, *, per_token=False, max_length=MAX_LENG
     manifest = manifest_of(model_class.TASK, "logits", shape, settings)
     session = LetterSession(of, per_token=per_token)
     return model_class(manifest, session, tokenizer(), max_length=max_length, max_batch=max_batch)
+
+
+def counts(ids):
+    """Logits of two labels: how many a, and how many b."""
+    return [ids.count(A), ids.count(B)]
+
+
+def classifier(problem="single_label", **settings):
+    return letter_model(TextClassifier, counts, 2, labels=["a-ish", "b-ish"], problem_type=problem, **settings)
+
+
+def reranker():
+    return letter_model(Reranker, lambda ids: [ids.count(A)], 1, activation="sigmoid", max_length=10)
+
+
+def tagger():
+    logits = {A: [0, 3, 0], B: [0, 0, 3]}
+    of = lambda ids: [logits.get(token, [3, 0, 0]) for token in ids]  # noqa: E731
+    return letter_model(TokenClassifier, of, 3, per_token=True, labels=["O", "B-A", "B-B"])
+
+
+def answerer():
+    """Sure of the letter c."""
+    of = lambda ids: [[8, 8] if token == C else [0, 0] for token in ids]  # noqa: E731
+    return letter_model(QuestionAnswerer, of, 2, per_token=True, max_length=8)
 
 
 def manifest_of(task, output, shape, settings):
