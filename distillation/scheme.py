@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from piston.core.bundle import GRAPH
 from piston.core.errors import MisuseError
 from piston.distillation.rounding import InputScale, StudentLinear
-from piston.distillation.structure import linears_of, mlp_of
+from piston.distillation.structure import HEAD, linears_of, mlp_of
 from piston.graph.pattern import array_of
 from piston.graph.qdq import activation_pair, quantized_weight, remainders
 from piston.graph.rounding import Floats, Grid, searched_scale
@@ -118,7 +118,8 @@ def load_weights(model: Any, start: Start, place: Path) -> None:
     for name, target in state.items():
         if (value := start.weights.get(name)) is None:
             continue
-        array = value.T if name in transposed else value
+        is_tied_head = name.rpartition(".")[0] == HEAD and value.shape == tuple(target.shape)  # a table, [out, in]
+        array = value.T if name in transposed and not is_tied_head else value
         if array.shape != tuple(target.shape):
             raise MisuseError(
                 f"--start {place} has {name} as {list(array.shape)}, the student as {list(target.shape)}; calibrate "

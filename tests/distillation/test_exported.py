@@ -8,8 +8,10 @@ import onnxruntime
 import pytest
 import torch
 from canonical import CanonicalSession
+from checkpoints import VOCAB_SIZE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from zoo import make
 
 from piston.calibration.calibrate import CheckOptions, calibrate
 from piston.calibration.recipe import Recipe
@@ -19,7 +21,7 @@ from piston.core.errors import MisuseError
 from piston.data.rows import RowOptions
 from piston.distillation.distill import distill
 from piston.distillation.options import DistillOptions
-from piston.distillation.scheme import read_start, round_student
+from piston.distillation.scheme import load_weights, read_start, round_student
 from piston.distillation.sparsity import is_sparse
 from piston.distillation.training import TrainingOptions
 from piston.export import ExportOptions, export_model
@@ -159,6 +161,19 @@ def test_zeros_of_a_sparse_start_are_kept_while_it_trains(toys, teacher, text, t
             assert is_sparse(value)
             assert np.array_equal(value.numpy() == 0, begun[name].T == 0)
             assert not np.array_equal(value.numpy(), begun[name].T)
+
+
+def test_a_start_with_a_tied_head_gives_every_tensor_back(toys, tmp_path):
+    calibrate(toys.model_dir(tie_word_embeddings=True), tmp_path / "start", Recipe(scheme="w8"), checked=ANY)
+    start, model = read_start(tmp_path / "start"), make("llama", vocab_size=VOCAB_SIZE, tie_word_embeddings=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    load_weights(model, start, tmp_path)
+    for name, value in model.state_dict().items():
+        steps = 127 if "_proj" in name else 1e9  # half a code of the largest weight
+        assert float((value - before[name]).abs().max()) <= float(before[name].abs().max()) / steps
 
 
 def test_a_start_of_another_teacher_is_refused_before_it_is_trained(toys, teacher, text, tmp_path):
