@@ -8,10 +8,11 @@ import onnx_ir as ir
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.errors import EngineError
 from piston.engines.lowering.kernels.attention import KernelAttentionPass
+from piston.engines.lowering.kernels.bidirectional import KernelBidirectionalPass
 from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGatedBlocksPass
 from piston.engines.lowering.kernels.copies import KernelCopiesPass
-from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelLinearPass
-from piston.engines.lowering.kernels.norm import KernelNormPass
+from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelGeluPass, KernelLinearPass
+from piston.engines.lowering.kernels.norm import KernelLayerNormPass, KernelNormPass
 from piston.engines.lowering.kernels.table import KernelTablePass
 from piston.engines.ort.cpu_graph import EXTERNAL_FROM
 
@@ -24,6 +25,7 @@ class KernelBuild:
     attention: int
     linears: int
     gated: int
+    gelu: int
     norms: int
     blocks: int
     tables: int
@@ -37,9 +39,16 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
         EngineError: nothing in it is of a form that the kernels take.
     """
     model = ir.load(lowered)
-    attention, gated, linears, norms = KernelAttentionPass(), KernelGatedPass(), KernelLinearPass(), KernelNormPass()
+    attention, texts, gated, gelu = (
+        KernelAttentionPass(),
+        KernelBidirectionalPass(),
+        KernelGatedPass(),
+        KernelGeluPass(),
+    )
+    linears, norms, layer_norms = KernelLinearPass(), KernelNormPass(), KernelLayerNormPass()
     tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
-    passes = attention, gated, linears, norms, tables, gated_blocks, blocks, KernelCopiesPass()
+    products = gated, gelu, linears, tables, gated_blocks, blocks, KernelCopiesPass()
+    passes = attention, texts, norms, layer_norms, *products
     ir.passes.Sequential(*passes)(model)
     if not any(each.fused for each in passes):
         raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")
@@ -48,10 +57,11 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
     ir.save(model, path, external_data=GRAPH_DATA, size_threshold_bytes=EXTERNAL_FROM)
     return KernelBuild(
         path=path,
-        attention=attention.fused,
+        attention=attention.fused + texts.fused,
         linears=linears.fused,
         gated=gated.fused + gated_blocks.fused,
-        norms=norms.fused,
+        gelu=gelu.fused,
+        norms=norms.fused + layer_norms.fused,
         blocks=blocks.fused,
         tables=tables.fused,
         weights_bytes=(engine_dir / GRAPH_DATA).stat().st_size,

@@ -19,12 +19,14 @@ from piston.graph.pattern import (
     emit,
     graph_of,
     replace,
+    sole_consumer,
     static_dims,
 )
 from piston.graph.weight import derived_weight
 
 OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
 BIAS = 6  # where MatMulIntegerToFloat has it
+GELUS = {("", "Gelu"), (MICROSOFT, "Gelu"), (MICROSOFT, "FastGelu")}
 
 
 class KernelLinearPass(KernelPass):
@@ -71,6 +73,36 @@ class KernelGatedPass(KernelPass):
         _rewrite_gated(node, *pair)
 
 
+class KernelGeluPass(KernelPass):
+    """MatMulIntegerToFloat -> Gelu (or FastGelu) becomes GeluLinear, or GeluLinearCodes where codes are read."""
+
+    def fits(self, node: ir.Node) -> bool:
+        """See KernelPass."""
+        product = _gelu_product(node)
+        return product is not None and _fits(product) and not is_beside(product) and beside(product).total is product
+
+    def rewrite(self, node: ir.Node) -> None:
+        """See KernelPass."""
+        product = _gelu_product(node)
+        assert product is not None
+        bias = product.inputs[BIAS] if len(product.inputs) > BIAS else None
+        inputs = [product.inputs[0], tiled(product), offsets(product), scales(product), bias]
+        _emit_activated(node, "GeluLinear", inputs, {"tanh": int(_is_tanh(node))})
+
+
+def _gelu_product(node: ir.Node) -> ir.Node | None:
+    """What gives the input of a Gelu that reads nothing else, if nothing else reads it."""
+    is_gelu = (node.domain, node.op_type) in GELUS and all(value is None for value in node.inputs[1:])
+    value = node.inputs[0] if is_gelu else None
+    return value.producer() if value is not None and sole_consumer(value) is node else None
+
+
+def _is_tanh(gelu: ir.Node) -> bool:
+    return gelu.op_type == "FastGelu" or (
+        "approximate" in gelu.attributes and gelu.attributes["approximate"].as_string() == "tanh"
+    )
+
+
 def _fits(node: ir.Node | None) -> bool:
     if node is None or node.op_type != "MatMulIntegerToFloat" or node.domain != MICROSOFT or len(node.inputs) < 5:  # noqa: PLR2004
         return False
@@ -102,24 +134,33 @@ def _rewrite_gated(mul: ir.Node, gate: ir.Node, up: ir.Node) -> None:
         derived_weight(graph, f"{name}.{kind}", values, [2 * width], _alternating_columns)
         for kind, values in zip(("offset", "scale"), columns, strict=True)
     )
-    inputs: list[ir.Value | None] = [gate.inputs[0], weight, offset, scale]
-    codes = codes_of(mul.outputs[0])
+    _emit_activated(mul, "GatedLinear", [gate.inputs[0], weight, offset, scale])
+
+
+def _emit_activated(
+    last: ir.Node, kind: str, inputs: list[ir.Value | None], attributes: dict[str, int | float] | None = None
+) -> None:
+    """Put the operator `kind` in the place of `last`, or `kind`Codes where what it gives is made codes of."""
+    codes = codes_of(last.outputs[0])
     if codes is None:
-        node = emit(mul, "GatedLinear", inputs, domain=KERNELS, like=mul.outputs[0])
-        replace(mul.outputs[0], node.outputs[0])
+        while inputs[-1] is None:
+            inputs.pop()
+        node = emit(last, kind, inputs, attributes, domain=KERNELS, like=last.outputs[0])
+        replace(last.outputs[0], node.outputs[0])
         return
     given = [codes.quantize, codes.gather, codes.coarse]
     asked = [None if node is None else node.inputs[1] for node in given]  # scale, channels, coarse scale
     while given[-1] is None:
         given.pop()
     node = emit(
-        mul,
-        "GatedLinearCodes",
+        last,
+        f"{kind}Codes",
         [*inputs, *asked[: len(given)]],
+        attributes,
         domain=KERNELS,
         num_outputs=len(given),
         like=codes.quantize.outputs[0],
-        dims=dims_of(mul.outputs[0]),
+        dims=dims_of(last.outputs[0]),
     )
     for replaced, output in zip(given, node.outputs, strict=True):
         if replaced is None:

@@ -2,19 +2,21 @@
 
 import onnx_ir as ir
 
-from piston.engines.lowering.kernels.addends import codes_reader
+from piston.engines.lowering.kernels.addends import codes_reader, is_middle
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
 from piston.graph.pattern import (
     MICROSOFT,
     dims_of,
     emit,
     float_attribute,
+    int_attribute,
     replace,
     same_shape,
     static_dims,
 )
 
 LANES = 16
+LAYER_NORM_SCALE = 4  # where LayerNormCodes has the scale of its codes
 
 
 class KernelNormPass(KernelPass):
@@ -29,6 +31,63 @@ class KernelNormPass(KernelPass):
         quantize = codes_reader(node.outputs[0])
         assert quantize is not None
         _rewrite(node, quantize)
+
+
+class KernelLayerNormPass(KernelPass):
+    """(Skip)LayerNormalization of which codes are made becomes LayerNormCodes, whatever else reads it."""
+
+    def fits(self, node: ir.Node) -> bool:
+        """See KernelPass."""
+        return _layer_norm_fits(node) and _codes_of(node.outputs[0]) is not None
+
+    def rewrite(self, node: ir.Node) -> None:
+        """See KernelPass."""
+        quantize = _codes_of(node.outputs[0])
+        assert quantize is not None
+        is_skip = node.op_type == "SkipLayerNormalization"
+        inputs = [node.inputs[0], *([] if is_skip else [None]), *node.inputs[1:]]
+        inputs += [None] * (LAYER_NORM_SCALE - len(inputs))
+        made = emit(
+            node,
+            "LayerNormCodes",
+            [*inputs, quantize.inputs[1]],
+            {"epsilon": float_attribute(node, "epsilon", 1e-5)},
+            domain=KERNELS,
+            num_outputs=3,
+            like=quantize.outputs[0],
+            dims=dims_of(node.inputs[0]),
+        )
+        sums = node.outputs[3] if len(node.outputs) > 3 else None  # noqa: PLR2004
+        replace(quantize.outputs[0], made.outputs[0])
+        for old, new in ((node.outputs[0], made.outputs[1]), (sums, made.outputs[2])):
+            new.type, new.shape = node.inputs[0].type, node.inputs[0].shape  # type: ignore[union-attr]
+            if old is not None and old.uses():
+                replace(old, new)
+            else:
+                new.name = ""
+
+
+def _layer_norm_fits(norm: ir.Node) -> bool:
+    """Whether it is over the last axis, in float, of a whole number of vectors, and gives no statistics."""
+    is_skip = (norm.domain, norm.op_type) == (MICROSOFT, "SkipLayerNormalization")
+    is_plain = (norm.domain, norm.op_type) == ("", "LayerNormalization")
+    width = static_dims(norm.inputs[0])[-1:] if is_skip or is_plain else []
+    if not width or width[0] <= 0 or width[0] % LANES or any(output.uses() for output in norm.outputs[1:3]):
+        return False
+    value = norm.inputs[0]
+    assert value is not None
+    if value.dtype != ir.DataType.FLOAT:
+        return False
+    if is_skip:
+        return len(norm.inputs) <= LAYER_NORM_SCALE and same_shape(value, norm.inputs[1])
+    rank = len(static_dims(value))
+    return int_attribute(norm, "axis", -1) in (-1, rank - 1) and len(norm.inputs) < LAYER_NORM_SCALE
+
+
+def _codes_of(value: ir.Value) -> ir.Node | None:
+    """The one QuantizeLinear to UINT8 about 128 among what reads a value that is no output of the graph."""
+    found = [use.node for use in value.uses() if is_middle(use.node) and use.idx == 0]
+    return found[0] if len(found) == 1 and not value.is_graph_output() else None
 
 
 def _fits(norm: ir.Node) -> bool:

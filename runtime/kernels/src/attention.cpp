@@ -22,15 +22,16 @@ void fetch(const Cache& cache, int64_t at, int64_t dim) {
   for (int64_t i = 0; i < dim * item; i += 64) _mm_prefetch(base + at * item + i, _MM_HINT_T0);
 }
 
+// The cache that is read is this operator's own output: what new tokens are written to.
 void store_cached(const Cache& cache, int64_t at, int64_t channel, __m512 value) {
   if (cache.values != nullptr) {
-    _mm512_storeu_ps(cache.values + at, value);
+    _mm512_storeu_ps(const_cast<float*>(cache.values) + at, value);
     return;
   }
   const __m512 limit = _mm512_set1_ps(1024.0f);
   __m512 scaled = _mm512_div_ps(value, _mm512_loadu_ps(cache.scales + channel));
   scaled = _mm512_max_ps(_mm512_min_ps(scaled, limit), _mm512_sub_ps(_mm512_setzero_ps(), limit));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(cache.codes + at), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(scaled)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(const_cast<int8_t*>(cache.codes) + at), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(scaled)));
 }
 
 // Both halves of 16 channel pairs of one head, turned by the angle of their position.
@@ -38,11 +39,10 @@ struct Pair {
   __m512 low, high;
 };
 
-Pair rotated(const Attention& attention, const float* head, int64_t position, int64_t channel) {
-  const int64_t half = attention.head_dim / 2;
+Pair rotated(const NewTokens& tokens, int64_t half, const float* head, int64_t position, int64_t channel) {
   const __m512 low = _mm512_loadu_ps(head + channel), high = _mm512_loadu_ps(head + half + channel);
-  const __m512 cos = _mm512_loadu_ps(attention.cos + position * half + channel);
-  const __m512 sin = _mm512_loadu_ps(attention.sin + position * half + channel);
+  const __m512 cos = _mm512_loadu_ps(tokens.cos + position * half + channel);
+  const __m512 sin = _mm512_loadu_ps(tokens.sin + position * half + channel);
   return {_mm512_fmsub_ps(low, cos, _mm512_mul_ps(high, sin)), _mm512_fmadd_ps(high, cos, _mm512_mul_ps(low, sin))};
 }
 
@@ -171,18 +171,18 @@ void span_of(const Attention& attention, const float* queries, int64_t cache, in
 
 }  // namespace
 
-void write_tokens(const Attention& attention, int64_t begin, int64_t end) {
+void write_tokens(const Attention& attention, const NewTokens& tokens, int64_t begin, int64_t end) {
   const int64_t dim = attention.head_dim, half = dim / 2, heads = attention.heads, kv_heads = attention.kv_heads;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t row = index / attention.seq, position = attention.start(row) + index % attention.seq;
-    const float *query = attention.query + index * attention.query_stride, *keys = attention.key + index * attention.key_stride;
-    const float* values = attention.value + index * attention.value_stride;
+    const float *query = tokens.query + index * tokens.query_stride, *keys = tokens.key + index * tokens.key_stride;
+    const float* values = tokens.value + index * tokens.value_stride;
     for (int64_t head = 0; head < heads; ++head) {
-      float* to = attention.queries + (index * heads + head) * dim;
+      float* to = tokens.queries + (index * heads + head) * dim;
       const int64_t channels = head / (heads / kv_heads) * dim;  // queries meet codes: they take the keys' scales
       for (int64_t channel = 0; channel < half; channel += kLanes) {
-        const Pair pair = rotated(attention, query + head * dim, position, channel);
-        __m512 low = _mm512_set1_ps(attention.scale), high = low;
+        const Pair pair = rotated(tokens, half, query + head * dim, position, channel);
+        __m512 low = _mm512_set1_ps(tokens.scale), high = low;
         if (attention.keys.values == nullptr) {
           low = _mm512_mul_ps(low, _mm512_loadu_ps(attention.keys.scales + channels + channel));
           high = _mm512_mul_ps(high, _mm512_loadu_ps(attention.keys.scales + channels + half + channel));
@@ -195,7 +195,7 @@ void write_tokens(const Attention& attention, int64_t begin, int64_t end) {
       const int64_t at = attention.at(row, head) + position * dim;
       const float *key = keys + head * dim, *value = values + head * dim;
       for (int64_t channel = 0; channel < half; channel += kLanes) {
-        const Pair pair = rotated(attention, key, position, channel);
+        const Pair pair = rotated(tokens, half, key, position, channel);
         store_cached(attention.keys, at + channel, head * dim + channel, pair.low);
         store_cached(attention.keys, at + half + channel, head * dim + half + channel, pair.high);
       }
@@ -207,9 +207,9 @@ void write_tokens(const Attention& attention, int64_t begin, int64_t end) {
 
 void attend_span(const Attention& attention, int64_t row, int64_t token, int64_t kv_head, int64_t span, float* part) {
   const int64_t group = attention.heads / attention.kv_heads, dim = attention.head_dim;
-  const float* queries = attention.queries + ((row * attention.seq + token) * attention.heads + kv_head * group) * dim;
+  const float* queries = attention.query_at(row, token, kv_head * group);
   const int64_t cache = attention.at(row, kv_head) + span * kSpan * dim;
-  const int64_t left = attention.start(row) + token + 1 - span * kSpan, count = left < kSpan ? left : kSpan;
+  const int64_t left = attention.visible(row, token) - span * kSpan, count = left < kSpan ? left : kSpan;
   constexpr int64_t kMost = 8;
   int64_t done = 0;
   for (; done + kMost <= group; done += kMost) span_of<kMost>(attention, queries + done * dim, cache, count, part + done * (2 + dim));
@@ -249,7 +249,7 @@ void merge_spans(const Attention& attention, int64_t row, int64_t token, int64_t
     for (int64_t p = 0; p < count; ++p)
       total = __builtin_fmaf(parts[p * stride + g * width + 1], next[p], total * before[p]);
     const __m512 inverse = _mm512_set1_ps(1.0f / total);
-    const int64_t at = ((row * attention.seq + token) * attention.heads + kv_head * group + g) * dim;
+    const int64_t at = attention.out_at(row, token, kv_head * group + g);
     for (int64_t i = 0; i < dim; i += 2 * kLanes) {
       __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
       for (int64_t p = 0; p < count; ++p) {

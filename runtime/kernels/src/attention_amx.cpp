@@ -44,14 +44,14 @@ struct Layout {
 };
 
 // Tiles take the depth in pairs: row d of a key tile holds channels 2d and 2d + 1 of 16 keys.
-void key_tiles(const Cache& cache, int64_t at, int64_t count, int64_t dim, uint16_t* tiles) {
+void key_tiles(const Cache& cache, int64_t at, int64_t step_of_keys, int64_t count, int64_t dim, uint16_t* tiles) {
   alignas(64) uint32_t words[2][16][16];  // [high, low][key][channel pair]
   for (int64_t step = 0; step < dim / kStep; ++step) {
     std::memset(words, 0, sizeof words);
     for (int64_t key = 0; key < count; ++key)
       for (int64_t i = 0; i < kStep; i += kLanes)
         store_split(reinterpret_cast<uint16_t*>(words[0][key]) + i, reinterpret_cast<uint16_t*>(words[1][key]) + i,
-                    load_cached(cache, at + key * dim + step * kStep + i));
+                    load_cached(cache, at + key * step_of_keys + step * kStep + i));
     const __m512i stride = _mm512_mullo_epi32(_mm512_set1_epi32(16), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
     for (int64_t part = 0; part < 2; ++part)
       for (int64_t pair = 0; pair < 16; ++pair)
@@ -65,13 +65,13 @@ __m512i joined(__m256i even, __m256i odd) {
 }
 
 // Row k of a value tile holds keys 2k and 2k + 1 of 16 channels.
-void value_tiles(const Cache& cache, int64_t at, int64_t count, int64_t dim, uint16_t* tiles) {
+void value_tiles(const Cache& cache, int64_t at, int64_t step, int64_t count, int64_t dim, uint16_t* tiles) {
   for (int64_t column = 0; column < dim / kLanes; ++column) {
     uint16_t* to = tiles + column * 2 * kTileItems;
     for (int64_t pair = 0; pair < kBlockKeys / 2; ++pair) {
-      const int64_t from = at + 2 * pair * dim + column * kLanes;
+      const int64_t from = at + 2 * pair * step + column * kLanes;
       const Split even = split(2 * pair < count ? load_cached(cache, from) : _mm512_setzero_ps());
-      const Split odd = split(2 * pair + 1 < count ? load_cached(cache, from + dim) : _mm512_setzero_ps());
+      const Split odd = split(2 * pair + 1 < count ? load_cached(cache, from + step) : _mm512_setzero_ps());
       _mm512_storeu_si512(to + pair * kStep, joined(even.high, odd.high));
       _mm512_storeu_si512(to + kTileItems + pair * kStep, joined(even.low, odd.low));
     }
@@ -167,28 +167,29 @@ void make(const Attention& attention, int64_t row, int64_t kv_head, int64_t key_
   const Layout layout{attention.head_dim};
   uint16_t* to = reinterpret_cast<uint16_t*>(tiles) + key_block * layout.block();
   const int64_t first = key_block * kBlockKeys, dim = attention.head_dim;
-  const int64_t at = attention.at(row, kv_head) + first * dim;
+  const int64_t at = attention.at(row, kv_head) + first * attention.step;
   const int64_t left = attention.length(row) - first, count = left < kBlockKeys ? left : kBlockKeys;
   for (int64_t half = 0; half < 2; ++half) {
     const int64_t more = count - half * kLanes;
-    key_tiles(attention.keys, at + half * kLanes * dim, more < 0 ? 0 : more < kLanes ? more : kLanes, dim,
+    key_tiles(attention.keys, at + half * kLanes * attention.step, attention.step, more < 0 ? 0 : more < kLanes ? more : kLanes, dim,
               to + layout.key(half, 0));
   }
-  value_tiles(attention.values, at, count, dim, to + layout.value(0));
+  value_tiles(attention.values, at, attention.step, count, dim, to + layout.value(0));
 }
 
 void attend(const Attention& attention, int64_t row, int64_t head, int64_t block, const uint8_t* tiles) {
   static thread_local Scratch scores_room, high_room, low_room, query_room;
   const Layout layout{attention.head_dim};
   const int64_t dim = attention.head_dim, first = block * kBlockTokens;
-  const int64_t left = attention.seq - first, count = left < kBlockTokens ? left : kBlockTokens;
-  const int64_t length = rounded(attention.start(row) + first + count, kBlockKeys);
+  const int64_t left = attention.tokens(row) - first, count = left < kBlockTokens ? left : kBlockTokens;
+  const int64_t length = rounded(attention.visible(row, first + count - 1), kBlockKeys);
   uint16_t* query_high = query_room.at_least<uint16_t>(2 * kBlockTokens * dim);
   uint16_t* query_low = query_high + kBlockTokens * dim;
   std::memset(query_high, 0, 2 * kBlockTokens * dim * sizeof(uint16_t));
   for (int64_t t = 0; t < count; ++t) {
-    const float* query = attention.queries + ((row * attention.seq + first + t) * attention.heads + head) * dim;
-    for (int64_t i = 0; i < dim; i += kLanes) store_split(query_high + t * dim + i, query_low + t * dim + i, _mm512_loadu_ps(query + i));
+    const float* query = attention.query_at(row, first + t, head);
+    for (int64_t i = 0; i < dim; i += kLanes)
+      store_split(query_high + t * dim + i, query_low + t * dim + i, _mm512_mul_ps(_mm512_loadu_ps(query + i), _mm512_set1_ps(attention.factor)));
   }
   const int64_t stride = stride_of(length);
   float* scores = scores_room.at_least<float>(kBlockTokens * stride);
@@ -200,7 +201,8 @@ void attend(const Attention& attention, int64_t row, int64_t head, int64_t block
   score(layout, query_high, query_low, items, length, scores);
   float inverse[kBlockTokens];
   for (int64_t t = 0; t < kBlockTokens; ++t) {
-    const int64_t visible = attention.start(row) + first + (t < count ? t : 0) + 1;
+    const int64_t token = first + (t < count ? t : 0), visible = attention.visible(row, token);
+    if (attention.bias != nullptr) add_bias(attention.bias_at(row, token, head), visible, scores + t * stride);
     inverse[t] = 1.0f / weigh(scores + t * stride, visible, length, high + t * stride, low + t * stride);
   }
   written_for_tiles();
@@ -210,7 +212,7 @@ void attend(const Attention& attention, int64_t row, int64_t head, int64_t block
     const int64_t more = dim / kLanes - column, columns = more < 4 ? more : 4;
     weighted(layout, high, low, items, length, column, columns, sums);
     for (int64_t t = 0; t < count; ++t) {
-      const int64_t at = ((row * attention.seq + first + t) * attention.heads + head) * dim + column * kLanes;
+      const int64_t at = attention.out_at(row, first + t, head) + column * kLanes;
       for (int64_t i = 0; i < columns * kLanes; i += kLanes) {
         __m512 sum = _mm512_mul_ps(_mm512_load_ps(sums + t * 4 * kLanes + i), _mm512_set1_ps(inverse[t]));
         give_out(attention, at + i, kv_head * dim + column * kLanes + i, sum);

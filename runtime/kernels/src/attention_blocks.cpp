@@ -16,7 +16,7 @@ constexpr int64_t kWidth = 2 * kLanes;
 constexpr int64_t kKeys = kSpan;
 constexpr int64_t kBlockTokens = 2 * kTokens;
 
-// Of 64 keys: their channels [head_dim, 64], then their values [64, head_dim]; what lies beyond the last key is zero.
+// Of 64 keys: their channels [head_dim, 64], then their values [64, head_dim].
 int64_t block_size(const Attention& attention) { return 2 * kKeys * attention.head_dim; }
 
 int64_t size(const Attention& attention, int64_t length) {
@@ -25,17 +25,17 @@ int64_t size(const Attention& attention, int64_t length) {
 
 void make(const Attention& attention, int64_t row, int64_t kv_head, int64_t block, uint8_t* room) {
   const int64_t dim = attention.head_dim, first = block * kKeys, left = attention.length(row) - first;
-  const int64_t at = attention.at(row, kv_head) + first * dim, count = left < kKeys ? left : kKeys;
+  const int64_t at = attention.at(row, kv_head) + first * attention.step, count = left < kKeys ? left : kKeys;
   float* keys = reinterpret_cast<float*>(room) + block * block_size(attention);
   float* values = keys + kKeys * dim;
   alignas(64) float lanes[kLanes];
-  for (int64_t key = 0; key < kKeys; ++key) {
+  for (int64_t key = 0; key < (count + kWidth - 1) / kWidth * kWidth; ++key) {
     for (int64_t i = 0; i < dim; i += kLanes) {
       const bool is_there = key < count;
-      _mm512_store_ps(lanes, is_there ? load_cached(attention.keys, at + key * dim + i) : _mm512_setzero_ps());
+      const int64_t from = at + key * attention.step + i;
+      _mm512_store_ps(lanes, is_there ? load_cached(attention.keys, from) : _mm512_setzero_ps());
       for (int64_t lane = 0; lane < kLanes; ++lane) keys[(i + lane) * kKeys + key] = lanes[lane];
-      _mm512_storeu_ps(values + key * dim + i,
-                       is_there ? load_cached(attention.values, at + key * dim + i) : _mm512_setzero_ps());
+      if (is_there) _mm512_storeu_ps(values + key * dim + i, load_cached(attention.values, from));
     }
   }
 }
@@ -73,11 +73,11 @@ void score(Tokens& tokens, const float* keys, int64_t count, int64_t dim) {
   }
 }
 
-// Weigh a span's values [64, head_dim], of which token t sees the first `visible` + t, and merge it with those before.
-void add_span(Tokens& tokens, const float* values, int64_t visible, int64_t count, int64_t num_tokens, int64_t dim) {
+// Weigh a span's values [64, head_dim], of which token t sees the first visible[t], and merge it with those before.
+void add_span(Tokens& tokens, const float* values, const int64_t* visible, int64_t count, int64_t num_tokens, int64_t dim) {
   alignas(64) float most[kLanes] = {}, total[kLanes] = {}, before[kLanes], next[kLanes];
   for (int64_t t = 0; t < num_tokens; ++t) {
-    const Softmax found = weigh(tokens.scores + t * kKeys, visible + t);
+    const Softmax found = weigh(tokens.scores + t * kKeys, visible[t]);
     most[t] = found.most;
     total[t] = found.total;
   }
@@ -100,7 +100,7 @@ void add_span(Tokens& tokens, const float* values, int64_t visible, int64_t coun
   }
 }
 
-// Up to 12 tokens of a head, from the new token `first` on.
+// Up to 12 tokens of a head, from `first` on.
 void attend_few(const Attention& attention, int64_t row, int64_t head, int64_t first, int64_t count, const float* blocks) {
   static thread_local Scratch room;
   const int64_t dim = attention.head_dim, kv_head = head / (attention.heads / attention.kv_heads);
@@ -108,26 +108,35 @@ void attend_few(const Attention& attention, int64_t row, int64_t head, int64_t f
   tokens.queries = room.at_least<float>(static_cast<size_t>(2 * kTokens * dim));
   tokens.sums = tokens.queries + kTokens * dim;
   std::memset(tokens.queries, 0, static_cast<size_t>(2 * kTokens * dim) * sizeof(float));
-  for (int64_t t = 0; t < count; ++t) tokens.most[t] = -INFINITY;
-  const auto place = [&](int64_t t) { return ((row * attention.seq + first + t) * attention.heads + head) * dim; };
-  for (int64_t t = 0; t < count; ++t)
-    std::memcpy(tokens.queries + t * dim, attention.queries + place(t), static_cast<size_t>(dim) * sizeof(float));
-  const int64_t position = attention.start(row) + first, length = position + count;
+  int64_t visible[kTokens];
+  for (int64_t t = 0; t < count; ++t) {
+    tokens.most[t] = -INFINITY;
+    visible[t] = attention.visible(row, first + t);
+    const float* query = attention.query_at(row, first + t, head);
+    for (int64_t i = 0; i < dim; i += kLanes)
+      _mm512_storeu_ps(tokens.queries + t * dim + i, _mm512_mul_ps(_mm512_loadu_ps(query + i), _mm512_set1_ps(attention.factor)));
+  }
+  const int64_t length = visible[count - 1];
   for (int64_t key = 0; key < length; key += kKeys, blocks += block_size(attention)) {
     const int64_t left = length - key, keys = left < kKeys ? left : kKeys;
     score(tokens, blocks, keys, dim);
-    add_span(tokens, blocks + kKeys * dim, position + 1 - key, keys, count, dim);
+    for (int64_t t = 0; attention.bias != nullptr && t < count; ++t)
+      add_bias(attention.bias_at(row, first + t, head) + key, keys, tokens.scores + t * kKeys);
+    add_span(tokens, blocks + kKeys * dim, visible, keys, count, dim);
+    for (int64_t t = 0; t < count; ++t) visible[t] -= kKeys;
   }
   for (int64_t t = 0; t < count; ++t) {
+    const int64_t at = attention.out_at(row, first + t, head);
     const __m512 inverse = _mm512_set1_ps(1.0f / tokens.total[t]);
     for (int64_t i = 0; i < dim; i += kLanes)
-      give_out(attention, place(t) + i, kv_head * dim + i, _mm512_mul_ps(_mm512_loadu_ps(tokens.sums + t * dim + i), inverse));
+      give_out(attention, at + i, kv_head * dim + i, _mm512_mul_ps(_mm512_loadu_ps(tokens.sums + t * dim + i), inverse));
   }
 }
 
 void attend(const Attention& attention, int64_t row, int64_t head, int64_t block, const uint8_t* room) {
-  for (int64_t first = block * kBlockTokens; first < (block + 1) * kBlockTokens && first < attention.seq; first += kTokens) {
-    const int64_t left = attention.seq - first;
+  const int64_t tokens = attention.tokens(row);
+  for (int64_t first = block * kBlockTokens; first < (block + 1) * kBlockTokens && first < tokens; first += kTokens) {
+    const int64_t left = tokens - first;
     attend_few(attention, row, head, first, left < kTokens ? left : kTokens, reinterpret_cast<const float*>(room));
   }
 }

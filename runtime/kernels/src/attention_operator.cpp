@@ -72,20 +72,21 @@ Cache cache_of(const Context& context, size_t index, size_t scale_at, const Tens
 }
 
 // Where queries, keys and values of each token lie: side by side in one tensor, or in three.
-bool find_heads(const Context& context, const Tensor& query, Attention* call) {
-  const int64_t width = call->heads * call->head_dim, kv_width = call->kv_heads * call->head_dim;
-  call->query_stride = query.dims[2];
+bool find_heads(const Context& context, const Tensor& query, const Attention& call, NewTokens* tokens) {
+  const int64_t width = call.heads * call.head_dim, kv_width = call.kv_heads * call.head_dim;
+  tokens->query = query.as<float>();
+  tokens->query_stride = query.dims[2];
   const Tensor key = context.input(9), value = context.input(10);
   if (key.is_given != value.is_given) return false;
   if (!key.is_given) {
-    call->key_stride = call->value_stride = query.dims[2];
-    call->key = call->query + width;
-    call->value = call->key + kv_width;
+    tokens->key_stride = tokens->value_stride = query.dims[2];
+    tokens->key = tokens->query + width;
+    tokens->value = tokens->key + kv_width;
     return query.dims[2] == width + 2 * kv_width;
   }
-  call->key = key.as<float>();
-  call->value = value.as<float>();
-  call->key_stride = call->value_stride = kv_width;
+  tokens->key = key.as<float>();
+  tokens->value = value.as<float>();
+  tokens->key_stride = tokens->value_stride = kv_width;
   if (!key.has_axes() || !value.has_axes()) return false;
   return query.dims[2] == width && key.last() == kv_width && value.last() == kv_width && key.rows() == query.rows() &&
          value.rows() == query.rows();
@@ -100,25 +101,30 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gi
   const Tensor query = context.input(0), past_key = context.input(1), past_value = context.input(2), cos = context.input(4), sin = context.input(5);
   if (query.rank != 3 || past_key.rank != 4) return context.failure("piston: attention takes [batch, seq, width] and a cache of rank 4");
   Attention call{};
-  call.query = query.as<float>();
+  NewTokens tokens{};
+  const int64_t capacity = past_key.dims[2];
+  call.is_causal = true;
   call.rows = query.dims[0];
   call.seq = query.dims[1];
   call.heads = kernel.integer;
   call.kv_heads = past_key.dims[1];
-  call.capacity = past_key.dims[2];
-  call.head_dim = past_key.dims[3];
-  call.scale = kernel.real;
+  call.head_dim = call.step = past_key.dims[3];
+  call.head_step = capacity * call.step;
+  call.row_step = call.kv_heads * call.head_step;
   call.last = context.sized<int32_t>(3, call.rows);
-  call.cos = cos.as<float>();
-  call.sin = sin.as<float>();
+  call.query_stride = call.heads * call.head_dim;
+  call.factor = 1;
+  tokens.scale = kernel.real;
+  tokens.cos = cos.as<float>();
+  tokens.sin = sin.as<float>();
   if (call.kv_heads <= 0 || call.heads <= 0 || call.heads % call.kv_heads != 0 || call.head_dim <= 0 || call.head_dim % 32 != 0 ||
-      !find_heads(context, query, &call) || past_key.dims[0] != call.rows || !past_value.is_like(past_key))
+      !find_heads(context, query, call, &tokens) || past_key.dims[0] != call.rows || !past_value.is_like(past_key))
     return context.failure("piston: heads and cache do not fit");
   if (call.last == nullptr && call.rows > 0) return context.failure("piston: attention needs one length for each row");
   if (cos.rank != 2 || cos.dims[1] != call.head_dim / 2 || !sin.is_like(cos))
     return context.failure("piston: rotary tables are not [positions, head_dim / 2]");
   for (int64_t row = 0; row < call.rows; ++row) {
-    if (call.start(row) < 0 || call.length(row) > call.capacity) return context.failure("piston: lengths lie outside the cache");
+    if (call.start(row) < 0 || call.length(row) > capacity) return context.failure("piston: lengths lie outside the cache");
     if (call.length(row) > cos.dims[0]) return context.failure("piston: lengths lie beyond the rotary tables, which end at the engine's longest");
   }
   call.keys = cache_of(context, 1, 6, past_key);
@@ -134,9 +140,9 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gi
   } else {
     call.out = context.output<float>(0, dims, 3);
   }
-  const int64_t tokens = call.rows * call.seq;
-  call.queries = queries.at_least<float>(static_cast<size_t>(tokens * dims[2]));
-  share(context, tokens, 16, [&](int64_t begin, int64_t end) { write_tokens(call, begin, end); });
+  const int64_t count = call.rows * call.seq;
+  call.queries = tokens.queries = queries.at_least<float>(static_cast<size_t>(count * dims[2]));
+  share(context, count, 16, [&](int64_t begin, int64_t end) { write_tokens(call, tokens, begin, end); });
   if (call.seq > kFewTokens) {
     attend_blocks(context, call, level() == kAmx ? kOnTiles : kOnVectors);
   } else {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "context.h"
+#include "linear.h"
 
 namespace piston {
 
@@ -30,9 +31,11 @@ void share(const Context& context, int64_t count, int64_t worth, const Work& wor
 inline int64_t worth_reading(int64_t bytes) { return 1 + (int64_t{1} << 16) / bytes; }
 
 ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gives_codes);
-ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated);
+ort::Status* run_bidirectional(const Context& context, const Kernel& kernel, bool gives_codes);
+ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated, Activation activation);
 ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split);
 ort::Status* run_block_rows(const Context& context, const Kernel& kernel);
 ort::Status* run_norm(const Context& context, const Kernel& kernel);
+ort::Status* run_layer_norm(const Context& context, const Kernel& kernel);
 
 }  // namespace piston

@@ -14,12 +14,15 @@ struct Remainder {
   float ratio;  // of the scales
 };
 
+enum Activation { kLinear, kGelu, kGeluTanh };
+
 // What becomes of the sums of 16 columns, or of 32 where gate and up lie side by side.
 struct Epilogue {
   const int32_t* offset;  // [columns] 128 times the sum of each column's weights
   const float* scale;     // [columns] activation scale times weight scale
   const float* bias;      // [columns] or null
   bool is_gated;          // even tiles are gates, odd ones what they gate: silu(gate) * up
+  Activation activation;  // of what is not gated
   float* values;          // [rows, width] or null
   uint8_t* codes;         // [rows, width] where values is null
   float inverse_scale;
@@ -28,13 +31,13 @@ struct Epilogue {
   const float* outliers;         // [rows, num_outliers]
   const float* outlier_weights;  // [num_outliers, columns]
   int64_t num_outliers;
-  // Of a gated layer: channels whose values are given in float too, ascending; null where there are none.
+  // Of a layer that gives codes: channels whose values are given in float too, ascending; null where there are none.
   const int64_t* channels;  // [num_channels]
   const int64_t* first;     // [width / 16 + 1] the first of them that is in each tile
   int64_t num_channels;
   float* picked;  // [rows, num_channels]
   Remainder remainder;
-  // Of a gated layer: codes of what `codes` leave over, [rows, width]; null where they are not asked for.
+  // Of a layer that gives codes: codes of what those leave over, [rows, width]; null where they are not asked for.
   uint8_t* left_over;
   float code_scale, inverse_coarse_scale;
 };

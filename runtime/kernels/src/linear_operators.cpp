@@ -54,17 +54,17 @@ const char* take_remainder(const Context& context, Product& product) {
   return nullptr;
 }
 
-// Inputs 4 to 6 of a gated layer that gives codes: their scale, channels given in float too, the scale of a remainder.
-const char* take_codes(const Context& context, Product& product, int64_t* dims, size_t rank, std::vector<int64_t>& first) {
+// Three inputs, from `index` on, of a layer that gives codes: their scale, channels given in float too, a remainder's scale.
+const char* take_codes(const Context& context, size_t index, Product& product, int64_t* dims, size_t rank, std::vector<int64_t>& first) {
   Epilogue& epilogue = product.epilogue;
-  const float *scale = context.sized<float>(4, 1), *coarse = context.sized<float>(6, 1);
-  if (scale == nullptr || (coarse == nullptr && context.input(6).is_given))
-    return "piston: a gated layer's codes need one scale, and their remainder another";
-  const Tensor channels = context.input(5);
+  const float *scale = context.sized<float>(index, 1), *coarse = context.sized<float>(index + 2, 1);
+  if (scale == nullptr || (coarse == nullptr && context.input(index + 2).is_given))
+    return "piston: a layer's codes need one scale, and their remainder another";
+  const Tensor channels = context.input(index + 1);
   if (channels.is_given) {
-    if (channels.rank != 1) return "piston: the channels of a gated layer are no list";
+    if (channels.rank != 1) return "piston: the channels of a layer are no list";
     first = first_of_tiles(channels.as<int64_t>(), channels.last(), epilogue.width);
-    if (first.empty()) return "piston: the channels of a gated layer are not ascending, or not its own";
+    if (first.empty()) return "piston: the channels of a layer are not ascending, or not its own";
     epilogue.channels = channels.as<int64_t>();
     epilogue.num_channels = dims[rank - 1] = channels.last();
     epilogue.first = first.data();
@@ -83,9 +83,9 @@ const char* take_codes(const Context& context, Product& product, int64_t* dims, 
 
 }  // namespace
 
-ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated) {
-  // codes, weights [columns / 16, depth / 4, 64], offset, scale, then
-  // of a plain layer [bias], [outliers [.., k]], [outlier_weights [k, columns]], [remainder], [ratio];
+ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated, Activation activation) {
+  // codes, weights [columns / 16, depth / 4, 64], offset, scale, of what is not gated [bias], then
+  // of floats [outliers [.., k]], [outlier_weights [k, columns]], [remainder], [ratio];
   // of codes code_scale, [channels [k]], [coarse_scale], which asks for the remainder as output 2
   const Tensor codes = context.input(0), weights = context.input(1);
   if (!codes.has_axes() || weights.rank != 3) return context.failure("piston: codes or weights of a linear layer have no such rank");
@@ -106,11 +106,12 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated)
       (!is_gated && epilogue.bias == nullptr && context.input(4).is_given))
     return context.failure("piston: offsets, scales or bias of a linear layer do not fit its columns");
   epilogue.is_gated = is_gated;
+  epilogue.activation = activation;
   epilogue.width = is_gated ? product.columns / 2 : product.columns;
   int64_t dims[kMaxRank];
   std::memcpy(dims, codes.dims, sizeof dims);
   std::vector<int64_t> first;
-  const char* problem = gives_codes ? take_codes(context, product, dims, codes.rank, first) : take_outliers(context, product);
+  const char* problem = gives_codes ? take_codes(context, is_gated ? 4 : 5, product, dims, codes.rank, first) : take_outliers(context, product);
   if (problem == nullptr && !gives_codes) problem = take_remainder(context, product);
   if (problem != nullptr) return context.failure(problem);
   dims[codes.rank - 1] = epilogue.width;
@@ -142,6 +143,28 @@ ort::Status* run_norm(const Context& context, const Kernel& kernel) {
   norm.sum = context.output<float>(1, input.dims, input.rank);
   const int64_t rows = input.rows();
   share(context, rows, 16, [&](int64_t begin, int64_t end) { norm_rows(norm, begin, end); });
+  return nullptr;
+}
+
+ort::Status* run_layer_norm(const Context& context, const Kernel& kernel) {
+  // input, [skip], weight, [bias], code_scale -> codes, [normed], [sum]
+  const Tensor input = context.input(0), skip = context.input(1);
+  if (!input.has_axes() || (skip.is_given && !skip.is_like(input))) return context.failure("piston: a norm and what it adds do not fit");
+  LayerNorm norm{};
+  norm.width = input.last();
+  norm.input = input.as<float>();
+  norm.skip = skip.as<float>();
+  norm.weight = context.sized<float>(2, norm.width);
+  norm.bias = context.sized<float>(3, norm.width);
+  const float* scale = context.sized<float>(4, 1);
+  if (norm.weight == nullptr || (norm.bias == nullptr && context.input(3).is_given) || scale == nullptr || norm.width % 16 != 0)
+    return context.failure("piston: the width of a norm is no multiple of 16, or does not fit its weight and bias");
+  norm.inverse_scale = 1.0f / *scale;
+  norm.epsilon = kernel.real;
+  norm.codes = context.output<uint8_t>(0, input.dims, input.rank);
+  norm.normed = context.output<float>(1, input.dims, input.rank);
+  norm.sum = context.output<float>(2, input.dims, input.rank);
+  share(context, input.rows(), 8, [&](int64_t begin, int64_t end) { layer_norm_rows(norm, begin, end); });
   return nullptr;
 }
 

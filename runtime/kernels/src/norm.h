@@ -1,9 +1,10 @@
-// The residual sum, its root mean square norm, and the codes of that.
+// The residual sum, its norm, and the codes of that.
 #pragma once
 #include <cstdint>
 
 namespace piston {
 
+// By the root mean square.
 struct Norm {
   const float *input, *skip, *weight;  // [rows, width] twice, [width]
   float epsilon, inverse_scale;
@@ -13,5 +14,16 @@ struct Norm {
 };
 
 void norm_rows(const Norm& norm, int64_t begin, int64_t end);
+
+// By mean and variance.
+struct LayerNorm {
+  const float *input, *skip, *weight, *bias;  // [rows, width] twice, the second or null; [width] twice, the second or null
+  float epsilon, inverse_scale;
+  int64_t width;
+  float *normed, *sum;  // [rows, width] or null
+  uint8_t* codes;       // [rows, width]
+};
+
+void layer_norm_rows(const LayerNorm& norm, int64_t begin, int64_t end);
 
 }  // namespace piston

@@ -71,7 +71,17 @@ Operator filled(Operator op) {
 
 template <bool GivesCodes, bool IsGated>
 ort::Status* linear(const Context& context, const Kernel&) {
-  return run_linear(context, GivesCodes, IsGated);
+  return run_linear(context, GivesCodes, IsGated, kLinear);
+}
+
+template <bool GivesCodes>
+ort::Status* gelu_linear(const Context& context, const Kernel& kernel) {
+  return run_linear(context, GivesCodes, false, kernel.integer != 0 ? kGeluTanh : kGelu);
+}
+
+template <bool GivesCodes>
+ort::Status* bidirectional(const Context& context, const Kernel& kernel) {
+  return run_bidirectional(context, kernel, GivesCodes);
 }
 
 template <bool GivesCodes>
@@ -88,19 +98,24 @@ constexpr ort::ElementType F = ort::kFloat, U = ort::kUint8, S = ort::kInt8, I =
 
 // Inputs of which a bit is set may be left out, and so may outputs.
 constexpr uint32_t from(int first) { return ~0u << first; }
-constexpr uint32_t kHeads = from(9), kCode = 1u << 8, kScales = 1u << 6 | 1u << 7;
+constexpr uint32_t kKeyValue = 1u << 1 | 1u << 2, kHeads = from(9), kCode = 1u << 8, kScales = 1u << 6 | 1u << 7;
 
 const Operator* operators(size_t* count) {
   static const Operator all[] = {
       filled({{}, "IntegerLinear", linear<false, false>, 9, 1, {U, S, I, F, F, F, F, U, F}, {F}, from(4), 0, nullptr, nullptr}),
       filled({{}, "GatedLinear", linear<false, true>, 4, 1, {U, S, I, F}, {F}, 0, 0, nullptr, nullptr}),
       filled({{}, "GatedLinearCodes", linear<true, true>, 7, 3, {U, S, I, F, F, L, F}, {U, F, U}, from(5), from(1), nullptr, nullptr}),
+      filled({{}, "GeluLinear", gelu_linear<false>, 5, 1, {U, S, I, F, F}, {F}, from(4), 0, "tanh", nullptr}),
+      filled({{}, "GeluLinearCodes", gelu_linear<true>, 8, 3, {U, S, I, F, F, F, L, F}, {U, F, U}, 1u << 4 | from(6), from(1), "tanh", nullptr}),
       filled({{}, "BlockLinear", block_linear<false, false>, 7, 3, {F, U, F, U, F, U, F}, {F, F, F}, from(3), from(1), "block_size", nullptr}),
       filled({{}, "GatedBlockLinear", block_linear<true, false>, 5, 1, {F, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "SplitBlockLinear", block_linear<false, true>, 8, 3, {F, L, U, F, U, F, U, F}, {F, F, F}, from(4), from(1), "block_size", nullptr}),
       filled({{}, "SplitGatedBlockLinear", block_linear<true, true>, 6, 1, {F, L, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "BlockRows", run_block_rows, 3, 1, {L, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "NormCodes", run_norm, 4, 2, {F, F, F, F}, {U, F}, 0, 0, nullptr, "epsilon"}),
+      filled({{}, "LayerNormCodes", run_layer_norm, 5, 3, {F, F, F, F, F}, {U, F, F}, 1u << 1 | 1u << 3, from(1), nullptr, "epsilon"}),
+      filled({{}, "BidirectionalAttention", bidirectional<false>, 6, 1, {F, F, F, L, F, F}, {F}, kKeyValue | from(4), 0, "num_heads", "scale"}),
+      filled({{}, "BidirectionalAttentionCodes", bidirectional<true>, 6, 1, {F, F, F, L, F, F}, {U}, kKeyValue | from(5), 0, "num_heads", "scale"}),
       filled({{}, "Attention", attention<false>, 11, 3, {F, F, F, I, F, F, F, F, F, F, F}, {F, F, F}, kScales | kCode | kHeads, 0, "num_heads", "scale"}),
       filled({{}, "AttentionCodes", attention<true>, 11, 3, {F, F, F, I, F, F, F, F, F, F, F}, {U, F, F}, kScales | kHeads, 0, "num_heads", "scale"}),
       filled({{}, "AttentionInt8", attention<false>, 11, 3, {F, S, S, I, F, F, F, F, F, F, F}, {F, S, S}, kCode | kHeads, 0, "num_heads", "scale"}),

@@ -37,6 +37,30 @@ inline __m512 silu_ps(__m512 x) {
   return _mm512_mul_ps(x, inverse_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), exp_ps(power))));
 }
 
+// x times the normal distribution up to x: x / 2 * (1 + erf(x / sqrt 2)); erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+inline __m512 gelu_ps(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f), half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
+  const __m512 size = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f)), _mm512_set1_ps(9.0f));
+  const __m512 t = inverse_ps(_mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), one));
+  __m512 p = _mm512_set1_ps(1.061405429f);
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
+  const __m512 power = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(size, size)));
+  const __m512 erf = _mm512_fnmadd_ps(_mm512_mul_ps(p, t), power, one);
+  return _mm512_fmadd_ps(_mm512_abs_ps(half), erf, half);  // erf has x's sign, and so has half of x
+}
+
+// Its approximation by the hyperbolic tangent: x / 2 * (1 + tanh(u)) is x / (1 + e^-2u).
+inline __m512 gelu_tanh_ps(__m512 x) {
+  const __m512 square = _mm512_mul_ps(x, x);
+  const __m512 twice = _mm512_fmadd_ps(square, _mm512_set1_ps(2 * 0.7978845608f * 0.044715f), _mm512_set1_ps(2 * 0.7978845608f));
+  __m512 power = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(x, twice));
+  power = _mm512_min_ps(power, _mm512_set1_ps(87.0f));
+  return _mm512_mul_ps(x, inverse_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), exp_ps(power))));
+}
+
 // Codes as QuantizeLinear makes them with zero point 128: x by the scale's inverse, to even at halves, saturated.
 inline __m128i codes_of(__m512 x, __m512 inverse_scale) {
   const __m512 limit = _mm512_set1_ps(1024.0f);  // what is beyond int32 would turn around
