@@ -11,6 +11,7 @@ from piston.engines.options import Builder, BuildJob, BuildOptions
 from piston.engines.ort.cpu import ask_ort_cpu, build_ort_cpu, check_ort_cpu
 from piston.engines.ort.cuda_target import ask_ort_cuda, build_ort_cuda, check_ort_cuda
 from piston.engines.tensorrt.family import ask_tensorrt, build_cached, check_tensorrt
+from piston.runtime.kernels import TARGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Family:
         """What builds the graphs of a model; raises MisuseError where the target does not have them."""
         kind = graphs_of(model)
         found = self.builders.get(kind)
-        if found is None or (kind != DECODER and target != "ort-cpu"):
+        if found is None or (kind == MODULE and target == TARGET):
             raise MisuseError(
                 f"{target} has no engines for {model.task} yet; build {model.model.name} with --target ort-cpu."
             )

@@ -55,7 +55,7 @@ def check_ragged(
         EngineError: the lowered graph is not of the interface.
     """
     OrtSession.open(lowered, interface).close()
-    batches, sizes = _batches(interface, model.model.vocab_size, max_length)
+    batches, sizes = random_batches(interface, model.model.vocab_size, max_length)
     worst = 0.0
     with (
         reference_of(canonical, model, lowered.parent) as exposed,
@@ -101,7 +101,7 @@ def _check_activations(tape: Tape) -> None:
             )
 
 
-def _batches(
+def random_batches(
     interface: GraphInterface, vocab_size: int, max_length: int
 ) -> tuple[list[dict[str, NDArray[Any]]], list[int]]:
     """Random rows in one batch and each alone, and their sizes: of tokens, or of audio that all has one size."""

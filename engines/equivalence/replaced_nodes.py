@@ -74,7 +74,7 @@ def check_replaced(before: Path, after: Path, cache: CacheSpec, *, max_length: i
         for _ in range(NUM_STEPS):
             tokens = {slot: int(rng.integers(0, vocab)) for slot in range(len(lengths))}
             _work(lockstep, tape, partial(_step, tokens))
-        return ReplacedParity(len(tape.kernels), tape.compared, tape.max_relative, tape.codes_apart)
+        return tape.parity()
 
 
 def _prefill(slot: int, ids: list[int], engine: OrtEngine) -> Array:
@@ -85,7 +85,7 @@ def _step(tokens: dict[int, int], engine: OrtEngine) -> Array:
     return np.stack(list(engine.step(tokens).values()))
 
 
-def _work(lockstep: Lockstep, tape: "_Tape", work: Callable[[OrtEngine], Array]) -> None:
+def _work(lockstep: Lockstep, tape: "Tape", work: Callable[[OrtEngine], Array]) -> None:
     logits, found = lockstep.both(work)
     _check_rounded(logits, found, "the logits")
     reference, kernels = lockstep.first.cache, lockstep.second.cache
@@ -130,7 +130,7 @@ def _check(expected: Array, found: Array, what: str) -> tuple[float, float]:
 
 
 @dataclass
-class _Tape:
+class Tape:
     """What the kernels take from the reference, what of theirs is compared, and what was found; see Lockstep."""
 
     kernels: list[str]
@@ -158,12 +158,20 @@ class _Tape:
         over = {name: attention.given_over(given, caches) for name, attention in self.attentions.items()}
         expected = given | {name: wanted for name, wanted in over.items() if wanted is not None}
         for name, value in found.items():
-            self.compared += expected[name].size
-            if name in self.rounded:
-                _check_rounded(expected[name], value, name)
-                continue
-            relative, share = _check(expected[name], value, name)
-            self.max_relative, self.codes_apart = max(self.max_relative, relative), max(self.codes_apart, share)
+            self.compare(name, expected[name], value)
+
+    def compare(self, name: str, expected: Array, found: Array) -> None:
+        """Compare one value that a kernel gives; raises ParityError."""
+        self.compared += expected.size
+        if name in self.rounded:
+            _check_rounded(expected, found, name)
+            return
+        relative, share = _check(expected, found, name)
+        self.max_relative, self.codes_apart = max(self.max_relative, relative), max(self.codes_apart, share)
+
+    def parity(self) -> ReplacedParity:
+        """What was found."""
+        return ReplacedParity(len(self.kernels), self.compared, self.max_relative, self.codes_apart)
 
     def _caches(self, run: Run) -> Values:
         return run.states() if run.cache.spec.dtype == "int8" else {}
@@ -172,9 +180,9 @@ class _Tape:
 @contextmanager
 def _opened(
     before: Path, after: Path, cache: CacheSpec, num_slots: int, capacity: int
-) -> Iterator[tuple[Lockstep, _Tape]]:
+) -> Iterator[tuple[Lockstep, Tape]]:
     model, isolated = ir.load(before), ir.load(after)
-    tape = _isolate(isolated)
+    tape = isolate(isolated)
     attentions = int8_attentions(model)
     tape.attentions = {name: attentions[name] for name in tape.compared_names if name in attentions}
     tap = GraphTap(model)
@@ -190,7 +198,7 @@ def _opened(
         yield Lockstep(first, second, tape.record, tape.replay), tape
 
 
-def _isolate(model: ir.Model) -> _Tape:
+def isolate(model: ir.Model) -> Tape:
     """Let every kernel read inputs of the graph, and every other node that reads a kernel; give all that they make out.
 
     A node that was not replaced would else make much of a code that fell to the other side of an edge.
@@ -210,4 +218,4 @@ def _isolate(model: ir.Model) -> _Tape:
         tap.give_out(value, f"{value.name}{OWN}")
     rounded = {str(value.name) for value, node in made.items() if node.op_type in ROUNDING}
     names = [str(value.name) for value in compared]
-    return _Tape([str(node.name) for node in kernels], list(tap.injected), names, rounded)
+    return Tape([str(node.name) for node in kernels], list(tap.injected), names, rounded)

@@ -67,12 +67,11 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
         built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"))
     with job.progress.phase("checking the kernels against what they replace"):
         parity = check_replaced(aside / plain.path, built.path, plain.cache, max_length=job.requested["max_length"])
-    replaced = {name: getattr(built, name) for name in ("attention", "linears", "gated", "norms", "blocks", "tables")}
     got = {
         **plain.actual,
         "operators": count_operators(built.path),
         "weights_bytes": built.weights_bytes,
-        "own_kernels": {**replaced, "parity": dataclasses.asdict(parity)},
+        "own_kernels": {**built.replaced(), "parity": dataclasses.asdict(parity)},
     }
     path = built.path.relative_to(job.work).as_posix()
     return EngineSpec.of(target=TARGET, path=path, cache=plain.cache, requested=dict(job.requested), actual=got)

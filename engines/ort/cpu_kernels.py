@@ -13,6 +13,7 @@ from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGated
 from piston.engines.lowering.kernels.copies import KernelCopiesPass
 from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelGeluPass, KernelLinearPass
 from piston.engines.lowering.kernels.norm import KernelLayerNormPass, KernelNormPass
+from piston.engines.lowering.kernels.pooling import KernelSumTokensPass
 from piston.engines.lowering.kernels.table import KernelTablePass
 from piston.engines.ort.cpu_graph import EXTERNAL_FROM
 
@@ -31,6 +32,11 @@ class KernelBuild:
     tables: int
     weights_bytes: int
 
+    def replaced(self) -> dict[str, int]:
+        """How many groups of nodes of each kind were replaced, for the manifest."""
+        names = ("attention", "linears", "gated", "gelu", "norms", "blocks", "tables")
+        return {name: getattr(self, name) for name in names}
+
 
 def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
     """Rewrite the engine at `lowered` and write engine_dir/model.onnx with its weights beside it, in tiles.
@@ -48,7 +54,7 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
     linears, norms, layer_norms = KernelLinearPass(), KernelNormPass(), KernelLayerNormPass()
     tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
     products = gated, gelu, linears, tables, gated_blocks, blocks, KernelCopiesPass()
-    passes = attention, texts, norms, layer_norms, *products
+    passes = attention, texts, norms, layer_norms, KernelSumTokensPass(), *products
     ir.passes.Sequential(*passes)(model)
     if not any(each.fused for each in passes):
         raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")

@@ -1,7 +1,9 @@
-"""The builder of encoders for `ort-cpu`: lowered for ONNX Runtime's CPU kernels, compared, and described."""
+"""The builder of encoders for `ort-cpu` and own kernels: lowered, compared, and described."""
 
 import dataclasses
 import shutil
+import tempfile
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -10,6 +12,7 @@ from piston.core.bundle.interface import ENCODER
 from piston.core.bundle.manifest import EngineSpec
 from piston.engines.equivalence.packed_products import check_packed_products
 from piston.engines.equivalence.ragged import check_ragged
+from piston.engines.equivalence.replaced_in_texts import check_replaced_in_texts
 from piston.engines.equivalence.sparse_weights import check_sparse
 from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work, product_of
 from piston.engines.lowering.int8_tables import Int8TablesPass
@@ -19,7 +22,9 @@ from piston.engines.lowering.pack_linears import PackLinearsPass
 from piston.engines.lowering.unsigned_activations import UnsignedActivationsPass
 from piston.engines.options import BuildJob
 from piston.engines.ort.cpu_graph import count_operators, save_optimized
+from piston.engines.ort.cpu_kernels import build_kernels
 from piston.graph.upcast import Float32Pass
+from piston.runtime.kernels import TARGET
 
 
 def lower_encoder(model: ir.Model) -> None:
@@ -35,7 +40,40 @@ def lower_encoder(model: ir.Model) -> None:
 
 
 def build_encoder(job: BuildJob) -> EngineSpec:
-    """Write the engine below `work`; raises as `piston.engines.build` does."""
+    """Write the engine below `work`; raises as `piston.engines.build` does.
+
+    That of Piston's own kernels is made from ONNX Runtime's, once this is compared, and compared with it.
+    """
+    if job.target != TARGET:
+        return _build_plain(job)
+    with tempfile.TemporaryDirectory(dir=job.work) as aside:
+        plain = _build_plain(dataclasses.replace(job, target="ort-cpu", work=Path(aside)))
+        return _build_kernels(plain, Path(aside), job)
+
+
+def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
+    interface = job.model.graphs[ENCODER]
+    with job.progress.phase(f"lowering for {TARGET}"):
+        built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"))
+    with job.progress.phase("checking the kernels against what they replace"):
+        parity = check_replaced_in_texts(
+            aside / plain.path, built.path, interface, job.model, max_length=job.requested["max_length"]
+        )
+    return EngineSpec.of(
+        target=TARGET,
+        path=built.path.relative_to(job.work).as_posix(),
+        requested=dict(job.requested),
+        actual={
+            **plain.actual,
+            "operators": count_operators(built.path),
+            "weights_bytes": built.weights_bytes,
+            "own_kernels": {**built.replaced(), "parity": dataclasses.asdict(parity)},
+        },
+        graph=ENCODER,
+    )
+
+
+def _build_plain(job: BuildJob) -> EngineSpec:
     directory = job.work / job.target
     with job.progress.phase(f"lowering for {job.target}"):
         graph = ir.load(job.source / GRAPH)

@@ -206,7 +206,7 @@ def test_a_cache_scale_half_a_per_cent_off_is_found(int8_cached, tmp_path, schem
 
 
 def test_a_code_beside_the_one_that_a_value_is_rounded_to_is_found(int8_cached, monkeypatch):
-    replay = prove_replaced_module._Tape.replay
+    replay = prove_replaced_module.Tape.replay
 
     def replay_one_higher(tape, run, given):
         states = run.states
@@ -219,7 +219,7 @@ def test_a_code_beside_the_one_that_a_value_is_rounded_to_is_found(int8_cached, 
         run.states = one_higher
         replay(tape, run, given)
 
-    monkeypatch.setattr(prove_replaced_module._Tape, "replay", replay_one_higher)
+    monkeypatch.setattr(prove_replaced_module.Tape, "replay", replay_one_higher)
     plain, own, cache = int8_cached["fp"]
     with pytest.raises(ParityError, match=r"at present\.1\.value: a code is"):
         check_replaced(plain.path, own.path, cache, max_length=MAX_LENGTH)
@@ -338,7 +338,7 @@ def test_a_node_that_was_not_replaced_reads_what_the_reference_computed(built):
     reader = ir.node("Identity", [codes], name="left")
     reader.outputs[0].name, reader.outputs[0].type, reader.outputs[0].shape = "left", codes.type, codes.shape
     model.graph.insert_after(norm, reader)
-    tape = prove_replaced_module._isolate(model)
+    tape = prove_replaced_module.isolate(model)
     assert reader.inputs[0].name == f"{codes.name}.given"
     assert codes.name in tape.given
 

@@ -28,7 +28,7 @@ void share(const Context& context, int64_t count, int64_t worth, const Work& wor
 }
 
 // Of what reads `bytes` of weights for each item, so many items are worth a piece: a few microseconds.
-inline int64_t worth_reading(int64_t bytes) { return 1 + (int64_t{1} << 16) / bytes; }
+inline int64_t worth_reading(int64_t bytes) { return 1 + (int64_t{1} << 16) / (bytes < 1 ? 1 : bytes); }
 
 ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_bidirectional(const Context& context, const Kernel& kernel, bool gives_codes);
@@ -37,5 +37,6 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
 ort::Status* run_block_rows(const Context& context, const Kernel& kernel);
 ort::Status* run_norm(const Context& context, const Kernel& kernel);
 ort::Status* run_layer_norm(const Context& context, const Kernel& kernel);
+ort::Status* run_sum_tokens(const Context& context, const Kernel& kernel);
 
 }  // namespace piston

@@ -114,6 +114,7 @@ const Operator* operators(size_t* count) {
       filled({{}, "BlockRows", run_block_rows, 3, 1, {L, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "NormCodes", run_norm, 4, 2, {F, F, F, F}, {U, F}, 0, 0, nullptr, "epsilon"}),
       filled({{}, "LayerNormCodes", run_layer_norm, 5, 3, {F, F, F, F, F}, {U, F, F}, 1u << 1 | 1u << 3, from(1), nullptr, "epsilon"}),
+      filled({{}, "SumTokens", run_sum_tokens, 2, 1, {F, F}, {F}, 0, 0, nullptr, nullptr}),
       filled({{}, "BidirectionalAttention", bidirectional<false>, 6, 1, {F, F, F, L, F, F}, {F}, kKeyValue | from(4), 0, "num_heads", "scale"}),
       filled({{}, "BidirectionalAttentionCodes", bidirectional<true>, 6, 1, {F, F, F, L, F, F}, {U}, kKeyValue | from(5), 0, "num_heads", "scale"}),
       filled({{}, "Attention", attention<false>, 11, 3, {F, F, F, I, F, F, F, F, F, F, F}, {F, F, F}, kScales | kCode | kHeads, 0, "num_heads", "scale"}),

@@ -1,0 +1,77 @@
+"""Parity of Piston's own kernels in encoders: each gives what the nodes it replaced give, on random texts.
+
+As in replaced_nodes.py every kernel reads what the engine it was made from computed. What it gives is compared where
+no padding is: kernels skip padding. And the whole engine must give every text the same bits alone and in a batch.
+"""
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from piston.core.bundle.interface import GraphInterface
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import ParityError
+from piston.engines.equivalence.ragged import random_batches
+from piston.engines.equivalence.replaced_nodes import ReplacedParity, isolate
+from piston.graph.tap import GIVEN, OWN, GraphTap, saved_beside
+from piston.runtime.backends.session import OrtOptions, OrtSession, open_session
+
+Array = NDArray[Any]
+
+
+def check_replaced_in_texts(
+    before: Path, after: Path, interface: GraphInterface, model: Manifest, *, max_length: int
+) -> ReplacedParity:
+    """Compare the encoder `after` with `before`, which it was made from, kernel by kernel.
+
+    Raises:
+        ParityError: a kernel is beyond its bound, or padding changes the engine's output; the message names it.
+        EngineError: the engine is not of the interface.
+    """
+    batches, _ = random_batches(interface, model.model.vocab_size, max_length)
+    plain, isolated = ir.load(before), ir.load(after)
+    tape = isolate(isolated)
+    tap = GraphTap(plain)
+    for name in tape.recorded():
+        tap.give_out(tap.values[name], f"{name}{GIVEN}")
+    with ExitStack() as stack:
+        sessions = []
+        for graph, original, options in ((plain, before, OrtOptions()), (isolated, after, OrtOptions(kernels=True))):
+            path = stack.enter_context(saved_beside(graph, original, "tapped"))
+            sessions.append(stack.enter_context(closing(OrtSession(open_session(path, options)))))
+        reference, kernels = sessions
+        for feeds in batches:
+            given = reference.run(feeds)
+            found = kernels.run(feeds | {f"{name}{GIVEN}": given[f"{name}{GIVEN}"] for name in tape.given})
+            for name in tape.compared_names:
+                pair = (_without_padding(values, feeds) for values in (given[f"{name}{GIVEN}"], found[f"{name}{OWN}"]))
+                tape.compare(name, *pair)
+    _check_padding(after, interface, batches)
+    return tape.parity()
+
+
+def _without_padding(values: Array, feeds: dict[str, Array]) -> Array:
+    """Of values [batch, seq, ..] those of tokens, one after the other; others as they are."""
+    if "lengths" not in feeds or values.shape[:2] != feeds["input_ids"].shape:
+        return values
+    tokens: Array = values[np.arange(values.shape[1]) < feeds["lengths"][:, None]]
+    return tokens
+
+
+def _check_padding(after: Path, interface: GraphInterface, batches: list[dict[str, Array]]) -> None:
+    """Raise ParityError where a row of the first batch is other bits than the batch of this row alone."""
+    with closing(OrtSession.open(after, interface, OrtOptions(kernels=True))) as session:
+        together = session.run(batches[0])
+        for index, feeds in enumerate(batches[1:]):
+            for name, alone in session.run(feeds).items():
+                among = together[name][index : index + 1]
+                among = among[tuple(slice(size) for size in alone.shape)]
+                if not np.array_equal(among, alone):
+                    raise ParityError(
+                        f"Other rows or padding change {name} of row {index}, by up to "
+                        f"{np.abs(among - alone).max():.2g}, on Piston's kernels. Nothing was written."
+                    )
