@@ -34,34 +34,35 @@ class KernelNormPass(KernelPass):
 
 
 class KernelLayerNormPass(KernelPass):
-    """(Skip)LayerNormalization of which codes are made becomes LayerNormCodes, whatever else reads it."""
+    """(Skip)LayerNormalization becomes LayerNorm, or LayerNormCodes where codes are made of it."""
 
     def fits(self, node: ir.Node) -> bool:
         """See KernelPass."""
-        return _layer_norm_fits(node) and _codes_of(node.outputs[0]) is not None
+        return _layer_norm_fits(node)
 
     def rewrite(self, node: ir.Node) -> None:
         """See KernelPass."""
-        quantize = _codes_of(node.outputs[0])
-        assert quantize is not None
+        quantize, normed = _codes_of(node.outputs[0]), node.outputs[0]
         is_skip = node.op_type == "SkipLayerNormalization"
         inputs = [node.inputs[0], *([] if is_skip else [None]), *node.inputs[1:]]
-        inputs += [None] * (LAYER_NORM_SCALE - len(inputs))
+        if quantize is not None:
+            inputs += [None] * (LAYER_NORM_SCALE - len(inputs)) + [quantize.inputs[1]]
         made = emit(
             node,
-            "LayerNormCodes",
-            [*inputs, quantize.inputs[1]],
+            "LayerNorm" if quantize is None else "LayerNormCodes",
+            inputs,
             {"epsilon": float_attribute(node, "epsilon", 1e-5)},
             domain=KERNELS,
-            num_outputs=3,
-            like=quantize.outputs[0],
+            num_outputs=2 if quantize is None else 3,
+            like=normed if quantize is None else quantize.outputs[0],
             dims=dims_of(node.inputs[0]),
         )
         sums = node.outputs[3] if len(node.outputs) > 3 else None  # noqa: PLR2004
-        replace(quantize.outputs[0], made.outputs[0])
-        for old, new in ((node.outputs[0], made.outputs[1]), (sums, made.outputs[2])):
+        if quantize is not None:
+            replace(quantize.outputs[0], made.outputs[0])
+        for old, new in zip((normed, sums), made.outputs[-2:], strict=True):
             new.type, new.shape = node.inputs[0].type, node.inputs[0].shape  # type: ignore[union-attr]
-            if old is not None and old.uses():
+            if old is not None and (old.uses() or old.is_graph_output()):
                 replace(old, new)
             else:
                 new.name = ""

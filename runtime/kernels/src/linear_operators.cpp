@@ -146,8 +146,8 @@ ort::Status* run_norm(const Context& context, const Kernel& kernel) {
   return nullptr;
 }
 
-ort::Status* run_layer_norm(const Context& context, const Kernel& kernel) {
-  // input, [skip], weight, [bias], code_scale -> codes, [normed], [sum]
+ort::Status* run_layer_norm(const Context& context, const Kernel& kernel, bool gives_codes) {
+  // input, [skip], weight, [bias] -> normed, [sum]; or with code_scale -> codes, [normed], [sum]
   const Tensor input = context.input(0), skip = context.input(1);
   if (!input.has_axes() || (skip.is_given && !skip.is_like(input))) return context.failure("piston: a norm and what it adds do not fit");
   LayerNorm norm{};
@@ -156,14 +156,17 @@ ort::Status* run_layer_norm(const Context& context, const Kernel& kernel) {
   norm.skip = skip.as<float>();
   norm.weight = context.sized<float>(2, norm.width);
   norm.bias = context.sized<float>(3, norm.width);
-  const float* scale = context.sized<float>(4, 1);
-  if (norm.weight == nullptr || (norm.bias == nullptr && context.input(3).is_given) || scale == nullptr || norm.width % 16 != 0)
+  const float* scale = gives_codes ? context.sized<float>(4, 1) : nullptr;
+  if (norm.weight == nullptr || (norm.bias == nullptr && context.input(3).is_given) || (gives_codes && scale == nullptr) || norm.width % 16 != 0)
     return context.failure("piston: the width of a norm is no multiple of 16, or does not fit its weight and bias");
-  norm.inverse_scale = 1.0f / *scale;
   norm.epsilon = kernel.real;
-  norm.codes = context.output<uint8_t>(0, input.dims, input.rank);
-  norm.normed = context.output<float>(1, input.dims, input.rank);
-  norm.sum = context.output<float>(2, input.dims, input.rank);
+  if (gives_codes) {
+    norm.inverse_scale = 1.0f / *scale;
+    norm.codes = context.output<uint8_t>(0, input.dims, input.rank);
+  }
+  const size_t first = gives_codes ? 1 : 0;
+  norm.normed = context.output<float>(first, input.dims, input.rank);
+  norm.sum = context.output<float>(first + 1, input.dims, input.rank);
   share(context, input.rows(), 8, [&](int64_t begin, int64_t end) { layer_norm_rows(norm, begin, end); });
   return nullptr;
 }

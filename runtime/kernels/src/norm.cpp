@@ -51,7 +51,7 @@ void layer_norm_rows(const LayerNorm& norm, int64_t begin, int64_t end) {
       const __m512 weight = _mm512_loadu_ps(norm.weight + i);
       value = norm.bias == nullptr ? _mm512_mul_ps(value, weight) : _mm512_fmadd_ps(value, weight, _mm512_loadu_ps(norm.bias + i));
       if (norm.normed != nullptr) _mm512_storeu_ps(norm.normed + first + i, value);
-      store_codes(norm.codes + first + i, value, inverse_scale);
+      if (norm.codes != nullptr) store_codes(norm.codes + first + i, value, inverse_scale);
     }
   }
 }

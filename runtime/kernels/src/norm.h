@@ -21,7 +21,7 @@ struct LayerNorm {
   float epsilon, inverse_scale;
   int64_t width;
   float *normed, *sum;  // [rows, width] or null
-  uint8_t* codes;       // [rows, width]
+  uint8_t* codes;       // [rows, width] or null
 };
 
 void layer_norm_rows(const LayerNorm& norm, int64_t begin, int64_t end);

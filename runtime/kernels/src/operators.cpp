@@ -80,6 +80,11 @@ ort::Status* gelu_linear(const Context& context, const Kernel& kernel) {
 }
 
 template <bool GivesCodes>
+ort::Status* layer_norm(const Context& context, const Kernel& kernel) {
+  return run_layer_norm(context, kernel, GivesCodes);
+}
+
+template <bool GivesCodes>
 ort::Status* bidirectional(const Context& context, const Kernel& kernel) {
   return run_bidirectional(context, kernel, GivesCodes);
 }
@@ -113,7 +118,8 @@ const Operator* operators(size_t* count) {
       filled({{}, "SplitGatedBlockLinear", block_linear<true, true>, 6, 1, {F, L, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "BlockRows", run_block_rows, 3, 1, {L, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "NormCodes", run_norm, 4, 2, {F, F, F, F}, {U, F}, 0, 0, nullptr, "epsilon"}),
-      filled({{}, "LayerNormCodes", run_layer_norm, 5, 3, {F, F, F, F, F}, {U, F, F}, 1u << 1 | 1u << 3, from(1), nullptr, "epsilon"}),
+      filled({{}, "LayerNorm", layer_norm<false>, 4, 2, {F, F, F, F}, {F, F}, 1u << 1 | 1u << 3, from(1), nullptr, "epsilon"}),
+      filled({{}, "LayerNormCodes", layer_norm<true>, 5, 3, {F, F, F, F, F}, {U, F, F}, 1u << 1 | 1u << 3, from(1), nullptr, "epsilon"}),
       filled({{}, "SumTokens", run_sum_tokens, 2, 1, {F, F}, {F}, 0, 0, nullptr, nullptr}),
       filled({{}, "BidirectionalAttention", bidirectional<false>, 6, 1, {F, F, F, L, F, F}, {F}, kKeyValue | from(4), 0, "num_heads", "scale"}),
       filled({{}, "BidirectionalAttentionCodes", bidirectional<true>, 6, 1, {F, F, F, L, F, F}, {U}, kKeyValue | from(5), 0, "num_heads", "scale"}),
