@@ -161,9 +161,10 @@ def write_sentence_checkpoint(
     prompts: dict | None = None,
     default_prompt: str | None = None,
     max_length: int = 16,
+    config: dict | None = None,
 ) -> torch.nn.Module:
-    """Write a whole checkpoint as sentence-transformers saves it; returns the encoder."""
-    model = make_encoder(model_type)
+    """Write a whole checkpoint as sentence-transformers saves it; returns the encoder. `config` overrides its sizes."""
+    model = make_encoder(model_type, **(config or {}))
     model.save_pretrained(directory)
     write_encoder_tokenizer(directory)
     kinds = ["Transformer", "Pooling", *(["Dense"] if dense is not None else []), *(["Normalize"] * normalize)]

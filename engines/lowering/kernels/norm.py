@@ -44,9 +44,10 @@ class KernelLayerNormPass(KernelPass):
         """See KernelPass."""
         quantize, normed = _codes_of(node.outputs[0]), node.outputs[0]
         is_skip = node.op_type == "SkipLayerNormalization"
-        inputs = [node.inputs[0], *([] if is_skip else [None]), *node.inputs[1:]]
-        if quantize is not None:
-            inputs += [None] * (LAYER_NORM_SCALE - len(inputs)) + [quantize.inputs[1]]
+        given = [*node.inputs[:1], *([] if is_skip else [None]), *node.inputs[1:], *[None] * LAYER_NORM_SCALE]
+        inputs = [*given[:LAYER_NORM_SCALE], None if quantize is None else quantize.inputs[1], given[LAYER_NORM_SCALE]]
+        while inputs[-1] is None:
+            inputs.pop()
         made = emit(
             node,
             "LayerNorm" if quantize is None else "LayerNormCodes",
@@ -80,7 +81,7 @@ def _layer_norm_fits(norm: ir.Node) -> bool:
     if value.dtype != ir.DataType.FLOAT:
         return False
     if is_skip:
-        return len(norm.inputs) <= LAYER_NORM_SCALE and same_shape(value, norm.inputs[1])
+        return same_shape(value, norm.inputs[1])
     rank = len(static_dims(value))
     return int_attribute(norm, "axis", -1) in (-1, rank - 1) and len(norm.inputs) < LAYER_NORM_SCALE
 

@@ -147,7 +147,7 @@ ort::Status* run_norm(const Context& context, const Kernel& kernel) {
 }
 
 ort::Status* run_layer_norm(const Context& context, const Kernel& kernel, bool gives_codes) {
-  // input, [skip], weight, [bias] -> normed, [sum]; or with code_scale -> codes, [normed], [sum]
+  // input, [skip], weight, [bias], [code_scale], [a bias of the input] -> [codes], [normed], [sum]
   const Tensor input = context.input(0), skip = context.input(1);
   if (!input.has_axes() || (skip.is_given && !skip.is_like(input))) return context.failure("piston: a norm and what it adds do not fit");
   LayerNorm norm{};
@@ -156,9 +156,10 @@ ort::Status* run_layer_norm(const Context& context, const Kernel& kernel, bool g
   norm.skip = skip.as<float>();
   norm.weight = context.sized<float>(2, norm.width);
   norm.bias = context.sized<float>(3, norm.width);
+  norm.input_bias = context.sized<float>(5, norm.width);
   const float* scale = gives_codes ? context.sized<float>(4, 1) : nullptr;
-  if (norm.weight == nullptr || (norm.bias == nullptr && context.input(3).is_given) || (gives_codes && scale == nullptr) || norm.width % 16 != 0)
-    return context.failure("piston: the width of a norm is no multiple of 16, or does not fit its weight and bias");
+  if ((norm.input_bias == nullptr && context.input(5).is_given) || norm.weight == nullptr || (norm.bias == nullptr && context.input(3).is_given) || (gives_codes && scale == nullptr) || norm.width % 16 != 0)
+    return context.failure("piston: the width of a norm is no multiple of 16, or does not fit its weight and biases");
   norm.epsilon = kernel.real;
   if (gives_codes) {
     norm.inverse_scale = 1.0f / *scale;

@@ -36,6 +36,7 @@ void layer_norm_rows(const LayerNorm& norm, int64_t begin, int64_t end) {
     __m512 total = _mm512_setzero_ps(), squares = total;
     for (int64_t i = 0; i < norm.width; i += kLanes) {
       __m512 sum = _mm512_loadu_ps(norm.input + first + i);
+      if (norm.input_bias != nullptr) sum = _mm512_add_ps(sum, _mm512_loadu_ps(norm.input_bias + i));
       if (norm.skip != nullptr) sum = _mm512_add_ps(sum, _mm512_loadu_ps(norm.skip + first + i));
       _mm512_storeu_ps(sums + i, sum);
       total = _mm512_add_ps(total, sum);

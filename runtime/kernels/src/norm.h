@@ -17,7 +17,8 @@ void norm_rows(const Norm& norm, int64_t begin, int64_t end);
 
 // By mean and variance.
 struct LayerNorm {
-  const float *input, *skip, *weight, *bias;  // [rows, width] twice, the second or null; [width] twice, the second or null
+  const float *input, *skip;                 // [rows, width], the second or null
+  const float *input_bias, *weight, *bias;  // [width], both biases or null
   float epsilon, inverse_scale;
   int64_t width;
   float *normed, *sum;  // [rows, width] or null

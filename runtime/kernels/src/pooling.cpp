@@ -24,7 +24,7 @@ ort::Status* run_sum_tokens(const Context& context, const Kernel&) {
   if (values.rank != 3 || weights.rank != 3 || weights.dims[0] != values.dims[0] || weights.dims[1] != values.dims[1] || weights.dims[2] != 1)
     return context.failure("piston: values and weights of a sum over tokens do not fit");
   const int64_t rows = values.dims[0], seq = values.dims[1], width = values.dims[2], pieces = width / kLanes;
-  if (width % kLanes != 0) return context.failure("piston: the width of a sum over tokens is no multiple of 16");
+  if (width % kLanes != 0 || width == 0) return context.failure("piston: the width of a sum over tokens is no multiple of 16, or is 0");
   const int64_t dims[2] = {rows, width};
   float* out = context.output<float>(0, dims, 2);
   share(context, rows * pieces, worth_reading(seq * kLanes * 4), [&](int64_t begin, int64_t end) {

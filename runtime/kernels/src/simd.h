@@ -54,6 +54,7 @@ inline __m512 gelu_ps(__m512 x) {
 
 // Its approximation by the hyperbolic tangent: x / 2 * (1 + tanh(u)) is x / (1 + e^-2u).
 inline __m512 gelu_tanh_ps(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-64.0f), x);  // below, e^-2u is cut off
   const __m512 square = _mm512_mul_ps(x, x);
   const __m512 twice = _mm512_fmadd_ps(square, _mm512_set1_ps(2 * 0.7978845608f * 0.044715f), _mm512_set1_ps(2 * 0.7978845608f));
   __m512 power = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(x, twice));

@@ -37,6 +37,8 @@ PACKED = floats(2, ROWS, (HEADS + 2 * KV_HEADS) * DIM)
 APART = [floats(2, ROWS, KV_HEADS * DIM) for _ in range(2)]
 INT8 = [codes(*cache.shape, dtype=np.int8) for cache in CACHES]
 CHANNELS = [floats(KV_HEADS, DIM) for _ in range(2)]
+TEXTS = [floats(3, ROWS, HEADS * DIM) for _ in range(3)]
+LENGTHS = np.array([1, ROWS, 2], np.int64)
 ATTENTION = {"num_heads": HEADS, "scale": 0.2}
 
 # Of each operator: valid inputs, how many outputs, attributes.
@@ -58,6 +60,21 @@ VALID = {
         {"block_size": BLOCK},
     ),
     "BlockRows": ([np.array([[0, 63]], np.int64), *blocks()], 1, {"block_size": BLOCK}),
+    "GeluLinear": ([*INTEGER, floats(WIDTH)], 1, {"tanh": 0}),
+    "GeluLinearCodes": ([*INTEGER, floats(WIDTH), SCALE, np.array([1, 63], np.int64), SCALE], 3, {"tanh": 1}),
+    "LayerNorm": (
+        [floats(1, ROWS, 48), floats(1, ROWS, 48), floats(48), floats(48), None, floats(48)],
+        2,
+        {"epsilon": 1e-5},
+    ),
+    "LayerNormCodes": (
+        [floats(1, ROWS, 48), floats(1, ROWS, 48), floats(48), floats(48), SCALE],
+        3,
+        {"epsilon": 1e-5},
+    ),
+    "SumTokens": ([floats(2, ROWS, 48), floats(2, ROWS, 1)], 1, {}),
+    "BidirectionalAttention": ([*TEXTS, LENGTHS, None, floats(3, 1, 1, ROWS)], 1, ATTENTION),
+    "BidirectionalAttentionCodes": ([*TEXTS, LENGTHS, SCALE, floats(3, HEADS, ROWS, ROWS)], 1, ATTENTION),
     "NormCodes": ([floats(1, ROWS, 48), floats(1, ROWS, 48), floats(48), SCALE], 2, {"epsilon": 1e-5}),
     "Attention": ([PACKED, *CACHES, LAST, *ROTARY], 3, ATTENTION),
     "AttentionCodes": (
@@ -69,7 +86,7 @@ VALID = {
     "AttentionInt8Codes": ([PACKED, *INT8, LAST, *ROTARY, *CHANNELS, SCALE], 3, ATTENTION),
 }
 # Of which any number may be given: tokens, and channels that are given in float too.
-FREE = {("BlockRows", 0), ("GatedLinearCodes", 5)}
+FREE = {("BlockRows", 0), ("GatedLinearCodes", 5), ("GeluLinearCodes", 6)}
 
 SHORTER = {
     "last axis": lambda array: array[..., :-1],
@@ -136,6 +153,23 @@ def test_lengths_outside_the_cache_are_refused(last):
     changed = [*inputs[:3], np.array([10, last], np.int32), *inputs[4:]]
     with pytest.raises(InvalidArgument, match="outside the cache"):
         run_alone("Attention", changed, num_outputs, **attributes)
+
+
+@pytest.mark.parametrize("length", [-1, ROWS + 1, 2**40])
+def test_lengths_outside_the_texts_are_refused(length):
+    need_kernels()
+    inputs, num_outputs, attributes = VALID["BidirectionalAttention"]
+    changed = [*inputs[:3], np.array([1, length, 2], np.int64), *inputs[4:]]
+    with pytest.raises(InvalidArgument, match="outside the texts"):
+        run_alone("BidirectionalAttention", changed, num_outputs, **attributes)
+
+
+@pytest.mark.parametrize("heads", [-4, 0, 3, 8])
+def test_heads_that_do_not_fit_the_texts_are_refused(heads):
+    need_kernels()
+    inputs, num_outputs, attributes = VALID["BidirectionalAttention"]
+    with pytest.raises(InvalidArgument, match="piston: "):
+        run_alone("BidirectionalAttention", inputs, num_outputs, **attributes | {"num_heads": heads})
 
 
 @pytest.mark.parametrize("heads", [-4, 0, 3, 6])

@@ -1,0 +1,170 @@
+"""Encoders on the target ort-cpu:avx512: what is replaced, how it is checked, and that padding changes no bit."""
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from embedding_fixtures import sentence_model  # noqa: F401 - a fixture
+from encoders import WORDS, write_sentence_checkpoint
+from own_kernels import need_kernels
+
+from piston.calibration.calibrate import calibrate
+from piston.calibration.recipe import Recipe
+from piston.core.bundle.interface import ENCODER
+from piston.core.bundle.manifest import Manifest
+from piston.core.errors import EngineError, ParityError
+from piston.data.rows import RowOptions
+from piston.engines import build
+from piston.engines.equivalence.replaced_in_texts import check_replaced_in_texts
+from piston.export import export_model
+from piston.runtime import kernels, load
+from piston.runtime.backends.registry import select_engine
+from piston.runtime.bundle import Bundle
+
+MAX_LENGTH = 40
+SIZES = {"hidden_size": 128, "intermediate_size": 192, "max_position_embeddings": MAX_LENGTH + 2}
+# name -> model type and config
+MODELS = {
+    "bert": ("bert", SIZES),
+    "tanh": ("bert", SIZES | {"hidden_act": "gelu_new"}),
+    "mpnet": ("mpnet", SIZES),
+}
+TEXTS = [" ".join(WORDS[:count]) for count in (1, 3, 14, 7)]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """model_dir(name, scheme) -> a model directory of sizes that the kernels take."""
+    need_kernels()
+    root = tmp_path_factory.mktemp("encoders")
+
+    def of(name, scheme):
+        exact, out = root / name, root / f"{name}-{scheme}"
+        if not exact.exists():
+            model_type, config = MODELS[name]
+            write_sentence_checkpoint(root / "checkpoints" / name, model_type, max_length=MAX_LENGTH, config=config)
+            export_model(root / "checkpoints" / name, exact)
+        if scheme == "fp":
+            return exact
+        if not out.exists():
+            data = root / "data.txt"
+            data.write_text("\n".join(f"{one} {two}" for one in TEXTS for two in TEXTS))
+            rows, block = RowOptions(num_rows=4, seq_len=12, seed=1), {"block": 32} if scheme == "w4" else {}
+            read = [data] if scheme == "w8a8" else []
+            calibrate(exact, out, Recipe(scheme=scheme, **block), read, rows=rows)
+        return out
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def bundle(model_dir, tmp_path_factory):
+    """bundle(name, scheme) -> its bundle for ort-cpu and own kernels."""
+    made = {}
+
+    def of(name, scheme):
+        if (name, scheme) not in made:
+            out = tmp_path_factory.mktemp("built") / "bundle"
+            build(model_dir(name, scheme), out, ["ort-cpu", kernels.TARGET])
+            made[name, scheme] = out
+        return made[name, scheme]
+
+    return of
+
+
+REPLACED = [
+    ("bert", "w8a8", {"attention": 2, "linears": 10, "gelu": 2, "norms": 5}),
+    ("tanh", "w8a8", {"attention": 2, "linears": 10, "gelu": 2, "norms": 5}),
+    ("mpnet", "w8a8", {"attention": 0, "linears": 10, "gelu": 2, "norms": 5}),  # its graph adds a bias to scores itself
+    ("bert", "w8", {"attention": 2, "blocks": 6, "norms": 5}),
+    ("bert", "w4", {"attention": 2, "blocks": 6, "norms": 5}),
+    ("bert", "fp", {"attention": 2, "norms": 5}),
+]
+
+
+@pytest.mark.parametrize(("name", "scheme", "replaced"), REPLACED)
+def test_embeddings_are_those_of_ort_cpu_and_every_group_of_nodes_is_replaced(bundle, name, scheme, replaced):
+    manifest = Manifest.read(bundle(name, scheme))
+    found = manifest.engines[1].actual["own_kernels"]
+    assert {name: found[name] for name in replaced} == replaced
+    vectors = []
+    for target in ("ort-cpu", kernels.TARGET):
+        with load(bundle(name, scheme), target=target) as model:
+            vectors.append(model.embed(TEXTS))
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
+
+
+@pytest.mark.parametrize(("name", "scheme"), [(name, "w8a8") for name in MODELS] + [("bert", "w8"), ("bert", "w4")])
+def test_padding_changes_no_bit(bundle, name, scheme):
+    with load(bundle(name, scheme), target=kernels.TARGET) as model:
+        together = model.embed(TEXTS)
+        for text, expected in zip(TEXTS, together, strict=True):
+            np.testing.assert_array_equal(model.embed([text])[0], expected)
+
+
+def test_own_kernels_are_preferred(bundle):
+    chosen, others = select_engine(Bundle.open(bundle("bert", "w8a8")))
+    assert (chosen.target, list(others)) == (kernels.TARGET, ["ort-cpu"])
+
+
+@pytest.mark.parametrize(
+    ("op_type", "index", "change"),
+    [
+        ("BidirectionalAttentionCodes", 4, lambda scale: scale * np.float32(1.02)),
+        ("GeluLinearCodes", 4, lambda bias: bias + np.float32(0.01)),
+        ("GeluLinearCodes", 5, lambda scale: scale * np.float32(1.02)),
+        ("LayerNormCodes", 3, lambda bias: bias + np.float32(0.01)),
+        ("IntegerLinear", 1, lambda tiles: np.roll(tiles, 1, axis=1)),
+    ],
+)
+def test_a_wrong_constant_is_found(bundle, tmp_path, op_type, index, change):
+    directory = bundle("bert", "w8a8")
+    manifest = Manifest.read(directory)
+    before, after = (directory / spec.path for spec in manifest.engines)
+    model = ir.load(after)
+    node = [node for node in model.graph if node.op_type == op_type][-1]
+    array = np.ascontiguousarray(change(node.inputs[index].const_value.numpy()))
+    wrong = ir.Value(
+        name="wrong", const_value=ir.tensor(array), shape=ir.Shape(array.shape), type=node.inputs[index].type
+    )
+    model.graph.register_initializer(wrong)
+    node.replace_input_with(index, wrong)
+    ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data")
+    with pytest.raises(ParityError, match="parts from what it replaced"):
+        check_replaced_in_texts(
+            before, tmp_path / "model.onnx", manifest.graphs[ENCODER], manifest, max_length=MAX_LENGTH
+        )
+
+
+def test_an_engine_that_padding_changes_is_refused(bundle, tmp_path):
+    directory = bundle("bert", "w8a8")
+    manifest = Manifest.read(directory)
+    before, after = (directory / spec.path for spec in manifest.engines)
+    model = ir.load(after)
+    node = next(node for node in model.graph if node.op_type == "SumTokens")
+    readers = list(node.outputs[0].uses())
+    size = ir.node("ReduceSum", [node.inputs[1]], {"keepdims": 0}, name="size")  # of all texts together
+    longer = ir.node("Mul", [node.outputs[0], size.outputs[0]], name="longer")
+    for one in (longer, size):
+        one.outputs[0].name, one.outputs[0].type = one.name, node.outputs[0].type
+        model.graph.insert_after(node, one)
+    for reader, index in readers:
+        reader.replace_input_with(index, longer.outputs[0])
+    ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data")
+    with pytest.raises(ParityError, match="Padding changes pooled of a text"):
+        check_replaced_in_texts(
+            before, tmp_path / "model.onnx", manifest.graphs[ENCODER], manifest, max_length=MAX_LENGTH
+        )
+
+
+def test_heads_of_other_widths_stay_and_a_model_without_any_part_is_refused(sentence_model, tmp_path):  # noqa: F811
+    need_kernels()
+    with pytest.raises(EngineError, match="build it for ort-cpu"):  # heads of 8, in float
+        build(sentence_model[0], tmp_path / "bundle", [kernels.TARGET])
+
+
+def test_no_node_is_left_around_the_kernels(bundle):
+    directory = bundle("bert", "w8a8")
+    counted = Counter(node.op_type for node in ir.load(directory / Manifest.read(directory).engines[1].path).graph)
+    assert not {"Transpose", "Reshape", "QuantizeLinear", "Attention", "Gelu", "SkipLayerNormalization"} & set(counted)
