@@ -13,6 +13,8 @@ from piston.engines.ort.cuda_target import ask_ort_cuda, build_ort_cuda, check_o
 from piston.engines.tensorrt.family import ask_tensorrt, build_cached, check_tensorrt
 from piston.runtime.kernels import TARGET
 
+ON_OWN_KERNELS = (DECODER, ENCODER)  # the graphs that ort-cpu:avx512 has
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -28,7 +30,7 @@ class Family:
         """What builds the graphs of a model; raises MisuseError where the target does not have them."""
         kind = graphs_of(model)
         found = self.builders.get(kind)
-        if found is None or (kind == MODULE and target == TARGET):
+        if found is None or (target == TARGET and kind not in ON_OWN_KERNELS):
             raise MisuseError(
                 f"{target} has no engines for {model.task} yet; build {model.model.name} with --target ort-cpu."
             )
