@@ -12,7 +12,7 @@ from piston.core.bundle.interface import ENCODER
 from piston.core.bundle.manifest import EngineSpec
 from piston.engines.equivalence.packed_products import check_packed_products
 from piston.engines.equivalence.ragged import check_ragged
-from piston.engines.equivalence.replaced_in_texts import check_replaced_in_texts
+from piston.engines.equivalence.replaced_in_texts import check_replaced_in_texts, has_same_bits
 from piston.engines.equivalence.sparse_weights import check_sparse
 from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work, product_of
 from piston.engines.lowering.int8_tables import Int8TablesPass
@@ -56,9 +56,9 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
     with job.progress.phase(f"lowering for {TARGET}"):
         built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"))
     with job.progress.phase("checking the kernels against what they replace"):
-        parity = check_replaced_in_texts(
-            aside / plain.path, built.path, interface, job.model, max_length=job.requested["max_length"]
-        )
+        longest = job.requested["max_length"]
+        parity = check_replaced_in_texts(aside / plain.path, built.path, interface, job.model, max_length=longest)
+        same_bits = has_same_bits(built.path, interface, job.model, max_length=longest)
     return EngineSpec.of(
         target=TARGET,
         path=built.path.relative_to(job.work).as_posix(),
@@ -67,7 +67,11 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
             **plain.actual,
             "operators": count_operators(built.path),
             "weights_bytes": built.weights_bytes,
-            "own_kernels": {**built.replaced(), "parity": dataclasses.asdict(parity)},
+            "own_kernels": {
+                **built.replaced(),
+                "parity": dataclasses.asdict(parity),
+                "same_bits_in_batches": same_bits,
+            },
         },
         graph=ENCODER,
     )
