@@ -119,7 +119,7 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
     for name, (_, summary) in VERBS.items():
         sub = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if name == verb:
-            module = importlib.import_module(VERBS[name][0])
+            module = _imported(name)
             sub.words = words[words.index(name) + 1 :]
             module.add_arguments(sub)
             add_common_arguments(sub)
@@ -132,6 +132,15 @@ def _dispatch(verb: str | None, words: list[str]) -> int:
     logs_json()  # refuses an unknown format before any work
     _check_extra(arguments.verb)
     return int(arguments.run(arguments))
+
+
+def _imported(verb: str) -> Any:
+    """The verb's module; raises MissingExtraError where what it imports is not installed."""
+    try:
+        return importlib.import_module(VERBS[verb][0])
+    except ModuleNotFoundError:
+        _check_extra(verb)
+        raise
 
 
 def _check_extra(verb: str) -> None:

@@ -5,8 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import DECODER, MODULE
 from piston.core.bundle.manifest import EngineSpec, Manifest
@@ -78,6 +76,8 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
 
 
 def _build_plain(job: BuildJob) -> EngineSpec:
+    import onnx_ir as ir
+
     from piston.engines.equivalence.answers import check_parity, reference_of
     from piston.engines.equivalence.packed_products import check_packed_products
     from piston.engines.equivalence.sparse_weights import check_sparse
