@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from piston.bench import encoders as of_encoders
 from piston.bench.baseline import Reference, read_reference
 from piston.bench.child import Contender
 from piston.bench.fingerprint import take_fingerprint
@@ -29,6 +30,23 @@ from piston.runtime.backends.session import check_threads
 from piston.runtime.bundle import Bundle
 
 REPEATS, WARMUP = 10, 2
+# Options that bundles of encoders do not have, with their defaults.
+OF_LANGUAGE_MODELS = {
+    "--checkpoint": None,
+    "--batch": [1],
+    "--prompt-len": None,
+    "--gen-len": "64",
+    "--neighbours": [0],
+    "--starts": 3,
+    "--against": [],
+    "--env": [],
+    "--rivals": None,
+    "--baseline": None,
+    "--profile": False,
+    "--html": None,
+    "--junit": None,
+    "--markdown": None,
+}
 _EPILOG = f"""rivals: --against KIND:PATH, where KIND is {", ".join(KINDS)};
 --env KIND=DIR names the virtual environment (or Python) that has the rival. --rivals FILE takes all that
 scripts/prepare_rivals.py made.
@@ -47,6 +65,8 @@ with .p50, .p90, .p95 or .p99. A baseline is a file of --json, or a bundle. A bu
 so changes of the machine's speed cancel out.
 Of recipes: 'export.seconds<=110%', 'calibrate.peak<=105%', 'build.cpu<=110%', 'build.written<=101%'; in place of a
 bundle the baseline is a virtual environment with another Piston, which runs them in turns.
+Bundles of encoders have --prompts (texts), --repeats, --warmup and --threads: 'latency<=5ms', 'texts_per_second>=100',
+'tokens_per_second>=10000', 'load<=1s', 'peak<=400MB'.
 A gate that is not met exits with 1."""
 
 
@@ -119,6 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print, judge. Wrong options are refused before a system is started."""
     if arguments.serve is not None:
         return of_servers.run(arguments)
+    if len(arguments.bundle) == 1 and of_encoders.is_encoder(arguments.bundle[0]):
+        of_servers.check_unserved(arguments)
+        return of_encoders.run(arguments, OF_LANGUAGE_MODELS)
     plan = _plan(arguments)
     machine = take_fingerprint(plan.options.threads)
     date = datetime.now(UTC).isoformat(timespec="seconds")

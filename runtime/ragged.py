@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Row = Ids | Sequence[int]
+SLACK = 8  # tokens
 
 
 def padded(rows: Sequence[Row], types: Sequence[Row] | None = None) -> dict[str, Ids]:
@@ -27,11 +28,12 @@ def padded(rows: Sequence[Row], types: Sequence[Row] | None = None) -> dict[str,
 def batches(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:
     """Indices of rows in batches of like length, each of at most so many `tokens`, padding included.
 
-    A longer row is a batch of its own.
+    The longest row of a batch has at most a quarter and SLACK tokens more than the shortest, so that little is padding.
+    A row of more tokens is a batch of its own.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[index] > tokens:
+        if batch and ((len(batch) + 1) * lengths[index] > tokens or lengths[index] > 1.25 * lengths[batch[0]] + SLACK):
             yield batch
             batch = []
         batch.append(index)

@@ -20,5 +20,18 @@ def test_batches_hold_rows_of_like_length_within_the_tokens_and_every_row_once()
     assert found[-1] == [4]  # longer than all the tokens, and alone
 
 
+def test_little_of_a_batch_is_padding():
+    lengths = [*range(1, 200)]
+    for batch in batches(lengths, tokens=1 << 20):
+        sizes = [lengths[index] for index in batch]
+        assert max(sizes) <= 1.25 * min(sizes) + 8
+    assert sum(1 for _ in batches(lengths, tokens=1 << 20)) < 16  # and batches are not small for it
+
+
+def test_segments_are_padded_like_the_rows():
+    feeds = padded([[5, 6, 7], [8]], [[0, 1, 1], [1]])
+    np.testing.assert_array_equal(feeds["token_type_ids"], [[0, 1, 1], [1, 0, 0]])
+
+
 def test_no_rows_are_no_batches():
     assert list(batches([], tokens=8)) == []
