@@ -21,6 +21,8 @@ TASK = "text2text-generation"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what is asked, and how."""
     add_text_arguments(parser, "answer")
+    parser.add_argument("--source-lang", metavar="CODE", help="translate from this language")
+    parser.add_argument("--target-lang", metavar="CODE", help="translate into this language")
     add_truncate_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a stream")
     add_sampling_arguments(parser)
@@ -32,13 +34,25 @@ def run(arguments: argparse.Namespace) -> int:
     texts = texts_of(arguments.text)
     if hasattr(arguments, "logprobs") and not arguments.json:
         raise MisuseError("--logprobs needs --json.")
+    if (arguments.source_lang is None) != (arguments.target_lang is None):
+        raise MisuseError("--source-lang and --target-lang need one another.")
     with load_from(arguments, TASK) as model:
         beams = beams_from(arguments, model.default_beams if arguments.checkpoint_sampling else None)
         sampling = _sampling(arguments, model)
-        if len(texts) == 1 and sampling.n == 1 and beams is None and not arguments.json:
+        if arguments.source_lang is not None:
+            completions = model.translate(
+                texts,
+                source=arguments.source_lang,
+                target=arguments.target_lang,
+                sampling=sampling,
+                truncate=arguments.truncate,
+                beams=beams,
+            )
+        elif len(texts) == 1 and sampling.n == 1 and beams is None and not arguments.json:
             _stream(model, texts[0], sampling, arguments)
             return 0
-        completions = model.generate(texts, sampling, truncate=arguments.truncate, beams=beams)
+        else:
+            completions = model.generate(texts, sampling, truncate=arguments.truncate, beams=beams)
     if arguments.json:
         print_json({"completions": [completion_to_json(completion) for completion in completions]})
         return 0

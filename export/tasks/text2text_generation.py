@@ -10,6 +10,7 @@ from piston.core.bundle.interface import SOURCE_INPUTS
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError
 from piston.export.job import ExportJob
+from piston.export.languages import language_settings
 from piston.export.positions import is_position_embedding
 from piston.export.source_models import SourceKind, decoder_start, export_encoder_decoder, is_of, summary
 from piston.runtime.backends.engine import Source
@@ -54,7 +55,7 @@ def _sources(config: Any, positions: int) -> list[Source]:
 
 
 def _settings(checkpoint: Checkpoint, model: Any) -> dict[str, Any]:
-    return {"decoder_start": [decoder_start(checkpoint, model)]}
+    return {"decoder_start": [decoder_start(checkpoint, model)], **language_settings(checkpoint, model.config)}
 
 
 TEXT = SourceKind(

@@ -1,5 +1,6 @@
 """Encoder-decoders from text to text: a bundle becomes a TextToText."""
 
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from piston.runtime.text.tokenizer import Tokenizer
 
 TASK = "text2text-generation"
+PAIR = "translation_"  # what the names of prompts of translations begin with, such as translation_en_to_de
+Frame = tuple[list[int], list[int]]  # token ids before and after a text
 BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")  # settings of BeamParams
 DEFAULT_TOKENS = 256  # of an answer, where the engine holds as many
 
@@ -44,6 +47,11 @@ class TextToText:
     def prompts(self) -> Mapping[str, str]:
         """What the checkpoint's authors put in front of texts, by the name of what is asked for."""
         return dict(self.manifest.settings.get("prompts") or {})
+
+    @property
+    def languages(self) -> Mapping[str, int]:
+        """The token of each language that the model translates between, by its code; empty where it has no codes."""
+        return dict(self.manifest.settings.get("languages") or {})
 
     @property
     def default_sampling(self) -> SamplingParams:
@@ -81,6 +89,7 @@ class TextToText:
         truncate: bool = False,
         prefix: Sequence[int] | None = None,
         beams: "BeamParams | None" = None,
+        language: str | None = None,
     ) -> "list[Completion]":
         """Answer each text: n answers to the first, then to the second.
 
@@ -90,6 +99,7 @@ class TextToText:
             truncate: cut texts of more tokens than the engine holds at their end; without it they are refused.
             prefix: token ids that begin every answer, instead of the checkpoint's.
             beams: search for the likeliest answers, instead of taking tokens one by one; each beam takes a slot.
+            language: code of the texts' language, one of `languages`; by default the tokenizer's.
 
         Raises:
             MisuseError: a text is empty or is no Unicode, the options contradict each other, or there are more beams
@@ -101,7 +111,7 @@ class TextToText:
 
         if isinstance(texts, str):
             raise MisuseError("generate takes a list of texts; for one text give [text].")
-        generations = self.prepare(texts, sampling, truncate=truncate, prefix=prefix)
+        generations = self.prepare(texts, sampling, truncate=truncate, prefix=prefix, language=language)
         if beams is not None:
             from piston.runtime.generate.hypotheses import search
 
@@ -109,6 +119,58 @@ class TextToText:
         for _ in run(self.engine, generations):
             pass
         return [generation.completion() for generation in generations]
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        *,
+        source: str,
+        target: str,
+        sampling: SamplingParams | None = None,
+        truncate: bool = False,
+        beams: "BeamParams | None" = None,
+    ) -> "list[Completion]":
+        """Translate texts from one language to another, as transformers' translation pipeline does.
+
+        A model with `languages` begins an answer with the target's token; one that was trained with prompts, such as
+        T5, gets the prompt of the pair.
+
+        Args:
+            texts: none of them empty.
+            source: code of their language, one of `languages`; of a model with prompts as these name it.
+            target: code of the language of the answers.
+            sampling: as of `generate`, as the next.
+            truncate: cut texts that are too long.
+            beams: search for the likeliest translations.
+
+        Raises:
+            MisuseError: the model does not have a language or the pair; otherwise as `generate`.
+        """
+        language, forced, prompt = self.translation(source, target)
+        sampling = sampling or self.sampling()
+        if forced is not None:
+            sampling = dataclasses.replace(sampling, forced_bos_token_id=forced)
+        given = [prompt + text if isinstance(text, str) and text.strip() else text for text in texts]
+        return self.generate(given, sampling, truncate=truncate, beams=beams, language=language)
+
+    def translation(self, source: str, target: str) -> tuple[str | None, int | None, str]:
+        """How to translate a pair: the code of the sources, the token that begins an answer, and the prompt.
+
+        Raises:
+            MisuseError: the model does not have it; the message lists what it has.
+        """
+        name = self.manifest.model.name
+        if self.languages:
+            for code in (source, target):
+                if code not in self.languages:
+                    raise MisuseError(f"{name} has no language {code!r}; it has: {', '.join(sorted(self.languages))}.")
+            return source, self.languages[target], ""
+        pairs = {key.removeprefix(PAIR): text for key, text in self.prompts.items() if key.startswith(PAIR)}
+        if not pairs:
+            raise MisuseError(f"{name} has no language codes; use generate, with the prompt that it was trained with.")
+        if (pair := f"{source}_to_{target}") not in pairs:
+            raise MisuseError(f"{name} has no translation {pair}; it has: {', '.join(sorted(pairs))}.")
+        return None, None, pairs[pair]
 
     def stream(
         self,
@@ -134,6 +196,7 @@ class TextToText:
         *,
         truncate: bool = False,
         prefix: Sequence[int] | None = None,
+        language: str | None = None,
     ) -> "list[Generation]":
         """Generations of each text that are not yet run, for a scheduler; arguments and errors as of `generate`."""
         from piston.runtime.backends.engine import Source
@@ -142,7 +205,10 @@ class TextToText:
         began, sampling = time.perf_counter(), sampling or self.sampling()
         if sampling.echo:
             raise MisuseError("echo shows the prompt, and this model's answers have none; leave it out.")
-        sources = [Source.of_text(self.encode(text, index, truncate=truncate)) for index, text in enumerate(texts)]
+        frame = self.frame(language)
+        sources = [
+            Source.of_text(self.encode(text, index, truncate=truncate, frame=frame)) for index, text in enumerate(texts)
+        ]
         prompt = self.prefix if prefix is None else list(prefix)
         generations = prepare([prompt] * len(sources), sampling, self.tokenizer, self.manifest.tokenizer.eos_token_ids)
         for index, generation in enumerate(generations):
@@ -150,14 +216,27 @@ class TextToText:
             generation.tokenizing, generation.started = time.perf_counter() - began, began
         return generations
 
-    def encode(self, text: str, index: int = 0, *, truncate: bool = False) -> list[int]:
-        """Token ids of a text with the tokenizer's frame; `index` names it in errors, which are those of `generate`."""
+    def frame(self, language: str | None = None) -> Frame:
+        """The tokens before and after a source in a language, by default the tokenizer's own."""
+        if language is None:
+            return self.tokenizer.frame
+        if language not in self.languages:
+            known = ", ".join(sorted(self.languages)) or "none"
+            raise MisuseError(f"{self.manifest.model.name} has no language {language!r}; it has: {known}.")
+        parts = self.manifest.settings["source_frame"]
+        token_id = self.languages[language]
+        before, after = ([token_id if item < 0 else int(item) for item in parts[name]] for name in ("before", "after"))
+        return before, after
+
+    def encode(self, text: str, index: int = 0, *, truncate: bool = False, frame: Frame | None = None) -> list[int]:
+        """Token ids of a text in a `frame`; `index` names it in errors, which are those of `generate`."""
         what = f"Text {index}"
         if not isinstance(text, str):
             raise MisuseError(f"{what} is {text!r:.40}; it must be a string.")
         if not text.strip():
             raise MisuseError(f"{what} is empty; leave it out.")
-        ids = self.tokenizer.encode(check_text(text, what))
+        before, behind = frame or self.tokenizer.frame
+        ids = [*before, *self.tokenizer.encode(check_text(text, what), add_special_tokens=False), *behind]
         limit = self.engine.max_source
         if len(ids) <= limit:
             return ids
@@ -166,7 +245,6 @@ class TextToText:
                 f"{what} has {len(ids):,} tokens; the engine reads up to {limit:,}. Shorten it, load with a larger "
                 "max_length, or let its end be cut off (truncate)."
             )
-        behind = self.tokenizer.frame[1]
         return [*ids[: limit - len(behind)], *behind]
 
     def close(self) -> None:

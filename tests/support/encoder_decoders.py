@@ -125,3 +125,35 @@ def write_speech_checkpoint(directory: Path, **overrides: object) -> torch.nn.Mo
     features = {"feature_size": 8, "sampling_rate": 3840, "hop_length": 160, "n_fft": 400, "chunk_length": 1}
     (directory / "preprocessor_config.json").write_text(json.dumps(features))
     return model.requires_grad_(requires_grad=False)
+
+
+def write_translation_checkpoint(directory: Path) -> torch.nn.Module:
+    """A seeded NLLB of three languages, whose tokenizer puts the source's code in front; returns the model."""
+    from transformers import NllbTokenizer
+
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *(f"\u2581{word}" for word in WORDS),
+        "\u2581",
+        *"abcdefghijklmnopqrstuvwxyzM",
+    ]
+    merges = []
+    for word in WORDS:
+        whole = "\u2581"
+        for letter in word:
+            merges.append((whole, letter))
+            whole += letter
+            if whole not in pieces:
+                pieces.append(whole)
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    languages = ["deu_Latn", "eng_Latn", "fra_Latn"]
+    tokenizer = NllbTokenizer(vocab=vocabulary, merges=merges, src_lang="eng_Latn", additional_special_tokens=languages)
+    size = len(tokenizer)
+    settings = {"vocab_size": size, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    model = make_encoder_decoder("m2m_100", **settings)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return model

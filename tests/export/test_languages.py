@@ -1,0 +1,60 @@
+import pytest
+from encoder_decoders import write_translation_checkpoint
+from transformers import AutoTokenizer
+
+from piston.core.errors import MisuseError
+from piston.engines import build
+from piston.export import export_model
+from piston.runtime import load
+from piston.runtime.generate.beam_search import BeamParams
+
+TEXT = "the sea is calm and the wind blows"
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    """(the loaded bundle, transformers' model, its tokenizer) of a seeded NLLB."""
+    root = tmp_path_factory.mktemp("translation")
+    model = write_translation_checkpoint(root / "checkpoint")
+    export_model(root / "checkpoint", root / "model")
+    build(root / "model", root / "bundle", max_batch=3)
+    with load(root / "bundle") as opened:
+        yield opened, model, AutoTokenizer.from_pretrained(root / "checkpoint")
+
+
+@pytest.mark.parametrize(("source", "target"), [("eng_Latn", "deu_Latn"), ("deu_Latn", "fra_Latn")])
+def test_a_translation_begins_with_its_language_and_is_that_of_transformers(translator, source, target):
+    model, reference, tokenizer = translator
+    tokenizer.src_lang = source
+    ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    assert model.encode(TEXT, frame=model.frame(source)) == ids[0].tolist()
+    forced = tokenizer.convert_tokens_to_ids(target)
+    for beams in (1, 3):
+        expected = reference.generate(
+            ids, forced_bos_token_id=forced, num_beams=beams, do_sample=False, max_new_tokens=10
+        )
+        params = None if beams == 1 else BeamParams(num_beams=beams)
+        sampling = model.sampling(max_tokens=10)
+        (found,) = model.translate([TEXT], source=source, target=target, sampling=sampling, beams=params)
+        assert found.token_ids[0] == forced
+        assert list(found.token_ids) == expected[0, 1 : 1 + len(found.token_ids)].tolist()
+
+
+def test_a_language_that_the_model_lacks_is_refused_with_those_it_has(translator):
+    with pytest.raises(MisuseError, match="has no language 'ita_Latn'; it has: deu_Latn, eng_Latn, fra_Latn"):
+        translator[0].translate([TEXT], source="eng_Latn", target="ita_Latn")
+
+
+def test_prompts_of_pairs_are_those_that_the_checkpoint_names(translator):
+    model, _, _ = translator
+    settings = dict(model.manifest.settings)
+    try:
+        object.__setattr__(model.manifest, "settings", {"prompts": {"translation_en_to_de": "to German: "}})
+        assert model.translation("en", "de") == (None, None, "to German: ")
+        with pytest.raises(MisuseError, match="has no translation en_to_fr; it has: en_to_de"):
+            model.translation("en", "fr")
+        object.__setattr__(model.manifest, "settings", {})
+        with pytest.raises(MisuseError, match="has no language codes; use generate"):
+            model.translation("en", "de")
+    finally:
+        object.__setattr__(model.manifest, "settings", settings)
