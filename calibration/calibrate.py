@@ -183,6 +183,8 @@ def _for_model(recipe: Recipe, graph: ModelGraph, model_dir: Path) -> Recipe:
 
 
 def _check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
+    if keep_worst < 0:
+        raise MisuseError(f"--keep-worst {keep_worst} must be at least 0.")
     if keep_worst and recipe.scheme != "w8a8":
         raise MisuseError(f"--keep-worst ranks by INT8 activations, which {recipe.scheme} has none of; use --keep.")
     if keep_worst and budget is not None:

@@ -175,14 +175,17 @@ def _packed(
 
 def with_length(options: RowOptions, model: Bundle) -> RowOptions:
     """The options with the default length where none was given."""
-    length = options.seq_len or min(DEFAULT_LENGTH, model.manifest.model.max_positions)
-    return dataclasses.replace(options, seq_len=length)
+    if options.seq_len is not None:
+        return options
+    return dataclasses.replace(options, seq_len=min(DEFAULT_LENGTH, model.manifest.model.max_positions))
 
 
 def _check_options(options: RowOptions, model: Bundle) -> None:
     positions = model.manifest.model.max_positions
     if options.num_rows < 1:
         raise MisuseError(f"{options.num_rows} calibration rows were asked for; at least 1 is needed.")
+    if options.seed < 0:
+        raise MisuseError(f"The seed of the rows is {options.seed}; it must be at least 0.")
     assert options.seq_len is not None
     if not 2 <= options.seq_len <= positions:  # noqa: PLR2004
         raise MisuseError(

@@ -29,6 +29,8 @@ class DistillOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        if self.seq_len < 2:  # noqa: PLR2004
+            raise MisuseError(f"--seq-len {self.seq_len} must be at least 2: a token, and one that follows it.")
         if self.scheme not in SCHEMES:
             raise MisuseError(f"No scheme {self.scheme!r}; there are {', '.join(SCHEMES)}.")
         if self.config is not None and self.prune.is_structured:

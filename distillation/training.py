@@ -47,6 +47,8 @@ class TrainingOptions:
             raise MisuseError("Give --steps N or --minutes M: how long to train.")
         if self.steps is not None and self.steps < 0:
             raise MisuseError(f"--steps {self.steps} must be 0 or more; 0 makes the student and trains nothing.")
+        if self.seed < 0:
+            raise MisuseError(f"--seed {self.seed} must be 0 or more.")
         for name in ("minutes", "rows", "learning_rate", "temperature", "save_every"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -155,6 +155,12 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(model_dir, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fewer_than_no_linears_cannot_be_left_in_float(model_dir, tmp_path):
+    with pytest.raises(MisuseError, match="--keep-worst -1 must be at least 0"):
+        calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8a8"), ["builtin"], keep_worst=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_quantized_directory_is_not_quantized_again(model_dir, tmp_path):
     calibrate(model_dir, tmp_path / "once", Recipe(scheme="w8"))
     with pytest.raises(MisuseError, match="quantized already"):

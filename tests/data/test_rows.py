@@ -97,6 +97,8 @@ def test_too_few_tokens_are_refused_with_both_numbers(model, text):
         ({"num_rows": 0}, "0 calibration rows"),
         ({"seq_len": 97}, "97 tokens .* toy takes 2 to 96"),
         ({"seq_len": 1}, "rows of 1 tokens"),
+        ({"seq_len": 0}, "rows of 0 tokens"),
+        ({"seed": -1}, "seed of the rows is -1"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(model, text, options, message):

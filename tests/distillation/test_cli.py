@@ -59,6 +59,8 @@ def test_the_result_is_printed_with_the_next_commands(teacher, text, tmp_path, c
         (["-o", "out", "--steps", "1", "--prune", "layers=9"], "the model has 2 layers"),
         (["-o", "out", "--steps", "1", "--lr", "0"], "--learning-rate 0.0 must be more than 0"),
         (["-o", "out", "--steps", "1", "--scheme", "w8a8"], "give --start DIR"),
+        (["-o", "out", "--steps", "1", "--seq-len", "0"], "--seq-len 0 must be at least 2"),
+        (["-o", "out", "--steps", "1", "--seed", "-1"], "--seed -1 must be 0 or more"),
     ],
 )
 def test_wrong_usage_is_one_line(teacher, text, capsys, more, message):
