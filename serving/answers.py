@@ -96,7 +96,7 @@ class Answers:
         requests = [generation.request for generation in self._work.generations]
         num_answers = self._work.generations[0].sampling.n
         prompts = requests[::num_answers]
-        num_prompt = sum(len(request.prompt_ids) for request in prompts)
+        num_prompt = sum(request.num_given for request in prompts)
         num_output = 0 if self._work.only_prompt else sum(len(request.output_ids) for request in requests)
         return {
             "prompt_tokens": num_prompt,

@@ -12,6 +12,7 @@ from piston.runtime.generate.generation import Generation
 from piston.runtime.generate.request import Ended, Token, check_fits
 from piston.runtime.generate.scheduler import Scheduler
 from piston.runtime.model import LanguageModel
+from piston.runtime.tasks.text2text_generation import TextToText
 from piston.serving.engine_thread import EngineThread, QueueObserver, reported
 from piston.serving.errors import DeadlineError, RequestError
 
@@ -53,7 +54,7 @@ class Ticket:
     @property
     def num_tokens(self) -> int:
         """Of all prompts."""
-        return sum(len(generation.request.prompt_ids) for generation in self.generations)
+        return sum(generation.request.num_given for generation in self.generations)
 
     def cancel(self) -> None:
         """End every row that has not ended; from any thread."""
@@ -85,7 +86,7 @@ class GenerationThread(EngineThread[Ticket]):
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: "LanguageModel | TextToText",
         observer: Observer,
         *,
         max_queue_requests: int | None = None,

@@ -83,7 +83,7 @@ class GenerationMetrics:
         metrics.success.labels(name, reason).inc()
         if not request.output_ids:
             return
-        metrics.prompt_tokens.labels(name).inc(len(request.prompt_ids))
+        metrics.prompt_tokens.labels(name).inc(request.num_given)
         metrics.prefix_queries.labels(name).inc(len(request.prompt_ids))
         metrics.prefix_hits.labels(name).inc(request.num_cached)
         if (speculator := request.speculator) is not None:
@@ -93,7 +93,7 @@ class GenerationMetrics:
         metrics.prefill.labels(name).observe(request.times.prefill)
         metrics.decode.labels(name).observe(generation.last_at - generation.first_at)
         metrics.end_to_end.labels(name).observe(generation.last_at - generation.started)
-        metrics.prompt_length.labels(name).observe(len(request.prompt_ids))
+        metrics.prompt_length.labels(name).observe(request.num_given)
         metrics.output_length.labels(name).observe(len(request.output_ids))
 
     def refused(self) -> None:

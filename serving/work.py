@@ -103,6 +103,13 @@ def _work(  # noqa: PLR0913
     sampling = SamplingParams.from_mapping(options)
     ends = model.manifest.tokenizer.eos_token_ids
     generations = prepare(prompts, sampling, model.tokenizer, ends, model.verification, constrain)
+    return work_of(generations, request, caller, began, only_prompt=only_prompt)
+
+
+def work_of(
+    generations: list[Generation], request: Options, caller: Caller, began: float, *, only_prompt: bool = False
+) -> Work:
+    """The rows of a request that came at `began`, a time.perf_counter()."""
     salt = f"{caller.salt}:{_given(request.cache_salt, '')}"
     for generation in generations:
         generation.started, generation.tokenizing = began, time.perf_counter() - began

@@ -69,6 +69,11 @@ class Request:
                 self.prompt_logprobs.append(logprobs(logits, token_id, self.num_prompt_logprobs))
 
     @property
+    def num_given(self) -> int:
+        """Tokens of the prompt, and of the source of an encoder-decoder."""
+        return len(self.prompt_ids) + (0 if self.source is None else self.source.length)
+
+    @property
     def source_key(self) -> Hashable:
         """Equal for rows whose prompts and sources may share states."""
         return None if self.source is None else self.source.key

@@ -59,7 +59,7 @@ class Scheduler:
     @property
     def num_waiting_tokens(self) -> int:
         """Tokens of the prompts that wait for a slot."""
-        return sum(len(request.prompt_ids) for request in self._waiting)
+        return sum(request.num_given for request in self._waiting)
 
     def add(self, request: Request) -> None:
         """Queue a request, first come first served.

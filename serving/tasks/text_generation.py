@@ -91,13 +91,16 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
 
 
 async def generate(
-    prepare: Callable[["LanguageModel", Grammars, Any, Caller], Work],
+    prepare: Callable[[Any, Any, Any, Caller], Work],
     form: type[Answers],
-    served: ServedLanguageModel,
+    served: Any,
     body: Any,
     call: Call,
 ) -> ASGIApp:
-    """Text, whole or as a stream; `prepare` makes the rows of a request, `form` the shape of its answer."""
+    """Text, whole or as a stream; `prepare` makes the rows of a request, `form` the shape of its answer.
+
+    `served` has a GenerationThread, and the `grammars` that `prepare` is given, of a language model.
+    """
     served.thread.check_room()
     work_of = partial(prepare, served.model, served.grammars, body, call.caller)
     work = await (in_compiler(call, work_of) if may_need_grammar(body) else call.in_worker(work_of))
