@@ -24,6 +24,7 @@ class Row:
     calls: list[dict[str, Any]] = field(default_factory=list)
     positions: list[PositionLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
+    num_tokens: int = 0
 
 
 class Answers:
@@ -50,7 +51,7 @@ class Answers:
                 row = self.rows[piece.row]
                 self.take(row, piece)
                 row.positions += piece.positions
-                row.finish_reason = piece.finish_reason
+                row.finish_reason, row.num_tokens = piece.finish_reason, piece.num_tokens
                 num_left -= piece.is_last
                 yield piece
         finally:
@@ -76,7 +77,9 @@ class Answers:
         yield DONE
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        usage = {"usage": None} if self._work.include_usage else {}
+        usage: dict[str, Any] = {"usage": None} if self._work.include_usage else {}
+        if self._work.continuous_usage:
+            usage = {"usage": self.usage()}
         return self._base | {"object": self.chunk, "choices": [choice]} | usage
 
     def take(self, row: Row, piece: Piece) -> None:
@@ -92,12 +95,12 @@ class Answers:
         raise NotImplementedError
 
     def usage(self) -> dict[str, Any]:
-        """Tokens; those of a prompt count once, however many answers it has."""
+        """Tokens so far; those of a prompt count once, however many answers it has."""
         requests = [generation.request for generation in self._work.generations]
         num_answers = self._work.generations[0].sampling.n
         prompts = requests[::num_answers]
         num_prompt = sum(request.num_given for request in prompts)
-        num_output = 0 if self._work.only_prompt else sum(len(request.output_ids) for request in requests)
+        num_output = 0 if self._work.only_prompt else sum(row.num_tokens for row in self.rows)
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,

@@ -13,11 +13,11 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
     include_usage: bool = False
     include_obfuscation: bool = False
-    continuous_usage_stats: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: every chunk has the usage so far
 
     def __post_init__(self) -> None:
-        if self.include_obfuscation or self.continuous_usage_stats:
-            raise ValueError("include_obfuscation and continuous_usage_stats are not supported; leave them out")
+        if self.include_obfuscation:
+            raise ValueError("include_obfuscation is not supported; leave it out")
 
 
 class Options(msgspec.Struct, kw_only=True):

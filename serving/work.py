@@ -38,6 +38,7 @@ class Work:
     new_parser: Callable[[], OutputParser] = lambda: OutputParser(Markers())  # one for each row
     stream: bool
     include_usage: bool
+    continuous_usage: bool = False
     only_prompt: bool = False  # max_tokens is 0: the echoed prompt is the answer
 
 
@@ -119,6 +120,7 @@ def work_of(
         generations=generations,
         stream=request.stream,
         include_usage=stream_options.include_usage,
+        continuous_usage=stream_options.continuous_usage_stats,
         only_prompt=only_prompt,
     )
 

@@ -99,3 +99,16 @@ def test_parts_of_a_character_are_spelt_as_bytes(live):
     assert tokens[:4] == [f"bytes:\\x{byte:02x}" for byte in "👍".encode()]
     assert answer.choices[0].text == "👍"
     assert json.dumps(tokens)
+
+
+def test_every_chunk_has_the_usage_so_far_where_it_is_asked_for(live):
+    server = live(replying("hello you"))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    stream = server.client.completions.create(
+        model="toy", prompt="a<bot>", temperature=0, stream=True, stream_options=options
+    )
+    chunks = list(stream)
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, len(ids_of("hello you")) + 1)
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {len(ids_of("a<bot>"))}
