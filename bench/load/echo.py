@@ -3,7 +3,7 @@
     python -I echo.py PORT [SECONDS]
 
 It speaks as much of OpenAI's API as the benchmark asks for: GET /v1/models, and POST /v1/completions as a stream of
-`max_tokens` events, each sent on its own, SECONDS apart (0).
+`max_tokens` events, each sent on its own SECONDS after the one before (0).
 """
 
 import asyncio
@@ -38,8 +38,8 @@ async def _stream(head: str, reader: asyncio.StreamReader, writer: asyncio.Strea
     usage = {"prompt_tokens": len(prompt), "completion_tokens": count, "total_tokens": len(prompt) + count}
     writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
     for _ in range(count):
-        writer.write(_chunk(_EVENT))
         await asyncio.sleep(float(sys.argv[2]) if len(sys.argv) > 2 else 0)  # noqa: PLR2004 - the second word
+        writer.write(_chunk(_EVENT))
     end = json.dumps({"choices": [], "usage": usage}).encode()
     writer.write(_chunk(b"data: " + end + b"\n\ndata: [DONE]\n\n") + b"0\r\n\r\n")
 
