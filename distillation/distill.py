@@ -145,6 +145,7 @@ class _Distillation:
             )
         with self.progress.phase("making the student"):
             student, ranking, layers = self._student(data)
+            sizes = _count(teacher), _count(student)
             linears, scheme, block = self._round(student, data)
         pairs = self._hidden_pairs(layers)
         key = self._key(data)
@@ -161,7 +162,7 @@ class _Distillation:
         result = Distilled(
             self.source.checkpoint.name,
             type(student).__name__,
-            (_count(teacher), _count(student)),
+            sizes,
             ranking,
             run,
             steps * self.training.rows / len(data.train),

@@ -146,6 +146,12 @@ def test_no_steps_make_the_student_and_train_nothing(teacher, text, tmp_path):
     assert result.notes == ()
 
 
+def test_scales_are_not_counted_among_the_parameters(teacher, text, tmp_path):
+    options = DistillOptions(scheme="w8", seq_len=24)
+    result = distill(str(teacher), tmp_path / "student", [text], options, trained(0))
+    assert result.parameters[0] == result.parameters[1]
+
+
 def test_too_little_data_is_refused_with_the_numbers(teacher, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("One line of text.\n" * 3)
