@@ -30,7 +30,6 @@ OF_LANGUAGE_MODELS = {
     "--max-tokens": None,
     "--prompts": None,
     "--answer-tokens": 48,
-    "--html": None,
 }
 _SLOTS = 4  # answers decoded together
 _EPILOG = """windows: {rule}.

@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,10 @@ from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress, print_json, print_text
 from piston.core.data_files import read_bytes, records_of, texts_of
 from piston.core.errors import MisuseError
-from piston.core.gates import gates_of, tell_gates
+from piston.core.gates import GateResult, gates_of, tell_gates
+from piston.core.outputs import check_output_files, write_output
+from piston.core.report.page import Tile, page, paragraph
+from piston.core.report.page import gates as judged
 from piston.core.schema import to_plain
 from piston.core.tasks import task_module
 from piston.evaluation import tasks
@@ -36,6 +39,7 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
         if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
             raise MisuseError(f"{option} is for language models, and {arguments.path} is for {task}; leave it out.")
     gates = gates_of(arguments, task_module(tasks, task).METRICS, "--fail-on")
+    check_output_files({"--html": arguments.html}, [arguments.path, arguments.data, arguments.reference])
     is_labelled = _is_labelled(arguments.data)
     for gate in gates:
         if gate.needs_reference and arguments.reference is None:
@@ -55,6 +59,8 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
             with closing(_open(arguments.reference, arguments, target=None)) as reference:
                 values, shown = _measured(candidate, reference, arguments.data, is_labelled=is_labelled)
     results = [gate.judge(values) for gate in gates]
+    if arguments.html is not None:
+        write_output(arguments.html, _page(arguments, values, shown, results))
     if arguments.json:
         print_json(
             {
@@ -87,6 +93,20 @@ def _measured(
     module = task_module(tasks, candidate.manifest.task)
     compared = module.moved(text_outputs(candidate, texts), text_outputs(reference, texts))
     return dict(compared.values), compared.summary
+
+
+def _page(arguments: argparse.Namespace, values: Mapping[str, float], shown: str, results: Sequence[GateResult]) -> str:
+    """The figures as one page."""
+    tiles = [
+        Tile(name, f"{value:.4f}", f"of the reference {values[f'{name}_reference']:.4f}" if is_compared else "")
+        for name, value in values.items()
+        if not name.endswith(("_change", "_reference"))
+        for is_compared in [f"{name}_reference" in values]
+    ]
+    lead = [paragraph(f"{arguments.path} on {arguments.data}: {shown}.")]
+    return page(
+        f"{arguments.path}: evaluation", tiles, judged(results), f"Written by piston eval, {version('piston')}.", lead
+    )
 
 
 def _is_labelled(path: Path) -> bool:

@@ -10,18 +10,24 @@ bench.tpot.p50 <= 5% over baseline   by the test of `piston bench --require`: se
 
 from dataclasses import replace
 
+from piston.bench.encoders import METRICS as ENCODER_FIGURES
 from piston.bench.gate import BUNDLE_FIGURES
 from piston.core.gates import INT8, SIZE, Gate, Metric
 from piston.core.gates import parse_gate as parse
+from piston.core.tasks import task_module, task_names
 from piston.core.units import shown
+from piston.evaluation import tasks
 from piston.evaluation.metrics import METRICS as EVAL_METRICS
 
 VERIFY = Metric(name="verify", described="piston verify", unit="verdict", is_better_high=True)
+# Figures of encoder tasks; where a name is one of language models too, it is the same figure.
+OF_TASKS = {name: metric for task in task_names(tasks) for name, metric in task_module(tasks, task).METRICS.items()}
 METRICS: dict[str, Metric] = {
     VERIFY.name: VERIFY,
     SIZE.name: SIZE,
     INT8.name: INT8,
-    **{f"eval.{name}": replace(metric, name=f"eval.{name}") for name, metric in EVAL_METRICS.items()},
+    **{f"eval.{name}": replace(metric, name=f"eval.{name}") for name, metric in (OF_TASKS | EVAL_METRICS).items()},
+    **{f"bench.{name}": replace(metric, name=f"bench.{name}") for name, metric in ENCODER_FIGURES.items()},
     **{f"bench.{name}": replace(metric, name=f"bench.{metric.name}") for name, metric in BUNDLE_FIGURES.items()},
 }
 

@@ -19,9 +19,14 @@ def values_of(manifest: Manifest, results: Mapping[str, Mapping[str, Any]]) -> d
     shares = [spec.actual["linears"]["int8"] for spec in manifest.engines if "int8" in spec.actual.get("linears", {})]
     if shares:
         values["int8"] = float(min(shares))
-    if "eval" in results:
+    for name in ("eval", "bench"):
+        if "values" in results.get(name, {}):  # of a task of encoders
+            values |= {f"{name}.{figure}": float(value) for figure, value in results[name]["values"].items()}
+            # A gate on `bench.peak` means its median, of which there is one.
+            values |= {f"{name}.{figure}.p50": float(value) for figure, value in results[name]["values"].items()}
+    if "eval" in results and "values" not in results["eval"]:
         values |= {f"eval.{name}": value for name, value in measured(_eval_report(results["eval"])).items()}
-    if "bench" in results:
+    if "bench" in results and "values" not in results["bench"]:
         values |= _bench_values(results["bench"])
     return {name: value for name, value in values.items() if math.isfinite(value)}
 

@@ -251,8 +251,11 @@ def test_labelled_examples_are_evaluated_by_the_figures_of_the_task(piston, enco
     bundle = encoder_toys.bundle(name)
     with load(bundle) as model:
         data = examples(name, tmp_path / "data.jsonl", model)
-    result = piston("eval", bundle, "--data", data, "--reference", encoder_toys.model(name), "--json", "--quiet")
+    page = tmp_path / "page.html"
+    words = ("eval", bundle, "--data", data, "--reference", encoder_toys.model(name), "--json", "--quiet")
+    result = piston(*words, "--html", page)
     assert result.status == 0
+    assert all(figure in page.read_text() for figure in FIGURES[name])
     values = json.loads(result.out)["values"]
     for figure, value in FIGURES[name].items():
         assert values[figure] == pytest.approx(value, abs=1e-6)

@@ -42,3 +42,10 @@ def test_the_evaluation_gives_absolute_and_relative_figures():
     assert (found["eval.ppl"], found["eval.ppl_change"]) == (pytest.approx(20.4), pytest.approx(0.02))
     with pytest.raises(Error, match="cannot read the JSON"):
         values_of(manifest_of(), {**VERIFY, "eval": {"schema": 1}})
+
+
+def test_figures_of_encoder_tasks_go_by_their_names():
+    found = values_of(
+        manifest_of(), {**VERIFY, "eval": {"values": {"accuracy": 0.9}}, "bench": {"values": {"latency": 0.002}}}
+    )
+    assert (found["eval.accuracy"], found["bench.latency"]) == (0.9, 0.002)
