@@ -149,6 +149,10 @@ class EngineThread(ABC, Generic[Ticket]):
             return f"A step of the engine has taken {time.monotonic() - began:.0f} s."
         return None
 
+    def report_progress(self) -> None:
+        """A step that takes long moves on, on the engine thread: it does not count as hanging."""
+        self._step_began = time.monotonic()
+
     def stop(self) -> None:
         """End what still runs with an error, and the thread. May wait for one step."""
         self._inbox.put(None)

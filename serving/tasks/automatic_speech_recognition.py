@@ -1,9 +1,9 @@
 """Speech recognition: /v1/audio/transcriptions and /v1/audio/translations."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from piston.runtime.audio.transcription import Segment, Transcription, joined, to_srt, to_vtt
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.endpoint import Call, Endpoint
-from piston.serving.errors import RequestError, request_error
+from piston.serving.errors import DeadlineError, RequestError, request_error
 from piston.serving.event_stream import DONE, event, send_events, until_left
 from piston.serving.fields import Json, Meta, Refused
 from piston.serving.metrics import BatchMetrics, Metrics
@@ -70,6 +70,7 @@ class _Audio:
     data: bytes
     options: Mapping[str, Any]
     loop: asyncio.AbstractEventLoop
+    deadline: float | None  # a time.monotonic()
     queue: "asyncio.Queue[Segment]" = field(default_factory=asyncio.Queue)
     is_left: bool = False  # nobody waits any more
 
@@ -87,7 +88,7 @@ class ServedSpeech(Served):
     def __init__(self, name: str, model: "SpeechRecognizer", metrics: Metrics, settings: Settings) -> None:
         thread = BatchThread(
             name,
-            partial(_transcribed, model),
+            self._transcribed,
             BatchMetrics(metrics, name),
             max_batch_tokens=1,
             max_queue_requests=settings.max_queue_requests or WAITING,
@@ -108,22 +109,28 @@ class ServedSpeech(Served):
             f"engine {self.model.target}"
         )
 
+    def _transcribed(self, audios: Sequence[_Audio]) -> Iterable[Transcription]:
+        """The text of each audio; its segments are delivered on the way, and an audio that was left is not finished."""
+        for audio in audios:
 
-def _transcribed(model: "SpeechRecognizer", audios: Sequence[_Audio]) -> Iterable[Transcription]:
-    """The text of each audio; its segments are delivered on the way. Nobody's audio is read to its end."""
-    for audio in audios:
-        stream, segments = model.stream(audio.data, **audio.options), list[Segment]()
-        try:
-            for segment in stream:
-                if audio.is_left:
-                    break
-                segments.append(segment)
-                audio.deliver(segment)
-        finally:
-            stream.close()
-        yield Transcription(
-            text=joined(segments), language=stream.language, segments=tuple(segments), duration=stream.duration
-        )
+            def on_progress(_done: float, _total: float, audio: _Audio = audio) -> None:
+                self.thread.report_progress()
+                if audio.deadline is not None and time.monotonic() >= audio.deadline:
+                    raise DeadlineError
+
+            stream = self.model.stream(audio.data, on_progress=on_progress, **audio.options)
+            segments = list[Segment]()
+            try:
+                for segment in stream:
+                    if audio.is_left:
+                        break
+                    segments.append(segment)
+                    audio.deliver(segment)
+            finally:
+                stream.close()
+            yield Transcription(
+                text=joined(segments), language=stream.language, segments=tuple(segments), duration=stream.duration
+            )
 
 
 async def transcribe(served: ServedSpeech, body: TranscriptionRequest, call: Call) -> ASGIApp:
@@ -161,7 +168,7 @@ def _options(served: ServedSpeech, body: TranslationRequest) -> dict[str, Any]:
 def _answer(
     served: ServedSpeech, body: TranslationRequest, options: Mapping[str, Any], call: Call, *, is_streamed: bool
 ) -> ASGIApp:
-    audio = _Audio(body.file, options, asyncio.get_running_loop())
+    audio = _Audio(body.file, options, asyncio.get_running_loop(), call.caller.deadline)
     ticket = BatchTicket([audio], [1], call.caller.request_id, call.caller.deadline)
 
     async def result() -> Transcription:
@@ -172,7 +179,9 @@ def _answer(
             audio.is_left = True
 
     async def whole(scope: Scope, receive: Receive, send: Send) -> None:
-        content, kind = rendered(await until_left(result(), receive), body.response_format)
+        content, kind = rendered(
+            await until_left(result(), receive), body.response_format, options.get("task", "transcribe")
+        )
         await Response(content, 200, call.headers, kind)(scope, receive, send)
 
     async def streamed(_scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,15 +213,15 @@ def _failed(problem: Exception) -> bytes:
     return event(request_error(problem).to_json())
 
 
-def rendered(found: Transcription, form: Format) -> tuple[bytes, str]:
-    """The body of an answer and its media type."""
+def rendered(found: Transcription, form: Format, task: str) -> tuple[bytes, str]:
+    """The body of an answer and its media type; `task` is what was asked for."""
     if form == "text":
         return f"{found.text}\n".encode(), "text/plain; charset=utf-8"
     if form == "srt":
         return "".join(to_srt(found.segments)).encode(), "application/x-subrip; charset=utf-8"
     if form == "vtt":
         return "".join(to_vtt(found.segments)).encode(), "text/vtt; charset=utf-8"
-    whole = {"text": found.text} if form == "json" else {"task": "transcribe", **found.to_json()}
+    whole = {"text": found.text} if form == "json" else {"task": task, **found.to_json()}
     return msgspec.json.encode(whole), "application/json"
 
 

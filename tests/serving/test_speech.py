@@ -55,19 +55,20 @@ class Said:
         self.languages, self.target = ("de", "en"), "toy"
         self.pause, self.given, self.num_said = pause, [], 0
 
-    def stream(self, audio, *, initial_prompt=None, **options):
+    def stream(self, audio, *, initial_prompt=None, on_progress=lambda _done, _total: None, **options):
         self.given.append({"initial_prompt": initial_prompt, **options})
         TranscribeOptions(**options)
         seconds = sum(map(len, read_audio(audio, 16_000))) / 16_000
-        return Stream(self, seconds, options.get("language", "en"))
+        return Stream(self, seconds, options.get("language", "en"), on_progress)
 
     def close(self):
         """Nothing is held."""
 
 
 class Stream:
-    def __init__(self, model, seconds, language):
+    def __init__(self, model, seconds, language, on_progress):
         self.model, self.duration, self.language, self.at = model, seconds, language, 0
+        self.on_progress = on_progress
 
     def __iter__(self):
         return self
@@ -75,6 +76,7 @@ class Stream:
     def __next__(self):
         if self.at >= self.duration:
             raise StopIteration
+        self.on_progress(self.at, self.duration)
         time.sleep(self.model.pause)
         self.at += 1
         self.model.num_said += 1
@@ -146,6 +148,8 @@ def test_translations_are_into_english(server):
     file = ("a.wav", io.BytesIO(wav()))
     assert server.client.audio.translations.create(model="speech", file=file).text == "word 1"
     assert server.model.given[-1]["task"] == "translate"
+    fields = {"model": "speech", "file": ("a.wav", io.BytesIO(wav())), "response_format": "verbose_json"}
+    assert server.client.audio.translations.create(**fields).task == "translate"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +166,13 @@ def test_translations_are_into_english(server):
 def test_what_cannot_be_done_is_refused_with_400(server, fields, reason):
     with pytest.raises(openai.BadRequestError, match=reason):
         create(server, **fields)
+
+
+def test_an_audio_that_does_not_finish_in_time_ends_with_504(server):
+    server.model.pause = 0.2
+    with pytest.raises(openai.APIStatusError, match="X-Request-Timeout") as refused:
+        create(server, file=("a.wav", io.BytesIO(wav(30.0))), extra_headers={"X-Request-Timeout": "0.5"})
+    assert (refused.value.status_code, server.model.num_said < 10) == (504, True)
 
 
 def test_a_form_without_a_file_and_one_that_is_damaged_are_refused(server):
