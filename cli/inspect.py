@@ -9,7 +9,7 @@ from typing import Any
 
 from piston.cli.inspected_file import inspect_file, plan_line, weights_line
 from piston.core.bundle import GRAPH
-from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.interface import MODULE, CacheSpec
 from piston.core.bundle.manifest import FILE_NAME, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.bundle.plan_header import PlanHeader
@@ -65,13 +65,14 @@ def describe(
     """
     model, cache = manifest.model, manifest.cache
     size = sum(record.size for record in manifest.files.values())
+    is_module = MODULE in manifest.graphs  # of which layers and positions are not known
     shape = f"{model.num_layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size:,}"
     held = f"{_heads(cache)} {cache.dtype}, {cache.bytes_per_token / 1e3:.1f} kB a token" if cache.states else "none"
     lines = [
-        f"{manifest.kind} {model.name}: {model.architecture}, {shape}",
+        f"{manifest.kind} {model.name}: {model.architecture}{'' if is_module else f', {shape}'}",
         f"task       {manifest.task}; graphs {', '.join(manifest.graphs)}",
         f"precision  {model.dtype} weights, scheme {model.scheme}",
-        f"positions  {model.max_positions:,}; cache {held}",
+        *([] if is_module else [f"positions  {model.max_positions:,}; cache {held}"]),
         f"files      {len(manifest.files)}, {size / 1e6:,.1f} MB, {'hashes match' if verified else 'not verified'}",
         f"chat       {'template of the checkpoint' if manifest.tokenizer.has_chat_template else 'no template'}",
     ]

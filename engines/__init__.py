@@ -121,8 +121,9 @@ def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: in
     if model.kind != "model":
         raise BundleError(f"{source} is a bundle already; give the model directory that `piston export` wrote.")
     if MODULE in model.graphs:
-        if max_length is not None:
-            raise MisuseError("--max-length is for models of text; the inputs of a module say how large they may be.")
+        for option, is_given in (("--max-length", max_length is not None), ("--max-batch", max_batch != DEFAULT_BATCH)):
+            if is_given:
+                raise MisuseError(f"{option} is for models of text; the inputs of a module say how large they may be.")
         return 0
     positions = model.model.max_positions
     length = min(positions, DEFAULT_LENGTH) if max_length is None else max_length

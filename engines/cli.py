@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle.interface import DECODER
+from piston.core.bundle.interface import DECODER, MODULE
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
@@ -107,10 +107,16 @@ def _print_engine(spec: EngineSpec) -> None:
         _print_compiled(spec)
         return
     got, asked, parity = spec.actual, spec.requested, spec.actual["parity"]
+    if MODULE in spec.files:
+        print_text(f"{spec.target}: {got['dtype']}; linears: {_shares(got['linears'])}{_sparse(got)}")
+        print_text(
+            f"parity: outputs within {parity['max_abs']:.1e} of the canonical graph's over {parity['examples']} examples"
+        )
+        return
     if DECODER not in spec.files:
         print_text(
             f"{spec.target}: {got['dtype']}, batch up to {asked['max_batch']}, length up to {asked['max_length']}; "
-            f"linears: {_shares(got['linears'])}"
+            f"linears: {_shares(got['linears'])}{_sparse(got)}"
         )
         print_text(
             f"parity: outputs within {parity['max_relative']:.1e} of the canonical graph's (allowed "

@@ -87,8 +87,8 @@ class Server:
         """What the bundle that a request names answers under a path."""
         if self.is_draining:
             raise ShuttingDownError
-        data = await body_of(request, self.settings.max_body)
         has_file = is_form(request.headers)
+        data = await body_of(request, self.settings.max_form if has_file else self.settings.max_body)
         if self.settings.log_prompts:
             shown = f"a form of {len(data):,} bytes" if has_file else data.decode(errors="replace")
             note(f"request {request.state.request_id}: {shown}")

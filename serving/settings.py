@@ -16,7 +16,8 @@ class Settings:
         max_queue_tokens: prompt tokens that may wait; None: what all rows hold, at least four times what one holds.
         max_stall: seconds that a running row may wait for another row's prompt in one step.
         shutdown_timeout: seconds that running requests have after SIGTERM.
-        max_body: bytes of a request.
+        max_body: bytes of a request without a file.
+        max_form: bytes of a request with a file.
         lenient: fields that are not supported are ignored, and named in a header of the answer.
         page: serve the page at /.
         metrics_prefix: what the names of metrics begin with.
@@ -31,6 +32,7 @@ class Settings:
     max_stall: float | None = 0.05
     shutdown_timeout: float = 30.0
     max_body: int = 8_000_000
+    max_form: int = 27_000_000  # OpenAI's API takes files of 25 MiB
     lenient: bool = False
     page: bool = True
     metrics_prefix: str = "piston"

@@ -113,6 +113,18 @@ def test_the_command_reads_and_writes_arrays(bundle, tmp_path, capsys):
             np.testing.assert_allclose(printed[name], array)
 
 
+def test_the_commands_build_and_describe_a_module(bundle, tmp_path, capsys):
+    words = ["build", str(bundle.parent / "model"), "-o", str(tmp_path / "bundle"), "--quiet"]
+    assert main([*words, "--max-batch", "2"]) == 2
+    assert "--max-batch is for models of text" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "canonical graph's over" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "bundle")]) == 0
+    printed = capsys.readouterr().out
+    assert "task       module; graphs module" in printed
+    assert "0 layers" not in printed
+
+
 def test_a_file_that_is_no_npz_is_refused(bundle, tmp_path, capsys):
     (tmp_path / "in.npz").write_bytes(b"no archive")
     assert main(["run", str(bundle), "--input", str(tmp_path / "in.npz")]) == 2
