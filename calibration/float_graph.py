@@ -38,7 +38,7 @@ class ModelGraph:
 
         Raises:
             BundleError: no verified model directory.
-            MisuseError: a bundle, a narrow type, or quantized already.
+            MisuseError: a bundle, several graphs, a smaller type than float32, or quantized already.
         """
         manifest = Bundle.open(directory).manifest
         if manifest.kind != "model":
@@ -49,6 +49,11 @@ class ModelGraph:
             raise MisuseError(
                 f"{directory} is {manifest.model.dtype}, and ONNX Runtime measures in float32 on the CPU; "
                 "export it with --dtype fp32."
+            )
+        if len(manifest.graphs) > 1:
+            raise MisuseError(
+                f"{directory} is for {manifest.task} and has the graphs {', '.join(manifest.graphs)}; models of one "
+                "graph can be calibrated. Build it as it is."
             )
         check_external_data(directory, manifest)
         model = ir.load(directory / GRAPH)

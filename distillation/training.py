@@ -49,12 +49,18 @@ class TrainingOptions:
             raise MisuseError(f"--steps {self.steps} must be 0 or more; 0 makes the student and trains nothing.")
         if self.seed < 0:
             raise MisuseError(f"--seed {self.seed} must be 0 or more.")
-        for name in ("minutes", "rows", "learning_rate", "temperature", "save_every"):
-            value = getattr(self, name)
+        for option, value in (
+            ("minutes", self.minutes),
+            ("rows", self.rows),
+            ("lr", self.learning_rate),
+            ("temperature", self.temperature),
+            ("save-every", self.save_every),
+        ):
             if value is not None and not 0 < value < math.inf:
-                raise MisuseError(f"--{name.replace('_', '-')} {value} must be more than 0.")
-        if self.hidden < 0 or self.scale_rate < 0:
-            raise MisuseError("--hidden and --scale-rate must not be negative.")
+                raise MisuseError(f"--{option} {value} must be more than 0.")
+        for option, value in (("hidden", self.hidden), ("scale-lr", self.scale_rate)):
+            if not 0 <= value < math.inf:
+                raise MisuseError(f"--{option} {value} must be 0 or more.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,8 @@ def _print_engine(spec: EngineSpec) -> None:
     if MODULE in spec.files:
         print_text(f"{spec.target}: {got['dtype']}; linears: {_shares(got['linears'])}{_sparse(got)}")
         print_text(
-            f"parity: outputs within {parity['max_abs']:.1e} of the canonical graph's over {parity['examples']} examples"
+            f"parity: outputs within {parity['max_abs']:.1e} of the canonical graph's over {parity['examples']} "
+            "examples"
         )
         return
     if DECODER not in spec.files:

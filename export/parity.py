@@ -111,7 +111,7 @@ def compare_answers(engine: Engine, slots: Mapping[int, Row], explain: Callable[
             if not difference <= bound or not _same_token(actual[slot], row.logits[step], bound):
                 where = "prefill" if step == 0 else f"decode step {step}"
                 found = (
-                    f"The exported graph parts from transformers at {where} of prompt {slot}: logits differ by "
+                    f"The exported graph differs from transformers at {where} of prompt {slot}: logits differ by "
                     f"{difference:.3g}, allowed are {bound:.3g}."
                 )
                 raise ParityError(f"{found} {explain()}")

@@ -30,7 +30,7 @@ from piston.export.source_parity import check_source_parity, take_source_referen
 from piston.runtime.backends.engine import Source
 from piston.runtime.tasks.text2text_generation import BEAMS
 
-# Settings of a checkpoint that encoder-decoders apply beside those of sampling: of beam search, and lengths that count
+# Settings of a checkpoint that encoder-decoders apply next to those of sampling: of beam search, and lengths that count
 # the tokens that begin an answer.
 APPLIED = (*BEAMS, "max_length", "min_length")
 
@@ -72,7 +72,7 @@ def is_of(checkpoint: Checkpoint, model_types: Sequence[str]) -> bool:
         config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
         return config.get("model_type") in model_types and bool(config.get("is_encoder_decoder", True))
     except (OSError, ValueError, AttributeError):
-        return False  # whoever exports it tells what is wrong
+        return False  # the export itself reports what is wrong
 
 
 def summary(manifest: Manifest) -> str:

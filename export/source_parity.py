@@ -49,7 +49,7 @@ class SourceParity(Parity):
 def take_source_reference(
     model: nn.Module, argument: str, sources: list[Source], start: list[int], vocab_size: int, positions: int
 ) -> list[SourceReference]:
-    """Greedy answers to sources, each alone; logits come from one forward without cache, the plainest truth.
+    """Greedy answers to sources, each alone; logits come from one forward pass without a cache.
 
     Args:
         model: as transformers loaded it.
@@ -128,8 +128,8 @@ def _compare_states(engine: OrtEncoderDecoder, slots: dict[int, SourceReference]
                 worst = max(worst, float(np.abs(found[:, :length] - expected).max()))
                 if not worst <= bound:
                     raise ParityError(
-                        f"The exported encoder parts from transformers at {state.output} of a source of {length} "
-                        f"positions {how}: it differs by {worst:.3g}, allowed are {bound:.3g}."
+                        f"The exported encoder differs from transformers at {state.output} of a source of {length} "
+                        f"positions {how}: by {worst:.3g}, allowed are {bound:.3g}."
                     )
     return worst, bound
 

@@ -38,18 +38,22 @@ if TYPE_CHECKING:
     from piston.runtime.backends.engine import Engine
     from piston.runtime.backends.scripted import ScriptedEngine
     from piston.runtime.conversation import Conversation
+    from piston.runtime.generate.beam_search import BeamParams
     from piston.runtime.generate.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
     from piston.runtime.model import LanguageModel, Stream, load
     from piston.runtime.sampling.params import SamplingParams
     from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer
     from piston.runtime.tasks.feature_extraction import Embedder
+    from piston.runtime.tasks.module import Module
     from piston.runtime.tasks.question_answering import Answer, QuestionAnswerer
+    from piston.runtime.tasks.text2text_generation import TextToText
     from piston.runtime.tasks.text_classification import LabelScore, TextClassifier
     from piston.runtime.tasks.text_ranking import Ranked, Reranker
     from piston.runtime.tasks.token_classification import Span, TokenClassifier
 
 __all__ = [
     "Answer",
+    "BeamParams",
     "BundleCorruptError",
     "BundleError",
     "BundleNotFoundError",
@@ -72,6 +76,7 @@ __all__ = [
     "Manifest",
     "MissingExtraError",
     "MisuseError",
+    "Module",
     "NoDeviceError",
     "OutputExistsError",
     "ParityError",
@@ -90,6 +95,7 @@ __all__ = [
     "Stream",
     "TemplateError",
     "TextClassifier",
+    "TextToText",
     "Timings",
     "TokenClassifier",
     "TokenLogprob",
@@ -100,6 +106,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "piston.runtime.generate.beam_search": ("BeamParams",),
     "piston.runtime.generate.completion": ("Completion", "Drafts", "PositionLogprobs", "Timings", "TokenLogprob"),
     "piston.runtime.conversation": ("Conversation",),
     "piston.runtime.backends.engine": ("Engine",),
@@ -134,7 +141,9 @@ _HOMES = {
     "piston.runtime.audio.transcription": ("Segment", "Transcription", "Word"),
     "piston.runtime.tasks.automatic_speech_recognition": ("SpeechRecognizer",),
     "piston.runtime.tasks.feature_extraction": ("Embedder",),
+    "piston.runtime.tasks.module": ("Module",),
     "piston.runtime.tasks.question_answering": ("Answer", "QuestionAnswerer"),
+    "piston.runtime.tasks.text2text_generation": ("TextToText",),
     "piston.runtime.tasks.text_classification": ("LabelScore", "TextClassifier"),
     "piston.runtime.tasks.text_ranking": ("Ranked", "Reranker"),
     "piston.runtime.tasks.token_classification": ("Span", "TokenClassifier"),

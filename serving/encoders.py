@@ -1,7 +1,7 @@
 """A bundle of an encoder task behind HTTP: rows of all requests are batched by their tokens."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from piston.runtime.encoder import EncoderModel
 
+Result = TypeVar("Result")
 Truncate = (
     Annotated[int, Meta(ge=-1, description="cut ends of longer texts, -1: at the model's limit; else refused")]
     | UnsetType
@@ -60,6 +61,15 @@ class ServedEncoder(Served):
             f"{self.thread.max_batch_tokens:,}; engine {self.model.target}: scores may differ in the last bits with "
             "the batch"
         )
+
+    async def encoded(self, call: Call, encode: Callable[[], Result]) -> Result:
+        """What `encode` makes of a request's texts, off the event loop.
+
+        Raises:
+            QueueFullError: too much waits already; nothing was encoded.
+        """
+        self.thread.check_room()
+        return await call.in_worker(encode)
 
     def ticket(self, rows: "Sequence[Encoding]", call: Call) -> BatchTicket["Encoding"]:
         """The request inside the engine."""

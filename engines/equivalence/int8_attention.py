@@ -125,6 +125,6 @@ def _check_written(name: str, cache: Array, unrounded: Array, positions: Array) 
     apart = float(np.abs(unrounded.clip(*CODES) - codes).max(initial=0))
     if not apart <= NEAREST:
         raise ParityError(
-            f"Piston's kernel parts from what it replaced at {name}: a code is {apart:.3g} steps from what it stands "
+            f"Piston's kernel differs from what it replaced at {name}: a code is {apart:.3g} steps from what it stands "
             f"for; allowed are {NEAREST}. Nothing was written."
         )

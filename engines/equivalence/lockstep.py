@@ -173,7 +173,7 @@ class Pair:
         same = expected.argmax(axis=-1) == actual.argmax(axis=-1)
         if self._is_beyond(difference, self.bound):
             raise ParityError(
-                f"The lowered graph parts from the canonical one at the {where}: logits differ by {difference:.3g}, "
+                f"The lowered graph differs from the canonical one at the {where}: logits differ by {difference:.3g}, "
                 f"allowed are {self.bound * self.slack:.3g}. {self._blame()} Nothing was written."
             )
         if not same.all() and _margin(expected[~same]) > self.bound * self.slack:
@@ -197,7 +197,7 @@ class Pair:
                 if (layer := name.removeprefix(ATTENTION)) != name:
                     what, look = f"the result of layer {layer}'s attention", "its query, scale and window"
                 raise ParityError(
-                    f"The lowered graph parts from the canonical one at the {where}: {what} differs by "
+                    f"The lowered graph differs from the canonical one at the {where}: {what} differs by "
                     f"{difference:.3g}, allowed are {bound * self.slack:.3g}. Look at {look}. Nothing was written."
                 )
         self.tape.apart.clear()
@@ -212,7 +212,7 @@ class Pair:
                 self.code_distance = max(self.code_distance, apart)
                 if not apart <= NEAREST:
                     raise ParityError(
-                        f"The lowered graph's cache parts from the canonical one at the {where}: a code of "
+                        f"The lowered graph's cache differs from the canonical one at the {where}: a code of "
                         f"{self.canonical.cache.spec.states[index].output} is {apart:.3g} steps from what it stands "
                         f"for, allowed are {NEAREST}. Look at its projections, rotary and scales. Nothing was written."
                     )

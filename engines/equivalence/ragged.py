@@ -76,7 +76,7 @@ def check_ragged(
                 worst = max(worst, *_distances(*pair, axis, feeds.get("lengths")))
                 if not worst <= OUTPUT:
                     raise ParityError(
-                        f"The lowered graph parts from the canonical one at {output.name}: by {worst:.2g} of its "
+                        f"The lowered graph differs from the canonical one at {output.name}: by {worst:.2g} of its "
                         f"length; allowed are {OUTPUT:.0g}. Nothing was written."
                     )
     return RaggedParity(worst, OUTPUT, len(sizes), min(sizes), max(sizes), len(names))
@@ -96,7 +96,7 @@ def _check_activations(tape: Tape) -> None:
         bound = max(ABSOLUTE, RELATIVE * largest)
         if not difference <= bound:
             raise ParityError(
-                f"The lowered graph parts from the canonical one before {name}: an activation differs by "
+                f"The lowered graph differs from the canonical one before {name}: an activation differs by "
                 f"{difference:.3g}, allowed are {bound:.3g}. Nothing was written."
             )
 

@@ -101,7 +101,7 @@ def _check_rounded(expected: Array, found: Array, what: str) -> None:
     relative = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-30))
     if not relative <= ROUNDED_RELATIVE:
         raise ParityError(
-            f"Piston's kernel parts from what it replaced at {what}: by {relative:.2g} of its size; allowed are "
+            f"Piston's kernel differs from what it replaced at {what}: by {relative:.2g} of its size; allowed are "
             f"{ROUNDED_RELATIVE:.0g}. Nothing was written."
         )
 
@@ -116,14 +116,14 @@ def _check(expected: Array, found: Array, what: str) -> tuple[float, float]:
         allowed = FEW_APART + int(LARGEST_SHARE_APART * apart.size)
         if not (apart.max() <= 1 and (apart > 0).sum() <= allowed):
             raise ParityError(
-                f"Piston's kernel parts from what it replaced at {what}: {(apart > 0).sum()} of its {apart.size} codes "
-                f"differ, by up to {apart.max():.0f}; allowed are {allowed}, by 1. Nothing was written."
+                f"Piston's kernel differs from what it replaced at {what}: {(apart > 0).sum()} of its {apart.size} "
+                f"codes differ, by up to {apart.max():.0f}; allowed are {allowed}, by 1. Nothing was written."
             )
         return 0.0, share
     relative = float(apart.max() / max(float(np.abs(expected).max()), 1e-30))
     if not relative <= RELATIVE:
         raise ParityError(
-            f"Piston's kernel parts from what it replaced at {what}: by {relative:.2g} of the largest value; allowed "
+            f"Piston's kernel differs from what it replaced at {what}: by {relative:.2g} of the largest value; allowed "
             f"are {RELATIVE:.0g}. Nothing was written."
         )
     return relative, 0.0

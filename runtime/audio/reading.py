@@ -44,13 +44,18 @@ def read_audio(audio: Audio, rate: int) -> Iterator[Samples]:
 def _read(audio: Audio, rate: int) -> Iterator[Samples]:
     if isinstance(audio, tuple):
         samples, given = audio
-        yield from resampled(_blocks(_mono(samples)), _checked_rate(given, audio), rate)
+        try:
+            _check_rate(given)
+        except MisuseError as problem:
+            raise MisuseError(f"{_name(audio)} cannot be read: {problem}.") from None
+        yield from resampled(_blocks(_mono(samples)), given, rate)
         return
     with _opened(audio) as file:
         try:
             form = read_header(file)
             if form is not None:
-                yield from resampled(read_samples(file, form), _checked_rate(form.rate, audio), rate)
+                _check_rate(form.rate)
+                yield from resampled(read_samples(file, form), form.rate, rate)
                 return
         except MisuseError as problem:
             raise MisuseError(f"{_name(audio)} cannot be read: {problem}.") from None
@@ -113,10 +118,9 @@ def _blocks(samples: Samples) -> Iterator[Samples]:
         yield samples[start : start + BLOCK]
 
 
-def _checked_rate(rate: int, audio: Audio) -> int:
+def _check_rate(rate: int) -> None:
     if not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
-        raise MisuseError(f"{_name(audio)} has {rate!r} samples a second; they must be from {RATES[0]} to {RATES[1]}.")
-    return rate
+        raise MisuseError(f"it has {rate!r} samples a second; they must be from {RATES[0]:,} to {RATES[1]:,}")
 
 
 def _name(audio: Audio) -> str:

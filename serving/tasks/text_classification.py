@@ -48,7 +48,7 @@ async def classify(served: ServedClassifier, body: ClassifyRequest, call: Call) 
     """/classify: the best label of each text, with the scores of all labels in `probs`."""
     model = served.model
     limit = max_tokens_of(body.truncate_prompt_tokens, model)
-    ticket = served.ticket(await call.in_worker(lambda: _rows(model, body.input, limit)), call)
+    ticket = served.ticket(await served.encoded(call, lambda: _rows(model, body.input, limit)), call)
 
     async def answer() -> dict[str, Any]:
         import numpy as np
@@ -86,7 +86,7 @@ async def moderate(served: ServedClassifier, body: ModerationsRequest, call: Cal
         )
     texts = texts_of(body.input)
     ticket = served.ticket(
-        await call.in_worker(lambda: [model.row(text, what=f"input[{n}]") for n, text in enumerate(texts)]), call
+        await served.encoded(call, lambda: [model.row(text, what=f"input[{n}]") for n, text in enumerate(texts)]), call
     )
 
     async def answer() -> dict[str, Any]:

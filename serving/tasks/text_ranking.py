@@ -47,7 +47,7 @@ async def rerank(served: ServedReranker, body: RerankRequest, call: Call) -> ASG
             for n, document in enumerate(documents)
         ]
 
-    ticket = served.ticket(await call.in_worker(encode), call)
+    ticket = served.ticket(await served.encoded(call, encode), call)
 
     async def answer() -> dict[str, Any]:
         import numpy as np

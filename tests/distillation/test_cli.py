@@ -57,7 +57,7 @@ def test_the_result_is_printed_with_the_next_commands(teacher, text, tmp_path, c
         (["--steps", "1"], "Give -o DIR"),
         (["--dry-run"], "--dry-run ranks what --prune"),
         (["-o", "out", "--steps", "1", "--prune", "layers=9"], "the model has 2 layers"),
-        (["-o", "out", "--steps", "1", "--lr", "0"], "--learning-rate 0.0 must be more than 0"),
+        (["-o", "out", "--steps", "1", "--lr", "0"], "--lr 0.0 must be more than 0"),
         (["-o", "out", "--steps", "1", "--scheme", "w8a8"], "give --start DIR"),
         (["-o", "out", "--steps", "1", "--seq-len", "0"], "--seq-len 0 must be at least 2"),
         (["-o", "out", "--steps", "1", "--seed", "-1"], "--seed -1 must be 0 or more"),

@@ -132,7 +132,7 @@ def test_a_wrong_constant_is_found(bundle, tmp_path, op_type, index, change):
     model.graph.register_initializer(wrong)
     node.replace_input_with(index, wrong)
     ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data")
-    with pytest.raises(ParityError, match="parts from what it replaced"):
+    with pytest.raises(ParityError, match="differs from what it replaced"):
         check_replaced_in_texts(
             before, tmp_path / "model.onnx", manifest.graphs[ENCODER], manifest, max_length=MAX_LENGTH
         )

@@ -269,6 +269,6 @@ class _Blame:
         )  # fmt: skip
         allowed = "" if bound is None else f", allowed are {bound:.3g}"
         raise ParityError(
-            f"The {pair.parity.dtype} graph for TensorRT parts from the canonical one at the {self.where}: "
+            f"The {pair.parity.dtype} graph for TensorRT differs from the canonical one at the {self.where}: "
             f"{what}{allowed}. {place} Nothing was written."
         )
