@@ -112,3 +112,19 @@ def test_requests_at_once_are_answered_each_for_itself(server):
     with ThreadPoolExecutor(8) as pool:
         answers = pool.map(lambda text: server.post("/classify", {"model": "one", "input": text})[1], texts)
     assert [answer["data"][0]["label"] for answer in answers] == [f"{text[0]}-ish" for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/classify", {"model": "one", "input": " "}),
+        ("/v1/moderations", {"model": "many", "input": " "}),
+        ("/v1/rerank", {"model": "rank", "query": " ", "documents": ["a"]}),
+        ("/tag", {"model": "tag", "input": " "}),
+        ("/answer", {"model": "answer", "question": " ", "context": "a"}),
+    ],
+)
+def test_a_full_queue_refuses_a_request_before_its_texts_are_encoded(live, path, body):
+    models = {"one": classifier(), "many": classifier("multi_label"), "rank": reranker(), "tag": tagger()}
+    full = live(None, models=[*models.items(), ("answer", answerer())], settings={"max_queue_requests": 0})
+    assert full.post(path, body)[0] == 429  # encoding would have refused the empty text with 400
