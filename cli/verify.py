@@ -14,6 +14,7 @@ from piston.core.tasks import task_module
 from piston.runtime import tasks
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
+from piston.runtime.tasks.text2text_generation import TASK as TEXT_TO_TEXT
 from piston.runtime.verify import Verdict, verify
 from piston.runtime.verify_outputs import OutputVerdict, verify_outputs
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
     task = task_module(tasks, bundle.manifest.task)
     has_outputs = hasattr(task, "MODEL")
-    if not has_outputs:
+    if not has_outputs and bundle.manifest.task != TEXT_TO_TEXT:
         bundle.manifest.require_task(TEXT_GENERATION, arguments.bundle)
     spec, _ = select_engine(bundle, arguments.target)
     expected = GoldenByTarget.read(arguments.bundle).of(spec.target)

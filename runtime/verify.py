@@ -7,7 +7,7 @@ import numpy as np
 
 from piston.core.bundle.golden import Golden, GoldenAnswer
 from piston.core.errors import BundleError
-from piston.runtime.backends.engine import Engine, Logits
+from piston.runtime.backends.engine import Engine, Logits, Source, encode
 from piston.runtime.text.tokenizer import Tokenizer
 
 
@@ -66,8 +66,16 @@ def verify(engine: Engine, tokenizer: Tokenizer, expected: Golden, threshold: fl
     return verdict
 
 
+def read(engine: Engine, slot: int, answer: GoldenAnswer, token_ids: Sequence[int] = ()) -> Logits:
+    """Logits of the last token of the prompt, and of these tokens behind it, [1 + tokens, vocab]."""
+    prompt = answer.start_ids or answer.prompt_ids
+    if answer.start_ids:
+        encode(engine, slot, Source.of_text(answer.prompt_ids))
+    return engine.prefill(slot, [*prompt, *token_ids], num_logits=1 + len(token_ids))
+
+
 def _check_fits(engine: Engine, answer: GoldenAnswer) -> None:
-    needed = len(answer.prompt_ids) + len(answer.token_ids)
+    needed = max(len(answer.prompt_ids), len(answer.start_ids)) + len(answer.token_ids)
     largest = max(*answer.prompt_ids, *answer.token_ids)
     if needed > engine.cache.capacity or largest >= engine.vocab_size:
         raise BundleError(
@@ -109,9 +117,7 @@ class _Group:
     def run(self, answers: Sequence[GoldenAnswer]) -> None:
         of_slot = {self.engine.cache.admit(): answer for answer in answers}
         try:
-            logits = {
-                slot: self.engine.prefill(slot, list(answer.prompt_ids))[-1].copy() for slot, answer in of_slot.items()
-            }
+            logits = {slot: read(self.engine, slot, answer)[-1].copy() for slot, answer in of_slot.items()}
             for position in range(max(len(answer.token_ids) for answer in answers)):
                 going = {slot: answer for slot, answer in of_slot.items() if position < len(answer.token_ids)}
                 for slot, answer in going.items():

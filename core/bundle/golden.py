@@ -25,12 +25,16 @@ OUTPUT_FLOORS = {False: 1e-3, True: 0.05}  # of outputs, by their length: whethe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenAnswer:
-    """One prompt and its greedy continuation; `margins` are logits by which each token leads the second best."""
+    """One prompt and its greedy continuation; `margins` are logits by which each token leads the second best.
+
+    Of an encoder-decoder the prompt is the source, and `start_ids` begin the answer.
+    """
 
     prompt: str
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     margins: tuple[float, ...]
+    start_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

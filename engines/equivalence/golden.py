@@ -9,15 +9,16 @@ import numpy as np
 
 from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget
 from piston.core.bundle.interface import DECODER, ENCODER
-from piston.core.bundle.manifest import TEXT_GENERATION, EngineSpec, Manifest
+from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.tasks import task_module
 from piston.engines.equivalence.answers import reference_of
 from piston.runtime import kernels, tasks
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.registry import Sizes, open_engine
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.bundle import Bundle
-from piston.runtime.verify import margin_of
+from piston.runtime.verify import margin_of, read
 from piston.runtime.verify_outputs import golden_of
 
 NUM_TOKENS = 16
@@ -36,7 +37,8 @@ Recorder = Callable[[Path, Path, Manifest, Sequence[EngineSpec]], None]
 def recorder_of(model: Manifest) -> Recorder | None:
     """What writes verify.json for a model of this task; None where `piston verify` has nothing for it."""
     if DECODER in model.graphs:
-        return record_answers if model.task == TEXT_GENERATION else None
+        reads_text = ENCODER not in model.graphs or any(item.role == "tokens" for item in model.graphs[ENCODER].inputs)
+        return record_answers if reads_text else None
     module = task_module(tasks, model.task)
     return record_outputs if hasattr(module, "MODEL") else None
 
@@ -69,36 +71,41 @@ def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequen
     num_tokens = min(NUM_TOKENS, limit - 1)
     prompts = {text: tokenizer.encode(text)[: limit - num_tokens] for text in PROMPTS}
     prompts = {text: ids for text, ids in prompts.items() if ids and max(ids) < model.model.vocab_size}
+    start = tuple(model.settings["decoder_start"]) if ENCODER in model.graphs else ()
     slots = max(len(prompts), 1)
     capacity = num_tokens + max((len(ids) for ids in prompts.values()), default=1)
     found: dict[str, Golden] = {}
     for spec in engines:
         if spec.target in ("ort-cpu", kernels.TARGET):
-            path, options = work / spec.path, OrtOptions(kernels=spec.target == kernels.TARGET)
-            opened = OrtEngine.open(path, spec.cache, num_slots=slots, capacity=capacity, options=options)
+            opened = open_engine(Bundle(work, model), spec, Sizes(num_slots=slots, capacity=capacity))
             with closing(opened) as engine:
-                found[spec.target] = _expected(engine, prompts, num_tokens)
+                found[spec.target] = _expected(engine, prompts, num_tokens, start)
     absent = [spec.target for spec in engines if spec.target not in found]
     if absent:
         with reference_of(canonical, model, work, int8_head=False) as path:
             cache = model.cache.with_dtype("float32")
             options = OrtOptions(prepack=False)
             with closing(OrtEngine.open(path, cache, num_slots=slots, capacity=capacity, options=options)) as engine:
-                answers = replace(_expected(engine, prompts, num_tokens), by="canonical graph")
+                answers = replace(_expected(engine, prompts, num_tokens, start), by="canonical graph")
         found |= dict.fromkeys(absent, answers)
     GoldenByTarget(engines={spec.target: found[spec.target] for spec in engines}).write(work)
 
 
-def _expected(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int) -> Golden:
-    answers = _answered(engine, prompts, num_tokens)
+def _expected(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int, start: tuple[int, ...]) -> Golden:
+    """Greedy answers of all prompts and their noise; `start` as of GoldenAnswer."""
+    asked = [
+        GoldenAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=(), margins=(), start_ids=start)
+        for text, ids in prompts.items()
+    ]
+    answers = _answered(engine, asked, num_tokens)
     noise = max((_noise(engine, answer) for answer in answers), default=0.0)
     return Golden(answers=tuple(answers), noise=round(noise, DIGITS), by="engine")
 
 
-def _answered(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int) -> list[GoldenAnswer]:
+def _answered(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int) -> list[GoldenAnswer]:
     """Greedy answers of all prompts, stepped together."""
-    slots = {engine.cache.admit(): item for item in prompts.items()}
-    logits = {slot: engine.prefill(slot, ids)[-1].copy() for slot, (_, ids) in slots.items()}
+    slots = {engine.cache.admit(): answer for answer in asked}
+    logits = {slot: read(engine, slot, answer)[-1].copy() for slot, answer in slots.items()}
     tokens: dict[int, list[int]] = {slot: [] for slot in slots}
     margins: dict[int, list[float]] = {slot: [] for slot in slots}
     for step in range(num_tokens):
@@ -110,16 +117,14 @@ def _answered(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int)
     for slot in slots:
         engine.cache.release(slot)
     return [
-        GoldenAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=tuple(tokens[slot]), margins=tuple(margins[slot]))
-        for slot, (text, ids) in slots.items()
+        replace(answer, token_ids=tuple(tokens[slot]), margins=tuple(margins[slot])) for slot, answer in slots.items()
     ]
 
 
 def _noise(engine: Engine, answer: GoldenAnswer) -> float:
     """The largest change of a margin when prompt and answer are read at once: other sizes, another order of sums."""
     slot = engine.cache.admit()
-    count = len(answer.token_ids)
-    logits = engine.prefill(slot, [*answer.prompt_ids, *answer.token_ids[:-1]], num_logits=count)
+    logits = read(engine, slot, answer, answer.token_ids[:-1])
     off = [
         abs(margin_of(row, token) - margin)
         for row, token, margin in zip(logits, answer.token_ids, answer.margins, strict=True)

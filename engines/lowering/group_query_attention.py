@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from piston.core.bundle.interface import is_cross
 from piston.engines.lowering.attention_layer import AttentionLayer, UnfitError, attention_layer
 from piston.engines.lowering.merged_heads import is_head_swap, merged_heads
 from piston.graph.pattern import (
@@ -57,6 +58,8 @@ class GroupQueryAttentionPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer that fits."""
         attentions = [node for node in model.graph if node.op_type == "Attention" and node.domain == ""]
+        # Over a source there is no cache to write: it stays as it is.
+        attentions = [node for node in attentions if not is_cross(getattr(node.inputs[1], "name", None))]
         self.int8_cache = bool(attentions) and all(_has_int8_cache(attention) for attention in attentions)
         lengths: _Lengths | None = None
         for attention in attentions:

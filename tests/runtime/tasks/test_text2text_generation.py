@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from piston.cli.main import main
+from piston.core.bundle.golden import GoldenByTarget
 from piston.core.errors import MisuseError, PromptTooLongError
 from piston.runtime import load
 from piston.runtime.backends.engine import Source
 from piston.runtime.generate.beam_search import BeamParams
 from piston.runtime.generate.scheduler import Scheduler
+from piston.runtime.verify import verify
 
 pytest_plugins = ["text_fixtures"]
 
@@ -175,3 +177,15 @@ def test_run_streams_one_text_and_prints_several_a_line_each(text_bundle, comman
 def test_an_option_of_a_search_without_beams_is_refused(text_bundle, command):
     with pytest.raises(AssertionError, match="--length-penalty needs --num-beams"):
         command("run", text_bundle, "--text", "wind", "--length-penalty", "2")
+
+
+def test_a_bundle_verifies_and_one_whose_encoder_was_changed_does_not(text_bundle, tmp_path, command):
+    assert "answers as built" in command("verify", text_bundle)
+    golden = json.loads((text_bundle / "verify.json").read_text())["engines"]["ort-cpu"]["answers"]
+    assert [answer["start_ids"] for answer in golden] == [[0]] * len(golden)
+    with load(text_bundle) as opened:
+        whole = opened.engine.encoder.run
+        opened.engine.encoder.run = lambda feeds: {name: -array for name, array in whole(feeds).items()}
+        expected = GoldenByTarget.read(text_bundle).of("ort-cpu")
+        verdict = verify(opened.engine, opened.tokenizer, expected, expected.threshold("float32"))
+    assert not verdict.is_passed
