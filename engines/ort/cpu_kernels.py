@@ -9,7 +9,7 @@ from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.errors import EngineError
 from piston.engines.lowering.kernels.attention import KernelAttentionPass
 from piston.engines.lowering.kernels.bidirectional import KernelBidirectionalPass
-from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGatedBlocksPass
+from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGatedBlocksPass, KernelGeluBlocksPass
 from piston.engines.lowering.kernels.copies import KernelCopiesPass
 from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelGeluPass, KernelLinearPass
 from piston.engines.lowering.kernels.norm import KernelLayerNormPass, KernelNormPass
@@ -53,7 +53,8 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
     )
     linears, norms, layer_norms = KernelLinearPass(), KernelNormPass(), KernelLayerNormPass()
     tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
-    products = gated, gelu, linears, tables, gated_blocks, blocks, KernelCopiesPass()
+    gelu_blocks = KernelGeluBlocksPass()
+    products = gated, gelu, linears, tables, gated_blocks, gelu_blocks, blocks, KernelCopiesPass()
     passes = attention, texts, norms, layer_norms, KernelSumTokensPass(), *products
     ir.passes.Sequential(*passes)(model)
     if not any(each.fused for each in (attention, texts, *products)):
@@ -66,7 +67,7 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
         attention=attention.fused + texts.fused,
         linears=linears.fused,
         gated=gated.fused + gated_blocks.fused,
-        gelu=gelu.fused,
+        gelu=gelu.fused + gelu_blocks.fused,
         norms=norms.fused + layer_norms.fused,
         blocks=blocks.fused,
         tables=tables.fused,

@@ -77,8 +77,8 @@ REPLACED = [
     ("bert", "w8a8", {"attention": 2, "linears": 10, "gelu": 2, "norms": 5}),
     ("tanh", "w8a8", {"attention": 2, "linears": 10, "gelu": 2, "norms": 5}),
     ("mpnet", "w8a8", {"attention": 0, "linears": 10, "gelu": 2, "norms": 5}),  # its graph adds a bias to scores itself
-    ("bert", "w8", {"attention": 2, "blocks": 6, "norms": 5}),
-    ("bert", "w4", {"attention": 2, "blocks": 6, "norms": 5}),
+    ("bert", "w8", {"attention": 2, "blocks": 6, "gelu": 2, "norms": 5}),
+    ("bert", "w4", {"attention": 2, "blocks": 6, "gelu": 2, "norms": 5}),
     ("bert", "fp", {"attention": 2, "norms": 5}),
 ]
 

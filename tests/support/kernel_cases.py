@@ -1,5 +1,7 @@
 """Random linear layers as Piston's kernels read them, and codes to compare with theirs."""
 
+import math
+
 import numpy as np
 
 SCALE = np.float32(0.02)
@@ -32,3 +34,9 @@ def assert_codes(found, values, scale):
     apart = np.abs(found.astype(int) - codes_of(values, scale))
     assert apart.max() <= 1  # a value on the edge between two codes
     assert (apart > 0).mean() < 1e-3
+
+
+def gelu(values, *, tanh):
+    if tanh:
+        return values / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)))
+    return values / 2 * (1 + np.vectorize(math.erf)(values / math.sqrt(2)))

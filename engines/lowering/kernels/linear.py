@@ -87,7 +87,7 @@ class KernelGeluPass(KernelPass):
         assert product is not None
         bias = product.inputs[BIAS] if len(product.inputs) > BIAS else None
         inputs = [product.inputs[0], tiled(product), offsets(product), scales(product), bias]
-        _emit_activated(node, "GeluLinear", inputs, {"tanh": int(_is_tanh(node))})
+        _emit_activated(node, "GeluLinear", inputs, {"tanh": int(is_tanh(node))})
 
 
 def _gelu_product(node: ir.Node) -> ir.Node | None:
@@ -97,7 +97,8 @@ def _gelu_product(node: ir.Node) -> ir.Node | None:
     return value.producer() if value is not None and sole_consumer(value) is node else None
 
 
-def _is_tanh(gelu: ir.Node) -> bool:
+def is_tanh(gelu: ir.Node) -> bool:
+    """Whether a Gelu is the approximation by the hyperbolic tangent."""
     return gelu.op_type == "FastGelu" or (
         "approximate" in gelu.attributes and gelu.attributes["approximate"].as_string() == "tanh"
     )

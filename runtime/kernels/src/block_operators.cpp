@@ -52,15 +52,16 @@ void multiply(const Context& context, const BlockProduct& product, int64_t num_p
 
 }  // namespace
 
-ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split) {
-  // input, source if it is split, weights and scales of one to three parts, or of gate and up -> one output of each part,
-  // or of both
+ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split, bool has_bias, Activation activation) {
+  // input, source if it is split, weights, scales and perhaps bias of one to three parts, or of gate and up -> one output
+  // of each part, or of both
   static thread_local Scratch codes, scales, sums;
   const Tensor given = context.input(0);
   if (!given.has_axes()) return context.failure("piston: the input of a linear layer has no such rank");
   BlockProduct product{};
   BlockInput& input = product.input;
   product.is_gated = is_gated;
+  product.activation = activation;
   input.values = given.as<float>();
   input.rows = given.rows();
   input.depth = input.given = given.last();
@@ -71,15 +72,18 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
   input.blocks = (input.depth + input.block - 1) / input.block;
   const size_t first = is_split ? 2 : 1;
   const size_t num_inputs = context.num_inputs();
-  const int64_t num_parts = static_cast<int64_t>((num_inputs - first) / 2);
-  if ((num_inputs - first) % 2 != 0 || num_parts > kMostParts || (is_gated && num_parts != 2)) return context.failure("piston: a linear layer has no such parts");
+  const size_t each = has_bias ? 3 : 2;
+  const int64_t num_parts = static_cast<int64_t>((num_inputs - first) / each);
+  if ((num_inputs - first) % each != 0 || num_parts > kMostParts || (is_gated && num_parts != 2)) return context.failure("piston: a linear layer has no such parts");
   int64_t dims[kMaxRank];
   std::memcpy(dims, given.dims, sizeof dims);
   for (int64_t part = 0; part < num_parts; ++part) {
     BlockWeights& weights = product.parts[part];
-    if (!find_weights(context, first + static_cast<size_t>(2 * part), input.depth, input.blocks, &weights) ||
-        (is_gated && weights.tiles != product.parts[0].tiles))
+    const size_t at = first + each * static_cast<size_t>(part);
+    if (!find_weights(context, at, input.depth, input.blocks, &weights) || (is_gated && weights.tiles != product.parts[0].tiles))
       return context.failure("piston: input, weights and blocks of a linear layer do not fit");
+    if (has_bias) weights.bias = context.sized<float>(at + 2, weights.tiles * kLanes);
+    if (has_bias && weights.bias == nullptr) return context.failure("piston: the bias of a linear layer does not fit its columns");
     dims[given.rank - 1] = weights.tiles * kLanes;
     if (part > 0 && is_gated) continue;
     weights.out = context.output<float>(static_cast<size_t>(part), dims, given.rank);

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "activation.h"
+
 namespace piston {
 
 // Activations, and room for what they are rounded to: row by row and block by block, by the largest of each block.
@@ -19,6 +21,7 @@ struct BlockWeights {
   const uint8_t* codes;  // counted from 0. 8 bits: [tiles, depth / 4, 16, 4]. 4 bits: [tiles, depth / 8, 16, 4] bytes,
                          // the first four inputs in the low halves, the next four in the high ones
   const float* scales;   // [tiles, blocks, 16]
+  const float* bias;     // [16 * tiles] or null
   int64_t tiles;         // of 16 columns
   int bits;
   float* out;  // [rows, 16 * tiles]; of a gated pair the first's alone
@@ -34,6 +37,7 @@ struct BlockProduct {
   BlockInput input;
   BlockWeights parts[kMostParts];
   bool is_gated;
+  Activation activation;  // of what is not gated
 
   // Tiles are computed two by two: neighbours of one part, or gate and up.
   int64_t pairs(int64_t part) const { return is_gated ? parts[0].tiles : (parts[part].tiles + 1) / 2; }

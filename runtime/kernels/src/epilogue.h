@@ -77,14 +77,6 @@ inline void give(const Epilogue& epilogue, __m512 value, int64_t row, int64_t ti
   if (epilogue.picked != nullptr) pick(epilogue, value, row, tile);
 }
 
-inline __m512 activated(const Epilogue& epilogue, __m512 value) {
-  switch (epilogue.activation) {
-    case kGelu: return gelu_ps(value);
-    case kGeluTanh: return gelu_tanh_ps(value);
-    default: return value;
-  }
-}
-
 // Ask for where the sums of some rows of a strip will go, a product ahead: 5 % of a product of few inputs (docs/performance.md).
 inline void fetch_goal(const Epilogue& epilogue, int64_t row, int64_t count, int64_t strip) {
   if (epilogue.values == nullptr) return;
@@ -100,15 +92,15 @@ inline void finish(const Epilogue& epilogue, __m512i first, __m512i second, int6
   if (epilogue.remainder.codes != nullptr) rest = remainder_sums(epilogue.remainder, row, strip, has_second);
   __m512 left = scaled(epilogue, first, rest.first, column);
   if (epilogue.outliers != nullptr) left = with_outliers(epilogue, left, row, column);
-  if (!has_second) return give(epilogue, activated(epilogue, left), row, 2 * strip);
+  if (!has_second) return give(epilogue, activated(epilogue.activation, left), row, 2 * strip);
   __m512 right = scaled(epilogue, second, rest.second, column + kLanes);
   if (epilogue.outliers != nullptr) right = with_outliers(epilogue, right, row, column + kLanes);
   if (epilogue.is_gated) {
     const __m512 product = _mm512_mul_ps(silu_ps(left), right);
     give(epilogue, product, row, strip);
   } else {
-    give(epilogue, activated(epilogue, left), row, 2 * strip);
-    give(epilogue, activated(epilogue, right), row, 2 * strip + 1);
+    give(epilogue, activated(epilogue.activation, left), row, 2 * strip);
+    give(epilogue, activated(epilogue.activation, right), row, 2 * strip + 1);
   }
 }
 

@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "activation.h"
 #include "context.h"
-#include "linear.h"
 
 namespace piston {
 
@@ -33,7 +33,7 @@ inline int64_t worth_reading(int64_t bytes) { return 1 + (int64_t{1} << 16) / (b
 ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_bidirectional(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated, Activation activation);
-ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split);
+ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split, bool has_bias, Activation activation);
 ort::Status* run_block_rows(const Context& context, const Kernel& kernel);
 ort::Status* run_norm(const Context& context, const Kernel& kernel);
 ort::Status* run_layer_norm(const Context& context, const Kernel& kernel, bool gives_codes);

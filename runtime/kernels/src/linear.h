@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "activation.h"
+
 namespace piston {
 
 // Codes of what other codes of the same activations leave over, by a coarser scale: nearly all of them are none.
@@ -13,8 +15,6 @@ struct Remainder {
   int64_t depth;
   float ratio;  // of the scales
 };
-
-enum Activation { kLinear, kGelu, kGeluTanh };
 
 // What becomes of the sums of 16 columns, or of 32 where gate and up lie side by side.
 struct Epilogue {

@@ -96,7 +96,12 @@ ort::Status* attention(const Context& context, const Kernel& kernel) {
 
 template <bool IsGated, bool IsSplit>
 ort::Status* block_linear(const Context& context, const Kernel& kernel) {
-  return run_block_linear(context, kernel, IsGated, IsSplit);
+  return run_block_linear(context, kernel, IsGated, IsSplit, false, kLinear);
+}
+
+template <Activation Last>
+ort::Status* bias_block_linear(const Context& context, const Kernel& kernel) {
+  return run_block_linear(context, kernel, false, false, true, Last);
 }
 
 constexpr ort::ElementType F = ort::kFloat, U = ort::kUint8, S = ort::kInt8, I = ort::kInt32, L = ort::kInt64;
@@ -113,6 +118,9 @@ const Operator* operators(size_t* count) {
       filled({{}, "GeluLinear", gelu_linear<false>, 5, 1, {U, S, I, F, F}, {F}, from(4), 0, "tanh", nullptr}),
       filled({{}, "GeluLinearCodes", gelu_linear<true>, 8, 3, {U, S, I, F, F, F, L, F}, {U, F, U}, 1u << 4 | from(6), from(1), "tanh", nullptr}),
       filled({{}, "BlockLinear", block_linear<false, false>, 7, 3, {F, U, F, U, F, U, F}, {F, F, F}, from(3), from(1), "block_size", nullptr}),
+      filled({{}, "BiasBlockLinear", bias_block_linear<kLinear>, 10, 3, {F, U, F, F, U, F, F, U, F, F}, {F, F, F}, from(4), from(1), "block_size", nullptr}),
+      filled({{}, "GeluBlockLinear", bias_block_linear<kGelu>, 4, 1, {F, U, F, F}, {F}, 0, 0, "block_size", nullptr}),
+      filled({{}, "TanhGeluBlockLinear", bias_block_linear<kGeluTanh>, 4, 1, {F, U, F, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "GatedBlockLinear", block_linear<true, false>, 5, 1, {F, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "SplitBlockLinear", block_linear<false, true>, 8, 3, {F, L, U, F, U, F, U, F}, {F, F, F}, from(4), from(1), "block_size", nullptr}),
       filled({{}, "SplitGatedBlockLinear", block_linear<true, true>, 6, 1, {F, L, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "scratch.h"
 
 namespace piston {
@@ -60,6 +61,14 @@ inline __m512 gelu_tanh_ps(__m512 x) {
   __m512 power = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(x, twice));
   power = _mm512_min_ps(power, _mm512_set1_ps(87.0f));
   return _mm512_mul_ps(x, inverse_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), exp_ps(power))));
+}
+
+inline __m512 activated(Activation activation, __m512 x) {
+  switch (activation) {
+    case kGelu: return gelu_ps(x);
+    case kGeluTanh: return gelu_tanh_ps(x);
+    default: return x;
+  }
 }
 
 // Codes as QuantizeLinear makes them with zero point 128: x by the scale's inverse, to even at halves, saturated.

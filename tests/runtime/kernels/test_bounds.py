@@ -51,6 +51,13 @@ VALID = {
     "GatedLinear": (INTEGER, 1, {}),
     "GatedLinearCodes": ([*INTEGER, SCALE, np.array([1, 30], np.int64), SCALE], 3, {}),
     "BlockLinear": ([floats(1, ROWS, DEPTH), *blocks(), *blocks(bits=4)], 2, {"block_size": BLOCK}),
+    "BiasBlockLinear": (
+        [floats(1, ROWS, DEPTH), *blocks(), floats(WIDTH), *blocks(bits=4), floats(WIDTH)],
+        2,
+        {"block_size": BLOCK},
+    ),
+    "GeluBlockLinear": ([floats(1, ROWS, DEPTH), *blocks(), floats(WIDTH)], 1, {"block_size": BLOCK}),
+    "TanhGeluBlockLinear": ([floats(1, ROWS, DEPTH), *blocks(bits=4), floats(WIDTH)], 1, {"block_size": BLOCK}),
     "BlockLinear4": ([floats(1, ROWS, DEPTH), *blocks(bits=4)], 1, {"block_size": BLOCK}),
     "GatedBlockLinear": ([floats(1, ROWS, DEPTH), *blocks(), *blocks(bits=4)], 1, {"block_size": BLOCK}),
     "SplitBlockLinear": ([floats(1, ROWS, DEPTH), COPIES, *blocks(DEPTH + 16)], 1, {"block_size": BLOCK}),

@@ -1,10 +1,8 @@
 """Operators of encoders against their definitions in numpy, on the vector unit and, where there are some, on tiles."""
 
-import math
-
 import numpy as np
 import pytest
-from kernel_cases import SCALE, assert_codes, linear, tiled
+from kernel_cases import SCALE, assert_codes, gelu, linear, tiled
 from own_kernels import run_alone
 
 DIM = 32
@@ -78,12 +76,6 @@ def test_a_text_gets_the_same_bits_alone_and_padded_beside_others(level, sizes):
 def test_any_number_of_threads_gives_a_text_the_same_bits(level, threads):
     texts = Texts([300, 5])
     np.testing.assert_array_equal(texts.run(threads=threads), texts.run(threads=2))
-
-
-def gelu(values, *, tanh):
-    if tanh:
-        return values / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)))
-    return values / 2 * (1 + np.vectorize(math.erf)(values / math.sqrt(2)))
 
 
 @pytest.mark.parametrize("tanh", [False, True], ids=["erf", "tanh"])

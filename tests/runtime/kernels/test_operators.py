@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
-from kernel_cases import SCALE, assert_codes, codes_of, linear, tiled
+from kernel_cases import SCALE, assert_codes, codes_of, gelu, linear, tiled
 from own_kernels import need_kernels, run_alone
 
 ON_VECTORS = 1  # the level
@@ -379,6 +379,21 @@ def test_a_gated_product_by_blocks_is_silu_of_the_gate_times_up(level, rows, bit
     (found,) = run_alone("GatedBlockLinear", [values, *gate[2], *up[2]], block_size=64)
     first, second = (product_of(values[0], *part[:2], 64, each) for part, each in zip((gate, up), bits, strict=True))
     assert_near(found[0], first / (1 + np.exp(-first)) * second)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("width", [48, 80])
+def test_a_product_by_blocks_adds_its_bias_and_bends_it(level, rows, width):
+    rng = np.random.default_rng(rows)
+    values, bias = rng.standard_normal((1, rows, 128)).astype(np.float32), rng.standard_normal(width).astype(np.float32)
+    one, other = (blocks_of(rng, 128, width, 64, bits)[2] for bits in (4, 8))
+    plain = run_alone("BlockLinear", [values, *one, *other], 2, block_size=64)
+    both = run_alone("BiasBlockLinear", [values, *one, bias, *other, -bias], 2, block_size=64)
+    np.testing.assert_array_equal(both[0], plain[0] + bias)
+    np.testing.assert_array_equal(both[1], plain[1] - bias)
+    for name, tanh in (("GeluBlockLinear", False), ("TanhGeluBlockLinear", True)):
+        (bent,) = run_alone(name, [values, *one, bias], block_size=64)
+        np.testing.assert_allclose(bent, gelu(both[0].astype(np.float64), tanh=tanh), atol=2e-6 * np.abs(both[0]).max())
 
 
 def test_a_row_is_the_same_bits_on_tiles_as_alone(level):

@@ -1,0 +1,8 @@
+// What a linear layer does to its sums last.
+#pragma once
+
+namespace piston {
+
+enum Activation { kLinear, kGelu, kGeluTanh };
+
+}  // namespace piston
