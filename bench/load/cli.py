@@ -28,6 +28,7 @@ from piston.runtime.backends.session import check_threads
 from piston.runtime.bundle import Bundle
 
 REPEATS, WARMUP = 5, 1
+OF_BUNDLES = {"--checkpoint": None, "--profile": False, "--batch": [1], "--starts": 3}  # with their defaults
 CONCURRENCY = [1, 8]
 REQUESTS, PER_CLIENT, OPEN = 16, 4, 64  # least requests of a run, those of each client, and those of an open loop
 URL_VOCAB = 1000  # ids below this are words of any tokenizer; a URL does not say how many it has
@@ -100,9 +101,11 @@ def _options(arguments: argparse.Namespace) -> Options:
     check_threads(options.threads)
     if arguments.bundle:
         raise MisuseError(f"--serve takes the place of BUNDLE; leave out {arguments.bundle[0]}, or use --against.")
-    for name, is_given in (("--checkpoint", arguments.checkpoint is not None), ("--profile", arguments.profile)):
-        if is_given:
+    for name, default in OF_BUNDLES.items():
+        if getattr(arguments, name.removeprefix("--")) != default:
             raise MisuseError(f"{name} is not for servers; leave it out, or --serve.")
+    if arguments.target is not None and is_url(arguments.serve):
+        raise MisuseError("--target names an engine of a bundle; leave it out for the URL of a server.")
     if arguments.engine and is_url(arguments.serve):
         raise MisuseError("--engine measures the engine of a bundle; give --serve a bundle.")
     if not 0 < arguments.alpha < 1:

@@ -107,6 +107,8 @@ def test_the_page_has_a_plot_for_each_figure_against_the_concurrency(bench, tmp_
     [
         (("--concurrency", "0"), "--concurrency '0'"),
         (("--rate", "0"), "--rate '0'"),
+        (("--batch", "4"), "--batch is not for servers"),
+        (("--starts", "1"), "--starts is not for servers"),
         (("--rate", "nan"), "--rate 'nan'"),
         (("--requests", "0"), "--requests is 0"),
         (("--repeats", "0"), "--repeats is 0"),
