@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--pruning", choices=PRUNINGS, help="which weights become zero (default sparsegpt)")
     recipe.add_argument("--embedding", choices=get_args(Storage), help="how its table is stored (default float)")
     recipe.add_argument("--head", choices=get_args(Storage), help="how lm_head is stored (default float)")
-    recipe.add_argument("--keep-worst", type=int, metavar="N", help="compute the N most harmful in float")
+    recipe.add_argument("--keep-worst", type=int, metavar="N", help="compute the N most sensitive in float")
     recipe.add_argument(
         "--budget", metavar="GATE", help="leave as little in float as ppl<=2%%, kl<=0.02 or top1>=95%% allows"
     )

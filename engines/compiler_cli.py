@@ -11,7 +11,7 @@ from piston.engines.tensorrt.compiler_options import HARDWARE_COMPATIBLE, Compil
 
 def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them in a group of their own."""
-    group = parser.add_argument_group("TensorRT targets", "what a target has not got is refused, with the reason")
+    group = parser.add_argument_group("TensorRT targets", "what a target does not have is refused, with the reason")
     group.add_argument(
         "--dtype",
         choices=PRECISIONS,

@@ -58,7 +58,7 @@ class Gram:
         self.num_tokens += len(tokens)
 
     def merge(self, other: "Gram") -> None:
-        """Add another's tokens."""
+        """Add the tokens of another one."""
         if other.matrix is not None:
             self.matrix = other.matrix.copy() if self.matrix is None else self.matrix + other.matrix
             self.num_tokens += other.num_tokens

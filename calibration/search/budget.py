@@ -171,7 +171,7 @@ class _Search:
         return self.spent
 
     def _rank(self) -> list[Group]:
-        """Half the time at most: groups that seem least harmful come last, and rank last where time is over."""
+        """Half the time at most: groups that seem least sensitive come last, and rank last where time is over."""
         linears = [linear for linear in self.ground.graph.linears if linear.name in self.work]
         groups = [[linear.name for linear in group] for group in by_input(linears).values()]
         errors = self.ground.prepared.errors

@@ -9,8 +9,8 @@ from piston.core.console import Progress
 from piston.data.packing import Ids
 
 FEW_ROWS, FEW_LEN = 2, 128  # tokens that linears alone are measured on: a second a pass (135M, two cores)
-# Times as many linears as are to be kept have their KL measured: errors of outputs bring the harmful ones to the front,
-# not in their order. Of SmolLM2-135M's six most harmful the last is the fourteenth by error.
+# Times as many linears as are to be kept have their KL measured: errors of outputs bring the sensitive ones to the
+# front, not in their order. Of SmolLM2-135M's six most sensitive the last is the fourteenth by error.
 CANDIDATES = 3
 
 

@@ -2,7 +2,7 @@
 
 Groups of linears that share an input are ranked by what quantizing them alone costs the model, by multiply-add. The
 shortest beginning of that order that meets the bound is found by bisection; then single linears go back into integers,
-the least harmful first, as long as the bound is still met.
+the least sensitive first, as long as the bound is still met.
 """
 
 from collections.abc import Callable, Mapping, Sequence

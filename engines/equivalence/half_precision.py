@@ -1,4 +1,4 @@
-"""The parity check of an engine's float16 file: its answers are those of its float32 twin, as near as float16 comes."""
+"""The parity check of an engine's float16 file: it answers as its float32 reference, as near as float16 comes."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ class DowncastParity:
 
 
 def check_half_precision(
-    twin: Path, wide: CacheSpec, narrow: Path, cache: CacheSpec, *, max_length: int
+    float32: Path, wide: CacheSpec, narrow: Path, cache: CacheSpec, *, max_length: int
 ) -> DowncastParity:
-    """Run both on ONNX Runtime's CPU kernels: prefills, then steps of all rows, along the twin's greedy tokens.
+    """Run both on ONNX Runtime's CPU kernels: prefills, then steps of all rows, along the reference's greedy tokens.
 
     Raises:
         Float16RangeError: the model's values go beyond float16.
@@ -41,7 +41,10 @@ def check_half_precision(
     lengths = sorted({max(1, min(length, max_length - steps)) for length in PROMPT_LENGTHS})
     sizes = {"num_slots": len(lengths), "capacity": lengths[-1] + steps, "options": OrtOptions(prepack=False)}
     rng, found, compared = np.random.default_rng(1), 0.0, 0
-    with closing(OrtEngine.open(twin, wide, **sizes)) as one, closing(OrtEngine.open(narrow, cache, **sizes)) as other:  # type: ignore[arg-type]
+    with (
+        closing(OrtEngine.open(float32, wide, **sizes)) as one,  # type: ignore[arg-type]
+        closing(OrtEngine.open(narrow, cache, **sizes)) as other,  # type: ignore[arg-type]
+    ):
         tokens: dict[int, int] = {}
         for length in lengths:
             ids = rng.integers(0, one.vocab_size, length).tolist()

@@ -1,4 +1,4 @@
-"""The engine's file and its float32 twin are one graph: node by node, casts and types aside."""
+"""The engine's file and its float32 reference are one graph: node by node, casts and types aside."""
 
 from pathlib import Path
 
@@ -13,17 +13,19 @@ STRIDE = 997
 ROUNDING = 2.0**-8
 
 
-def check_same(twin: Path, lowered: Path) -> None:
-    """Raise ParityError, with the node, where `lowered` differs from `twin` in more than casts and types."""
-    ours, theirs = ([node for node in ir.load(path).graph if node.op_type != "Cast"] for path in (lowered, twin))
+def check_same(float32: Path, lowered: Path) -> None:
+    """Raise ParityError, with the node, where `lowered` differs from `float32` in more than casts and types."""
+    ours, theirs = ([node for node in ir.load(path).graph if node.op_type != "Cast"] for path in (lowered, float32))
     if len(ours) != len(theirs):
-        raise ParityError(f"The file for TensorRT has {len(ours)} nodes besides casts, its float32 twin {len(theirs)}.")
+        raise ParityError(
+            f"The file for TensorRT has {len(ours)} nodes besides casts, its float32 reference {len(theirs)}."
+        )
     for one, other in zip(ours, theirs, strict=True):
         difference = _difference(one, other)
         if difference:
             raise ParityError(
-                f"{one.name} ({one.op_type}) of the file for TensorRT differs from its float32 twin in {difference}. "
-                "Nothing was written."
+                f"{one.name} ({one.op_type}) of the file for TensorRT differs from its float32 reference in "
+                f"{difference}. Nothing was written."
             )
 
 

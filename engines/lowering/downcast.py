@@ -25,7 +25,7 @@ POINTWISE = {"Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub"}
 
 
 class Float16RangeError(EngineError, ParityError):
-    """A model needs values that float16 has not got; `what` says which. bfloat16 has the range of float32."""
+    """A model needs values that float16 does not have; `what` says which. bfloat16 has the range of float32."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}, beyond float16; build with --dtype bf16.")

@@ -27,7 +27,7 @@ DTYPE: StateType = "float16"
 def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: StateType = DTYPE) -> dict[str, int]:
     """Rewrite a canonical graph, in place; returns what was fused, as the manifest states it.
 
-    In float32 it is the twin that is proved tightly: the same passes but the last, which only casts.
+    In float32 it is the reference that is held to a tight bound: the same passes but the last, which only casts.
 
     Raises:
         EngineError: the model has what ONNX Runtime has no CUDA kernel for; the message names it.

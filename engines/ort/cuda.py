@@ -22,8 +22,8 @@ from piston.engines.ort.cuda_target import DTYPE
 def build(job: BuildJob) -> EngineSpec:
     """Write work/ort-cuda/model.onnx; raises as `piston.engines.build` does.
 
-    Proved are three things: its float32 twin against the canonical graph, that it is its twin but for casts, and its
-    own answers in float16, on the CPU, against the twin's.
+    Proved are three things: its float32 reference against the canonical graph, that it is that but for casts, and its
+    own answers in float16, on the CPU, against the reference's.
     """
     length, engine_dir = job.requested["max_length"], job.work / job.target
     engine_dir.mkdir(parents=True)
@@ -33,7 +33,7 @@ def build(job: BuildJob) -> EngineSpec:
         with job.progress.phase(f"lowering for {job.target}"):
             counts = _write(job.source / GRAPH, engine_dir, length, DTYPE)
             _write(job.source / GRAPH, Path(scratch), length, "float32")
-        path, twin = engine_dir / GRAPH, Path(scratch) / GRAPH
+        path, float32 = engine_dir / GRAPH, Path(scratch) / GRAPH
         graph = ir.load(path).graph
         mix = linear_work(graph)
         if job.requested["require_int8"] is not None:
@@ -42,10 +42,10 @@ def build(job: BuildJob) -> EngineSpec:
             job.progress.phase("checking it against the canonical graph"),
             reference_of(job.source / GRAPH, job.model, Path(scratch)) as reference,
         ):
-            parity = check_parity(reference, twin, wide, max_length=length, windows=_windows(graph))
-            check_same(twin, path)
+            parity = check_parity(reference, float32, wide, max_length=length, windows=_windows(graph))
+            check_same(float32, path)
             sparse = check_sparse(ir.load(job.source / GRAPH).graph, graph, product_of)
-            narrow = check_half_precision(twin, wide, path, cache, max_length=length)
+            narrow = check_half_precision(float32, wide, path, cache, max_length=length)
     got = {
         "dtype": DTYPE,
         "cache": DTYPE,

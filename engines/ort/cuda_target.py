@@ -18,7 +18,7 @@ def check_ort_cuda(target: str) -> None:
 
 
 def ask_ort_cuda(target: str, model: Manifest, options: BuildOptions) -> dict[str, Any]:
-    """What the engine is built with; raises MisuseError for what it has not got."""
+    """What the engine is built with; raises MisuseError for what it does not have."""
     del model
     if options.lm_head == "int8":
         raise MisuseError(f"--lm-head int8 is not for {target}: its head is in {DTYPE}, or as it was calibrated.")

@@ -33,10 +33,10 @@ PLAN = "engine.plan"
 
 @dataclass(frozen=True, slots=True)
 class LoweredFile:
-    """A file for the compiler and its float32 twin."""
+    """A file for the compiler and its float32 reference."""
 
     path: Path
-    twin: Path
+    float32: Path
     cache: CacheSpec
     sizes: Sizes
     window: int
@@ -115,12 +115,12 @@ def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
 
 
 def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[str, Any]) -> LoweredFile:
-    """Write out/file/model.onnx in the asked type, and out/twin/model.onnx in float32."""
+    """Write out/file/model.onnx in the asked type, and out/float32/model.onnx in float32."""
     dtype: StateType = asked["dtype"]
     cache = model.cache.with_dtype(dtype)
     sizes = Sizes.of(cache, asked["max_batch"], asked["max_length"])
     paths = []
-    for name, kind in (("file", dtype), ("twin", "float32")):
+    for name, kind in (("file", dtype), ("float32", "float32")):
         graph = ir.load(canonical)
         window = max((window_of(node.inputs[3]) or 0 for node in graph.graph if _is_masked(node)), default=0)
         lower_for_tensorrt(graph, sizes, kind)
@@ -132,10 +132,10 @@ def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[st
 
 
 def prove_file(reference: Path, model: Manifest, lowered: LoweredFile) -> list[dict[str, Any]]:
-    """The twin against the reference, the file against the twin, and the file, executed, against the reference."""
+    """The float32 file against the reference, the file against that, and the file, executed, against the reference."""
     wide = model.cache.with_dtype("float32")
-    parities: list[Parity] = [check_parity(reference, lowered.twin, wide, lowered.sizes, "float32", lowered.window)]
-    check_same(lowered.twin, lowered.path)
+    parities: list[Parity] = [check_parity(reference, lowered.float32, wide, lowered.sizes, "float32", lowered.window)]
+    check_same(lowered.float32, lowered.path)
     executable = lowered.path
     dtype = lowered.cache.dtype
     if dtype == "bfloat16":

@@ -15,7 +15,7 @@ HardwareCompatible = Literal["ampere+", "same"]
 HARDWARE_COMPATIBLE: tuple[HardwareCompatible, ...] = get_args(HardwareCompatible)
 HIGHEST_LEVEL = 5
 
-# Option -> why TensorRT-RTX has not got it.
+# Option -> why TensorRT-RTX does not have it.
 _RTX_LACKS = {
     "timing_cache": "it times no kernels: they are compiled on the GPU that runs them",
     "refit": "its compiler needs a GPU for plans that can be refitted",
@@ -49,7 +49,7 @@ class CompilerOptions:
         return [item.name for item in fields(self) if getattr(self, item.name) not in (None, False)]
 
     def check(self, target: Target) -> None:
-        """Raise MisuseError for an option that the target has not got, with the reason."""
+        """Raise MisuseError for an option that the target does not have, with the reason."""
         if target.module != "tensorrt_rtx":
             return
         for name in self.given:

@@ -21,7 +21,7 @@ def ask_tensorrt(target: str, model: Manifest, options: "BuildOptions") -> dict[
     """What the engine is built with.
 
     Raises:
-        MisuseError: an option that this target has not got.
+        MisuseError: an option that this target does not have.
         EngineError: the scheme of the model does not run on it.
     """
     parsed = Target.parse(target)

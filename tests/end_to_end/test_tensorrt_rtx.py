@@ -28,8 +28,8 @@ def test_the_demo_model_is_proved_and_compiled(scheme, demo_model_dir, tmp_path)
     (spec,) = Manifest.read(tmp_path / "bundle").engines
     header = PlanHeader.read(tmp_path / "bundle" / spec.path)
     assert header.compute_capabilities == ("sm89",)
-    twin, narrow = spec.actual["parities"]
-    assert twin["relative"] < 1e-4
+    float32, narrow = spec.actual["parities"]
+    assert float32["relative"] < 1e-4
     assert narrow["relative"] < 1.5e-2
     assert narrow["layers"] == 30
     assert spec.actual["linears"][SHARE[scheme]] == 1

@@ -1,9 +1,9 @@
 """The parity without a GPU: the file the compiler gets answers as the canonical graph does.
 
-Two files are lowered by the same passes: the engine's own, in float16 or bfloat16, and its float32 twin, in which an
-error cannot hide behind rounding. The twin is held to the bound of float32 arithmetic, or to what that does to the
-canonical graph itself (engines/equivalence/rounding_noise.py); that the engine's file differs from it in casts alone
-is checked node by node; and the file itself, executed with TRT_Attention as a function, is held to what its type
+Two files are lowered by the same passes: the engine's own, in float16 or bfloat16, and its float32 reference, in which
+an error cannot hide behind rounding. The reference is held to the bound of float32 arithmetic, or to what that does to
+the canonical graph itself (engines/equivalence/rounding_noise.py); that the engine's file differs from it in casts
+alone is checked node by node; and the file itself, executed with TRT_Attention as a function, is held to what its type
 allows, layer by layer. Activations that become codes are shared (engines/equivalence/activation_injection.py).
 """
 

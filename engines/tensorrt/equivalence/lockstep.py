@@ -2,7 +2,7 @@
 
 A trained model amplifies rounding: logits of two right graphs end several per cent apart where a token has massive
 activations, which would hide a real fault. Layer by layer each is held to a few roundings. What the layers make of one
-another is seen in the float32 twin, which runs from end to end.
+another is seen in the float32 reference, which runs from end to end.
 """
 
 import re

@@ -47,7 +47,7 @@ class Sizes:
 def lower_for_tensorrt(model: ir.Model, sizes: Sizes, dtype: StateType) -> None:
     """Rewrite a canonical graph, in place, into the file the compiler gets, computing in `dtype`.
 
-    In float32 it is the twin that is proved tightly: the same passes but the last, which only casts.
+    In float32 it is the reference that is held to a tight bound: the same passes but the last, which only casts.
 
     Raises:
         EngineError: the model has something TensorRT has no form for; the message names it.

@@ -91,7 +91,7 @@ def test_a_float16_file_that_computes_something_else_is_not_written(model_dir, t
         return counts
 
     monkeypatch.setattr(build_ort_cuda, "_write", tampered)
-    with pytest.raises(ParityError, match="differs from its float32 twin in its attributes"):
+    with pytest.raises(ParityError, match="differs from its float32 reference in its attributes"):
         build(model_dir, tmp_path / "out", ["ort-cuda"], max_length=50)
     assert not (tmp_path / "out").exists()
 

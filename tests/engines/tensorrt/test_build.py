@@ -80,8 +80,8 @@ def test_bfloat16_is_proved_by_rounding_every_result(model_dir, tmp_path):
     (spec,) = build(model_dir, tmp_path / "bundle", [RTX], max_batch=1, max_length=20, dtype="bf16").engines
     assert (spec.cache.dtype, spec.actual["dtype"]) == ("bfloat16", "bfloat16")
     assert spec.actual["io"]["present.0.key"]["dtype"] == "bfloat16"
-    twin, narrow = spec.actual["parities"]
-    assert twin["relative"] < 1e-5 < narrow["relative"] < 0.1
+    float32, narrow = spec.actual["parities"]
+    assert float32["relative"] < 1e-5 < narrow["relative"] < 0.1
 
 
 def test_a_missing_compiler_is_said_before_any_work(model_dir, tmp_path, monkeypatch):

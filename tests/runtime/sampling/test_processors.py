@@ -172,11 +172,11 @@ def test_logits_no_token_can_be_picked_from_are_an_error(logits, sampling):
 
 
 def test_pick_spends_one_uniform_number_per_token():
-    rng, twin = np.random.default_rng(4), np.random.default_rng(4)
+    rng, other = np.random.default_rng(4), np.random.default_rng(4)
     for sampling in (SamplingParams(temperature=1), SamplingParams(temperature=0.3, top_k=5, top_p=0.5)):
         row.pick(random_row(1), sampling, rng)
-        twin.random()
-    assert rng.bit_generator.state == twin.bit_generator.state
+        other.random()
+    assert rng.bit_generator.state == other.bit_generator.state
 
 
 class Uniform:

@@ -14,13 +14,13 @@ from piston.engines.tensorrt.equivalence.answers import check_parity
 
 @pytest.fixture
 def prove_broken(lowered_toy, tmp_path):
-    """Prove a toy's file, or its float32 twin, after `change(model)`."""
+    """Prove a toy's file, or its float32 reference, after `change(model)`."""
 
-    def prove_changed(change, scheme="fp", *, twin=False, model_type="llama"):
+    def prove_changed(change, scheme="fp", *, float32=False, model_type="llama"):
         made = lowered_toy(model_type, scheme)
-        path = broken(made.file.twin if twin else made.file.path, tmp_path, change)
+        path = broken(made.file.float32 if float32 else made.file.path, tmp_path, change)
         cache = made.model.cache.with_dtype("float32")
-        dtype = "float32" if twin else "float16"
+        dtype = "float32" if float32 else "float16"
         return check_parity(made.reference, path, cache, made.file.sizes, dtype, made.file.window)
 
     return prove_changed
@@ -77,34 +77,36 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("twin", [True, False])
+@pytest.mark.parametrize("float32", [True, False])
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_attention_is_found_and_named(name, twin, prove_broken):
+def test_a_broken_attention_is_found_and_named(name, float32, prove_broken):
     expected = (
         r"differs from the canonical one at the .*differ is model\.layers\.1\.self_attn/TRT_Attention \(TRT_Atten"
     )
     with pytest.raises(ParityError, match=expected):
-        prove_broken(BROKEN[name], twin=twin)
+        prove_broken(BROKEN[name], float32=float32)
 
 
 def test_three_per_cent_of_a_scale_are_found_in_the_twin(prove_broken):
     with pytest.raises(ParityError, match=r"self_attn/TRT_Attention"):
-        prove_broken(scale_of_attention(1.03), twin=True)
+        prove_broken(scale_of_attention(1.03), float32=True)
 
 
 def test_a_scale_that_only_the_file_has_wrong_is_found_by_comparing_it_with_its_twin(lowered_toy, tmp_path):
     made = lowered_toy("llama")
     path = broken(made.file.path, tmp_path, scale_of_attention(1.03))
-    with pytest.raises(ParityError, match=r"self_attn/Mul \(Mul\) .* differs from its float32 twin in its input 1"):
-        check_same(made.file.twin, path)
+    with pytest.raises(
+        ParityError, match=r"self_attn/Mul \(Mul\) .* differs from its float32 reference in its input 1"
+    ):
+        check_same(made.file.float32, path)
 
 
 def test_an_attribute_or_an_input_that_only_the_file_has_is_found(lowered_toy, tmp_path):
     made = lowered_toy("llama")
     for change, what in ((align_with_the_first_keys, "its attributes"), (lengths_without_this_step, "its input 5")):
         path = broken(made.file.path, tmp_path, change)
-        with pytest.raises(ParityError, match=f"differs from its float32 twin in {what}"):
-            check_same(made.file.twin, path)
+        with pytest.raises(ParityError, match=f"differs from its float32 reference in {what}"):
+            check_same(made.file.float32, path)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_a_broken_weight_is_found_at_its_product(part, index, prove_broken):
         edit(model, named(model, f"model.layers.0.mlp.{part}"), index, lambda array: np.roll(array, 1, axis=-1))
 
     with pytest.raises(ParityError, match=r"differ is model\.layers\.0\.mlp\.up_proj/MatMul \(MatMul\)"):
-        prove_broken(change, "w8a8", twin=True)
+        prove_broken(change, "w8a8", float32=True)
 
 
 def test_an_activation_rounded_by_another_scale_is_found(prove_broken):
@@ -125,29 +127,29 @@ def test_an_activation_rounded_by_another_scale_is_found(prove_broken):
             edit(model, use.node, 1, lambda array: array * np.float32(1.05))
 
     with pytest.raises(ParityError, match=r"differ is model\.layers\.0\.self_attn\.._proj/MatMul"):
-        prove_broken(change, "w8a8", twin=True)
+        prove_broken(change, "w8a8", float32=True)
 
 
-@pytest.mark.parametrize("twin", [True, False])
-def test_a_remainder_of_the_other_sign_is_found(prove_broken, twin):
+@pytest.mark.parametrize("float32", [True, False])
+def test_a_remainder_of_the_other_sign_is_found(prove_broken, float32):
     def change(model):
         node = next(node for node in model.graph if node.op_type == "Sub" and "remainder" in node.name)
         for index, value in enumerate(reversed(node.inputs)):
             node.replace_input_with(index, value)
 
     with pytest.raises(ParityError, match=r"what becomes .*remainder\.codes differs"):
-        prove_broken(change, "w8a8 remainder", twin=twin)
+        prove_broken(change, "w8a8 remainder", float32=float32)
 
 
-@pytest.mark.parametrize("twin", [True, False])
-def test_a_remainder_by_another_scale_is_found(prove_broken, twin):
+@pytest.mark.parametrize("float32", [True, False])
+def test_a_remainder_by_another_scale_is_found(prove_broken, float32):
     def change(model):
         quantize = next(node for node in model.graph if node.op_type == "QuantizeLinear" and "remainder" in node.name)
         for use in list(quantize.outputs[0].uses()):
             edit(model, use.node, 1, lambda array: array * np.float32(1.3))
 
     with pytest.raises(ParityError, match="differs from the canonical one"):
-        prove_broken(change, "w8a8 remainder", twin=twin)
+        prove_broken(change, "w8a8 remainder", float32=float32)
 
 
 def test_a_window_off_by_one_is_found(prove_broken):
@@ -156,7 +158,7 @@ def test_a_window_off_by_one_is_found(prove_broken):
         edit(model, more.inputs[1].producer(), 1, lambda array: array + 1)
 
     with pytest.raises(ParityError, match=r"self_attn/TRT_Attention"):
-        prove_broken(change, twin=True, model_type="mistral")
+        prove_broken(change, float32=True, model_type="mistral")
 
 
 def test_a_wrong_next_step_is_found(prove_broken):
@@ -211,9 +213,9 @@ def test_nothing_is_left_beside_the_file(lowered_toy, prove_broken):
 def test_a_twin_is_given_what_rounding_alone_does_to_the_canonical_graph(prove_broken, monkeypatch):
     slightly = scale_of_attention(1.003)
     with pytest.raises(ParityError):
-        prove_broken(slightly, twin=True)
+        prove_broken(slightly, float32=True)
     monkeypatch.setattr(proving, "slack_of", lambda *_, **__: 20.0)
-    parity = prove_broken(slightly, twin=True)
+    parity = prove_broken(slightly, float32=True)
     assert parity.slack == 20
     assert parity.bound / 20 < parity.max_abs < parity.bound
 
