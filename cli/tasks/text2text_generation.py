@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source-lang", metavar="CODE", help="translate from this language")
     parser.add_argument("--target-lang", metavar="CODE", help="translate into this language")
     add_truncate_argument(parser)
+    parser.add_argument(
+        "--split-sentences", action="store_true", help="answer a text that is too long in pieces, cut between sentences"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a stream")
     add_sampling_arguments(parser)
     add_beam_arguments(parser)
@@ -37,6 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.source_lang is None) != (arguments.target_lang is None):
         raise MisuseError("--source-lang and --target-lang need one another.")
     with load_from(arguments, TASK) as model:
+        if arguments.split_sentences:
+            language = arguments.source_lang if model.languages else None
+            texts = [piece for text in texts for piece in model.split(text, language)]
         beams = beams_from(arguments, model.default_beams if arguments.checkpoint_sampling else None)
         sampling = _sampling(arguments, model)
         if arguments.source_lang is not None:

@@ -228,6 +228,18 @@ class TextToText:
         before, after = ([token_id if item < 0 else int(item) for item in parts[name]] for name in ("before", "after"))
         return before, after
 
+    def split(self, text: str, language: str | None = None) -> list[str]:
+        """A text in pieces that the engine holds, cut at the ends of sentences; a longer sentence is not cut."""
+        from piston.runtime.text.sentences import split_sentences
+
+        before, behind = self.frame(language)
+        room = self.engine.max_source - len(before) - len(behind)
+
+        def fits(piece: str) -> bool:
+            return len(self.tokenizer.encode(piece, add_special_tokens=False)) <= room
+
+        return split_sentences(check_text(text, "The text"), fits)
+
     def encode(self, text: str, index: int = 0, *, truncate: bool = False, frame: Frame | None = None) -> list[int]:
         """Token ids of a text in a `frame`; `index` names it in errors, which are those of `generate`."""
         what = f"Text {index}"

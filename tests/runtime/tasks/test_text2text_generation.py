@@ -189,3 +189,11 @@ def test_a_bundle_verifies_and_one_whose_encoder_was_changed_does_not(text_bundl
         expected = GoldenByTarget.read(text_bundle).of("ort-cpu")
         verdict = verify(opened.engine, opened.tokenizer, expected, expected.threshold("float32"))
     assert not verdict.is_passed
+
+
+def test_a_long_text_is_answered_in_pieces_that_fit(model, text_bundle, command):
+    text = ". ".join([" ".join(["sea"] * 30)] * 3)
+    pieces = model.split(text)
+    assert [len(model.encode(piece)) for piece in pieces] == [30 + 1 + 30 + 1 + 1, 30 + 1]
+    options = ("--text", text, "--split-sentences", "--max-tokens", "3", "--json")
+    assert len(json.loads(command("run", text_bundle, *options))["completions"]) == 2
