@@ -33,7 +33,7 @@ from piston.core.console import Progress
 from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, Metric
-from piston.core.tasks import task_module
+from piston.core.tasks import task_module, task_names
 from piston.data.held_out import HeldOut, load_data
 from piston.data.rows import BUILTIN, RowOptions, Rows, chat_rows
 from piston.evaluation import tasks
@@ -128,6 +128,8 @@ def calibrate(  # noqa: PLR0913
     ]
     check_free(out, overwrite=overwrite, reads=reads)
     task = Manifest.read(model_dir).task
+    if task not in task_names(tasks):
+        raise MisuseError(f"Models for {task} are not quantized yet; build {model_dir} as it is.")
     if bool(recipe.trained) != (trained is not None):
         raise MisuseError("A recipe that names trained scales is given together with them, and no other.")
     bounds = (*bounds_of(checked.bounds, recipe.scheme, task), *([] if budget is None else [budget.bound]))
