@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load both, compare, print. The status is 0 whatever changed: `piston eval --require` judges."""
-    for name in ("max_records", "top", "answer_tokens"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise MisuseError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+    for name, least in (("max_records", 1), ("top", 1), ("answer_tokens", 1), ("limit", 0)):
+        if (value := getattr(arguments, name)) is not None and value < least:
+            raise MisuseError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
     check_output_files({"--html": arguments.html}, [arguments.before, arguments.after, arguments.data])
     tasks = [Manifest.read(path).task for path in (arguments.before, arguments.after)]
     if tasks[0] != tasks[1]:

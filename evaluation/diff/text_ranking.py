@@ -20,7 +20,9 @@ def differences(before: Reranker, after: Reranker, path: Path, options: DiffOpti
     changed, taus, firsts = [], [], 0
     for index, (query, documents) in enumerate(records):
         progress.step("ranking", index, len(records))
-        orders = [[ranked.index for ranked in model.rerank(query, documents)] for model in (before, after)]
+        orders = [
+            [ranked.index for ranked in model.rerank(query, documents, truncate=True)] for model in (before, after)
+        ]
         tau = kendall_tau(*orders)
         taus.append(tau)
         firsts += orders[0][0] == orders[1][0]

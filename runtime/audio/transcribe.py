@@ -239,7 +239,7 @@ def prompt_of(
         MisuseError: the checkpoint does not have this language or task.
     """
     room = tokens.context // 2 - 1
-    before = [*options.initial_prompt, *former] if former else list(options.initial_prompt)
+    before = [*options.initial_prompt, *former]
     prompt: list[int] = []
     if before:
         if tokens.previous is None:

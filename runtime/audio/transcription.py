@@ -52,9 +52,11 @@ class Transcription:
     duration: float  # seconds of audio
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, with the field names of OpenAI's verbose_json."""
+        """As JSON, with the field names of OpenAI's verbose_json; `words` only where their times were asked for."""
         segments = [{"id": index, **segment.to_json()} for index, segment in enumerate(self.segments)]
-        return {"text": self.text, "language": self.language, "duration": self.duration, "segments": segments}
+        whole = {"text": self.text, "language": self.language, "duration": self.duration, "segments": segments}
+        words = [word for segment in segments for word in segment["words"]]
+        return whole | ({"words": words} if words else {})
 
 
 def to_srt(segments: Iterable[Segment]) -> Iterator[str]:

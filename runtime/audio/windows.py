@@ -23,7 +23,7 @@ class MelWindows:
     def __init__(self, read: Callable[[], Iterable[Samples]], settings: LogMel) -> None:
         self.settings = settings
         self._read = read
-        num_samples, highest = 0, -np.inf
+        highest = -np.inf
         for frames in settings.raw_frames(_counted(read(), counts := [0])):
             highest = max(highest, float(frames.max()))
         num_samples = counts[0]

@@ -1,7 +1,7 @@
 """Speech recognition: a bundle becomes a SpeechRecognizer."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -128,7 +128,8 @@ class SegmentStream(Iterator[Segment]):
     ) -> None:
         self.duration = windows.seconds
         self._decoder = _Decoder(model, options.language)
-        self._segments = transcribe(windows, self._decoder, model.tokens, options, on_progress)
+        segments = transcribe(windows, self._decoder, model.tokens, options, on_progress)
+        self._segments = _closing(segments, self._decoder)
 
     @property
     def language(self) -> str | None:
@@ -136,15 +137,18 @@ class SegmentStream(Iterator[Segment]):
         return self._decoder.language
 
     def __next__(self) -> Segment:
-        try:
-            return next(self._segments)
-        except BaseException:
-            self.close()
-            raise
+        return next(self._segments)
 
     def close(self) -> None:
-        """Give the slot back; done at the end of the segments."""
-        self._decoder.close()
+        """Give the slot back; done at the end of the segments, and where nothing refers to the stream any more."""
+        self._segments.close()
+
+
+def _closing(segments: Iterator[Segment], decoder: "_Decoder") -> Generator[Segment]:
+    try:
+        yield from segments
+    finally:
+        decoder.close()
 
 
 class _Decoder:

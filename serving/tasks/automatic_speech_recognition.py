@@ -142,6 +142,12 @@ async def transcribe(served: ServedSpeech, body: TranscriptionRequest, call: Cal
             raise RequestError(f"language is {body.language!r}; the model knows: {known}.", param="language")
         options["language"] = body.language
     if body.timestamp_granularities is not UNSET and "word" in body.timestamp_granularities:
+        if body.response_format != "verbose_json":
+            raise RequestError(
+                f"timestamp_granularities has word, and response_format {body.response_format} shows no words; ask for "
+                "verbose_json.",
+                param="timestamp_granularities",
+            )
         options["word_timestamps"] = True
     if body.stream and body.response_format not in {"json", "text"}:
         raise RequestError(
@@ -196,9 +202,12 @@ async def _events(audio: _Audio, result: Awaitable[Transcription]) -> AsyncItera
     try:
         while not running.done() or not audio.queue.empty():
             waiting = asyncio.ensure_future(audio.queue.get())
-            await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                waiting.cancel()
+            try:
+                await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not (is_there := waiting.done()):
+                    waiting.cancel()
+            if not is_there:
                 continue
             segment = waiting.result()
             times = {"start": segment.start, "end": segment.end}

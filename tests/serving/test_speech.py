@@ -158,6 +158,7 @@ def test_translations_are_into_english(server):
         ({"file": ("a.wav", b"no audio at all")}, "no audio that can be read"),
         ({"language": "xx"}, "the model knows: de, en"),
         ({"timestamp_granularities": ["letter"]}, "timestamp_granularities"),
+        ({"timestamp_granularities": ["word"]}, "ask for verbose_json"),
         ({"response_format": "srt", "stream": True}, "does not go with it"),
         ({"include": ["logprobs"]}, "include is not supported"),
         ({"temperature": 9}, "temperature"),

@@ -113,7 +113,7 @@ def test_answers_of_other_characters_are_changes(tmp_path):
 
 
 def ranker(order):
-    return SimpleNamespace(rerank=lambda query, documents: [Ranked(index, 1.0) for index in order])
+    return SimpleNamespace(rerank=lambda query, documents, *, truncate: [Ranked(index, 1.0) for index in order])
 
 
 def test_documents_that_changed_places_are_changes(tmp_path):

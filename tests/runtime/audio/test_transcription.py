@@ -34,11 +34,13 @@ def test_json_has_the_names_of_verbose_json():
     word = Word(text=" Hello", start=0.0, end=0.5, probability=0.9)
     result = Transcription(text="Hello", language="en", segments=(segment(0.0, 1.0, " Hello", (word,)),), duration=1.0)
     found = result.to_json()
-    assert set(found) == {"text", "language", "duration", "segments"}
+    assert set(found) == {"text", "language", "duration", "segments", "words"}
     assert {"id", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio"} <= set(
         found["segments"][0]
     )
-    assert found["segments"][0]["words"] == [{"word": " Hello", "start": 0.0, "end": 0.5}]
+    assert found["segments"][0]["words"] == found["words"] == [{"word": " Hello", "start": 0.0, "end": 0.5}]
+    plain = Transcription(text="Hello", language="en", segments=(segment(0.0, 1.0, " Hello"),), duration=1.0)
+    assert "words" not in plain.to_json()
 
 
 def test_the_text_is_that_of_all_segments():

@@ -1,3 +1,4 @@
+import gc
 import json
 
 import numpy as np
@@ -186,6 +187,11 @@ def test_slots_are_given_back(model):
     stream = model.stream((sound(2.5), RATE), language="en", **QUIET)
     next(stream, None)
     stream.close()
+    assert model.engine.cache.num_free == free
+    left = model.stream((sound(2.5), RATE), language="en", **QUIET)
+    next(left, None)
+    del left  # as a loop that is broken off leaves it
+    gc.collect()
     assert model.engine.cache.num_free == free
 
 
