@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.calibration.check import ROW_LEN, Check, bounds_of, check
+from piston.calibration.check import ROW_LEN, Check, bounds_of, check, evaluation_of
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.observe.saturation import Saturated, saturations
 from piston.calibration.recipe import HEAD, Recipe
@@ -33,10 +33,8 @@ from piston.core.console import Progress
 from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, Metric
-from piston.core.tasks import task_module, task_names
 from piston.data.held_out import HeldOut, load_data
 from piston.data.rows import BUILTIN, RowOptions, Rows, chat_rows
-from piston.evaluation import tasks
 from piston.evaluation.encoders import needs_labels
 from piston.graph.trained_scales import TrainedScales
 from piston.runtime.bundle import Bundle
@@ -128,8 +126,6 @@ def calibrate(  # noqa: PLR0913
     ]
     check_free(out, overwrite=overwrite, reads=reads)
     task = Manifest.read(model_dir).task
-    if task not in task_names(tasks):
-        raise MisuseError(f"Models for {task} are not quantized yet; build {model_dir} as it is.")
     if bool(recipe.trained) != (trained is not None):
         raise MisuseError("A recipe that names trained scales is given together with them, and no other.")
     bounds = (*bounds_of(checked.bounds, recipe.scheme, task), *([] if budget is None else [budget.bound]))
@@ -213,7 +209,7 @@ def _check_task(task: str, recipe: Recipe, keep_worst: int, budget: Budget | Non
 
 def _check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | None) -> None:
     """Refuse labelled examples of a task that has no figures for them, and bounds that need examples without them."""
-    if task == TEXT_GENERATION or not hasattr(task_module(tasks, task), "quality"):
+    if task == TEXT_GENERATION or not hasattr(evaluation_of(task), "quality"):
         if labelled is not None:
             raise MisuseError(f"--labelled is for tasks of encoders, and this model is for {task}; leave it out.")
         return

@@ -14,10 +14,10 @@ from typing import Any
 
 from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import Progress
-from piston.core.errors import ShortfallError
+from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, GateResult, Metric, parse_gate
 from piston.core.statistics import ConfidenceInterval
-from piston.core.tasks import task_module
+from piston.core.tasks import task_module, task_names
 from piston.data.held_out import HeldOut
 from piston.data.packing import Ids
 from piston.data.rows import hash_rows
@@ -102,9 +102,16 @@ def check(
     return found
 
 
+def evaluation_of(task: str) -> Any:
+    """The evaluation of a task; raises MisuseError for one whose models are not quantized."""
+    if task not in task_names(tasks):
+        raise MisuseError(f"Models for {task} are not quantized yet; build the float model directory as it is.")
+    return task_module(tasks, task)
+
+
 def bounds_of(texts: Sequence[str], scheme: str, task: str = TEXT_GENERATION) -> tuple[Gate[Metric], ...]:
     """The given bounds, or the default one of the scheme, on figures of the task."""
-    module = task_module(tasks, task)
+    module = evaluation_of(task)
     return tuple(parse_gate(text, module.METRICS) for text in texts or [module.DEFAULTS[scheme]])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
+from piston.calibration.check import evaluation_of
 from piston.calibration.observe.observers import Method
 from piston.calibration.recipe import GRANULARITIES, PRUNINGS, ROUNDINGS, SCHEMES, Recipe, Storage
 from piston.calibration.report import page_of, remainders_text
@@ -124,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         ],
     )
     task = Manifest.read(arguments.model_dir).task
-    metrics = task_module(tasks, task).METRICS
+    metrics = evaluation_of(task).METRICS
     if arguments.report is not None and task != TEXT_GENERATION:
         raise MisuseError(f"--report is of language models; {arguments.model_dir} is for {task}: leave it out.")
     recipe = recipe_of(arguments)
