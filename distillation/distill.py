@@ -36,11 +36,12 @@ from piston.distillation.scheme import (
     weight_only,
 )
 from piston.distillation.source import Data, Source
-from piston.distillation.sparsity import GROUP, sparse_already, two_of_four
+from piston.distillation.sparsity import sparse_already, two_of_four
 from piston.distillation.structure import linears_of
 from piston.distillation.student import from_config
 from piston.distillation.teacher import Teacher
 from piston.distillation.training import STATE, Trainer, TrainingOptions
+from piston.graph.sparsity import GROUP
 from piston.graph.trained_scales import FILE_NAME as SCALES
 
 RECIPE, RECORD = "recipe.json", "distillation.json"

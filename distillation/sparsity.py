@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-GROUP, LEFT = 4, 2
+from piston.graph import sparsity
+from piston.graph.sparsity import GROUP, LEFT
+
 LEAST = 1e-30
 
 
@@ -26,10 +28,7 @@ def two_of_four(weight: Tensor, squares: Tensor | None = None) -> Tensor:
 
 def is_sparse(weight: Tensor) -> bool:
     """Whether of every four inputs [out, in] two weights or more are zero, in every output."""
-    if weight.shape[1] % GROUP:
-        return False
-    zeros = (weight == 0).reshape(len(weight), -1, GROUP).sum(dim=-1)
-    return bool((zeros >= GROUP - LEFT).all())
+    return sparsity.is_sparse(weight.detach().cpu().numpy().T)
 
 
 def sparse_already(linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
