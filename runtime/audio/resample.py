@@ -16,6 +16,7 @@ ZERO_CROSSINGS = 24  # of the sinc on each side: the length of the filter
 KAISER_BETA = 9.0  # side lobes below -90 dB
 PASSED = 0.95  # of the lower of the two Nyquist frequencies; above it the filter begins to close
 AT_ONCE = 1 << 14  # output samples computed together: bounds what their windows take
+PHASES_AT_ONCE = 1 << 9  # of the filter: a rate without a common divisor has 16,000, of thousands of taps at high rates
 
 
 def resampled(blocks: Iterable[Samples], rate: int, wanted: int) -> Iterator[Samples]:
@@ -59,7 +60,11 @@ def _phases(up: int, down: int) -> NDArray[np.float32]:
     """
     cutoff = PASSED * min(1.0, up / down)  # of the input's Nyquist frequency
     half = math.ceil(ZERO_CROSSINGS / cutoff)
-    distance = np.arange(-half + 1, half + 1)[None] - np.arange(up)[:, None] / up
-    window = np.i0(KAISER_BETA * np.sqrt(np.maximum(0.0, 1 - (distance / half) ** 2)))
-    weights = np.sinc(cutoff * distance) * window
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+    phases = np.empty((up, 2 * half), np.float32)
+    for start in range(0, up, PHASES_AT_ONCE):
+        part = phases[start : start + PHASES_AT_ONCE]
+        distance = np.arange(-half + 1, half + 1)[None] - np.arange(start, start + len(part))[:, None] / up
+        window = np.i0(KAISER_BETA * np.sqrt(np.maximum(0.0, 1 - (distance / half) ** 2)))
+        weights = np.sinc(cutoff * distance) * window
+        part[:] = weights / weights.sum(axis=1, keepdims=True)
+    return phases
