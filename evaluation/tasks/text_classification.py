@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from piston.core.errors import MisuseError
 from piston.evaluation.encoders import AGREEMENT, DISTANCE, KL, Array, described, logits_moved
 from piston.evaluation.labelled import read_labelled
 from piston.evaluation.quality import ACCURACY, F1, SPEARMAN, accuracy, macro_f1, micro_f1, spearman
@@ -34,6 +35,10 @@ def quality(model: TextClassifier, path: Path) -> Mapping[str, float]:
     wanted = [example.labels for example in examples]
     if model.problem_type == "single_label":
         best = [model.labels[index] for index in scores.argmax(axis=1)]
+        if several := next((number for number, labels in enumerate(wanted, 1) if len(labels) != 1), None):
+            raise MisuseError(
+                f"{path}, record {several}, has {len(wanted[several - 1])} labels; the model gives each text one."
+            )
         truth = [labels[0] for labels in wanted]
         return {ACCURACY.name: accuracy(best, truth), F1.name: macro_f1(best, truth)}
     bounds = [model.thresholds.get(label, 0.5) for label in model.labels]

@@ -86,13 +86,15 @@ class ServedSpeech(Served):
     thread: BatchThread[_Audio]
 
     def __init__(self, name: str, model: "SpeechRecognizer", metrics: Metrics, settings: Settings) -> None:
+        given = settings.max_queue_requests
+        num_open = WAITING if given is None else given + 1  # the one that runs, and those that wait
         thread = BatchThread(
             name,
             self._transcribed,
             BatchMetrics(metrics, name),
             max_batch_tokens=1,
-            max_queue_requests=settings.max_queue_requests or WAITING,
-            max_queue_tokens=settings.max_queue_requests or WAITING,
+            max_queue_requests=num_open,
+            max_queue_tokens=num_open,
         )
         super().__init__(name, model, thread)
 

@@ -176,6 +176,11 @@ def test_an_audio_that_does_not_finish_in_time_ends_with_504(server):
     assert (refused.value.status_code, server.model.num_said < 10) == (504, True)
 
 
+def test_without_a_queue_one_audio_is_answered_at_a_time(live):
+    running = live(None, models=[("speech", Said())], settings={"max_queue_requests": 0})
+    assert create(running).text == "word 1 word 2"
+
+
 def test_a_form_without_a_file_and_one_that_is_damaged_are_refused(server):
     status, answer = server.post("/v1/audio/transcriptions", {"model": "speech"})
     assert (status, "file" in answer["error"]["message"]) == (400, True)
