@@ -9,7 +9,7 @@ from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
 from piston.core.outputs import check_output_files, write_output
-from piston.core.tasks import task_module
+from piston.core.tasks import task_module, task_names
 from piston.evaluation import diff
 from piston.evaluation.diff import DiffOptions
 from piston.evaluation.diff_page import lines_of, page_of
@@ -18,6 +18,9 @@ from piston.runtime.model import load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston diff`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    records = "\n".join(f"  {task}: {task_module(diff, task).DATA}" for task in task_names(diff))
+    parser.epilog = f"records of --data, by the task of the bundles:\n{records}"
     parser.add_argument("before", metavar="A", type=Path, help="a bundle, such as the float one or last week's")
     parser.add_argument("after", metavar="B", type=Path, help="a bundle of the same task")
     parser.add_argument(

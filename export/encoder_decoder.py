@@ -387,10 +387,12 @@ def _replaced(model: Any, traced: Traced, positions: int) -> Iterator[None]:
         source = sys.modules[type(model).__module__]
         if hasattr(source, "slice_logits_to_keep"):  # of all: the head is given the rows that are wanted
             stack.enter_context(mock.patch.object(source, "slice_logits_to_keep", lambda hidden, _: hidden))
-        yield
-    traced.step = traced.lengths = traced.kept = None
-    traced.alignment_heads, traced.aligned = (), {}
-    traced.cross = []
+        try:
+            yield
+        finally:
+            traced.step = traced.lengths = traced.kept = None
+            traced.alignment_heads, traced.aligned = (), {}
+            traced.cross = []
 
 
 def _keep_rows_before(head: nn.Module, traced: Traced) -> None:

@@ -32,12 +32,14 @@ async def form_of(headers: Headers, body: bytes) -> dict[str, Any]:
     except (MultiPartException, KeyError, ValueError) as problem:
         raise RequestError(f"The form cannot be read: {getattr(problem, 'message', problem)}.") from None
     given: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if name.endswith("[]"):
-            given.setdefault(name.removesuffix("[]"), []).append(value)
-        elif name in given:
-            raise RequestError(f"The form has {name!r} twice.", param=name)
-        else:
-            given[name] = await value.read() if isinstance(value, UploadFile) else value
-    await form.close()
+    try:
+        for name, value in form.multi_items():
+            if name.endswith("[]"):
+                given.setdefault(name.removesuffix("[]"), []).append(value)
+            elif name in given:
+                raise RequestError(f"The form has {name!r} twice.", param=name)
+            else:
+                given[name] = await value.read() if isinstance(value, UploadFile) else value
+    finally:
+        await form.close()
     return given

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from piston.core.errors import BundleCorruptError
 
 EXAMPLES = "examples.npz"
+ABSOLUTE, RELATIVE = 1e-4, 1e-4  # of float outputs: the larger of the two, RELATIVE times the largest value
 Array = NDArray[Any]
 
 
@@ -30,6 +31,11 @@ class Example:
             return float("inf")
         distance = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0))
         return distance if np.isfinite(distance) else float("inf")
+
+    def bound(self, name: str) -> float:
+        """How large the difference of an output may be: none for integers and booleans."""
+        wanted = self.outputs[name]
+        return max(ABSOLUTE, RELATIVE * float(np.abs(wanted).max(initial=0))) if wanted.dtype.kind == "f" else 0.0
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
