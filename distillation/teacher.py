@@ -45,7 +45,7 @@ class Teacher:
         """To row number `row`, ids int64 [tokens]."""
         path = self._directory / f"{row}.npz"
         if path.is_file():
-            with np.load(path) as kept:
+            with np.load(path, allow_pickle=False) as kept:
                 return self._restored({name: torch.from_numpy(kept[name]) for name in kept.files})
         read, logits, hidden = self._computed(ids)
         if self._keeps_logits is None:

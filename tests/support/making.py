@@ -153,7 +153,7 @@ class Commands:
             result = {"passed": self.passed, "mismatches": []}
         elif verb == "eval":
             html = next(Path(word.removeprefix("--html=")) for word in words if word.startswith("--html="))
-            html.write_text("page")
+            html.write_text("a page of piston eval")
             result = eval_json(self.change)
         status = 1 if verb == "verify" and not self.passed else 0
         return Outcome(status=status, result=result, seconds=0.5, peak_bytes=1000, error="")

@@ -354,7 +354,7 @@ def test_bindings_are_kept_for_the_ranges_of_rows_that_were_stepped_last(make, m
     ranges = [(0, 1), (1, 2), (0, 1), (2, 3), (3, 4), (0, 4)]
     for low, high in ranges:
         engine.step(dict.fromkeys(range(low, high), 5))
-    assert list(engine._decode_bindings) == [(2, 3), (3, 4), (0, 4)]
+    assert [key[:2] for key in engine._decode_bindings] == [(2, 3), (3, 4), (0, 4)]
 
 
 def test_a_copied_prefix_gives_the_logits_of_the_torch_module(make, toy_llama):
