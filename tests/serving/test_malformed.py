@@ -1,5 +1,6 @@
 """HTTP that is broken, bodies that break off, schemas that are none: one answer or a closed connection, and no harm."""
 
+import errno
 import json
 import socket
 
@@ -27,7 +28,11 @@ def exchange(server, data, *, leave=False):
             connection.sendall(data)
             if leave:
                 return b""
-            connection.shutdown(socket.SHUT_WR)
+            try:
+                connection.shutdown(socket.SHUT_WR)
+            except OSError as problem:  # the server closed the connection first
+                if problem.errno != errno.ENOTCONN:
+                    raise
             while piece := connection.recv(65536):
                 found += piece
         except ConnectionError:  # it did not even read all
