@@ -149,6 +149,6 @@ def test_text_that_a_schema_forces_is_verified_as_a_draft_and_is_the_same_text(l
         texts.append(chat(server, extra_body={"guided_json": schema}, max_tokens=200).message.content)
         metrics = server.request("GET", "/metrics")[2].decode()
         (accepted,) = re.findall(r"^piston:spec_decode_num_accepted_tokens_total\S* (\S+)$", metrics, re.MULTILINE)
-        assert (float(accepted) > 10) == (limit > 0)
+        assert (float(accepted) > 0) == (limit > 0)  # how many are drafted depends on what a step is measured to cost
     assert texts[0] == texts[1]
     assert set(json.loads(texts[0])) == {"hello_no_number", "yes_or_no"}
