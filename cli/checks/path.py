@@ -11,11 +11,11 @@ from piston.cli.checks.finding import Finding
 from piston.cli.checks.machine import Installed, installed_version
 from piston.core.bundle import GRAPH
 from piston.core.bundle.gguf_header import GgufHeader
-from piston.core.bundle.manifest import FILE_NAME
+from piston.core.bundle.manifest import FILE_NAME, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.bundle.plan_header import PlanHeader
 from piston.core.bundle.weights_header import damage_of, missing_shards
-from piston.core.errors import BundleCorruptError
+from piston.core.errors import BundleCorruptError, BundleError
 
 PLAN_TAGS, GGUF_TAG = (b"ftrt", b"vtrt"), b"GGUF"
 LENGTHS = {"kv_lengths", "lengths"}  # of a decoder, of an encoder; a lowering may make others superfluous
@@ -129,8 +129,8 @@ def _examine_plan(path: Path, installed: Installed) -> list[Finding]:
     there = next((version for name in names if (version := installed(name))), None)
     built = ".".join(str(number) for number in header.version)
     target = header.compiler.replace("_", "-")
-    if (path.parent.parent / FILE_NAME).is_file():
-        fix = f"check the bundle that contains it: piston doctor {path.parent.parent}"
+    if (bundle := _directory_of(path)) is not None:
+        fix = f"check the bundle that contains it: piston doctor {bundle}"
         findings = [Finding(str(path), "ok", f"a plan of {header.compiler} {built} in its bundle", fix)]
     else:
         says = f"a plan of {header.compiler} {built} without its bundle: nothing vouches for it, so it is not loaded"
@@ -167,12 +167,22 @@ def _examine_onnx(path: Path) -> list[Finding]:
         says = f"an ONNX graph that Piston did not export (its inputs: {inputs or 'none'})"
         fix = "piston export CHECKPOINT -o DIR, with the checkpoint it was made from"
         return [*findings, Finding(str(path), "wrong", says, fix)]
-    for directory in (path.parent, path.parent.parent):
-        if (directory / FILE_NAME).is_file():
-            fix = f"check the directory that contains it: piston doctor {directory}"
-            return [*findings, Finding(str(path), "ok", "a graph of Piston in its directory", fix)]
+    if (directory := _directory_of(path)) is not None:
+        fix = f"check the directory that contains it: piston doctor {directory}"
+        return [*findings, Finding(str(path), "ok", "a graph of Piston in its directory", fix)]
     says = f"a graph of Piston without its directory: {FILE_NAME} is missing"
     return [*findings, Finding(str(path), "wrong", says, "copy the complete directory")]
+
+
+def _directory_of(path: Path) -> Path | None:
+    """The directory above a file whose manifest records it; a manifest that does not vouches for nothing."""
+    for directory in (path.parent, path.parent.parent, path.parent.parent.parent):
+        try:
+            if path.relative_to(directory).as_posix() in Manifest.read(directory).files:
+                return directory
+        except BundleError:
+            continue
+    return None
 
 
 def _export(source: Path) -> str:

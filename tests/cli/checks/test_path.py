@@ -96,6 +96,20 @@ def with_engine(directory, target):
     )
 
 
+def beneath(directory, name, content):
+    """A file two directories below a manifest that does not record it."""
+    write_bundle(directory / "out")
+    (directory / "out/engine").mkdir()
+    named(directory / "out/engine", name, content)
+
+
+def recorded(directory, name, content):
+    """A file that the manifest above it records."""
+    write_bundle(directory)
+    write(directory, **{name: content})
+    manifest_of(files=record_files(directory)).write(directory)
+
+
 def no_tokenizer(directory):
     write_bundle(directory)
     (directory / "tokenizer.json").unlink()
@@ -231,6 +245,18 @@ BROKEN = {
         "without its bundle",
         "piston build MODEL_DIR -o BUNDLE --target tensorrt-rtx",
     ),
+    "a plan below a manifest of other files": (
+        lambda d: beneath(d, "p", plan()),
+        "out/engine/p",
+        "without its bundle",
+        "piston build MODEL_DIR -o BUNDLE --target tensorrt-rtx",
+    ),
+    "a graph below a manifest of other files": (
+        lambda d: beneath(d, "g.onnx", graph("input_ids", "lengths")),
+        "out/engine/g.onnx",
+        "manifest.json is missing",
+        "copy the complete directory",
+    ),
     "a plan of another version": (
         lambda d: named(d, "p", plan(version=(1, 6, 0, 9))),
         "p",
@@ -292,6 +318,18 @@ WHOLE = {
         "",
         "Hugging Face checkpoint",
         "piston export",
+    ),
+    "a plan in its bundle": (
+        lambda d: recorded(d, "rtx__e.plan", plan()),
+        "rtx/e.plan",
+        "in its bundle",
+        "piston doctor",
+    ),
+    "a graph in its directory": (
+        lambda d: recorded(d, "cpu__encoder__g.onnx", graph("input_ids", "lengths")),
+        "cpu/encoder/g.onnx",
+        "in its directory",
+        "piston doctor",
     ),
     "a GGUF file": (lambda d: named(d, "x.gguf", gguf(d)), "x.gguf", "GGUF checkpoint", "piston export"),
     "a directory with one": (lambda d: named(d, "x.gguf", gguf(d)), "", "GGUF checkpoint", "x.gguf -o DIR"),

@@ -374,7 +374,7 @@ def test_a_manifest_that_is_not_json_is_corrupt(tmp_path, content):
 @given(content=st.binary(max_size=200))
 @settings(deadline=None)
 def test_no_bytes_crash_the_reader(tmp_path_factory, content):
-    directory = tmp_path_factory.getbasetemp()
+    directory = tmp_path_factory.mktemp("bytes")  # the directory of all tests is not this one's
     (directory / "manifest.json").write_bytes(content)
     with pytest.raises(Error):
         Manifest.read(directory)
