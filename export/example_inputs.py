@@ -29,6 +29,8 @@ def checked_inputs(module: nn.Module, examples: Inputs) -> dict[str, torch.Tenso
     wide = [name for name, weight in module.named_parameters() if weight.dtype not in {*TYPES}]
     if wide:
         raise MisuseError(f"{wide[0]} is {dict(module.named_parameters())[wide[0]].dtype}; export module.float().")
+    if elsewhere := [name for name, weight in module.named_parameters() if weight.device.type != "cpu"]:
+        raise MisuseError(f"{elsewhere[0]} is on {module.get_parameter(elsewhere[0]).device}; export module.cpu().")
     tensors = {name: torch.as_tensor(value).detach().cpu() for name, value in examples.items()}
     for name, tensor in tensors.items():
         if tensor.dtype not in TYPES:

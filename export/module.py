@@ -66,7 +66,7 @@ def export_module(  # noqa: PLR0913 - the options of one command
     """Export a module of one's own to the model directory `out`.
 
     Args:
-        module: in float32; it is switched to evaluation.
+        module: in float32, on the CPU; it is exported as in evaluation, and left as it was.
         example_inputs: a tensor or array for each argument of `forward`, by its name; these are the graph's inputs.
         out: the directory to write.
         dynamic_shapes: for each input with axes whose size varies, {axis: name}; axes of one name have one size. A
@@ -91,12 +91,13 @@ def export_module(  # noqa: PLR0913 - the options of one command
     inputs = checked_inputs(module, example_inputs)
     shapes = checked_shapes(inputs, dynamic_shapes or {})
     names = list(output_names or [])
-    was_training = module.training
+    training = [part for part in module.modules() if part.training]
     with atomic_dir(out, overwrite=overwrite, reads=[]) as work:
         try:
             return _Export(module.eval(), inputs, shapes, names, name or type(module).__name__, progress).write(work)
         finally:
-            module.train(was_training)
+            for part in training:  # parts that were frozen stay so
+                part.training = True
 
 
 @dataclass(slots=True)

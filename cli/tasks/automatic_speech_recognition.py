@@ -1,10 +1,11 @@
 """`piston run` on a speech model: the text of audio files, with times."""
 
 import argparse
+import sys
 from typing import Any
 
 from piston.cli.shared_options import load_from
-from piston.core.console import Progress, print_json, print_text
+from piston.core.console import Progress, print_json, print_text, reading_input
 from piston.core.errors import MisuseError
 from piston.runtime.audio.transcription import Transcription, by_words, joined, to_srt, to_vtt
 
@@ -14,7 +15,9 @@ FORMATS = ("text", "srt", "vtt", "json")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what is asked, and how."""
-    parser.add_argument("--audio", metavar="FILE", required=True, help="a WAV file; others with piston[audio]")
+    parser.add_argument(
+        "--audio", metavar="FILE", required=True, help="a WAV file, others with piston[audio]; - reads standard input"
+    )
     parser.add_argument("--language", metavar="CODE", help="such as en (default: detected)")
     parser.add_argument(
         "--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English"
@@ -38,8 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     form = "json" if arguments.json else arguments.format
     if arguments.json and arguments.format not in {"text", "json"}:
         raise MisuseError(f"--json and --format {arguments.format} contradict each other; leave one out.")
+    if arguments.timestamps == "word" and form == "text":
+        raise MisuseError("--format text shows no times; --timestamps word needs --format json, srt or vtt.")
     if arguments.timestamps == "none" and form in {"srt", "vtt"}:
         raise MisuseError(f"--format {form} needs --timestamps segment.")
+    audio = arguments.audio
+    if audio == "-":
+        with reading_input():
+            audio = sys.stdin.buffer.read()
     progress = Progress(quiet=arguments.quiet)
     with load_from(arguments, TASK) as model:
         options: dict[str, Any] = {
@@ -52,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         with progress.phase("transcribing"):
             stream = model.stream(
-                arguments.audio,
+                audio,
                 on_progress=lambda done, total: progress.step("transcribing", round(done), max(round(total), 1)),
                 **options,
             )

@@ -62,7 +62,9 @@ def read_examples(path: Path) -> list[Example]:
         raise BundleCorruptError(f"{path} cannot be read ({problem}); make it again.") from None
     examples: dict[int, Example] = {}
     for name, array in arrays.items():
-        number, side, tensor = name.split(".", 2)
+        number, side, tensor = [*name.split(".", 2), "", ""][:3]
+        if not number.isdecimal() or side not in {"in", "out"}:
+            raise BundleCorruptError(f"{path} has an array named {name!r}, which Piston did not write; make it again.")
         example = examples.setdefault(int(number), Example({}, {}))
         group = example.inputs if side == "in" else example.outputs
         assert isinstance(group, dict)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.data_files import read_bytes
 from piston.core.errors import MissingExtraError, MisuseError
 from piston.runtime.audio.resample import Samples, resampled
 from piston.runtime.audio.wave_file import read_header, read_samples
@@ -39,6 +40,17 @@ def read_audio(audio: Audio, rate: int) -> Iterator[Samples]:
         yield block
     if is_empty:
         raise MisuseError(f"{_name(audio)} has no samples.")
+
+
+def rereadable(audio: Audio) -> Audio:
+    """What can be read twice: the bytes of a pipe or a device are taken into memory; files stay where they are.
+
+    Raises:
+        MisuseError: it cannot be read.
+    """
+    if isinstance(audio, bytes | tuple) or not Path(audio).exists() or Path(audio).is_file():
+        return audio
+    return read_bytes(Path(audio))
 
 
 def _read(audio: Audio, rate: int) -> Iterator[Samples]:

@@ -13,7 +13,7 @@ from piston.core.bundle.interface import ALIGNMENT, DECODER
 from piston.core.errors import BundleCorruptError, MisuseError
 from piston.runtime.audio.alignment import token_times
 from piston.runtime.audio.log_mel import LogMel
-from piston.runtime.audio.reading import Audio, read_audio
+from piston.runtime.audio.reading import Audio, read_audio, rereadable
 from piston.runtime.audio.timestamps import TimestampRules
 from piston.runtime.audio.transcribe import Decoded, SpeechTokens, TranscribeOptions, transcribe
 from piston.runtime.audio.transcription import Segment, Transcription, joined
@@ -79,7 +79,7 @@ class SpeechRecognizer:
 
         Args:
             audio: a path, the bytes of a file, or samples with their rate; it is read twice.
-            initial_prompt: text that sets style and spelling, as if it had been said before.
+            initial_prompt: text that sets style and spelling, as if it had been said before each window.
             on_progress: gets seconds done and seconds in all.
             options: of TranscribeOptions: language, task, timestamps, word_timestamps, condition_on_previous,
                 temperatures, thresholds.
@@ -99,7 +99,7 @@ class SpeechRecognizer:
                 f"{self.manifest.model.name} has no times of words: its generation_config.json named no "
                 "alignment_heads when it was exported."
             )
-        windows = MelWindows(partial(read_audio, audio, self.features.rate), self.features)
+        windows = MelWindows(partial(read_audio, rereadable(audio), self.features.rate), self.features)
         return SegmentStream(self, windows, chosen, on_progress)
 
     def close(self) -> None:

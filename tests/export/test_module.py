@@ -71,8 +71,9 @@ def test_a_module_in_training_is_exported_for_evaluation_and_left_in_training(tm
             return self.inner(x)
 
     outer = Named()
+    outer.inner[0].eval()  # frozen
     export_module(outer, X, tmp_path / "model")
-    assert module.training
+    assert [part.training for part in outer.modules()] == [True, True, False, True]
     (found,) = read_examples(tmp_path / "model" / EXAMPLES)
     np.testing.assert_allclose(found.outputs["output"], module[0](X["x"]).detach().numpy(), rtol=1e-6)
 

@@ -1,5 +1,10 @@
 import gc
 import json
+import os
+import subprocess
+import sys
+import threading
+import wave
 
 import numpy as np
 import pytest
@@ -211,16 +216,40 @@ def test_options_that_do_not_fit_are_refused(model, options, reason):
         model.transcribe((sound(0.9), RATE), **options)
 
 
-@pytest.mark.parametrize("form", ["text", "srt", "vtt", "json"])
-def test_the_command_prints_every_format(bundle, form, tmp_path, capsys):
-    import wave
-
-    path = tmp_path / "sound.wav"
-    with wave.open(str(path), "wb") as file:
+@pytest.fixture
+def path(tmp_path):
+    """A WAV file of 2.7 seconds."""
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(RATE)
         file.writeframes((sound(2.7, 1) * 20_000).astype("<i2").tobytes())
+    return tmp_path / "sound.wav"
+
+
+def test_a_pipe_and_standard_input_are_read_once_and_give_the_text_of_the_file(model, bundle, path, tmp_path):
+    expected = model.transcribe(path, language="en", **QUIET)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(path.read_bytes()))
+    writer.start()
+    assert model.transcribe(pipe, language="en", **QUIET) == expected
+    writer.join()
+    words = [sys.executable, "-m", "piston.cli.main", "run", str(bundle), "--language", "en", "--json", "--quiet"]
+    outputs = [
+        subprocess.run([*words, "--audio", name], input=data, capture_output=True, check=True).stdout
+        for name, data in ((str(path), b""), ("-", path.read_bytes()))
+    ]
+    assert outputs[0] == outputs[1]
+
+
+def test_times_of_words_need_a_format_that_shows_them(bundle, path, capsys):
+    assert main(["run", str(bundle), "--audio", str(path), "--timestamps", "word"]) == 2
+    assert "--format text shows no times" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["text", "srt", "vtt", "json"])
+def test_the_command_prints_every_format(bundle, form, path, capsys):
     assert main(["run", str(bundle), "--audio", str(path), "--language", "en", "--format", form, "--quiet"]) == 0
     out = capsys.readouterr().out
     if form == "json":
