@@ -69,6 +69,8 @@ def sum_beside(linear: Linear, kind: str, read: ir.Value, weight: ir.Value | Non
         output = node.outputs[0]
         output.name, output.type = f"{linear.name}.{kind}.{suffix}", last.outputs[0].type
         output.shape = last.outputs[0].shape
+    if last.outputs[0].is_graph_output():  # whoever runs the graph knows it by its name
+        last.outputs[0].name, total.outputs[0].name = total.outputs[0].name, last.outputs[0].name
     last.outputs[0].replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
     total.replace_input_with(0, last.outputs[0])
     graph.insert_after(last, [product, total])

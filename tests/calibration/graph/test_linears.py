@@ -1,9 +1,11 @@
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common
+import onnxruntime
 import pytest
 from onnx_text import parse
 
-from piston.calibration.graph.linears import by_input, find_linears
+from piston.calibration.graph.linears import by_input, find_linears, sum_beside
 
 WEIGHTS = {"w": np.zeros((4, 6), np.float32), "t": np.zeros((5, 4), np.float32), "s": np.zeros((2, 3, 4), np.float32)}
 
@@ -63,3 +65,18 @@ def test_a_tied_head_is_a_linear_too(bfloat16_model_dir):
     *_, head = find_linears(ir.load(bfloat16_model_dir / "model.onnx"))
     assert (head.name, head.is_transposed, head.is_tied) == ("lm_head", True, True)
     assert head.shape[0] == 64
+
+
+@pytest.mark.parametrize("body", ["y = MatMul (x, w)", "p = MatMul (x, w)   y = Add (p, bias)"])
+def test_a_product_beside_a_linear_that_gives_the_graphs_output_leaves_its_name(body):
+    header = "g (float[batch, seq, 4] x) => (float[batch, seq, 6] y)"
+    weights = {"w": np.ones((4, 6), np.float32), "bias": np.ones(6, np.float32)}
+    model = parse(header + "{" + body + "}", **weights)
+    (linear,) = find_linears(model)
+    sum_beside(linear, "rest", linear.input, linear.weight)
+    (output,) = model.graph.outputs
+    assert (output.name, output.producer().op_type) == ("y", "Add")
+    ir.passes.common.CheckerPass()(model)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    (found,) = session.run(["y"], {"x": np.ones((1, 2, 4), np.float32)})
+    assert (found == (8 if "bias" not in body else 9)).all()
