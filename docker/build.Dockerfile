@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Every stage: export, calibrate, build, make. PyTorch for the CPU is most of it.
+# Every stage: export, calibrate, build, make. PyTorch is most of it: docker/README.md says how to take the one without CUDA.
 #
 #   docker build -f docker/build.Dockerfile -t piston-build .
 #   docker run --rm -v "$PWD:/work" piston-build make recipe.toml
@@ -13,8 +13,8 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 ARG EXTRAS=export
-# PyTorch's own index has builds without CUDA; empty takes what pip is configured for.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A package index beside those that pip is configured for, such as PyTorch's own of builds without CUDA.
+ARG TORCH_INDEX=
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
 COPY bench bench

