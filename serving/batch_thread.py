@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from piston.serving.engine_thread import EngineThread, QueueObserver, reported
+from piston.serving.engine_thread import EngineThread, Limits, QueueObserver, reported
 from piston.serving.errors import DeadlineError, RequestError
 
-WAITING_ROWS = 4096  # OpenAI's API takes up to 2,048 texts in one request
-WAITING_BATCHES = 16
 Row = TypeVar("Row")
 
 
@@ -80,8 +78,7 @@ class BatchThread(EngineThread[BatchTicket[Row]], Generic[Row]):
         run: gives one result for each row, in their order.
         observer: is told of batches and ends.
         max_batch_tokens: tokens of a batch; a longer row is a batch of its own.
-        max_queue_requests: rows that may wait; None: 4,096.
-        max_queue_tokens: tokens that may wait; None: those of sixteen batches.
+        limits: what may run and wait.
     """
 
     def __init__(
@@ -91,16 +88,9 @@ class BatchThread(EngineThread[BatchTicket[Row]], Generic[Row]):
         observer: BatchObserver,
         *,
         max_batch_tokens: int,
-        max_queue_requests: int | None = None,
-        max_queue_tokens: int | None = None,
+        limits: Limits,
     ) -> None:
-        super().__init__(
-            name,
-            observer,
-            num_rows=0,
-            max_queue_requests=WAITING_ROWS if max_queue_requests is None else max_queue_requests,
-            max_queue_tokens=WAITING_BATCHES * max_batch_tokens if max_queue_tokens is None else max_queue_tokens,
-        )
+        super().__init__(name, observer, limits)
         self.max_batch_tokens = max_batch_tokens
         self._run_rows = run
         self._observer = observer
@@ -134,6 +124,7 @@ class BatchThread(EngineThread[BatchTicket[Row]], Generic[Row]):
         taken = self._take()
         if not taken:
             return True
+        self._waiting_tokens = self._count_waiting_tokens()  # what is run does not wait
         left, problem = self._run_batch(taken)
         if problem is None:
             return True

@@ -86,7 +86,7 @@ async def decide(served: Any, body: DecisionsRequest, call: Call) -> ASGIApp:
 
     async def answer() -> dict[str, Any]:
         # Not more rows at once than the engine holds: the rest of the queue is for others.
-        num_rows = served.thread.num_rows
+        num_rows = served.thread.limits.num_rows
         for first in range(0, len(asked), num_rows):
             rows = [item.generation for item in asked[first : first + num_rows]]
             await _run(served.thread, Ticket(rows, call.caller.request_id), call.caller, is_first=first == 0)

@@ -7,6 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.endpoint import Call
+from piston.serving.engine_thread import Limits
 from piston.serving.errors import RequestError
 from piston.serving.fields import Meta, Refused
 from piston.serving.metrics import BatchMetrics, Metrics
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from piston.runtime.encoder import EncoderModel
 
+MAX_OPEN = 4096  # rows; OpenAI's API takes up to 2,048 texts in one request
+WAITING_BATCHES = 16
 Result = TypeVar("Result")
 Truncate = (
     Annotated[int, Meta(ge=-1, description="cut ends of longer texts, -1: at the model's limit; else refused")]
@@ -34,19 +37,25 @@ REFUSED = {
 class ServedEncoder(Served):
     """A model whose rows are what the tokenizer makes of texts, and whose results are the graph's outputs."""
 
+    RESULTS = "scores"  # what the log calls them
     model: "EncoderModel"
-    thread: BatchThread["Encoding"]
+    thread: BatchThread[Any]
 
     def __init__(self, name: str, model: "EncoderModel", metrics: Metrics, settings: Settings) -> None:
-        thread = BatchThread(
-            name,
-            model.run,
-            BatchMetrics(metrics, name),
-            max_batch_tokens=model.max_batch * model.max_length,
-            max_queue_requests=settings.max_queue_requests,
-            max_queue_tokens=settings.max_queue_tokens,
+        tokens, queued = model.max_batch * model.max_length, settings.max_queue_tokens
+        limits = Limits(
+            num_rows=model.max_batch,
+            max_open=self.max_open(model.max_batch, settings),
+            max_queue_tokens=WAITING_BATCHES * tokens if queued is None else queued,
         )
+        thread = BatchThread(name, self.run, BatchMetrics(metrics, name), max_batch_tokens=tokens, limits=limits)
         super().__init__(name, model, thread)
+
+    @classmethod
+    def max_open(cls, num_rows: int, settings: Settings) -> int:
+        """See Served; rows that run count as those that wait, as there are thousands."""
+        del num_rows
+        return MAX_OPEN if settings.max_queue_requests is None else settings.max_queue_requests
 
     @property
     def max_model_len(self) -> int:
@@ -58,9 +67,13 @@ class ServedEncoder(Served):
         """See Served."""
         return (
             f"{self.name}: texts of up to {self.model.max_length:,} tokens, batches of up to "
-            f"{self.thread.max_batch_tokens:,}; engine {self.model.target}: scores may differ in the last bits with "
-            "the batch"
+            f"{self.thread.max_batch_tokens:,}; engine {self.model.target}: {self.RESULTS} may differ in the last bits "
+            "with the batch"
         )
+
+    def run(self, rows: Sequence[Any]) -> "list[NDArray[np.float32]]":
+        """The result of each row, on the engine thread."""
+        return self.model.run(rows)
 
     async def encoded(self, call: Call, encode: Callable[[], Result]) -> Result:
         """What `encode` makes of a request's texts, off the event loop.
@@ -71,12 +84,12 @@ class ServedEncoder(Served):
         self.thread.check_room()
         return await call.in_worker(encode)
 
-    def ticket(self, rows: "Sequence[Encoding]", call: Call) -> BatchTicket["Encoding"]:
+    def ticket(self, rows: "Sequence[Encoding] | Sequence[list[int]]", call: Call) -> BatchTicket[Any]:
         """The request inside the engine."""
-        return BatchTicket(rows, [len(row.ids) for row in rows], call.caller.request_id, call.caller.deadline)
+        return BatchTicket(rows, [len(row) for row in rows], call.caller.request_id, call.caller.deadline)
 
-    async def outputs(self, ticket: BatchTicket["Encoding"]) -> "list[NDArray[np.float32]]":
-        """The graph's output for each row."""
+    async def outputs(self, ticket: BatchTicket[Any]) -> "list[NDArray[np.float32]]":
+        """The result of each row."""
         return await self.thread.answer(ticket)
 
 

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from piston.core.console import note
@@ -45,23 +46,36 @@ class QueueObserver(Protocol):
 Ticket = TypeVar("Ticket", bound=Queued)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an engine thread takes.
+
+    Attributes:
+        num_rows: rows that the engine works on at once; an idle one takes so many whatever `max_open` is.
+        max_open: rows that may run and wait.
+        max_queue_tokens: tokens that may wait.
+    """
+
+    num_rows: int
+    max_open: int
+    max_queue_tokens: int
+
+    def rows(self, *, is_idle: bool) -> int:
+        """Rows that may run and wait now."""
+        return max(self.num_rows, self.max_open) if is_idle else self.max_open
+
+
 class EngineThread(ABC, Generic[Ticket]):
     """A thread and its bounded queue. `submit` is for the event loop's thread.
 
     Args:
         name: of the bundle, for logs.
         observer: is told of refusals.
-        num_rows: rows that the engine holds at once.
-        max_queue_requests: rows that may wait beyond those.
-        max_queue_tokens: tokens that may wait.
+        limits: what may run and wait.
     """
 
-    def __init__(
-        self, name: str, observer: QueueObserver, *, num_rows: int, max_queue_requests: int, max_queue_tokens: int
-    ) -> None:
-        self.num_rows = num_rows
-        self.max_queue_requests = max_queue_requests
-        self.max_queue_tokens = max_queue_tokens
+    def __init__(self, name: str, observer: QueueObserver, limits: Limits) -> None:
+        self.limits = limits
         self._observed = observer
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the counts below
@@ -83,7 +97,7 @@ class EngineThread(ABC, Generic[Ticket]):
         Raises:
             QueueFullError: too much waits already.
         """
-        if self._num_open >= self.num_rows + self.max_queue_requests:
+        if not self._has_room(1):
             self._refuse(1)
 
     def submit(self, ticket: Ticket) -> None:
@@ -96,25 +110,28 @@ class EngineThread(ABC, Generic[Ticket]):
         """
         if not self._thread.is_alive():
             raise ShuttingDownError
-        num_new, num_tokens, limit = ticket.num_rows, ticket.num_tokens, self.num_rows + self.max_queue_requests
+        num_new, num_tokens, limit = ticket.num_rows, ticket.num_tokens, self.limits.rows(is_idle=True)
         if num_new > limit:
             raise RequestError(
                 f"The request has {num_new} rows (prompts x n, or texts), but {limit} may run and wait; send fewer."
             )
         with self._lock:
             waiting = self._inbox_tokens + self._waiting_tokens
-            if self._num_open + num_new > limit or (waiting and waiting + num_tokens > self.max_queue_tokens):
+            if not self._has_room(num_new) or (waiting and waiting + num_tokens > self.limits.max_queue_tokens):
                 self._refuse(num_new)
             self._num_open += num_new
             self._inbox_tokens += num_tokens
         self._inbox.put(ticket)
+
+    def _has_room(self, num_new: int) -> bool:
+        return self._num_open + num_new <= self.limits.rows(is_idle=not self._num_open)
 
     def _refuse(self, num_new: int) -> None:
         self._observed.refused()
         waiting = self._inbox_tokens + self._waiting_tokens
         raise QueueFullError(
             f"{self._num_open} requests run and wait, {waiting:,} prompt tokens wait; "
-            f"the limits are {self.num_rows + self.max_queue_requests} and {self.max_queue_tokens:,}. Try again later.",
+            f"the limits are {self.limits.max_open} and {self.limits.max_queue_tokens:,}. Try again later.",
             retry_after=max(1, math.ceil(self._seconds_per_row * num_new)),
         )
 
@@ -223,9 +240,10 @@ class EngineThread(ABC, Generic[Ticket]):
             self._waiting_tokens = self._count_waiting_tokens()
 
     def _close_rows(self, num_rows: int, seconds_per_row: float) -> None:
-        """Rows have ended."""
+        """Rows have ended. The step goes on, so what waits is counted here too: a client may ask again at once."""
         with self._lock:
             self._num_open -= num_rows
+            self._waiting_tokens = self._count_waiting_tokens()
         self._seconds_per_row = 0.7 * self._seconds_per_row + 0.3 * seconds_per_row
 
 

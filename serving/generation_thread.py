@@ -13,7 +13,7 @@ from piston.runtime.generate.request import Ended, Token, check_fits
 from piston.runtime.generate.scheduler import Scheduler
 from piston.runtime.model import LanguageModel
 from piston.runtime.tasks.text2text_generation import TextToText
-from piston.serving.engine_thread import EngineThread, QueueObserver, reported
+from piston.serving.engine_thread import EngineThread, Limits, QueueObserver, reported
 from piston.serving.errors import DeadlineError, RequestError
 
 
@@ -78,7 +78,7 @@ class GenerationThread(EngineThread[Ticket]):
     Args:
         model: whose engine is used by nobody else.
         observer: is told of tokens and ends.
-        max_queue_requests: rows that may wait beyond those that the engine holds; None: four times those.
+        max_open: rows that may run and wait.
         max_queue_tokens: prompt tokens that may wait; None: what all rows hold, at least four times what one holds, so
             that prompts which come together for idle rows are never refused.
         max_stall: seconds that a running row may wait for another row's prompt in one step.
@@ -89,7 +89,7 @@ class GenerationThread(EngineThread[Ticket]):
         model: "LanguageModel | TextToText",
         observer: Observer,
         *,
-        max_queue_requests: int | None = None,
+        max_open: int,
         max_queue_tokens: int | None = None,
         max_stall: float | None = None,
     ) -> None:
@@ -98,9 +98,11 @@ class GenerationThread(EngineThread[Ticket]):
         super().__init__(
             model.manifest.model.name,
             observer,
-            num_rows=cache.num_slots,
-            max_queue_requests=4 * cache.num_slots if max_queue_requests is None else max_queue_requests,
-            max_queue_tokens=default_tokens if max_queue_tokens is None else max_queue_tokens,
+            Limits(
+                num_rows=cache.num_slots,
+                max_open=max_open,
+                max_queue_tokens=default_tokens if max_queue_tokens is None else max_queue_tokens,
+            ),
         )
         self.model = model
         self._observer = observer
@@ -186,7 +188,7 @@ class GenerationThread(EngineThread[Ticket]):
 
     def _close_row(self, generation: Generation, reason: str) -> None:
         del self._rows[id(generation.request)]
-        self._close_rows(1, (time.perf_counter() - generation.request.added_at) / self.num_rows)
+        self._close_rows(1, (time.perf_counter() - generation.request.added_at) / self.limits.num_rows)
         self._observer.ended(generation, reason)
 
 

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from piston.serving.engine_thread import EngineThread
+from piston.serving.settings import Settings
 
 if TYPE_CHECKING:
     from piston.core.bundle.manifest import Manifest
@@ -42,6 +43,12 @@ class Served(ABC):
     def task(self) -> str:
         """What the bundle is for."""
         return self.model.manifest.task
+
+    @classmethod
+    def max_open(cls, num_rows: int, settings: Settings) -> int:
+        """Rows that may run and wait; `num_rows` are those that the engine works on at once."""
+        queue = settings.max_queue_requests
+        return num_rows + (4 * num_rows if queue is None else queue)
 
     @property
     @abstractmethod

@@ -12,7 +12,8 @@ class Settings:
 
     Attributes:
         api_keys: any of them is asked of every request; none: nobody is asked.
-        max_queue_requests: rows that may wait; None: four times those an engine holds.
+        max_queue_requests: rows that may wait; None: four times those an engine holds, or 64 audios. Of encoders
+            those that run count too (None: 4,096), but an idle one takes a batch of `max_batch` texts.
         max_queue_tokens: prompt tokens that may wait; None: what all rows hold, at least four times what one holds.
         max_stall: seconds that a running row may wait for another row's prompt in one step.
         shutdown_timeout: seconds that running requests have after SIGTERM.

@@ -11,9 +11,11 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from piston.core.errors import MisuseError
 from piston.runtime.audio.transcription import Segment, Transcription, joined, to_srt, to_vtt
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.endpoint import Call, Endpoint
+from piston.serving.engine_thread import Limits
 from piston.serving.errors import DeadlineError, RequestError, request_error
 from piston.serving.event_stream import DONE, event, send_events, until_left
 from piston.serving.fields import Json, Meta, Refused
@@ -86,17 +88,21 @@ class ServedSpeech(Served):
     thread: BatchThread[_Audio]
 
     def __init__(self, name: str, model: "SpeechRecognizer", metrics: Metrics, settings: Settings) -> None:
-        given = settings.max_queue_requests
-        num_open = WAITING if given is None else given + 1  # the one that runs, and those that wait
-        thread = BatchThread(
-            name,
-            self._transcribed,
-            BatchMetrics(metrics, name),
-            max_batch_tokens=1,
-            max_queue_requests=num_open,
-            max_queue_tokens=num_open,
-        )
+        if settings.max_queue_tokens is not None:
+            raise MisuseError(
+                f"--max-queue-tokens bounds tokens of prompts, and the audios of {name} have none; leave it out, or "
+                "give them a server of their own."
+            )
+        num_open = self.max_open(1, settings)
+        limits = Limits(num_rows=1, max_open=num_open, max_queue_tokens=num_open)  # an audio counts as a token
+        thread = BatchThread(name, self._transcribed, BatchMetrics(metrics, name), max_batch_tokens=1, limits=limits)
         super().__init__(name, model, thread)
+
+    @classmethod
+    def max_open(cls, num_rows: int, settings: Settings) -> int:
+        """See Served; one runs, whatever the engine could hold."""
+        del num_rows
+        return 1 + (WAITING if settings.max_queue_requests is None else settings.max_queue_requests)
 
     @property
     def max_model_len(self) -> int:

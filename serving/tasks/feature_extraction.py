@@ -9,14 +9,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
-from piston.serving.batch_thread import BatchThread, BatchTicket
+from piston.serving import encoders
+from piston.serving.encoders import ServedEncoder, Truncate, max_tokens_of, usage_of
 from piston.serving.endpoint import Call, Endpoint
 from piston.serving.errors import RequestError
 from piston.serving.fields import NO_MECHANISM, Json, Meta, Refused
-from piston.serving.metrics import BatchMetrics, Metrics
 from piston.serving.prompts import id_lists
-from piston.serving.served import Served
-from piston.serving.settings import Settings
 from piston.serving.tokenizing import OF_TEXT
 
 if TYPE_CHECKING:
@@ -33,58 +31,32 @@ class EmbeddingsRequest(msgspec.Struct, kw_only=True):
     input: Annotated[str | list[Any], Meta(description="text, token ids as they are, or a list of such")]
     dimensions: Annotated[int, Meta(ge=1, description="the first so many, of length 1 again")] | UnsetType = UNSET
     encoding_format: Literal["float", "base64"] = "float"
-    truncate_prompt_tokens: (
-        Annotated[int, Meta(ge=-1, description="cut ends of longer texts, -1: at the model's limit; else refused")]
-        | UnsetType
-    ) = UNSET
+    truncate_prompt_tokens: Truncate = UNSET
     prompt_name: Annotated[str | UnsetType, Meta(description="which prompt of the checkpoint goes in front")] = UNSET
     user: Annotated[str | UnsetType, Meta(description="accepted; nothing depends on it")] = UNSET
     metadata: Annotated[Json | UnsetType, Meta(description="accepted; nothing depends on it")] = UNSET
 
 
-REFUSED = {
-    "truncation_side": Refused("a text is cut at its end", ("right",)),
+REFUSED = encoders.REFUSED | {
     "add_special_tokens": Refused("send token ids instead", (True,)),
     "normalize": Refused("the bundle's graph decides", ()),
     "embed_dtype": Refused("vectors are float32", ("float32",)),
     "endianness": Refused("vectors are little-endian", ("native", "little")),
     "messages": Refused("send input"),
-    "priority": Refused("requests are served in the order they come", (0,)),
     "cache_salt": Refused("nothing is cached"),
     "mm_processor_kwargs": Refused(NO_MECHANISM),
 }
 
 
-class ServedEmbedder(Served):
-    """An embedding model behind HTTP."""
+class ServedEmbedder(ServedEncoder):
+    """An embedding model behind HTTP; its rows are lists of token ids."""
 
+    RESULTS = "vectors"
     model: "Embedder"
-    thread: BatchThread[list[int]]
 
-    def __init__(self, name: str, model: "Embedder", metrics: Metrics, settings: Settings) -> None:
-        thread = BatchThread(
-            name,
-            model.embed_tokens,
-            BatchMetrics(metrics, name),
-            max_batch_tokens=model.max_batch * model.max_length,
-            max_queue_requests=settings.max_queue_requests,
-            max_queue_tokens=settings.max_queue_tokens,
-        )
-        super().__init__(name, model, thread)
-
-    @property
-    def max_model_len(self) -> int:
-        """See Served."""
-        return self.model.max_length
-
-    @property
-    def described(self) -> str:
-        """See Served."""
-        return (
-            f"{self.name}: texts of up to {self.model.max_length:,} tokens, batches of up to "
-            f"{self.thread.max_batch_tokens:,}; engine {self.model.target}: vectors may differ in the last bits with "
-            "the batch"
-        )
+    def run(self, rows: Sequence[list[int]]) -> "list[NDArray[np.float32]]":
+        """See ServedEncoder."""
+        return list(self.model.embed_tokens(rows))
 
 
 async def embed(served: ServedEmbedder, body: EmbeddingsRequest, call: Call) -> ASGIApp:
@@ -94,13 +66,11 @@ async def embed(served: ServedEmbedder, body: EmbeddingsRequest, call: Call) -> 
         raise RequestError(
             f"dimensions is {body.dimensions}; it must be from 1 to {model.dimensions}.", param="dimensions"
         )
-    served.thread.check_room()
-    rows = await call.in_worker(partial(_rows, model, body))
-    ticket = BatchTicket(rows, [len(row) for row in rows], call.caller.request_id, call.caller.deadline)
+    ticket = served.ticket(await served.encoded(call, partial(_rows, model, body)), call)
 
     async def answer() -> bytes:
-        vectors = await served.thread.answer(ticket)
-        return await call.in_worker(partial(_encoded, served, body, vectors, ticket.num_tokens))
+        vectors = await served.outputs(ticket)
+        return await call.in_worker(partial(_encoded, served, body, vectors, usage_of(ticket)))
 
     return call.respond(answer)
 
@@ -111,10 +81,7 @@ def _rows(model: "Embedder", body: EmbeddingsRequest) -> list[list[int]]:
     Raises:
         RequestError, MisuseError, PromptTooLongError: it is neither text nor ids, or it is empty or too long.
     """
-    if body.truncate_prompt_tokens == 0:
-        raise RequestError("truncate_prompt_tokens is 0; it must be -1, or 1 or more.", param="truncate_prompt_tokens")
-    limit = None if body.truncate_prompt_tokens is UNSET else body.truncate_prompt_tokens
-    limit = model.max_length if limit == -1 else limit
+    limit = max_tokens_of(body.truncate_prompt_tokens, model)
     prompt_name = None if body.prompt_name is UNSET else body.prompt_name
     texts = [body.input] if isinstance(body.input, str) else body.input
     if texts and all(isinstance(text, str) for text in texts):
@@ -138,7 +105,7 @@ def _checked(row: list[int], n: int, max_length: int, limit: int | None) -> list
 
 
 def _encoded(
-    served: ServedEmbedder, body: EmbeddingsRequest, vectors: "Sequence[NDArray[np.float32]]", num_tokens: int
+    served: ServedEmbedder, body: EmbeddingsRequest, vectors: "Sequence[NDArray[np.float32]]", usage: dict[str, int]
 ) -> bytes:
     """The answer. Vectors in base64 are the bytes of little-endian float32 numbers."""
     import numpy as np
@@ -151,7 +118,6 @@ def _encoded(
     else:
         shown = whole.tolist()
     data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(shown)]
-    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return msgspec.json.encode({"object": "list", "data": data, "model": served.name, "usage": usage})
 
 

@@ -35,7 +35,7 @@ class ServedTextToText(Served):
         thread = GenerationThread(
             model,
             GenerationMetrics(metrics, name),
-            max_queue_requests=settings.max_queue_requests,
+            max_open=self.max_open(model.engine.cache.num_slots, settings),
             max_queue_tokens=settings.max_queue_tokens,
             max_stall=settings.max_stall,
         )

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
-from piston.serving.encoders import REFUSED, ServedEncoder, Truncate, max_tokens_of
+from piston.serving.encoders import REFUSED, ServedEncoder, Truncate, max_tokens_of, usage_of
 from piston.serving.endpoint import Call, Endpoint
 from piston.serving.errors import RequestError
 from piston.serving.fields import Meta
@@ -58,8 +58,12 @@ async def rerank(served: ServedReranker, body: RerankRequest, call: Call) -> ASG
         for index in order.tolist():
             document = {"document": {"text": documents[index]}} if body.return_documents else {}
             results.append({"index": index, "relevance_score": float(scores[index]), **document})
-        usage = {"total_tokens": ticket.num_tokens, "prompt_tokens": ticket.num_tokens}
-        return {"id": f"rerank-{call.caller.request_id}", "model": served.name, "results": results, "usage": usage}
+        return {
+            "id": f"rerank-{call.caller.request_id}",
+            "model": served.name,
+            "results": results,
+            "usage": usage_of(ticket),
+        }
 
     return call.respond(answer)
 

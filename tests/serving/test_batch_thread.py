@@ -8,8 +8,8 @@ import pytest
 
 from piston.core.errors import MisuseError
 from piston.serving.batch_thread import BatchThread, BatchTicket
-from piston.serving.engine_thread import FAILURES
-from piston.serving.errors import DeadlineError, RequestError
+from piston.serving.engine_thread import FAILURES, Limits
+from piston.serving.errors import DeadlineError, QueueFullError, RequestError
 
 
 class Counts:
@@ -42,8 +42,9 @@ class Engine:
         return [2 * row for row in rows]
 
 
-def thread_of(engine, counts):
-    return BatchThread("toy", engine.run, counts, max_batch_tokens=50, max_queue_tokens=10**6)
+def thread_of(engine, counts, **limits):
+    given = Limits(**({"num_rows": 1, "max_open": 4096, "max_queue_tokens": 10**6} | limits))
+    return BatchThread("toy", engine.run, counts, max_batch_tokens=50, limits=given)
 
 
 async def until(condition):
@@ -112,6 +113,28 @@ def test_a_request_whose_client_has_left_is_not_run_further():
         answer.cancel()
         await until(lambda: not thread.num_open)
         assert len(engine.rows) < 450
+        await asyncio.to_thread(thread.stop)
+
+    asyncio.run(main())
+
+
+def test_without_a_queue_an_idle_engine_takes_one_batch_and_a_busy_one_nothing():
+    async def main():
+        thread = thread_of(Engine(), Counts(), num_rows=2, max_open=0, max_queue_tokens=0)
+        thread.check_room()
+        thread._thread.is_alive = lambda: True  # not yet started, so that what is taken stays
+        with pytest.raises(RequestError, match="has 3 rows"):
+            thread.submit(BatchTicket([1] * 3, [1] * 3, "x"))
+        taken = BatchTicket([1, 2], [1, 1], "x")
+        thread.submit(taken)
+        for refused in (thread.check_room, lambda: thread.submit(BatchTicket([1], [1], "x"))):
+            with pytest.raises(QueueFullError):
+                refused()
+        del thread._thread.is_alive
+        thread.start()
+        assert await taken.done == [2, 4]
+        await until(lambda: not thread.num_open)
+        assert await thread.answer(BatchTicket([5], [1], "x")) == [10]
         await asyncio.to_thread(thread.stop)
 
     asyncio.run(main())

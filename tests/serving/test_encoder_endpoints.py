@@ -127,4 +127,5 @@ def test_requests_at_once_are_answered_each_for_itself(server):
 def test_a_full_queue_refuses_a_request_before_its_texts_are_encoded(live, path, body):
     models = {"one": classifier(), "many": classifier("multi_label"), "rank": reranker(), "tag": tagger()}
     full = live(None, models=[*models.items(), ("answer", answerer())], settings={"max_queue_requests": 0})
+    full.thread(body["model"])._num_open = 1  # a text that is run
     assert full.post(path, body)[0] == 429  # encoding would have refused the empty text with 400

@@ -9,10 +9,13 @@ import openai
 import pytest
 
 from piston.core.bundle.manifest import Manifest, ModelSpec, TokenizerSpec
+from piston.core.errors import MisuseError
 from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.reading import read_audio
 from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions
 from piston.runtime.audio.transcription import Segment
+from piston.serving.app import Server
+from piston.serving.settings import Settings
 
 
 def wav(seconds=1.0, rate=16_000):
@@ -179,6 +182,14 @@ def test_an_audio_that_does_not_finish_in_time_ends_with_504(server):
 def test_without_a_queue_one_audio_is_answered_at_a_time(live):
     running = live(None, models=[("speech", Said())], settings={"max_queue_requests": 0})
     assert create(running).text == "word 1 word 2"
+    running.thread("speech")._num_open = 1  # an audio that is transcribed
+    with pytest.raises(openai.RateLimitError):
+        create(running)
+
+
+def test_tokens_of_a_queue_of_audios_are_refused():
+    with pytest.raises(MisuseError, match="--max-queue-tokens bounds tokens of prompts, and the audios of speech"):
+        Server([("speech", Said())], Settings(max_queue_tokens=100))
 
 
 def test_a_form_without_a_file_and_one_that_is_damaged_are_refused(server):
