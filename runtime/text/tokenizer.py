@@ -192,7 +192,8 @@ class Tokenizer:
         Same text as the `tokenizers` library, except where byte tokens such as <0xE2> do not form UTF-8:
         there the library replaces the whole run of bytes, valid characters included. This method, like
         SentencePiece (`ProcessBytePieces`), replaces only bytes that are not part of a character, so that a
-        character can be shown before the run of bytes ends.
+        character can be shown before the run of bytes ends. For the same reason ▁ spelled in byte tokens stays ▁,
+        where the library turns it into a space if `tokenizer.json` replaces ▁ after it joins bytes.
         """
         decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
         return "".join([decoder.push(id_) for id_ in ids]) + decoder.flush()
