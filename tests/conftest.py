@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 pytest_plugins = ["command_fixtures", "processor_time"]
@@ -28,7 +29,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Interrupts interrupt: what a shell starts in the background ignores them, and so would every child."""
+    # The same examples on every machine: only a change breaks `make test`. New ones are drawn by `make slow`.
+    hypothesis.settings.register_profile("repeatable", derandomize=True)
+    if not config.getoption("--slow"):
+        hypothesis.settings.load_profile("repeatable")
+    # Interrupts interrupt: what a shell starts in the background ignores them, and so would every child.
     if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
         take_share_of_processors(int(config.workerinput["workerid"][2:]), config.workerinput["workercount"])
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
