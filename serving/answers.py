@@ -38,7 +38,7 @@ class Answers:
         self._work = work
         self._ticket = ticket
         self._base = {"id": f"{self.prefix}{ticket.request_id}", "created": int(time.time()), "model": model}
-        self.rows = [Row(work.new_parser()) for _ in work.generations]
+        self.rows = [Row(work.new_parser()) for _ in range(work.num_choices)]
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Pieces of all rows until each has ended; an error of one ends the request, and the other rows."""
@@ -209,7 +209,7 @@ class CompletionAnswers(Answers):
 
     def __init__(self, model: str, work: Work, ticket: Ticket) -> None:
         super().__init__(model, work, ticket)
-        self._offsets = [0] * len(work.generations)
+        self._offsets = [0] * work.num_choices
 
     def choice(self, index: int, row: Row) -> dict[str, Any]:
         """See Answers."""
@@ -242,9 +242,9 @@ class CompletionAnswers(Answers):
         self, index: int, positions: Sequence[PositionLogprobs], *, with_prompt: bool
     ) -> dict[str, Any] | None:
         """The older form: parallel lists, with the prompt's tokens first where it is echoed."""
-        generation = self._work.generations[index]
-        if not generation.sampling.logprobs:
+        if not self._work.generations[0].sampling.logprobs:
             return None
+        generation = self._work.generations[index]
         found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         prompt = generation.prompt_logprobs() if with_prompt else None
         if prompt is not None:

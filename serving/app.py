@@ -22,7 +22,7 @@ from piston.serving.access import Access, ApiKeys, body_of, json_response
 from piston.serving.endpoint import Call, Caller, Endpoint
 from piston.serving.errors import RequestError, ShuttingDownError
 from piston.serving.fields import decoded, read
-from piston.serving.forms import form_of, is_form
+from piston.serving.forms import form_of, is_multipart
 from piston.serving.metrics import Metrics
 from piston.serving.page import page
 from piston.serving.served import Model, Served
@@ -37,12 +37,15 @@ class Server:
         self.metrics = Metrics(settings.metrics_prefix)
         self.served: dict[str, Served] = {}
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # by path, then by task
+        self._reads: dict[str, tuple[Callable[[list[Any]], Any], list[Served]]] = {}  # by path, and of which bundles
         for name, model in models:
             module = task_module(tasks, model.manifest.task)
             self.served[name] = module.serve(name, model, self.metrics, settings)
             self.metrics.watch(name, self.served[name].thread)
             for path, endpoint in module.ENDPOINTS.items():
                 self._endpoints.setdefault(path, {})[model.manifest.task] = endpoint
+            for path, read_of in getattr(module, "READS", {}).items():
+                self._reads.setdefault(path, (read_of, []))[1].append(self.served[name])
         self.is_draining = False
         # Templates, tokenizers and grammars: off the event loop and off the engine threads. A grammar may take long,
         # and keeps only other grammars waiting.
@@ -56,6 +59,7 @@ class Server:
             "/version": ("GET", self._version),
             "/metrics": ("GET", self._metrics_text),
             **{path: ("POST", partial(self._answer, path)) for path in self._endpoints},
+            **{path: ("GET", partial(self._read, path)) for path in self._reads},
         }
         if settings.page:
             calls["/"] = ("GET", self._page)
@@ -87,14 +91,16 @@ class Server:
         """What the bundle that a request names answers under a path."""
         if self.is_draining:
             raise ShuttingDownError
-        has_file = is_form(request.headers)
+        has_file = is_multipart(request.headers)
         data = await body_of(request, self.settings.max_form if has_file else self.settings.max_body)
         if self.settings.log_prompts:
             shown = f"a form of {len(data):,} bytes" if has_file else data.decode(errors="replace")
             note(f"request {request.state.request_id}: {shown}")
-        given = await form_of(request.headers, data) if has_file else decoded(data)
+        form = await form_of(request.headers, data)
+        given = decoded(data) if form is None else form
         served, endpoint = self._find_endpoint(path, given.get("model"))
-        body, ignored = read(given, endpoint.kind, endpoint.refused, lenient=self.settings.lenient, is_form=has_file)
+        is_form = form is not None
+        body, ignored = read(given, endpoint.kind, endpoint.refused, lenient=self.settings.lenient, is_form=is_form)
         call = Call(Caller.of(request), ignored, self._workers, self._compilers)
         return await endpoint.answer(served, body, call)
 
@@ -108,7 +114,8 @@ class Server:
         if served.task not in offering:
             others = ", ".join(other for other, one in self.served.items() if one.task in offering)
             raise RequestError(
-                f"{served.name} is a model for {served.task}, which has no {path}; {others} has it.",
+                f"{served.name} is a model for {served.task}, which has no {path}; {others} has it. Send "
+                f"{served.name} requests to {' or '.join(self._paths_of(served))}.",
                 param="model",
                 code="wrong_task",
             )
@@ -128,10 +135,19 @@ class Server:
         message, code = f"{problem.detail}.", None
         if problem.status_code == 404 and (able := _tasks_with(request.url.path)):  # noqa: PLR2004 - not found
             held = ", ".join(f"{name} ({served.task})" for name, served in self.served.items())
-            message = f"{request.url.path} needs a bundle for {' or '.join(able)}; this server has {held}."
+            paths = " or ".join(dict.fromkeys(path for one in self.served.values() for path in self._paths_of(one)))
+            message = (
+                f"{request.url.path} needs a bundle for {' or '.join(able)}; this server has {held}. Send requests to "
+                f"{paths}."
+            )
             code = "wrong_task"
         error = RequestError(message, status=problem.status_code, code=code)
         return json_response(error.to_json(), error.status, dict(problem.headers or {}))
+
+    async def _read(self, path: str, _request: Request) -> Response:
+        """What the bundles of a task are, as the task's READS describe them."""
+        read_of, served = self._reads[path]
+        return json_response(read_of(served))
 
     async def _models(self, _request: Request) -> Response:
         return json_response({"object": "list", "data": [self._listed(served) for served in self.served.values()]})
@@ -140,8 +156,10 @@ class Server:
         return json_response(self._listed(self._find(request.path_params["name"])))
 
     def _listed(self, served: Served) -> dict[str, Any]:
-        paths = [path for path, offering in self._endpoints.items() if served.task in offering]
-        return served.to_json() | {"endpoints": paths}
+        return served.to_json() | {"endpoints": self._paths_of(served)}
+
+    def _paths_of(self, served: Served) -> list[str]:
+        return [path for path, offering in self._endpoints.items() if served.task in offering]
 
     async def _health(self, _request: Request) -> Response:
         found = {name: served.thread.problem() for name, served in self.served.items()}

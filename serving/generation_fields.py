@@ -43,6 +43,10 @@ class Options(msgspec.Struct, kw_only=True):
     ignore_eos: bool | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     n: int | UnsetType = UNSET
+    use_beam_search: Annotated[bool | UnsetType, Meta(description="search for the n likeliest answers")] = UNSET
+    best_of: Annotated[int | UnsetType, Meta(description="beams of the search, each a row; default: n, or 4")] = UNSET
+    length_penalty: Annotated[float | UnsetType, Meta(description="of a search; above 0 for longer answers")] = UNSET
+    early_stopping: Annotated[bool | str | UnsetType, Meta(description='of a search; true, false or "never"')] = UNSET
     prompt_lookup_num_tokens: Annotated[int | UnsetType, Meta(description="guesses to verify; same text")] = UNSET
     stream: bool = False
     stream_options: StreamOptions | UnsetType = UNSET
@@ -104,10 +108,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 
 
 REFUSED_OPTIONS = {
-    "best_of": Refused("all n answers are returned; use n", (1,)),
-    "use_beam_search": Refused("there is no beam search", (False,)),
-    "length_penalty": Refused("there is no beam search", (1, 1.0)),
-    "early_stopping": Refused("there is no beam search", (False,)),
     "skip_special_tokens": Refused("special tokens are never text", (True,)),
     "spaces_between_special_tokens": Refused("special tokens are never text", (True,)),
     "prompt_logprobs": Refused("use /v1/completions with echo and logprobs"),

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from piston.runtime.generate.completion import PositionLogprobs
 from piston.runtime.generate.generation import Generation
-from piston.runtime.generate.request import Ended, Token, check_fits
+from piston.runtime.generate.hypotheses import completion_of
+from piston.runtime.generate.request import Ended, Found, Token, check_fits
 from piston.runtime.generate.scheduler import Scheduler
 from piston.runtime.model import LanguageModel
 from piston.runtime.tasks.text2text_generation import TextToText
@@ -19,9 +20,10 @@ from piston.serving.errors import DeadlineError, RequestError
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one row of a request got: text that is now certain, tokens with their logprobs, or its end.
+    """What one answer of a request got: text that is now certain, tokens with their logprobs, or its end.
 
-    `error` is set where the row ended without an answer. `num_tokens` counts the row's tokens so far.
+    `row` counts the answers of all rows; a row has one, or the several that a beam search finds. `error` is set where
+    the row ended without an answer. `num_tokens` counts the answer's tokens so far.
     """
 
     row: int
@@ -48,8 +50,8 @@ class Ticket:
 
     @property
     def num_rows(self) -> int:
-        """Prompts x n."""
-        return len(self.generations)
+        """Prompts x n; of beam searches prompts x beams."""
+        return sum(generation.request.num_slots for generation in self.generations)
 
     @property
     def num_tokens(self) -> int:
@@ -67,6 +69,9 @@ class Observer(QueueObserver, Protocol):
 
     def token(self, generation: Generation, seconds: float | None) -> None:
         """A token came, so many seconds after the one before; None: the first."""
+
+    def found(self, generation: Generation, num_tokens: int) -> None:
+        """A beam search came to its end with answers of so many tokens."""
 
     def ended(self, generation: Generation, reason: str) -> None:
         """A row ended."""
@@ -139,6 +144,8 @@ class GenerationThread(EngineThread[Ticket]):
         for event in self._scheduler.step():
             if isinstance(event, Token):
                 self._take_token(event)
+            elif isinstance(event, Found):
+                self._take_found(event)
             else:
                 self._take_end(event)
         return True
@@ -170,6 +177,21 @@ class GenerationThread(EngineThread[Ticket]):
             self._close_row(generation, generation.finish_reason)
         _deliver(ticket, piece)
 
+    def _take_found(self, found: Found) -> None:
+        """Deliver each answer of a beam search whole."""
+        request = found.request
+        ticket, row = self._rows[id(request)]
+        generation = ticket.generations[row]
+        generation.first_at = generation.last_at = time.perf_counter()
+        request.output_ids = list(found.hypotheses[0].token_ids)
+        self._observer.found(generation, sum(len(hypothesis.token_ids) for hypothesis in found.hypotheses))
+        self._close_row(generation, "stop")
+        for index, hypothesis in enumerate(found.hypotheses):
+            answer = completion_of(generation, hypothesis)
+            place = row * request.num_answers + index
+            piece = Piece(place, answer.text, num_tokens=len(answer.token_ids), finish_reason=answer.finish_reason)
+            _deliver(ticket, piece)
+
     def _take_end(self, ended: Ended) -> None:
         if id(ended.request) not in self._rows:  # ended by its text, or by an error of it, and cancelled for that
             return
@@ -188,7 +210,9 @@ class GenerationThread(EngineThread[Ticket]):
 
     def _close_row(self, generation: Generation, reason: str) -> None:
         del self._rows[id(generation.request)]
-        self._close_rows(1, (time.perf_counter() - generation.request.added_at) / self.limits.num_rows)
+        request = generation.request
+        seconds = (time.perf_counter() - request.added_at) / self.limits.num_rows
+        self._close_rows(request.num_slots, seconds * request.num_slots)
         self._observer.ended(generation, reason)
 
 

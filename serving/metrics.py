@@ -77,6 +77,11 @@ class GenerationMetrics:
         else:
             self._inter_token.observe(seconds)
 
+    def found(self, generation: Generation, num_tokens: int) -> None:
+        """See Observer."""
+        self._generation_tokens.inc(num_tokens)
+        self._first_token.observe(generation.first_at - generation.started)
+
     def ended(self, generation: Generation, reason: str) -> None:
         """See Observer."""
         metrics, name, request = self._metrics, self._name, generation.request

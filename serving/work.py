@@ -13,6 +13,8 @@ from piston.runtime.generate.generation import Generation, prepare
 from piston.runtime.model import LanguageModel
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import Constraint
+from piston.runtime.tasks.text2text_generation import TextToText
+from piston.serving.beams import OF_SAMPLES, beams_of
 from piston.serving.endpoint import Caller
 from piston.serving.errors import RequestError
 from piston.serving.generation_fields import ChatRequest, CompletionRequest, Options, StreamOptions
@@ -41,6 +43,11 @@ class Work:
     continuous_usage: bool = False
     only_prompt: bool = False  # max_tokens is 0: the echoed prompt is the answer
 
+    @property
+    def num_choices(self) -> int:
+        """Answers of all rows."""
+        return sum(generation.request.num_answers for generation in self.generations)
+
 
 def chat_work(model: LanguageModel, grammars: Grammars, request: ChatRequest, caller: Caller) -> Work:
     """Rows of a chat.
@@ -53,7 +60,7 @@ def chat_work(model: LanguageModel, grammars: Grammars, request: ChatRequest, ca
     tools = tools_of(request, markers)
     offered = None if tools is None else tools.offered
     prompt = chat_ids(model, request.messages, tools=offered, variables=_variables(model, request))
-    options = _options(model, request)
+    options = options_of(model, request)
     options["max_tokens"] = _given(request.max_completion_tokens, _given(request.max_tokens, _room(model, prompt)))
     options["logprobs"] = _given(request.logprobs, False)
     options["top_logprobs"] = _given(request.top_logprobs, 0)
@@ -79,7 +86,7 @@ def completion_work(model: LanguageModel, grammars: Grammars, request: Completio
     """Rows of plain prompts; errors as of `chat_work`."""
     began = time.perf_counter()
     prompts = plain_ids(model, request.prompt)
-    options = _options(model, request)
+    options = options_of(model, request)
     options["echo"] = _given(request.echo, False)
     options["max_tokens"] = _given(request.max_tokens, COMPLETION_TOKENS)
     if request.logprobs is not UNSET:
@@ -111,10 +118,11 @@ def work_of(
     generations: list[Generation], request: Options, caller: Caller, began: float, *, only_prompt: bool = False
 ) -> Work:
     """The rows of a request that came at `began`, a time.perf_counter()."""
-    salt = f"{caller.salt}:{_given(request.cache_salt, '')}"
+    salt, beams = f"{caller.salt}:{_given(request.cache_salt, '')}", beams_of(request)
     for generation in generations:
         generation.started, generation.tokenizing = began, time.perf_counter() - began
         generation.request.deadline, generation.request.cache_salt = caller.deadline, salt
+        generation.request.beams = beams
     stream_options = _given(request.stream_options, StreamOptions())
     return Work(
         generations=generations,
@@ -164,11 +172,20 @@ def ends_in_reasoning(model: LanguageModel, prompt: list[int]) -> bool:
     return text.rstrip().endswith(THINK)
 
 
-def _options(model: LanguageModel, request: Options) -> dict[str, Any]:
-    """Options of sampling over those that the checkpoint's authors recommend; temperature 1 where they say nothing."""
-    stated = model.manifest.generation
-    recommended = {"temperature": 1.0} | {name: stated[name] for name in RECOMMENDED if name in stated}
-    given = {name: getattr(request, name) for name in SAMPLING if getattr(request, name) is not UNSET}
+def options_of(
+    model: LanguageModel | TextToText, request: Options, *, default_temperature: float | None = 1.0
+) -> dict[str, Any]:
+    """Options of sampling over those that the checkpoint's authors recommend.
+
+    Of a beam search n is the number of answers that are found, and what is recommended for samples is left out.
+    """
+    stated, is_search = model.manifest.generation, request.use_beam_search is True
+    excluded = OF_SAMPLES if is_search else frozenset()
+    recommended = {name: stated[name] for name in RECOMMENDED if name in stated and name not in excluded}
+    if not is_search:
+        recommended = {"temperature": default_temperature} | recommended
+    names = SAMPLING - {"n"} if is_search else SAMPLING
+    given = {name: getattr(request, name) for name in names if getattr(request, name) is not UNSET}
     return SamplingParams.from_mapping(recommended).to_json() | given
 
 

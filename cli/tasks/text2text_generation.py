@@ -41,8 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--source-lang and --target-lang need one another.")
     with load_from(arguments, TASK) as model:
         if arguments.split_sentences:
-            language = arguments.source_lang if model.languages else None
-            texts = [piece for text in texts for piece in model.split(text, language)]
+            language, prompt = None, ""
+            if arguments.source_lang is not None:
+                language, _, prompt = model.translation(arguments.source_lang, arguments.target_lang)
+            texts = [piece for text in texts for piece in model.split(text, language, prompt)]
         beams = beams_from(arguments, model.default_beams if arguments.checkpoint_sampling else None)
         sampling = _sampling(arguments, model)
         if arguments.source_lang is not None:

@@ -8,7 +8,7 @@ Scores are sums of log-probabilities over `length ** length_penalty` (Wu et al. 
 constants), in float32.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Literal
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.errors import EngineError, MisuseError
-from piston.runtime.backends.engine import Engine, Logits, encode
-from piston.runtime.generate.request import Request, check_fits
+from piston.runtime.backends.engine import Engine, Logits
+from piston.runtime.generate.request import Request
 
 EarlyStopping = bool | Literal["never"]
 EXCLUDED = np.float32(-1e9)  # added to the score of what may not be chosen, as in transformers
@@ -79,30 +79,37 @@ class _Beam:
 
 
 @dataclass(slots=True, eq=False)
-class _Search:
-    """The search for one request's answers."""
+class Search:
+    """The search for one request's answers. A scheduler runs the engine.
+
+    Args:
+        request: with its `beams`.
+        slots: one for each beam; the first holds the prompt. Others are empty, and may be added until the first step.
+    """
 
     request: Request
-    params: BeamParams
     slots: list[int]
-    beams: list[_Beam] = field(default_factory=list)
+    params: BeamParams = field(init=False)
+    beams: list[_Beam] = field(init=False)
     finished: list[Hypothesis] = field(default_factory=list)  # at most num_beams, the best first
-    held: dict[int, list[int]] = field(default_factory=dict)  # by slot: tokens whose states it holds
+    held: dict[int, list[int]] = field(init=False)  # by slot: tokens whose states it holds, if it does
     is_done: bool = False
 
-    def begin(self, engine: Engine) -> None:
-        """Prefill the prompt in the first slot and take the first step of the search."""
-        prompt, first = self.request.prompt_ids, self.slots[0]
-        if self.request.source is not None:
-            encode(engine, first, self.request.source)
-        logits = engine.prefill(first, prompt)[-1]
-        self.held = {slot: [] for slot in self.slots} | {first: list(prompt)}
+    def __post_init__(self) -> None:
+        """Begin at the end of the prompt."""
+        assert self.request.beams is not None
+        self.params, first = self.request.beams, self.slots[0]
+        self.held = {first: list(self.request.prompt_ids)}
         # All begin alike: beams but the first are excluded, so that not every beam takes the same token.
         scores = [np.float32(0), *[EXCLUDED] * (self.params.num_beams - 1)]
         self.beams = [_Beam([], score, first) for score in scores]
-        self.advance(engine, {first: logits})
 
-    def advance(self, engine: Engine, logits: dict[int, Logits]) -> None:
+    @property
+    def found(self) -> list[Hypothesis]:
+        """The answers to return, best first."""
+        return self.finished[: self.params.num_return_sequences]
+
+    def advance(self, engine: Engine, logits: Mapping[int, Logits]) -> None:
         """Choose the next beams by the logits of each slot, float32 [vocab], and bring their states into place."""
         size, sampler = self.params.num_beams, self.request.sampler
         rows = [beam.score + self._processed(logits[beam.slot], beam.token_ids) for beam in self.beams]
@@ -173,7 +180,7 @@ class _Search:
     def _copied(self, engine: Engine, source: int, free: list[int]) -> int:
         """Copy a slot to the free one that holds most of the same tokens, from the first that differs on."""
         tokens = self.held[source]
-        shared = {slot: _num_shared(self.held[slot], tokens) for slot in free}
+        shared = {slot: _num_shared(self.held.get(slot, ()), tokens) for slot in free}
         goal = max(free, key=shared.__getitem__)
         free.remove(goal)
         engine.cache.copy(source, goal, len(tokens), start=shared[goal])
@@ -185,87 +192,6 @@ class _Search:
         for beam in self.beams:
             self.held[beam.slot].append(beam.token_ids[-1])
         return {beam.slot: beam.token_ids[-1] for beam in self.beams}
-
-
-def beam_search(engine: Engine, requests: Sequence[Request], params: BeamParams) -> list[list[Hypothesis]]:
-    """The best answers to each request, `num_return_sequences` of each, best first.
-
-    As many requests are searched together as the free slots of the engine hold the beams of.
-
-    Raises:
-        MisuseError: more beams than free slots, an option that beam search does not have, or a cache that cannot be
-            copied.
-        EmptyPromptError, PromptTooLongError: a request does not fit; nothing was run.
-        EngineError: the backend fails.
-    """
-    size, num_free = params.num_beams, engine.cache.num_free
-    if size > num_free:
-        raise MisuseError(
-            f"num_beams is {size}, but the engine has {num_free} free slots; load with a larger max_batch, or use "
-            "fewer beams."
-        )
-    if size > 1 and not engine.cache.can_copy:
-        raise MisuseError("Beam search copies rows of the cache, which this engine cannot; use an ort-cpu engine.")
-    for request in requests:
-        check_fits(engine, request)
-        _check_options(request)
-    results: dict[int, list[Hypothesis]] = {}
-    waiting = iter(enumerate(requests))
-    active: dict[int, _Search] = {}
-    try:
-        while True:
-            for index, request in _admitted(waiting, engine, size):
-                slots = [engine.cache.admit() for _ in range(size)]
-                active[index] = _Search(request, params, slots)
-                active[index].begin(engine)
-            _collect(engine, active, results, params)
-            if not active:
-                if len(results) == len(requests):
-                    return [results[index] for index in range(len(requests))]
-                continue
-            step = {slot: token for search in active.values() for slot, token in search.next_tokens().items()}
-            logits = engine.step(step)
-            for search in active.values():
-                search.advance(engine, {beam.slot: logits[beam.slot] for beam in search.beams})
-            _collect(engine, active, results, params)
-    finally:
-        for search in active.values():
-            _release(engine, search)
-
-
-def _admitted(waiting: Iterator[tuple[int, Request]], engine: Engine, size: int) -> Iterator[tuple[int, Request]]:
-    while engine.cache.num_free >= size and (found := next(waiting, None)) is not None:
-        yield found
-
-
-def _collect(
-    engine: Engine, active: dict[int, _Search], results: dict[int, list[Hypothesis]], params: BeamParams
-) -> None:
-    """Take the answers of searches that are done, and release their slots."""
-    for index, search in list(active.items()):
-        if search.is_done or search.request.is_cancelled:
-            results[index] = search.finished[: params.num_return_sequences]
-            _release(engine, search)
-            del active[index]
-
-
-def _release(engine: Engine, search: _Search) -> None:
-    for slot in search.slots:
-        engine.cache.release(slot)
-
-
-def _check_options(request: Request) -> None:
-    sampling = request.sampler.sampling
-    given = {
-        "temperature": sampling.temperature,
-        "stop": sampling.stop,
-        "logprobs": sampling.logprobs,
-        "prompt_lookup_num_tokens": sampling.prompt_lookup_num_tokens,
-        "echo": sampling.echo,
-        "a grammar": request.sampler.is_constrained,
-    }
-    if named := next((name for name, value in given.items() if value), None):
-        raise MisuseError(f"Beam search does not support {named}; leave it out, or use num_beams 1.")
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:

@@ -1,9 +1,11 @@
 """The decode loop for a fixed list of requests: a scheduler, stepped until each is finished."""
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from piston.runtime.backends.engine import Engine
-from piston.runtime.generate.request import Ended, Request, Token
+from piston.runtime.generate.beam_search import BeamParams, Hypothesis
+from piston.runtime.generate.request import Ended, Found, Request, Token, check_beams
 from piston.runtime.generate.scheduler import Scheduler
 
 
@@ -17,15 +19,38 @@ def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:
         PromptTooLongError: prompt and max_tokens exceed the capacity; nothing was run.
         MisuseError: all slots are in use, for example by open conversations.
     """
+    with contextlib.closing(_events(engine, requests)) as events:
+        yield from (event for event in events if isinstance(event, Token))
+
+
+def beam_search(engine: Engine, requests: Sequence[Request], params: BeamParams) -> list[list[Hypothesis]]:
+    """The best answers to each request, `num_return_sequences` of each, best first; none where it was cancelled.
+
+    As many requests are searched together as the free slots of the engine hold the beams of.
+
+    Raises:
+        MisuseError: more beams than free slots, an option that beam search does not have, or a cache that cannot be
+            copied.
+        EmptyPromptError, PromptTooLongError: a request does not fit; nothing was run.
+        EngineError: the backend fails.
+    """
+    for request in requests:
+        request.beams = params
+        check_beams(engine, request, engine.cache.num_free)
+    found = {id(event.request): event.hypotheses for event in _events(engine, requests) if isinstance(event, Found)}
+    return [found.get(id(request), []) for request in requests]
+
+
+def _events(engine: Engine, requests: Iterable[Request]) -> Generator[Token | Found]:
     scheduler = Scheduler(engine)
     for request in requests:
         scheduler.add(request)
     try:
         while scheduler.has_work:
             for event in scheduler.step():
-                if isinstance(event, Token):
+                if not isinstance(event, Ended):
                     yield event
-                elif isinstance(event, Ended) and event.error is not None:
+                elif event.error is not None:
                     raise event.error
     finally:
         scheduler.close()

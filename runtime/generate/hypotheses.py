@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from piston.core.errors import MisuseError
 from piston.runtime.backends.engine import Engine
-from piston.runtime.generate.beam_search import BeamParams, Hypothesis, beam_search
+from piston.runtime.generate.beam_search import BeamParams, Hypothesis
 from piston.runtime.generate.completion import Completion, Timings
+from piston.runtime.generate.decode import beam_search
 from piston.runtime.generate.generation import Generation
 from piston.runtime.text.tokenizer import StreamDecoder
 
@@ -17,13 +18,14 @@ def search(engine: Engine, generations: Sequence[Generation], params: BeamParams
         raise MisuseError("n is for samples; num_return_sequences is the number of answers of a beam search.")
     found = beam_search(engine, [generation.request for generation in generations], params)
     return [
-        _completion(generation, hypothesis)
+        completion_of(generation, hypothesis)
         for generation, hypotheses in zip(generations, found, strict=True)
         for hypothesis in hypotheses
     ]
 
 
-def _completion(generation: Generation, hypothesis: Hypothesis) -> Completion:
+def completion_of(generation: Generation, hypothesis: Hypothesis) -> Completion:
+    """The answer that a search found, as text."""
     request, token_ids = generation.request, hypothesis.token_ids
     is_ended = token_ids[-1] in request.sampler.end_ids
     decoder = StreamDecoder(generation.tokenizer, after=request.prompt_ids)

@@ -3,13 +3,16 @@
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from piston.core.errors import EmptyPromptError, MisuseError, PromptTooLongError
 from piston.runtime.backends.engine import EncoderDecoderEngine, Engine, Logits, Source
 from piston.runtime.generate.speculation import Speculator
 from piston.runtime.sampling.processors import logprobs
 from piston.runtime.sampling.sampler import FinishReason, Pick, RowSampler
+
+if TYPE_CHECKING:
+    from piston.runtime.generate.beam_search import BeamParams, Hypothesis
 
 EndReason = Literal["cancelled", "deadline", "error"]
 
@@ -38,6 +41,7 @@ class Request:
         source: what the encoder of an encoder-decoder reads for this row; its prompt begins the answer.
         num_prompt_logprobs: collect `prompt_logprobs`, with so many of the likeliest tokens at each position; such a
             prompt is computed whole, since no logits of a cached prefix are kept.
+        beams: search for the likeliest answers instead of picking tokens one by one; each beam takes a slot.
     """
 
     prompt_ids: list[int]
@@ -49,6 +53,7 @@ class Request:
     cache_salt: str = ""
     source: Source | None = None
     num_prompt_logprobs: int | None = None
+    beams: "BeamParams | None" = None
     # (logprob, likeliest as (token id, logprob)) of each prompt token but the first, which nothing came before
     prompt_logprobs: list[tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
     num_prefilled: int = 0
@@ -74,6 +79,16 @@ class Request:
         return len(self.prompt_ids) + (0 if self.source is None else self.source.length)
 
     @property
+    def num_slots(self) -> int:
+        """Slots that it takes."""
+        return 1 if self.beams is None else self.beams.num_beams
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that it gets."""
+        return 1 if self.beams is None else self.beams.num_return_sequences
+
+    @property
     def source_key(self) -> Hashable:
         """Equal for rows whose prompts and sources may share states."""
         return None if self.source is None else self.source.key
@@ -94,6 +109,14 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What a beam search found, with which its request has ended: the best answers, best first."""
+
+    request: Request
+    hypotheses: "list[Hypothesis]"
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A row that ended without a last token; `error` holds the reason if it is "error"."""
 
@@ -106,7 +129,7 @@ def check_fits(engine: Engine, request: Request) -> None:
     """Refuse, before any work, a prompt that is empty or, with max_tokens, exceeds the engine's capacity.
 
     Also a source that exceeds what the engine holds of it, or one where the engine has no encoder, and an option that
-    names a token which the model does not have.
+    names a token which the model does not have; and beams, see `check_beams`.
     """
     request.sampler.sampling.check_token_ids(engine.vocab_size)
     num_prompt, num_new = len(request.prompt_ids), request.sampler.sampling.max_tokens
@@ -118,6 +141,7 @@ def check_fits(engine: Engine, request: Request) -> None:
             f"The prompt has {num_prompt:,} tokens and max_tokens is {num_new:,}, together {num_prompt + num_new:,}, "
             f"but the engine holds {capacity:,}; shorten the prompt, lower max_tokens or load with a larger max_length."
         )
+    check_beams(engine, request, engine.cache.num_slots)
     if (source := request.source) is None:
         return
     if not isinstance(engine, EncoderDecoderEngine):
@@ -127,3 +151,31 @@ def check_fits(engine: Engine, request: Request) -> None:
             f"The source has {source.length:,} tokens, but the engine holds {engine.max_source:,}; shorten it, let its "
             "end be cut off (truncate), or load with a larger max_length."
         )
+
+
+def check_beams(engine: Engine, request: Request, num_free: int) -> None:
+    """Refuse more beams than `num_free` slots, a cache that cannot be copied, and options that a search does not have.
+
+    Raises:
+        MisuseError: see above.
+    """
+    size, sampling = request.num_slots, request.sampler.sampling
+    if request.beams is None:
+        return
+    if size > num_free:
+        raise MisuseError(
+            f"num_beams is {size}, but the engine has {num_free} free slots; load with a larger max_batch, or use "
+            "fewer beams."
+        )
+    if size > 1 and not engine.cache.can_copy:
+        raise MisuseError("Beam search copies rows of the cache, which this engine cannot; use an ort-cpu engine.")
+    given = {
+        "temperature": sampling.temperature,
+        "stop": sampling.stop,
+        "logprobs": sampling.logprobs,
+        "prompt_lookup_num_tokens": sampling.prompt_lookup_num_tokens,
+        "echo": sampling.echo,
+        "a grammar": request.sampler.is_constrained,
+    }
+    if named := next((name for name, value in given.items() if value), None):
+        raise MisuseError(f"Beam search does not support {named}; leave it out, or use num_beams 1.")

@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Iterator
 
 from piston.core.errors import MisuseError
-from piston.runtime.backends.engine import Engine, Logits, encode
+from piston.runtime.backends.engine import Engine, encode
 from piston.runtime.generate.device_loop import DeviceRuns
+from piston.runtime.generate.drafting import draft_of, drafts_wanted, pick, verified
 from piston.runtime.generate.prefix_cache import PrefixCache
-from piston.runtime.generate.request import Ended, EndReason, Request, Token, check_fits
+from piston.runtime.generate.request import Ended, EndReason, Found, Request, Token, check_beams, check_fits
+from piston.runtime.generate.searches import Searches
 
 # The tokens of a prefill chunk are a multiple of this, however short the stall may be. Fewer cost more for each token;
 # and with AMX, own kernels attend more than 16 tokens in other arithmetic than fewer, so short chunks change bits.
@@ -37,6 +39,7 @@ class Scheduler:
         self.prefixes = PrefixCache(engine.cache) if keep_prefixes else None
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
+        self._searches = Searches(engine, self.prefixes, self._new_slot)
         self._prefilling: tuple[int, Request] | None = None
         self._device_runs = DeviceRuns(engine)
         self._token_seconds: float | None = None  # of a prefill, the latest measurements weighing most
@@ -44,12 +47,16 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether any request is running or waiting."""
-        return bool(self._waiting or self._running or self._prefilling)
+        return bool(self._waiting or self._is_running)
+
+    @property
+    def _is_running(self) -> bool:
+        return bool(self._running or self._searches or self._prefilling)
 
     @property
     def num_running(self) -> int:
         """Number of rows that have a slot."""
-        return len(self._running) + (self._prefilling is not None)
+        return len(self._running) + self._searches.num_slots + (self._prefilling is not None)
 
     @property
     def num_waiting(self) -> int:
@@ -67,6 +74,7 @@ class Scheduler:
         Raises:
             EmptyPromptError: the prompt has no tokens.
             PromptTooLongError: prompt and max_tokens exceed the capacity.
+            MisuseError: more beams than slots, or an option that a beam search does not have.
         """
         check_fits(self.engine, request)
         request.added_at = time.perf_counter()
@@ -76,12 +84,12 @@ class Scheduler:
         """End a request at the next step, whether it waits or runs."""
         request.cancel()
 
-    def step(self) -> Iterator[Token | Ended]:
+    def step(self) -> Iterator[Token | Found | Ended]:
         """Generate at least one token for each running row; iterate to the end before the next step.
 
-        Each request ends with a token that has a finish_reason, or with an Ended; one that is cancelled while its token
-        is delivered gets no further token. An error of one row (of its sampling or prefill) ends that row alone; one
-        of a step of all rows is raised.
+        Each request ends with a token that has a finish_reason, a beam search with Found, or either with an Ended; one
+        that is cancelled while its token is delivered gets no further token. An error of one row (of its sampling or
+        prefill) ends that row alone; one of a step of all rows is raised.
 
         Raises:
             MisuseError: all slots are in use, for example by open conversations.
@@ -94,10 +102,10 @@ class Scheduler:
             else:
                 yield from self._prefill(limit=None)
             return
-        num_decoding = len(self._running)
+        is_decoding = bool(self._running or self._searches)
         yield from self._decode()
         if self._prefilling is not None or self._may_admit():
-            yield from self._prefill(limit=self._chunk() if num_decoding else None)
+            yield from self._prefill(limit=self._chunk() if is_decoding else None)
 
     def close(self) -> None:
         """End all requests and release every slot."""
@@ -107,11 +115,12 @@ class Scheduler:
             self._running[slot], self._prefilling = request, None
         for slot in list(self._running):
             self._retire(slot)
+        self._searches.close()
         self._waiting.clear()
         if self.prefixes is not None:
             self.prefixes.clear()
 
-    def _end_cancelled(self) -> Iterator[Ended]:
+    def _end_cancelled(self) -> Iterator[Found | Ended]:
         """Release the slots of cancelled and late requests."""
         now = time.monotonic()
 
@@ -132,23 +141,25 @@ class Scheduler:
                 self._retire(slot)
                 ended.append(Ended(request, reason))
         yield from ended
+        yield from self._searches.end(reason_of)
 
     def _may_admit(self) -> bool:
         if not self._waiting:
             return False
-        num_free = self.engine.cache.num_free + (self.prefixes.num_idle if self.prefixes is not None else 0)
-        return self._waiting[0].slot is not None or num_free > 0 or not self._running
+        first = self._waiting[0]
+        return first.slot is not None or self._num_free >= first.num_slots or not self._is_running
+
+    @property
+    def _num_free(self) -> int:
+        """Slots that may be taken."""
+        return self.engine.cache.num_free + (self.prefixes.num_idle if self.prefixes is not None else 0)
 
     def _admit(self) -> tuple[int, Request]:
         """Take a slot for the first waiting request; raises MisuseError if all are in use elsewhere."""
         request = self._waiting[0]
-        if request.slot is not None:
-            slot = request.slot
-        elif self.prefixes is not None:
-            reusable = request.prompt_ids if request.num_prompt_logprobs is None else []
-            slot = self.prefixes.admit(reusable, request.cache_salt, request.source_key)
-        else:
-            slot = self.engine.cache.admit()
+        check_beams(self.engine, request, self._num_free)
+        reusable = request.prompt_ids if request.num_prompt_logprobs is None else []
+        slot = self._new_slot(request, reusable) if request.slot is None else request.slot
         self._waiting.popleft()
         request.num_cached = int(self.engine.cache.lengths[slot])
         if request.num_cached >= len(request.prompt_ids):
@@ -158,6 +169,12 @@ class Scheduler:
         request.times.queue = time.perf_counter() - request.added_at
         return slot, request
 
+    def _new_slot(self, request: Request, reusable: list[int]) -> int:
+        """A free slot; it may hold the first of these tokens, and the request's source."""
+        if self.prefixes is None:
+            return self.engine.cache.admit()
+        return self.prefixes.admit(reusable, request.cache_salt, request.source_key)
+
     def _chunk(self) -> int:
         """Number of prompt tokens that can be prefilled within `max_stall`."""
         assert self.max_stall is not None
@@ -165,7 +182,7 @@ class Scheduler:
             return LEAST_CHUNK
         return max(LEAST_CHUNK, int(self.max_stall / self._token_seconds) // LEAST_CHUNK * LEAST_CHUNK)
 
-    def _prefill(self, limit: int | None) -> Iterator[Token | Ended]:
+    def _prefill(self, limit: int | None) -> Iterator[Token | Found | Ended]:
         """Prefill at most `limit` tokens of one prompt; the last chunk gives the first token."""
         slot, request = self._prefilling or self._admit()
         self._prefilling = slot, request
@@ -189,7 +206,7 @@ class Scheduler:
             request.observe_prompt(logits, start)
             if not is_last:
                 return
-            token = _pick(request, logits[-1])
+            token = pick(request, logits[-1]) if request.beams is None else None
         except Exception as problem:  # noqa: BLE001 - whatever it is, it is this row's
             self._prefilling = None
             self._running[slot] = request
@@ -197,6 +214,9 @@ class Scheduler:
             yield Ended(request, "error", problem)
             return
         self._prefilling = None
+        if token is None:
+            yield from self._searches.begin(slot, request, logits[-1])
+            return
         self._running[slot] = request
         yield from self._deliver(slot, [token])
 
@@ -205,33 +225,36 @@ class Scheduler:
         known = self._token_seconds
         self._token_seconds = measured if known is None else 0.7 * known + 0.3 * measured
 
-    def _decode(self) -> Iterator[Token | Ended]:
-        """One token for each running row, or several for a row whose drafts are accepted."""
+    def _decode(self) -> Iterator[Token | Found | Ended]:
+        """One token for each running row and beam, or several for a row whose drafts are accepted."""
         running = dict(self._running)
-        if not running:
+        if not running and not self._searches:
             return
-        drafts_wanted = any(_drafts_wanted(request) for request in running.values())
-        picked = None if drafts_wanted else self._device_runs.step(running)
+        on_host = bool(self._searches) or any(map(drafts_wanted, running.values()))
+        picked = None if on_host else self._device_runs.step(running)
         if picked is not None:
-            for slot, pick in picked.items():
-                yield from self._deliver(slot, [Token(running[slot], pick, running[slot].sampler.finish_reason)])
+            for slot, chosen in picked.items():
+                yield from self._deliver(slot, [Token(running[slot], chosen, running[slot].sampler.finish_reason)])
             return
-        tokens, failed = self._advance(running)
+        tokens, failed, found = self._advance(running)
         # All picks first: the caller may use the engine between two tokens, which overwrites the logits.
+        yield from found
         for slot, problem in failed.items():
             self._retire(slot)
             yield Ended(running[slot], "error", problem)
         for slot, row in tokens.items():
             yield from self._deliver(slot, row)
 
-    def _advance(self, running: dict[int, Request]) -> tuple[dict[int, list[Token]], dict[int, Exception]]:
-        """Tokens of each row, from verified drafts or from one common step; and the rows that failed."""
+    def _advance(
+        self, running: dict[int, Request]
+    ) -> tuple[dict[int, list[Token]], dict[int, Exception], list[Found | Ended]]:
+        """Tokens of each row, from verified drafts or from one common step; the rows that failed; ended searches."""
         tokens: dict[int, list[Token]] = {}
         failed: dict[int, Exception] = {}
         for slot, request in running.items():
             try:
-                if draft := _draft(self.engine, slot, request, len(running) - 1):
-                    tokens[slot] = _verify(self.engine, slot, request, draft)
+                if draft := draft_of(self.engine, slot, request, len(running) - 1):
+                    tokens[slot] = verified(self.engine, slot, request, draft)
             except Exception as problem:  # noqa: BLE001 - whatever it is, it is this row's
                 failed[slot] = problem
         rest = {
@@ -239,18 +262,20 @@ class Scheduler:
             for slot, request in running.items()
             if slot not in tokens and slot not in failed
         }
-        if rest:
+        beams, found = self._searches.next_tokens(), []
+        if rest or beams:
             began = time.perf_counter()
-            logits = self.engine.step(rest)
+            logits = self.engine.step(rest | beams)
             seconds = time.perf_counter() - began
-            for index, (slot, row) in enumerate(logits.items()):
+            for index, slot in enumerate(rest):
                 try:
-                    tokens[slot] = [_pick(running[slot], row)]
+                    tokens[slot] = [pick(running[slot], logits[slot])]
                 except Exception as problem:  # noqa: BLE001 - whatever it is, it is this row's
                     failed[slot] = problem
                 if (speculator := running[slot].speculator) is not None and index == 0:
                     speculator.verification.cost.observe(len(logits), seconds)
-        return tokens, failed
+            found = self._searches.advance(logits)
+        return tokens, failed, found
 
     def _deliver(self, slot: int, tokens: list[Token]) -> Iterator[Token | Ended]:
         for token in tokens:
@@ -275,43 +300,3 @@ class Scheduler:
             self.prefixes.keep(slot, tokens, request.cache_salt, request.source_key)
         else:
             cache.release(slot)
-
-
-def _drafts_wanted(request: Request) -> bool:
-    return request.speculator is not None and request.speculator.verification.most_tokens != 0
-
-
-def _draft(engine: Engine, slot: int, request: Request, num_others: int) -> list[int]:
-    speculator, num_left = request.speculator, request.sampler.sampling.max_tokens - len(request.output_ids)
-    if speculator is None or speculator.verification.most_tokens == 0:
-        return []
-    forced = request.sampler.forced_ids()
-    if not forced and not speculator.looks_up:
-        return []
-    if speculator.verification.most_tokens is None and num_left > 1:
-        speculator.verification.probe(engine, slot, request.prompt_ids + request.output_ids)
-    return speculator.draft(num_left, num_others, forced)
-
-
-def _verify(engine: Engine, slot: int, request: Request, draft: list[int]) -> list[Token]:
-    """Run the last token and its draft in one call; pick while the draft is right, and one token more."""
-    assert request.speculator is not None
-    start, began = int(engine.cache.lengths[slot]), time.perf_counter()
-    rows = engine.prefill(slot, [request.output_ids[-1], *draft], num_logits=len(draft) + 1)
-    request.speculator.verification.cost.observe(len(draft) + 1, time.perf_counter() - began)
-    picked: list[Token] = []
-    for logits, guess in zip(rows, [*draft, None], strict=True):
-        picked.append(_pick(request, logits))
-        if picked[-1].finish_reason is not None or picked[-1].pick.token_id != guess:
-            break
-    engine.cache.rewind(slot, start + len(picked))
-    return picked
-
-
-def _pick(request: Request, logits: Logits) -> Token:
-    began = time.perf_counter()
-    pick = request.sampler.pick(logits)
-    if request.speculator is not None:
-        request.speculator.observe(pick.token_id)
-    request.times.sampling += time.perf_counter() - began
-    return Token(request, pick, request.sampler.finish_reason)

@@ -146,12 +146,31 @@ class TextToText:
         Raises:
             MisuseError: the model does not have a language or the pair; otherwise as `generate`.
         """
+        language, sampling, given = self.for_translation(texts, source, target, sampling)
+        return self.generate(given, sampling, truncate=truncate, beams=beams, language=language)
+
+    def for_translation(
+        self, texts: Sequence[str], source: str, target: str, sampling: SamplingParams | None = None
+    ) -> tuple[str | None, SamplingParams, list[str]]:
+        """What `generate` and `prepare` are given to translate: `language`, `sampling`, and `texts` with prompts.
+
+        Raises:
+            MisuseError: the model does not have a language or the pair; the message lists what it has.
+        """
         language, forced, prompt = self.translation(source, target)
         sampling = sampling or self.sampling()
         if forced is not None:
             sampling = dataclasses.replace(sampling, forced_bos_token_id=forced)
         given = [prompt + text if isinstance(text, str) and text.strip() else text for text in texts]
-        return self.generate(given, sampling, truncate=truncate, beams=beams, language=language)
+        return language, sampling, given
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The source and target languages that `translate` takes, by their codes, sorted."""
+        if self.languages:
+            return [(source, target) for source in sorted(self.languages) for target in sorted(self.languages)]
+        names = (name.removeprefix(PAIR).partition("_to_") for name in self.prompts if name.startswith(PAIR))
+        return sorted((source, target) for source, _, target in names)
 
     def translation(self, source: str, target: str) -> tuple[str | None, int | None, str]:
         """How to translate a pair: the code of the sources, the token that begins an answer, and the prompt.
@@ -228,15 +247,15 @@ class TextToText:
         before, after = ([token_id if item < 0 else int(item) for item in parts[name]] for name in ("before", "after"))
         return before, after
 
-    def split(self, text: str, language: str | None = None) -> list[str]:
-        """A text in pieces that the engine holds, cut at the ends of sentences; a longer sentence is not cut."""
+    def split(self, text: str, language: str | None = None, prompt: str = "") -> list[str]:
+        """A text in pieces that the engine holds behind a prompt, cut at the ends of sentences, never in one."""
         from piston.runtime.text.sentences import split_sentences
 
         before, behind = self.frame(language)
         room = self.engine.max_source - len(before) - len(behind)
 
         def fits(piece: str) -> bool:
-            return len(self.tokenizer.encode(piece, add_special_tokens=False)) <= room
+            return len(self.tokenizer.encode(prompt + piece, add_special_tokens=False)) <= room
 
         return split_sentences(check_text(text, "The text"), fits)
 

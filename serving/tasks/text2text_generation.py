@@ -1,7 +1,7 @@
-"""Encoder-decoders from text to text: completions, whose prompt is the text that is answered."""
+"""Encoder-decoders from text to text: completions, whose prompt is the text that is answered, and translations."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,14 @@ from piston.serving.served import Served
 from piston.serving.settings import Settings
 from piston.serving.structured import grammar_of
 from piston.serving.tasks.text_generation import generate
-from piston.serving.work import RECOMMENDED, SAMPLING, Work, work_of
+from piston.serving.translation import (
+    REFUSED_TRANSLATION,
+    TranslateRequest,
+    TranslationAnswers,
+    languages_of,
+    translation_work,
+)
+from piston.serving.work import Work, options_of, work_of
 
 if TYPE_CHECKING:
     from piston.runtime.tasks.text2text_generation import TextToText
@@ -69,19 +76,20 @@ def text_work(model: "TextToText", grammars: None, request: CompletionRequest, c
     texts = [request.prompt] if isinstance(request.prompt, str) else list(request.prompt)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise RequestError("prompt must be a text or a list of texts, at least one.", param="prompt")
-    stated = model.manifest.generation
-    options: dict[str, Any] = {name: stated[name] for name in RECOMMENDED if name in stated}
-    options |= {name: getattr(request, name) for name in SAMPLING if getattr(request, name) is not UNSET}
+    options = options_of(model, request, default_temperature=None) | {"max_tokens": model.sampling().max_tokens}
     for name in ("max_tokens", "echo"):
         if getattr(request, name) is not UNSET:
             options[name] = getattr(request, name)
     if request.logprobs is not UNSET:
         options |= {"logprobs": True, "top_logprobs": request.logprobs}
-    base = {"max_tokens": model.sampling().max_tokens}
-    return work_of(model.prepare(texts, SamplingParams.from_mapping(base | options)), request, caller, began)
+    return work_of(model.prepare(texts, SamplingParams.from_mapping(options)), request, caller, began)
 
 
 serve = ServedTextToText
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint(CompletionRequest, partial(generate, text_work, CompletionAnswers), REFUSED_COMPLETION),
+    "/translate": Endpoint(
+        TranslateRequest, partial(generate, translation_work, TranslationAnswers), REFUSED_TRANSLATION
+    ),
 }
+READS: Mapping[str, Callable[[Any], Any]] = {"/languages": languages_of}

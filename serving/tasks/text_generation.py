@@ -104,7 +104,8 @@ async def generate(
     served.thread.check_room()
     work_of = partial(prepare, served.model, served.grammars, body, call.caller)
     work = await (in_compiler(call, work_of) if may_need_grammar(body) else call.in_worker(work_of))
-    request_id = body.request_id if isinstance(body.request_id, str) else call.caller.request_id
+    named = getattr(body, "request_id", UNSET)
+    request_id = named if isinstance(named, str) else call.caller.request_id
     ticket = Ticket(work.generations, request_id)
     answers = form(served.name, work, ticket)
 

@@ -5,7 +5,8 @@ from toy_model import VOCAB_SIZE, byte_tokenizer, history_script
 
 from piston.core.errors import MisuseError
 from piston.runtime.backends.scripted import ScriptedEngine
-from piston.runtime.generate.beam_search import BeamParams, beam_search
+from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.generate.decode import beam_search
 from piston.runtime.generate.hypotheses import search
 from piston.runtime.generate.request import Request
 from piston.runtime.sampling.params import SamplingParams
@@ -202,7 +203,7 @@ def decoder(toys):
 
     model.lm_head.forward = forward
     engine.step = lambda tokens: {slot: moved(logits) for slot, logits in step(tokens).items()}
-    engine.prefill = lambda *arguments: moved(prefill(*arguments))
+    engine.prefill = lambda *arguments, **named: moved(prefill(*arguments, **named))
     model.generation_config.update(pad_token_id=0, eos_token_id=2, bos_token_id=1)
 
     def biased(bias):

@@ -8,7 +8,9 @@ from toy_model import history_script
 
 from piston.core.errors import EmptyPromptError, EngineError, MisuseError, PromptTooLongError
 from piston.runtime.backends.scripted import ScriptedEngine
-from piston.runtime.generate.request import Ended, Request, Token
+from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.generate.decode import beam_search
+from piston.runtime.generate.request import Ended, Found, Request, Token
 from piston.runtime.generate.scheduler import LEAST_CHUNK, Scheduler
 from piston.runtime.generate.speculation import PROBE_SIZES, Speculator, Verification
 from piston.runtime.sampling.params import SamplingParams
@@ -421,3 +423,91 @@ def test_without_forced_tokens_a_row_with_a_constraint_costs_no_probe():
     scheduler.add(Request(prompt, sampler, speculator=Speculator(Verification(), prompt, 0)))
     run(scheduler)
     assert kinds_of(engine) == ["prefill", "step", "step", "step"]
+
+
+BEAMS = BeamParams(num_beams=3, num_return_sequences=2)
+
+
+def searched(prompt, max_tokens=6):
+    """What a search finds alone."""
+    (found,) = beam_search(engine_of(num_slots=3), [request_of(prompt, max_tokens)], BEAMS)
+    return found
+
+
+def test_a_search_runs_in_the_steps_of_other_rows_and_changes_neither():
+    engine = engine_of(num_slots=5)
+    scheduler, row, search = Scheduler(engine), request_of([3], 9), request_of([4, 5], beams=BEAMS)
+    scheduler.add(row)
+    list(scheduler.step())
+    scheduler.add(search)
+    events = run(scheduler)
+    assert [event.hypotheses for event in events if isinstance(event, Found)] == [searched([4, 5])]
+    assert row.output_ids == continuation([3], 9)
+    assert max(len(call) for kind, call in engine.calls if kind == "step") == 4
+    assert engine.cache.num_free == 5
+
+
+def test_a_search_waits_for_as_many_slots_as_beams_and_rows_behind_it_wait_too():
+    engine = engine_of(num_slots=3)
+    scheduler, first, last = Scheduler(engine), request_of([3], 4), request_of([7], 2)
+    search = request_of([4, 5], beams=BEAMS)
+    for request in (first, search, last):
+        scheduler.add(request)
+    ended = [
+        event.request for event in run(scheduler) if isinstance(event, Found) or getattr(event, "finish_reason", None)
+    ]
+    assert ended == [first, search, last]
+    assert last.output_ids == continuation([7], 2)
+
+
+def test_a_prompt_of_a_search_is_prefilled_in_chunks_and_kept():
+    engine = engine_of(num_slots=4)
+    scheduler = Scheduler(engine, max_stall=1e-9, keep_prefixes=True)
+    prompt = [*range(3, 20)] * 8
+    for _ in range(2):
+        row, search = request_of([3], 12), request_of(prompt, beams=BEAMS)
+        scheduler.add(row)
+        list(scheduler.step())
+        scheduler.add(search)
+        events = run(scheduler)
+        assert [event.hypotheses for event in events if isinstance(event, Found)] == [searched(prompt)]
+        assert row.output_ids == continuation([3], 12)
+    assert search.num_cached == len(prompt) - 1
+    scheduler.close()
+    assert engine.cache.num_free == 4
+
+
+@pytest.mark.parametrize("end", [lambda request: request.cancel(), lambda request: setattr(request, "deadline", 0.0)])
+def test_a_search_that_is_cancelled_or_late_frees_its_slots(end):
+    engine = engine_of(num_slots=3)
+    scheduler, search = Scheduler(engine), request_of([4, 5], 50, beams=BEAMS)
+    scheduler.add(search)
+    for _ in range(3):
+        list(scheduler.step())
+    assert (scheduler.num_running, engine.cache.num_free) == (3, 0)
+    end(search)
+    (event,) = run(scheduler)
+    assert isinstance(event, Ended)
+    assert event.reason in {"cancelled", "deadline"}
+    assert engine.cache.num_free == 3
+
+
+def test_a_search_that_fails_ends_alone():
+    def script(history):
+        logits = SCRIPT(history)
+        return np.full_like(logits, np.nan) if history[0] == 4 and len(history) > 3 else logits
+
+    engine = engine_of(num_slots=4, script=script)
+    scheduler, row, search = Scheduler(engine), request_of([3], 9), request_of([4, 5], beams=BEAMS)
+    scheduler.add(row)
+    scheduler.add(search)
+    (failed,) = [event for event in run(scheduler) if isinstance(event, Ended)]
+    assert failed.request is search
+    assert isinstance(failed.error, EngineError)
+    assert row.output_ids == continuation([3], 9)
+    assert engine.cache.num_free == 4
+
+
+def test_more_beams_than_slots_are_refused_when_they_are_added():
+    with pytest.raises(MisuseError, match="num_beams is 3, but the engine has 2 free slots"):
+        Scheduler(engine_of(num_slots=2)).add(request_of([4], beams=BEAMS))

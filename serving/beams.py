@@ -1,0 +1,52 @@
+"""Beam search as requests ask for it, in vLLM's fields."""
+
+from typing import Any
+
+from msgspec import UNSET
+
+from piston.runtime.generate.beam_search import BeamParams
+from piston.serving.errors import RequestError
+from piston.serving.generation_fields import Options
+
+DEFAULT_BEAMS = 4  # where a search returns one answer
+# What the checkpoint's authors recommend for samples; a search takes no samples.
+OF_SAMPLES = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"})
+
+
+def beams_of(request: Options) -> BeamParams | None:
+    """The search that a request asks for, if it does.
+
+    Raises:
+        RequestError: a field is without effect, or the answer is to be streamed.
+        MisuseError: a value is out of range.
+    """
+    num_answers = _given(request.n, 1)
+    if request.use_beam_search is not True:
+        for name, harmless in (("best_of", num_answers), ("length_penalty", 1), ("early_stopping", False)):
+            if _given(getattr(request, name), harmless) != harmless:
+                raise RequestError(
+                    f"{name} is not supported without use_beam_search, and all n answers are returned; leave it out, "
+                    "or send use_beam_search.",
+                    param=name,
+                    code="unsupported_parameter",
+                )
+        return None
+    if request.stream:
+        raise RequestError(
+            "stream is not supported with use_beam_search: no text is certain before the end; leave one of them out.",
+            param="stream",
+            code="unsupported_parameter",
+        )
+    num_beams = _given(request.best_of, num_answers if num_answers > 1 else DEFAULT_BEAMS)
+    if num_beams < num_answers:
+        raise RequestError(f"best_of is {num_beams}; it must be at least n, which is {num_answers}.", param="best_of")
+    return BeamParams(
+        num_beams=num_beams,
+        num_return_sequences=num_answers,
+        length_penalty=_given(request.length_penalty, 1.0),
+        early_stopping=_given(request.early_stopping, False),
+    )
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is UNSET else value
