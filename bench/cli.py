@@ -8,8 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from piston.bench import encoders as of_encoders
+from piston.bench import modules as of_modules
 from piston.bench.baseline import Reference, read_reference
 from piston.bench.child import Contender
+from piston.bench.encoders import Bench
 from piston.bench.fingerprint import take_fingerprint
 from piston.bench.gate import FIGURES, Gate, check_measured, judge, strictest
 from piston.bench.load import cli as of_servers
@@ -30,8 +32,9 @@ from piston.runtime.backends.session import check_threads
 from piston.runtime.bundle import Bundle
 
 REPEATS, WARMUP = 10, 2
-# Options that bundles of encoders do not have, with their defaults.
+# Options that bundles of encoders and modules do not have, with their defaults.
 OF_LANGUAGE_MODELS = {
+    "--alpha": 0.05,
     "--checkpoint": None,
     "--batch": [1],
     "--prompt-len": None,
@@ -67,6 +70,8 @@ Of recipes: 'export.seconds<=110%', 'calibrate.peak<=105%', 'build.cpu<=110%', '
 bundle the baseline is a virtual environment with another Piston, which runs them in turns.
 Bundles of encoders have --prompts (texts), --repeats, --warmup and --threads: 'latency<=5ms', 'texts_per_second>=100',
 'tokens_per_second>=10000', 'load<=1s', 'peak<=400MB'.
+Bundles of modules the same, with --prompts FILE.npz (arrays in place of the example): 'latency<=5ms',
+'runs_per_second>=100'.
 A gate that is not met exits with 1."""
 
 
@@ -141,7 +146,10 @@ def run(arguments: argparse.Namespace) -> int:
         return of_servers.run(arguments)
     if len(arguments.bundle) == 1 and of_encoders.is_encoder(arguments.bundle[0]):
         of_servers.check_unserved(arguments)
-        return of_encoders.run(arguments, OF_LANGUAGE_MODELS)
+        return of_encoders.run(arguments, Bench(of_encoders.METRICS, OF_LANGUAGE_MODELS, of_encoders.measure_texts))
+    if len(arguments.bundle) == 1 and of_modules.is_module(arguments.bundle[0]):
+        of_servers.check_unserved(arguments)
+        return of_encoders.run(arguments, Bench(of_modules.METRICS, OF_LANGUAGE_MODELS, of_modules.measure_runs))
     plan = _plan(arguments)
     machine = take_fingerprint(plan.options.threads)
     date = datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,7 +6,8 @@ this process, which holds one model.
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ from piston.runtime.encoder import EncoderModel
 from piston.runtime.process_memory import peak_memory
 from piston.runtime.verify_outputs import TEXTS
 
+LOAD_AND_PEAK = (
+    Metric(name="load", described="the time to load", unit="s"),
+    Metric(name="peak", described="the peak memory", unit="bytes"),
+)
 METRICS = {
     metric.name: metric
     for metric in (
@@ -36,8 +41,7 @@ METRICS = {
         Metric(name="latency_p90", described="the 90th percentile of the time of one text", unit="s"),
         Metric(name="texts_per_second", described="the texts a second", is_better_high=True),
         Metric(name="tokens_per_second", described="the tokens read", unit="tokens/s", is_better_high=True),
-        Metric(name="load", described="the time to load", unit="s"),
-        Metric(name="peak", described="the peak memory", unit="bytes"),
+        *LOAD_AND_PEAK,
     )
 }
 NUM_TEXTS, SHORT, LONG = 256, 4, 128  # made texts, and their words: from SHORT to LONG
@@ -49,15 +53,30 @@ def is_encoder(path: Path) -> bool:
     return path.is_dir() and hasattr(task_module(tasks, Manifest.read(path).task), "MODEL")
 
 
-def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
-    """Measure, print, judge; `defaults` are those of the options that are for language models."""
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is measured of bundles of a kind, and on what.
+
+    Args:
+        metrics: by name.
+        of_language_models: options that these bundles do not have, with their defaults.
+        measure: measures a loaded model, given the file of --prompts, repeats, warm-up and progress: the values, what
+            JSON says of the work, and the work in words.
+    """
+
+    metrics: Mapping[str, Metric]
+    of_language_models: Mapping[str, Any]
+    measure: Callable[[Any, Path | None, int, int, Progress], tuple[dict[str, float], dict[str, Any], str]]
+
+
+def run(arguments: argparse.Namespace, bench: Bench) -> int:
+    """Measure in this process, print, judge."""
     (path,) = arguments.bundle
     task = Manifest.read(path).task
-    for option, default in defaults.items():
+    for option, default in bench.of_language_models.items():
         if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
             raise MisuseError(f"{option} is for language models, and {path} is for {task}; leave it out.")
-    gates = gates_of(arguments, METRICS, "--fail-on")
-    texts = made_texts() if arguments.prompts is None else texts_of(arguments.prompts)
+    gates = gates_of(arguments, bench.metrics, "--fail-on")
     repeats = 10 if arguments.repeats is None else arguments.repeats
     warmup = 2 if arguments.warmup is None else arguments.warmup
     if repeats < 1 or warmup < 0:
@@ -67,7 +86,8 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
     module = task_module(tasks, task)
     with module.open_model(Bundle.open(path, verify=False), target=arguments.target, threads=threads) as model:
         load = time.perf_counter() - began
-        values, num_tokens = measured(model, texts, repeats, warmup, Progress(quiet=arguments.quiet))
+        progress = Progress(quiet=arguments.quiet)
+        values, work, described = bench.measure(model, arguments.prompts, repeats, warmup, progress)
         target = model.target
     values |= {"load": load, "peak": float(peak_memory())}
     results = [gate.judge(values) for gate in gates]
@@ -78,8 +98,7 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
                 "target": target,
                 "task": task,
                 "threads": threads,
-                "num_texts": len(texts),
-                "num_tokens": num_tokens,
+                **work,
                 "repeats": repeats,
                 "values": values,
                 "gates": to_plain(results),
@@ -88,10 +107,20 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
             }
         )
     else:
-        print_text(f"{path} on {target}, {threads} threads, {len(texts)} texts of {num_tokens:,} tokens:")
-        for name, metric in METRICS.items():
+        print_text(f"{path} on {target}, {threads} threads, {described}:")
+        for name, metric in bench.metrics.items():
             print_text(f"  {metric.described.removeprefix('the ')}: {shown(values[name], metric.unit)}")
     return tell_gates(results)
+
+
+def measure_texts(
+    model: EncoderModel, path: Path | None, repeats: int, warmup: int, progress: Progress
+) -> tuple[dict[str, float], dict[str, Any], str]:
+    """See Bench: on the texts of a file, or on made ones."""
+    texts = made_texts() if path is None else texts_of(path)
+    values, num_tokens = measured(model, texts, repeats, warmup, progress)
+    work = {"num_texts": len(texts), "num_tokens": num_tokens}
+    return values, work, f"{len(texts)} texts of {num_tokens:,} tokens"
 
 
 def measured(

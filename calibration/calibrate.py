@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.calibration.check import ROW_LEN, Check, bounds_of, check, evaluation_of
+from piston.calibration.check import ROW_LEN, Check, bounds_of, check
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.observe.saturation import Saturated, saturations
 from piston.calibration.recipe import HEAD, Recipe
+from piston.calibration.refusals import check_choice, check_data, check_labels, check_task_options
+from piston.calibration.schemes.convolutions import prepare_convolutions
 from piston.calibration.schemes.embeddings import QuantizeTablesPass
 from piston.calibration.schemes.gptq_checkpoint import ROUNDED
 from piston.calibration.schemes.kv_cache import RoundCachePass, Scales, cache_steps, observe_cache, written
@@ -28,14 +30,15 @@ from piston.calibration.size import Size, actual_bytes, promised_bytes
 from piston.calibration.task_check import TaskCheck, check_task
 from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.bundle.external_data import plain_files
+from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
-from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, Metric
+from piston.data.arrays import Arrays, HeldOutArrays, load_arrays
 from piston.data.held_out import HeldOut, load_data
+from piston.data.packing import Ids
 from piston.data.rows import BUILTIN, RowOptions, Rows, chat_rows
-from piston.evaluation.encoders import needs_labels
 from piston.graph.trained_scales import TrainedScales
 from piston.runtime.bundle import Bundle
 
@@ -99,8 +102,9 @@ def calibrate(  # noqa: PLR0913
         model_dir: what `piston export` wrote, in float32.
         out: the directory to write.
         recipe: the scheme and how.
-        data: text, JSONL or token files, or "builtin"; not needed to round weights to nearest without a budget.
-        rows: how the data is packed.
+        data: text, JSONL or token files, or "builtin"; of a module of one's own .npz files. Not needed to round weights
+            to nearest without a budget.
+        rows: how the data is packed; of a module only how many samples are taken, by default all.
         keep_worst: linears to leave in float, those whose INT8 moves the model furthest by multiply-add (w8a8).
         budget: what the result may cost at most; finds what to leave in float.
         checked: the bound on the result, and on which text.
@@ -129,14 +133,19 @@ def calibrate(  # noqa: PLR0913
     if bool(recipe.trained) != (trained is not None):
         raise MisuseError("A recipe that names trained scales is given together with them, and no other.")
     bounds = (*bounds_of(checked.bounds, recipe.scheme, task), *([] if budget is None else [budget.bound]))
-    _check_choice(recipe, keep_worst, budget)
-    _check_data(recipe, data, budget)
-    _check_task(task, recipe, keep_worst, budget)
-    _check_labels(task, bounds, checked.labelled)
+    check_choice(recipe, keep_worst, budget)
+    check_task_options(task, recipe, keep_worst, budget)
+    check_data(task, recipe, data, budget)
+    check_labels(task, bounds, checked.labelled)
     with plain_files(model_dir, out) as plain:
         graph = ModelGraph.open(plain)
         recipe = _for_model(recipe, graph, model_dir)
-        packed, held_out = load_data(data, Bundle(plain, graph.manifest), rows or RowOptions(), checked.data)
+        packed: Rows | Arrays | None
+        held_out: HeldOut | HeldOutArrays
+        if task == MODULE:
+            packed, held_out = load_arrays(data, plain, graph.manifest.graphs[MODULE], rows, checked.data)
+        else:
+            packed, held_out = load_data(data, Bundle(plain, graph.manifest), rows or RowOptions(), checked.data)
         job = _Calibration(
             graph,
             recipe,
@@ -180,67 +189,16 @@ def _for_model(recipe: Recipe, graph: ModelGraph, model_dir: Path) -> Recipe:
     return recipe
 
 
-def _check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
-    if keep_worst < 0:
-        raise MisuseError(f"--keep-worst {keep_worst} must be at least 0.")
-    if keep_worst and recipe.scheme != "w8a8":
-        raise MisuseError(f"--keep-worst ranks by INT8 activations, which {recipe.scheme} has none of; use --keep.")
-    if keep_worst and budget is not None:
-        raise MisuseError("--budget finds what to leave in float; leave --keep-worst out.")
-    if recipe.scheme == "fp" and budget is not None:
-        raise MisuseError("--budget finds linears to leave in float, and fp leaves all; state --require instead.")
-
-
-def _check_task(task: str, recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
-    """Refuse what needs the logits or the cache of a language model."""
-    if task == TEXT_GENERATION:
-        return
-    asked = {
-        "--budget": budget is not None,
-        "--keep-worst": bool(keep_worst),
-        "--kv int8": recipe.kv != "float",
-        "--rounding gptq": recipe.rounding == "gptq",
-        "--rounding awq": recipe.rounding == "awq",
-    }
-    if given := [option for option, is_given in asked.items() if is_given]:
-        remedy = "give --rounding nearest" if "rounding" in given[0] else "leave it out"
-        raise MisuseError(f"{given[0]} is for language models, and this model is for {task}; {remedy}.")
-
-
-def _check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | None) -> None:
-    """Refuse labelled examples of a task that has no figures for them, and bounds that need examples without them."""
-    if task == TEXT_GENERATION or not hasattr(evaluation_of(task), "quality"):
-        if labelled is not None:
-            raise MisuseError(f"--labelled is for tasks of encoders, and this model is for {task}; leave it out.")
-        return
-    if missing := [gate.text for gate in bounds if labelled is None and needs_labels(gate.metric)]:
-        raise MisuseError(f"--require {missing[0]!r} is measured on labelled examples; give them as --labelled FILE.")
-    if labelled is not None:
-        read_bytes(labelled)
-
-
-def _check_data(recipe: Recipe, data: Sequence[str | Path], budget: Budget | None) -> None:
-    reads_text = recipe.reads_text or budget is not None
-    described = recipe.described if recipe.reads_text else f"{recipe.described} within a budget"
-    if reads_text and not data:
-        raise MisuseError(f"{described} needs text: give --data FILE or --data builtin.")
-    if data and not reads_text:
-        raise MisuseError(
-            f"{recipe.described} reads no text; leave --data out, ask for --rounding gptq, or give the text to check "
-            "the result on as --check-data."
-        )
-
-
 @dataclass(slots=True)
 class _Calibration:
     """One calibration under way."""
 
     graph: ModelGraph
     recipe: Recipe
-    rows: Rows | None
+    rows: Rows | Arrays | None
     keep_worst: int
     budget: Budget | None
-    held_out: HeldOut
+    held_out: HeldOut | HeldOutArrays
     bounds: tuple[Gate[Metric], ...]
     trained: TrainedScales | None
     labelled: Path | None
@@ -250,9 +208,12 @@ class _Calibration:
     def run(self, work: Path, scratch: Path) -> Calibrated:
         """Quantize, write the model directory into `work`, and check it there."""
         with self.progress.phase(f"quantizing to {self.recipe.shown_scheme}"):
-            promised = promised_bytes(self.graph.model.graph, self.graph.linears, self.recipe)
+            graph = self.graph
+            promised = promised_bytes(graph.model.graph, graph.linears, self.recipe, graph.convolutions)
             sparse = self._sparsify(scratch)
             prepared = self._prepare(scratch)
+            samples = None if self.rows is None else self.rows.ids
+            convolutions = prepare_convolutions(graph, self.recipe, samples, scratch, self.progress)
             measures_cache = self.recipe.kv == "int8" and not self.recipe.kv_scales
             if self.budget is not None or self.keep_worst or measures_cache or self.count_saturations:
                 self.graph.save_float(scratch / PREPARED)  # smoothing moves the values: measure it as it will be
@@ -265,10 +226,12 @@ class _Calibration:
             names = prepared.insert(self.graph, set(prepared.weights) - set(spared))
             remainders = {name: prepared.ratios[read[name]] for name in names if read[name] in prepared.ratios}
             weight_only = [name for name in prepared.kept if name not in names]
+            names += convolutions.insert(graph)
             names += self._round_tables()
             if scales:
                 RoundCachePass(scales, self.graph.manifest.cache)(self.graph.model)
-        kept = [linear.name for linear in self.graph.linears if linear.name not in names]
+        layers = [linear.name for linear in graph.linears] + [each.name for each in graph.convolutions]
+        kept = [name for name in layers if name not in names]
         # What was measured becomes part of the recipe: with it the same data gives the same model again.
         settled = dataclasses.replace(
             self.recipe,
@@ -304,11 +267,17 @@ class _Calibration:
             manifest, settled, names, kept, weight_only, size, errors, harm, found, spent, saturated, warning
         )
 
+    @property
+    def _token_rows(self) -> Ids:
+        """The rows of a model that reads tokens."""
+        assert isinstance(self.rows, Rows)
+        return self.rows.ids
+
     def _sparsify(self, scratch: Path) -> list[str]:
         """Make weights sparse before anything is rounded; what reads the model from its directory reads them so."""
         if not self.recipe.sparsity:
             return []
-        rows = None if self.rows is None else self.rows.ids
+        rows = None if self.rows is None else self._token_rows
         sparse = sparsify(self.graph, self.recipe, rows, scratch, self.progress)
         if self.recipe.scheme == "w8a8":
             self.graph.save_float(scratch / SPARSE)
@@ -330,8 +299,7 @@ class _Calibration:
     def _harm(self, prepared: Prepared, scales: Scales, scratch: Path) -> dict[str, float]:
         if not self.keep_worst:
             return {}
-        assert self.rows is not None
-        rows = few(self.rows.ids)
+        rows = few(self._token_rows)
         meter = Meter(self.graph, prepared, scales, scratch / PREPARED, [rows])
         try:
             return most_harmful(meter, prepared, self.graph.linears, rows, self.keep_worst, self.progress)
@@ -361,21 +329,21 @@ class _Calibration:
             return {}
         if self.recipe.kv_scales:
             return dict(self.recipe.kv_scales)
-        assert self.rows is not None
-        chats = chat_rows(Bundle(self.graph.directory, self.graph.manifest), self.rows.ids.shape[1])
-        rows = [self.rows.ids] if chats is None else [self.rows.ids, chats]
+        ids = self._token_rows
+        chats = chat_rows(Bundle(self.graph.directory, self.graph.manifest), ids.shape[1])
+        rows = [ids] if chats is None else [ids, chats]
         granularity = self.recipe.kv_granularity
         return observe_cache(scratch / PREPARED, self.graph.model, rows, granularity, scratch, self.progress)
 
     def _spend(self, prepared: Prepared, scales: Scales, scratch: Path) -> BudgetResult | None:
         if self.budget is None:
             return None
-        assert self.rows is not None
+        assert isinstance(self.held_out, HeldOut)
         ground = SearchContext(
             graph=self.graph,
             prepared=prepared,
             kv_scales=scales,
-            rows=self.rows.ids,
+            rows=self._token_rows,
             held_out=self.held_out.ids,
         )
         return spend(ground, self.budget, scratch, self.progress)
@@ -392,6 +360,7 @@ class _Calibration:
         wanted |= cache_steps(self.graph.model, scales, self.graph.manifest.cache)
         if not wanted:
             return {}
+        assert isinstance(self.held_out, HeldOut)
         rows = self.held_out.ids[:, :ROW_LEN]
         found = saturations(scratch / PREPARED, rows, wanted, scratch, self.progress)
         readers = {name: ", ".join(linear.name for linear in group) for name, group in self.graph.groups().items()}
@@ -404,6 +373,7 @@ class _Calibration:
         with self.progress.phase("checking the result"):
             if manifest.task != TEXT_GENERATION:
                 return check_task(work, self.graph.directory, self.held_out, self.bounds, self.labelled, self.progress)
+            assert isinstance(self.held_out, HeldOut)
             return check(
                 work, self.graph.directory, self.held_out, self.bounds, far=has_int8_cache, progress=self.progress
             )

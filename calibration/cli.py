@@ -39,10 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_dir", metavar="DIR", type=Path, help="the model directory `piston export` wrote")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
     parser.add_argument(
-        "--data", action="append", default=[], metavar="FILE", help="text, JSONL or ids; or builtin (repeatable)"
+        "--data",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="text, JSONL or ids, or builtin; of a module of your own .npz files of its inputs (repeatable)",
     )
     parser.add_argument("--field", metavar="NAME", help="of objects and tables: where the text is")
-    parser.add_argument("--samples", type=int, default=64, metavar="N", help="rows to run (default 64)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="rows to run (default 64; of a module all but those for the check)"
+    )
     parser.add_argument("--seq-len", type=int, metavar="N", help="tokens of a row (default 512, at most the model's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the packing (default 0)")
     recipe = parser.add_argument_group("recipe")
@@ -134,9 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         recipe,
         arguments.data,
-        rows=RowOptions(
-            num_rows=arguments.samples, seq_len=arguments.seq_len, seed=arguments.seed, field=arguments.field
-        ),
+        rows=_rows_of(arguments),
         keep_worst=arguments.keep_worst or 0,
         budget=budget_of(arguments),
         checked=CheckOptions(
@@ -163,6 +167,13 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _print(arguments.output, result)
     return 0
+
+
+def _rows_of(arguments: argparse.Namespace) -> RowOptions | None:
+    """How rows are made; None where nothing was said."""
+    given = {"num_rows": arguments.samples, "seq_len": arguments.seq_len, "field": arguments.field}
+    given = {name: value for name, value in given.items() if value is not None}
+    return RowOptions(seed=arguments.seed, **given) if given or arguments.seed else None
 
 
 def _examples() -> str:

@@ -11,15 +11,18 @@ from typing import Any, Self
 
 import onnx_ir as ir
 
+from piston.calibration.graph.convolutions import Convolution, find_convolutions
 from piston.calibration.graph.linears import Linear, by_input, find_linears
 from piston.calibration.recipe import HEAD
 from piston.core.bundle import GRAPH, GRAPH_DATA
+from piston.core.bundle.examples import EXAMPLES
 from piston.core.bundle.external_data import check_external_data
+from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import Manifest, record_files, sha256_of
 from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 
-BESIDE = ("tokenizer.json", "chat_template.jinja")
+BESIDE = ("tokenizer.json", "chat_template.jinja", EXAMPLES)
 
 
 @dataclass(slots=True)
@@ -30,6 +33,7 @@ class ModelGraph:
     manifest: Manifest
     model: ir.Model
     linears: list[Linear]
+    convolutions: list[Convolution]  # of a module of one's own
     observed: Path | None = None  # the model directory that activations are observed in, where it is another
 
     @classmethod
@@ -57,7 +61,11 @@ class ModelGraph:
             )
         check_external_data(directory, manifest)
         model = ir.load(directory / GRAPH)
-        return cls(directory, manifest, model, find_linears(model))
+        convolutions = find_convolutions(model) if MODULE in manifest.graphs else []
+        found = cls(directory, manifest, model, find_linears(model), convolutions)
+        if not found.linears and not convolutions:
+            raise MisuseError(f"{directory} has no linear layer and no convolution; there is nothing to quantize.")
+        return found
 
     @property
     def sha256(self) -> str:
@@ -79,6 +87,7 @@ class ModelGraph:
         """Give the weights' memory back; only what lies on disk is left."""
         self.model.graph.initializers.clear()
         self.linears.clear()
+        self.convolutions.clear()
 
     def publish(self, work: Path, scheme: str, calibration: Mapping[str, Any]) -> Manifest:
         """Write the quantized model directory into `work`."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
+from piston.calibration.graph.convolutions import Convolution
 from piston.calibration.graph.linears import Linear
 from piston.calibration.observe.observers import Method
 from piston.core.errors import MisuseError
@@ -219,19 +220,25 @@ class Recipe:
         """Values of the embedding and the lm_head that share a scale."""
         return W4_TABLE_BLOCK if self.scheme == "w4" else TABLE_BLOCK
 
-    def chosen(self, linears: Iterable[Linear]) -> list[Linear]:
-        """The linears to quantize.
+    def chosen(self, linears: Iterable[Linear], convolutions: Iterable[Convolution] = ()) -> list[Linear]:
+        """The linears to quantize; `convolutions` are what patterns may name besides.
 
         Raises:
-            MisuseError: a pattern of `keep` names no linear.
+            MisuseError: a pattern of `keep` names nothing.
         """
         linears = [] if self.scheme == "fp" else list(linears)
+        known: list[Linear | Convolution] = [*linears, *convolutions]
         for option, patterns in (("keep", self.keep), ("int8", self.int8 or ())):
             for pattern in patterns:
-                if not any(_is_named(linear, (pattern,)) for linear in linears):
-                    raise MisuseError(f"--{option} {pattern!r} names no linear; they are called as {linears[0].name}.")
+                if not any(_is_named(each, (pattern,)) for each in known):
+                    example = f"; they are called as {known[0].name}" if known else ""
+                    raise MisuseError(f"--{option} {pattern!r} names no linear{example}.")
         kept = (HEAD, *self.keep)
         return [linear for linear in linears if not linear.is_transposed and not _is_named(linear, kept)]
+
+    def chosen_convolutions(self, convolutions: Iterable[Convolution]) -> list[Convolution]:
+        """The convolutions to quantize."""
+        return [] if self.scheme == "fp" else [each for each in convolutions if not _is_named(each, self.keep)]
 
     def sparse(self, linears: Iterable[Linear]) -> list[Linear]:
         """The linears to make sparse: those whose inputs divide by four, but for the lm_head and `dense` ones.
@@ -296,5 +303,5 @@ def is_narrow(linear: Linear) -> bool:
     return NARROW * outputs <= inputs
 
 
-def _is_named(linear: Linear, patterns: Iterable[str]) -> bool:
+def _is_named(linear: Linear | Convolution, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(linear.name, pattern) for pattern in patterns)

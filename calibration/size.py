@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from piston.calibration.graph.convolutions import Convolution
 from piston.calibration.graph.linears import Linear
 from piston.calibration.recipe import HEAD, Recipe
 from piston.calibration.schemes.embeddings import embedding_of
@@ -32,12 +33,16 @@ class Size:
         return self.actual / self.promised - 1
 
 
-def promised_bytes(graph: ir.Graph, linears: Iterable[Linear], recipe: Recipe) -> int:
+def promised_bytes(
+    graph: ir.Graph, linears: Iterable[Linear], recipe: Recipe, convolutions: Iterable[Convolution] = ()
+) -> int:
     """Of a float graph's weights as the recipe's scheme would have them if it kept no layer.
 
     Scales are not counted: what they add is the scheme's to answer for, and so is a layer that stays in float.
     """
+    linears = list(linears)
     bits = {linear.weight.name: recipe.grid_of(linear).bits for linear in linears if _is_layer(linear, recipe)}
+    bits |= dict.fromkeys([each.weight.name for each in convolutions if recipe.scheme != "fp"], BYTE)
     heads = [linear.weight.name for linear in linears if linear.name == HEAD]
     gather = embedding_of(graph)
     table = None if gather is None or gather.inputs[0] is None else gather.inputs[0].name

@@ -1,7 +1,7 @@
 """The check of a quantized model that is no language model: its task compares it with the float one."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import Gate, GateResult, Metric
 from piston.core.tasks import task_module
+from piston.data.arrays import HeldOutArrays
 from piston.data.held_out import HeldOut
-from piston.data.rows import hash_rows
 from piston.evaluation import tasks
 from piston.evaluation.encoders import compare, open_directory, qualities, shown_qualities
 from piston.evaluation.tasks import Comparison
@@ -25,7 +25,7 @@ class TaskCheck:
 
     comparison: Comparison
     gates: tuple[GateResult, ...]
-    held_out: HeldOut
+    held_out: HeldOut | HeldOutArrays
 
     @property
     def summaries(self) -> list[str]:
@@ -36,8 +36,8 @@ class TaskCheck:
         """For the manifest."""
         return {
             "data": self.held_out.source,
-            "sha256": hash_rows(self.held_out.ids),
-            "overlap": self.held_out.overlap.share,
+            "sha256": self.held_out.sha256,
+            "overlap": self.held_out.share,
             "values": dict(self.comparison.values),
             "bounds": [dataclasses.asdict(gate) for gate in self.gates],
         }
@@ -46,7 +46,7 @@ class TaskCheck:
 def check_task(
     candidate: Path,
     reference: Path,
-    held_out: HeldOut,
+    held_out: HeldOut | HeldOutArrays,
     bounds: Sequence[Gate[Metric]],
     labelled: Path | None,
     progress: Progress,
@@ -58,8 +58,8 @@ def check_task(
         EngineError: the model does not run.
     """
     module = task_module(tasks, Manifest.read(candidate).task)
-    compared = compare if hasattr(module, "moved") else module.compare
-    comparison: Comparison = compared(candidate, reference, held_out.ids, progress)
+    compared: Callable[..., Comparison] = compare if hasattr(module, "moved") else module.compare
+    comparison = compared(candidate, reference, held_out.ids, progress)
     if labelled is not None:
         with closing(open_directory(candidate)) as quantized, closing(open_directory(reference)) as exact:
             values = qualities(quantized, exact, labelled)
@@ -68,7 +68,7 @@ def check_task(
     found = TaskCheck(comparison, tuple(gate.judge(comparison.values) for gate in bounds), held_out)
     if missed := [gate for gate in found.gates if not gate.is_met]:
         raise ShortfallError(
-            f"Checked on text it was not calibrated with, the quantized model is outside its bound: {missed[0]} "
+            f"Checked on data it was not calibrated with, the quantized model is outside its bound: {missed[0]} "
             f"({comparison.summary}). Nothing was written; leave more in float (--keep), or state with --require what "
             "it may cost."
         )

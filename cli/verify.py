@@ -14,9 +14,10 @@ from piston.core.tasks import task_module
 from piston.runtime import tasks
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
+from piston.runtime.tasks.module import TASK as MODULE
 from piston.runtime.tasks.text2text_generation import TASK as TEXT_TO_TEXT
 from piston.runtime.verify import Verdict, verify
-from piston.runtime.verify_outputs import OutputVerdict, verify_outputs
+from piston.runtime.verify_outputs import OutputVerdict, verify_examples, verify_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
     task = task_module(tasks, bundle.manifest.task)
     has_outputs = hasattr(task, "MODEL")
-    if not has_outputs and bundle.manifest.task != TEXT_TO_TEXT:
+    if not has_outputs and bundle.manifest.task not in {TEXT_TO_TEXT, MODULE}:
         bundle.manifest.require_task(TEXT_GENERATION, arguments.bundle)
     spec, _ = select_engine(bundle, arguments.target)
     expected = GoldenByTarget.read(arguments.bundle).of(spec.target)
@@ -49,9 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
         model = task.open_model(bundle, target=spec.target, threads=arguments.threads)
     verdict: Verdict | OutputVerdict
     with model, progress.phase("answering the prompts"):
-        if has_outputs:
-            threshold = expected.tolerance(is_int8=float((spec.actual.get("linears") or {}).get("int8", 0)) > 0)
-            verdict = verify_outputs(model, expected, threshold)
+        if has_outputs or bundle.manifest.task == MODULE:
+            has_codes = bundle.manifest.model.scheme.startswith("w8a8")
+            is_int8 = has_codes or float((spec.actual.get("linears") or {}).get("int8", 0)) > 0
+            threshold = expected.tolerance(is_int8=is_int8)
+            compared = verify_outputs if has_outputs else verify_examples
+            verdict = compared(model, expected, threshold)
         else:
             threshold = expected.threshold(str(spec.actual.get("dtype", "float32")))
             verdict = verify(model.engine, model.tokenizer, expected, threshold)
@@ -69,10 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
 def describe(target: str, verdict: Verdict | OutputVerdict) -> str:
     """The verdict in one line."""
     if isinstance(verdict, OutputVerdict):
-        counts = f"outputs for {verdict.num_prompts} texts were compared, the largest distance is {verdict.worst:.2g}"
+        counts = (
+            f"outputs for {verdict.num_prompts} {verdict.given} were compared, the largest distance is "
+            f"{verdict.worst:.2g}"
+        )
         if verdict.is_passed:
             return f"{target} answers as built; {counts}"
-        return f"{target} does NOT answer as built: {len(verdict.mismatches)} texts differ; {counts}"
+        return f"{target} does NOT answer as built: {len(verdict.mismatches)} {verdict.given} differ; {counts}"
     counts = f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} prompts were compared"
     if verdict.is_passed:
         return f"{target} answers as built; {counts}"

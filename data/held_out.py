@@ -7,7 +7,7 @@ from pathlib import Path
 
 from piston.data.overlap import Overlap, overlap
 from piston.data.packing import Ids
-from piston.data.rows import BUILTIN, RowOptions, Rows, load_rows, with_length
+from piston.data.rows import BUILTIN, RowOptions, Rows, hash_rows, load_rows, with_length
 from piston.runtime.bundle import Bundle
 
 NUM_ROWS = 8
@@ -22,6 +22,16 @@ class HeldOut:
     ids: Ids
     source: str
     overlap: Overlap
+
+    @property
+    def sha256(self) -> str:
+        """Of the rows."""
+        return hash_rows(self.ids)
+
+    @property
+    def share(self) -> float:
+        """Of their n-grams, those that calibration has seen."""
+        return self.overlap.share
 
     @property
     def warning(self) -> str | None:

@@ -1,6 +1,6 @@
 """One export under way: what was asked, and what every task writes alike."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -64,9 +64,14 @@ def check_positions(positions: int, least: int) -> None:
         )
 
 
-def save_graph(graph: ir.Model, work: Path, stack: str = "") -> None:
-    """Write a traced graph in its canonical form to the directory `work`; `stack` as of NameTensorsPass."""
+def save_graph(graph: ir.Model, work: Path, stack: str = "", passes: Sequence[ir.passes.InPlacePass] = ()) -> None:
+    """Write a traced graph in its canonical form to the directory `work`; `stack` as of NameTensorsPass.
+
+    `passes` follow those of every graph.
+    """
     canonicalize(graph, stack)
+    for each in passes:
+        each(graph)
     work.mkdir(exist_ok=True)
     ir.save(graph, work / GRAPH, external_data=GRAPH_DATA)
     # onnxscript 0.7's rewrite rules, which live as long as the process, remember the last graph they matched.

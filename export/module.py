@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import importlib
 import re
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from piston.core.bundle.examples import EXAMPLES, Example, write_examples
 from piston.core.bundle.interface import MODULE, GraphInterface, TensorSpec
 from piston.core.bundle.manifest import Manifest, ModelSpec, TokenizerSpec, record_files
 from piston.core.console import Progress
-from piston.core.errors import CheckpointError, MisuseError, ParityError, UnsupportedModelError
+from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 from piston.export.example_inputs import (
     TYPES,
     Inputs,
@@ -36,20 +35,13 @@ from piston.export.example_inputs import (
     other_sizes,
 )
 from piston.export.job import provenance_of, save_graph
+from piston.export.module_parity import check_examples, shown
+from piston.export.passes.linear_form import LinearFormPass
 from piston.export.signature import OPSET
-from piston.runtime.backends.session import OrtOptions, OrtSession
+from piston.export.untraceable import first_line, untraceable
 
 TASK = "module"
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far the graph is from the module, and at which sizes of the dynamic axes: recorded in the manifest."""
-
-    max_abs: float
-    bound: float
-    sizes: list[dict[str, int]]
 
 
 def export_module(  # noqa: PLR0913 - the options of one command
@@ -154,7 +146,7 @@ class _Export:
             except CheckpointError:
                 raise
             except Exception as problem:  # noqa: BLE001 - whatever a module raises for a size it does not take
-                self.remarks.append(f"The module itself fails at {_shown(wanted)}: {_first_line(problem)}.")
+                self.remarks.append(f"The module itself fails at {shown(wanted)}: {first_line(problem)}.")
         if sizes and len(examples) == 1:
             raise MisuseError(
                 f"The module fails at every size of its dynamic axes but the example's ({self.remarks[-1]}) Bound the "
@@ -207,14 +199,14 @@ class _Export:
                     verbose=False,
                 )
         except Exception as problem:
-            raise UnsupportedModelError(_untraceable(problem)) from problem
+            raise UnsupportedModelError(untraceable(problem)) from problem
         assert program is not None
         graph = program.model
         symbols = _symbols(graph.graph, self.shapes)
         for value, name in zip(graph.graph.outputs, self.output_names, strict=True):
             if value.is_graph_input():
                 raise UnsupportedModelError(f"The output {name!r} is an input as it is; leave it out of the outputs.")
-        save_graph(graph, work)
+        save_graph(graph, work, passes=[LinearFormPass()])
         return GraphInterface(
             inputs=tuple(self._input_spec(name) for name in self.inputs),
             outputs=tuple(
@@ -228,28 +220,6 @@ class _Export:
         tensor = self.inputs[name]
         shape = tuple(name_of(dims[axis]) if axis in dims else size for axis, size in enumerate(tensor.shape))
         return TensorSpec(name=name, dtype=TYPES[tensor.dtype], shape=shape, role="value")
-
-
-def check_examples(path: Path, interface: GraphInterface, examples: Sequence[Example]) -> Parity:
-    """Run a graph on the inputs of examples; raises ParityError where an output is beyond its bound."""
-    worst, bound, sizes = 0.0, 0.0, []
-    session = OrtSession.open(path, interface, OrtOptions(optimize=True, prepack=False))
-    try:
-        for example in examples:
-            found = session.run(example.inputs)
-            sizes.append(interface.sizes_of({name: array.shape for name, array in example.inputs.items()}))
-            for name in example.outputs:
-                allowed = example.bound(name)
-                difference = example.difference(name, found[name])
-                worst, bound = max(worst, difference), max(bound, allowed)
-                if not difference <= allowed:
-                    raise ParityError(
-                        f"The exported graph differs from the module in {name!r} at {_shown(sizes[-1])}: by "
-                        f"{difference:.3g}, allowed are {allowed:.3g}."
-                    )
-    finally:
-        session.close()
-    return Parity(worst, bound, sizes)
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
@@ -296,40 +266,5 @@ def _output_spec(value: ir.Value, example: Array, symbols: Mapping[str, str]) ->
     return TensorSpec(name=value.name, dtype=example.dtype.name, shape=shape, role="value")  # type: ignore[arg-type]
 
 
-def _untraceable(problem: BaseException) -> str:
-    """The line of the module at which tracing failed, and why."""
-    torch_dir, own_dir = str(Path(torch.__file__).parent), str(Path(__file__).parent)
-    frames = [
-        frame
-        for cause in _causes(problem)
-        for frame in traceback.extract_tb(cause.__traceback__)
-        if not frame.filename.startswith((torch_dir, own_dir, "<")) and "onnxscript" not in frame.filename
-    ]
-    reason = _first_line(problem)
-    if not frames or not frames[-1].line:
-        return f"The module cannot be traced to ONNX: {reason}."
-    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}"
-    return f"The module cannot be traced to ONNX at {where}: `{frames[-1].line}` ({reason})."
-
-
-def _causes(problem: BaseException | None) -> list[BaseException]:
-    """The error and what it was raised from; the origin last."""
-    found = []
-    while problem is not None and problem not in found:
-        found.append(problem)
-        problem = problem.__cause__ or problem.__context__
-    return found
-
-
 def _silent(*_: object, **__: object) -> None:
     """In place of print."""
-
-
-def _first_line(problem: BaseException) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    why = next((line for line in lines if line.startswith("- ")), "")  # of a constraint on an axis
-    return f"{lines[0].rstrip('.!')}{': ' * bool(why)}{why[2:]}".rstrip(".")
-
-
-def _shown(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "the example's size"

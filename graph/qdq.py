@@ -166,22 +166,25 @@ def cache_rounding(value: ir.Value | None) -> CacheRounding | None:
     return CacheRounding(divided.inputs[0], scales) if fits else None
 
 
-def dequantize_weight(graph: ir.Graph, name: str, codes: np.ndarray, scales: np.ndarray, block: int = 0) -> None:
+def dequantize_weight(
+    graph: ir.Graph, name: str, codes: np.ndarray, scales: np.ndarray, block: int = 0, axis: int = 1
+) -> None:
     """Replace an initializer by codes and a DequantizeLinear; its readers are unchanged.
 
     Args:
         graph: has the initializer.
         name: of it.
-        codes: [in, out], int8 or int4.
+        codes: [in, out], int8 or int4; of a convolution [out, in, ...].
         scales: [out], or [blocks, out] if there are blocks.
         block: inputs of each, or 0.
+        axis: of the outputs.
     """
     weight = graph.initializers[name]
     inputs = [
         initializer(graph, f"{name}.codes", codes),
         initializer(graph, f"{name}.scales", scales.astype(np.float32)),
     ]
-    attributes = {"axis": 0, "block_size": block} if block else {"axis": 1}
+    attributes = {"axis": 0, "block_size": block} if block else {"axis": axis}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/DequantizeLinear")
     output = node.outputs[0]
     output.name, output.type = f"{name}.dequantized", ir.TensorType(ir.DataType.FLOAT)
@@ -192,10 +195,13 @@ def dequantize_weight(graph: ir.Graph, name: str, codes: np.ndarray, scales: np.
 
 
 def quantize_activation(
-    graph: ir.Graph, value: ir.Value, scale: float, readers: frozenset[str] = frozenset()
+    graph: ir.Graph, value: ir.Value, scale: float, readers: frozenset[str] = frozenset(), suffix: str = ""
 ) -> ir.Value:
-    """Put a Q/DQ pair behind the value, which these nodes then read; returns what they read."""
-    name = value.name
+    """Put a Q/DQ pair behind the value, which these nodes then read; returns what they read.
+
+    `suffix` is for the names of a second pair of the same value.
+    """
+    name = f"{value.name}{suffix}"
     uses = [(user, index) for user, index in value.uses() if user.name in readers]
     inputs = [
         initializer(graph, f"{name}.scale", np.array(scale, np.float32)),
@@ -203,12 +209,14 @@ def quantize_activation(
     ]
     quantize = ir.node("QuantizeLinear", [value, *inputs], name=f"{name}/QuantizeLinear")
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *inputs], name=f"{name}/DequantizeLinear")
-    for node, suffix, dtype in ((quantize, "codes", ir.DataType.INT8), (dequantize, "dequantized", ir.DataType.FLOAT)):
-        node.outputs[0].name, node.outputs[0].shape = f"{name}.{suffix}", value.shape
+    for node, ending, dtype in ((quantize, "codes", ir.DataType.INT8), (dequantize, "dequantized", ir.DataType.FLOAT)):
+        node.outputs[0].name, node.outputs[0].shape = f"{name}.{ending}", value.shape
         node.outputs[0].type = ir.TensorType(dtype)
-    producer = value.producer()
-    assert producer is not None
-    graph.insert_after(producer, [quantize, dequantize])
+    maker = value.producer()
+    if maker is None:  # an input of the graph
+        graph.insert_before(graph[0], [quantize, dequantize])
+    else:
+        graph.insert_after(maker, [quantize, dequantize])
     for user, index in uses:
         user.replace_input_with(index, dequantize.outputs[0])
     return dequantize.outputs[0]

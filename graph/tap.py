@@ -29,12 +29,14 @@ class GraphTap:
         self.graph.outputs.extend(self.values[name] for name in names if name not in known)
 
     def give_out(self, value: ir.Value, name: str) -> None:
-        """Make a copy of a computed value the output `name`: one value may be given out several times."""
+        """Make a copy of a value, computed or an input, the output `name`: one may be given out several times."""
         node = value.producer()
-        assert node is not None
         copy = ir.node("Identity", [value], name=name)
         copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = name, value.type, value.shape
-        self.graph.insert_after(node, copy)
+        if node is None:
+            self.graph.insert_before(self.graph[0], copy)
+        else:
+            self.graph.insert_after(node, copy)
         self.graph.outputs.append(copy.outputs[0])
 
     def inject(self, value: ir.Value, name: str, uses: Iterable[tuple[ir.Node, int]] | None = None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from piston.bench.encoders import METRICS as ENCODER_FIGURES
 from piston.bench.gate import BUNDLE_FIGURES
+from piston.bench.modules import METRICS as MODULE_FIGURES
 from piston.core.gates import INT8, SIZE, Gate, Metric
 from piston.core.gates import parse_gate as parse
 from piston.core.tasks import task_module, task_names
@@ -27,7 +28,10 @@ METRICS: dict[str, Metric] = {
     SIZE.name: SIZE,
     INT8.name: INT8,
     **{f"eval.{name}": replace(metric, name=f"eval.{name}") for name, metric in (OF_TASKS | EVAL_METRICS).items()},
-    **{f"bench.{name}": replace(metric, name=f"bench.{name}") for name, metric in ENCODER_FIGURES.items()},
+    **{
+        f"bench.{name}": replace(metric, name=f"bench.{name}")
+        for name, metric in (MODULE_FIGURES | ENCODER_FIGURES).items()
+    },
     **{f"bench.{name}": replace(metric, name=f"bench.{metric.name}") for name, metric in BUNDLE_FIGURES.items()},
 }
 

@@ -158,7 +158,7 @@ class Run:
     def built_from(self) -> Path:
         """The model directory that the bundle was built from."""
         build = next(stage for stage in self.stages if stage.name == "build")
-        return self.output(build.reads[0])
+        return self.output(build.reads[0]) if build.reads else Path(self.checkpoint.source)
 
     def publish(self, bundle: Path) -> None:
         """Copy the bundle to its output path, unless the same bundle is there already."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piston.core.bundle.manifest import Manifest
 from piston.core.cache_dir import expand_user
-from piston.core.errors import Error, MisuseError
+from piston.core.errors import BundleError, Error, MisuseError
 from piston.pipeline.cache_key import (
     code_of,
     digest_of,
@@ -28,11 +29,15 @@ WRITERS = ("export", "calibrate", "build")  # verbs that write a directory; the 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """The checkpoint of a recipe: a path on this machine with its files' hashes, or a hub id at a commit."""
+    """The checkpoint of a recipe: a path on this machine with its files' hashes, or a hub id at a commit.
+
+    `is_exported` where it is a model directory, as `export_module` writes: then there is no export.
+    """
 
     source: str
     files: Mapping[str, str]  # empty for a hub id
     revision: str | None = None
+    is_exported: bool = False
 
     @property
     def reads(self) -> list[Path]:
@@ -83,28 +88,30 @@ def locate(recipe: Recipe, base: Path, override: str | None = None) -> Checkpoin
         )
     # A file keeps its own name: the hub's cache links model.gguf to a blob that is named by its hash.
     place = path.parent.resolve() / path.name if path.is_file() else path.resolve()
-    found = Checkpoint(source=str(place), files=files_of_checkpoint(path))
+    found = Checkpoint(source=str(place), files=files_of_checkpoint(path), is_exported=_is_exported(path))
     if stated.sha256 is not None and found.sha256 != stated.sha256:  # None: `--dry-run` prints the hash to state
         raise Error(
             f"The checkpoint {path} has SHA-256 {found.sha256}, the recipe states {stated.sha256}; use the checkpoint "
             "that the recipe names, or correct checkpoint.sha256."
         )
+    if found.is_exported and recipe.export:
+        raise MisuseError(f"{path} is a model directory, which is exported already; leave [export] out.")
     return found
 
 
 def plan(recipe: Recipe, base: Path, checkpoint: Checkpoint) -> tuple[Stage, ...]:
     """The stages that the recipe asks for, in the order in which they run."""
     origin: Mapping[str, Any] = checkpoint.files or {"hub": checkpoint.source, "commit": checkpoint.revision}
-    name = Path(checkpoint.source).name
-    stages = [_stage(recipe, base, "export", [], {"checkpoint": origin, "name": name})]
-    if recipe.calibrate is not None:
-        stages.append(_stage(recipe, base, "calibrate", stages[-1:]))
-    stages.append(_stage(recipe, base, "build", stages[-1:]))
+    more = {"checkpoint": origin, "name": Path(checkpoint.source).name}  # of the first stage
+    writers = [*([] if checkpoint.is_exported else ["export"]), *([] if recipe.calibrate is None else ["calibrate"])]
+    stages: list[Stage] = []
+    for verb in (*writers, "build"):
+        stages.append(_stage(recipe, base, verb, stages[-1:], None if stages else more))
     build = stages[-1:]
     if VERIFY not in recipe.gates.skip:
         stages.append(_stage(recipe, base, "verify", build, machine()))
     if recipe.eval is not None:
-        uses_float = recipe.eval.get("reference") == FLOAT
+        uses_float = recipe.eval.get("reference") == FLOAT and not checkpoint.is_exported
         stages.append(_stage(recipe, base, "eval", [*build, *(stages[:1] if uses_float else [])], machine()))
     if recipe.bench is not None:
         stages.append(_stage(recipe, base, "bench", build, machine()))
@@ -112,7 +119,11 @@ def plan(recipe: Recipe, base: Path, checkpoint: Checkpoint) -> tuple[Stage, ...
 
 
 def words_for(stage: Stage, recipe: Recipe, checkpoint: Checkpoint, outputs: Sequence[Path], work: Path) -> list[str]:
-    """The command line of a stage, given the outputs of the stages that it reads; it writes to `work`."""
+    """The command line of a stage, given the outputs of the stages that it reads; it writes to `work`.
+
+    The first stage reads the checkpoint.
+    """
+    outputs = outputs or [Path(checkpoint.source)]
     if stage.name == "export":
         revision = [f"--revision={checkpoint.revision}"] if checkpoint.revision is not None else []
         return ["export", *stage.options, *revision, f"--output={work / 'model'}", "--", checkpoint.source]
@@ -124,8 +135,15 @@ def words_for(stage: Stage, recipe: Recipe, checkpoint: Checkpoint, outputs: Seq
     if stage.name == "eval":
         words.append(f"--html={work / EVAL_PAGE}")
         if recipe.eval is not None and recipe.eval.get("reference") == FLOAT:
-            words.append(f"--reference={outputs[1]}")
+            words.append(f"--reference={outputs[1] if len(outputs) > 1 else checkpoint.source}")
     return [*words, "--", str(outputs[0])]
+
+
+def _is_exported(path: Path) -> bool:
+    try:
+        return path.is_dir() and Manifest.read(path).kind == "model"
+    except BundleError:
+        return False
 
 
 def _stage(

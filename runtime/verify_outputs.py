@@ -1,17 +1,23 @@
-"""Golden outputs of encoders: the outputs for some texts, which a build records and `piston verify` compares."""
+"""Golden outputs of encoders and modules, which a build records and `piston verify` compares.
+
+Those of encoders are for some texts, those of modules for the examples that the bundle carries.
+"""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.core.bundle.golden import Golden, GoldenOutput
-from piston.core.errors import BundleError
+from piston.core.bundle.golden import Golden, GoldenExample, GoldenOutput
+from piston.core.errors import BundleCorruptError, BundleError
 from piston.runtime.encoder import EncoderModel
+from piston.runtime.tasks.module import Module
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
+
+    from piston.runtime.backends.session import Session
 
 TEXTS = (
     "The capital of France is Paris.",
@@ -53,12 +59,22 @@ class OutputVerdict:
 
     num_prompts: int
     worst: float = 0.0
+    given: str = "texts"  # what the outputs are for
     mismatches: list[OutputMismatch] = field(default_factory=list)
 
     @property
     def is_passed(self) -> bool:
         """Whether every output is the recorded one, and there was at least one."""
         return not self.mismatches and self.num_prompts > 0
+
+    def compare(self, prompt: str, found: NDArray[Any], known: NDArray[Any], tolerance: float) -> bool:
+        """Compare the numbers of one output with the recorded ones; whether they are near enough."""
+        far = distance(found, known) if found.shape == known.shape and np.isfinite(found).all() else None
+        self.worst = max(self.worst, far or 0.0)
+        if far is not None and far <= tolerance:
+            return True
+        self.mismatches.append(OutputMismatch(what="engine", prompt=prompt, distance=far, allowed=tolerance))
+        return False
 
 
 def golden_of(model: EncoderModel) -> Golden:
@@ -73,7 +89,7 @@ def golden_of(model: EncoderModel) -> Golden:
             texts=tuple(texts),
             ids=tuple(row.ids),
             types=tuple(row.type_ids),
-            values=tuple(float(f"{value:.{DIGITS}g}") for value in values),
+            values=_recorded(values),
         )
         for texts, row, values in zip(inputs, rows, alone, strict=True)
     )
@@ -97,15 +113,54 @@ def verify_outputs(model: EncoderModel, expected: Golden, tolerance: float) -> O
             verdict.mismatches.append(OutputMismatch(what="tokenizer", prompt=prompt, distance=None, allowed=tolerance))
             continue
         (found,) = _outputs(model, [row])
-        known = np.array(wanted.values, np.float32)
-        far = distance(found, known) if found.shape == known.shape and np.isfinite(found).all() else None
-        verdict.worst = max(verdict.worst, far or 0.0)
-        if far is None or not far <= tolerance:
-            verdict.mismatches.append(OutputMismatch(what="engine", prompt=prompt, distance=far, allowed=tolerance))
+        verdict.compare(prompt, found, np.array(wanted.values, np.float32), tolerance)
     return verdict
 
 
-def distance(found: Array, wanted: Array) -> float:
+def golden_examples(model: Module, reference: "Session") -> Golden:
+    """The outputs of a module for its examples; the noise is how far those of the canonical graph are from them."""
+    examples, noise = [], 0.0
+    for example in model.examples:
+        found, other = model.run(example.inputs), reference.run(example.inputs)
+        values = {name: _numbers(found[name]) for name in found}
+        noise = max([noise, *(distance(_numbers(other[name]), values[name]) for name in found)])
+        examples.append(GoldenExample(values={name: _recorded(numbers) for name, numbers in values.items()}))
+    return Golden(examples=tuple(examples), noise=float(f"{noise:.2g}"), by="engine")
+
+
+def verify_examples(model: Module, expected: Golden, tolerance: float) -> OutputVerdict:
+    """Run the examples of the bundle and compare each output with the recorded one.
+
+    Raises:
+        BundleCorruptError: the examples cannot be read, or there are others than those that were recorded.
+        EngineError: the engine failed.
+    """
+    examples = model.examples
+    if len(examples) != len(expected.examples):
+        raise BundleCorruptError(
+            f"The bundle has {len(examples)} examples and golden outputs of {len(expected.examples)}; build it again."
+        )
+    verdict = OutputVerdict(len(examples), given="examples")
+    for number, (example, wanted) in enumerate(zip(examples, expected.examples, strict=True)):
+        found = model.run(example.inputs)
+        for name, values in wanted.values.items():
+            what, known = f"example {number}, output {name}", np.array(values, np.float64)
+            if not verdict.compare(what, _numbers(found[name]), known, tolerance):
+                break  # one line for each example
+    return verdict
+
+
+def _numbers(output: NDArray[Any]) -> NDArray[np.float64]:
+    """At most NUM_VALUES numbers of an output, in equal steps over all of them."""
+    whole = output.reshape(-1)
+    return np.asarray(whole[:: max(1, -(-whole.size // NUM_VALUES))], np.float64)
+
+
+def _recorded(numbers: NDArray[Any]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.{DIGITS}g}") for value in numbers)
+
+
+def distance(found: NDArray[Any], wanted: NDArray[Any]) -> float:
     """Of two outputs, by the length of the second."""
     return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-12))
 

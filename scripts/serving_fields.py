@@ -63,6 +63,7 @@ def _type(kind: Any) -> str:
         int: "integer",
         float: "number",
         bool: "true or false",
+        bytes: "file",
         Any: "any",
         StreamOptions: "object",
     }

@@ -59,13 +59,13 @@ class Call:
         """The result of `work`, which is run off the event loop and off the engine threads."""
         return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
-    def respond(self, answer: Callable[[], Awaitable[Any]]) -> ASGIApp:
-        """A whole answer in JSON. What makes it is cancelled when the client leaves."""
+    def respond(self, answer: Callable[[], Awaitable[Any]], media_type: str = "application/json") -> ASGIApp:
+        """A whole answer: JSON, or bytes of another type. What makes it is cancelled when the client leaves."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             data = await until_left(answer(), receive)
             body = data if isinstance(data, bytes) else msgspec.json.encode(data)
-            await Response(body, 200, self.headers, "application/json")(scope, receive, send)
+            await Response(body, 200, self.headers, media_type)(scope, receive, send)
 
         return app
 

@@ -19,6 +19,10 @@ class Model(Protocol):
     def manifest(self) -> "Manifest":
         """Of the bundle."""
 
+
+class TextModel(Model, Protocol):
+    """One that reads text."""
+
     @property
     def tokenizer(self) -> "Tokenizer":
         """Of the bundle."""

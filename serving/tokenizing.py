@@ -1,7 +1,7 @@
 """/tokenize and /detokenize, as vLLM has them."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from piston.serving.access import json_response
 from piston.serving.endpoint import Call, Endpoint
 from piston.serving.fields import Meta
-from piston.serving.served import Served
+from piston.serving.served import TextModel
 
 
 class TokenizeTextRequest(msgspec.Struct, kw_only=True):
@@ -29,7 +29,19 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
     tokens: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(description="token ids")]
 
 
-async def tokenized(served: Served, body: Any, call: Call, encode: Callable[[], list[int]]) -> ASGIApp:
+class ServedText(Protocol):
+    """A bundle that reads text, behind HTTP."""
+
+    @property
+    def model(self) -> TextModel:
+        """Its model."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of a row."""
+
+
+async def tokenized(served: ServedText, body: Any, call: Call, encode: Callable[[], list[int]]) -> ASGIApp:
     """An answer of /tokenize."""
     ids = await call.in_worker(encode)
     answer = {"count": len(ids), "max_model_len": served.max_model_len, "tokens": ids}
@@ -38,7 +50,7 @@ async def tokenized(served: Served, body: Any, call: Call, encode: Callable[[], 
     return json_response(answer, headers=call.headers)
 
 
-async def tokenize_text(served: Served, body: TokenizeTextRequest, call: Call) -> ASGIApp:
+async def tokenize_text(served: ServedText, body: TokenizeTextRequest, call: Call) -> ASGIApp:
     """/tokenize of an encoder."""
     tokenizer = served.model.tokenizer
     return await tokenized(
@@ -46,7 +58,7 @@ async def tokenize_text(served: Served, body: TokenizeTextRequest, call: Call) -
     )
 
 
-async def detokenize(served: Served, body: DetokenizeRequest, call: Call) -> ASGIApp:
+async def detokenize(served: ServedText, body: DetokenizeRequest, call: Call) -> ASGIApp:
     """/detokenize."""
     tokenizer = served.model.tokenizer
     text = await call.in_worker(lambda: tokenizer.decode(body.tokens, skip_special_tokens=False))

@@ -43,7 +43,8 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert the pairs; raises KeyError for a value the graph does not have."""
-        values = {output.name: output for node in model.graph for output in node.outputs}
+        values = {value.name: value for value in model.graph.inputs}
+        values |= {output.name: output for node in model.graph for output in node.outputs}
         for name, scale in self.scales.items():
             quantize_activation(model.graph, values[name], scale, self.readers[name])
         return ir.passes.PassResult(model, modified=bool(self.scales))

@@ -5,7 +5,7 @@ reached. Weights stay in the file beside the graph; nothing is written.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from piston.core.bundle.interface import CacheSpec, is_present
+from piston.core.bundle.interface import CacheSpec, is_past, is_present
 from piston.core.errors import MisuseError
 from piston.core.machine import num_cores
 from piston.graph.tap import GraphTap
@@ -31,10 +31,14 @@ EXPOSED_BYTES = 256 << 20  # of chosen values alive at once
 def add_outputs(model: ir.Model, names: Sequence[str]) -> None:
     """Make `names` the outputs of the graph, with what is left of its cache, and drop what they do not need.
 
+    Inputs of floats are left out.
+
     Raises:
         MisuseError: a name is no computed float value of the graph.
     """
     graph, values = model.graph, GraphTap(model).values
+    read = {value.name for value in graph.inputs if value.dtype == ir.DataType.FLOAT and not is_past(value.name)}
+    names = [name for name in names if name not in read]
     for name in names:
         if (
             name not in values
@@ -68,7 +72,7 @@ class ActivationCapture:
         # Without states nothing is carried from chunk to chunk: a row is run whole.
         self.chunk = _chunk(session, names, capacity) if cache.states else capacity
         self._session = session
-        self._inputs = {item.name for item in session.get_inputs()}
+        self._inputs = set() if session is None else {item.name for item in session.get_inputs()}
         # What a row leaves behind its end is never read by the next one: kv_lengths ends before it.
         self._states = [
             (state, np.zeros(state.sizes(1, capacity), np.float32))
@@ -86,6 +90,8 @@ class ActivationCapture:
         """
         model = ir.load(path)
         add_outputs(model, names)
+        if not model.graph.outputs:  # all are inputs of the graph
+            return cls(None, cache, names, capacity)
         return cls(_session(model, path.parent, threads), cache, names, capacity)
 
     def run(self, token_ids: NDArray[np.int64]) -> Iterator[dict[str, Array]]:
@@ -95,6 +101,15 @@ class ActivationCapture:
         """
         for start in range(0, len(token_ids), self.chunk):
             yield self._step(token_ids[start : start + self.chunk], start)
+
+    def run_feeds(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+        """The chosen values of a graph without states for its inputs by name; an input is a value too."""
+        inner = [name for name in self.names if name not in feeds]
+        given = {name: array for name, array in feeds.items() if name in self._inputs}
+        with translated("running a calibration sample"):
+            found = self._session.run(inner, given) if inner else []
+        inputs = {name: np.asarray(feeds[name], np.float32) for name in self.names if name in feeds}
+        return inputs | dict(zip(inner, found, strict=True))
 
     def close(self) -> None:
         """Give the memory back."""

@@ -3,7 +3,7 @@
 Nothing of a row is kept but what consumers keep: memory does not grow with the number of rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,32 @@ from piston.core.bundle import GRAPH
 from piston.core.bundle.manifest import Manifest, sha256_of
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
+from piston.data.arrays import hash_feeds
 from piston.data.rows import hash_rows
 
 Ids = NDArray[np.int64]
+# Rows [rows, tokens] of token ids, or of a module of one's own its inputs by name, as often as it is run.
+Samples = Ids | Sequence[Mapping[str, NDArray[Any]]]
 
 
 def collect(
     model_dir: Path,
-    rows: Ids,
+    rows: Samples,
     consumers: Mapping[str, Consumer],
     *,
     work_dir: Path | None = None,
     progress: Progress | None = None,
     name: str = "calibrating",
 ) -> None:
-    """Feed the inner values named by `consumers` over all `rows` [rows, tokens] of token ids, each from position 0.
+    """Feed the inner values named by `consumers` over all `rows`, those of token ids each from position 0.
 
-    A value's arrays come in order, float32 [1, tokens of a chunk, ...]. With a work directory an interrupted run goes
-    on where it stopped when it is called again with the same model, rows and kinds of consumers, and ends with exactly
-    the states of a run that was never interrupted. Ctrl-C is taken between rows.
+    A value's arrays come in order, float32 [1, tokens of a chunk, ...], or of a module as they are. With a work
+    directory an interrupted run goes on where it stopped when it is called again with the same model, rows and kinds of
+    consumers, and ends with exactly the states of a run that was never interrupted. Ctrl-C is taken between rows.
 
     Args:
         model_dir: with a manifest; its files are taken for what the manifest records.
-        rows: token ids; no longer than the model's positions.
+        rows: token ids, no longer than the model's positions; or the inputs of a module.
         consumers: by name of an inner value, such as `Linear.input_name`; fresh ones.
         work_dir: where to keep the state of an unfinished run.
         progress: shows rows done.
@@ -59,7 +62,7 @@ def collect(
     for value, state in states.items():
         consumers[value].restore(state)
     with (
-        opened(model_dir / GRAPH, manifest.cache, tuple(consumers), rows.shape[1]) as graph,
+        opened(model_dir / GRAPH, manifest.cache, tuple(consumers), _capacity(rows)) as graph,
         deferred_interrupt() as interrupt,
         progress.phase(name),
     ):
@@ -72,8 +75,10 @@ def collect(
     file.remove()
 
 
-def _run_row(graph: ActivationCapture, row: Ids, consumers: Mapping[str, Consumer]) -> None:
-    for arrays in graph.run(row):
+def _run_row(
+    graph: ActivationCapture, row: Ids | Mapping[str, NDArray[Any]], consumers: Mapping[str, Consumer]
+) -> None:
+    for arrays in [graph.run_feeds(row)] if isinstance(row, Mapping) else graph.run(row):
         for name in list(arrays):
             consumers[name].update(arrays.pop(name))  # popped: freed before the next chunk is computed
 
@@ -85,7 +90,14 @@ def _keep(file: ProgressFile, done: int, consumers: Mapping[str, Consumer], inte
         raise KeyboardInterrupt
 
 
-def _check(rows: Ids, manifest: Manifest) -> None:
+def _capacity(rows: Samples) -> int:
+    """Positions of a row; a module has none."""
+    return int(rows.shape[1]) if isinstance(rows, np.ndarray) else 1
+
+
+def _check(rows: Samples, manifest: Manifest) -> None:
+    if not isinstance(rows, np.ndarray):
+        return
     positions = manifest.model.max_positions
     if rows.ndim != 2 or not rows.size:  # noqa: PLR2004
         raise MisuseError(f"Calibration rows have shape {list(rows.shape)}; they must be [rows, tokens], not empty.")
@@ -95,12 +107,12 @@ def _check(rows: Ids, manifest: Manifest) -> None:
         )
 
 
-def _key(model_dir: Path, manifest: Manifest, rows: Ids, consumers: Mapping[str, Consumer]) -> str:
+def _key(model_dir: Path, manifest: Manifest, rows: Samples, consumers: Mapping[str, Consumer]) -> str:
     settings: dict[str, Any] = {
         "versions": {package: version(package) for package in ("piston", "onnxruntime")},
         "graph": sha256_of(model_dir / GRAPH),  # small; weights are what the manifest says
         "files": {name: record.sha256 for name, record in manifest.files.items()},
-        "rows": hash_rows(rows),
+        "rows": hash_rows(rows) if isinstance(rows, np.ndarray) else hash_feeds(rows),
         "consumers": {name: consumer.kind for name, consumer in consumers.items()},
     }
     return key_of(settings)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear
-from piston.calibration.observe.collect import collect
+from piston.calibration.observe.collect import Samples, collect
 from piston.calibration.observe.consumers import Consumer, DropChannels, Tee
 from piston.calibration.observe.observers import MinMax, make_observer
 from piston.calibration.observe.sample import Lengths, Sample
@@ -21,7 +21,6 @@ from piston.calibration.schemes.residual import fine_scale, round_steps
 from piston.calibration.schemes.smoothquant import Smoothed, relative_error, search
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.data.packing import Ids
 from piston.graph.pattern import array_of
 from piston.graph.rounding import Floats, Grid, Quantized, round_to_nearest
 
@@ -45,7 +44,7 @@ class Activation:
     ratio: int = 0  # of the scale of what this one leaves over; 0 where that is lost
 
 
-def observe(graph: ModelGraph, rows: Ids, work: Path, progress: Progress) -> dict[str, Activation]:
+def observe(graph: ModelGraph, rows: Samples, work: Path, progress: Progress) -> dict[str, Activation]:
     """Run the float model over the rows once, and keep what every linear's input is like.
 
     Linears that will stay in float are among them: smoothing must not depend on what is kept.
@@ -145,7 +144,7 @@ def _searched(activation: Activation, chosen: NDArray[np.bool_], terms: _Terms) 
 
 
 def choose_scales(
-    graph: ModelGraph, activations: dict[str, Activation], recipe: Recipe, rows: Ids, work: Path, progress: Progress
+    graph: ModelGraph, activations: dict[str, Activation], recipe: Recipe, rows: Samples, work: Path, progress: Progress
 ) -> None:
     """One scale a value: from the extremes, or from histograms of the smoothed model's values."""
     if recipe.method == "minmax":
@@ -172,7 +171,7 @@ def sensitivity(activations: dict[str, Activation], weights: Mapping[str, Quanti
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
-def round_all(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress: Progress) -> Prepared:
+def round_all(graph: ModelGraph, recipe: Recipe, rows: Samples, work: Path, progress: Progress) -> Prepared:
     """Smooth the graph; codes and scales for every linear that the recipe does not keep."""
     activations = observe(graph, rows, work, progress)
     smooth(activations, recipe, progress)
@@ -184,7 +183,7 @@ def round_all(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress
         for linear in activation.group
     }
     return Prepared(
-        weights={linear.name: weights[linear.name] for linear in recipe.chosen(graph.linears)},
+        weights={linear.name: weights[linear.name] for linear in recipe.chosen(graph.linears, graph.convolutions)},
         kept={linear.name: round_kept(weight_of(linear)) for linear in linears if recipe.stores_kept == "int8"},
         scales={name: activation.scale for name, activation in activations.items()},
         ratios={name: activation.ratio for name, activation in activations.items() if activation.ratio},

@@ -1,16 +1,12 @@
 """`piston run` on a module of one's own: arrays from an .npz file in, arrays out."""
 
 import argparse
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from piston.cli.shared_options import load_from
+from piston.core.arrays import npz_of, read_arrays
 from piston.core.console import print_json, print_text
-from piston.core.data_files import read_bytes
-from piston.core.errors import MisuseError
 from piston.core.outputs import check_output_files, write_output
 
 TASK = "module"
@@ -32,26 +28,13 @@ def run(arguments: argparse.Namespace) -> int:
     with load_from(arguments, TASK) as model:
         outputs = model.run(feeds)
     if arguments.output is not None:
-        data = io.BytesIO()
-        np.savez(data, **outputs)
-        write_output(arguments.output, data.getvalue())
+        write_output(arguments.output, npz_of(outputs))
     if arguments.json:
         print_json({name: array.tolist() for name, array in outputs.items()})
         return 0
     for name, array in outputs.items():
         print_text(f"{name} {array.dtype} {list(array.shape)}: {shown(array)}")
     return 0
-
-
-def read_arrays(path: Path) -> dict[str, Any]:
-    """The arrays of an .npz file; raises MisuseError where it is none."""
-    try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise MisuseError(f"{path} holds one array without a name; write it by numpy.savez(FILE, NAME=array).")
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError) as problem:
-        raise MisuseError(f"{path} is no .npz file of arrays ({problem}).") from None
 
 
 def shown(array: Any) -> str:

@@ -1,6 +1,7 @@
 """Golden outputs of a bundle's engines: verify.json, recorded when the bundle was built.
 
-Of language models these are answers, of encoders the graph's outputs for some texts.
+Of language models these are answers, of encoders the graph's outputs for some texts, of modules of one's own those for
+the examples of the bundle.
 
 Answers are greedy, and each engine has its own: quantized activations amplify the last bits of a sum, so two correct
 engines of one model may choose different tokens. Where the two best tokens are closer than an engine's numerical noise,
@@ -48,6 +49,13 @@ class GoldenOutput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenExample:
+    """Numbers of each output, by its name, for one example of the bundle."""
+
+    values: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
     """The answers of one engine, or its outputs where the model generates nothing.
 
@@ -58,6 +66,7 @@ class Golden:
 
     answers: tuple[GoldenAnswer, ...] = ()
     outputs: tuple[GoldenOutput, ...] = ()
+    examples: tuple[GoldenExample, ...] = ()
     noise: float
     by: Literal["engine", "canonical graph"]
 
@@ -111,6 +120,9 @@ class GoldenByTarget:
         for output in (output for engine in found.engines.values() for output in engine.outputs):
             if not output.texts or not output.values or not 0 < len(output.ids) == len(output.types):
                 raise BundleCorruptError(f"{path} has an output without tokens or values; build the bundle again.")
+        for example in (example for engine in found.engines.values() for example in engine.examples):
+            if not example.values or not all(example.values.values()):
+                raise BundleCorruptError(f"{path} has an example without values; build the bundle again.")
         return found
 
     def write(self, directory: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget
-from piston.core.bundle.interface import DECODER, ENCODER
+from piston.core.bundle.interface import DECODER, ENCODER, MODULE
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.tasks import task_module
 from piston.engines.equivalence.answers import reference_of
@@ -18,8 +18,9 @@ from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.registry import Sizes, open_engine
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.bundle import Bundle
+from piston.runtime.tasks.module import Module
 from piston.runtime.verify import margin_of, read
-from piston.runtime.verify_outputs import golden_of
+from piston.runtime.verify_outputs import golden_examples, golden_of
 
 NUM_TOKENS = 16
 PROMPTS = (
@@ -39,6 +40,8 @@ def recorder_of(model: Manifest) -> Recorder | None:
     if DECODER in model.graphs:
         reads_text = ENCODER not in model.graphs or any(item.role == "tokens" for item in model.graphs[ENCODER].inputs)
         return record_answers if reads_text else None
+    if MODULE in model.graphs:
+        return record_examples
     module = task_module(tasks, model.task)
     return record_outputs if hasattr(module, "MODEL") else None
 
@@ -61,6 +64,16 @@ def record_outputs(work: Path, canonical: Path, model: Manifest, engines: Sequen
         else:
             with reference_of(canonical, model, work) as path:
                 found[spec.target] = replace(recorded(path, OrtOptions(prepack=False), length), by="canonical graph")
+    GoldenByTarget(engines=found).write(work)
+
+
+def record_examples(work: Path, canonical: Path, model: Manifest, engines: Sequence[EngineSpec]) -> None:
+    """Write work/verify.json with what each engine of a module gives for the examples in `work`."""
+    interface, found = model.graphs[MODULE], {}
+    with closing(OrtSession.open(canonical, interface, OrtOptions(optimize=True, prepack=False))) as reference:
+        for spec in engines:
+            with Module(model, OrtSession.open(work / spec.path, interface), work) as opened:
+                found[spec.target] = golden_examples(opened, reference)
     GoldenByTarget(engines=found).write(work)
 
 

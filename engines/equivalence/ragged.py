@@ -60,16 +60,16 @@ def check_ragged(
     with (
         reference_of(canonical, model, lowered.parent) as exposed,
         injectable(lowered) as (forced, names, has_nbits),
-        closing(_session(exposed, OrtOptions(optimize=True, prepack=False))) as reference,
-        closing(_session(forced, OrtOptions(prepack=not has_nbits))) as candidate,
+        closing(inner_session(exposed, OrtOptions(optimize=True, prepack=False))) as reference,
+        closing(inner_session(forced, OrtOptions(prepack=not has_nbits))) as candidate,
     ):
         tape = Tape(names, remainders(ir.load(canonical).graph))
         for feeds in batches:
             expected = reference.run(feeds)
             given = {f"{name}{GIVEN}": expected[f"{name}{GIVEN}"] for name in names}
             found = candidate.run(feeds | given)
-            tape.compare(_named(expected, names, GIVEN), _named(found, names, OWN))
-            _check_activations(tape)
+            tape.compare(named_without(expected, names, GIVEN), named_without(found, names, OWN))
+            check_activations(tape)
             for output in interface.outputs:
                 axis = next((axis for axis, size in enumerate(output.shape) if size in {"seq", SOURCE}), None)
                 pair = expected[output.name], found[output.name]
@@ -82,16 +82,18 @@ def check_ragged(
     return RaggedParity(worst, OUTPUT, len(sizes), min(sizes), max(sizes), len(names))
 
 
-def _session(path: Path, options: OrtOptions) -> OrtSession:
+def inner_session(path: Path, options: OrtOptions) -> OrtSession:
     """Of a graph with more inputs and outputs than its interface has."""
     return OrtSession(open_session(path, options))
 
 
-def _named(outputs: dict[str, Any], names: list[str], suffix: str) -> dict[str, Array]:
+def named_without(outputs: dict[str, Any], names: list[str], suffix: str) -> dict[str, Array]:
+    """The outputs of these names with a suffix, by the names without it."""
     return {name: outputs[f"{name}{suffix}"] for name in names}
 
 
-def _check_activations(tape: Tape) -> None:
+def check_activations(tape: Tape) -> None:
+    """Raise ParityError where what is rounded to codes is further from the canonical graph's than its bound."""
     for name, (difference, largest) in tape.apart.items():
         bound = max(ABSOLUTE, RELATIVE * largest)
         if not difference <= bound:

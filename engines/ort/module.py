@@ -1,21 +1,20 @@
 """The builder of modules of one's own for `ort-cpu`: lowered, compared with the canonical graph, and described."""
 
 import shutil
-from pathlib import Path
 
 import onnx_ir as ir
 
 from piston.core.bundle import GRAPH, GRAPH_DATA
-from piston.core.bundle.examples import EXAMPLES, Example, read_examples
-from piston.core.bundle.interface import MODULE, GraphInterface
+from piston.core.bundle.examples import EXAMPLES, read_examples
+from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import EngineSpec
-from piston.core.errors import ParityError
+from piston.engines.equivalence.module_examples import check_module
 from piston.engines.equivalence.sparse_weights import check_sparse
 from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work, product_of
 from piston.engines.options import BuildJob
 from piston.engines.ort.cpu_graph import count_operators, save_optimized
 from piston.engines.ort.encoder import lower_encoder
-from piston.runtime.backends.session import OrtOptions, OrtSession
+from piston.runtime.backends.session import OrtSession
 
 
 def build_module(job: BuildJob) -> EngineSpec:
@@ -35,7 +34,8 @@ def build_module(job: BuildJob) -> EngineSpec:
     with job.progress.phase("checking it against the canonical graph"):
         examples = read_examples(job.source / EXAMPLES)
         sparse = check_sparse(ir.load(job.source / GRAPH).graph, ir.load(directory / GRAPH).graph, product_of)
-        worst = _check(job, directory, job.model.graphs[MODULE], examples)
+        OrtSession.open(directory / GRAPH, job.model.graphs[MODULE]).close()
+        worst = check_module(job.source / GRAPH, directory / GRAPH, job.model, examples)
     shutil.copyfile(job.source / EXAMPLES, job.work / EXAMPLES)
     data = directory / GRAPH_DATA
     return EngineSpec.of(
@@ -45,6 +45,8 @@ def build_module(job: BuildJob) -> EngineSpec:
         actual={
             "dtype": "float32",
             "linears": {name: found.share(name) for name in ARITHMETIC},
+            "linears_in_float": found.in_float if found.share("float") < 1 else [],
+            "not_fused": found.unfused,
             **({} if sparse is None else {"sparse": sparse.to_json()}),
             "operators": count_operators(directory / GRAPH),
             "weights_bytes": data.stat().st_size if data.is_file() else 0,
@@ -53,25 +55,3 @@ def build_module(job: BuildJob) -> EngineSpec:
         },
         graph=MODULE,
     )
-
-
-def _check(job: BuildJob, directory: Path, interface: GraphInterface, examples: list[Example]) -> float:
-    """The largest difference from the canonical graph over the examples; raises ParityError beyond the bound."""
-    worst = 0.0
-    canonical = OrtSession.open(job.source / GRAPH, interface, OrtOptions(optimize=True, prepack=False))
-    lowered = OrtSession.open(directory / GRAPH, interface, OrtOptions())
-    try:
-        for example in examples:
-            wanted, found = Example({}, canonical.run(example.inputs)), lowered.run(example.inputs)
-            for name in wanted.outputs:
-                difference, bound = wanted.difference(name, found[name]), wanted.bound(name)
-                worst = max(worst, difference)
-                if not difference <= bound:
-                    raise ParityError(
-                        f"The lowered graph differs from the canonical one in {name!r}: by {difference:.3g}, allowed "
-                        f"are {bound:.3g}. Nothing was written."
-                    )
-    finally:
-        canonical.close()
-        lowered.close()
-    return worst

@@ -111,8 +111,11 @@ def check_threads(threads: int) -> None:
         raise MisuseError(f"threads is {threads}; it must be from 0, where the backend chooses, to {most}.")
 
 
-def open_session(path: Path, options: OrtOptions) -> Any:
-    """Make an onnxruntime.InferenceSession; raises as OrtSession.open does, and as kernels.require does."""
+def open_session(path: Path, options: OrtOptions, graph: bytes | None = None) -> Any:
+    """Make an onnxruntime.InferenceSession; raises as OrtSession.open does, and as kernels.require does.
+
+    `graph` is the serialized model in place of the file's, whose weights it reads.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -133,7 +136,10 @@ def open_session(path: Path, options: OrtOptions) -> Any:
             # The kernels have their own threads; ONNX Runtime's would spin and take the cores from them.
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [(options.provider, dict(options.provider_options))]
-        return onnxruntime.InferenceSession(str(path), settings, providers=providers)
+        if graph is not None:
+            folder = str(path.parent.resolve())
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        return onnxruntime.InferenceSession(str(path) if graph is None else graph, settings, providers=providers)
 
 
 @contextmanager

@@ -21,6 +21,14 @@ TASK = "module"
 Array = NDArray[Any]
 
 
+class InputError(MisuseError):
+    """An input does not fit; `name` says which."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class Module:
     """A loaded bundle of a module; a context manager that frees the engine."""
 
@@ -44,29 +52,14 @@ class Module:
             feeds: an array for each input, of its type and its shape; axes of one name have one size.
 
         Raises:
-            MisuseError: an input is missing, unknown, or of another type or shape.
+            InputError: an input is missing, unknown, or of another type or shape.
             EngineError: the backend fails.
         """
         return self._session.run(self.checked(feeds))
 
     def checked(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """The feeds as arrays of the inputs' types; Python numbers and lists become arrays. Raises as `run` does."""
-        known = {tensor.name: tensor for tensor in self.interface.inputs}
-        if set(feeds) != set(known):
-            odd = min(set(feeds) ^ set(known))
-            verb = "is no input" if odd in feeds else "is missing"
-            raise MisuseError(f"{odd!r} {verb}; the inputs are: {', '.join(known)}.")
-        arrays = {}
-        for name, given in feeds.items():
-            array = np.asarray(given) if isinstance(given, np.ndarray) else np.asarray(given, known[name].dtype)
-            if array.dtype.name != known[name].dtype:
-                raise MisuseError(f"{name!r} is {array.dtype}; it must be {known[name].dtype}.")
-            arrays[name] = np.ascontiguousarray(array)
-        try:
-            self.interface.sizes_of({name: array.shape for name, array in arrays.items()})
-        except ValueError as problem:
-            raise MisuseError(f"{problem}.") from None
-        return arrays
+        """The feeds as arrays of the inputs' types; raises as `run` does."""
+        return checked_feeds(self.interface, feeds)
 
     def close(self) -> None:
         """Free the engine."""
@@ -77,6 +70,47 @@ class Module:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def checked_feeds(interface: GraphInterface, feeds: Mapping[str, Any]) -> dict[str, Array]:
+    """The inputs of a graph as arrays of their types. Python numbers and lists become arrays; arrays stay as they are.
+
+    Raises:
+        InputError: an input is missing, unknown, or of another type or shape.
+    """
+    known = {tensor.name: tensor for tensor in interface.inputs}
+    if set(feeds) != set(known):
+        odd = min(set(feeds) ^ set(known))
+        verb = "is no input" if odd in feeds else "is missing"
+        raise InputError(odd, f"{odd!r} {verb}; the inputs are: {', '.join(known)}.")
+    arrays = {}
+    for name, given in feeds.items():
+        array = given if isinstance(given, np.ndarray) else _from_lists(name, given, known[name].dtype)
+        if array.dtype.name != known[name].dtype:
+            raise InputError(name, f"{name!r} is {array.dtype}; it must be {known[name].dtype}.")
+        arrays[name] = np.ascontiguousarray(array)
+    try:
+        interface.sizes_of({name: array.shape for name, array in arrays.items()})
+    except ValueError as problem:
+        raise InputError(str(problem).partition(" ")[0], f"{problem}.") from None
+    return arrays
+
+
+def _from_lists(name: str, given: Any, dtype: str) -> Array:
+    """Numbers in nested lists as an array; raises InputError where they are ragged, or are not numbers of the type."""
+    try:
+        array = np.asarray(given)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = array.astype(dtype)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(
+            name, f"{name!r} is no array of {dtype}: lists must hold numbers and be of one length."
+        ) from None
+    is_number = array.dtype.kind in "biuf"
+    is_exact = is_number and (found.dtype.kind == "f" or np.array_equal(found, array))
+    if not is_exact or not np.array_equal(np.isfinite(found), np.isfinite(array)):
+        raise InputError(name, f"{name!r} has values that are no {dtype}.")
+    return found
 
 
 def open_model(

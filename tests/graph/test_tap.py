@@ -34,6 +34,13 @@ def test_one_value_is_given_out_under_several_names():
     np.testing.assert_array_equal(found["second"], [2, -4, 6])
 
 
+def test_an_input_is_given_out_too():
+    model = parse(TEXT)
+    tap = GraphTap(model)
+    tap.give_out(model.graph.inputs[0], "copy")
+    np.testing.assert_array_equal(run(model, {"x": X})["copy"], X)
+
+
 def test_every_reader_reads_what_is_injected_and_the_graphs_own_value_is_still_given_out():
     model = parse(TEXT)
     tap = GraphTap(model)

@@ -1,11 +1,14 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from modules import SHAPES, Scorer, example
+from toy_model import edit_manifest
 
 from piston.cli.main import main
+from piston.core.bundle.manifest import sha256_of
 from piston.core.errors import BundleCorruptError, MisuseError, ParityError
 from piston.engines import build
 from piston.export import export_module
@@ -76,8 +79,6 @@ def test_lengths_and_batches_of_texts_are_refused(bundle):
 
 
 def test_a_damaged_bundle_is_refused(bundle, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
     path = copy / "examples.npz"
@@ -134,3 +135,45 @@ def test_a_file_that_is_no_npz_is_refused(bundle, tmp_path, capsys):
 def test_doctor_finds_nothing_wrong(bundle, capsys):
     assert main(["doctor", str(bundle)]) == 0
     assert "wrong" not in capsys.readouterr().out
+
+
+def test_verify_compares_the_examples_with_what_the_build_recorded(bundle, tmp_path, capsys):
+    assert main(["verify", str(bundle), "--quiet"]) == 0
+    assert "answers as built; outputs for 4 examples were compared" in capsys.readouterr().out
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    path = copy / "verify.json"
+    data = json.loads(path.read_text())
+    data["engines"]["ort-cpu"]["examples"][1]["values"]["scores"][0] += 0.1
+    path.write_text(json.dumps(data))
+    record = {"sha256": sha256_of(path), "size": path.stat().st_size}
+    edit_manifest(copy, lambda manifest: manifest["files"].__setitem__("verify.json", record))
+    assert main(["verify", str(copy), "--quiet"]) == 1
+    assert "the engine differs on 'example 1, output scores'" in capsys.readouterr().err
+
+
+def test_bench_measures_runs_of_the_example_or_of_a_file(bundle, tmp_path, capsys):
+    words = ["bench", str(bundle), "--repeats", "1", "--warmup", "0", "--threads", "1", "--quiet", "--json"]
+    assert main([*words, "--require", "latency<=10s"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["shapes"] == {"signal": [2, 3, 7], "kind": [2]}
+    assert printed["values"]["runs_per_second"] > 0
+    np.savez(tmp_path / "in.npz", **inputs(5, 9))
+    assert main([*words, "--prompts", str(tmp_path / "in.npz")]) == 0
+    assert json.loads(capsys.readouterr().out)["shapes"]["signal"] == [5, 3, 9]
+    assert main([*words, "--alpha", "0.5"]) == 2
+    assert "--alpha is for language models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ([1.5, 2], "has values that are no int64"),
+        ([[1], [2, 3]], "lists must hold numbers and be of one length"),
+        (["a", "b"], "is no array of int64"),
+        ([1e300, 2], "has values that are no int64"),
+    ],
+)
+def test_lists_of_other_things_than_the_inputs_numbers_are_refused(bundle, kind, reason):
+    with load(bundle) as model, pytest.raises(MisuseError, match=reason):
+        model.run({"signal": inputs(2)["signal"], "kind": kind})

@@ -1,0 +1,70 @@
+"""Options and data that do not fit the model or each other, refused before any work."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from piston.calibration.check import evaluation_of
+from piston.calibration.recipe import Recipe
+from piston.calibration.search.budget import Budget
+from piston.core.bundle.interface import MODULE
+from piston.core.bundle.manifest import TEXT_GENERATION
+from piston.core.data_files import read_bytes
+from piston.core.errors import MisuseError
+from piston.core.gates import Gate, Metric
+from piston.evaluation.encoders import needs_labels
+
+
+def check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
+    """Refuse options about what stays in float that contradict each other."""
+    if keep_worst < 0:
+        raise MisuseError(f"--keep-worst {keep_worst} must be at least 0.")
+    if keep_worst and recipe.scheme != "w8a8":
+        raise MisuseError(f"--keep-worst ranks by INT8 activations, which {recipe.scheme} has none of; use --keep.")
+    if keep_worst and budget is not None:
+        raise MisuseError("--budget finds what to leave in float; leave --keep-worst out.")
+    if recipe.scheme == "fp" and budget is not None:
+        raise MisuseError("--budget finds linears to leave in float, and fp leaves all; state --require instead.")
+
+
+def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
+    """Refuse what needs the logits or the cache of a language model."""
+    if task == TEXT_GENERATION:
+        return
+    asked = {
+        "--budget": budget is not None,
+        "--keep-worst": bool(keep_worst),
+        "--kv int8": recipe.kv != "float",
+        "--rounding gptq": recipe.rounding == "gptq",
+        "--rounding awq": recipe.rounding == "awq",
+        "--pruning sparsegpt": task == MODULE and bool(recipe.sparsity) and recipe.pruning == "sparsegpt",
+    }
+    if given := [option for option, is_given in asked.items() if is_given]:
+        remedies = {"--rounding": "give --rounding nearest", "--pruning": "give --pruning magnitude"}
+        remedy = remedies.get(given[0].split()[0], "leave it out")
+        raise MisuseError(f"{given[0]} is for language models, and this model is for {task}; {remedy}.")
+
+
+def check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | None) -> None:
+    """Refuse labelled examples of a task that has no figures for them, and bounds that need examples without them."""
+    if task == TEXT_GENERATION or not hasattr(evaluation_of(task), "quality"):
+        if labelled is not None:
+            raise MisuseError(f"--labelled is for tasks of encoders, and this model is for {task}; leave it out.")
+        return
+    if missing := [gate.text for gate in bounds if labelled is None and needs_labels(gate.metric)]:
+        raise MisuseError(f"--require {missing[0]!r} is measured on labelled examples; give them as --labelled FILE.")
+    if labelled is not None:
+        read_bytes(labelled)
+
+
+def check_data(task: str, recipe: Recipe, data: Sequence[str | Path], budget: Budget | None) -> None:
+    """Refuse data that is missing, or that nothing reads."""
+    reads_text = recipe.reads_text or budget is not None
+    described = recipe.described if recipe.reads_text else f"{recipe.described} within a budget"
+    or_builtin = ".npz" if task == MODULE else " or --data builtin"
+    if reads_text and not data:
+        raise MisuseError(f"{described} needs data: give --data FILE{or_builtin}.")
+    if data and not reads_text:
+        raise MisuseError(
+            f"{recipe.described} reads no text; leave --data out, ask for --rounding gptq, or give the text to check "
+            "the result on as --check-data."
+        )

@@ -1,0 +1,38 @@
+"""Arrays by name in .npz files, as users give them and get them back."""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piston.core.data_files import read_bytes
+from piston.core.errors import MisuseError
+
+Array = NDArray[Any]
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file; raises MisuseError where it is none."""
+    return arrays_of(read_bytes(path), str(path))
+
+
+def arrays_of(data: bytes, name: str) -> dict[str, Array]:
+    """The arrays in the bytes of an .npz file, which `name` stands for in messages; raises MisuseError."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise MisuseError(f"{name} holds one array without a name; write it by numpy.savez(FILE, NAME=array).")
+            return {key: archive[key] for key in archive.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as problem:
+        raise MisuseError(f"{name} is no .npz file of arrays ({problem}).") from None
+
+
+def npz_of(arrays: Mapping[str, Array]) -> bytes:
+    """The bytes of an .npz file."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)  # type: ignore[arg-type]
+    return data.getvalue()

@@ -1,0 +1,126 @@
+"""Modules of one's own: /v1/run, arrays in and arrays out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from starlette.types import ASGIApp
+
+from piston.core.arrays import arrays_of, npz_of
+from piston.core.errors import MisuseError
+from piston.runtime.tasks.module import InputError
+from piston.serving.batch_thread import BatchThread, BatchTicket
+from piston.serving.endpoint import Call, Endpoint
+from piston.serving.engine_thread import Limits
+from piston.serving.errors import RequestError
+from piston.serving.fields import Json, Meta
+from piston.serving.metrics import BatchMetrics, Metrics
+from piston.serving.served import Served
+from piston.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from piston.core.bundle.interface import TensorSpec
+    from piston.runtime.tasks.module import Array, Module
+
+WAITING = 64  # requests
+NPZ = "application/octet-stream"
+
+
+class RunRequest(msgspec.Struct, kw_only=True):
+    """/v1/run, JSON or a form with a file."""
+
+    model: Annotated[str, Meta(description="one of /v1/models")]
+    inputs: Annotated[
+        Json | bytes, Meta(description="an array in nested lists for each input; in a form, an .npz file of arrays")
+    ]
+    response_format: Annotated[
+        Literal["json", "npz"], Meta(description="of the outputs: nested lists, null for what is not finite, or a file")
+    ] = "json"
+
+
+class ServedModule(Served):
+    """A module behind HTTP; one request at a time, in the order they came."""
+
+    model: "Module"
+    thread: "BatchThread[dict[str, Array]]"
+
+    def __init__(self, name: str, model: "Module", metrics: Metrics, settings: Settings) -> None:
+        if settings.max_queue_tokens is not None:
+            raise MisuseError(
+                f"--max-queue-tokens bounds tokens of prompts, and the arrays of {name} have none; leave it out, or "
+                "give them a server of their own."
+            )
+        num_open = self.max_open(1, settings)
+        limits = Limits(num_rows=1, max_open=num_open, max_queue_tokens=num_open)  # a request counts as a token
+        thread = BatchThread(name, self._outputs, BatchMetrics(metrics, name), max_batch_tokens=1, limits=limits)
+        super().__init__(name, model, thread)
+
+    @classmethod
+    def max_open(cls, num_rows: int, settings: Settings) -> int:
+        """See Served; one runs."""
+        del num_rows
+        return 1 + (WAITING if settings.max_queue_requests is None else settings.max_queue_requests)
+
+    @property
+    def max_model_len(self) -> int:
+        """See Served; a module reads no tokens."""
+        return 0
+
+    @property
+    def described(self) -> str:
+        """See Served."""
+        interface = self.model.interface
+        return (
+            f"{self.name}: {_shown(interface.inputs)} to {_shown(interface.outputs)}, one request at a time; engine "
+            f"{self.model.target}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """See Served, with the inputs and outputs."""
+        sides = {"inputs": self.model.interface.inputs, "outputs": self.model.interface.outputs}
+        tensors = {
+            side: [{"name": item.name, "dtype": item.dtype, "shape": list(item.shape)} for item in group]
+            for side, group in sides.items()
+        }
+        return {key: value for key, value in super().to_json().items() if key != "max_model_len"} | tensors
+
+    def _outputs(self, rows: "Sequence[dict[str, Array]]") -> "Iterator[dict[str, Array]]":
+        """The outputs of each request, on the engine thread."""
+        for feeds in rows:
+            yield self.model.run(feeds)
+
+
+async def run(served: ServedModule, body: RunRequest, call: Call) -> ASGIApp:
+    """/v1/run: the outputs for arrays of any size that the module takes."""
+    served.thread.check_room()
+    feeds = await call.in_worker(lambda: _feeds(served.model, body.inputs))
+    ticket = BatchTicket([feeds], [1], call.caller.request_id, call.caller.deadline)
+
+    async def outputs() -> "dict[str, Array]":
+        (found,) = await served.thread.answer(ticket)
+        return dict(found)
+
+    async def as_json() -> dict[str, Any]:
+        found = await outputs()
+        return {"model": served.name, "outputs": {name: array.tolist() for name, array in found.items()}}
+
+    async def as_file() -> bytes:
+        return npz_of(await outputs())
+
+    return call.respond(as_json) if body.response_format == "json" else call.respond(as_file, NPZ)
+
+
+def _feeds(model: "Module", inputs: Json | bytes) -> "dict[str, Array]":
+    """Raises RequestError for arrays that do not fit; its `param` names the input."""
+    try:
+        return model.checked(arrays_of(inputs, "inputs") if isinstance(inputs, bytes) else inputs)
+    except InputError as problem:
+        raise RequestError(str(problem), param=f"inputs.{problem.name}") from None
+
+
+def _shown(tensors: "Sequence[TensorSpec]") -> str:
+    return ", ".join(f"{item.name} {item.dtype}[{', '.join(map(str, item.shape))}]" for item in tensors)
+
+
+serve = ServedModule
+ENDPOINTS: Mapping[str, Endpoint] = {"/v1/run": Endpoint(RunRequest, run)}
