@@ -46,25 +46,6 @@ Pair rotated(const NewTokens& tokens, int64_t half, const float* head, int64_t p
   return {_mm512_fmsub_ps(low, cos, _mm512_mul_ps(high, sin)), _mm512_fmadd_ps(high, cos, _mm512_mul_ps(low, sin))};
 }
 
-// 16 bytes of each of 16 positions, `stride` bytes apart, as four words by 16 positions.
-inline void turn(const void* from, int64_t stride, __m512 (&words)[4]) {
-  const auto* at = static_cast<const char*>(from);
-  const auto row = [&](int64_t i) { return _mm_loadu_ps(reinterpret_cast<const float*>(at + i * stride)); };
-  __m512 rows[4];  // the 128-bit lanes of each hold positions i, i + 4, i + 8, i + 12
-  for (int i = 0; i < 4; ++i) {
-    rows[i] = _mm512_broadcast_f32x4(row(i));
-    rows[i] = _mm512_mask_broadcast_f32x4(rows[i], 0x00F0, row(i + 4));
-    rows[i] = _mm512_mask_broadcast_f32x4(rows[i], 0x0F00, row(i + 8));
-    rows[i] = _mm512_mask_broadcast_f32x4(rows[i], 0xF000, row(i + 12));
-  }
-  const __m512 low = _mm512_unpacklo_ps(rows[0], rows[1]), high = _mm512_unpackhi_ps(rows[0], rows[1]);
-  const __m512 other_low = _mm512_unpacklo_ps(rows[2], rows[3]), other_high = _mm512_unpackhi_ps(rows[2], rows[3]);
-  words[0] = _mm512_shuffle_ps(low, other_low, 0x44);
-  words[1] = _mm512_shuffle_ps(low, other_low, 0xEE);
-  words[2] = _mm512_shuffle_ps(high, other_high, 0x44);
-  words[3] = _mm512_shuffle_ps(high, other_high, 0xEE);
-}
-
 // Scores of `Group` heads with 32 keys, from the first on.
 template <int Group>
 struct Scores {
@@ -92,12 +73,7 @@ struct Scores {
     turn(keys + channel, dim, one);
     turn(keys + kLanes * dim + channel, dim, other);
     for (int word = 0; word < 4; ++word) {
-      for (unsigned c = 0; c < 4; ++c) {
-        const auto code = [&](__m512 codes) {
-          return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(_mm512_castps_si512(codes), 24 - 8 * c), 24));
-        };
-        add(queries, dim, channel + 4 * word + c, code(one[word]), code(other[word]));
-      }
+      for (unsigned c = 0; c < 4; ++c) add(queries, dim, channel + 4 * word + c, code_of(one[word], c), code_of(other[word], c));
     }
   }
 };

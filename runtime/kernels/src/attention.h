@@ -71,6 +71,7 @@ struct Blocks {
 };
 extern const Blocks kOnVectors;  // gives a token the same bits as one at a time
 extern const Blocks kOnTiles;    // does not: floats are split into two bfloat16 there
-constexpr int64_t kFewTokens = 16;  // up to so many are computed one at a time
+constexpr int64_t kFewTokens = 8;    // up to so many are computed one at a time
+constexpr int64_t kVectorTokens = 16;  // up to so many are computed on the vector unit where there are tile registers
 
 }  // namespace piston

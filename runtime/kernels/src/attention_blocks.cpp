@@ -16,28 +16,60 @@ constexpr int64_t kWidth = 2 * kLanes;
 constexpr int64_t kKeys = kSpan;
 constexpr int64_t kBlockTokens = 2 * kTokens;
 
-// Of 64 keys: their channels [head_dim, 64], then their values [64, head_dim].
-int64_t block_size(const Attention& attention) { return 2 * kKeys * attention.head_dim; }
+// Of 64 keys: their channels [head_dim, 64]; and of INT8 codes their values as float [64, head_dim].
+int64_t block_size(const Attention& attention) {
+  return (attention.values.values != nullptr ? 1 : 2) * kKeys * attention.head_dim;
+}
 
 int64_t size(const Attention& attention, int64_t length) {
   return (length + kKeys - 1) / kKeys * block_size(attention) * static_cast<int64_t>(sizeof(float));
+}
+
+// The channels of 16 keys, `step` items apart, to 16 columns of a block.
+void turn_keys(const Cache& cache, int64_t from, int64_t step, int64_t dim, float* columns) {
+  __m512 words[4];
+  if (cache.values != nullptr) {
+    for (int64_t i = 0; i < dim; i += 4) {
+      turn(cache.values + from + i, step * 4, words);
+      for (int64_t c = 0; c < 4; ++c) _mm512_storeu_ps(columns + (i + c) * kKeys, words[c]);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < dim; i += kLanes) {
+    turn(cache.codes + from + i, step, words);
+    for (int64_t c = 0; c < kLanes; ++c)
+      _mm512_storeu_ps(columns + (i + c) * kKeys, code_of(words[c / 4], static_cast<unsigned>(c % 4)));
+  }
+}
+
+// The same of fewer than 16 keys, behind which may be no memory; the other columns are 0.
+void turn_last_keys(const Cache& cache, int64_t from, int64_t step, int64_t count, int64_t dim, float* columns) {
+  alignas(64) float lanes[kLanes];
+  for (int64_t i = 0; i < dim; i += kLanes) {
+    for (int64_t key = 0; key < kLanes; ++key) {
+      _mm512_store_ps(lanes, key < count ? load_cached(cache, from + key * step + i) : _mm512_setzero_ps());
+      for (int64_t lane = 0; lane < kLanes; ++lane) columns[(i + lane) * kKeys + key] = lanes[lane];
+    }
+  }
 }
 
 void make(const Attention& attention, int64_t row, int64_t kv_head, int64_t block, uint8_t* room) {
   const int64_t dim = attention.head_dim, first = block * kKeys, left = attention.length(row) - first;
   const int64_t at = attention.at(row, kv_head) + first * attention.step, count = left < kKeys ? left : kKeys;
   float* keys = reinterpret_cast<float*>(room) + block * block_size(attention);
-  float* values = keys + kKeys * dim;
-  alignas(64) float lanes[kLanes];
-  for (int64_t key = 0; key < (count + kWidth - 1) / kWidth * kWidth; ++key) {
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      const bool is_there = key < count;
-      const int64_t from = at + key * attention.step + i;
-      _mm512_store_ps(lanes, is_there ? load_cached(attention.keys, from) : _mm512_setzero_ps());
-      for (int64_t lane = 0; lane < kLanes; ++lane) keys[(i + lane) * kKeys + key] = lanes[lane];
-      if (is_there) _mm512_storeu_ps(values + key * dim + i, load_cached(attention.values, from));
+  for (int64_t key = 0; key < (count + kWidth - 1) / kWidth * kWidth; key += kLanes) {
+    const int64_t from = at + key * attention.step;
+    if (count - key >= kLanes) {
+      turn_keys(attention.keys, from, attention.step, dim, keys + key);
+    } else {
+      turn_last_keys(attention.keys, from, attention.step, count - key, dim, keys + key);
     }
   }
+  if (attention.values.values != nullptr) return;
+  float* values = keys + kKeys * dim;
+  for (int64_t key = 0; key < count; ++key)
+    for (int64_t i = 0; i < dim; i += kLanes)
+      _mm512_storeu_ps(values + key * dim + i, load_cached(attention.values, at + key * attention.step + i));
 }
 
 // found [12, 32] = left [12, depth] times right [depth, 32].
@@ -73,8 +105,9 @@ void score(Tokens& tokens, const float* keys, int64_t count, int64_t dim) {
   }
 }
 
-// Weigh a span's values [64, head_dim], of which token t sees the first visible[t], and merge it with those before.
-void add_span(Tokens& tokens, const float* values, const int64_t* visible, int64_t count, int64_t num_tokens, int64_t dim) {
+// Weigh a span's `count` values, `step` apart, of which token t sees the first visible[t], and merge it with those before.
+void add_span(Tokens& tokens, const float* values, int64_t step, const int64_t* visible, int64_t count, int64_t num_tokens,
+              int64_t dim) {
   alignas(64) float most[kLanes] = {}, total[kLanes] = {}, before[kLanes], next[kLanes];
   for (int64_t t = 0; t < num_tokens; ++t) {
     const Softmax found = weigh(tokens.scores + t * kKeys, visible[t]);
@@ -89,7 +122,7 @@ void add_span(Tokens& tokens, const float* values, const int64_t* visible, int64
   _mm512_store_ps(tokens.total, merged(_mm512_load_ps(tokens.total), by.before, _mm512_load_ps(total), by.next));
   __m512 found[kTokens][2];
   for (int64_t column = 0; column < dim; column += kWidth) {
-    multiply(tokens.scores, kKeys, values + column, dim, count, found);
+    multiply(tokens.scores, kKeys, values + column, step, count, found);
     for (int64_t t = 0; t < kTokens; ++t) {
       const __m512 before_factor = _mm512_set1_ps(before[t]), next_factor = _mm512_set1_ps(next[t]);
       for (int64_t half = 0; half < 2; ++half) {
@@ -117,12 +150,15 @@ void attend_few(const Attention& attention, int64_t row, int64_t head, int64_t f
       _mm512_storeu_ps(tokens.queries + t * dim + i, _mm512_mul_ps(_mm512_loadu_ps(query + i), _mm512_set1_ps(attention.factor)));
   }
   const int64_t length = visible[count - 1];
-  for (int64_t key = 0; key < length; key += kKeys, blocks += block_size(attention)) {
+  const bool has_floats = attention.values.values != nullptr;
+  const float* values = has_floats ? attention.values.values + attention.at(row, kv_head) : blocks + kKeys * dim;
+  const int64_t step = has_floats ? attention.step : dim, next = has_floats ? kKeys * step : block_size(attention);
+  for (int64_t key = 0; key < length; key += kKeys, blocks += block_size(attention), values += next) {
     const int64_t left = length - key, keys = left < kKeys ? left : kKeys;
     score(tokens, blocks, keys, dim);
     for (int64_t t = 0; attention.bias != nullptr && t < count; ++t)
       add_bias(attention.bias_at(row, first + t, head) + key, keys, tokens.scores + t * kKeys);
-    add_span(tokens, blocks + kKeys * dim, visible, keys, count, dim);
+    add_span(tokens, values, step, visible, keys, count, dim);
     for (int64_t t = 0; t < count; ++t) visible[t] -= kKeys;
   }
   for (int64_t t = 0; t < count; ++t) {

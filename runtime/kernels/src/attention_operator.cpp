@@ -144,7 +144,7 @@ ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gi
   call.queries = tokens.queries = queries.at_least<float>(static_cast<size_t>(count * dims[2]));
   share(context, count, 16, [&](int64_t begin, int64_t end) { write_tokens(call, tokens, begin, end); });
   if (call.seq > kFewTokens) {
-    attend_blocks(context, call, level() == kAmx ? kOnTiles : kOnVectors);
+    attend_blocks(context, call, level() == kAmx && call.seq > kVectorTokens ? kOnTiles : kOnVectors);
   } else {
     attend_tokens(context, call);
   }
