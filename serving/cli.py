@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-stall",
         type=float,
         metavar="MS",
-        default=1e3 * (default.max_stall or 0),
-        help="most milliseconds that a running row waits for another row's prompt in one step (default %(default)g)",
+        help="milliseconds that a running row may wait for another row's prompt in one step (default: two of "
+        "its own steps)",
     )
     add(
         "--shutdown-timeout",
@@ -91,7 +91,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
             raise MisuseError(f"--{name.replace('_', '-')} is {value}; it must be at least 0.")
     if not 0 <= arguments.port <= MAX_PORT:
         raise MisuseError(f"--port is {arguments.port}; it must be 0 to {MAX_PORT}, or no socket can listen on it.")
-    if not 0 < arguments.max_stall < float("inf"):
+    if arguments.max_stall is not None and not 0 < arguments.max_stall < float("inf"):
         raise MisuseError(f"--max-stall is {arguments.max_stall}; it must be a number of milliseconds above 0.")
     return Settings(
         host=arguments.host,
@@ -99,7 +99,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         api_keys=() if arguments.api_key_file is None else read_keys(arguments.api_key_file),
         max_queue_requests=arguments.max_queue_requests,
         max_queue_tokens=arguments.max_queue_tokens,
-        max_stall=arguments.max_stall / 1e3,
+        max_stall="auto" if arguments.max_stall is None else arguments.max_stall / 1e3,
         shutdown_timeout=arguments.shutdown_timeout,
         lenient=arguments.lenient,
         page=not arguments.no_page,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from piston.runtime.generate.chunk_size import Stall
 from piston.runtime.generate.completion import PositionLogprobs
 from piston.runtime.generate.generation import Generation
 from piston.runtime.generate.hypotheses import completion_of
@@ -86,7 +87,7 @@ class GenerationThread(EngineThread[Ticket]):
         max_open: rows that may run and wait.
         max_queue_tokens: prompt tokens that may wait; None: what all rows hold, at least four times what one holds, so
             that prompts which come together for idle rows are never refused.
-        max_stall: seconds that a running row may wait for another row's prompt in one step.
+        max_stall: seconds that a running row may wait for another row's prompt in one step, "auto" or None (Scheduler).
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class GenerationThread(EngineThread[Ticket]):
         *,
         max_open: int,
         max_queue_tokens: int | None = None,
-        max_stall: float | None = None,
+        max_stall: Stall | None = None,
     ) -> None:
         cache = model.engine.cache
         default_tokens = max(4, cache.num_slots) * cache.capacity

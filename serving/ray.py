@@ -154,6 +154,8 @@ def _value(name: str, value: Any) -> Any:
     """A value of a command line, which is text, as what the option takes."""
     if name in {"bundle", "target", "metrics_prefix", "api_key_file"} or not isinstance(value, str):
         return value
+    if name == "max_stall" and value == "auto":
+        return value
     if name in {"lenient", "log_prompts"} and value in {"true", "false"}:
         return value == "true"
     try:

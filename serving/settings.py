@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piston.core.errors import MisuseError
+from piston.runtime.generate.chunk_size import Stall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,7 @@ class Settings:
         max_queue_requests: rows that may wait; None: four times those an engine holds, or 64 audios. Of encoders
             those that run count too (None: 4,096), but an idle one takes a batch of `max_batch` texts.
         max_queue_tokens: prompt tokens that may wait; None: what all rows hold, at least four times what one holds.
-        max_stall: seconds that a running row may wait for another row's prompt in one step.
+        max_stall: seconds that a running row may wait for another row's prompt in one step, or "auto" (ChunkSize).
         shutdown_timeout: seconds that running requests have after SIGTERM.
         max_body: bytes of a request without a file.
         max_form: bytes of a request with a file.
@@ -30,7 +31,7 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     max_queue_requests: int | None = None
     max_queue_tokens: int | None = None
-    max_stall: float | None = 0.05
+    max_stall: Stall = "auto"
     shutdown_timeout: float = 30.0
     max_body: int = 8_000_000
     max_form: int = 27_000_000  # OpenAI's API takes files of 25 MiB

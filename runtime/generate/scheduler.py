@@ -1,8 +1,9 @@
 """Continuous batching: requests are added and cancelled at any time, and each step generates for all running rows.
 
 A step applies cancellations and deadlines, decodes every running row, and then prefills. With `max_stall` it prefills
-one chunk of one prompt, so short that running rows wait no longer than that; without it, whole prompts, one at a time.
-It knows token ids only, no text.
+one chunk of one prompt, so short that running rows wait about as long as that. A prompt shorter than what is left of
+the one before takes turns with it, so a short prompt does not wait for a long one, nor a long one for ever. Without
+`max_stall`, whole prompts, one at a time. It knows token ids only, no text.
 """
 
 import time
@@ -11,15 +12,13 @@ from collections.abc import Iterator
 
 from piston.core.errors import MisuseError
 from piston.runtime.backends.engine import Engine, encode
+from piston.runtime.generate.chunk_size import IDLE_CHUNK, ChunkSize, Stall
 from piston.runtime.generate.device_loop import DeviceRuns
 from piston.runtime.generate.drafting import draft_of, drafts_wanted, pick, verified
 from piston.runtime.generate.prefix_cache import PrefixCache
 from piston.runtime.generate.request import Ended, EndReason, Found, Request, Token, check_beams, check_fits
 from piston.runtime.generate.searches import Searches
 
-# The tokens of a prefill chunk are a multiple of this, however short the stall may be. Fewer cost more for each token;
-# and with AMX, own kernels attend more than 16 tokens in other arithmetic than fewer, so short chunks change bits.
-LEAST_CHUNK = 64
 LOGITS_CHUNK = 64  # where the logits of every position are wanted: bounds what they take
 
 
@@ -28,21 +27,21 @@ class Scheduler:
 
     Args:
         engine: its free slots are used; slots in use elsewhere are left alone.
-        max_stall: seconds that a running row may wait for another row's prompt in one step; None: a whole prompt.
+        max_stall: seconds that a running row may wait for another row's prompt in one step; "auto": somewhat longer
+            than the row's own steps take (ChunkSize); None: a whole prompt.
         keep_prefixes: slots of ended rows keep their states, and a later prompt that begins with the same tokens (and
             has the same cache_salt) prefills only the rest.
     """
 
-    def __init__(self, engine: Engine, *, max_stall: float | None = None, keep_prefixes: bool = False) -> None:
+    def __init__(self, engine: Engine, *, max_stall: Stall | None = None, keep_prefixes: bool = False) -> None:
         self.engine = engine
-        self.max_stall = max_stall
         self.prefixes = PrefixCache(engine.cache) if keep_prefixes else None
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
         self._searches = Searches(engine, self.prefixes, self._new_slot)
-        self._prefilling: tuple[int, Request] | None = None
+        self._prefilling: dict[int, Request] = {}  # by slot, up to two, in the order of their turns
         self._device_runs = DeviceRuns(engine)
-        self._token_seconds: float | None = None  # of a prefill, the latest measurements weighing most
+        self._chunk_size = None if max_stall is None else ChunkSize(max_stall)
 
     @property
     def has_work(self) -> bool:
@@ -56,7 +55,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Number of rows that have a slot."""
-        return len(self._running) + self._searches.num_slots + (self._prefilling is not None)
+        return len(self._running) + self._searches.num_slots + len(self._prefilling)
 
     @property
     def num_waiting(self) -> int:
@@ -96,23 +95,26 @@ class Scheduler:
             EngineError: a step of all running rows failed.
         """
         yield from self._end_cancelled()
-        if self.max_stall is None:
-            if self._prefilling is None and not self._may_admit():
-                yield from self._decode()
-            else:
-                yield from self._prefill(limit=None)
-            return
-        is_decoding = bool(self._running or self._searches)
-        yield from self._decode()
-        if self._prefilling is not None or self._may_admit():
-            yield from self._prefill(limit=self._chunk() if is_decoding else None)
+        limit = None
+        if self._chunk_size is not None:
+            limit = self._chunk_size.num_tokens() if self._running or self._searches else IDLE_CHUNK
+            yield from self._decode()
+        if self._may_admit():
+            slot, request = self._admit()
+            self._prefilling[slot] = request
+        if self._prefilling:
+            # A slot whose turn it was comes behind the other.
+            slot = next(iter(self._prefilling))
+            self._prefilling[slot] = self._prefilling.pop(slot)
+            yield from self._prefill(slot, limit)
+        elif self._chunk_size is None:
+            yield from self._decode()
 
     def close(self) -> None:
         """End all requests and release every slot."""
         self._device_runs.close()
-        if self._prefilling is not None:
-            slot, request = self._prefilling
-            self._running[slot], self._prefilling = request, None
+        self._running |= self._prefilling
+        self._prefilling.clear()
         for slot in list(self._running):
             self._retire(slot)
         self._searches.close()
@@ -133,9 +135,9 @@ class Scheduler:
         for request in [request for request in self._waiting if reason_of(request) is not None]:
             self._waiting.remove(request)
             ended.append(Ended(request, reason_of(request) or "cancelled"))
-        if self._prefilling is not None and (reason := reason_of(self._prefilling[1])) is not None:
-            slot, request = self._prefilling
-            self._running[slot], self._prefilling = request, None
+        for slot, request in list(self._prefilling.items()):
+            if reason_of(request) is not None:
+                self._running[slot] = self._prefilling.pop(slot)
         for slot, request in list(self._running.items()):
             if (reason := reason_of(request)) is not None:
                 self._retire(slot)
@@ -147,7 +149,13 @@ class Scheduler:
         if not self._waiting:
             return False
         first = self._waiting[0]
-        return first.slot is not None or self._num_free >= first.num_slots or not self._is_running
+        if self._prefilling and (self._chunk_size is None or len(self._prefilling) > 1):
+            return False
+        if any(len(first.prompt_ids) >= self._num_left(slot) for slot in self._prefilling):
+            return False  # slots of ended rows are worth most to those who come in order
+        num_promised = sum(request.num_slots - 1 for request in self._prefilling.values())
+        is_room = self._num_free - num_promised >= first.num_slots
+        return first.slot is not None or is_room or not self._is_running
 
     @property
     def _num_free(self) -> int:
@@ -175,17 +183,13 @@ class Scheduler:
             return self.engine.cache.admit()
         return self.prefixes.admit(reusable, request.cache_salt, request.source_key)
 
-    def _chunk(self) -> int:
-        """Number of prompt tokens that can be prefilled within `max_stall`."""
-        assert self.max_stall is not None
-        if self._token_seconds is None:
-            return LEAST_CHUNK
-        return max(LEAST_CHUNK, int(self.max_stall / self._token_seconds) // LEAST_CHUNK * LEAST_CHUNK)
+    def _num_left(self, slot: int) -> int:
+        """Tokens of a slot's prompt that are not prefilled yet."""
+        return len(self._prefilling[slot].prompt_ids) - int(self.engine.cache.lengths[slot])
 
-    def _prefill(self, limit: int | None) -> Iterator[Token | Found | Ended]:
-        """Prefill at most `limit` tokens of one prompt; the last chunk gives the first token."""
-        slot, request = self._prefilling or self._admit()
-        self._prefilling = slot, request
+    def _prefill(self, slot: int, limit: int | None) -> Iterator[Token | Found | Ended]:
+        """Prefill at most `limit` tokens of a slot's prompt; the last chunk gives the first token."""
+        request = self._prefilling[slot]
         start = int(self.engine.cache.lengths[slot])
         wants_all = request.num_prompt_logprobs is not None
         if wants_all:
@@ -202,41 +206,39 @@ class Scheduler:
             seconds = time.perf_counter() - began
             request.num_prefilled += stop - start
             request.times.prefill += seconds
-            self._observe_prefill(stop - start, seconds)
+            if self._chunk_size is not None:
+                self._chunk_size.observe_prefill(stop - start, seconds)
             request.observe_prompt(logits, start)
             if not is_last:
                 return
             token = pick(request, logits[-1]) if request.beams is None else None
         except Exception as problem:  # noqa: BLE001 - whatever it is, it is this row's
-            self._prefilling = None
-            self._running[slot] = request
+            self._running[slot] = self._prefilling.pop(slot)
             self._retire(slot)
             yield Ended(request, "error", problem)
             return
-        self._prefilling = None
+        del self._prefilling[slot]
         if token is None:
             yield from self._searches.begin(slot, request, logits[-1])
             return
         self._running[slot] = request
         yield from self._deliver(slot, [token])
 
-    def _observe_prefill(self, num_tokens: int, seconds: float) -> None:
-        measured = seconds / num_tokens
-        known = self._token_seconds
-        self._token_seconds = measured if known is None else 0.7 * known + 0.3 * measured
-
     def _decode(self) -> Iterator[Token | Found | Ended]:
         """One token for each running row and beam, or several for a row whose drafts are accepted."""
         running = dict(self._running)
         if not running and not self._searches:
             return
+        began = time.perf_counter()
         on_host = bool(self._searches) or any(map(drafts_wanted, running.values()))
         picked = None if on_host else self._device_runs.step(running)
+        tokens, failed, found = self._advance(running) if picked is None else ({}, {}, [])
+        if self._chunk_size is not None:
+            self._chunk_size.observe_step(time.perf_counter() - began)
         if picked is not None:
             for slot, chosen in picked.items():
                 yield from self._deliver(slot, [Token(running[slot], chosen, running[slot].sampler.finish_reason)])
             return
-        tokens, failed, found = self._advance(running)
         # All picks first: the caller may use the engine between two tokens, which overwrites the logits.
         yield from found
         for slot, problem in failed.items():

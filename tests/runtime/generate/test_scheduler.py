@@ -9,9 +9,10 @@ from toy_model import history_script
 from piston.core.errors import EmptyPromptError, EngineError, MisuseError, PromptTooLongError
 from piston.runtime.backends.scripted import ScriptedEngine
 from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.generate.chunk_size import LEAST_CHUNK
 from piston.runtime.generate.decode import beam_search
 from piston.runtime.generate.request import Ended, Found, Request, Token
-from piston.runtime.generate.scheduler import LEAST_CHUNK, Scheduler
+from piston.runtime.generate.scheduler import Scheduler
 from piston.runtime.generate.speculation import PROBE_SIZES, Speculator, Verification
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import Constraint, RowSampler
@@ -194,12 +195,33 @@ def test_with_a_bound_running_rows_are_decoded_between_the_chunks_of_a_long_prom
     assert [running.output_ids, long.output_ids] == [continuation([3], 40), continuation([5] * 200, 2)]
 
 
-def test_a_chunk_is_as_long_as_the_measured_speed_allows():
-    scheduler = Scheduler(engine_of(capacity=2000), max_stall=0.1)
-    scheduler.add(request_of([3], 500))
+def test_short_prompts_take_turns_with_a_long_one_that_came_before():
+    engine = engine_of(capacity=2000, num_slots=4)
+    scheduler, running, long = Scheduler(engine, max_stall=1e-9), request_of([3], 400), request_of([5] * 600, 2)
+    scheduler.add(running)
     list(scheduler.step())
-    scheduler._token_seconds = 0.1 / 64.9
-    assert scheduler._chunk() == 64
+    short = [request_of([7] * 30, 1), request_of([9] * 20, 1)]
+    for request in [long, *short]:
+        scheduler.add(request)
+    ended = [event.request for event in run(scheduler) if isinstance(event, Token) and event.finish_reason]
+    assert ended == [*short, long, running]
+    first_tokens = [call[1][1][0] for call in engine.calls if call[0] == "prefill"][1:]
+    assert first_tokens[:11] == [5, 5, 7, 5, 7, 5, 7, 5, 9, 5, 9]  # one is admitted in a step
+    assert set(first_tokens[11:]) == {5}
+    assert [request.output_ids for request in [long, *short]] == [
+        continuation(request.prompt_ids, len(request.output_ids)) for request in [long, *short]
+    ]
+
+
+def test_a_prompt_as_long_as_what_is_left_of_the_one_before_waits_for_it():
+    scheduler, first, second = (
+        Scheduler(engine_of(capacity=2000), max_stall=1e-9),
+        *(request_of([token] * 1500, 1) for token in (5, 7)),
+    )
+    scheduler.add(first)
+    scheduler.add(second)
+    list(scheduler.step())
+    assert [scheduler.num_running, scheduler.num_waiting] == [1, 1]
 
 
 def test_with_nothing_else_running_a_prompt_is_prefilled_at_once():
@@ -511,3 +533,13 @@ def test_a_search_that_fails_ends_alone():
 def test_more_beams_than_slots_are_refused_when_they_are_added():
     with pytest.raises(MisuseError, match="num_beams is 3, but the engine has 2 free slots"):
         Scheduler(engine_of(num_slots=2)).add(request_of([4], beams=BEAMS))
+
+
+def test_prompts_that_pass_a_long_one_leave_the_slots_of_its_beams():
+    scheduler, short = Scheduler(engine_of(num_slots=4, capacity=2000), max_stall=1e-9), request_of([7] * 30, 200)
+    search = request_of([5] * 300, 50, beams=BEAMS)
+    for request in (search, short, request_of([9] * 20, 200)):
+        scheduler.add(request)
+    events = run(scheduler)
+    assert [event.request for event in events if isinstance(event, Found)] == [search]
+    assert not [event for event in events if isinstance(event, Ended)]
