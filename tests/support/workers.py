@@ -1,0 +1,65 @@
+"""Which of `pytest -n 2 --dist loadfile` runs what: the tests of a file go to one worker, and what takes longest first.
+
+pytest-xdist's `--dist loadgroup` groups nothing under pytest 9: it appends the group to a name that pytest no longer
+reads. A test that is alone then sets up the fixtures of its file, and those of the session, in both workers.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+TOGETHER = ("end_to_end/",)  # its files share the demo model, which is exported and built once
+LONGEST = (
+    "end_to_end/",
+    "export/test_zoo.py",
+    "export/test_encoder_decoder.py",
+    "engines/tensorrt/test_zoo_plans.py",  # reads what test_zoo.py exported
+    "engines/test_own_kernels.py",
+    "calibration/schemes/test_layerwise_gptq.py",
+    "export/",
+    "engines/test_own_kernels_encoders.py",
+    "distillation/test_exported.py",
+    "runtime/tasks/test_automatic_speech_recognition.py",
+    "engines/",
+)
+
+
+def group_of(nodeid: str) -> str:
+    """What one worker runs as a whole: a file, or a folder of TOGETHER."""
+    file = nodeid.partition("::")[0].removeprefix(f"{TESTS.name}/")
+    return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+
+def place_of(nodeid: str) -> int:
+    """Of a test's group in the order of LONGEST."""
+    return next((place for place, start in enumerate(LONGEST) if group_of(nodeid).startswith(start)), len(LONGEST))
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        _split_scope = staticmethod(group_of)
+
+    return Scheduling(config, log)
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
+        take_share_of_processors(int(config.workerinput["workerid"][2:]), config.workerinput["workercount"])
+
+
+def take_share_of_processors(index, count):
+    """Of two workers on two cores each has one: threads that wait for work take none from the other worker."""
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[index % count :: count] or processors)
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: place_of(item.nodeid))
