@@ -22,9 +22,8 @@ TEXTS = ["hello world", "Héllo Wörld, paris!", "你好 paris 👍🏽 in", "in
 
 
 def pipe(toys, name, task):
-    toys.checkpoint(name)
-    directory = toys.root / name / "checkpoint"
-    return pipeline(task, model=toys.models[name], tokenizer=AutoTokenizer.from_pretrained(directory))
+    tokenizer = AutoTokenizer.from_pretrained(toys.checkpoint(name))
+    return pipeline(task, model=toys.reference(name), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "regression"])
@@ -88,11 +87,11 @@ def expected_answer(toys, question, context, *, window, stride, longest=15):
         return_offsets_mapping=True,
         return_token_type_ids=True,
     )
-    best, no_answer = (-1.0, 0, 0), 1.0
+    model, best, no_answer = toys.reference("answerer"), (-1.0, 0, 0), 1.0
     for row in range(len(rows["input_ids"])):
         given = {name: torch.tensor([rows[name][row]]) for name in ("input_ids", "token_type_ids")}
         with torch.no_grad():
-            output = toys.models["answerer"](**given)
+            output = model(**given)
         allowed = [sequence == 1 for sequence in rows.sequence_ids(row)]
         masked = torch.tensor([not (ok or place == 0) for place, ok in enumerate(allowed)])
         starts = output.start_logits[0].masked_fill(masked, -1e4).softmax(0).tolist()
@@ -124,11 +123,11 @@ def test_the_answer_is_the_best_span_of_all_windows(encoder_toys, repeats):  # n
 def test_documents_come_best_first_with_the_scores_of_the_cross_encoder(encoder_toys):  # noqa: F811
     query, documents = "paris?", ["hello world", "in paris", "你好", "a b c"]
     tokenizer = AutoTokenizer.from_pretrained(encoder_toys.checkpoint("reranker"))
-    logits = []
+    model, logits = encoder_toys.reference("reranker"), []
     for document in documents:
         with torch.no_grad():
             given = tokenizer(query, document, return_tensors="pt", return_token_type_ids=True)
-            logits.append(encoder_toys.models["reranker"](**given).logits[0, 0])
+            logits.append(model(**given).logits[0, 0])
     wanted = torch.stack(logits)
     with load(encoder_toys.bundle("reranker")) as model:
         found = model.rerank(query, documents)

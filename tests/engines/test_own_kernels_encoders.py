@@ -9,15 +9,12 @@ from embedding_fixtures import sentence_model  # noqa: F401 - a fixture
 from encoders import WORDS, write_sentence_checkpoint
 from own_kernels import need_kernels
 
-from piston.calibration.calibrate import calibrate
 from piston.calibration.recipe import Recipe
 from piston.core.bundle.interface import ENCODER
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import EngineError, ParityError
-from piston.data.rows import RowOptions
 from piston.engines import build
 from piston.engines.equivalence.replaced_in_texts import check_replaced_in_texts, has_same_bits
-from piston.export import export_model
 from piston.runtime import kernels, load
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
@@ -34,41 +31,19 @@ TEXTS = [" ".join(WORDS[:count]) for count in (1, 3, 14, 7)]
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory):
-    """model_dir(name, scheme) -> a model directory of sizes that the kernels take."""
+def bundle(toys):
+    """bundle(name, scheme) -> a bundle for ort-cpu and own kernels, of sizes that the kernels take."""
     need_kernels()
-    root = tmp_path_factory.mktemp("encoders")
+    text = "\n".join(f"{one} {two}" for one in TEXTS for two in TEXTS)
 
     def of(name, scheme):
-        exact, out = root / name, root / f"{name}-{scheme}"
-        if not exact.exists():
-            model_type, config = MODELS[name]
-            write_sentence_checkpoint(root / "checkpoints" / name, model_type, max_length=MAX_LENGTH, config=config)
-            export_model(root / "checkpoints" / name, exact)
-        if scheme == "fp":
-            return exact
-        if not out.exists():
-            data = root / "data.txt"
-            data.write_text("\n".join(f"{one} {two}" for one in TEXTS for two in TEXTS))
-            rows, block = RowOptions(num_rows=4, seq_len=12, seed=1), {"block": 32} if scheme == "w4" else {}
-            read = [data] if scheme == "w8a8" else []
-            calibrate(exact, out, Recipe(scheme=scheme, **block), read, rows=rows)
-        return out
-
-    return of
-
-
-@pytest.fixture(scope="session")
-def bundle(model_dir, tmp_path_factory):
-    """bundle(name, scheme) -> its bundle for ort-cpu and own kernels."""
-    made = {}
-
-    def of(name, scheme):
-        if (name, scheme) not in made:
-            out = tmp_path_factory.mktemp("built") / "bundle"
-            build(model_dir(name, scheme), out, ["ort-cpu", kernels.TARGET])
-            made[name, scheme] = out
-        return made[name, scheme]
+        model_type, config = MODELS[name]
+        model = toys.exported(write_sentence_checkpoint, model_type, max_length=MAX_LENGTH, config=config)
+        if scheme != "fp":
+            recipe = Recipe(scheme=scheme, block=32 if scheme == "w4" else 0)
+            given = text if scheme == "w8a8" else None
+            model = toys.calibrated(model, recipe, given, num_rows=4, seq_len=12, seed=1)
+        return toys.built(model, ("ort-cpu", kernels.TARGET))
 
     return of
 

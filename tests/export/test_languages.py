@@ -1,10 +1,8 @@
 import pytest
 from encoder_decoders import write_translation_checkpoint
-from transformers import AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from piston.core.errors import MisuseError
-from piston.engines import build
-from piston.export import export_model
 from piston.runtime import load
 from piston.runtime.generate.beam_search import BeamParams
 
@@ -12,14 +10,13 @@ TEXT = "the sea is calm and the wind blows"
 
 
 @pytest.fixture(scope="module")
-def translator(tmp_path_factory):
+def translator(toys):
     """(the loaded bundle, transformers' model, its tokenizer) of a seeded NLLB."""
-    root = tmp_path_factory.mktemp("translation")
-    model = write_translation_checkpoint(root / "checkpoint")
-    export_model(root / "checkpoint", root / "model")
-    build(root / "model", root / "bundle", max_batch=3)
-    with load(root / "bundle") as opened:
-        yield opened, model, AutoTokenizer.from_pretrained(root / "checkpoint")
+    exported = toys.exported(write_translation_checkpoint)
+    checkpoint = exported.parent / "checkpoint"
+    reference = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).eval()
+    with load(toys.built(exported, max_batch=3)) as opened:
+        yield opened, reference, AutoTokenizer.from_pretrained(checkpoint)
 
 
 @pytest.mark.parametrize(("source", "target"), [("eng_Latn", "deu_Latn"), ("deu_Latn", "fra_Latn")])

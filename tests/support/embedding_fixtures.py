@@ -1,26 +1,18 @@
 """A tiny embedding model, exported and built once."""
 
 import pytest
-from encoders import write_sentence_checkpoint
-
-from piston.engines import build
-from piston.export import export_model
+from encoders import make_encoder, write_sentence_checkpoint
 
 PROMPTS = {"query": "query: "}
 
 
 @pytest.fixture(scope="session")
-def sentence_model(tmp_path_factory):
+def sentence_model(toys):
     """A model directory of a seeded BERT, and what transformers has of it: (directory, encoder)."""
-    root = tmp_path_factory.mktemp("sentences")
-    encoder = write_sentence_checkpoint(root / "checkpoint", prompts=PROMPTS)
-    export_model(root / "checkpoint", root / "model")
-    return root / "model", encoder
+    return toys.exported(write_sentence_checkpoint, prompts=PROMPTS), make_encoder("bert")
 
 
 @pytest.fixture(scope="session")
-def sentence_bundle(sentence_model, tmp_path_factory):
+def sentence_bundle(toys, sentence_model):
     """Its bundle for ort-cpu."""
-    out = tmp_path_factory.mktemp("sentences") / "bundle"
-    build(sentence_model[0], out)
-    return out
+    return toys.built(sentence_model[0])

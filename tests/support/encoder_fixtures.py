@@ -1,10 +1,8 @@
 """Tiny models of every encoder task, exported and built once."""
 
 import pytest
-from encoders import write_task_checkpoint
-
-from piston.engines import build
-from piston.export import export_model
+import transformers
+from encoders import HEADS, write_task_checkpoint
 
 NER = dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))
 # name -> task, and the config of its checkpoint
@@ -30,33 +28,29 @@ MODELS = {
 class EncoderToys:
     """Checkpoints, model directories and bundles by name of MODELS, each made when it is first asked for."""
 
-    def __init__(self, root):
-        self.root = root
-        self.models = {}
-
-    def checkpoint(self, name):
-        """The directory of the checkpoint; its module of transformers is in `models`."""
-        if name not in self.models:
-            task, config = MODELS[name]
-            self.models[name] = write_task_checkpoint(self.root / name / "checkpoint", task, **config)
-        return self.root / name / "checkpoint"
+    def __init__(self, toys):
+        self.toys = toys
 
     def model(self, name):
         """The model directory."""
-        out = self.root / name / "model"
-        if not out.exists():
-            export_model(self.checkpoint(name), out)
-        return out
+        task, config = MODELS[name]
+        return self.toys.exported(write_task_checkpoint, task, **config)
+
+    def checkpoint(self, name):
+        """The directory of the checkpoint."""
+        return self.model(name).parent / "checkpoint"
+
+    def reference(self, name):
+        """The module of transformers."""
+        auto = getattr(transformers, HEADS[MODELS[name][0]])
+        return auto.from_pretrained(self.checkpoint(name)).eval()
 
     def bundle(self, name):
         """The bundle for ort-cpu."""
-        out = self.root / name / "bundle"
-        if not out.exists():
-            build(self.model(name), out)
-        return out
+        return self.toys.built(self.model(name))
 
 
 @pytest.fixture(scope="session")
-def encoder_toys(tmp_path_factory):
+def encoder_toys(toys):
     """Tiny models of every encoder task."""
-    return EncoderToys(tmp_path_factory.mktemp("encoders"))
+    return EncoderToys(toys)

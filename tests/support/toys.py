@@ -22,7 +22,16 @@ from piston.pipeline.cache_key import code_of, digest_of, machine, tools_of
 
 ROOT = Path(__file__).parents[2] / ".cache/toys"
 MAX_BYTES = 10**9
-MAKERS = ("zoo.py", "checkpoints.py", "canonical.py", "quantized.py", "toys.py")
+MAKERS = (
+    "zoo.py",
+    "checkpoints.py",
+    "encoders.py",
+    "encoder_decoders.py",
+    "speech.py",
+    "canonical.py",
+    "quantized.py",
+    "toys.py",
+)
 STATES = "states.json"
 
 
@@ -95,19 +104,64 @@ class Toys:
             what["edit"] = inspect.getsource(edit)
         return self._copy("model", what, "export", make) / "model"
 
+    def exported(self, write: Callable[..., Any], *arguments: Any, **options: Any) -> Path:
+        """What `piston export` makes of the checkpoint that `write(directory, *arguments, **options)` writes.
+
+        Args:
+            write: a function of a module in MAKERS.
+            arguments: and `options`, as JSON has them.
+
+        Returns: the model directory, its parity checked; the checkpoint is `checkpoint` beside it.
+        """
+
+        def make(out: Path) -> None:
+            from piston.export import export_model
+
+            write(out / "checkpoint", *arguments, **options)
+            export_model(out / "checkpoint", out / "model")
+
+        what = {"write": write.__qualname__, "arguments": arguments, "options": options}
+        return self._copy("exported", what, "export", make) / "model"
+
+    def calibrated(self, model_dir: Path, recipe: Any, text: str | None = None, **rows: Any) -> Path:
+        """The model directory that `piston calibrate` makes of another, its check as by default.
+
+        Args:
+            model_dir: in float.
+            recipe: a piston.calibration Recipe.
+            text: to calibrate on, where the recipe reads some.
+            rows: of RowOptions, for that text and for the text of the check.
+        """
+
+        def make(out: Path) -> None:
+            from piston.calibration.calibrate import calibrate
+            from piston.data.rows import RowOptions
+
+            data = []
+            if text is not None:
+                data = [out / "data.txt"]
+                data[0].write_text(text, encoding="utf-8")
+            calibrate(model_dir, out / "model", recipe, data, rows=RowOptions(**rows))
+
+        what = {"recipe": recipe.to_json(), "text": text, "rows": rows, "model": sha256_of(model_dir / "manifest.json")}
+        return self._copy("calibrated", what, "calibrate", make) / "model"
+
+    def built(self, model_dir: Path, targets: tuple[str, ...] = ("ort-cpu",), **options: Any) -> Path:
+        """The bundle that piston.engines.build makes of a model directory."""
+
+        def make(out: Path) -> None:
+            from piston.engines import build
+
+            build(model_dir, out / "bundle", targets, **options)
+
+        what = {"targets": targets, "build": options, "model": sha256_of(model_dir / "manifest.json")}
+        return self._copy("bundle", what, "build", make) / "bundle"
+
     def bundle(
         self, targets: tuple[str, ...] = ("ort-cpu",), *, build: dict[str, Any] | None = None, **model: Any
     ) -> Path:
         """The bundle that piston.engines.build(**build) makes of the model directory that `model` describes."""
-        source = self.model_dir(**model)
-
-        def make(out: Path) -> None:
-            from piston.engines import build as build_bundle
-
-            build_bundle(source, out / "bundle", targets, **(build or {}))
-
-        what = {"targets": targets, "build": build, "model": sha256_of(source / "manifest.json")}
-        return self._copy("bundle", what, "build", make) / "bundle"
+        return self.built(self.model_dir(**model), targets, **(build or {}))
 
     def _quantized(self, scheme: str, keep: tuple[str, ...], model: dict[str, Any]) -> Path:
         source = self.model_dir(**model)

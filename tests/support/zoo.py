@@ -100,7 +100,6 @@ ZOO: dict[str, dict] = {
 
 def make(model_type: str, **overrides: object) -> torch.nn.Module:
     """The float32 model of a type, the same on every machine."""
-    share_onnx_functions()
     config = AutoConfig.for_model(model_type, **{**COMMON, **ZOO.get(model_type, {}), **overrides})
     torch.manual_seed(zlib.crc32(model_type.encode()))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
@@ -110,6 +109,7 @@ def make(model_type: str, **overrides: object) -> torch.nn.Module:
 
 def spread(model: torch.nn.Module, normal: Callable[..., torch.Tensor] = torch.randn) -> None:
     """Replace the tiny initial weights by ones that make every path count."""
+    share_onnx_functions()  # toys are made to be exported
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = normal(parameter.shape)

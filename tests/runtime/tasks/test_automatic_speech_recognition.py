@@ -9,13 +9,12 @@ import wave
 import numpy as np
 import pytest
 import torch
-from speech import CONTEXT, HEADS, IDS, MELS, RATE, sound, write_whisper_checkpoint
+from speech import CONTEXT, HEADS, IDS, MELS, RATE, make_whisper, sound, write_whisper_checkpoint
 from transformers import GenerationMixin, WhisperFeatureExtractor
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from piston.cli.main import main
 from piston.core.errors import CheckpointError, MisuseError
-from piston.engines import build
 from piston.export import export_model
 from piston.runtime import load
 
@@ -23,20 +22,13 @@ QUIET = {"temperatures": (0.0,), "compression_ratio_threshold": None, "logprob_t
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("speech")
+def whisper():
+    return make_whisper()
 
 
 @pytest.fixture(scope="module")
-def whisper(root):
-    return write_whisper_checkpoint(root / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def bundle(whisper, root):
-    export_model(root / "checkpoint", root / "model")
-    build(root / "model", root / "bundle", max_batch=2)
-    return root / "bundle"
+def bundle(toys):
+    return toys.built(toys.exported(write_whisper_checkpoint), max_batch=2)
 
 
 @pytest.fixture(scope="module")
