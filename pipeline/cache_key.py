@@ -42,8 +42,15 @@ RUN_TOOLS = (
     "tokenizers",
 )
 PACKAGES = {  # verb: the packages whose code may change its result
-    "export": ("piston.core", "piston.runtime", "piston.graph", "piston.export"),
-    "calibrate": ("piston.core", "piston.runtime", "piston.evaluation", "piston.graph", "piston.calibration"),
+    "export": ("piston.core", "piston.runtime", "piston.graph", "piston.checkpoint", "piston.export"),
+    "calibrate": (
+        "piston.core",
+        "piston.runtime",
+        "piston.data",
+        "piston.evaluation",
+        "piston.graph",
+        "piston.calibration",
+    ),
     "build": ("piston.core", "piston.runtime", "piston.graph", "piston.engines"),
     "verify": ("piston.core", "piston.runtime"),
     "eval": ("piston.core", "piston.core.report", "piston.runtime", "piston.evaluation"),  # its page is kept

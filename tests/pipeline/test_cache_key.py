@@ -1,9 +1,14 @@
 import importlib.util
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from piston.pipeline import cache_key
+
+ROOT = Path(__file__).parents[2]
+IMPORTED = re.compile(r"\b(?:from|import) (piston\.\w+)")
 
 
 @pytest.fixture
@@ -45,6 +50,15 @@ def test_how_pages_look_is_an_input_of_the_stage_that_keeps_one_alone(tmp_path, 
     before = {verb: cache_key.code_of.__wrapped__(verb) for verb in verbs}
     (tmp_path / "report/style.css").write_text("body{}")
     assert [verb for verb in verbs if cache_key.code_of.__wrapped__(verb) != before[verb]] == ["eval"]
+
+
+@pytest.mark.parametrize("verb", cache_key.PACKAGES)
+def test_every_package_that_a_stage_imports_is_an_input_of_it(verb):
+    packages = {name for name in cache_key.PACKAGES[verb] if name.count(".") == 1}
+    sources = [path for name in packages for path in (ROOT / name.removeprefix("piston.")).rglob("*.py")]
+    imported = {name for path in sources for name in IMPORTED.findall(path.read_text(encoding="utf-8"))}
+    assert sources
+    assert imported == packages
 
 
 @pytest.mark.parametrize("verb", ["export", "calibrate", "build", "verify", "eval"])
