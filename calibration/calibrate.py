@@ -312,7 +312,10 @@ class _Calibration:
             raise MisuseError(f"The recipe spares {unknown[0]}, which the model has not, or keeps already.")
         worst = list(harm)[: self.keep_worst]
         found = worst if spent is None or spent.best is None else spent.best.kept
-        return tuple(name for name in prepared.weights if name in {*self.recipe.spared, *found})
+        names = {*self.recipe.spared, *found}
+        weights = {linear.weight for linear in self.graph.linears if linear.name in names}
+        spared = {linear.name for linear in self.graph.linears if linear.weight in weights}  # what shares one stays too
+        return tuple(name for name in prepared.weights if name in spared)
 
     def _round_tables(self) -> list[str]:
         """The embedding and the lm_head, where the recipe has them in INT8; returns the latter's name."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from piston.calibration.graph.convolutions import Convolution
 from piston.calibration.graph.linears import Linear
+from piston.calibration.graph.names import module_of
 from piston.calibration.observe.observers import Method
 from piston.core.errors import MisuseError
 from piston.graph.rounding import Grid
@@ -304,4 +305,4 @@ def is_narrow(linear: Linear) -> bool:
 
 
 def _is_named(linear: Linear | Convolution, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(linear.name, pattern) for pattern in patterns)
+    return any(fnmatch.fnmatchcase(module_of(linear.name), pattern) for pattern in patterns)

@@ -34,14 +34,15 @@ def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budge
         "--budget": budget is not None,
         "--keep-worst": bool(keep_worst),
         "--kv int8": recipe.kv != "float",
-        "--rounding gptq": recipe.rounding == "gptq",
-        "--rounding awq": recipe.rounding == "awq",
+        "--rounding gptq": task == MODULE and recipe.rounding == "gptq",
+        "--rounding awq": task == MODULE and recipe.rounding == "awq",
         "--pruning sparsegpt": task == MODULE and bool(recipe.sparsity) and recipe.pruning == "sparsegpt",
     }
     if given := [option for option, is_given in asked.items() if is_given]:
         remedies = {"--rounding": "give --rounding nearest", "--pruning": "give --pruning magnitude"}
         remedy = remedies.get(given[0].split()[0], "leave it out")
-        raise MisuseError(f"{given[0]} is for language models, and this model is for {task}; {remedy}.")
+        able = "language models and encoders" if "--rounding" in given[0] else "language models"
+        raise MisuseError(f"{given[0]} is for {able}, and this model is for {task}; {remedy}.")
 
 
 def check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | None) -> None:

@@ -1,10 +1,12 @@
 """The convolutions of a graph: every Conv of a computed value by a constant kernel."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from piston.calibration.graph.names import own_names
 from piston.graph.pattern import array_of
 from piston.graph.rounding import Floats
 
@@ -36,7 +38,9 @@ class Convolution:
 
 def find_convolutions(model: ir.Model) -> list[Convolution]:
     """All of them, in the order of the graph."""
-    return [found for node in model.graph if (found := _convolution(node)) is not None]
+    found = [convolution for node in model.graph if (convolution := _convolution(node)) is not None]
+    names = own_names(convolution.name for convolution in found)
+    return [dataclasses.replace(convolution, name=name) for convolution, name in zip(found, names, strict=True)]
 
 
 def _convolution(node: ir.Node) -> Convolution | None:

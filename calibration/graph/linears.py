@@ -1,9 +1,12 @@
 """The linear layers of a canonical graph: every MatMul of a computed value by a constant matrix; sums beside them."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+from piston.calibration.graph.names import own_names
 
 MATRIX = 2  # dimensions
 
@@ -12,7 +15,9 @@ MATRIX = 2  # dimensions
 class Linear:
     """One MatMul [.., K] x [K, N]."""
 
-    name: str  # path of its module, such as "model.layers.0.self_attn.q_proj"
+    # Path of its module, such as "model.layers.0.self_attn.q_proj"; where a module is run again, as of ALBERT's
+    # layers, with @2, @3, ... behind it.
+    name: str
     matmul: ir.Node
     weight: ir.Value  # the initializer: [K, N], or [N, K] if is_transposed
     is_transposed: bool  # between weight and MatMul stands a Transpose, as where lm_head is tied to the embedding
@@ -44,8 +49,10 @@ class Linear:
 
 
 def find_linears(model: ir.Model) -> list[Linear]:
-    """All of them, in the order of the graph."""
-    return [linear for node in model.graph if (linear := _linear(node)) is not None]
+    """All of them, in the order of the graph; each has a name of its own, and some may share a weight."""
+    found = [linear for node in model.graph if (linear := _linear(node)) is not None]
+    names = own_names(linear.name for linear in found)
+    return [dataclasses.replace(linear, name=name) for linear, name in zip(found, names, strict=True)]
 
 
 def by_input(linears: Iterable[Linear]) -> dict[str, list[Linear]]:

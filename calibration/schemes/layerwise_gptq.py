@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear, by_input
+from piston.calibration.graph.names import module_of
 from piston.calibration.numeric.min_max import extremes
 from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.recipe import Recipe
@@ -29,6 +30,7 @@ from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.segments import Segment, StreamedModel, cut
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
+from piston.core.errors import MisuseError
 from piston.data.packing import Ids
 from piston.data.rows import hash_rows
 from piston.graph.rounding import CLIPS, Floats, Quantized
@@ -118,6 +120,7 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
 
     Stopped at any moment, the same call with the same `work` goes on from the last group that it was through with.
     """
+    _check_alone(graph)
     segments = cut(graph.model.graph, by_input(recipe.chosen(graph.linears)))
     files = RoundedFiles(work / ROUNDED, _key(graph, recipe, rows))
     sparse = {linear.name for linear in recipe.sparse(graph.linears)}
@@ -141,6 +144,16 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, prog
             apply_fold(fold, segment.group, factors)
             apply_split(segment.group, new.source)
     return Prepared({name: weight for new in rounded for name, weight in new.weights.items()})
+
+
+def _check_alone(graph: ModelGraph) -> None:
+    """Refuse weights that several layers share: their codes cannot make up for what went before each of them."""
+    repeated = next((linear for linear in graph.linears if linear.name != module_of(linear.name)), None)
+    if repeated is not None:
+        raise MisuseError(
+            f"{graph.manifest.model.name} shares weights between its layers ({module_of(repeated.name)}), and GPTQ "
+            "rounds each layer by what the layers before it give; give --rounding nearest or awq."
+        )
 
 
 def _round_group(segment: Segment, relay: StreamedModel, recipe: Recipe, sparse: Container[str]) -> RoundedGroup:

@@ -42,8 +42,8 @@ class Prepared:
                 readers.setdefault(linear.input_name, []).append(linear.matmul.name or "")
         names = {linear.name for linear in linears}
         alone = [linear for linear in graph.linears if linear.name in self.kept and linear.name not in names]
-        weights = {linear.weight.name or "": self.weights[linear.name] for linear in linears}
-        weights |= {linear.weight.name or "": self.kept[linear.name] for linear in alone}
+        weights = {linear.weight.name or "": self.kept[linear.name] for linear in alone}
+        weights |= {linear.weight.name or "": self.weights[linear.name] for linear in linears}
         for linear in linears:
             if (outliers := self.weights[linear.name].outliers) is not None:
                 add_outliers(linear, outliers)

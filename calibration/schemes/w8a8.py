@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.float_graph import ModelGraph
@@ -96,19 +97,20 @@ def smooth(activations: dict[str, Activation], recipe: Recipe, progress: Progres
     """
     if recipe.outliers and not any(has_outliers(activation.group) for activation in activations.values()):
         raise MisuseError(f"--outliers {recipe.outliers}: no linear of this model reads behind an activation function.")
-    for done, activation in enumerate(activations.values()):
+    largest = _over_shared(activations)
+    for done, (name, activation) in enumerate(activations.items()):
         progress.step("smoothing", done, len(activations))
         inputs, is_behind = len(activation.largest), has_outliers(activation.group)
         count = num_outliers(recipe.outliers, inputs) if is_behind else 0
         fold = find_fold(activation.group) if recipe.smooth else None
         if fold is None and not (recipe.remainder and is_behind):
-            activation.outliers = largest_channels(activation.largest, count)
+            activation.outliers = largest_channels(largest[name], count)
             continue
         terms = _Terms(fold, remainder=recipe.remainder and is_behind)
         found, chosen = _searched(activation, np.ones(inputs, np.bool_), terms), np.ones(inputs, np.bool_)
         factors = found.factors
         if count:
-            activation.outliers = largest_channels(activation.largest / factors, count)
+            activation.outliers = largest_channels(largest[name] / factors, count)
             chosen[activation.outliers] = False
             found = _searched(activation, chosen, terms)
             factors = np.ones(inputs, np.float32)
@@ -119,6 +121,22 @@ def smooth(activations: dict[str, Activation], recipe: Recipe, progress: Progres
             activation.alpha = found.alpha
             activation.largest = activation.largest / factors
             activation.sample = activation.sample / factors
+
+
+def _over_shared(activations: Mapping[str, Activation]) -> dict[str, Floats]:
+    """By name: the largest of each channel, over all values that linears of one weight read; its outliers are theirs.
+
+    A weight that layers share is divided by nothing, so its channels are those of all its inputs.
+    """
+    together: dict[ir.Value, Floats] = {}
+    for activation in activations.values():
+        for linear in activation.group:
+            known = together.get(linear.weight)
+            together[linear.weight] = activation.largest if known is None else np.maximum(known, activation.largest)
+    return {
+        name: np.max([together[linear.weight] for linear in activation.group], axis=0)
+        for name, activation in activations.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,33 @@ def test_w8a8_has_every_linear_in_int8_and_stays_near(sentence_model, sentence_b
         np.testing.assert_allclose(model.embed(TEXTS)[2], model.embed([TEXTS[2]])[0], atol=1e-5)
 
 
+def test_w4_by_gptq_or_awq_is_nearer_than_rounded_to_nearest(sentence_model, tmp_path):  # noqa: F811
+    from piston.calibration.calibrate import CheckOptions
+
+    def distance(scheme, rounding):
+        out = tmp_path / f"{scheme}-{rounding}"
+        recipe = Recipe(scheme=scheme, rounding=rounding, block=16)
+        found = calibrated(sentence_model, out, recipe, checked=CheckOptions(bounds=("cosine>=0.5",)))
+        assert not found.kept
+        return 1 - found.check.comparison.values["cosine"]
+
+    nearest = calibrated_to_nearest(sentence_model, tmp_path)
+    assert distance("w4", "gptq") < nearest
+    assert distance("w4", "awq") < nearest
+
+
+def calibrated_to_nearest(sentence_model, tmp_path):  # noqa: F811
+    """The distance of w4 that reads no text, checked on the same kind of text."""
+    from piston.calibration.calibrate import CheckOptions
+
+    lines = [f"{first} {second}: {third}" for first in TEXTS for second in TEXTS for third in TEXTS]
+    (tmp_path / "check.txt").write_text("\n".join(lines))
+    checked = CheckOptions(bounds=("cosine>=0.5",), data=tmp_path / "check.txt")
+    recipe = Recipe(scheme="w4", rounding="nearest", block=16)
+    found = calibrate(sentence_model[0], tmp_path / "nearest", recipe, checked=checked)
+    return 1 - found.check.comparison.values["cosine"]
+
+
 def test_a_bound_that_is_not_met_leaves_nothing(sentence_model, tmp_path):  # noqa: F811
     from piston.calibration.calibrate import CheckOptions
 

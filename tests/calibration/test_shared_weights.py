@@ -1,0 +1,80 @@
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from encoders import write_sentence_checkpoint
+
+from piston.calibration.calibrate import CheckOptions, calibrate
+from piston.calibration.float_graph import ModelGraph
+from piston.calibration.graph.names import module_of
+from piston.calibration.recipe import Recipe
+from piston.core.errors import MisuseError
+from piston.data.rows import RowOptions
+from piston.engines import build
+from piston.export import export_model
+from piston.runtime import load
+
+WORDS = ["a", "girl", "is", "styling", "her", "hair", "men", "play", "football", "on", "the", "beach"]
+ROWS = RowOptions(num_rows=6, seq_len=12, seed=1)
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def albert(tmp_path_factory):
+    """A model directory of a seeded ALBERT, whose layers are one module run three times."""
+    root = tmp_path_factory.mktemp("albert")
+    write_sentence_checkpoint(root / "checkpoint", "albert", config={"num_hidden_layers": LAYERS})
+    export_model(root / "checkpoint", root / "model")
+    return root / "model"
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 600)))
+    return path
+
+
+def test_runs_of_one_module_have_names_of_their_own_and_the_patterns_of_the_module(albert):
+    linears = ModelGraph.open(albert).linears
+    assert len({linear.name for linear in linears}) == len(linears)
+    runs = Counter(module_of(linear.name) for linear in linears)
+    assert set(runs.values()) == {1, LAYERS}
+    weights = Counter(linear.weight.name for linear in linears)
+    assert set(weights.values()) == {1, LAYERS}
+    kept = Recipe(scheme="w8a8", keep=("*.query",)).chosen(linears)
+    assert len(kept) == len(linears) - LAYERS
+
+
+@pytest.mark.parametrize("outliers", [0, 2])
+def test_layers_that_share_weights_are_quantized_with_their_own_scales(albert, data, tmp_path, outliers):
+    checked = CheckOptions(bounds=("cosine>=0.98",))
+    found = calibrate(
+        albert, tmp_path / "int8", Recipe(scheme="w8a8", outliers=outliers), [data], rows=ROWS, checked=checked
+    )
+    assert not found.kept
+    graph = onnx.load(tmp_path / "int8/model.onnx").graph
+    names = [node.name for node in graph.node] + [name for node in graph.node for name in node.output]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
+    codes = [item for item in graph.initializer if item.data_type == onnx.TensorProto.INT8 and len(item.dims) == 2]
+    assert len(codes) == len({linear.weight.name for linear in ModelGraph.open(albert).linears})
+    build(tmp_path / "int8", tmp_path / "bundle")
+    build(albert, tmp_path / "float")
+    texts = ["her hair on the beach", "a girl"]
+    with load(tmp_path / "bundle") as int8, load(tmp_path / "float") as plain:
+        assert np.min(np.sum(int8.embed(texts) * plain.embed(texts), axis=1)) > 0.97
+
+
+def test_what_shares_a_weight_with_a_spared_linear_stays_in_float_too(albert, data, tmp_path):
+    first = calibrate(albert, tmp_path / "all", Recipe(scheme="w8a8"), [data], rows=ROWS)
+    (name,) = [name for name in first.quantized if name.endswith(".query")]
+    recipe = dataclasses.replace(first.recipe, spared=(name,))
+    found = calibrate(albert, tmp_path / "some", recipe, [data], rows=ROWS)
+    assert found.kept == [name, f"{name}@2", f"{name}@3"]
+
+
+def test_gptq_of_shared_weights_is_refused(albert, data, tmp_path):
+    with pytest.raises(MisuseError, match="shares weights between its layers"):
+        calibrate(albert, tmp_path / "out", Recipe(scheme="w8", rounding="gptq"), [data], rows=ROWS)
