@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-pytest_plugins = ["command_fixtures", "processor_time", "workers"]
+pytest_plugins = ["workers", "command_fixtures", "processor_time"]
 
 VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")
 

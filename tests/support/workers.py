@@ -5,6 +5,7 @@ reads. A test that is alone then sets up the fixtures of its file, and those of 
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,18 @@ LONGEST = (
     "runtime/tasks/test_automatic_speech_recognition.py",
     "engines/",
 )
+
+
+def take_share_of_processors(index: int, count: int) -> None:
+    """Of two workers on two cores each has one: threads that wait for work take none from the other worker."""
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[index % count :: count] or processors)
+
+
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # Before numpy is imported: its threads are as many as the processors it finds then, and they wait in loops.
+    assert "numpy" not in sys.modules
+    take_share_of_processors(int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 
 
 def group_of(nodeid: str) -> str:
@@ -47,17 +60,6 @@ def pytest_xdist_make_scheduler(config, log):
         _split_scope = staticmethod(group_of)
 
     return Scheduling(config, log)
-
-
-def pytest_configure(config):
-    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
-        take_share_of_processors(int(config.workerinput["workerid"][2:]), config.workerinput["workercount"])
-
-
-def take_share_of_processors(index, count):
-    """Of two workers on two cores each has one: threads that wait for work take none from the other worker."""
-    processors = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, processors[index % count :: count] or processors)
 
 
 def pytest_collection_modifyitems(config, items):
