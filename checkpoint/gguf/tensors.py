@@ -1,11 +1,13 @@
 """The tensors of a GGUF file against those its model takes, by the header alone, before any memory is taken."""
 
 import contextlib
+import functools
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -19,9 +21,18 @@ from piston.core.errors import CheckpointError
 @contextlib.contextmanager
 def alone(header: GgufHeader) -> Iterator[dict[str, str]]:
     """Arguments of from_pretrained that show it the file and nothing beside it, which belongs to another checkpoint."""
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, one_table_of_names():
         (Path(directory) / "model.gguf").symlink_to(header.path.resolve())
         yield {"pretrained_model_name_or_path": directory, "gguf_file": "model.gguf"}
+
+
+@contextlib.contextmanager
+def one_table_of_names() -> Iterator[None]:
+    """Make gguf's table of tensor names once: transformers asks for it again at every module of a model."""
+    import gguf
+
+    with mock.patch.object(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)):
+        yield
 
 
 def check_tensors(header: GgufHeader, config: Any) -> None:
@@ -36,7 +47,7 @@ def check_tensors(header: GgufHeader, config: Any) -> None:
     header.check_data()
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    with quiet():
+    with quiet(), one_table_of_names():
         names: dict[str, str] = get_gguf_hf_weights_map(model, TensorProcessor())
     wanted = model.state_dict()
     if config.tie_word_embeddings:

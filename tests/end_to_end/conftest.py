@@ -31,9 +31,10 @@ def transformers_model(demo_checkpoint):
     import torch
     from transformers import AutoModelForCausalLM
 
+    from piston.checkpoint.gguf.tensors import one_table_of_names
     from piston.checkpoint.quiet import quiet
 
-    with quiet():
+    with quiet(), one_table_of_names():
         return AutoModelForCausalLM.from_pretrained(
             demo_checkpoint.parent, gguf_file=demo_checkpoint.name, dtype=torch.float32
         ).eval()

@@ -57,7 +57,7 @@ def run_alone(op_type, inputs, num_outputs=1, *, threads=2, **attributes):
     model.ir_version = 10
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = 1  # the kernels have their own
     options.enable_cpu_mem_arena = False  # so that each output is an allocation of its own, whose bounds can be checked
     options.register_custom_ops_library(str(kernels.require()))
     kernels.set_threads(threads)

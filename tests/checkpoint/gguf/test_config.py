@@ -33,6 +33,16 @@ def test_a_file_of_every_architecture_answers_as_the_model_it_was_made_from(tmp_
     np.testing.assert_allclose(logits(loaded(tmp_path / "toy.gguf")), logits(model), atol=2e-4, rtol=1e-4)
 
 
+def test_the_table_of_names_is_made_once_to_check_and_once_to_load(tmp_path, monkeypatch):
+    from gguf import TensorNameMap
+
+    write_gguf(tmp_path / "toy.gguf")
+    made, make = [], TensorNameMap.__init__
+    monkeypatch.setattr(TensorNameMap, "__init__", lambda *given: made.append(given) or make(*given))
+    loaded(tmp_path / "toy.gguf")
+    assert len(made) == 2
+
+
 FACTORS = np.array([1.0, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, 8.0])
 ROPE = {
     "no keys": ({}, {}),
