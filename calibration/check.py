@@ -37,6 +37,18 @@ FAR = 4  # times the calibration length
 PROMPT_LEN, ANSWER_LEN = 16, 12
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """What the result may cost (such as "ppl<=2%"; without one, the scheme's default), and the text that shows it.
+
+    `labelled` is a file of examples for figures of tasks other than language models', such as "accuracy>=-0.5%".
+    """
+
+    bounds: tuple[str, ...] = ()
+    data: str | Path | None = None
+    labelled: Path | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """What was found: near by rows as long as calibration's at most, far beyond them for an INT8 cache."""
@@ -56,7 +68,7 @@ class Check:
         """For the manifest."""
         return {
             "data": self.held_out.source,
-            "sha256": hash_rows(self.held_out.ids),
+            "sha256": self.held_out.sha256,
             "overlap": self.held_out.overlap.share,
             "near": figures(self.near),
             "far": None if self.far is None else figures(self.far),

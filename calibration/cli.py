@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from piston.calibration.calibrate import Calibrated, CheckOptions, calibrate
-from piston.calibration.check import evaluation_of
+from piston.calibration.calibrate import calibrate
+from piston.calibration.check import CheckOptions, evaluation_of
 from piston.calibration.observe.observers import Method
 from piston.calibration.recipe import GRANULARITIES, PRUNINGS, ROUNDINGS, SCHEMES, Recipe, Storage
 from piston.calibration.report import page_of, remainders_text
+from piston.calibration.result import Calibrated
 from piston.calibration.search.budget import Budget
 from piston.calibration.verdict import verdict_of
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +13,10 @@ import onnx_ir as ir
 
 from piston.calibration.graph.convolutions import Convolution, find_convolutions
 from piston.calibration.graph.linears import Linear, by_input, find_linears
-from piston.calibration.recipe import HEAD
-from piston.core.bundle import GRAPH, GRAPH_DATA
+from piston.calibration.observe.collect import collect
+from piston.calibration.observe.consumers import Consumer
+from piston.calibration.observe.inputs import RowsLike
+from piston.core.bundle import GRAPH, GRAPH_DATA, graph_dir
 from piston.core.bundle.examples import EXAMPLES
 from piston.core.bundle.external_data import check_external_data
 from piston.core.bundle.interface import MODULE
@@ -22,60 +24,52 @@ from piston.core.bundle.manifest import Manifest, record_files, sha256_of
 from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 
-BESIDE = ("tokenizer.json", "chat_template.jinja", EXAMPLES)
+COPIED = ("tokenizer.json", "chat_template.jinja", EXAMPLES)
 
 
 @dataclass(slots=True)
 class ModelGraph:
-    """An open float model directory: its graph and its linears."""
+    """One graph of an open float model directory, and its layers."""
 
-    directory: Path
-    manifest: Manifest
+    directory: Path  # that the graph's files are in
+    manifest: Manifest  # of this graph alone
     model: ir.Model
     linears: list[Linear]
     convolutions: list[Convolution]  # of a module of one's own
-    observed: Path | None = None  # the model directory that activations are observed in, where it is another
+    folder: str = ""  # of the graph in the model directory, where that has several
+    observed: Path | None = None  # the directory that activations are observed in, where it is another
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Verify and load; weights stay on disk until they are read.
+        """The graph of a model that has one; raises as `open_graphs`."""
+        (graph,) = open_graphs(directory)
+        return cls(graph.directory, graph.manifest, graph.model, graph.linears, graph.convolutions)
 
-        Raises:
-            BundleError: no verified model directory.
-            MisuseError: a bundle, several graphs, a smaller type than float32, or quantized already.
-        """
-        manifest = Bundle.open(directory).manifest
-        if manifest.kind != "model":
-            raise MisuseError(f"{directory} is a bundle; calibrate the model directory it was built from.")
-        if manifest.model.scheme != "fp":
-            raise MisuseError(f"{directory} is quantized already ({manifest.model.scheme}); calibrate the float one.")
-        if manifest.model.dtype != "float32":
-            raise MisuseError(
-                f"{directory} is {manifest.model.dtype}, and ONNX Runtime measures in float32 on the CPU; "
-                "export it with --dtype fp32."
-            )
-        if len(manifest.graphs) > 1:
-            raise MisuseError(
-                f"{directory} is for {manifest.task} and has the graphs {', '.join(manifest.graphs)}; models of one "
-                "graph can be calibrated. Build it as it is."
-            )
-        check_external_data(directory, manifest)
-        model = ir.load(directory / GRAPH)
-        convolutions = find_convolutions(model) if MODULE in manifest.graphs else []
-        found = cls(directory, manifest, model, find_linears(model), convolutions)
-        if not found.linears and not convolutions:
-            raise MisuseError(f"{directory} has no linear layer and no convolution; there is nothing to quantize.")
-        return found
+    @property
+    def layer_names(self) -> list[str]:
+        """Of linears and convolutions."""
+        return [linear.name for linear in self.linears] + [each.name for each in self.convolutions]
 
     @property
     def sha256(self) -> str:
-        """Of the model's own files, as the manifest records them: what a recipe is made for."""
-        hashes = [self.manifest.files[name].sha256 for name in (GRAPH, GRAPH_DATA) if name in self.manifest.files]
-        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+        """Of the graph's own files, as the manifest records them."""
+        return _joined(self.hashes)
+
+    @property
+    def hashes(self) -> list[str]:
+        """SHA-256 of its files."""
+        return [self.manifest.files[name].sha256 for name in (GRAPH, GRAPH_DATA) if name in self.manifest.files]
+
+    def collect(self, rows: RowsLike, consumers: Mapping[str, Consumer], **options: Any) -> None:
+        """Run the float graph over the rows; see `piston.calibration.observe.collect`."""
+        if self.observed is not None:
+            collect(self.observed, rows, consumers, **options)
+        else:
+            collect(self.directory, rows, consumers, manifest=self.manifest, **options)
 
     def groups(self) -> dict[str, list[Linear]]:
         """Input name -> the linears of the layers that read it."""
-        return by_input(linear for linear in self.linears if linear.name != HEAD and not linear.is_transposed)
+        return by_input(linear for linear in self.linears if not linear.is_head and not linear.is_transposed)
 
     def save_float(self, directory: Path) -> None:
         """Write the graph as it is now as a model directory of its own, for another pass over it."""
@@ -89,28 +83,90 @@ class ModelGraph:
         self.linears.clear()
         self.convolutions.clear()
 
-    def publish(self, work: Path, scheme: str, calibration: Mapping[str, Any]) -> Manifest:
-        """Write the quantized model directory into `work`."""
-        for name in BESIDE:
-            if (self.directory / name).is_file():
-                shutil.copyfile(self.directory / name, work / name)
-        ir.save(self.model, work / GRAPH, external_data=GRAPH_DATA)
-        tools = {name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")}
-        made_by = {
-            "stage": "calibrate",
-            "piston": version("piston"),
-            "source": {"manifest_sha256": sha256_of(self.directory / "manifest.json"), **_origin(self.manifest)},
-            "tools": tools,
-            "calibration": dict(calibration),
-        }
-        manifest = dataclasses.replace(
-            self.manifest,
-            model=dataclasses.replace(self.manifest.model, scheme=scheme),
-            files=record_files(work),
-            made_by=made_by,
+    def save(self, work: Path) -> None:
+        """Write the graph as it is now into its folder of the model directory `work`."""
+        (work / self.folder).mkdir(exist_ok=True)
+        ir.save(self.model, work / self.folder / GRAPH, external_data=GRAPH_DATA)
+
+
+def open_graphs(directory: Path) -> list[ModelGraph]:
+    """Verify and load the graphs of a model directory; weights stay on disk until they are read.
+
+    Raises:
+        BundleError: no verified model directory.
+        MisuseError: a bundle, a smaller type than float32, quantized already, or without any layer.
+    """
+    manifest = Bundle.open(directory).manifest
+    if manifest.kind != "model":
+        raise MisuseError(f"{directory} is a bundle; calibrate the model directory it was built from.")
+    if manifest.model.scheme != "fp":
+        raise MisuseError(f"{directory} is quantized already ({manifest.model.scheme}); calibrate the float one.")
+    if manifest.model.dtype != "float32":
+        raise MisuseError(
+            f"{directory} is {manifest.model.dtype}, and ONNX Runtime measures in float32 on the CPU; "
+            "export it with --dtype fp32."
         )
-        manifest.write(work)
+    check_external_data(directory, manifest)
+    found = []
+    for name in manifest.graphs:
+        folder = graph_dir(name, manifest.graphs)
+        model = ir.load(directory / folder / GRAPH)
+        convolutions = find_convolutions(model) if name == MODULE else []
+        alone = _alone(manifest, name, folder)
+        found.append(ModelGraph(directory / folder, alone, model, find_linears(model), convolutions, folder))
+    if not any(graph.linears or graph.convolutions for graph in found):
+        raise MisuseError(f"{directory} has no linear layer and no convolution; there is nothing to quantize.")
+    return found
+
+
+def hash_of(graphs: Sequence[ModelGraph]) -> str:
+    """SHA-256 of a model's own files, as the manifest records them: what a recipe is made for."""
+    return _joined([sha256 for graph in graphs for sha256 in graph.hashes])
+
+
+def publish(
+    graphs: Sequence[ModelGraph],
+    manifest: Manifest,
+    directory: Path,
+    work: Path,
+    scheme: str,
+    calibration: Mapping[str, Any],
+) -> Manifest:
+    """Write the quantized model directory into `work`; `manifest` is of the float one at `directory`."""
+    for name in COPIED:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, work / name)
+    for graph in graphs:
+        graph.save(work)
+    tools = {name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")}
+    made_by = {
+        "stage": "calibrate",
+        "piston": version("piston"),
+        "source": {"manifest_sha256": sha256_of(directory / "manifest.json"), **_origin(manifest)},
+        "tools": tools,
+        "calibration": dict(calibration),
+    }
+    made = dataclasses.replace(
+        manifest,
+        model=dataclasses.replace(manifest.model, scheme=scheme),
+        files=record_files(work),
+        made_by=made_by,
+    )
+    made.write(work)
+    return made
+
+
+def _alone(manifest: Manifest, name: str, folder: str) -> Manifest:
+    """The manifest of one graph, whose files are named as in its folder."""
+    if not folder:
         return manifest
+    files = {file: manifest.files[f"{folder}/{file}"] for file in (GRAPH, GRAPH_DATA)
+             if f"{folder}/{file}" in manifest.files}  # fmt: skip
+    return dataclasses.replace(manifest, graphs={name: manifest.graphs[name]}, files=files)
+
+
+def _joined(hashes: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _origin(manifest: Manifest) -> dict[str, Any]:

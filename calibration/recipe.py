@@ -31,7 +31,6 @@ COPIES, WHOLE, FEWEST = 16, 64, 32
 # kernel included, and their scales 12, 6 and 3 % of the tables' size: w4 has the less for it and the more to lose.
 TABLE_BLOCK, W4_TABLE_BLOCK = 32, 64
 SHOWN = 3  # names in a warning
-HEAD = "lm_head"  # in float unless a scheme says otherwise: it reads the model's last, least redundant values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,8 +233,9 @@ class Recipe:
                 if not any(_is_named(each, (pattern,)) for each in known):
                     example = f"; they are called as {known[0].name}" if known else ""
                     raise MisuseError(f"--{option} {pattern!r} names no linear{example}.")
-        kept = (HEAD, *self.keep)
-        return [linear for linear in linears if not linear.is_transposed and not _is_named(linear, kept)]
+        # The lm_head reads the model's last, least redundant values.
+        layers = [linear for linear in linears if not linear.is_transposed and not linear.is_head]
+        return [linear for linear in layers if not _is_named(linear, self.keep)]
 
     def chosen_convolutions(self, convolutions: Iterable[Convolution]) -> list[Convolution]:
         """The convolutions to quantize."""
@@ -251,11 +251,13 @@ class Recipe:
         for pattern in self.dense if linears else ():
             if not any(_is_named(linear, (pattern,)) for linear in linears):
                 raise MisuseError(f"--dense {pattern!r} names no linear; they are called as {linears[0].name}.")
-        left = (HEAD, *self.dense)
         return [
             linear
             for linear in linears
-            if not linear.is_transposed and not linear.shape[0] % GROUP and not _is_named(linear, left)
+            if not linear.is_transposed
+            and not linear.is_head
+            and not linear.shape[0] % GROUP
+            and not _is_named(linear, self.dense)
         ]
 
     def data_warning(self, data: Mapping[str, str]) -> str | None:

@@ -6,10 +6,10 @@ from importlib.metadata import version
 
 from markupsafe import Markup
 
-from piston.calibration.calibrate import Calibrated
 from piston.calibration.check import Check
+from piston.calibration.graph.linears import HEADS
 from piston.calibration.observe.saturation import Saturated
-from piston.calibration.recipe import HEAD
+from piston.calibration.result import Calibrated
 from piston.calibration.search.budget import BudgetResult
 from piston.calibration.search.budget import Point as Measured
 from piston.core.report import code
@@ -48,7 +48,7 @@ def _checked(result: Calibrated) -> Check:
 def _tiles(result: Calibrated) -> list[Tile]:
     found, size = _agreement(_checked(result).near), result.size
     alone = len(result.weight_only)
-    in_float = sum(name != HEAD for name in result.kept) - alone
+    in_float = sum(name not in HEADS for name in result.kept) - alone
     whole = sum(record.size for record in result.manifest.files.values())
     _, _, interval = change(found.perplexity_ratio).partition(" ")
     size = result.size
@@ -200,7 +200,7 @@ def _kept(result: Calibrated) -> list[Markup]:
     )
     rows = []
     for name in result.kept:
-        if name == HEAD:
+        if name in HEADS:
             why = (
                 "reads the last and least redundant values; piston build stores it in INT8 blocks unless told otherwise"
             )

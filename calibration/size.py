@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from piston.calibration.graph.convolutions import Convolution
 from piston.calibration.graph.linears import Linear
-from piston.calibration.recipe import HEAD, Recipe
+from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.embeddings import embedding_of
-from piston.core.bundle import GRAPH, GRAPH_DATA
+from piston.core.bundle import GRAPH, GRAPH_DATA, graph_dir
 from piston.core.bundle.manifest import Manifest
 
 BYTE = 8  # bits
@@ -43,7 +43,7 @@ def promised_bytes(
     linears = list(linears)
     bits = {linear.weight.name: recipe.grid_of(linear).bits for linear in linears if _is_layer(linear, recipe)}
     bits |= dict.fromkeys([each.weight.name for each in convolutions if recipe.scheme != "fp"], BYTE)
-    heads = [linear.weight.name for linear in linears if linear.name == HEAD]
+    heads = [linear.weight.name for linear in linears if linear.is_head]
     gather = embedding_of(graph)
     table = None if gather is None or gather.inputs[0] is None else gather.inputs[0].name
     total = 0.0
@@ -57,9 +57,12 @@ def promised_bytes(
 
 
 def actual_bytes(manifest: Manifest) -> int:
-    """Of the file that holds the weights."""
-    return (manifest.files.get(GRAPH_DATA) or manifest.files[GRAPH]).size
+    """Of the files that hold the weights of all graphs."""
+    folders = [graph_dir(graph, manifest.graphs) for graph in manifest.graphs]
+    stems = [f"{folder}/" if folder else "" for folder in folders]
+    files = manifest.files
+    return sum((files.get(f"{stem}{GRAPH_DATA}") or files[f"{stem}{GRAPH}"]).size for stem in stems)
 
 
 def _is_layer(linear: Linear, recipe: Recipe) -> bool:
-    return recipe.scheme != "fp" and linear.name != HEAD and not linear.is_transposed
+    return recipe.scheme != "fp" and not linear.is_head and not linear.is_transposed

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piston.calibration.answers import HeldOutAnswers
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
@@ -25,7 +26,7 @@ class TaskCheck:
 
     comparison: Comparison
     gates: tuple[GateResult, ...]
-    held_out: HeldOut | HeldOutArrays
+    held_out: HeldOut | HeldOutArrays | HeldOutAnswers
 
     @property
     def summaries(self) -> list[str]:
@@ -46,7 +47,7 @@ class TaskCheck:
 def check_task(
     candidate: Path,
     reference: Path,
-    held_out: HeldOut | HeldOutArrays,
+    held_out: HeldOut | HeldOutArrays | HeldOutAnswers,
     bounds: Sequence[Gate[Metric]],
     labelled: Path | None,
     progress: Progress,

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from piston.calibration.calibrate import Calibrated
 from piston.calibration.check import Check
+from piston.calibration.result import Calibrated
 from piston.evaluation.table import number
 
 WORTH = 0.05  # of the bytes: what saves less is not worth another model to look after

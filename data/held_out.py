@@ -36,13 +36,17 @@ class HeldOut:
     @property
     def warning(self) -> str | None:
         """One line if the rows are not apart, by more than texts of one kind share by chance."""
-        if self.overlap.share < SHARED:
-            return None
-        return (
-            f"warning: {len(self.overlap.rows)} of {len(self.ids)} rows of {self.source} share text with the "
-            f"calibration rows ({self.overlap.share:.1%} of it), which flatters the model; "
-            "give other text as --check-data."
-        )
+        return overlap_warning(self.overlap, len(self.ids), self.source)
+
+
+def overlap_warning(overlap: Overlap, num_rows: int, source: str) -> str | None:
+    """One line if so much of rows was also calibrated on that it is no chance."""
+    if overlap.share < SHARED:
+        return None
+    return (
+        f"warning: {len(overlap.rows)} of {num_rows} rows of {source} share text with the calibration rows "
+        f"({overlap.share:.1%} of it), which flatters the model; give other text as --check-data."
+    )
 
 
 def load_data(

@@ -1,8 +1,11 @@
-"""Two encoder-decoders along the same answers: the reference's greedy tokens, read by both."""
+"""Two encoder-decoders along the same answers: both decoders read them, and their next tokens are compared."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -11,71 +14,128 @@ from piston.core.bundle.interface import DECODER, ENCODER
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.gates import Metric
+from piston.core.tasks import task_module
+from piston.evaluation import tasks as evaluation_tasks
 from piston.evaluation.distributions import compare
-from piston.runtime.backends.engine import Logits, Source
+from piston.evaluation.tasks import Comparison
+from piston.runtime.backends.engine import EncoderDecoderEngine, Logits, Source
 from piston.runtime.backends.ort_encoder_decoder import OrtEncoderDecoder
 from piston.runtime.backends.session import OrtOptions
+from piston.runtime.bundle import Bundle
 
-NUM_TOKENS = 24  # of an answer, at most
+NUM_TOKENS = 48  # of an answer to a text, at most
+LONGEST = 448  # tokens that an engine of a model directory holds, at most: those of Whisper
 KL = Metric(name="kl", described="the mean KL divergence from the float model's next tokens, in nats")
-TOP1 = Metric(name="top1", described="the share of the float model's greedy tokens", unit="share", is_better_high=True)
+TOP1 = Metric(
+    name="top1", described="the share of the float model's likeliest tokens", unit="share", is_better_high=True
+)
 
 
-def open_directory(path: Path, max_source: int) -> OrtEncoderDecoder:
-    """The canonical graphs of a model directory, as they are, on ONNX Runtime, with one slot."""
+@dataclass(frozen=True, slots=True)
+class ForcedAnswer:
+    """A source, and the tokens that the decoder is made to read (teacher forcing).
+
+    Args:
+        source: what the encoder reads.
+        prompt_ids: tokens that begin every answer.
+        token_ids: the answer's, without the token that ends it.
+    """
+
+    source: Source
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+    @property
+    def read_ids(self) -> list[int]:
+        """All that the decoder reads; the logits behind the prompt and each token of the answer are compared."""
+        return [*self.prompt_ids, *self.token_ids]
+
+
+class EncoderDecoder(Protocol):
+    """What the runtime makes of both graphs: TextToText, SpeechRecognizer."""
+
+    manifest: Manifest
+    engine: EncoderDecoderEngine
+
+    def close(self) -> None:
+        """Free the engine."""
+
+
+def hash_answers(answers: Sequence[ForcedAnswer]) -> str:
+    """SHA-256 of sources and answers."""
+    digest = hashlib.sha256()
+    for answer in answers:
+        for name, array in sorted(answer.source.feeds.items()):
+            digest.update(f"{name} {array.shape} {array.dtype} ".encode() + np.ascontiguousarray(array).tobytes())
+        digest.update(f"{answer.prompt_ids} {answer.token_ids}\n".encode())
+    return digest.hexdigest()
+
+
+def open_directory(
+    path: Path, *, capacity: int, max_source: int, num_slots: int = 1, options: OrtOptions | None = None
+) -> OrtEncoderDecoder:
+    """The canonical graphs of a model directory, as they are, on ONNX Runtime."""
     manifest = Manifest.read(path)
     return OrtEncoderDecoder.open_both(
         (path / ENCODER / GRAPH, manifest.graphs[ENCODER]),
         (path / DECODER / GRAPH, manifest.cache, manifest.cross),
-        num_slots=1,
-        capacity=min(NUM_TOKENS + 2, manifest.model.max_positions),
+        num_slots=num_slots,
+        capacity=min(capacity, manifest.model.max_positions),
         max_source=manifest.cross.num_positions or max_source,
-        options=OrtOptions(optimize=True),
+        options=options or OrtOptions(optimize=True),
     )
 
 
-def moved(
-    candidate: Path, reference: Path, sources: Sequence[Source], progress: Progress
+def open_model(path: Path, *, max_source: int, num_slots: int = 1) -> EncoderDecoder:
+    """A model directory as what `piston.runtime.load` makes of its bundle; answers have up to LONGEST tokens."""
+    bundle = Bundle.open(path, verify=False)
+    engine = open_directory(path, capacity=LONGEST, max_source=max_source, num_slots=num_slots)
+    model: EncoderDecoder = task_module(evaluation_tasks, bundle.manifest.task).MODEL(
+        bundle.manifest, engine, bundle.tokenizer()
+    )
+    return model
+
+
+def compare_answers(
+    candidate: Path, reference: Path, answers: Sequence[ForcedAnswer], progress: Progress
 ) -> tuple[Mapping[str, float], int]:
-    """Values of KL and TOP1 over the reference's greedy answers to the sources, and how many tokens they have.
+    """Values of KL and TOP1 over answers, teacher-forced on both model directories, and how many tokens were compared.
 
     Raises:
         EngineError: a model does not run, or computes numbers that are not finite.
     """
-    manifest = Manifest.read(reference)
-    start, ends = list(manifest.settings["decoder_start"]), set(manifest.tokenizer.eos_token_ids)
-    longest = max(source.length for source in sources)
+    capacity = max(len(answer.read_ids) for answer in answers)
+    longest = max(answer.source.length for answer in answers)
     kl, same = list[float](), list[bool]()
-    with closing(open_directory(reference, longest)) as first, closing(open_directory(candidate, longest)) as second:
-        for done, source in enumerate(sources):
-            progress.step("comparing", done, len(sources))
-            answer, expected = _answer(first, source, start, ends)
-            found = _read(second, source, [*start, *answer[:-1]], len(answer))
-            result = compare(expected, found, answer)
+    with (
+        closing(open_directory(reference, capacity=capacity, max_source=longest)) as first,
+        closing(open_directory(candidate, capacity=capacity, max_source=longest)) as second,
+    ):
+        for done, answer in enumerate(answers):
+            progress.step("comparing", done, len(answers))
+            expected, found = (_read(engine, answer) for engine in (first, second))
+            result = compare(expected, found, expected.argmax(axis=1).tolist())
             kl += result.kl.tolist()
             same += result.is_same_top.tolist()
     return {KL.name: float(np.mean(kl)), TOP1.name: float(np.mean(same))}, len(kl)
 
 
-def _answer(engine: OrtEncoderDecoder, source: Source, start: list[int], ends: set[int]) -> tuple[list[int], Logits]:
-    """A greedy answer, and the logits [tokens, vocab] that each of its tokens was chosen by."""
-    slot, answer, rows = engine.cache.admit(), list[int](), list[Logits]()
-    engine.encode(slot, source)
-    logits = engine.prefill(slot, start)[-1]
-    for _ in range(engine.cache.capacity - len(start)):
-        rows.append(logits.copy())
-        answer.append(int(logits.argmax()))
-        if answer[-1] in ends:
-            break
-        logits = engine.step({slot: answer[-1]})[slot]
-    engine.cache.release(slot)
-    return answer, np.stack(rows)
+def compared(
+    candidate: Path, reference: Path, answers: Sequence[ForcedAnswer], progress: Progress, sources: str
+) -> Comparison:
+    """`compare_answers` with a line for people; `sources` is what there are answers to, such as "texts"."""
+    values, num_tokens = compare_answers(candidate, reference, answers, progress)
+    summary = (
+        f"KL divergence from the float model {values['kl']:.4f} nats, {values['top1']:.1%} of its likeliest tokens, "
+        f"over {num_tokens} tokens of answers to {len(answers)} {sources}"
+    )
+    return Comparison(values=values, summary=summary)
 
 
-def _read(engine: OrtEncoderDecoder, source: Source, token_ids: list[int], count: int) -> Logits:
-    """The logits of the last `count` tokens."""
+def _read(engine: OrtEncoderDecoder, answer: ForcedAnswer) -> Logits:
+    """The logits behind the prompt and behind each token of the answer, float32 [tokens + 1, vocab]."""
     slot = engine.cache.admit()
-    engine.encode(slot, source)
-    logits = engine.prefill(slot, token_ids, count)
+    engine.encode(slot, answer.source)
+    logits = engine.prefill(slot, answer.read_ids, len(answer.token_ids) + 1).copy()
     engine.cache.release(slot)
     return logits

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from piston.calibration.graph.names import own_names
 
 MATRIX = 2  # dimensions
+HEADS = ("lm_head", "proj_out")  # as language models, and Whisper, call what makes the logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Linear:
         """(K, N)."""
         rows, columns = _dims(self.weight)
         return (columns, rows) if self.is_transposed else (rows, columns)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it makes the logits of the next token."""
+        return self.name in HEADS
 
     @property
     def is_tied(self) -> bool:

@@ -60,6 +60,8 @@ def add_outputs(model: ir.Model, names: Sequence[str]) -> None:
 class ActivationCapture:
     """Runs rows of tokens from position 0, one at a time, and hands out the chosen values chunk by chunk.
 
+    `inputs` are the names of the inputs that the chosen values depend on.
+
     Args:
         session: of a graph that went through `expose`.
         cache: of the model, without states for an encoder; ONNX Runtime computes it in float32.
@@ -72,12 +74,12 @@ class ActivationCapture:
         # Without states nothing is carried from chunk to chunk: a row is run whole.
         self.chunk = _chunk(session, names, capacity) if cache.states else capacity
         self._session = session
-        self._inputs = set() if session is None else {item.name for item in session.get_inputs()}
+        self.inputs = set() if session is None else {item.name for item in session.get_inputs()}
         # What a row leaves behind its end is never read by the next one: kv_lengths ends before it.
         self._states = [
             (state, np.zeros(state.sizes(1, capacity), np.float32))
             for state in cache.states
-            if state.input in self._inputs
+            if state.input in self.inputs
         ]
 
     @classmethod
@@ -94,38 +96,43 @@ class ActivationCapture:
             return cls(None, cache, names, capacity)
         return cls(_session(model, path.parent, threads), cache, names, capacity)
 
-    def run(self, token_ids: NDArray[np.int64]) -> Iterator[dict[str, Array]]:
+    def run(
+        self, token_ids: NDArray[np.int64] | None, others: Mapping[str, NDArray[Any]] | None = None
+    ) -> Iterator[dict[str, Array]]:
         """Run one row [tokens] and yield the chosen values of each chunk, [1, at most `chunk` tokens, ...].
 
-        The dictionaries are the caller's: whoever empties them frees the arrays before the next chunk is computed.
-        """
-        for start in range(0, len(token_ids), self.chunk):
-            yield self._step(token_ids[start : start + self.chunk], start)
+        The dictionaries are the caller's: an emptied one frees the arrays before the next chunk is computed.
 
-    def run_feeds(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
-        """The chosen values of a graph without states for its inputs by name; an input is a value too."""
-        inner = [name for name in self.names if name not in feeds]
-        given = {name: array for name, array in feeds.items() if name in self._inputs}
-        with translated("running a calibration sample"):
-            found = self._session.run(inner, given) if inner else []
-        inputs = {name: np.asarray(feeds[name], np.float32) for name in self.names if name in feeds}
-        return inputs | dict(zip(inner, found, strict=True))
+        Args:
+            token_ids: None for a row that is no text; it is run whole.
+            others: more inputs by name, the same for every chunk; an input is a value, too.
+        """
+        if token_ids is None:
+            yield self._step(others or {})
+            return
+        for start in range(0, len(token_ids), self.chunk):
+            yield self._step({**(others or {}), **step_feed(token_ids[start : start + self.chunk], start)})
 
     def close(self) -> None:
         """Give the memory back."""
         self._session = None
         self._states.clear()
 
-    def _step(self, ids: NDArray[np.int64], start: int) -> dict[str, Array]:
+    def _step(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+        read = {name: np.asarray(feeds[name], np.float32) for name in self.names if name in feeds}
+        names = [name for name in self.names if name not in read]
+        return read | (self._run(feeds, names) if names else {})
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> dict[str, Array]:
         binding = self._session.io_binding()
-        for name, array in step_feed(ids, start).items():
-            if name in self._inputs:
-                binding.bind_cpu_input(name, np.ascontiguousarray(array, np.int64))
+        for name, array in feeds.items():
+            if name in self.inputs:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for state, memory in self._states:
             bind_state(binding, state, memory)
         with translated("running a calibration row"):
-            found = fetch(self._session.run_with_iobinding, binding, self.names)
-        return dict(zip(self.names, found, strict=True))
+            found = fetch(self._session.run_with_iobinding, binding, names)
+        return dict(zip(names, found, strict=True))
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import apply_fold, find_fold
+from piston.calibration.observe.inputs import RowsLike
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.schemes.smoothquant import relative_error
 from piston.calibration.schemes.w8a8 import Activation, observe, weight_of
 from piston.core.console import Progress
-from piston.data.packing import Ids
 from piston.graph.rounding import Floats, Grid, Quantized, encode, round_to_nearest, searched_scale
 
 ALPHAS = tuple(step / 10 for step in range(1, 11))
@@ -36,7 +36,7 @@ class Scaling:
     error_after: float
 
 
-def round_aware(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress: Progress) -> Prepared:
+def round_aware(graph: ModelGraph, recipe: Recipe, rows: RowsLike, work: Path, progress: Progress) -> Prepared:
     """Fold the best factors wherever something can absorb them, then round the chosen linears' weights."""
     activations = observe(graph, rows, work, progress)
     chosen = {linear.name for linear in recipe.chosen(graph.linears)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.convolutions import Convolution
-from piston.calibration.observe.collect import Samples, collect
+from piston.calibration.observe.inputs import RowsLike
 from piston.calibration.observe.observers import make_observer
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.residual import fine_scale
@@ -43,7 +43,7 @@ class PreparedConvolutions:
 
 
 def prepare_convolutions(
-    graph: ModelGraph, recipe: Recipe, rows: Samples | None, work: Path, progress: Progress
+    graph: ModelGraph, recipe: Recipe, rows: RowsLike | None, work: Path, progress: Progress
 ) -> PreparedConvolutions:
     """What each convolution would become."""
     chosen = recipe.chosen_convolutions(graph.convolutions)
@@ -52,8 +52,7 @@ def prepare_convolutions(
         return PreparedConvolutions(weights)
     assert rows is not None
     observers = {name: make_observer(recipe.method, name) for name in dict.fromkeys(each.input_name for each in chosen)}
-    source = graph.observed or graph.directory
-    collect(source, rows, observers, work_dir=work / "convolutions", progress=progress, name="observing convolutions")
+    graph.collect(rows, observers, work_dir=work / "convolutions", progress=progress, name="observing convolutions")
     scales = {name: fine_scale(float(observer.range().amax), 0) for name, observer in observers.items()}
     return PreparedConvolutions(weights, scales)
 

@@ -22,6 +22,7 @@ from piston.calibration.graph.linears import Linear, by_input
 from piston.calibration.graph.names import module_of
 from piston.calibration.numeric.min_max import extremes
 from piston.calibration.observe.checkpoint_file import key_of
+from piston.calibration.observe.inputs import RowsLike, inputs_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.channel_splitting import Source, apply_split, num_copies, shared_out, split_largest
 from piston.calibration.schemes.gptq import Hessian, gptq
@@ -31,8 +32,6 @@ from piston.calibration.schemes.segments import Segment, StreamedModel, cut
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.data.packing import Ids
-from piston.data.rows import hash_rows
 from piston.graph.rounding import CLIPS, Floats, Quantized
 
 Matrix = NDArray[np.float64]
@@ -115,7 +114,7 @@ def every_of(tokens: int, inputs: int) -> int:
     return 2 if tokens >= 2 * ENOUGH * inputs else 1
 
 
-def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: Ids, work: Path, progress: Progress) -> Prepared:
+def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: RowsLike, work: Path, progress: Progress) -> Prepared:
     """Codes for the chosen linears, in the order of the graph; nothing of the rows stays in memory.
 
     Stopped at any moment, the same call with the same `work` goes on from the last group that it was through with.
@@ -160,7 +159,7 @@ def _round_group(segment: Segment, relay: StreamedModel, recipe: Recipe, sparse:
     """Bring all rows to the group, and round its weights for what arrives there; zeros of `sparse` ones stay."""
     weights = [weight_of(linear) for linear in segment.group]
     joined = np.concatenate(weights, axis=1)
-    sums = InputSums(segment.reads, joined, every_of(relay.rows.size, len(joined)))
+    sums = InputSums(segment.reads, joined, every_of(relay.rows.num_positions, len(joined)))
     for values in relay.run(segment):
         sums.update(values["float"], values["quantized"])
     hessian = Hessian(sums.gram)
@@ -210,14 +209,14 @@ def _round_together(
     return {linear.name: rounded[linear.name] for linear in goals}
 
 
-def _key(graph: ModelGraph, recipe: Recipe, rows: Ids) -> str:
+def _key(graph: ModelGraph, recipe: Recipe, rows: RowsLike) -> str:
     """Of what shapes codes: what is spared once all is rounded, or how caches are stored, does not."""
     shaping = ("scheme", "block", "rounding", "keep", "int8", "split", "sparsity", "dense", "pruning")
     return key_of(
         {
             "versions": {package: version(package) for package in ("piston", "onnxruntime", "numpy")},
             "model": graph.sha256,
-            "rows": hash_rows(rows),
+            "rows": inputs_of(rows).key,
             "share": SHARE,
             "enough": ENOUGH,
             "clips": CLIPS.tolist(),

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import Linear, by_input, find_linears
 from piston.calibration.graph.qdq import write_weight
+from piston.calibration.observe.inputs import RowsLike, inputs_of
 from piston.calibration.observe.row_files import RowFiles
 from piston.calibration.schemes.channel_splitting import num_copies, read_copies
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.ordered_pool import imap_bounded
 from piston.core.machine import num_cores
-from piston.data.packing import Ids
 from piston.graph.rounding import Floats
 from piston.runtime.backends.buffers import step_feed
 from piston.runtime.backends.session import translated
@@ -71,13 +71,13 @@ class StreamedModel:
 
     Args:
         graph: in float; its weights are read and never changed.
-        rows: token ids [rows, tokens], each from position 0.
+        rows: token ids [rows, tokens], each from position 0, or other inputs.
         work: a directory for what is alive; removed by `close`.
     """
 
-    def __init__(self, graph: ModelGraph, rows: Ids, work: Path) -> None:
+    def __init__(self, graph: ModelGraph, rows: RowsLike, work: Path) -> None:
         self.graph = graph
-        self.rows = rows
+        self.rows = inputs_of(rows)
         self.work = work
         self._files = RowFiles(work)
         self.rounded: dict[str, RoundedGroup] = {}  # of the quantized stream so far, by what the linears read
@@ -109,7 +109,7 @@ class StreamedModel:
         """Bring one row to the cut, and keep there what is alive; returns what the group reads, [1, tokens, K]."""
         kept = [name for name in inputs if name in segment.inputs]
         alive = {name: self._files.load(self._key(stream, index, name)) for name in kept}
-        feed = alive | self._token_inputs(self.rows[index], [name for name in inputs if name not in alive])
+        feed = alive | self._graph_inputs(index, [name for name in inputs if name not in alive])
         with translated("running a calibration row"):
             values: Values = dict(zip(segment.outputs, session.run(segment.outputs, feed), strict=True))
         for name, value in values.items():
@@ -136,11 +136,13 @@ class StreamedModel:
                     _quantize(group, self.rounded[reads])
         return [value.name or "" for value in part.inputs], _session(model, self.graph.directory)
 
-    def _token_inputs(self, row: Ids, names: list[str]) -> Values:
-        states = {state.input: state for state in self.graph.manifest.cache.states}
-        ready: Values = {**step_feed(row)}
+    def _graph_inputs(self, index: int, names: list[str]) -> Values:
+        row, states = self.rows.tokens(index), {state.input: state for state in self.graph.manifest.cache.states}
+        ready: Values = {} if row is None else {**step_feed(row)}
+        ready |= self.rows.others(index, names)
+        length = 0 if row is None else len(row)
         return {
-            name: np.zeros(states[name].sizes(1, len(row)), np.float32) if name in states else ready[name]
+            name: np.zeros(states[name].sizes(1, length), np.float32) if name in states else ready[name]
             for name in names
         }
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.linears import Linear, by_input
+from piston.calibration.observe.inputs import RowsLike
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.gptq import LAZY, damped, inverse_factor
 from piston.calibration.schemes.layerwise_gptq import InputSums, every_of
@@ -22,14 +23,13 @@ from piston.calibration.schemes.segments import StreamedModel, cut
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
 from piston.core.errors import CalibrationError
-from piston.data.packing import Ids
 from piston.graph.rounding import Floats
 from piston.graph.sparsity import GROUP, LEFT
 
 Mask = NDArray[np.bool_]
 
 
-def sparsify(graph: ModelGraph, recipe: Recipe, rows: Ids | None, work: Path, progress: Progress) -> list[str]:
+def sparsify(graph: ModelGraph, recipe: Recipe, rows: RowsLike | None, work: Path, progress: Progress) -> list[str]:
     """Make the weights that the recipe names 2:4 sparse in the float graph; returns their names in its order.
 
     Raises:
@@ -85,7 +85,7 @@ def check_rows(name: str, weight: Floats, sparse: Floats) -> None:
 
 
 def _in_turn(
-    graph: ModelGraph, chosen: list[Linear], rows: Ids, work: Path, progress: Progress
+    graph: ModelGraph, chosen: list[Linear], rows: RowsLike, work: Path, progress: Progress
 ) -> Mapping[str, Floats]:
     segments = cut(graph.model.graph, by_input(chosen))
     relay = StreamedModel(graph, rows, work / "sparse-rows")
@@ -93,7 +93,7 @@ def _in_turn(
         progress.step("making weights sparse", done, len(segments))
         weights = {linear.name: weight_of(linear) for linear in segment.group}
         joined = np.concatenate(list(weights.values()), axis=1)
-        sums = InputSums(segment.reads, joined, every_of(relay.rows.size, len(joined)))
+        sums = InputSums(segment.reads, joined, every_of(relay.rows.num_positions, len(joined)))
         for values in relay.run(segment):
             sums.update(values["float"], values["quantized"])
         factor = inverse_factor(damped(sums.gram))

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear
-from piston.calibration.observe.collect import Samples, collect
+from piston.calibration.observe.collect import collect
 from piston.calibration.observe.consumers import Consumer, DropChannels, Tee
+from piston.calibration.observe.inputs import RowsLike
 from piston.calibration.observe.observers import MinMax, make_observer
 from piston.calibration.observe.sample import Lengths, Sample
 from piston.calibration.recipe import Recipe
@@ -45,7 +46,7 @@ class Activation:
     ratio: int = 0  # of the scale of what this one leaves over; 0 where that is lost
 
 
-def observe(graph: ModelGraph, rows: Samples, work: Path, progress: Progress) -> dict[str, Activation]:
+def observe(graph: ModelGraph, rows: RowsLike, work: Path, progress: Progress) -> dict[str, Activation]:
     """Run the float model over the rows once, and keep what every linear's input is like.
 
     Linears that will stay in float are among them: smoothing must not depend on what is kept.
@@ -57,8 +58,7 @@ def observe(graph: ModelGraph, rows: Samples, work: Path, progress: Progress) ->
     sums = {name: total for name, total in sums.items() if total not in groups}
     lengths = {total: Lengths(total, TOKENS) for total in sums.values()}
     consumers: dict[str, Consumer] = {name: Tee(extremes[name], samples[name]) for name in groups}
-    source = graph.observed or graph.directory
-    collect(source, rows, consumers | lengths, work_dir=work / "observe", progress=progress, name="observing")
+    graph.collect(rows, consumers | lengths, work_dir=work / "observe", progress=progress, name="observing")
     return {
         name: Activation(
             group,
@@ -162,7 +162,12 @@ def _searched(activation: Activation, chosen: NDArray[np.bool_], terms: _Terms) 
 
 
 def choose_scales(
-    graph: ModelGraph, activations: dict[str, Activation], recipe: Recipe, rows: Samples, work: Path, progress: Progress
+    graph: ModelGraph,
+    activations: dict[str, Activation],
+    recipe: Recipe,
+    rows: RowsLike,
+    work: Path,
+    progress: Progress,
 ) -> None:
     """One scale a value: from the extremes, or from histograms of the smoothed model's values."""
     if recipe.method == "minmax":
@@ -189,7 +194,7 @@ def sensitivity(activations: dict[str, Activation], weights: Mapping[str, Quanti
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
-def round_all(graph: ModelGraph, recipe: Recipe, rows: Samples, work: Path, progress: Progress) -> Prepared:
+def round_all(graph: ModelGraph, recipe: Recipe, rows: RowsLike, work: Path, progress: Progress) -> Prepared:
     """Smooth the graph; codes and scales for every linear that the recipe does not keep."""
     activations = observe(graph, rows, work, progress)
     smooth(activations, recipe, progress)

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from piston.calibration.float_graph import ModelGraph
-from piston.calibration.observe.collect import Samples
+from piston.calibration.observe.inputs import RowsLike
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.awq import round_aware
 from piston.calibration.schemes.layerwise_gptq import round_in_turn
@@ -15,10 +13,10 @@ from piston.core.console import Progress
 from piston.graph.rounding import round_to_nearest
 
 
-def round_weights(graph: ModelGraph, recipe: Recipe, rows: Samples | None, work: Path, progress: Progress) -> Prepared:
+def round_weights(graph: ModelGraph, recipe: Recipe, rows: RowsLike | None, work: Path, progress: Progress) -> Prepared:
     """Codes for the chosen linears' weights. GPTQ and AWQ need rows, rounding to nearest none."""
     if recipe.rounding != "nearest":
-        assert isinstance(rows, np.ndarray)
+        assert rows is not None
         rounder = round_in_turn if recipe.rounding == "gptq" else round_aware
         return rounder(graph, recipe, rows, work, progress)
     chosen = recipe.chosen(graph.linears, graph.convolutions)

@@ -24,7 +24,7 @@ from piston.runtime.sampling.sampler import Constraint, RowSampler
 
 if TYPE_CHECKING:
     from piston.core.bundle.manifest import Manifest
-    from piston.runtime.backends.engine import EncoderDecoderEngine, Logits
+    from piston.runtime.backends.engine import EncoderDecoderEngine, Logits, Source
     from piston.runtime.text.tokenizer import Tokenizer
 
 TASK = "automatic-speech-recognition"
@@ -89,7 +89,7 @@ class SpeechRecognizer:
             MissingExtraError: the audio needs PyAV, which is not installed.
             EngineError: the backend fails.
         """
-        prompt = () if not initial_prompt else tuple(self._text_ids(" " + initial_prompt.strip()))
+        prompt = () if not initial_prompt else tuple(self.text_ids(" " + initial_prompt.strip()))
         try:
             chosen = TranscribeOptions(**options, initial_prompt=prompt)
         except TypeError as problem:
@@ -112,7 +112,8 @@ class SpeechRecognizer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _text_ids(self, text: str) -> list[int]:
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens and timestamps."""
         return [token_id for token_id in self.tokenizer.encode(text) if token_id < self.tokens.end]
 
 
@@ -127,7 +128,7 @@ class SegmentStream(Iterator[Segment]):
         on_progress: Callable[[float, float], None],
     ) -> None:
         self.duration = windows.seconds
-        self._decoder = _Decoder(model, options.language)
+        self._decoder = WindowDecoder(model, options.language)
         segments = transcribe(windows, self._decoder, model.tokens, options, on_progress)
         self._segments = _closing(segments, self._decoder)
 
@@ -144,14 +145,14 @@ class SegmentStream(Iterator[Segment]):
         self._segments.close()
 
 
-def _closing(segments: Iterator[Segment], decoder: "_Decoder") -> Generator[Segment]:
+def _closing(segments: Iterator[Segment], decoder: "WindowDecoder") -> Generator[Segment]:
     try:
         yield from segments
     finally:
         decoder.close()
 
 
-class _Decoder:
+class WindowDecoder:
     """Decodes windows in one slot of the engine; see piston.runtime.audio.transcribe.Decoder."""
 
     def __init__(self, model: SpeechRecognizer, language: str | None) -> None:
@@ -191,6 +192,12 @@ class _Decoder:
         found = tuple(token_id for token_id in sampler.output_ids if token_id != tokens.end)
         return Decoded(found, tuple(scored.logprobs), no_speech)
 
+    def source(self, window: NDArray[np.float32]) -> "Source":
+        """What the encoder reads of a window."""
+        from piston.runtime.backends.engine import Source
+
+        return Source({"audio": window}, hashlib.sha256(window.tobytes()).digest(), self._engine.max_source)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, the space in front of it included."""
         return self._model.tokenizer.decode([token_id for token_id in token_ids if token_id < self._tokens.end])
@@ -219,13 +226,10 @@ class _Decoder:
 
     def _begin(self, window: NDArray[np.float32], prompt_ids: Sequence[int], num_logits: int | None = None) -> "Logits":
         """Empty the slot, encode the window unless it is held, read the prompt; logits of its last tokens or all."""
-        from piston.runtime.backends.engine import Source
-
         if self._slot is None:
             self._slot = self._engine.cache.admit()
         self._engine.cache.rewind(self._slot, 0)
-        key = hashlib.sha256(window.tobytes()).digest()
-        self._engine.encode(self._slot, Source({"audio": window}, key, self._engine.max_source))
+        self._engine.encode(self._slot, self.source(window))
         return self._engine.prefill(
             self._slot, list(prompt_ids), num_logits=len(prompt_ids) if num_logits is None else num_logits
         ).copy()

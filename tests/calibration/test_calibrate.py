@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 from canonical import CanonicalSession
 from tokenizers import Tokenizer
 
-from piston.calibration.calibrate import CheckOptions, calibrate
+from piston.calibration.calibrate import calibrate
+from piston.calibration.check import CheckOptions
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes import layerwise_gptq as sequential

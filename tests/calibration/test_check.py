@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from piston.calibration import calibrate as module
-from piston.calibration.calibrate import CheckOptions, calibrate
-from piston.calibration.check import bounds_of
+from piston.calibration.calibrate import calibrate
+from piston.calibration.check import CheckOptions, bounds_of
 from piston.calibration.recipe import SCHEMES, Recipe
 from piston.calibration.schemes.w8a8 import round_all
 from piston.cli.main import main

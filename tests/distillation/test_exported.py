@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from zoo import make
 
-from piston.calibration.calibrate import CheckOptions, calibrate
+from piston.calibration.calibrate import calibrate
+from piston.calibration.check import CheckOptions
 from piston.calibration.recipe import Recipe
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest

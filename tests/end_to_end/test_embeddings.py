@@ -129,7 +129,7 @@ def calibrated_to_nearest(sentence_model, tmp_path):  # noqa: F811
 
 
 def test_a_bound_that_is_not_met_leaves_nothing(sentence_model, tmp_path):  # noqa: F811
-    from piston.calibration.calibrate import CheckOptions
+    from piston.calibration.check import CheckOptions
 
     with pytest.raises(ShortfallError, match=r"cosine>=0\.9999999: .* cosine to the float model"):
         calibrated(

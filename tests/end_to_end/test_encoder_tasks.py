@@ -10,7 +10,8 @@ import torch
 from encoder_fixtures import MODELS, encoder_toys  # noqa: F401 - fixture
 from transformers import AutoTokenizer, pipeline
 
-from piston.calibration.calibrate import CheckOptions, calibrate
+from piston.calibration.calibrate import calibrate
+from piston.calibration.check import CheckOptions
 from piston.calibration.recipe import Recipe
 from piston.core.bundle.manifest import Manifest, record_files
 from piston.data.rows import RowOptions

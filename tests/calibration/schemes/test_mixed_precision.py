@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("torch")
 
 from piston.calibration import calibrate as calibrating
-from piston.calibration.calibrate import CheckOptions, calibrate
+from piston.calibration.calibrate import calibrate
+from piston.calibration.check import CheckOptions
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe, is_narrow
 from piston.calibration.schemes.mixed_precision import usual_int8

@@ -7,7 +7,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from piston.calibration.calibrate import CheckOptions, calibrate
+from piston.calibration.calibrate import calibrate
+from piston.calibration.check import CheckOptions
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.gptq import Hessian, damped, gptq, inverse_factor
