@@ -28,7 +28,7 @@ class Inputs(Protocol):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
+        """Tokens of the longest row; 0 where rows are no text."""
 
     @property
     def num_positions(self) -> int:
@@ -76,7 +76,7 @@ class TokenRows:
 class ArrayRows:
     """Inputs by name of a module of one's own, as often as it is run."""
 
-    longest = 1
+    longest = 0
 
     def __init__(self, feeds: Sequence[Feeds]) -> None:
         self.feeds = feeds
