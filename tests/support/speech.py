@@ -1,6 +1,7 @@
 """A seeded Whisper of one-second windows, its checkpoint, and sounds."""
 
 import json
+import wave
 import zlib
 from pathlib import Path
 
@@ -103,3 +104,13 @@ def sound(seconds, seed=0):
     tones = [np.sin(2 * np.pi * hertz * times + phase) for hertz, phase in rng.uniform([80, 0], [4000, 6], (5, 2))]
     loud = np.interp(times, np.linspace(0, seconds, 20), rng.uniform(0, 0.3, 20))
     return (np.sum(tones, axis=0) * loud).astype(np.float32)
+
+
+def write_sound(path, seconds, seed=0):
+    """A WAV file of `sound`."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((sound(seconds, seed) * 20_000).astype("<i2").tobytes())
+    return path

@@ -1,19 +1,7 @@
 """A tiny Whisper, exported once, and audio files."""
 
-import wave
-
 import pytest
-from speech import RATE, make_whisper, sound, write_whisper_checkpoint
-
-
-def write_sound(path, seconds, seed=0):
-    """A WAV file of `sound`."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes((sound(seconds, seed) * 20_000).astype("<i2").tobytes())
-    return path
+from speech import make_whisper, write_sound, write_whisper_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from speech import END, IDS, MELS, RATE, sound
-from speech_fixtures import write_sound
+from speech import END, IDS, MELS, RATE, sound, write_sound
 from transformers import WhisperFeatureExtractor
 
 from piston.core.console import Progress
