@@ -50,14 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
         model = task.open_model(bundle, target=spec.target, threads=arguments.threads)
     verdict: Verdict | OutputVerdict
     with model, progress.phase("answering the prompts"):
+        dtype = str(spec.actual.get("dtype", "float32"))
         if has_outputs or bundle.manifest.task == MODULE:
             has_codes = bundle.manifest.model.scheme.startswith("w8a8")
             is_int8 = has_codes or float((spec.actual.get("linears") or {}).get("int8", 0)) > 0
-            threshold = expected.tolerance(is_int8=is_int8)
+            threshold = expected.tolerance(dtype, is_int8=is_int8)
             compared = verify_outputs if has_outputs else verify_examples
             verdict = compared(model, expected, threshold)
         else:
-            threshold = expected.threshold(str(spec.actual.get("dtype", "float32")))
+            threshold = expected.threshold(dtype)
             verdict = verify(model.engine, model.tokenizer, expected, threshold)
     if arguments.json:
         print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": bundle.signed})

@@ -106,7 +106,7 @@ def _print_engine(spec: EngineSpec) -> None:
     if "compiler" in spec.actual:
         _print_compiled(spec)
         return
-    got, asked, parity = spec.actual, spec.requested, spec.actual["parity"]
+    got, asked, parity = spec.actual, spec.requested, spec.actual.get("parity", {})
     if MODULE in spec.files:
         print_text(f"{spec.target}: {got['dtype']}; linears: {_shares(got['linears'])}{_sparse(got)}")
         print_text(
@@ -119,10 +119,14 @@ def _print_engine(spec: EngineSpec) -> None:
             f"{spec.target}: {got['dtype']}, batch up to {asked['max_batch']}, length up to {asked['max_length']}; "
             f"linears: {_shares(got['linears'])}{_sparse(got)}"
         )
-        print_text(
-            f"parity: outputs within {parity['max_relative']:.1e} of the canonical graph's (allowed "
-            f"{parity['bound']:.1e}) over {parity['rows']} rows of {parity['shortest']} to {parity['longest']} tokens"
-        )
+        for each in got.get("parities", []):
+            print_text(f"parity in {each['dtype']}, on ONNX Runtime's CPU kernels: {_compared(each)}")
+        if parity:
+            print_text(
+                f"parity: outputs within {parity['max_relative']:.1e} of the canonical graph's (allowed "
+                f"{parity['bound']:.1e}) over {parity['rows']} rows of {parity['shortest']} to {parity['longest']} "
+                "tokens"
+            )
         return
     print_text(
         f"{spec.target}: {got['dtype']}, cache {got['cache']}, batch up to {asked['max_batch']}, "
@@ -140,19 +144,31 @@ def _print_engine(spec: EngineSpec) -> None:
 def _print_compiled(spec: EngineSpec) -> None:
     got = spec.actual
     gpus = ", ".join(got["compute_capabilities"]) or "the GPU that is present"
+    cache = f", cache {got['cache']}" if "cache" in got else ""
+    chunk = f", prefill in chunks of {got['chunk']}" if "chunk" in got else ""
     print_text(
-        f"{spec.target}: {got['compiler']} {got['compiler_version']} for {gpus}; {got['dtype']}, cache {got['cache']}, "
-        f"batch up to {got['max_batch']}, length up to {got['max_positions']}, prefill in chunks of {got['chunk']}; "
+        f"{spec.target}: {got['compiler']} {got['compiler_version']} for {gpus}; {got['dtype']}{cache}, "
+        f"batch up to {got['max_batch']}, length up to {got['max_positions']}{chunk}; "
         f"{got['plan_bytes'] / 1e6:,.0f} MB"
     )
-    print_text(f"linears: {_shares(got['linears'])}; lm_head {ARITHMETIC[got['lm_head']]}{_sparse(got)}")
+    head = f"; lm_head {ARITHMETIC[got['lm_head']]}" if "lm_head" in got else ""
+    print_text(f"linears: {_shares(got['linears'])}{head}{_sparse(got)}")
     for parity in got["parities"]:
-        print_text(
-            f"parity in {parity['dtype']}, on ONNX Runtime: logits within {parity['max_abs']:.1e} of the canonical "
-            f"graph's (allowed {parity['bound']:.1e}) over {parity['steps']} steps; {parity['tokens']} tokens chosen "
-            "as they should be"
-        )
+        print_text(f"parity in {parity['dtype']}, on ONNX Runtime: {_compared(parity)}")
     note(f"note: {spec.target} has been proved and compiled here; run `piston verify` where its GPU is")
+
+
+def _compared(parity: Mapping[str, Any]) -> str:
+    """What was compared of an engine that was compiled: rows of an encoder, or steps of a decoder."""
+    if "rows" in parity:
+        return (
+            f"outputs within {parity['relative']:.1e} of the canonical graph's (allowed {parity['bound']:.1e}) over "
+            f"{parity['rows']} rows of {parity['shortest']} to {parity['longest']} tokens"
+        )
+    return (
+        f"logits within {parity['max_abs']:.1e} of the canonical graph's (allowed {parity['bound']:.1e}) over "
+        f"{parity['steps']} steps; {parity['tokens']} tokens chosen as they should be"
+    )
 
 
 def _shares(linears: Mapping[str, float]) -> str:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from piston.core.bundle.interface import DECODER
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.console import Progress
+from piston.core.errors import MisuseError
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 
 LmHead = Literal["float32", "int8"]
@@ -39,6 +41,12 @@ class BuildJob:
     requested: Mapping[str, Any]  # as the target understood the options
     options: BuildOptions
     progress: Progress
+
+
+def check_lm_head(model: Manifest, options: BuildOptions) -> None:
+    """Raise MisuseError where the head of a language model is given an option, and the model has none."""
+    if options.lm_head is not None and DECODER not in model.graphs:
+        raise MisuseError(f"--lm-head is for language models; {model.model.name} is for {model.task}.")
 
 
 Builder = Callable[[BuildJob], EngineSpec]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE
@@ -60,16 +61,17 @@ def _build_encoder_decoder(job: BuildJob) -> EngineSpec:
     return build_both(job, _build_encoder, build_ort_cpu)
 
 
-_ORT_CPU = {
+_ORT_CPU: dict[str, Builder] = {
     DECODER: build_ort_cpu,
     ENCODER: _build_encoder,
     f"{DECODER}+{ENCODER}": _build_encoder_decoder,
     MODULE: _build_module,
 }
-_TENSORRT = {DECODER: build_cached}
+_ORT_CUDA: dict[str, Builder] = {DECODER: build_ort_cuda, ENCODER: partial(build_ort_cuda, graph=ENCODER)}
+_TENSORRT: dict[str, Builder] = {DECODER: build_cached, ENCODER: partial(build_cached, graph=ENCODER)}
 FAMILIES: dict[str, Family] = {
     "ort-cpu": Family("ort-cpu[:avx512]", check_ort_cpu, ask_ort_cpu, _ORT_CPU, has_compiler=False),
-    "ort-cuda": Family("ort-cuda", check_ort_cuda, ask_ort_cuda, {DECODER: build_ort_cuda}, has_compiler=False),
+    "ort-cuda": Family("ort-cuda", check_ort_cuda, ask_ort_cuda, _ORT_CUDA, has_compiler=False),
     "tensorrt-rtx": Family("tensorrt-rtx[:smXX,...]", check_tensorrt, ask_tensorrt, _TENSORRT, has_compiler=True),
     "tensorrt": Family("tensorrt[:smXX]", check_tensorrt, ask_tensorrt, _TENSORRT, has_compiler=True),
 }

@@ -162,7 +162,7 @@ def _agree(old: Golden, new: Golden) -> bool:
         return False
     if [output.ids for output in old.outputs] != [output.ids for output in new.outputs]:
         return False
-    allowed = max(golden.tolerance(is_int8=False) for golden in (old, new))
+    allowed = max(golden.tolerance("float32", is_int8=False) for golden in (old, new))
     pairs = zip(old.outputs, new.outputs, strict=True)
     if any(
         not math.dist(before.values, after.values) <= allowed * math.hypot(*before.values) for before, after in pairs

@@ -21,7 +21,9 @@ from piston.core.schema import SchemaError, validated
 FILE_NAME = "verify.json"
 # Smallest tolerance in logits, whatever the build measured: kernels of other machines add in another order.
 FLOORS = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
-OUTPUT_FLOORS = {False: 1e-3, True: 0.05}  # of outputs, by their length: whether activations are INT8
+# Of outputs, by their length.
+OUTPUT_FLOORS = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
+INT8_OUTPUT_FLOOR = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +76,14 @@ class Golden:
         """Smallest margin at which a token is compared: twice the noise, or the rounding of the engine's type."""
         return max(2 * self.noise, FLOORS.get(dtype, max(FLOORS.values())))
 
-    def tolerance(self, *, is_int8: bool) -> float:
+    def tolerance(self, dtype: str, *, is_int8: bool) -> float:
         """Largest distance of an output from the recorded one, by its length.
 
-        Last bits of a sum flip codes of INT8 activations, and those move what follows; kernels of other machines flip
-        others.
+        `dtype` is what the engine computes in. Last bits of a sum flip codes of INT8 activations, and those move what
+        follows; kernels of other machines flip others.
         """
-        return max(4 * self.noise, OUTPUT_FLOORS[is_int8])
+        floor = OUTPUT_FLOORS.get(dtype, max(OUTPUT_FLOORS.values()))
+        return max(4 * self.noise, floor, INT8_OUTPUT_FLOOR if is_int8 else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

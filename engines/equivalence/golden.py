@@ -12,6 +12,7 @@ from piston.core.bundle.interface import DECODER, ENCODER, MODULE
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.tasks import task_module
 from piston.engines.equivalence.answers import reference_of
+from piston.engines.equivalence.ragged import inner_session
 from piston.runtime import kernels, tasks
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.ort_cpu import OrtEngine
@@ -51,8 +52,7 @@ def record_outputs(work: Path, canonical: Path, model: Manifest, engines: Sequen
     model_class = task_module(tasks, model.task).MODEL
     tokenizer = Bundle(canonical.parent, model).tokenizer()
 
-    def recorded(path: Path, options: OrtOptions, length: int) -> Golden:
-        session = OrtSession.open(path, model.graphs[ENCODER], options)
+    def recorded(session: OrtSession, length: int) -> Golden:
         with model_class(model, session, tokenizer, max_length=length, max_batch=1) as opened:
             return golden_of(opened)
 
@@ -60,10 +60,12 @@ def record_outputs(work: Path, canonical: Path, model: Manifest, engines: Sequen
     for spec in engines:
         length = int(spec.requested["max_length"])
         if spec.target in ("ort-cpu", kernels.TARGET):
-            found[spec.target] = recorded(work / spec.path, OrtOptions(kernels=spec.target == kernels.TARGET), length)
+            options = OrtOptions(kernels=spec.target == kernels.TARGET)
+            found[spec.target] = recorded(OrtSession.open(work / spec.path, model.graphs[ENCODER], options), length)
         else:
             with reference_of(canonical, model, work) as path:
-                found[spec.target] = replace(recorded(path, OrtOptions(prepack=False), length), by="canonical graph")
+                golden = recorded(inner_session(path, OrtOptions(prepack=False)), length)
+                found[spec.target] = replace(golden, by="canonical graph")
     GoldenByTarget(engines=found).write(work)
 
 

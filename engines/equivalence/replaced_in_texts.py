@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from piston.core.bundle.interface import GraphInterface
 from piston.core.bundle.manifest import Manifest
-from piston.engines.equivalence.ragged import random_batches
+from piston.engines.equivalence.ragged import random_batches, without_padding
 from piston.engines.equivalence.replaced_nodes import ReplacedParity, isolate
 from piston.graph.tap import GIVEN, OWN, GraphTap, saved_beside
 from piston.runtime.backends.session import OrtOptions, OrtSession, open_session
@@ -47,17 +47,9 @@ def check_replaced_in_texts(
             given = reference.run(feeds)
             found = kernels.run(feeds | {f"{name}{GIVEN}": given[f"{name}{GIVEN}"] for name in tape.given})
             for name in tape.compared_names:
-                pair = (_without_padding(values, feeds) for values in (given[f"{name}{GIVEN}"], found[f"{name}{OWN}"]))
+                pair = (without_padding(values, feeds) for values in (given[f"{name}{GIVEN}"], found[f"{name}{OWN}"]))
                 tape.compare(name, *pair)
     return tape.parity()
-
-
-def _without_padding(values: Array, feeds: dict[str, Array]) -> Array:
-    """Of values [batch, seq, ..] those of tokens, one after the other; others as they are."""
-    if "lengths" not in feeds or values.shape[:2] != feeds["input_ids"].shape:
-        return values
-    tokens: Array = values[np.arange(values.shape[1]) < feeds["lengths"][:, None]]
-    return tokens
 
 
 def has_same_bits(engine: Path, interface: GraphInterface, model: Manifest, *, max_length: int) -> bool:

@@ -1,8 +1,9 @@
 """A float32 graph becomes float16 or bfloat16, strongly typed: every conversion is a Cast that can be seen.
 
-What loses most by rounding stays in float32: norms, softmax, powers and the statistics made of them. Codes are made of
-the widest activation there is and scales stay float32, as the compilers want them: QuantizeLinear reads either type,
-and DequantizeLinear -> Cast -> MatMul is the pattern they turn into an integer product.
+What loses most by rounding stays in float32: norms, softmax and the masks before it, powers and the statistics made of
+them, and what is computed of integers alone (positions, distances, angles: 2,049 is no float16). Codes are made of the
+widest activation there is and scales stay float32, as the compilers want them: QuantizeLinear reads either type, and
+DequantizeLinear -> Cast -> MatMul is the pattern they turn into an integer product.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from piston.core.bundle.interface import is_cross, is_present
 from piston.core.errors import EngineError, ParityError
 from piston.graph.pattern import static_dims, tidy
 
@@ -21,7 +23,35 @@ LARGEST = float(np.finfo(np.float16).max)
 STATISTICS = {"Exp", "Log", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "ReduceL2", "Softmax", "Sqrt"}
 NORMS = {"LayerNormalization", "RMSNormalization"}
 KEPT = {"ConstantOfShape", "DequantizeLinear", "QuantizeLinear", "Range"}
+STARTS = {"Cast", "ConstantOfShape", "Range", "Where"}  # that make floats of integers or truth values
 POINTWISE = {"Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub"}
+# What positions and masks are computed with: of integers it gives numbers that no weight made.
+OF_INTEGERS = POINTWISE | {
+    "Abs",
+    "Cast",
+    "Ceil",
+    "Concat",
+    "Cos",
+    "Exp",
+    "Expand",
+    "Floor",
+    "Gather",
+    "Identity",
+    "Log",
+    "MatMul",
+    "Pow",
+    "Reciprocal",
+    "Reshape",
+    "Sign",
+    "Sin",
+    "Slice",
+    "Sqrt",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+}
 
 
 class Float16RangeError(EngineError, ParityError):
@@ -33,7 +63,7 @@ class Float16RangeError(EngineError, ParityError):
 
 
 class DowncastPass(ir.passes.InPlacePass):
-    """Computes everything else in `dtype`; graph inputs become narrow, the logits leave as float32.
+    """Computes everything else in `dtype`; graph inputs become narrow, outputs that are no states leave as float32.
 
     Weights are converted one at a time, while the model is saved.
 
@@ -63,7 +93,8 @@ class DowncastPass(ir.passes.InPlacePass):
         for node in list(graph):
             self._cast_inputs(graph, node, is_wide=node in wide)
         for output in list(graph.outputs):
-            if output.name == "logits" and output.dtype != WIDE:
+            is_state = is_present(output.name) or is_cross(output.name)
+            if not is_state and output.dtype == self.type:
                 _widen_output(graph, output)
         tidy(model)
         return ir.passes.PassResult(model, modified=True)
@@ -113,13 +144,41 @@ class DowncastPass(ir.passes.InPlacePass):
 
 
 def _wide_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that compute in float32: statistics, what is computed of them element by element, norms, codes."""
+    """The nodes that compute in float32, as the head of this file has them."""
     statistics: set[ir.Node] = set()
+    of_integers: set[ir.Node] = set()
+    masks: set[ir.Node] = set()
     for node in graph:
         sources = {value.producer() for value in node.inputs if value is not None}
         if node.op_type in STATISTICS or (node.op_type in POINTWISE and sources & statistics):
             statistics.add(node)
-    return statistics | {node for node in graph if node.op_type in NORMS | KEPT}
+        if _is_of_integers(node, of_integers):
+            of_integers.add(node)
+        if node.op_type == "Softmax":
+            masks |= _scores_before(node)
+    return statistics | of_integers | masks | {node for node in graph if node.op_type in NORMS | KEPT}
+
+
+def _is_of_integers(node: ir.Node, known: set[ir.Node]) -> bool:
+    """Whether a node gives floats that are made of integers and constants: its inputs are, or it casts integers."""
+    if node.op_type not in OF_INTEGERS | STARTS or node.domain or node.outputs[0].dtype != WIDE:
+        return False
+    floats = [value for value in node.inputs if value is not None and value.dtype == WIDE]
+    computed = [value.producer() for value in floats if not value.is_initializer()]
+    return all(source in known for source in computed) and (bool(computed) or node.op_type in STARTS)
+
+
+def _scores_before(softmax: ir.Node) -> set[ir.Node]:
+    """The nodes that scale, bias and mask what a softmax reads: what hides a key may be beyond float16."""
+    found: set[ir.Node] = set()
+    rest = [softmax]
+    while rest:
+        for value in rest.pop().inputs:
+            node = None if value is None or value.dtype != WIDE else value.producer()
+            if node is not None and node not in found and node.op_type in POINTWISE | {"Where"} and not node.domain:
+                found.add(node)
+                rest.append(node)
+    return found
 
 
 def _weight(

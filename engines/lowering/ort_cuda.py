@@ -63,6 +63,24 @@ def lower_for_ort_cuda(model: ir.Model, max_length: int, dtype: StateType = DTYP
     }
 
 
+def lower_encoder_for_ort_cuda(model: ir.Model, dtype: StateType = DTYPE) -> dict[str, int]:
+    """The same for a graph without caches, whose Attention has a kernel as it is (ONNX Runtime 1.25 and later).
+
+    Raises:
+        EngineError: the model has what ONNX Runtime has no CUDA kernel for; the message names it.
+    """
+    Float32Pass()(model)
+    _refuse_integers(model.graph)
+    products = MatMulNBitsPass()
+    ir.passes.Sequential(Int8TablesPass(), PackLinearsPass(), products)(model)
+    if dtype != "float32":
+        DowncastPass(dtype)(model)
+    return {
+        "attention_layers": sum(node.op_type == "Attention" for node in model.graph),
+        "weight_only_fused": products.fused,
+    }
+
+
 def _refuse_integers(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type == "TensorScatter" and cache_rounding(node.inputs[1]) is not None:

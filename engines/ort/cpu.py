@@ -9,7 +9,7 @@ from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import DECODER, MODULE
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.errors import MisuseError
-from piston.engines.options import BuildJob, BuildOptions
+from piston.engines.options import BuildJob, BuildOptions, check_lm_head
 from piston.runtime.kernels import TARGET, require
 
 
@@ -29,9 +29,8 @@ def check_ort_cpu(target: str) -> None:
 def ask_ort_cpu(target: str, model: Manifest, options: BuildOptions) -> dict[str, Any]:
     """What the engine is built with."""
     del target
+    check_lm_head(model, options)
     if DECODER not in model.graphs:
-        if options.lm_head is not None:
-            raise MisuseError(f"--lm-head is for language models; {model.model.name} is for {model.task}.")
         sizes = {} if MODULE in model.graphs else {"max_batch": options.max_batch, "max_length": options.max_length}
         return {**sizes, "require_int8": options.require_int8}
     # fp+kv8 is float, too

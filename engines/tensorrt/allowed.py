@@ -8,19 +8,20 @@ from typing import Any
 import onnx_ir as ir
 
 from piston.core.errors import EngineError
-from piston.engines.tensorrt.lowering.trt_attention import ATTENTION, DOMAIN
+from piston.engines.tensorrt.lowering.trt_attention import ATTENTION, DECOMPOSABLE, DOMAIN
 
 NO_ATTRIBUTES = (
-    "Abs Add And Clip Cos Div Equal Erf Exp Expand Floor Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul "
-    "Max Min Mul Neg Not Or Pow Range Reciprocal Relu Sigmoid Sign Sin Slice Softplus Sqrt Squeeze Sub Tanh Tile "
-    "Unsqueeze Where"
+    "Abs Add And Ceil Clip Cos Div Equal Erf Exp Expand Floor Greater GreaterOrEqual Identity Less LessOrEqual Log "
+    "MatMul Max Min Mul Neg Not Or Pow Range Reciprocal Relu Sigmoid Sign Sin Slice Softplus Sqrt Squeeze Sub Tanh "
+    "Tile Unsqueeze Where"
 )
 ALLOWED: dict[str, set[str]] = {
     **{name: set() for name in NO_ATTRIBUTES.split()},
     "Cast": {"to"},
     "Concat": {"axis"},
     "ConstantOfShape": {"value"},
-    "CumSum": {"exclusive"},
+    "Conv": {"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"},
+    "CumSum": {"exclusive", "reverse"},
     "DequantizeLinear": {"axis", "block_size"},
     "Gather": {"axis"},
     "GatherElements": {"axis"},
@@ -43,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "TopK": {"axis"},
     "Transpose": {"perm"},
 }
-CUSTOM = {ATTENTION: {"causal_kind", "kv_form", "query_form"}}
+CUSTOM = {ATTENTION: {"causal_kind", "kv_form", "query_form", DECOMPOSABLE}}
 
 
 def check_file(graph: ir.Graph) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from piston.core.bundle import GRAPH, GRAPH_DATA
-from piston.core.bundle.interface import CacheSpec, StateType
+from piston.core.bundle.interface import DECODER, ENCODER, CacheSpec, StateType
 from piston.core.bundle.manifest import EngineSpec, Manifest, sha256_of
 from piston.core.bundle.plan_header import PlanHeader
 from piston.engines.equivalence.answers import reference_of
@@ -22,10 +22,11 @@ from piston.engines.lowering.window_mask import window_of
 from piston.engines.options import BuildJob
 from piston.engines.tensorrt.allowed import check_file
 from piston.engines.tensorrt.compile import Compiled, compile_plan
+from piston.engines.tensorrt.encoder import encoder_profiles, encoder_sizes, prove_encoder, write_encoder
 from piston.engines.tensorrt.equivalence.answers import Parity, check_parity
 from piston.engines.tensorrt.equivalence.lockstep import write_exposed
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes, lower_for_tensorrt, vocab_size
-from piston.engines.tensorrt.profiles import profiles_of
+from piston.engines.tensorrt.profiles import Shapes, profiles_of
 from piston.engines.tensorrt.target import AUTO, Target
 
 PLAN = "engine.plan"
@@ -42,8 +43,18 @@ class LoweredFile:
     window: int
 
 
-def build_tensorrt(target: Target, job: BuildJob) -> EngineSpec:
-    """Write work/<target>/engine.plan and describe it.
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How the graphs of one name are built."""
+
+    write: Callable[[Path, Manifest, Path, Mapping[str, Any]], Any]  # the file for the compiler, and its reference
+    prove: Callable[[Path, Manifest, Any], list[dict[str, Any]]]
+    profiles: Callable[[ir.Graph, Any], dict[str, Shapes]]
+    sizes: Callable[[Any, ir.Graph], dict[str, Any]]  # for the manifest
+
+
+def build_tensorrt(target: Target, job: BuildJob, graph: str = DECODER) -> EngineSpec:
+    """Write work/<target>/engine.plan of the model's `graph`, decoder or encoder, and describe it.
 
     Where no type was asked for, it is float16, which has three bits more than bfloat16 and which every GPU has; and
     bfloat16 where the model's values go beyond float16: `dtype_reason` of what was got then says which.
@@ -57,23 +68,23 @@ def build_tensorrt(target: Target, job: BuildJob) -> EngineSpec:
     """
     dtype: StateType = "float16" if job.requested["dtype"] == AUTO else job.requested["dtype"]
     try:
-        return _build(target, job, dtype)
+        return _build(target, job, dtype, graph)
     except Float16RangeError as problem:
         if job.requested["dtype"] != AUTO or "sm75" in target.gpus:  # which has no bfloat16
             raise
         reason = f"{problem.what}, beyond float16"
-    spec = _build(target, job, "bfloat16")
+    spec = _build(target, job, "bfloat16", graph)
     return dataclasses.replace(spec, actual={**spec.actual, "dtype_reason": reason})
 
 
-def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
+def _build(target: Target, job: BuildJob, dtype: StateType, name: str) -> EngineSpec:
     from piston.engines.equivalence.sparse_weights import check_sparse
     from piston.engines.tensorrt.precision_mix import product_of
 
-    engine_dir = job.work / target.directory
+    engine_dir, kind = job.work / target.directory, _KINDS[name]
     with tempfile.TemporaryDirectory(dir=job.work, prefix="lowered.") as scratch:
         with job.progress.phase(f"lowering for {target.text}"):
-            lowered = write_lowered(job.source / GRAPH, job.model, Path(scratch), {**job.requested, "dtype": dtype})
+            lowered = kind.write(job.source / GRAPH, job.model, Path(scratch), {**job.requested, "dtype": dtype})
         graph = ir.load(lowered.path).graph
         mix = precision_of(graph, job.requested)
         with (
@@ -81,8 +92,8 @@ def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
             reference_of(job.source / GRAPH, job.model, Path(scratch)) as reference,
         ):
             sparse = check_sparse(ir.load(job.source / GRAPH).graph, graph, product_of)
-            parities = prove_file(write_exposed(reference, Path(scratch) / "exposed"), job.model, lowered)
-        profiles = profiles_of(graph, lowered.sizes)
+            parities = kind.prove(write_exposed(reference, Path(scratch) / "exposed"), job.model, lowered)
+        profiles = kind.profiles(graph, lowered)
         engine_dir.mkdir(parents=True)
         plan = engine_dir / PLAN
         with job.progress.phase(f"compiling for {target.text}"):
@@ -90,13 +101,13 @@ def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
             compiled = compile_plan(lowered.path, plan, target, profiles, allowed, job.progress)
         got = {
             **_identity(plan, compiled, target),
-            **_sizes(lowered, graph),
+            **kind.sizes(lowered, graph),
             "profiles": profiles,
             "io": _interface(graph),
             "onnx_sha256": sha256_of(lowered.path),
             "plan_sha256": sha256_of(plan),
             "linears": {name: mix.share(name) for name in ARITHMETIC},
-            "lm_head": next(iter(mix.head), "unknown"),
+            **({"lm_head": next(iter(mix.head), "unknown")} if name == DECODER else {}),
             **({} if sparse is None else {"sparse": sparse.to_json()}),
             "operators": _operators(graph),
             "weights_bytes": lowered.path.with_name(GRAPH_DATA).stat().st_size,
@@ -111,6 +122,7 @@ def _build(target: Target, job: BuildJob, dtype: StateType) -> EngineSpec:
         cache=lowered.cache,
         requested=dict(job.requested),
         actual=got,
+        graph=name,
     )
 
 
@@ -203,3 +215,9 @@ def _operators(graph: ir.Graph) -> dict[str, int]:
 
     counts = Counter(node.op_type for node in graph)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+_KINDS = {
+    DECODER: _Kind(write_lowered, prove_file, lambda graph, lowered: profiles_of(graph, lowered.sizes), _sizes),
+    ENCODER: _Kind(write_encoder, prove_encoder, encoder_profiles, encoder_sizes),
+}

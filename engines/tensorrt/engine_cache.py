@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle import is_graph_file
+from piston.core.bundle.interface import DECODER
 from piston.core.bundle.manifest import EngineSpec, Manifest, record_files, stays_inside
 from piston.core.console import note
 from piston.core.schema import SchemaError, validated
@@ -27,7 +28,7 @@ DEFAULT_LIMIT = 20 * 2**30  # bytes of all entries
 SPEC = "engine.json"
 
 
-def key_of(target: Target, model: Manifest, asked: Mapping[str, Any]) -> str:
+def key_of(target: Target, model: Manifest, asked: Mapping[str, Any], graph: str = DECODER) -> str:
     """A hash of everything an engine depends on: graph, weights, options, target, compiler, and Piston's own code.
 
     The model directory's hashes have been verified. Raises MissingExtraError if the compiler is not installed.
@@ -35,6 +36,7 @@ def key_of(target: Target, model: Manifest, asked: Mapping[str, Any]) -> str:
     module = open_module(target.module)
     parts = {
         "files": {name: record.sha256 for name, record in model.files.items() if is_graph_file(name)},
+        "graph": graph,
         "model": dataclasses.asdict(model.model),
         "requested": dict(asked),
         "target": target.text,

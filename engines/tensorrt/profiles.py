@@ -1,6 +1,6 @@
-"""The two shapes of work that a plan is optimized for: a chunk of one prompt, and a token of every row."""
+"""The shapes of work that a plan is optimized for: of a decoder a chunk of one prompt, and a token of every row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -17,10 +17,11 @@ def profiles_of(graph: ir.Graph, sizes: Sizes) -> dict[str, Shapes]:
         {"batch": 1, "seq": sizes.chunk, "k": sizes.max_logits},
     ]
     decode = [{"batch": batch, "seq": 1, "k": 1} for batch in (1, sizes.max_batch, sizes.max_batch)]
-    return {"prefill": _shapes(graph, prefill), "decode": _shapes(graph, decode)}
+    return {"prefill": shapes_of(graph, prefill), "decode": shapes_of(graph, decode)}
 
 
-def _shapes(graph: ir.Graph, given: list[dict[str, int]]) -> Shapes:
+def shapes_of(graph: ir.Graph, given: Sequence[Mapping[str, int]]) -> Shapes:
+    """The shapes of every input at the three given sizes of its symbols."""
     return {str(value.name): [_resolved(value, dims) for dims in given] for value in graph.inputs}
 
 

@@ -65,6 +65,11 @@ class Block:
         start, stop = self.offsets[first], self.nbytes if end is None else self.offsets[end]
         stream.upload(self._device.address + start, self._host.address + start, stop - start)
 
+    def download(self, stream: Stream, name: str, nbytes: int) -> None:
+        """Copy the first bytes of an array to the host."""
+        assert self._host is not None
+        stream.download(self._host.address + self.offsets[name], self.address(name), nbytes)
+
     def close(self) -> None:
         """Free both sides."""
         self.arrays.clear()

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Self
 
-from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.interface import CacheSpec, GraphInterface
 from piston.core.errors import EngineError
 from piston.runtime.backends.cuda_driver import Cuda, Stream, warn_not_captured
 from piston.runtime.backends.device_rows import DeviceRows
@@ -21,7 +21,7 @@ from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.kv_cache import KVCache
 from piston.runtime.backends.ort_cpu import OrtEngine, check_interface
 from piston.runtime.backends.ort_cuda_step import NO_GRAPH, DeviceStep, run_options
-from piston.runtime.backends.session import OrtOptions, open_session
+from piston.runtime.backends.session import OrtOptions, OrtSession, check_tensors, open_session
 
 PROVIDER = "CUDAExecutionProvider"
 PREFILL_CHUNK = 512  # tokens of one prefill step: with fewer the device is partly idle
@@ -132,6 +132,15 @@ class OrtCudaEngine:
         """Drop the session, then free the device's memory."""
         self._engine.close()
         self._release()
+
+
+def open_cuda_session(path: Path, interface: GraphInterface) -> OrtSession:
+    """Load a graph without states; ONNX Runtime copies inputs and outputs itself. Raises as OrtCudaEngine.open does."""
+    missing = _load_libraries()
+    session = open_session(path, OrtOptions(optimize=True, provider=PROVIDER))
+    check_provider(session, missing)
+    check_tensors(session, interface, path)
+    return OrtSession(session)
 
 
 def _session(path: Path, spec: CacheSpec, provider_options: Mapping[str, str]) -> Any:

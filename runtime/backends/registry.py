@@ -16,7 +16,9 @@ from piston.runtime.backends.environment import Machine
 from piston.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
+    from piston.runtime.backends.cuda_driver import Cuda
     from piston.runtime.backends.session import Session
+    from piston.runtime.backends.tensorrt.plan import Plan
 
 TENSORRT_EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
@@ -204,21 +206,41 @@ def _is_lean(header: PlanHeader, spec: EngineSpec, machine: Machine) -> bool:
 def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
     from piston.runtime.backends.cuda_driver import Cuda
     from piston.runtime.backends.tensorrt.engine import TensorRTEngine
-    from piston.runtime.backends.tensorrt.plan import Plan
 
     _refuse_cpu_options(spec, sizes)
     cuda = Cuda.open()
-    record, path = bundle.manifest.files[spec.path], bundle.directory / spec.path
-    is_lean = _is_lean(PlanHeader.read(path), spec, Machine())
-    plan = Plan.load(path, record, cuda.device(), cache_dir("kernels"), is_lean=is_lean)
     return TensorRTEngine.open(
-        plan,
+        _plan_of(bundle, spec, spec.path, cuda),
         spec.cache,
         cuda=cuda,
         num_slots=sizes.num_slots,
         capacity=sizes.capacity,
         max_top_k=_stated(spec, "max_top_k"),
     )
+
+
+def _open_tensorrt_session(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> "Session":
+    from piston.runtime.backends.cuda_driver import Cuda
+    from piston.runtime.backends.tensorrt.session import TensorRTSession
+
+    _refuse_cpu_options(spec, sizes)
+    ((graph, file),) = spec.files.items()
+    cuda = Cuda.open()
+    return TensorRTSession.open(
+        _plan_of(bundle, spec, file, cuda),
+        bundle.manifest.graphs[graph],
+        cuda=cuda,
+        max_batch=sizes.num_slots,
+        max_length=sizes.capacity,
+    )
+
+
+def _plan_of(bundle: Bundle, spec: EngineSpec, file: str, cuda: "Cuda") -> "Plan":
+    from piston.runtime.backends.tensorrt.plan import Plan
+
+    record, path = bundle.manifest.files[file], bundle.directory / file
+    is_lean = _is_lean(PlanHeader.read(path), spec, Machine())
+    return Plan.load(path, record, cuda.device(), cache_dir("kernels"), is_lean=is_lean)
 
 
 def _check_ort_cuda(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
@@ -241,6 +263,14 @@ def _open_ort_cuda(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
     )
 
 
+def _open_ort_cuda_session(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> "Session":
+    from piston.runtime.backends.ort_cuda import open_cuda_session
+
+    _refuse_cpu_options(spec, sizes)
+    ((graph, file),) = spec.files.items()
+    return open_cuda_session(bundle.directory / file, bundle.manifest.graphs[graph])
+
+
 def _refuse_cpu_options(spec: EngineSpec, sizes: Sizes) -> None:
     for name, value in (("threads", sizes.threads), ("profile", sizes.profile)):
         if value:
@@ -248,10 +278,10 @@ def _refuse_cpu_options(spec: EngineSpec, sizes: Sizes) -> None:
 
 
 def _check_device_memory(bundle: Bundle, spec: EngineSpec, device: Device) -> None:
-    """Raise unless weights and the cache of one row, the minimum of an engine, fit."""
+    """Raise unless weights and the cache of one row, if it has any, fit: the minimum of an engine."""
     directory = spec.path.rpartition("/")[0] + "/"
     files = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(directory))
-    needed = files + spec.cache.bytes_per_token * _stated(spec, "capacity")
+    needed = files + (spec.cache.bytes_per_token * _stated(spec, "capacity") if spec.cache.states else 0)
     if needed > device.free_bytes:
         raise DeviceMemoryError(
             f"{spec.target} needs at least {needed / 1e6:,.1f} MB on the GPU; of the "
@@ -269,8 +299,8 @@ def _stated(spec: EngineSpec, name: str) -> int:
 
 # The best first: compiled for exactly this GPU, then for its kind, then for any machine.
 BACKENDS: Mapping[str, Backend] = {
-    "tensorrt": Backend(_check_tensorrt, _open_tensorrt),
-    "tensorrt-rtx": Backend(_check_tensorrt, _open_tensorrt),
-    "ort-cuda": Backend(_check_ort_cuda, _open_ort_cuda),
+    "tensorrt": Backend(_check_tensorrt, _open_tensorrt, _open_tensorrt_session),
+    "tensorrt-rtx": Backend(_check_tensorrt, _open_tensorrt, _open_tensorrt_session),
+    "ort-cuda": Backend(_check_ort_cuda, _open_ort_cuda, _open_ort_cuda_session),
     "ort-cpu": Backend(_check_ort_cpu, _open_ort_cpu, _open_ort_cpu_session),
 }

@@ -59,9 +59,11 @@ def test_a_tokenizer_that_splits_otherwise_is_named():
 
 
 def test_the_tolerance_is_four_times_the_noise_but_not_below_a_floor():
-    assert Golden(noise=0.0, by="engine").tolerance(is_int8=False) == pytest.approx(1e-3)
-    assert Golden(noise=0.0, by="engine").tolerance(is_int8=True) == pytest.approx(0.05)
-    assert Golden(noise=0.02, by="engine").tolerance(is_int8=True) == pytest.approx(0.08)
+    assert Golden(noise=0.0, by="engine").tolerance("float32", is_int8=False) == pytest.approx(1e-3)
+    assert Golden(noise=0.0, by="engine").tolerance("float32", is_int8=True) == pytest.approx(0.05)
+    assert Golden(noise=0.02, by="engine").tolerance("float32", is_int8=True) == pytest.approx(0.08)
+    assert Golden(noise=0.0, by="canonical graph").tolerance("float16", is_int8=False) == pytest.approx(0.02)
+    assert Golden(noise=0.0, by="canonical graph").tolerance("bfloat16", is_int8=True) == pytest.approx(0.1)
 
 
 def test_the_file_is_read_as_it_was_written(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -133,6 +134,23 @@ def write_task_checkpoint(directory: Path, task: str, model_type: str = "bert", 
     model.save_pretrained(directory)
     write_subword_tokenizer(directory)
     return model
+
+
+def encoder_toy(toys: Any, model_type: str, task: str, scheme: str = "fp") -> Path:
+    """The model directory of a toy as Toys keeps it, calibrated on its words where a scheme is given.
+
+    Only tasks whose output is logits are calibrated.
+    """
+    from piston.calibration.recipe import Recipe
+
+    model_dir: Path = toys.exported(write_task_checkpoint, task, model_type)
+    if scheme == "fp":
+        return model_dir
+    text = "\n".join(f"{one} {two}" for one in WORDS for two in WORDS) if scheme == "w8a8" else None
+    recipe = Recipe(scheme=scheme, **({"block": 32} if scheme == "w4" else {}))
+    bounds = ("distance<=100%",)  # the weights are random
+    found: Path = toys.calibrated(model_dir, recipe, text, bounds=bounds, num_rows=4, seq_len=12, seed=1)
+    return found
 
 
 def _save_tokenizer(tokenizer: Tokenizer, directory: Path, **options: object) -> None:

@@ -7,6 +7,7 @@ held against the real module in test_fakes.py.
 """
 
 import enum
+import json
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import onnxruntime
 from plan_bytes import rtx_plan
 
 ALIGNMENT = 256
+PROFILES = "profiles"
 ITEM = {1: "FLOAT", 10: "HALF", 16: "BF16", 7: "INT64", 6: "INT32"}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32}
 
@@ -59,10 +61,12 @@ class ILogger:
         self.is_made = True
 
 
-def make_plan(model, *, max_batch, chunk, max_logits, version=(1, 7, 1, 116), gpus=0b1000):
-    """Bytes with the header of a plan around an ONNX model that has its weights inside."""
-    for key, value in {"max_batch": max_batch, "chunk": chunk, "max_logits": max_logits}.items():
-        onnx.helper.set_model_props(model, {item.key: item.value for item in model.metadata_props} | {key: str(value)})
+def make_plan(model, profiles, *, version=(1, 7, 1, 116), gpus=0b1000):
+    """Bytes with the header of a plan around an ONNX model that has its weights inside.
+
+    `profiles` has for each profile the [min, opt, max] shapes of each input, as the compiler gets them.
+    """
+    onnx.helper.set_model_props(model, {PROFILES: json.dumps([*profiles.values()])})
     body = model.SerializeToString()
     return rtx_plan(body, version=version, gpus=gpus)
 
@@ -130,13 +134,12 @@ class Runtime(Part):
 
 
 class ICudaEngine(Part):
-    num_optimization_profiles = 2
     device_memory_size_v2 = 4096
 
     def __init__(self, module, plan):
         super().__init__(module)
         model = onnx.load_from_string(plan[64:])
-        self.sizes = {item.key: int(item.value) for item in model.metadata_props if item.value.isdigit()}
+        self.profiles = next(json.loads(item.value) for item in model.metadata_props if item.key == PROFILES)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = 1
@@ -161,16 +164,12 @@ class ICudaEngine(Part):
     def get_tensor_shape(self, name):
         return tuple(self.tensors[name][2])
 
+    @property
+    def num_optimization_profiles(self):
+        return len(self.profiles)
+
     def get_tensor_profile_shape(self, name, profile_index):
-        names = {0: (1, self.sizes["chunk"]), 1: (self.sizes["max_batch"], 1)}
-        batch, seq = names[profile_index]
-        rest = {
-            "input_ids": (seq,),
-            "position_ids": (seq,),
-            "logits_positions": (self.sizes["max_logits"] if seq > 1 else 1,),
-        }
-        shape = (batch, *rest.get(name, self.tensors[name][2][1:]))
-        return [(1,) * len(shape), shape, shape]
+        return [tuple(shape) for shape in self.profiles[profile_index][name]]
 
     def get_aliased_input_tensor(self, name):
         if self.module.refused("get_aliased_input_tensor"):
@@ -258,7 +257,7 @@ class IExecutionContext(Part):
         return self.module.is_capturable
 
     def execute_async_v3(self, stream_handle):
-        self.note("execute_async_v3", self.profile, dict(self.shapes)["input_ids"])
+        self.note("execute_async_v3", self.profile, self.shapes.get("input_ids"))
         if self.module.refused("execute_async_v3"):
             return False
         stream = self.module.cuda.streams[stream_handle]

@@ -24,15 +24,7 @@ def compile_double(path, goal, target, profiles, options, progress):
     """The compiler's double: a plan that FakeTensorRT executes."""
     model = ir.to_proto(ir.external_data.load_to_model(ir.load(path)))
     attach(model)
-    prefill, decode = profiles.values()
-    goal.write_bytes(
-        make_plan(
-            model,
-            max_batch=decode["input_ids"][2][0],
-            chunk=prefill["input_ids"][2][1],
-            max_logits=prefill["logits_positions"][2][1],
-        )
-    )
+    goal.write_bytes(make_plan(model, profiles))
     return Compiled(compiler_version=MODULE.__version__, layers=len(model.graph.node), plan_bytes=goal.stat().st_size)
 
 

@@ -123,27 +123,33 @@ class Toys:
         what = {"write": write.__qualname__, "arguments": arguments, "options": options}
         return self._copy("exported", what, "export", make) / "model"
 
-    def calibrated(self, model_dir: Path, recipe: Any, text: str | None = None, **rows: Any) -> Path:
-        """The model directory that `piston calibrate` makes of another, its check as by default.
+    def calibrated(
+        self, model_dir: Path, recipe: Any, text: str | None = None, *, bounds: tuple[str, ...] = (), **rows: Any
+    ) -> Path:
+        """The model directory that `piston calibrate` makes of another.
 
         Args:
             model_dir: in float.
             recipe: a piston.calibration Recipe.
             text: to calibrate on, where the recipe reads some.
+            bounds: of its check; without one those of the task.
             rows: of RowOptions, for that text and for the text of the check.
         """
 
         def make(out: Path) -> None:
-            from piston.calibration.calibrate import calibrate
+            from piston.calibration.calibrate import CheckOptions, calibrate
             from piston.data.rows import RowOptions
 
             data = []
             if text is not None:
                 data = [out / "data.txt"]
                 data[0].write_text(text, encoding="utf-8")
-            calibrate(model_dir, out / "model", recipe, data, rows=RowOptions(**rows))
+            calibrate(
+                model_dir, out / "model", recipe, data, rows=RowOptions(**rows), checked=CheckOptions(bounds=bounds)
+            )
 
-        what = {"recipe": recipe.to_json(), "text": text, "rows": rows, "model": sha256_of(model_dir / "manifest.json")}
+        what = {"recipe": recipe.to_json(), "text": text, "rows": rows, "bounds": bounds}
+        what["model"] = sha256_of(model_dir / "manifest.json")
         return self._copy("calibrated", what, "calibrate", make) / "model"
 
     def built(self, model_dir: Path, targets: tuple[str, ...] = ("ort-cpu",), **options: Any) -> Path:

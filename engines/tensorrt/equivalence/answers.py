@@ -21,9 +21,8 @@ from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import check_known, injectable, largest_of
 from piston.engines.equivalence.rounding_noise import slack_of
-from piston.engines.lowering.downcast import LARGEST, Float16RangeError
 from piston.engines.tensorrt.equivalence.attention_function import write_executable
-from piston.engines.tensorrt.equivalence.locate import exposed, first_to_differ
+from piston.engines.tensorrt.equivalence.locate import check_range, exposed, first_to_differ
 from piston.engines.tensorrt.equivalence.lockstep import in_lockstep, stream_names
 from piston.engines.tensorrt.equivalence.sampling import Draw
 from piston.engines.tensorrt.equivalence.step_session import StepSession
@@ -190,10 +189,7 @@ class _Pair:
             **draw.inputs(),
         }
         expected = self.reference.run(feed, low, high)
-        for name, node in self.narrow.items():
-            value = np.abs(expected[name])
-            if (largest := float(value.max(initial=0, where=np.isfinite(value)))) > LARGEST:  # infinity masks
-                raise Float16RangeError(f"At the {where} {node} reaches {largest:.3g}")
+        check_range(self.narrow, expected, f"At the {where}")
         forced = {**feed, **{f"{name}{GIVEN}": expected[f"{name}{GIVEN}"] for name in self.names}}
         actual = self.engine.run(forced, low, high)
         blame = _Blame(self, forced, low, high, where)
@@ -263,10 +259,12 @@ class _Blame:
     def fail(self, what: str, bound: float | None = None) -> None:
         """Raise ParityError with the first node that answers otherwise."""
         pair = self.pair
-        place = first_to_differ(
-            pair.canonical, pair.lowered, pair.reference, pair.engine, self.feed, (self.low, self.high),
-            RELATIVE[pair.parity.dtype],
-        )  # fmt: skip
+        sides = ((pair.canonical, pair.reference), (pair.lowered, pair.engine))
+        canonical, lowered = (
+            (path, lambda wide, session=session: session.reopened(wide).run(self.feed, self.low, self.high))
+            for path, session in sides
+        )
+        place = first_to_differ(canonical, lowered, RELATIVE[pair.parity.dtype])
         allowed = "" if bound is None else f", allowed are {bound:.3g}"
         raise ParityError(
             f"The {pair.parity.dtype} graph for TensorRT differs from the canonical one at the {self.where}: "

@@ -2,17 +2,18 @@
 
 Attached to a lowered file, it lets ONNX Runtime execute the very graph that the compiler gets. It follows NvInfer.h
 (TensorRT 11): no scaling; query i of a row sees key j if j <= i for upper_left, and if j <= i + (s_kv - s_q) for
-lower_right, where s_kv is the row's kv_lengths; a boolean mask is True where a query may look. Groups of heads share
-keys and values.
+lower_right, where s_kv is the row's kv_lengths; without a causal rule it sees the keys below kv_lengths, or all; a
+boolean mask is True where a query may look, another one is added to the scores. Groups of heads share keys and values.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 from onnx import parser
 
 from piston.core.errors import EngineError
-from piston.engines.tensorrt.lowering.trt_attention import ATTENTION, DOMAIN
+from piston.engines.tensorrt.lowering.trt_attention import ATTENTION, DECOMPOSABLE, DOMAIN, LENGTHS, MASK
 
 ATTRIBUTES = {"causal_kind", "query_form", "kv_form"}
 _SCORES = """
@@ -66,12 +67,32 @@ _VISIBLE = {
     last = Add (row, offsets)
     visible = LessOrEqual (column, last)
 """,
+    "lengths": _INDICES
+    + """
+    lengths = Cast <to = 7> (kv_lengths)
+    axes = Constant <value = int64[4] {1, 2, 3, 4}> ()
+    ends = Unsqueeze (lengths, axes)
+    visible = Less (column, ends)
+""",
     "masked": """
     visible = Unsqueeze (mask, at_2)
 """,
+    "biased": """
+    group_shape = Concat <axis = 0> (batch, kv_heads, group, seq, capacity)
+    bias_shape = Concat <axis = 0> (batch, heads, seq, capacity)
+    all_biases = Expand (mask, bias_shape)
+    grouped_bias = Reshape (all_biases, group_shape)
+    added = Cast <to = 1> (grouped_bias)
+    kept = Add (floats, added)
+""",
+    "whole": """
+    kept = Identity (floats)
+""",
 }
-_RESULT = """
+_HIDDEN = """
     kept = Where (visible, floats, never)
+"""
+_RESULT = """
     shares = Softmax <axis = -1> (kept)
     narrow = CastLike (shares, value)
     mixed = MatMul (narrow, one_value)
@@ -86,10 +107,11 @@ def attach(model: onnx.ModelProto) -> None:
     Raises:
         EngineError: a node has attributes or inputs whose meaning is not written down here; the message names it.
     """
-    overloads = set()
+    overloads, types = set(), {item.name: item.type.tensor_type.elem_type for item in model.graph.value_info}
+    types |= {item.name: item.type.tensor_type.elem_type for item in model.graph.input}
     for node in model.graph.node:
         if (node.domain, node.op_type) == (DOMAIN, ATTENTION):
-            node.overload = _overload(node)
+            node.overload = _overload(node, types)
             overloads.add(node.overload)
     model.functions.extend(_function(overload) for overload in sorted(overloads))
 
@@ -102,15 +124,18 @@ def write_executable(lowered: Path, out: Path) -> Path:
     return out
 
 
-def _overload(node: onnx.NodeProto) -> str:
-    attributes = {item.name: item.s.decode() for item in node.attribute}
+def _overload(node: onnx.NodeProto, types: Mapping[str, int]) -> str:
+    attributes = {item.name: item.s.decode() for item in node.attribute if item.name != DECOMPOSABLE}  # how, not what
     given = [bool(name) for name in [*node.input, *[""] * 6][:6]]
     kind = str(attributes.get("causal_kind", ""))
     forms = {attributes.get("query_form"), attributes.get("kv_form")}
     if set(attributes) != ATTRIBUTES or forms != {"padded_bhnd"}:
         raise EngineError(f"{node.name} has attributes {attributes}, whose meaning is not written down.")
-    if kind == "none" and given == [True, True, True, True, False, False]:
-        return "masked"
+    mask = types.get(node.input[MASK]) if given[MASK] else None
+    if kind == "none" and given == [True, True, True, True, False, False] and mask is not None:
+        return "masked" if mask == onnx.TensorProto.BOOL else "biased"
+    if kind == "none" and given[:5] == [True, True, True, False, False]:
+        return "lengths" if given[LENGTHS] else "whole"
     if kind == "lower_right" and given == [True, True, True, False, False, True]:
         return kind
     if kind == "upper_left" and given[:5] == [True, True, True, False, False]:
@@ -119,9 +144,11 @@ def _overload(node: onnx.NodeProto) -> str:
 
 
 def _function(overload: str) -> onnx.FunctionProto:
+    body = _VISIBLE[overload] + ("" if "kept =" in _VISIBLE[overload] else _HIDDEN) + _RESULT
     text = (
         f'<opset_import: ["" : 24], domain: "{DOMAIN}", overload: "{overload}"> {ATTENTION} '
-        "<causal_kind, query_form, kv_form> (query, key, value, mask, query_lengths, kv_lengths) => (result) {"
-        f"{_CONSTANTS} minus_1 = Constant <value = int64[1] {{-1}}> () {_SCORES}{_VISIBLE[overload]}{_RESULT} }}"
+        "<causal_kind, query_form, kv_form, TRT_decomposable> "
+        "(query, key, value, mask, query_lengths, kv_lengths) => (result) {"
+        f"{_CONSTANTS} minus_1 = Constant <value = int64[1] {{-1}}> () {_SCORES}{body} }}"
     )
     return parser.parse_function(text)

@@ -1,6 +1,6 @@
 """Where two graphs part: both give out every value that they name alike, and the first to differ is found."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from piston.engines.tensorrt.equivalence.step_session import StepSession
+from piston.engines.lowering.downcast import LARGEST, Float16RangeError
 from piston.graph.tap import GraphTap, saved_beside
 
 Array = NDArray[Any]
@@ -17,24 +17,17 @@ FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
 LEAST = 1e-3  # of a value's largest: inside, float32 may be off by more than in the results that its bound is for
 
 
-def first_to_differ(  # noqa: PLR0913, PLR0917
-    canonical: Path,
-    lowered: Path,
-    reference: StepSession,
-    engine: StepSession,
-    feed: Mapping[str, Array],
-    rows: tuple[int, int],
-    relative: float,
-) -> str:
+Values = Callable[[Path], Mapping[str, Array]]  # every output of a copy of a graph, on what the graph was given
+
+
+def first_to_differ(canonical: tuple[Path, Values], lowered: tuple[Path, Values], relative: float) -> str:
     """A sentence that names the first node of `lowered` whose result is not the canonical graph's.
 
-    The step is run once more on the caches as they are: what it writes there it writes again.
+    Both graphs are run once more; the caches are as they are, and what is written there is written again.
     """
-    names = [name for name in _named(lowered) if name in set(_named(canonical))]
-    expected, actual = (
-        _values(path, names, session, feed, rows) for path, session in ((canonical, reference), (lowered, engine))
-    )
-    producers = {str(output.name): node for node in ir.load(lowered).graph for output in node.outputs}
+    names = [name for name in _named(lowered[0]) if name in set(_named(canonical[0]))]
+    expected, actual = (_values(path, names, run) for path, run in (canonical, lowered))
+    producers = {str(output.name): node for node in ir.load(lowered[0]).graph for output in node.outputs}
     for name in names:
         want, got = expected[name].astype(np.float64), actual[name].astype(np.float64)
         if want.shape != got.shape:
@@ -64,6 +57,14 @@ def exposed(canonical: Path, lowered: Path) -> Iterator[tuple[Path, dict[str, st
         yield path, nodes
 
 
+def check_range(narrow: Mapping[str, str], values: Mapping[str, Array], where: str) -> None:
+    """Raise Float16RangeError for a value of `exposed` that is beyond float16; `where` says in which run."""
+    for name, node in narrow.items():
+        value = np.abs(values[name])
+        if (largest := float(value.max(initial=0, where=np.isfinite(value)))) > LARGEST:  # infinity masks
+            raise Float16RangeError(f"{where} {node} reaches {largest:.3g}")
+
+
 def _described(node: ir.Node) -> str:
     return f"{node.name} ({node.op_type})"
 
@@ -80,10 +81,8 @@ def _named(path: Path) -> list[str]:
     ]
 
 
-def _values(
-    path: Path, names: list[str], session: StepSession, feed: Mapping[str, Array], rows: tuple[int, int]
-) -> dict[str, Array]:
+def _values(path: Path, names: list[str], run: Values) -> Mapping[str, Array]:
     model = ir.load(path)
     GraphTap(model, names)
     with saved_beside(model, path, "located") as wide:
-        return session.reopened(wide).run(feed, *rows)
+        return run(wide)

@@ -16,10 +16,11 @@ import onnx_ir as ir
 from piston.graph.tap import GIVEN, OWN, GraphTap, saved_beside
 
 STREAM = re.compile(r"layers\.\d+\.output")
+NORMS = {"LayerNormalization", "RMSNormalization"}
 
 
 def stream_names(path: Path) -> list[str]:
-    """The residual stream after each layer, as the exporter names it."""
+    """The residual stream after each layer, as the exporter names it; where it names none, what norms give."""
     return _streams(GraphTap(ir.load(path)))
 
 
@@ -52,7 +53,10 @@ def in_lockstep(lowered: Path, names: list[str]) -> Iterator[Path]:
 
 
 def _streams(tap: GraphTap) -> list[str]:
-    return [name for name in tap.values if STREAM.fullmatch(name)]
+    layers = [name for name in tap.values if STREAM.fullmatch(name)]
+    norms = [str(node.outputs[0].name) for node in tap.graph if node.op_type in NORMS]
+    outputs = {value.name for value in tap.graph.outputs}
+    return layers or [name for name in norms if name not in outputs]
 
 
 def _external(model: ir.Model) -> list[ir.Value]:

@@ -68,6 +68,25 @@ def lower_for_tensorrt(model: ir.Model, sizes: Sizes, dtype: StateType) -> None:
     check_caches(model.graph)
 
 
+def lower_encoder_for_tensorrt(model: ir.Model, dtype: StateType) -> None:
+    """Rewrite a canonical graph without caches, in place, into the file the compiler gets, computing in `dtype`.
+
+    Its outputs stay float32, but for the cross states of a decoder, which get the type of that. See lower_for_tensorrt.
+
+    Raises:
+        EngineError: the model has something TensorRT has no form for; the message names it.
+    """
+    Float32Pass()(model)
+    _refuse(model.graph)
+    for rewrite in (
+        TrtAttentionPass(decomposable=True),
+        WholeBlocksPass(),
+        *([] if dtype == "float32" else [DowncastPass(dtype)]),
+    ):
+        rewrite(model)
+    _drop_unread_inputs(model.graph)
+
+
 def check_caches(graph: ir.Graph) -> None:
     """Every key and value cache is written by one TensorScatter from its own input to its own output.
 
@@ -104,4 +123,4 @@ def _refuse(graph: ir.Graph) -> None:
             )
 
 
-__all__ = ["MAX_TOP_K", "Sizes", "check_caches", "lower_for_tensorrt", "vocab_size"]
+__all__ = ["MAX_TOP_K", "Sizes", "check_caches", "lower_encoder_for_tensorrt", "lower_for_tensorrt", "vocab_size"]

@@ -16,7 +16,7 @@ INPUTS: Mapping[str, str] = {
     **dict.fromkeys(("temperature", "top_p", "uniforms"), "FLOAT"),
 }
 OUTPUTS: Mapping[str, str] = {"logits": "FLOAT", **{f"next.{name}": "INT64" for name in MOVING}}
-CACHE_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "int32": "INT32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +36,20 @@ class Interface:
         Raises:
             EngineError: Piston did not build it, or its cache is not the one that `spec` states.
         """
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        found = {name: engine.get_tensor_dtype(name).name for name in names}
+        found = tensors_of(engine)
         if found != (wanted := _tensors(spec)):
             odd = min(set(found.items()) ^ set(wanted.items()))
             raise EngineError(f"{source} is not the engine its manifest states: it differs in {odd}; build it again.")
         if engine.num_optimization_profiles != 2:  # noqa: PLR2004
             raise EngineError(f"{source} has {engine.num_optimization_profiles} profiles, not 2; build it again.")
         _check_caches(engine, spec, source)
-        prefill, decode = (_largest(engine, "input_ids", profile) for profile in (PREFILL, DECODE))
+        prefill, decode = (largest_shape(engine, "input_ids", profile) for profile in (PREFILL, DECODE))
         return cls(
             vocab_size=int(tuple(engine.get_tensor_shape("logits"))[-1]),
             capacity=int(tuple(engine.get_tensor_shape(spec.states[0].input))[CAPACITY_AXIS]),
             max_batch=decode[0],
             chunk=prefill[1],
-            max_logits=_largest(engine, "logits_positions", PREFILL)[1],
+            max_logits=largest_shape(engine, "logits_positions", PREFILL)[1],
         )
 
     def check_sizes(self, num_slots: int, capacity: int) -> None:
@@ -62,8 +61,14 @@ class Interface:
             )
 
 
+def tensors_of(engine: Any) -> dict[str, str]:
+    """The type of every input and output of an engine, as TensorRT names it."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    return {name: engine.get_tensor_dtype(name).name for name in names}
+
+
 def _tensors(spec: CacheSpec) -> dict[str, str]:
-    types = [(state, CACHE_TYPES.get(state.dtype, state.dtype)) for state in spec.states]
+    types = [(state, TYPES.get(state.dtype, state.dtype)) for state in spec.states]
     return {**INPUTS, **OUTPUTS, **{name: item for state, item in types for name in (state.input, state.output)}}
 
 
@@ -87,5 +92,6 @@ def _check_caches(engine: Any, spec: CacheSpec, source: str) -> None:
             )
 
 
-def _largest(engine: Any, name: str, profile: int) -> tuple[int, ...]:
+def largest_shape(engine: Any, name: str, profile: int) -> tuple[int, ...]:
+    """The largest shape of an input in a profile."""
     return tuple(int(size) for size in engine.get_tensor_profile_shape(name, profile)[2])

@@ -1,5 +1,6 @@
 import onnx_ir as ir
 import pytest
+from encoders import encoder_toy
 
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest
@@ -106,3 +107,39 @@ def test_a_model_beyond_float16_is_refused_with_the_targets_that_have_another_ty
     with pytest.raises(EngineError, match=r"beyond float16, and ort-cuda has no other type; fix: .*--dtype bf16"):
         build(wide_model_dir, tmp_path / "out", ["ort-cuda"], max_length=50)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_is_built_proved_and_opened(toys, tmp_path, capsys, monkeypatch):
+    """The provider is the CPU's here: what is tested is the file, and how it is opened."""
+    from machines import gpu, machine_with
+
+    from piston.runtime import load
+    from piston.runtime.backends import ort_cuda, registry
+
+    bundle = tmp_path / "bundle"
+    arguments = ["build", str(encoder_toy(toys, "bert", "text-classification")), "-o", str(bundle), "--quiet"]
+    assert main([*arguments, "--target", "ort-cpu", "--target", "ort-cuda"]) == 0
+    assert "parity in float16, on ONNX Runtime's CPU kernels: outputs within" in capsys.readouterr().out
+    engine = Manifest.read(bundle).engines[1]
+    assert (engine.files, engine.actual["attention_layers"]) == ({"encoder": "ort-cuda/model.onnx"}, 2)
+    assert [parity["dtype"] for parity in engine.actual["parities"]] == ["float32", "float16"]
+    monkeypatch.setattr(ort_cuda, "PROVIDER", "CPUExecutionProvider")
+    machine = machine_with(gpu("sm90"), providers=("CUDAExecutionProvider",))
+    monkeypatch.setattr(registry, "Machine", lambda: machine)
+    scores = []
+    for target in ("ort-cpu", "ort-cuda"):
+        with load(bundle, target=target) as model:
+            scores.append([{found.label: found.score for found in row} for row in model.classify(["wo", "in paris"])])
+    assert all(one == pytest.approx(other, abs=5e-3) for one, other in zip(*scores, strict=True))
+
+
+def test_an_encoders_weights_stay_in_8_bits(toys, tmp_path):
+    model_dir = encoder_toy(toys, "bert", "token-classification", "w8")
+    (engine,) = build(model_dir, tmp_path / "bundle", ["ort-cuda"]).engines
+    assert engine.actual["linears"]["weights8"] > 0.9
+
+
+def test_an_encoder_with_int8_activations_is_refused_by_name(toys, tmp_path):
+    model_dir = encoder_toy(toys, "bert", "token-classification", "w8a8")
+    with pytest.raises(EngineError, match="multiplies INT8 activations, for which ONNX Runtime has no CUDA kernel"):
+        build(model_dir, tmp_path / "bundle", ["ort-cuda"])

@@ -14,6 +14,8 @@ CALLS = {
     "lower_right": f'trt.TRT_Attention <causal_kind = "lower_right", {FORMS}> (q, k, v, , , lengths)',
     "upper_left": f'trt.TRT_Attention <causal_kind = "upper_left", {FORMS}> (q, k, v)',
     "none": f'trt.TRT_Attention <causal_kind = "none", {FORMS}> (q, k, v, mask)',
+    "lengths": f'trt.TRT_Attention <causal_kind = "none", {FORMS}> (q, k, v, , , lengths)',
+    "whole": f'trt.TRT_Attention <causal_kind = "none", {FORMS}> (q, k, v)',
 }
 INPUTS = {
     "q": f"float[b, {HEADS}, s, {WIDTH}] q",
@@ -60,7 +62,10 @@ def test_it_means_what_is_documented(kind):
         "lower_right": lambda batch, row, column: column <= row + lengths[batch] - SEQ,
         "upper_left": lambda _, row, column: column <= row,
         "none": lambda batch, row, column: mask[batch, 0, row, column],
+        "lengths": lambda batch, _, column: column < lengths[batch],
+        "whole": lambda *_: True,
     }
-    extra = {"lower_right": {"lengths": lengths}, "none": {"mask": mask}}.get(kind, {})
+    inputs = {"lower_right": {"lengths": lengths}, "lengths": {"lengths": lengths}, "none": {"mask": mask}}
+    extra = inputs.get(kind, {})
     found = run(CALLS[kind], {**feed, **extra})
     np.testing.assert_allclose(found, by_loops(*feed.values(), rules[kind]), atol=2e-6)

@@ -2,20 +2,28 @@
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx_text import only, parse, run
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError
 from piston.engines.lowering.downcast import DowncastPass
+from piston.engines.tensorrt.equivalence.attention_function import attach
 from piston.engines.tensorrt.lowering import Sizes
 from piston.engines.tensorrt.lowering.static_capacity import StaticCapacityPass
 from piston.engines.tensorrt.lowering.trt_attention import TrtAttentionPass
 from piston.engines.tensorrt.lowering.whole_blocks import WholeBlocksPass
 
 ATTENTION = """
-g (float[b, 4, s, 16] q, float[b, 2, 64, 16] k, float[b, 2, 64, 16] v, int64[b] kv_lengths, bool[b, 1, s, 64] mask)
+g (float[b, 4, s, 16] q, float[b, 2, 64, 16] k, float[b, 2, 64, 16] v, int64[b] kv_lengths, bool[b, 1, s, 64] mask,
+   float16[b, 1, s, 64] half_mask, bool[b, 4, s, 64] head_mask)
     => (float[b, 4, s, 16] y) {{ y = Attention <{}> ({}) }}
+"""
+
+SELF_ATTENTION = """
+g (float[b, 4, s, 16] q, float[b, 4, s, 16] k, float[b, 4, s, 16] v, int64[b] lengths, bool[s, s] window,
+   float[1, 4, s, s] bias) => (float[b, 4, s, 16] y) {{ y = Attention <{}> ({}) }}
 """
 
 
@@ -63,6 +71,33 @@ def test_statistics_and_norms_stay_wide_and_everything_else_is_narrow():
     assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
 
 
+def test_what_is_computed_of_integers_and_what_masks_scores_stays_wide():
+    """Positions beyond 2,048 are no float16, and the number that hides a key is beyond it."""
+    model = parse(
+        """g (int64[s] positions, float[s, 4] x, bool[s, s] hidden, float[4, 4] table) => (float[s, 4] y) {
+            numbers = Cast <to = 1> (positions)
+            column = Unsqueeze (numbers, axis)
+            angles = Mul (column, frequencies)
+            turned = Cos (angles)
+            rotated = Mul (x, turned)
+            across = Transpose <perm = [1, 0]> (rotated)
+            scores = MatMul (rotated, across)
+            scaled = Mul (scores, half)
+            masked = Where (hidden, lowest, scaled)
+            shares = Softmax <axis = -1> (masked)
+            y = MatMul (shares, x)
+        }""",
+        axis=np.array([1]), frequencies=np.array([1, 0.1, 0.01, 0.001], np.float32), half=np.float32(0.5),
+        lowest=np.float32(np.finfo(np.float32).min),
+    )  # fmt: skip
+    DowncastPass("float16")(model)
+    types = {value.name: value.dtype for node in model.graph for value in node.outputs if node.op_type != "Cast"}
+    narrow = {name for name, dtype in types.items() if dtype == ir.DataType.FLOAT16}
+    assert narrow == {"rotated", "across", "scores", "y.narrow"}
+    wide = {name for name, dtype in types.items() if dtype == ir.DataType.FLOAT}
+    assert wide == {"column", "angles", "turned", "scaled", "masked", "shares"}
+
+
 def test_codes_are_made_of_what_there_is_and_scales_stay_float32():
     model = parse(
         """g (float[a, 4] x) => (float[a, 4] logits) {
@@ -106,12 +141,66 @@ def test_a_mask_stays_a_mask():
 
 
 @pytest.mark.parametrize(
+    ("attributes", "inputs", "kind", "given"),
+    [
+        ("is_causal = 0", "q, k, v, , , , lengths", "none", [None, None, "lengths"]),
+        ("is_causal = 0", "q, k, v", "none", []),
+        ("is_causal = 1", "q, k, v", "upper_left", []),
+    ],
+)
+def test_an_encoders_attention_keeps_its_rule(attributes, inputs, kind, given):
+    model = parse(SELF_ATTENTION.format(attributes, inputs))
+    TrtAttentionPass()(model)
+    node = only(model, "TRT_Attention")
+    assert node.attributes["causal_kind"].as_string() == kind
+    assert [None if value is None else value.name for value in node.inputs[3:]] == given
+
+
+FORMS = {
+    "a window over texts of different lengths": ("is_causal = 0", "q, k, v, window, , , lengths"),
+    "a bias over texts of different lengths": ("is_causal = 0", "q, k, v, bias, , , lengths"),
+    "a bias over what came before": ("is_causal = 1", "q, k, v, bias, , , lengths"),
+    "a window": ("is_causal = 0", "q, k, v, window"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lengths_and_the_causal_rule_go_into_the_mask(form, tmp_path):
+    """The oracle is Attention itself, as ONNX Runtime computes it, where a query is no padding."""
+    attributes, inputs = FORMS[form]
+    rng, size = np.random.default_rng(5), 6
+    places = np.arange(size)
+    feed = {
+        **{name: rng.standard_normal((2, 4, size, 16), np.float32) for name in "qkv"},
+        "lengths": np.array([6, 4]),
+        "window": np.abs(places[:, None] - places) <= 1,
+        "bias": rng.standard_normal((1, 4, size, size), np.float32),
+    }
+    text = SELF_ATTENTION.format(attributes, inputs)
+    expected = run(parse(text), feed)["y"]
+    model = parse(text)
+    TrtAttentionPass()(model)
+    proto = ir.to_proto(model)
+    attach(proto)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = {item.name for item in session.get_inputs()}
+    (found,) = session.run(None, {name: value for name, value in feed.items() if name in names})
+    assert np.isfinite(found).all()
+    # A causal query of a row of 4 stands at the row's last places: of 6 queries the first two come before its text.
+    first = 2 if "causal = 1" in attributes else 0
+    for row, length in enumerate(feed["lengths"] if "lengths" in inputs else [size, size]):
+        begin, end = (size - length, size) if first else (0, length)
+        np.testing.assert_allclose(found[row, :, begin:end], expected[row, :, begin:end], atol=2e-6)
+
+
+@pytest.mark.parametrize(
     ("attributes", "inputs", "reason"),
     [
         ("is_causal = 1, softcap = 20.0", "q, k, v, , , , kv_lengths", "soft-caps its scores at 20"),
-        ("is_causal = 1", "q, k, v", "neither causal over kv_lengths nor masked"),
-        ("is_causal = 0", "q, k, v, , , , kv_lengths", "neither causal over kv_lengths nor masked"),
-        ("is_causal = 1", "q, k, v, mask", "its mask is not a boolean one alone"),
+        ("is_causal = 1", "q, k, v", "causal without lengths, and a query has not the number of its key"),
+        ("is_causal = 1", "q, k, v, mask", "causal without lengths, and a query has not the number of its key"),
+        ("is_causal = 0", "q, k, v, half_mask", "its mask is neither boolean nor float32"),
+        ("is_causal = 0", "q, k, v, head_mask", "its mask differs by head"),
         ("is_causal = 1", "q, k, v, , k, v", "concatenates its past"),
     ],
 )
