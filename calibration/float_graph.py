@@ -24,7 +24,7 @@ from piston.core.bundle.manifest import Manifest, record_files, sha256_of
 from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
 
-COPIED = ("tokenizer.json", "chat_template.jinja", EXAMPLES)
+COPIED = ("tokenizer.json", "answers.tokenizer.json", "chat_template.jinja", EXAMPLES)
 
 
 @dataclass(slots=True)

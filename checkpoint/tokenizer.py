@@ -1,23 +1,36 @@
 """The checkpoint's tokenizer as one tokenizer.json with its template, checked against it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from piston.checkpoint import sentencepiece
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.checkpoint.generation_defaults import GenerationDefaults
 from piston.checkpoint.gguf.tokenizer import gguf_tokenizer
 from piston.checkpoint.quiet import quiet
 from piston.core.bundle.manifest import TokenizerSpec
 from piston.core.errors import CheckpointError, MisuseError
+from piston.runtime.text.tokenizer import Tokenizer
 
 FILE_NAME, TEMPLATE_NAME = "tokenizer.json", "chat_template.jinja"
+ANSWERS_NAME = "answers.tokenizer.json"
 SAMPLES = (
     "The capital of France is Paris.",
     "  two  spaces\n\nand a tab\t.",
     "naïve café — 1,234.5 € 你好，世界 مرحبا 👩‍👩‍👧 ก็",  # noqa: RUF001
     "def f(x):\n    return x ** 2  # comment",
+    "one\r\ntwo   \t three ",
 )
-SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+SOURCES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def write_tokenizer(
@@ -32,7 +45,8 @@ def write_tokenizer(
             chat templates leave open which one to take.
         MisuseError: no chat template has the name that was asked for.
     """
-    tokenizer = save_tokenizer(checkpoint, out)
+    num_ids = max(getattr(config, name, None) or 0 for name in ("vocab_size", "decoder_vocab_size"))
+    tokenizer = save_tokenizer(checkpoint, out, num_ids)
     template = _template_of(checkpoint, tokenizer, chat_template)
     if template is not None:
         (out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
@@ -43,6 +57,7 @@ def write_tokenizer(
         eos_token_ids=ends,
         special_tokens=special_tokens(tokenizer),
         has_chat_template=template is not None,
+        unknown_ids=_unknown_ids(tokenizer, num_ids),
     )
     return spec, remarks
 
@@ -52,9 +67,11 @@ def special_tokens(tokenizer: Any) -> dict[str, str]:
     return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
 
-def save_tokenizer(checkpoint: Checkpoint, out: Path) -> Any:
-    """Write tokenizer.json; returns transformers' tokenizer. Raises CheckpointError as `write_tokenizer` does."""
-    from tokenizers import Tokenizer
+def save_tokenizer(checkpoint: Checkpoint, out: Path, num_ids: int | None = None) -> Any:
+    """Write tokenizer.json, and that of answers where it is another; returns transformers' tokenizer.
+
+    `num_ids` are the tokens of the model. Raises CheckpointError as `write_tokenizer` does.
+    """
     from transformers import AutoTokenizer
 
     if not checkpoint.gguf and not any((checkpoint.directory / name).is_file() for name in SOURCES):
@@ -72,19 +89,50 @@ def save_tokenizer(checkpoint: Checkpoint, out: Path) -> Any:
     except Exception as problem:
         lines = str(problem).strip().splitlines() or [type(problem).__name__]
         raise CheckpointError(f"The tokenizer of {checkpoint.name} cannot be read: {lines[0]}") from problem
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise CheckpointError(f"{type(tokenizer).__name__} of {checkpoint.name} has no tokenizer.json form.")
     path = out / FILE_NAME
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.save(str(path), pretty=False)
-    written = Tokenizer.from_file(str(path))
+    _check_numbering(checkpoint, tokenizer)
+    if hasattr(tokenizer, "backend_tokenizer"):
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.save(str(path), pretty=False)
+    elif num_ids is not None and sentencepiece.is_convertible(tokenizer):
+        source, answers = sentencepiece.converted(tokenizer, num_ids)
+        source.save(str(path), pretty=False)
+        if answers is not None:
+            answers.save(str(out / ANSWERS_NAME), pretty=False)
+    else:
+        raise CheckpointError(f"{type(tokenizer).__name__} of {checkpoint.name} has no tokenizer.json form.")
+    written = Tokenizer.open(path, unknown_ids=_unknown_ids(tokenizer, num_ids))
     for text in SAMPLES:
-        if written.encode(text).ids != list(tokenizer(text)["input_ids"]):
+        if written.encode(text) != list(tokenizer(text)["input_ids"]):
             raise CheckpointError(
                 f"tokenizer.json of {checkpoint.name} would split {text!r} differently than transformers."
             )
     return tokenizer
+
+
+def _check_numbering(checkpoint: Checkpoint, tokenizer: Any) -> None:
+    """Refuse languages of NLLB and mBART that no file numbers.
+
+    From a SentencePiece file alone transformers (5.23) leaves their tokens out, or puts them behind <mask>, whereas the
+    models have them in front of it.
+    """
+    has_languages = hasattr(tokenizer, "set_src_lang_special_tokens") and hasattr(tokenizer, "backend_tokenizer")
+    if not has_languages or checkpoint.gguf or (checkpoint.directory / FILE_NAME).is_file():
+        return
+    path = checkpoint.directory / "tokenizer_config.json"
+    if not path.is_file() or "added_tokens_decoder" not in json.loads(path.read_text(encoding="utf-8")):
+        raise CheckpointError(
+            f"{checkpoint.name} has a SentencePiece file, and nothing that says which ids its languages have; save its "
+            f"tokenizer as {FILE_NAME} with the transformers that made it."
+        )
+
+
+def _unknown_ids(tokenizer: Any, num_ids: int | None) -> tuple[int, ...]:
+    """See piston.runtime.text.tokenizer; nothing for tokenizers that transformers itself has as tokenizer.json."""
+    if num_ids is None or not sentencepiece.is_convertible(tokenizer):
+        return ()
+    return num_ids, tokenizer.unk_token_id
 
 
 def _template_of(checkpoint: Checkpoint, tokenizer: Any, name: str | None) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from piston.core.bundle.manifest import FILE_NAME, EngineSpec, Manifest, record_files, sha256_of
 
-COPIED = ("tokenizer.json", "chat_template.jinja")  # as far as the model directory has them
+COPIED = ("tokenizer.json", "answers.tokenizer.json", "chat_template.jinja")  # as far as the model directory has them
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
 

@@ -20,19 +20,26 @@ def language_settings(checkpoint: Checkpoint, config: Any) -> dict[str, Any]:
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
     tasks = getattr(config, "task_specific_params", None) or {}
-    prompts = {name: options["prefix"] for name, options in tasks.items() if options.get("prefix")}
-    return _of_tokenizer(tokenizer) | ({"prompts": prompts} if prompts else {})
+    prompts = {name: options["prefix"] for name, options in tasks.items() if options.get("prefix")} | _pairs(tokenizer)
+    return _of_tokenizer(tokenizer, int(config.vocab_size)) | ({"prompts": prompts} if prompts else {})
 
 
-def _of_tokenizer(tokenizer: Any) -> dict[str, Any]:
+def _pairs(tokenizer: Any) -> dict[str, str]:
+    """Prompts of the pairs that Marian's tokenizer translates: the code of the answer's language, if it has several."""
+    source, target = getattr(tokenizer, "source_lang", None), getattr(tokenizer, "target_lang", None)
+    codes = getattr(tokenizer, "supported_language_codes", None) or ()
+    targets = {code.strip("<>"): f"{code} " for code in codes} or ({target: ""} if target else {})
+    return {f"translation_{source}_to_{code}": prompt for code, prompt in targets.items()} if source else {}
+
+
+def _of_tokenizer(tokenizer: Any, num_ids: int) -> dict[str, Any]:
     if not hasattr(tokenizer, "set_src_lang_special_tokens"):
         return {}
     named = {getattr(tokenizer, name, None) for name in NAMED}
-    languages = {
-        str(token): int(tokenizer.convert_tokens_to_ids(token))
-        for token in tokenizer.all_special_tokens
-        if token not in named
-    }
+    tokens = {token: token for token in tokenizer.all_special_tokens if token not in named}
+    codes = getattr(tokenizer, "lang_code_to_token", None) or tokens  # M2M-100: "en" is the token __en__
+    ids = {str(code): int(tokenizer.convert_tokens_to_ids(token)) for code, token in codes.items()}
+    languages = {code: token_id for code, token_id in ids.items() if token_id < num_ids}
     if not languages:
         return {}
     code, token_id = next(iter(languages.items()))

@@ -11,6 +11,7 @@ from piston.runtime.text.chat_template import ChatTemplate
 from piston.runtime.text.tokenizer import Tokenizer
 
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
+ANSWERS = "answers.tokenizer.json"  # decodes, of a model whose answers are spelled otherwise than what it reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,14 @@ class Bundle:
         return self.engines(target)[0]
 
     def tokenizer(self) -> Tokenizer:
-        """Open tokenizer.json."""
+        """Open tokenizer.json, and that of answers where there is one."""
         spec = self.manifest.tokenizer
         return Tokenizer.open(
-            self.directory / TOKENIZER, bos_token_id=spec.bos_token_id, eos_token_ids=spec.eos_token_ids
+            self.directory / TOKENIZER,
+            bos_token_id=spec.bos_token_id,
+            eos_token_ids=spec.eos_token_ids,
+            answers=self.directory / ANSWERS if ANSWERS in self.manifest.files else None,
+            unknown_ids=spec.unknown_ids,
         )
 
     def chat_template(self) -> ChatTemplate | None:

@@ -50,6 +50,8 @@ class TokenizerSpec:
     pad_token_id: int | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, ...: template variables
     has_chat_template: bool = False
+    # Where tokenizer.json has ids that the model does not have: the first of them, and the token that they become.
+    unknown_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

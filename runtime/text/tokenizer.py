@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+HIDDEN = " "  # begins pieces of a vocabulary that a text never becomes: tokenizer.json writes a space as ▁
 _NUM_BEFORE = 4  # preceding tokens that a text may depend on: three bytes of a character, and the token before them
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
@@ -30,6 +31,9 @@ class Tokenizer:
         backend: the loaded `tokenizer.json`; its truncation and padding are switched off.
         bos_token_id: the id that begins a text, if the model has one.
         eos_token_ids: the ids that end a text.
+        answers: decodes instead of `backend`, of a model whose answers are spelled otherwise than what it reads.
+        unknown_ids: of a vocabulary that numbers the pieces of SentencePiece anew: the first id that stands for a piece
+            which the model does not have, and the unknown token that such ids become.
     """
 
     def __init__(
@@ -38,17 +42,21 @@ class Tokenizer:
         *,
         bos_token_id: int | None = None,
         eos_token_ids: Iterable[int] = (),
+        answers: "tokenizers.Tokenizer | None" = None,
+        unknown_ids: Sequence[int] = (),
     ) -> None:
         # Files saved during training have these, and would silently truncate long prompts.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._decoding = answers or backend
+        self._unknown_ids = tuple(unknown_ids)
         self.bos_token_id = bos_token_id
         self.eos_token_ids = tuple(eos_token_ids)
-        added = backend.get_added_tokens_decoder()
+        added = self._decoding.get_added_tokens_decoder()
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.added_tokens = {token.content: token.special for token in added.values()}  # and whether each is special
-        steps = _decoder_steps(backend)
+        steps = _decoder_steps(self._decoding)
         self._is_byte_level = "ByteLevel" in steps
         self._has_byte_tokens = "ByteFallback" in steps
 
@@ -59,26 +67,26 @@ class Tokenizer:
         *,
         bos_token_id: int | None = None,
         eos_token_ids: Iterable[int] = (),
+        answers: str | os.PathLike[str] | None = None,
+        unknown_ids: Sequence[int] = (),
     ) -> Self:
-        """Read a `tokenizer.json`.
+        """Read a `tokenizer.json`, and that of `answers` if there is one.
 
         Raises:
-            BundleCorruptError: the file is missing, or is not a tokenizer.
+            BundleCorruptError: a file is missing, or is not a tokenizer.
         """
-        from tokenizers import Tokenizer as Backend
-
-        try:
-            backend = Backend.from_file(os.fspath(path))
-        except Exception as error:  # the library raises bare Exception for everything
-            raise BundleCorruptError(
-                f"Cannot read the tokenizer {os.fspath(path)}: {_one_line(error)}; make the bundle again"
-            ) from error
-        return cls(backend, bos_token_id=bos_token_id, eos_token_ids=eos_token_ids)
+        return cls(
+            _backend(path),
+            bos_token_id=bos_token_id,
+            eos_token_ids=eos_token_ids,
+            answers=None if answers is None else _backend(answers),
+            unknown_ids=unknown_ids,
+        )
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included; a model's logits may be padded beyond it."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        return self._decoding.get_vocab_size(with_added_tokens=True)
 
     def to_json(self) -> str:
         """The whole tokenizer as `tokenizer.json` holds it."""
@@ -86,7 +94,7 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         """The id of a token as `tokenizer.json` spells it, or None."""
-        return self._backend.token_to_id(token)
+        return self._decoding.token_to_id(token)
 
     def token_of(self, token_id: int) -> str | None:
         """A token as `tokenizer.json` spells it, or None for an id without one.
@@ -95,7 +103,7 @@ class Tokenizer:
             MisuseError: the id is not an unsigned 32-bit integer.
         """
         try:
-            return self._backend.id_to_token(token_id)
+            return self._decoding.id_to_token(token_id)
         except (OverflowError, TypeError) as error:
             raise MisuseError(f"{token_id!r} is not a token id; ids are integers from 0") from error
 
@@ -122,7 +130,21 @@ class Tokenizer:
             BundleCorruptError: the tokenizer lacks the unknown token that its own rules require.
         """
         with _encoding(text):
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            found = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        if not self._unknown_ids:
+            return found.ids
+        parts = zip(found.ids, found.tokens, found.offsets, strict=True)
+        return [self._numbered(token_id, token, text[slice(*place)]) for token_id, token, place in parts]
+
+    def _numbered(self, token_id: int, token: str, text: str) -> int:
+        """The id of a piece: unknown text may be a piece all the same, one that SentencePiece has for answers alone."""
+        first, unknown = self._unknown_ids
+        if token_id != unknown:
+            return token_id if token_id < first else unknown
+        if token == self._backend.id_to_token(unknown) and self._backend.normalizer is not None:
+            token = self._backend.normalizer.normalize_str(text)
+        hidden = self._backend.token_to_id(HIDDEN + token)
+        return unknown if hidden is None else hidden
 
     def encoding(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> "tokenizers.Encoding":
         """Encode a text, or two that are read together: ids, segments, and offsets in characters. Errors as `encode`.
@@ -235,8 +257,8 @@ class Tokenizer:
     def _text_after(self, previous_id: int | None, token_id: int) -> str:
         # No decoder looks further back than one token, except to see whether a token is the first.
         before = [] if previous_id is None else [previous_id]
-        already = self._backend.decode(before, skip_special_tokens=False)
-        both = self._backend.decode([*before, token_id], skip_special_tokens=False)
+        already = self._decoding.decode(before, skip_special_tokens=False)
+        both = self._decoding.decode([*before, token_id], skip_special_tokens=False)
         return both[len(already) :]
 
 
@@ -294,6 +316,17 @@ class StreamDecoder:
     def _is_decoded(self, token_id: int) -> bool:
         is_skipped = self._skip_special_tokens and self._tokenizer.is_special(token_id)
         return not is_skipped and self._tokenizer.token_of(token_id) is not None
+
+
+def _backend(path: str | os.PathLike[str]) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_file(os.fspath(path))
+    except Exception as error:  # the library raises bare Exception for everything
+        raise BundleCorruptError(
+            f"Cannot read the tokenizer {os.fspath(path)}: {_one_line(error)}; make the bundle again"
+        ) from error
 
 
 @contextlib.contextmanager

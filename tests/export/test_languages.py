@@ -1,8 +1,11 @@
 import pytest
 from encoder_decoders import write_translation_checkpoint
+from sentencepiece_files import SOURCES, write_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from piston.core.errors import MisuseError
+from piston.engines import build
+from piston.export import export_model
 from piston.runtime import load
 from piston.runtime.generate.beam_search import BeamParams
 
@@ -55,3 +58,22 @@ def test_prompts_of_pairs_are_those_that_the_checkpoint_names(translator):
             model.translation("en", "de")
     finally:
         object.__setattr__(model.manifest, "settings", settings)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+@pytest.mark.parametrize("codes", [(), (">>de<<", ">>nl<<")])
+def test_marian_of_sentencepiece_files_translates_its_pairs_as_transformers_does(tmp_path, codes):
+    tokenizer = write_marian(tmp_path / "checkpoint", codes=codes)
+    export_model(tmp_path / "checkpoint", tmp_path / "model")
+    build(tmp_path / "model", tmp_path / "bundle", max_batch=2)
+    reference = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "checkpoint")
+    with load(tmp_path / "bundle") as model:
+        assert model.pairs == ([("en", "de"), ("en", "nl")] if codes else [("en", "de")])
+        found = model.translate(SOURCES, source="en", target="de", sampling=model.sampling(max_tokens=12))
+        for text, completion in zip(SOURCES, found, strict=True):
+            ids = tokenizer(f"{codes[0]} {text}" if codes else text, return_tensors="pt")["input_ids"]
+            expected = reference.generate(ids, do_sample=False, num_beams=1, max_new_tokens=12)[0, 1:]
+            assert list(completion.token_ids) == expected.tolist()
+            assert completion.text.strip() == tokenizer.decode(expected, skip_special_tokens=True)
+        with pytest.raises(MisuseError, match="has no translation de_to_en; it has: en_to_de"):
+            model.translate(SOURCES, source="de", target="en")
