@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from piston.core.console import log_line, logs_json, note, pass_on
 from piston.serving.errors import RequestError, request_error
 from piston.serving.event_stream import ClientLeftError
+from piston.serving.tracing import Tracer, end_request
 
 OPEN_PATHS = ("/health", "/ready", "/")  # that ask for no key
 CLIENT_LEFT = 499  # as nginx logs it; nobody is told
@@ -57,19 +58,30 @@ class ApiKeys:
 class Access:
     """ASGI middleware: an id and a line of log for each request, and an answer for each error."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, count: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: ApiKeys, count: Callable[[str, int], None], tracer: Tracer | None = None
+    ) -> None:
         self._app = app
         self._keys = keys
         self._count = count
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, began = Headers(scope=scope), time.perf_counter()
+        headers = Headers(scope=scope)
         request_id = _safe(headers.get("x-request-id", "")) or uuid.uuid4().hex
-        status = 0
+        if self._tracer is None:
+            await self._request(scope, receive, send, headers, request_id)
+            return
+        with self._tracer.request(scope["method"], scope["path"], headers, request_id) as span:
+            end_request(span, scope["method"], await self._request(scope, receive, send, headers, request_id))
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str) -> int:
+        """Answer one request; its status, 0 where nothing was sent."""
+        began, status = time.perf_counter(), 0
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -93,6 +105,7 @@ class Access:
         finally:
             self._count(scope["path"], status)
             _log(scope, request_id, status, time.perf_counter() - began)
+        return status
 
 
 async def body_of(request: Request, limit: int) -> bytes:

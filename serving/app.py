@@ -27,6 +27,7 @@ from piston.serving.metrics import Metrics
 from piston.serving.page import page
 from piston.serving.served import Model, Served
 from piston.serving.settings import Settings
+from piston.serving.tracing import Tracer
 
 
 class Server:
@@ -34,7 +35,8 @@ class Server:
 
     def __init__(self, models: Sequence[tuple[str, Model]], settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics(settings.metrics_prefix)
+        self._tracer = None if settings.otlp_traces_endpoint is None else Tracer(settings.otlp_traces_endpoint)
+        self.metrics = Metrics(settings.metrics_prefix, self._tracer)
         self.served: dict[str, Served] = {}
         self._endpoints: dict[str, dict[str, Endpoint]] = {}  # by path, then by task
         self._reads: dict[str, tuple[Callable[[list[Any]], Any], list[Served]]] = {}  # by path, and of which bundles
@@ -66,7 +68,7 @@ class Server:
         self._paths = set(calls)
         routes = [Route(path, _endpoint(call), methods=[verb]) for path, (verb, call) in calls.items()]
         inner = Starlette(routes=routes, exception_handlers={HTTPException: self._refuse, Exception: _raise})
-        self.app: ASGIApp = Access(inner, ApiKeys(settings.api_keys), self._count)
+        self.app: ASGIApp = Access(inner, ApiKeys(settings.api_keys), self._count, self._tracer)
 
     def start(self) -> None:
         """Begin to work."""
@@ -86,6 +88,8 @@ class Server:
         await asyncio.gather(*(asyncio.to_thread(served.thread.stop) for served in self.served.values()))
         for pool in (self._workers, self._compilers):
             pool.shutdown(wait=False, cancel_futures=True)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _answer(self, path: str, request: Request) -> ASGIApp:
         """What the bundle that a request names answers under a path."""

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from piston.serving.engine_thread import EngineThread, Limits, QueueObserver, reported
 from piston.serving.errors import DeadlineError, RequestError
+from piston.serving.tracing import current_context
 
 Row = TypeVar("Row")
 
@@ -27,12 +28,14 @@ class BatchTicket(Generic[Row]):
         lengths: tokens of each row.
         request_id: as the log has it.
         deadline: a time.monotonic() value after which no row is run any more.
+        trace: what the spans of its rows are under.
     """
 
     rows: Sequence[Row]
     lengths: Sequence[int]
     request_id: str
     deadline: float | None = None
+    trace: Any = field(default_factory=current_context)
     results: list[Any] = field(default_factory=list)
     num_taken: int = 0  # rows that were put into a batch
     num_left: int = 0  # rows without a result

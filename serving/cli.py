@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lenient", action="store_true", help="ignore fields that are not supported, and name them in a header")
     add("--log-prompts", action="store_true", help="write the bodies of requests to the log, prompts and all")
     add("--no-page", action="store_true", help="no page at /")
+    add("--otlp-traces-endpoint", metavar="URL", help="send OpenTelemetry traces there over HTTP (extra otel)")
     add("--metrics-prefix", choices=PREFIXES, default=default.metrics_prefix, help="of the names of metrics")
 
 
@@ -104,6 +105,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         lenient=arguments.lenient,
         page=not arguments.no_page,
         log_prompts=arguments.log_prompts,
+        otlp_traces_endpoint=arguments.otlp_traces_endpoint,
         metrics_prefix=arguments.metrics_prefix,
     )
 

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from piston.runtime.generate.chunk_size import Stall
 from piston.runtime.generate.completion import PositionLogprobs
@@ -17,6 +17,7 @@ from piston.runtime.model import LanguageModel
 from piston.runtime.tasks.text2text_generation import TextToText
 from piston.serving.engine_thread import EngineThread, Limits, QueueObserver, reported
 from piston.serving.errors import DeadlineError, RequestError
+from piston.serving.tracing import current_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Ticket:
 
     generations: Sequence[Generation]
     request_id: str
+    trace: Any = field(default_factory=current_context)
     pieces: "asyncio.Queue[Piece]" = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
@@ -74,8 +76,8 @@ class Observer(QueueObserver, Protocol):
     def found(self, generation: Generation, num_tokens: int) -> None:
         """A beam search came to its end with answers of so many tokens."""
 
-    def ended(self, generation: Generation, reason: str) -> None:
-        """A row ended."""
+    def ended(self, ticket: Ticket, generation: Generation, reason: str) -> None:
+        """A row of a request ended."""
 
 
 class GenerationThread(EngineThread[Ticket]):
@@ -210,11 +212,11 @@ class GenerationThread(EngineThread[Ticket]):
         _deliver(ticket, Piece(row, error=problem))
 
     def _close_row(self, generation: Generation, reason: str) -> None:
-        del self._rows[id(generation.request)]
         request = generation.request
+        ticket, _ = self._rows.pop(id(request))
         seconds = (time.perf_counter() - request.added_at) / self.limits.num_rows
         self._close_rows(request.num_slots, seconds * request.num_slots)
-        self._observer.ended(generation, reason)
+        self._observer.ended(ticket, generation, reason)
 
 
 def _deliver(ticket: Ticket, piece: Piece) -> None:

@@ -11,15 +11,18 @@ from prometheus_client.registry import Collector
 from piston.runtime.generate.generation import Generation
 from piston.serving.batch_thread import BatchTicket
 from piston.serving.engine_thread import EngineThread
+from piston.serving.generation_thread import Ticket
+from piston.serving.tracing import RowSpan, Tracer
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
 class Metrics:
-    """All metrics of a server; `text` is what Prometheus reads."""
+    """All metrics of a server; `text` is what Prometheus reads. `tracer` is told of rows too."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, tracer: Tracer | None = None) -> None:
+        self.tracer = tracer
         self.registry = CollectorRegistry()
         self.prefix = prefix
         model = ("model_name",)
@@ -82,10 +85,22 @@ class GenerationMetrics:
         self._generation_tokens.inc(num_tokens)
         self._first_token.observe(generation.first_at - generation.started)
 
-    def ended(self, generation: Generation, reason: str) -> None:
+    def ended(self, ticket: Ticket, generation: Generation, reason: str) -> None:
         """See Observer."""
         metrics, name, request = self._metrics, self._name, generation.request
         metrics.success.labels(name, reason).inc()
+        if metrics.tracer is not None:
+            told = RowSpan(
+                name=name,
+                began=generation.started,
+                first_at=generation.first_at or None,
+                in_queue=request.times.queue,
+                num_prompt_tokens=request.num_given,
+                num_cached=request.num_cached,
+                num_tokens=len(request.output_ids),
+                reason=reason,
+            )
+            metrics.tracer.row(ticket.trace, told)
         if not request.output_ids:
             return
         metrics.prompt_tokens.labels(name).inc(request.num_given)
@@ -122,6 +137,18 @@ class BatchMetrics:
         """See BatchObserver."""
         metrics, name, now = self._metrics, self._name, time.perf_counter()
         metrics.success.labels(name, reason).inc()
+        if metrics.tracer is not None:
+            told = RowSpan(
+                name=name,
+                began=ticket.added_at,
+                first_at=None,
+                in_queue=(ticket.began_at or now) - ticket.added_at,
+                num_prompt_tokens=ticket.num_tokens,
+                num_cached=0,
+                num_tokens=0,
+                reason=reason,
+            )
+            metrics.tracer.row(ticket.trace, told)
         if reason != "stop":
             return
         metrics.prompt_tokens.labels(name).inc(ticket.num_tokens)

@@ -152,7 +152,9 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
 
 def _value(name: str, value: Any) -> Any:
     """A value of a command line, which is text, as what the option takes."""
-    if name in {"bundle", "target", "metrics_prefix", "api_key_file"} or not isinstance(value, str):
+    if name in {"bundle", "target", "metrics_prefix", "api_key_file", "otlp_traces_endpoint"} or not isinstance(
+        value, str
+    ):
         return value
     if name == "max_stall" and value == "auto":
         return value

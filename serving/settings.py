@@ -24,6 +24,7 @@ class Settings:
         page: serve the page at /.
         metrics_prefix: what the names of metrics begin with.
         log_prompts: write bodies of requests into the log.
+        otlp_traces_endpoint: where OpenTelemetry spans are sent; None: none are made.
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +40,7 @@ class Settings:
     page: bool = True
     metrics_prefix: str = "piston"
     log_prompts: bool = False
+    otlp_traces_endpoint: str | None = None
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
