@@ -223,7 +223,8 @@ def test_an_endpoint_of_another_task_says_what_the_server_has(live):
     status, answer = live(replying("x")).post("/v1/embeddings", {"model": "toy", "input": "a"})
     assert (status, answer["error"]["code"]) == (404, "wrong_task")
     assert answer["error"]["message"] == (
-        "/v1/embeddings needs a bundle for feature-extraction; this server has toy (text-generation)."
+        "/v1/embeddings needs a bundle for feature-extraction; this server has toy (text-generation). Send requests to "
+        "/v1/chat/completions or /v1/completions or /v1/responses or /v1/decisions or /tokenize or /detokenize."
     )
 
 
