@@ -31,6 +31,7 @@ VERBS = {
     "serve": ("piston.serving.cli", "serve bundles over HTTP with an OpenAI-compatible API"),
     "eval": ("piston.evaluation.cli", "measure quality on a text, alone or against a reference"),
     "diff": ("piston.evaluation.diff_cli", "list what changed between two bundles, case by case"),
+    "explain": ("piston.explanation.cli", "show what a bundle attends to, and what each word of its input changes"),
     "bench": ("piston.pipeline.bench_cli", "measure speed and memory, alone or against other systems or a baseline"),
     "verify": ("piston.cli.verify", "check that a bundle answers here as it did when it was built"),
     "sbom": ("piston.cli.sbom", "print a bundle's bill of materials (CycloneDX)"),
@@ -44,6 +45,7 @@ NEEDS = {
     "distill": ("torch", "transformers", "accelerate", "gguf", "onnx", "onnx_ir"),
     "build": ("onnx", "onnx_ir", "onnxruntime"),
     "calibrate": ("ml_dtypes", "onnx", "onnx_ir", "onnxruntime"),
+    "explain": ("onnx", "onnx_ir", "onnxruntime"),
     "serve": ("llguidance", "msgspec", "prometheus_client", "starlette", "uvicorn"),
 }
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130

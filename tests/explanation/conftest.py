@@ -1,0 +1,1 @@
+pytest_plugins = ["encoder_fixtures", "embedding_fixtures", "text_fixtures"]

@@ -1,0 +1,98 @@
+import json
+import re
+
+import pytest
+from modules import Perceptron, normal
+
+from piston.cli.main import main
+from piston.engines import build
+from piston.export import export_module
+
+TEXT = "paris in world, good <b>"
+
+
+def explain(capsys, *words):
+    status = main(["explain", *map(str, words), "--quiet", "--threads", "1"])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_the_page_shows_words_heads_and_scores_and_loads_nothing(encoder_toys, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    bundle = encoder_toys.bundle("single")
+    status, printed, _ = explain(capsys, bundle, "--text", TEXT, "-o", out)
+    assert status == 0
+    assert "without a word it is lower by" in printed
+    page = out.read_text(encoding="utf-8")
+    assert page.count("<h2>") == 3  # scores, words, attention
+    assert page.count("head 3</small>") == 2  # four heads in each of two layers
+    assert "&lt;" in page and "<b>" not in page
+    assert not re.search(r"https?://|<script|<img|@import|url\\(", page)
+
+
+def test_json_has_every_number(encoder_toys, capsys):
+    status, printed, _ = explain(capsys, encoder_toys.bundle("single"), "--text", TEXT, "--json")
+    found = json.loads(printed)
+    assert (status, found["task"], found["target"]) == (0, "text-classification", "ort-cpu")
+    words = found["attributions"][0]["texts"]["text"]
+    assert [TEXT[word["start"] : word["end"]] for word in words] == [word["word"] for word in words]
+    weights = found["attention"][0]["weights"]
+    assert [len(weights), len(weights[0])] == [4, len(found["attention"][0]["queries"])]
+    assert found["attention_difference"] < 1e-5
+
+
+def test_a_quantized_bundle_is_shown_next_to_the_float_one(encoder_toys, tmp_path, capsys):
+    model = encoder_toys.model("single")
+    words = [
+        "calibrate",
+        str(model),
+        "-o",
+        str(tmp_path / "w8"),
+        "--scheme",
+        "w8",
+        "--require",
+        "distance<=50%",
+        "--quiet",
+    ]
+    assert main(words) == 0
+    build(tmp_path / "w8", tmp_path / "bundle")
+    capsys.readouterr()
+    page = tmp_path / "page.html"
+    words = [
+        tmp_path / "bundle",
+        "--text",
+        "paris good",
+        "--beside",
+        encoder_toys.bundle("single"),
+        "--json",
+        "-o",
+        page,
+    ]
+    status, printed, _ = explain(capsys, *words)
+    found = json.loads(printed)
+    assert (status, found["scheme"], found["beside"]["scheme"]) == (0, "w8", "fp")
+    assert found["attributions"][0]["of"] == found["beside"]["attributions"][0]["of"]
+    assert page.read_text(encoding="utf-8").count("<figcaption>probability of") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "reason"),
+    [
+        ("single", [], "which is explained by --text TEXT [--text-pair TEXT]"),
+        ("single", ["--text", "in", "--query", "in"], "which is explained by --text TEXT [--text-pair TEXT]"),
+        ("single", ["--text", "good world", "--max-tokens", "3"], "--max-tokens is for models that write"),
+        ("reranker", ["--query", "a b", "--document", "c d", "--label", "x"], "--label is for text-classification"),
+    ],
+)
+def test_options_of_other_tasks_are_refused(encoder_toys, name, words, reason, capsys):
+    status, _, error = explain(capsys, encoder_toys.bundle(name), *words)
+    assert status == 2
+    assert reason in error
+
+
+def test_a_module_cannot_be_explained(tmp_path, capsys):
+    export_module(Perceptron(), {"x": normal(2, 12)}, tmp_path / "model")
+    build(tmp_path / "model", tmp_path / "bundle")
+    status, _, error = explain(capsys, tmp_path / "bundle", "--text", "in")
+    assert (status, len(error.splitlines())) == (2, 1)
+    assert "is for module, which cannot be explained; tasks that can: feature-extraction, " in error
