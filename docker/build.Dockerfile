@@ -26,6 +26,7 @@ COPY data data
 COPY distillation distillation
 COPY engines engines
 COPY evaluation evaluation
+COPY explanation explanation
 COPY export export
 COPY graph graph
 COPY pipeline pipeline

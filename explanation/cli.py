@@ -24,12 +24,10 @@ INPUTS = ("text", "text_pair", "question", "context", "query", "document", "prom
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `piston explain`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    inputs = "\n".join(f"  {task}: {_inputs_of(task)}" for task in task_names(tasks))
-    parser.epilog = f"inputs, by the task of the bundle:\n{inputs}"
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
     for name in INPUTS:
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=argparse.SUPPRESS)
+        takers = [task for task in task_names(tasks) if name in task_module(tasks, task).TAKES]
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=f"input of {', '.join(takers)}")
     parser.add_argument("--label", help="of text-classification: the label to explain (default: the best)")
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="of models that write: length of the answer (default 16)"

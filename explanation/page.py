@@ -10,8 +10,7 @@ from piston.core.report.page import Tile, details, figure, heading, page, paragr
 from piston.explanation.result import AttentionMap, Attribution, Explanation, MarkedText
 
 MOST_TOKENS = 160  # of a map on the page
-MOST_LISTED = 12  # words in a terminal, and in the table of the page
-NUMBERS = (1, 2, 3)
+MOST_LISTED = 10  # words in a terminal, and in the table of the page
 ATTENTION = (
     "Each row is a token, each column a token that it looks at; darker is more, of the largest in the map. Averages "
     "are over the heads."
@@ -42,7 +41,7 @@ def page_of(found: Mapping[str, Explanation], piston: str) -> str:
         for name, each in found.items()
         if each.difference is not None
     ]
-    parts = [*_scores(found), *_words(found), *_tokens(found), *_attention(found)]
+    parts = [*_words(found), *_tokens(found), *_scores(found), *_attention(found)]
     parts += [paragraph(remark, "soft") for each in found.values() for remark in each.remarks]
     lead = [paragraph(f"{first.task}: why {', and '.join(found)} answer{'s' * (len(found) == 1)} so.")]
     title = f"Why: {first.answer}"
@@ -61,7 +60,7 @@ def _scores(found: Mapping[str, Explanation]) -> Iterator[Markup]:
     values = [dict(each.scores) for each in found.values()]
     rows = [[name, *(f"{scores[name]:.4f}" if name in scores else "" for scores in values)] for name in names]
     yield heading("Scores")
-    yield table(["", *found], rows, NUMBERS)
+    yield _folded(["", *found], rows, "scores")
 
 
 def _words(found: Mapping[str, Explanation]) -> Iterator[Markup]:
@@ -101,16 +100,22 @@ def _word_table(shown: Mapping[str, Attribution]) -> Markup:
     first = next(iter(shown.values()))
     places = [(text, word) for text, marked in enumerate(first.texts) for word in range(len(marked.words))]
     places.sort(key=lambda place: -abs(first.texts[place[0]].words[place[1]].effect))
-    rows = []
+    rows, several = [], len(first.texts) > 1
     for text, word in places:
         marked = first.texts[text]
         effects = [f"{each.texts[text].words[word].effect:+.4f}" for each in shown.values()]
-        rows.append([marked.shown(marked.words[word]), *effects, marked.name])
-    heads = ["word", *(shown if len(shown) > 1 else ["effect"]), "input"]
-    if len(rows) <= MOST_LISTED:
-        return table(heads, rows, NUMBERS[: len(shown)])
-    rest = details(heads, rows[MOST_LISTED:], f"{len(rows) - MOST_LISTED} more words")
-    return Markup().join([table(heads, rows[:MOST_LISTED], NUMBERS[: len(shown)]), rest])
+        rows.append([marked.shown(marked.words[word]), *effects, *([marked.name] if several else [])])
+    return _folded(["word", *(shown if len(shown) > 1 else ["effect"]), *(["input"] if several else [])], rows, "words")
+
+
+def _folded(heads: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> Markup:
+    """A table whose first rows are seen; numbers are between the first column and one that says where."""
+    numbers = [column for column, head in enumerate(heads) if column and head != "input"]
+    first, rest = rows[:MOST_LISTED], rows[MOST_LISTED:]
+    parts = [table(heads, first, numbers)]
+    if rest:
+        parts.append(details(heads, rest, f"{len(rest)} more {what}"))
+    return Markup().join(parts)
 
 
 def _writes(attributions: Sequence[Attribution]) -> bool:
