@@ -8,7 +8,6 @@ from encoders import make_encoder, write_sentence_checkpoint
 from zoo import make
 
 from piston.core.errors import MisuseError
-from piston.engines import build
 from piston.explanation import attention
 from piston.explanation.attention import (
     decoder_attention,
@@ -16,7 +15,6 @@ from piston.explanation.attention import (
     encoder_decoder_attention,
     engine_of,
 )
-from piston.export import export_model
 from piston.runtime.bundle import Bundle
 from piston.runtime.ragged import padded
 
@@ -47,11 +45,9 @@ def eager(model, **inputs):
 @pytest.mark.parametrize(
     "model_type", ["deberta-v2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("modernbert", "mpnet"))]
 )
-def test_encoders_attend_as_transformers_does(model_type, tmp_path):
-    write_sentence_checkpoint(tmp_path / "checkpoint", model_type)
-    export_model(tmp_path / "checkpoint", tmp_path / "model")
-    build(tmp_path / "model", tmp_path / "bundle")
-    found = encoder_attention(*opened(tmp_path / "bundle"), padded([IDS]), list("abcdef"), 1)
+def test_encoders_attend_as_transformers_does(model_type, toys):
+    bundle = toys.built(toys.exported(write_sentence_checkpoint, model_type))
+    found = encoder_attention(*opened(bundle), padded([IDS]), list("abcdef"), 1)
     expected = eager(make_encoder(model_type), input_ids=torch.tensor([IDS])).attentions
     same(found.maps, expected, "encoder")
     assert found.difference < 1e-5
@@ -59,7 +55,7 @@ def test_encoders_attend_as_transformers_does(model_type, tmp_path):
 
 def test_an_encoder_of_standard_attention_attends_as_transformers_does(encoder_toys):
     found = encoder_attention(*opened(encoder_toys.bundle("single")), padded([IDS], [[0] * 6]), list("abcdef"), 1)
-    expected = eager(encoder_toys.models["single"], input_ids=torch.tensor([IDS])).attentions
+    expected = eager(encoder_toys.reference("single"), input_ids=torch.tensor([IDS])).attentions
     same(found.maps, expected, "encoder")
     assert found.difference < 1e-5
 

@@ -4,6 +4,7 @@ import re
 import pytest
 from modules import Perceptron, normal
 
+from piston.calibration.recipe import Recipe
 from piston.cli.main import main
 from piston.engines import build
 from piston.export import export_module
@@ -42,32 +43,12 @@ def test_json_has_every_number(encoder_toys, capsys):
     assert found["attention_difference"] < 1e-5
 
 
-def test_a_quantized_bundle_is_shown_next_to_the_float_one(encoder_toys, tmp_path, capsys):
-    model = encoder_toys.model("single")
-    words = [
-        "calibrate",
-        str(model),
-        "-o",
-        str(tmp_path / "w8"),
-        "--scheme",
-        "w8",
-        "--require",
-        "distance<=50%",
-        "--quiet",
-    ]
-    assert main(words) == 0
-    build(tmp_path / "w8", tmp_path / "bundle")
-    capsys.readouterr()
+def test_a_quantized_bundle_is_shown_next_to_the_float_one(toys, encoder_toys, tmp_path, capsys):
+    int8 = toys.built(toys.calibrated(encoder_toys.model("single"), Recipe(scheme="w8"), seq_len=24))
     page = tmp_path / "page.html"
     words = [
-        tmp_path / "bundle",
-        "--text",
-        "paris good",
-        "--beside",
-        encoder_toys.bundle("single"),
-        "--json",
-        "-o",
-        page,
+        *(int8, "--text", "paris good"),
+        *("--beside", encoder_toys.bundle("single"), "--json", "-o", page),
     ]
     status, printed, _ = explain(capsys, *words)
     found = json.loads(printed)

@@ -47,8 +47,7 @@ def explained():
 
 def reference(toys, name):
     """transformers' model, and its tokenizer."""
-    checkpoint = toys.checkpoint(name)
-    return toys.models[name], transformers.AutoTokenizer.from_pretrained(checkpoint)
+    return toys.reference(name), transformers.AutoTokenizer.from_pretrained(toys.checkpoint(name))
 
 
 def logits_of(toys, name, *texts):
