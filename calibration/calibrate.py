@@ -21,7 +21,7 @@ from piston.calibration.schemes.mixed_precision import usual_int8
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.budget import Budget
 from piston.calibration.size import Size, actual_bytes, promised_bytes
-from piston.calibration.task_check import TaskCheck, check_task
+from piston.calibration.task_check import TaskCheck, check_task, refit_task
 from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE
@@ -231,6 +231,8 @@ class _Calibration:
         del done
         for graph in graphs:
             graph.release()  # the check loads two models
+        if self.labelled is not None:
+            manifest = refit_task(work, self.directory, self.labelled)
         found = self._check(work)
         made_by = {**manifest.made_by, "calibration": {**record, "check": found.to_json()}}
         manifest = dataclasses.replace(manifest, made_by=made_by)

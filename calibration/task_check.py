@@ -44,6 +44,20 @@ class TaskCheck:
         }
 
 
+def refit_task(candidate: Path, reference: Path, labelled: Path) -> Manifest:
+    """Settings that depend on a model's numbers, such as thresholds, fitted anew in the manifest of `candidate`."""
+    manifest = Manifest.read(candidate)
+    module = task_module(tasks, manifest.task)
+    if not hasattr(module, "refit"):
+        return manifest
+    with closing(open_directory(candidate)) as quantized, closing(open_directory(reference)) as exact:
+        changed = module.refit(quantized, exact, labelled)
+    if changed:
+        manifest = dataclasses.replace(manifest, settings={**manifest.settings, **changed})
+        manifest.write(candidate)
+    return manifest
+
+
 def check_task(
     candidate: Path,
     reference: Path,

@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     reads = [Path(arguments.teacher), *(Path(item) for item in arguments.data if item != BUILTIN)]
     check_output_files({"--report": arguments.report}, reads)
     if arguments.dry_run:
+        _check_dry_run(arguments)
         if not options.prune.is_structured:
             raise MisuseError("--dry-run ranks what --prune layers=N, ffn=N or heads=N would remove; give one of them.")
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
@@ -128,6 +129,19 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _print(arguments.output, result, has_recipe=options.scheme != "fp")
     return 0
+
+
+def _check_dry_run(arguments: argparse.Namespace) -> None:
+    """Refuse what is about the training and its result: a ranking has neither."""
+    given = {
+        "-o": arguments.output is not None,
+        "--report": arguments.report is not None,
+        "--steps": arguments.steps is not None,
+        "--minutes": arguments.minutes is not None,
+        "--resume": arguments.resume,
+    }
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise MisuseError(f"--dry-run prints the ranking and trains nothing; leave {names[0]} out.")
 
 
 def _options(arguments: argparse.Namespace) -> DistillOptions:

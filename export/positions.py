@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from piston.core.errors import UnsupportedModelError
+from piston.core.errors import MisuseError, UnsupportedModelError
 
 Positions = Callable[[], torch.Tensor]  # int64 [batch or 1, seq], only while tracing
 PROBED = 3  # an offset that tells a table from a formula of the length
@@ -26,8 +26,13 @@ def replace_positions(module: nn.Module, size: int, positions: Positions | None)
     """Let a module that embeds positions read a table, float32 [size, hidden], at `positions`; None: at 0, 1, ...
 
     Raises:
+        MisuseError: there are too few positions to tell.
         UnsupportedModelError: what it returns does not depend on the position alone.
     """
+    if size <= PROBED:
+        raise MisuseError(
+            f"{size} positions are too few for {type(module).__name__}; export with --context {PROBED + 1} or more."
+        )
     table = _probe(module, size)
     if not torch.equal(_probe(module, size - PROBED, PROBED), table[PROBED:]):
         raise UnsupportedModelError(f"{type(module).__name__} is not a table of positions; no graph form for it.")

@@ -1,6 +1,7 @@
 """`piston run` on a language model: one prompt, streamed."""
 
 import argparse
+import dataclasses
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -67,6 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.chat:
             sanitize = not arguments.no_sanitize_control_tokens
             prompt = model.render(_messages(text, arguments.system), sanitize_control_tokens=sanitize)
+        if not hasattr(arguments, "max_tokens"):
+            prompt = model.encode(prompt)
+            sampling = _fitting(sampling, model.engine.cache.capacity - len(prompt))
         if arguments.json:
             completions = model.generate([prompt], sampling)
             assert isinstance(completions, list)
@@ -79,6 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _stream(model, prompt, sampling, quiet=arguments.quiet)
     return 0
+
+
+def _fitting(sampling: SamplingParams, room: int) -> SamplingParams:
+    """An answer as long as the engine holds, where nobody said how long it may be."""
+    if room < max(1, sampling.min_tokens):
+        return sampling  # too long in any case: the error says by how much
+    return dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
 
 def completion_to_json(completion: "Completion") -> dict[str, Any]:

@@ -11,6 +11,7 @@ which piston.evaluation.encoders compares by
 
     moved(found, wanted) -> Comparison  # how far outputs, one for each text, are from the float model's
     quality(model, path) -> Mapping[str, float]  # figures of a loaded model on labelled examples of a file
+    refit(model, reference, path) -> Mapping[str, Any]  # settings of a quantized model, of tasks that have such
 """
 
 from collections.abc import Mapping

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from piston.core.errors import MisuseError
+from piston.evaluation.diff.text_classification import refitted
 from piston.evaluation.encoders import AGREEMENT, DISTANCE, KL, Array, described, logits_moved
 from piston.evaluation.labelled import read_labelled
 from piston.evaluation.quality import ACCURACY, F1, SPEARMAN, accuracy, macro_f1, micro_f1, spearman
@@ -47,6 +49,19 @@ def quality(model: TextClassifier, path: Path) -> Mapping[str, float]:
         ACCURACY.name: accuracy(found, [frozenset(labels) for labels in wanted]),
         F1.name: micro_f1(found, wanted),
     }
+
+
+def refit(model: TextClassifier, reference: TextClassifier, path: Path) -> Mapping[str, Any]:
+    """Settings of a quantized model: of several labels a text the thresholds at which it gives each label as often.
+
+    As often as the float model does on the texts of the file; the labels that it has are not read for that.
+    """
+    if model.problem_type != "multi_label":
+        return {}
+    texts = [_text(example.texts) for example in read_labelled(path, model.labels)]
+    bounds = np.array([reference.thresholds.get(label, 0.5) for label in reference.labels], np.float32)
+    decided = reference.scores(texts, truncate=True) >= bounds
+    return {"thresholds": refitted(model.labels, decided, model.scores(texts, truncate=True))}
 
 
 def _text(texts: tuple[str, ...]) -> str | tuple[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
-from piston.core.errors import PromptTooLongError
+from piston.core.errors import HostMemoryError, PromptTooLongError
 
 STEP = 32  # positions: the width is a multiple, since each width has its own bindings
 STORED = {"float32": np.float32, "float16": np.float16}
@@ -34,9 +34,16 @@ class CrossStates:
         self.lengths = np.ones(num_slots, np.int64)
         self.keys: list[Hashable] = [None] * num_slots  # of the source that a slot holds
         self.width = self.capacity if self.is_fixed else min(STEP, capacity)
-        self._memory = [
-            np.zeros(math.prod(state.sizes(num_slots, capacity)), STORED[state.dtype]) for state in spec.states
-        ]
+        try:
+            self._memory = [
+                np.zeros(math.prod(state.sizes(num_slots, capacity)), STORED[state.dtype]) for state in spec.states
+            ]
+        except MemoryError:
+            needed = sum(spec.array_bytes(num_slots, capacity))
+            raise HostMemoryError(
+                f"What {num_slots:,} rows read of sources of {capacity:,} positions takes {needed / 1e9:,.1f} GB, more "
+                "than there is; lower max_batch or max_length."
+            ) from None
 
     @property
     def arrays(self) -> list[NDArray[Any]]:

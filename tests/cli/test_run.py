@@ -16,6 +16,14 @@ def test_the_answer_is_printed_with_one_newline(piston, bundle):
     assert (result.status, result.out) == (0, "hello, 👍\n")
 
 
+def test_without_a_number_the_answer_is_as_long_as_the_engine_holds(piston, bundle):
+    # The toy's engine holds fewer positions than the 256 tokens of an answer.
+    result = piston("run", bundle, "--prompt", "Q", script=answer("Q", "hello"))
+    assert (result.status, result.out) == (0, "hello\n")
+    long = piston("run", bundle, "--prompt", "Q", "--max-tokens", "9999", script=answer("Q", "hello"))
+    assert long.status != 0
+
+
 def test_the_speed_is_one_line_on_stderr(piston, bundle):
     err = piston("run", bundle, "--prompt", "Q", *SHORT, script=answer("Q", "hello")).err
     assert err.startswith("[1 tokens in, ")

@@ -56,6 +56,8 @@ def test_the_result_is_printed_with_the_next_commands(teacher, text, tmp_path, c
         (["-o", "out"], "Give --steps N or --minutes M"),
         (["--steps", "1"], "Give -o DIR"),
         (["--dry-run"], "--dry-run ranks what --prune"),
+        (["--dry-run", "--prune", "ffn=64", "--steps", "5"], "trains nothing; leave --steps out"),
+        (["--dry-run", "--prune", "ffn=64", "--report", "page.html"], "trains nothing; leave --report out"),
         (["-o", "out", "--steps", "1", "--prune", "layers=9"], "the model has 2 layers"),
         (["-o", "out", "--steps", "1", "--lr", "0"], "--lr 0.0 must be more than 0"),
         (["-o", "out", "--steps", "1", "--scheme", "w8a8"], "give --start DIR"),

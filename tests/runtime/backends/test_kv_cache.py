@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.interface import CacheSpec, cross_states
 from piston.core.errors import HostMemoryError, MisuseError, PromptTooLongError
+from piston.runtime.backends.cross_states import CrossStates
 from piston.runtime.backends.kv_cache import KVCache, Move
 
 SPEC = CacheSpec.of(num_layers=2, num_kv_heads=3, head_dim=4, dtype="float32")
@@ -246,3 +247,9 @@ def test_a_cache_beyond_the_machine_is_refused_with_its_size():
     positions = 10**12
     with pytest.raises(HostMemoryError, match=r"4 rows of 1,000,000,000,000 positions takes .* GB.*lower max_batch"):
         KVCache(SPEC, num_slots=4, capacity=positions)
+
+
+def test_sources_beyond_the_machine_are_refused_with_their_size():
+    spec = cross_states([((4, 8), (4, 8))])
+    with pytest.raises(HostMemoryError, match=r"4 rows read of sources of 1,000,000,000,000 positions takes .* GB"):
+        CrossStates(spec, 4, 10**12)
