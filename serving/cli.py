@@ -86,28 +86,29 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     Raises:
         MisuseError: a number is out of range, or the keys cannot be read.
     """
-    for name in ("max_queue_requests", "max_queue_tokens", "shutdown_timeout"):
-        value = getattr(arguments, name)
-        if value is not None and not 0 <= value < float("inf"):
-            raise MisuseError(f"--{name.replace('_', '-')} is {value}; it must be at least 0.")
     if not 0 <= arguments.port <= MAX_PORT:
         raise MisuseError(f"--port is {arguments.port}; it must be 0 to {MAX_PORT}, or no socket can listen on it.")
     if arguments.max_stall is not None and not 0 < arguments.max_stall < float("inf"):
         raise MisuseError(f"--max-stall is {arguments.max_stall}; it must be a number of milliseconds above 0.")
-    return Settings(
-        host=arguments.host,
-        port=arguments.port,
-        api_keys=() if arguments.api_key_file is None else read_keys(arguments.api_key_file),
-        max_queue_requests=arguments.max_queue_requests,
-        max_queue_tokens=arguments.max_queue_tokens,
-        max_stall="auto" if arguments.max_stall is None else arguments.max_stall / 1e3,
-        shutdown_timeout=arguments.shutdown_timeout,
-        lenient=arguments.lenient,
-        page=not arguments.no_page,
-        log_prompts=arguments.log_prompts,
-        otlp_traces_endpoint=arguments.otlp_traces_endpoint,
-        metrics_prefix=arguments.metrics_prefix,
-    )
+    keys = () if arguments.api_key_file is None else read_keys(arguments.api_key_file)
+    try:
+        return Settings(
+            host=arguments.host,
+            port=arguments.port,
+            api_keys=keys,
+            max_queue_requests=arguments.max_queue_requests,
+            max_queue_tokens=arguments.max_queue_tokens,
+            max_stall="auto" if arguments.max_stall is None else arguments.max_stall / 1e3,
+            shutdown_timeout=arguments.shutdown_timeout,
+            lenient=arguments.lenient,
+            page=not arguments.no_page,
+            log_prompts=arguments.log_prompts,
+            otlp_traces_endpoint=arguments.otlp_traces_endpoint,
+            metrics_prefix=arguments.metrics_prefix,
+        )
+    except MisuseError as problem:  # names the attribute
+        name, _, rest = str(problem).partition(" ")
+        raise MisuseError(f"--{name.replace('_', '-')} {rest}") from None
 
 
 def per_bundle(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, dict[str, Any]]:

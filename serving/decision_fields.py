@@ -69,26 +69,21 @@ class CustomCall(msgspec.Struct, tag_field="type", tag="custom_tool_call", forbi
     status: str | None = None
 
 
-class FunctionOutput(
-    msgspec.Struct, tag_field="type", tag="function_call_output", forbid_unknown_fields=True, kw_only=True
-):
+class _Output(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a tool gave."""
+
+    call_id: str
+    output: str | list[InputText]
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionOutput(_Output, tag_field="type", tag="function_call_output"):
     """What a function gave."""
 
-    call_id: str
-    output: str | list[InputText]
-    id: str | None = None
-    status: str | None = None
 
-
-class CustomOutput(
-    msgspec.Struct, tag_field="type", tag="custom_tool_call_output", forbid_unknown_fields=True, kw_only=True
-):
-    """What such a tool gave."""
-
-    call_id: str
-    output: str | list[InputText]
-    id: str | None = None
-    status: str | None = None
+class CustomOutput(_Output, tag_field="type", tag="custom_tool_call_output"):
+    """What a tool that takes text gave."""
 
 
 Item = Message | FunctionCall | CustomCall | FunctionOutput | CustomOutput

@@ -17,8 +17,10 @@ from ray import serve
 from ray.serve.config import BackpressureConfig, RequestRouterConfig
 
 from piston.core.errors import MisuseError
+from piston.core.tasks import task_module
 from piston.runtime.bundle import Bundle
 from piston.runtime.model import load
+from piston.serving import tasks
 from piston.serving.app import Server
 from piston.serving.settings import Settings, read_keys
 
@@ -60,16 +62,15 @@ class Deployment:
         """Rows of one replica's engine."""
         if self.max_batch is not None:
             return self.max_batch
-        return int(Bundle.open(self.named[1]).engine(self.target).requested["max_batch"])
+        return int(Bundle.open(self.named[1]).engine(self.target).requested.get("max_batch", 1))
 
     def options(self) -> dict[str, Any]:
         """The options of the deployment, from those of the server.
 
         A replica's own queue refuses first; Ray's comes after it, and answers with the same status.
         """
-        rows = self.num_rows
-        queue = self.settings.max_queue_requests
-        limit = rows + (4 * rows if queue is None else queue)
+        task = Bundle.open(self.named[1]).manifest.task
+        limit: int = task_module(tasks, task).serve.max_open(self.num_rows, self.settings)
         return {
             "name": "piston",
             "num_replicas": self.replicas,
@@ -134,7 +135,7 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     Keys are the attributes of Deployment, api_key_file, and the attributes of Settings that a replica has.
 
     Raises:
-        MisuseError: a key is unknown, missing, or not a number where one is needed.
+        MisuseError: a key is unknown, missing, or not a number where one is needed, or a number is out of range.
     """
     own = {item.name for item in fields(Deployment)} - {"settings"}
     known = {item.name for item in fields(Settings)} - {"host", "port", "api_keys", "page"}

@@ -9,7 +9,7 @@ from piston.runtime.generate.chunk_size import Stall
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Options of `piston serve` beside what loads a bundle.
+    """Options of `piston serve` beside what loads a bundle. Raises MisuseError for a number that is out of range.
 
     Attributes:
         api_keys: any of them is asked of every request; none: nobody is asked.
@@ -41,6 +41,15 @@ class Settings:
     metrics_prefix: str = "piston"
     log_prompts: bool = False
     otlp_traces_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("max_queue_requests", "max_queue_tokens", "shutdown_timeout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise MisuseError(f"{name} is {value}; it must be at least 0.")
+        if self.max_stall not in (None, "auto") and not 0 < float(self.max_stall) < float("inf"):
+            raise MisuseError(f"max_stall is {self.max_stall}; it must be a number of seconds above 0, or auto.")
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

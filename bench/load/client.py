@@ -5,6 +5,7 @@ HTTP/1.1 (RFC 9112) with one connection for each request, and server-sent events
 
 import asyncio
 import json
+import re
 import ssl
 import time
 from bisect import bisect_left
@@ -18,6 +19,7 @@ from piston.core.errors import EngineError
 
 REFUSALS = {429, 503}  # statuses of a server that has too much to do
 _OK = 200
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +124,10 @@ def parse(received: Received) -> Parsed:
     words = lines[0].split()
     if len(words) < 2 or not words[1].isdecimal():  # noqa: PLR2004 - version and status
         return Parsed(times=(), problem=f"the answer is not HTTP: {data[:60]!r}")
-    body = list(_body(data, len(head) + 4, is_chunked=fields.get("transfer-encoding", "").lower() == "chunked"))
+    try:
+        body = list(_body(data, len(head) + 4, is_chunked=fields.get("transfer-encoding", "").lower() == "chunked"))
+    except ValueError as problem:
+        return Parsed(times=(), problem=str(problem))
     if (status := int(words[1])) != _OK:
         text = b"".join(part for part, _ in body).decode(errors="replace")
         return Parsed(times=(), is_refused=status in REFUSALS, problem=f"HTTP {status}: {' '.join(text.split())[:200]}")
@@ -168,7 +173,10 @@ class _Clock:
 
 
 def _body(data: bytes, start: int, *, is_chunked: bool) -> Iterator[tuple[bytes, int]]:
-    """Parts of the body with the place in `data` at which each ends; chunks are unwrapped (RFC 9112, 7.1)."""
+    """Parts of the body with the place in `data` at which each ends; chunks are unwrapped (RFC 9112, 7.1).
+
+    Raises ValueError for a chunk whose size is no hexadecimal number.
+    """
     if not is_chunked:
         yield data[start:], len(data)
         return
@@ -176,7 +184,10 @@ def _body(data: bytes, start: int, *, is_chunked: bool) -> Iterator[tuple[bytes,
         line_end = data.find(b"\r\n", start)
         if line_end < 0:
             return
-        size = int(data[start:line_end].partition(b";")[0] or b"0", 16)
+        stated = data[start:line_end].partition(b";")[0].strip()
+        if not _CHUNK_SIZE.fullmatch(stated):
+            raise ValueError(f"a chunk of the answer has the size {stated[:20]!r}, which is no hexadecimal number")
+        size = int(stated, 16)
         if size == 0:
             return
         start = line_end + 2

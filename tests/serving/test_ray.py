@@ -14,7 +14,10 @@ from starlette.testclient import TestClient
 from toy_model import replying
 
 from piston.core.errors import MisuseError
+from piston.serving.encoders import MAX_OPEN
 from piston.serving.settings import Settings
+
+pytest_plugins = ["embedding_fixtures"]
 
 CHECK = Path(__file__).parents[2] / "scripts/check_ray.py"
 
@@ -56,6 +59,19 @@ def test_the_queue_is_the_servers_default_where_none_is_given(deploying, bundle)
     rows = deploying.Deployment(bundle=str(bundle)).num_rows
     options = deploying.application(deploying.Deployment(bundle=str(bundle))).options
     assert options["max_queued_requests"] == rows + 4 * rows
+
+
+def test_the_queue_of_another_task_is_that_of_its_server(deploying, sentence_bundle):
+    options = deploying.application(deploying.Deployment(bundle=str(sentence_bundle))).options
+    assert options["max_queued_requests"] == MAX_OPEN
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("max_stall", "0"), ("max_queue_requests", "-1"), ("shutdown_timeout", "nan")]
+)
+def test_a_number_out_of_range_is_refused_by_name(deploying, bundle, option, value):
+    with pytest.raises(MisuseError, match=f"^{option} is {value}"):
+        deploying.app({"bundle": str(bundle), option: value})
 
 
 def test_sessions_are_routed_by_a_hash(deploying, bundle):

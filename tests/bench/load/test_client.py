@@ -100,3 +100,9 @@ def test_the_request_goes_below_the_path_of_the_url_with_the_key():
     assert text.startswith("POST /api/v1/completions HTTP/1.1\r\nHost: host:81\r\n")
     assert "\r\nAuthorization: Bearer secret\r\n" in text
     assert Endpoint(url="https://host", model="m").address[1:2] == (443,)
+
+
+@pytest.mark.parametrize("size", [b"zz", b"-5", b"0x1f", b"", b"1" * 40])
+def test_a_chunk_whose_size_is_no_number_is_a_problem_and_no_error(size):
+    answer = parse(received([HEAD + size + b"\r\nhello\r\n"]))
+    assert "which is no hexadecimal number" in answer.problem
