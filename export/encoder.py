@@ -11,7 +11,7 @@ where a token sees only its neighbours. A model that computes attention by itsel
 depend on relative positions) is traced as it stands, behind the mask that transformers makes.
 
 A decoder is read as an encoder for what it says of a whole text, by its last token: its attention is causal, and what
-is behind a row is padding, which no token of the row sees.
+is behind a row is padding, which no token of the row sees. One with `use_bidirectional_attention` is an encoder.
 """
 
 import inspect
@@ -47,7 +47,7 @@ MODEL_TYPES = (
     "xlm-roberta",
 )
 # Decoders that classify or embed by their last token; the same test runs this table.
-DECODER_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+DECODER_TYPES = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 # The masks have what a window says.
 IGNORED_OPTIONS = {
     "deterministic",
@@ -215,6 +215,8 @@ def _attention_of(current: Callable[[], torch.Tensor]) -> Callable[..., tuple[to
                 f"{type(module).__name__} passes {unknown[0]!r} to attention; no graph form for it."
             )
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if _sees_all(module):
+            attention_mask = None
         is_causal = attention_mask is None and getattr(module, "is_causal", False)
         lengths = None if is_causal else current()  # padding is behind a row: no token before it sees it
         inputs: tuple[torch.Tensor | None, ...] = (query, key, value, attention_mask, None, None, lengths)
@@ -226,6 +228,12 @@ def _attention_of(current: Callable[[], torch.Tensor]) -> Callable[..., tuple[to
         return output.transpose(1, 2).contiguous(), None  # (batch, seq, heads, head_dim)
 
     return attention
+
+
+def _sees_all(module: nn.Module) -> bool:
+    """Whether it is a layer of a decoder made an encoder (EmbeddingGemma), whose mask of all tokens says nothing."""
+    is_bidirectional = getattr(getattr(module, "config", None), "use_bidirectional_attention", False)
+    return bool(is_bidirectional) and getattr(module, "sliding_window", None) is None
 
 
 def _mask(*, mask_function: Callable[..., Any], q_length: Any, kv_length: Any, **_: Any) -> torch.Tensor | None:

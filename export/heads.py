@@ -54,6 +54,31 @@ class LastToken(nn.Module):
         return logits
 
 
+class TokenScore(nn.Module):
+    """The logit of one token less that of another, or alone, behind the last token of each row."""
+
+    def __init__(self, true_id: int, false_id: int | None) -> None:
+        super().__init__()
+        self.true_id = true_id
+        self.false_id = false_id
+
+    def forward(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
+        """[batch, 1], of the output of a language model."""
+        logits = last_token(output.logits, mask)
+        score = logits[:, self.true_id]
+        return (score if self.false_id is None else score - logits[:, self.false_id])[:, None]
+
+    def as_linear(self, head: nn.Linear) -> nn.Linear:
+        """The same score as one row of weights over hidden states, by the model's own head [vocab, hidden]."""
+        score = nn.Linear(head.in_features, 1, bias=head.bias is not None)
+        with torch.no_grad():
+            for name, parameter in score.named_parameters():
+                rows = getattr(head, name)
+                value = rows[self.true_id] if self.false_id is None else rows[self.true_id] - rows[self.false_id]
+                parameter.copy_(value.reshape(parameter.shape))
+        return score.requires_grad_(requires_grad=False)
+
+
 def last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The hidden states [batch, hidden] of the last token of each row that is not padding."""
     last = (mask.to(torch.int64).sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
@@ -70,4 +95,6 @@ def canonical(model: Any, head: nn.Module) -> tuple[nn.Module, nn.Module]:
 
     if isinstance(model, GenericForSequenceClassification):
         return model.base_model, LastToken(model.score)
+    if isinstance(head, TokenScore):
+        return model.base_model, LastToken(head.as_linear(model.get_output_embeddings()))
     return model, head

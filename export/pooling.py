@@ -125,9 +125,9 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
     """
     directory = checkpoint.directory
     texts = {
-        **_optional(directory / "sentence_bert_config.json"),
+        **read_optional(directory / "sentence_bert_config.json"),
     }
-    saved = _optional(directory / "config_sentence_transformers.json")
+    saved = read_optional(directory / "config_sentence_transformers.json")
     remarks: tuple[str, ...] = ()
     if (directory / MODULES).is_file():
         head = _head(directory)
@@ -144,8 +144,19 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
     return SentenceModules(head.eval(), length, bool(texts.get("do_lower_case")), prompts, default, remarks)
 
 
+def module_kinds(checkpoint: Checkpoint) -> list[str]:
+    """The names of the modules that modules.json lists; none where there is no such file, or no such list in it."""
+    path = checkpoint.directory / MODULES
+    if checkpoint.gguf is not None or not path.is_file():
+        return []
+    try:
+        return [str(item["type"]).rpartition(".")[2] for item in read_json(path)]
+    except (CheckpointError, TypeError, KeyError):
+        return []  # the export itself reports what is wrong
+
+
 def _head(directory: Path) -> SentenceHead:
-    listed = _read(directory / MODULES)
+    listed = read_json(directory / MODULES)
     if not isinstance(listed, list) or not all(isinstance(item, dict) and "type" in item for item in listed):
         raise CheckpointError(f"{directory / MODULES} is no list of modules; copy it again.")
     kinds = [str(item["type"]).rpartition(".")[2] for item in listed]
@@ -170,7 +181,7 @@ def _head(directory: Path) -> SentenceHead:
 
 
 def _modes(path: Path) -> tuple[str, ...]:
-    config = _read(path / "config.json")
+    config = read_json(path / "config.json")
     given = config.get("pooling_mode")
     if given is None:
         given = [mode for key, mode in OLDER.items() if config.get(key)] or ["mean"]
@@ -183,7 +194,7 @@ def _modes(path: Path) -> tuple[str, ...]:
 
 
 def _dense(path: Path) -> list[nn.Module]:
-    config = _read(path / "config.json")
+    config = read_json(path / "config.json")
     name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(f"The activation {name!r} of {path} is not one of {', '.join(ACTIVATIONS)}.")
@@ -210,11 +221,13 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     raise CheckpointError(f"{path} has no weights (model.safetensors or pytorch_model.bin); copy it again.")
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return dict(_read(path)) if path.is_file() else {}
+def read_optional(path: Path) -> dict[str, Any]:
+    """The object in a file, empty without the file; raises CheckpointError where it cannot be read."""
+    return dict(read_json(path)) if path.is_file() else {}
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Of a file of the checkpoint; raises CheckpointError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:

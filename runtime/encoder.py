@@ -58,6 +58,11 @@ class EncoderModel:
         assert isinstance(width, int)
         self.width = width  # numbers of an output
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens that every row has around its texts, besides special ones."""
+        return 0
+
     def outputs(self, rows: Sequence[Row], types: Sequence[Row] | None = None) -> Iterator[tuple[int, Array]]:
         """The graph's output for each row of token ids, with the row's index, batch by batch from the shortest row.
 

@@ -31,7 +31,7 @@ PAIRS = (
     ("Wer schrieb den Faust?", "Goethe arbeitete sechzig Jahre lang an seinem Drama."),
 )
 PAIR_TASKS = {"question-answering", "text-ranking"}
-LONGEST = 64  # tokens of a row
+LONGEST = 64  # tokens of a row, besides those of a prompt
 NUM_VALUES = 256  # of an output at most, in equal steps over all of its numbers
 DIGITS = 7  # significant ones of a recorded number
 Array = NDArray[np.float32]
@@ -166,7 +166,7 @@ def distance(found: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 
 def _row(model: EncoderModel, texts: tuple[str, ...]) -> "Encoding":
-    return model.row(*texts, max_tokens=min(LONGEST, model.max_length))
+    return model.row(*texts, max_tokens=min(LONGEST + model.num_prompt_tokens, model.max_length))
 
 
 def _outputs(model: EncoderModel, rows: "list[Encoding]") -> list[Array]:

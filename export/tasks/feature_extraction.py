@@ -9,6 +9,7 @@ from piston.export.encoder_task import EncoderTask, architecture_of, export_enco
 from piston.export.heads import Pooled
 from piston.export.job import ExportJob
 from piston.export.pooling import MODULES, SentenceModules, read_modules
+from piston.export.tasks.text_ranking import is_reranker
 
 __all__ = ["TASK", "export", "recognises", "summary"]
 
@@ -21,7 +22,9 @@ def recognises(checkpoint: Checkpoint) -> bool:
     """A checkpoint of sentence-transformers, or a bare encoder."""
     if checkpoint.gguf is not None:
         return False
-    return (checkpoint.directory / MODULES).is_file() or architecture_of(checkpoint).endswith("Model")
+    if (checkpoint.directory / MODULES).is_file():
+        return not is_reranker(checkpoint)
+    return architecture_of(checkpoint).endswith("Model")
 
 
 def export(job: ExportJob, work: Path) -> Manifest:

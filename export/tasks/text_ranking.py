@@ -1,7 +1,8 @@
 """Reranking: a cross-encoder, which scores a query and a document that it reads together.
 
-sentence-transformers keeps the function of the score in config.json: `sentence_transformers.activation_fn`, or
-`sbert_ce_default_activation_function` before version 4. Without it one logit goes through a sigmoid.
+It has a head for the score, or is a language model, see piston.export.causal_reranker. sentence-transformers keeps the
+function of the score in config.json: `sentence_transformers.activation_fn`, or `sbert_ce_default_activation_function`
+before version 4; from 5.4 on in config_sentence_transformers.json. Without it one logit goes through a sigmoid.
 """
 
 import json
@@ -11,28 +12,36 @@ from typing import Any
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import UnsupportedModelError
+from piston.export.causal_reranker import CAUSAL, is_causal_reranker, read_causal_reranker
 from piston.export.encoder_task import EncoderTask, architecture_of, export_encoder, summary
 from piston.export.heads import Logits
 from piston.export.job import ExportJob
 from piston.export.labels import labels_of
+from piston.export.pooling import TRANSFORMER, module_kinds, read_optional
 
-__all__ = ["TASK", "export", "is_cross_encoder", "recognises", "summary"]
+__all__ = ["TASK", "export", "is_cross_encoder", "is_reranker", "recognises", "summary"]
 
 TASK = "text-ranking"
 OLDER = "sbert_ce_default_activation_function"
+CLASSIFIER = "ForSequenceClassification"
 ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "identity"}
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """A cross-encoder that sentence-transformers saved, with one logit or two."""
-    is_classifier = architecture_of(checkpoint).endswith("ForSequenceClassification")
-    return is_classifier and is_cross_encoder(checkpoint)
+    """A cross-encoder that sentence-transformers saved, with one logit or two, or a language model with two tokens."""
+    return is_reranker(checkpoint)
+
+
+def is_reranker(checkpoint: Checkpoint) -> bool:
+    """Whether sentence-transformers saved it as a CrossEncoder."""
+    is_classifier = architecture_of(checkpoint).endswith(CLASSIFIER)
+    return is_causal_reranker(checkpoint) or (is_classifier and is_cross_encoder(checkpoint))
 
 
 def is_cross_encoder(checkpoint: Checkpoint) -> bool:
-    """Whether config.json has what sentence-transformers writes into it."""
+    """Whether config.json has what sentence-transformers writes into it, or modules.json the model alone."""
     config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
-    return "sentence_transformers" in config or OLDER in config
+    return "sentence_transformers" in config or OLDER in config or module_kinds(checkpoint) == [TRANSFORMER]
 
 
 def export(job: ExportJob, work: Path) -> Manifest:
@@ -41,6 +50,8 @@ def export(job: ExportJob, work: Path) -> Manifest:
 
 
 def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
+    if is_causal_reranker(checkpoint) or architecture_of(checkpoint).endswith(CAUSAL):
+        return _causal_task(checkpoint, config)
     labels, _ = labels_of(checkpoint.name, config)
     if len(labels) > 2:  # noqa: PLR2004
         raise UnsupportedModelError(
@@ -56,8 +67,22 @@ def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
     )
 
 
+def _causal_task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
+    found = read_causal_reranker(checkpoint, config)
+    return EncoderTask(
+        name=TASK,
+        auto="AutoModelForCausalLM",
+        head=found.head,
+        output="logits",
+        settings={"activation": _activation(checkpoint, config), "prompt": list(found.prompt), "strips": found.strips},
+        max_length=found.max_length,
+        remarks=found.remarks,
+    )
+
+
 def _activation(checkpoint: Checkpoint, config: Any) -> str:
-    saved = getattr(config, "sentence_transformers", None) or {}
+    saved = read_optional(checkpoint.directory / "config_sentence_transformers.json")  # from version 5.4 on
+    saved |= getattr(config, "sentence_transformers", None) or {}
     given = saved.get("activation_fn") or getattr(config, OLDER, None) or "Sigmoid"
     name = str(given).rpartition(".")[2]
     if name not in ACTIVATIONS:

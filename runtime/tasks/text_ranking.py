@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.core.errors import BundleCorruptError, MisuseError
+from piston.core.errors import BundleCorruptError, MisuseError, PromptTooLongError
 from piston.runtime.encoder import EncoderModel, check_input, check_list, open_encoder
 from piston.runtime.scores import sigmoid, softmax
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 ACTIVATIONS = ("sigmoid", "identity", "softmax")  # of the score; softmax: the second of two logits
 
@@ -26,6 +30,48 @@ class Reranker(EncoderModel):
     """A loaded bundle that orders documents by what they say about a query; see EncoderModel."""
 
     TASK = "text-ranking"
+
+    @property
+    def prompt(self) -> Sequence[str]:
+        """What a language model reads before a query, between it and a document, and behind; () of other models."""
+        return tuple(self.manifest.settings.get("prompt") or ())
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """See EncoderModel."""
+        return len(self.tokenizer.encode("".join(self.prompt), add_special_tokens=False)) if self.prompt else 0
+
+    def row(
+        self, text: str, pair: str | None = None, *, what: str = "The text", max_tokens: int | None = None
+    ) -> "Encoding":
+        """See EncoderModel. What a language model reads behind the document stays when that is cut."""
+        if not self.prompt or pair is None:
+            return super().row(text, pair, what=what, max_tokens=max_tokens)
+        for each in (text, pair):
+            check_input(each, what)
+        if self.manifest.settings.get("strips"):
+            text, pair = text.strip(), pair.strip()
+        before, between, behind = self.prompt
+        head = f"{before}{text}{between}{pair}"
+        row = self.tokenizer.encoding(head + behind, add_special_tokens=False)
+        limit = self.max_length if max_tokens is None else min(max_tokens, self.max_length)
+        if len(row.ids) <= limit:
+            return row
+        if max_tokens is None:
+            raise PromptTooLongError(
+                f"{what} has {len(row.ids)} tokens with its prompt; {self.manifest.model.name} reads up to "
+                f"{self.max_length}. Shorten it, or let its end be cut off (truncate)."
+            )
+        tail = self.tokenizer.encoding(behind, add_special_tokens=False)
+        fixed = self.tokenizer.encoding(f"{before}{text}{between}", add_special_tokens=False)
+        if len(fixed.ids) + len(tail.ids) >= limit:
+            raise MisuseError(
+                f"{what} cannot be cut to {limit} tokens; the query and the prompt take {len(fixed.ids + tail.ids)} of "
+                "them."
+            )
+        row = self.tokenizer.encoding(head, add_special_tokens=False)
+        row.truncate(limit - len(tail.ids))
+        return type(row).merge([row, tail])
 
     def rerank(
         self,

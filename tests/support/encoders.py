@@ -53,6 +53,14 @@ ENCODERS: dict[str, dict] = {
 
 # Decoders: what they say of a whole text.
 DECODERS: dict[str, dict] = {
+    "gemma3_text": {  # as EmbeddingGemma; the window is one that transformers keeps when it loads the config again
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "use_bidirectional_attention": True,
+    },
     "llama": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
     "qwen2": {"num_key_value_heads": 2},

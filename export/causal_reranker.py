@@ -1,0 +1,119 @@
+"""Rerankers that are language models: the score is how much likelier "yes" than "no" follows a prompt of the pair.
+
+sentence-transformers (5.4) lists them in modules.json as a transformer and a LogitScore, whose config.json names the
+two tokens; the prompt is the chat template, with messages of the roles "query" and "document", and of "system" with the
+instruction. A checkpoint without these files is taken for one of Qwen3-Reranker, whose model card has the prompt.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from piston.checkpoint.checkpoint import Checkpoint
+from piston.checkpoint.quiet import quiet
+from piston.core.errors import CheckpointError, UnsupportedModelError
+from piston.export.heads import TokenScore
+from piston.export.pooling import TRANSFORMER, module_kinds, read_json, read_optional
+
+LOGIT_SCORE = "LogitScore"
+CAUSAL = "ForCausalLM"
+YES, NO = "yes", "no"
+BEFORE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web '
+    "search query, retrieve relevant passages that answer the query\n<Query>: "
+)
+BETWEEN = "\n<Document>: "
+AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+QUERY, DOCUMENT = "\u2402 the query \u2402", "\u2403 the document \u2403"  # that no template has
+
+
+@dataclass(frozen=True, slots=True)
+class CausalReranker:
+    """What a checkpoint says of its prompt and tokens.
+
+    Attributes:
+        head: gives the score.
+        prompt: text before the query, between it and the document, and behind that.
+        strips: whether it takes spaces off the ends of the query and the document.
+        max_length: tokens of all, if that is stated.
+        remarks: for the user.
+    """
+
+    head: TokenScore
+    prompt: tuple[str, str, str]
+    strips: bool
+    max_length: int | None
+    remarks: tuple[str, ...]
+
+
+def is_causal_reranker(checkpoint: Checkpoint) -> bool:
+    """Whether sentence-transformers saved it as one."""
+    return module_kinds(checkpoint) == [TRANSFORMER, LOGIT_SCORE]
+
+
+def read_causal_reranker(checkpoint: Checkpoint, config: Any) -> CausalReranker:
+    """Read the prompt and the tokens.
+
+    Raises:
+        CheckpointError: a file is damaged, or a token that the model does not have is named.
+        UnsupportedModelError: there is no prompt for pairs, or the logits are capped.
+    """
+    from transformers import AutoTokenizer
+
+    if getattr(config, "final_logit_softcapping", None):
+        raise UnsupportedModelError(f"{checkpoint.name} caps its logits, which reranking by two tokens does not have.")
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
+    if not is_causal_reranker(checkpoint):
+        found = {text: tokenizer.convert_tokens_to_ids(text) for text in (YES, NO)}
+        if config.model_type != "qwen3" or None in found.values() or tokenizer.unk_token_id in found.values():
+            raise UnsupportedModelError(
+                f"{checkpoint.name} is a language model without modules.json of a reranker; save it by "
+                "sentence-transformers with a LogitScore, and a chat template with the roles query and document."
+            )
+        remark = "the checkpoint has no modules.json: it is prompted as Qwen3-Reranker."
+        score = TokenScore(found[YES], found[NO])
+        return CausalReranker(score, (BEFORE, BETWEEN, AFTER), strips=False, max_length=None, remarks=(remark,))
+    directory = checkpoint.directory
+    path = directory / str(read_json(directory / "modules.json")[1].get("path", "")) / "config.json"
+    stated = read_json(path)
+    ids = [stated.get("true_token_id"), stated.get("false_token_id")]
+    if any(token_id is not None and not 0 <= token_id < config.vocab_size for token_id in ids) or ids[0] is None:
+        raise CheckpointError(f"{path} names the tokens {ids}, and the model has {config.vocab_size:,}.")
+    texts = read_optional(directory / "sentence_bert_config.json")
+    saved = read_optional(directory / "config_sentence_transformers.json")
+    instruction = (saved.get("prompts") or {}).get(saved.get("default_prompt_name"))
+    options = (texts.get("processing_kwargs") or {}).get("chat_template") or {}
+    prompt, strips = _prompt(checkpoint.name, tokenizer, instruction, dict(options))
+    return CausalReranker(TokenScore(ids[0], ids[1]), prompt, strips, texts.get("max_seq_length"), ())
+
+
+def _prompt(
+    name: str, tokenizer: Any, instruction: str | None, options: dict[str, Any]
+) -> tuple[tuple[str, str, str], bool]:
+    """What the chat template puts around a query and a document, and whether it strips them."""
+    options.pop("restore_suffix", None)  # sentence-transformers' own: a cut document keeps what is behind it
+    for is_flat in (True, False):
+        rendered = partial(_rendered, tokenizer, instruction, options, is_flat=is_flat)
+        text = rendered(QUERY, DOCUMENT)
+        if text.count(QUERY) == 1 and text.count(DOCUMENT) == 1 and text.index(QUERY) < text.index(DOCUMENT):
+            before, rest = text.split(QUERY)
+            between, behind = rest.split(DOCUMENT)
+            return (before, between, behind), rendered(f" {QUERY} ", f" {DOCUMENT} ") == text
+    raise UnsupportedModelError(
+        f"The chat template of {name} does not write a query and a document, once each and in this order, for messages "
+        'of the roles "query" and "document"; add them to chat_template.jinja.'
+    )
+
+
+def _rendered(
+    tokenizer: Any, instruction: str | None, options: dict[str, Any], query: str, document: str, *, is_flat: bool
+) -> str:
+    """The template's text of a pair; empty where it refuses such messages."""
+    said = [*([("system", instruction)] if instruction else []), ("query", query), ("document", document)]
+    messages = [{"role": role, "content": text if is_flat else [{"type": "text", "text": text}]} for role, text in said]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except Exception:  # noqa: BLE001 - whatever the template raises, it does not have these messages
+        return ""
