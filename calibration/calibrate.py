@@ -133,9 +133,11 @@ def calibrate(  # noqa: PLR0913
 
 
 def _keep_rounded(scratch: Path) -> None:
-    """Of all that lies in a work directory leave what GPTQ rounded, which may have taken hours."""
+    """Of all that is in a work directory leave what GPTQ rounded, which may have taken hours, of each graph."""
     for item in scratch.iterdir():
-        if item.name != ROUNDED:
+        if item.name in {ENCODER, DECODER}:
+            _keep_rounded(item)
+        elif item.name != ROUNDED:
             shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 

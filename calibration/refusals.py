@@ -49,7 +49,9 @@ def check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | Non
     """Refuse labelled examples of a task that has no figures for them, and bounds that need examples without them."""
     if task == TEXT_GENERATION or not hasattr(evaluation_of(task), "quality"):
         if labelled is not None:
-            raise MisuseError(f"--labelled is for tasks of encoders, and this model is for {task}; leave it out.")
+            raise MisuseError(
+                f"--labelled is for tasks with labelled examples, and this model is for {task}; leave it out."
+            )
         return
     if missing := [gate.text for gate in bounds if labelled is None and needs_labels(gate.metric)]:
         raise MisuseError(f"--require {missing[0]!r} is measured on labelled examples; give them as --labelled FILE.")

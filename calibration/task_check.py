@@ -16,7 +16,8 @@ from piston.core.tasks import task_module
 from piston.data.arrays import HeldOutArrays
 from piston.data.held_out import HeldOut
 from piston.evaluation import tasks
-from piston.evaluation.encoders import compare, open_directory, qualities, shown_qualities
+from piston.evaluation.encoders import compare, qualities, shown_qualities
+from piston.evaluation.opening import open_model_directory
 from piston.evaluation.tasks import Comparison
 
 
@@ -76,7 +77,7 @@ def check_task(
     compared: Callable[..., Comparison] = compare if hasattr(module, "moved") else module.compare
     comparison = compared(candidate, reference, held_out.ids, progress)
     if labelled is not None:
-        with closing(open_directory(candidate)) as quantized, closing(open_directory(reference)) as exact:
+        with closing(open_model_directory(candidate)) as quantized, closing(open_model_directory(reference)) as exact:
             values = qualities(quantized, exact, labelled)
         summary = f"{comparison.summary}; on {labelled.name} {shown_qualities(values)}"
         comparison = Comparison(values={**comparison.values, **values}, summary=summary)

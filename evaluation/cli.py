@@ -12,8 +12,6 @@ from piston.core.gates import Gate, Metric, add_gate_arguments, gates_of, tell_g
 from piston.core.outputs import check_output_files, write_output
 from piston.evaluation.answers import check_prompts_fit
 from piston.evaluation.corpus import Corpus, read_corpus
-from piston.evaluation.encoder_cli import is_encoder
-from piston.evaluation.encoder_cli import run as run_encoder
 from piston.evaluation.evaluate import EvalOptions, check_length, evaluate
 from piston.evaluation.html import page_of
 from piston.evaluation.metrics import METRICS, measured
@@ -21,6 +19,8 @@ from piston.evaluation.prompts import DEFAULT_PROMPTS, Prompt, read_prompts
 from piston.evaluation.report import Report
 from piston.evaluation.subject import Subject
 from piston.evaluation.table import lines_of
+from piston.evaluation.task_cli import has_figures
+from piston.evaluation.task_cli import run as run_task
 from piston.evaluation.windows import Windowing
 
 # Options that only language models have, with their defaults.
@@ -37,9 +37,9 @@ _EPILOG = """windows: {rule}.
 gates: --require 'ppl<=2%' (over the reference), 'ppl<=30', 'kl<=0.02', 'kl_p99<=0.5', 'top1>=99%', 'answers>=50%';
 a gate that is not met exits with 1.
 
-Of classifiers, taggers, question answering, rerankers and embedding models --data has labelled examples
-(docs/tasks.md), or texts where --reference is given: 'accuracy>=-0.5%' (change from the reference's), 'f1>=90%',
-'agreement>=99%', 'kl<=0.01'."""
+Of other tasks than text-generation --data has labelled examples (docs/tasks.md), or texts or audio where --reference
+is given: 'accuracy>=-0.5%' (change from the reference's), 'f1>=90%', 'wer<=6%', 'chrf>=-1%', 'agreement>=99%',
+'kl<=0.01'."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,8 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print, judge. Everything that can be refused is refused before a model is loaded."""
-    if is_encoder(arguments.path):
-        return run_encoder(arguments, OF_LANGUAGE_MODELS)
+    if has_figures(arguments.path):
+        return run_task(arguments, OF_LANGUAGE_MODELS)
     windowing = Windowing(length=arguments.window, stride=arguments.stride)
     gates = gates_of(arguments, METRICS, "--fail-on")
     _check_options(arguments, gates)

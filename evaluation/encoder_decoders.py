@@ -1,7 +1,7 @@
 """Two encoder-decoders along the same answers: both decoders read them, and their next tokens are compared."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ class EncoderDecoder(Protocol):
     """What the runtime makes of both graphs: TextToText, SpeechRecognizer."""
 
     manifest: Manifest
+    target: str
     engine: EncoderDecoderEngine
 
     def close(self) -> None:
@@ -97,42 +98,48 @@ def open_model(path: Path, *, max_source: int, num_slots: int = 1) -> EncoderDec
 
 
 def compare_answers(
-    candidate: Path, reference: Path, answers: Sequence[ForcedAnswer], progress: Progress
-) -> tuple[Mapping[str, float], int]:
-    """Values of KL and TOP1 over answers, teacher-forced on both model directories, and how many tokens were compared.
+    candidate: Path, reference: Path, answers: Sequence[ForcedAnswer], progress: Progress, sources: str
+) -> Comparison:
+    """KL and TOP1 over answers, teacher-forced on both model directories.
+
+    `sources` is what there are answers to, such as "texts".
 
     Raises:
         EngineError: a model does not run, or computes numbers that are not finite.
     """
     capacity = max(len(answer.read_ids) for answer in answers)
     longest = max(answer.source.length for answer in answers)
-    kl, same = list[float](), list[bool]()
     with (
         closing(open_directory(reference, capacity=capacity, max_source=longest)) as first,
         closing(open_directory(candidate, capacity=capacity, max_source=longest)) as second,
     ):
-        for done, answer in enumerate(answers):
-            progress.step("comparing", done, len(answers))
-            expected, found = (_read(engine, answer) for engine in (first, second))
-            result = compare(expected, found, expected.argmax(axis=1).tolist())
-            kl += result.kl.tolist()
-            same += result.is_same_top.tolist()
-    return {KL.name: float(np.mean(kl)), TOP1.name: float(np.mean(same))}, len(kl)
+        return compare_engines(second, first, answers, progress, sources)
 
 
-def compared(
-    candidate: Path, reference: Path, answers: Sequence[ForcedAnswer], progress: Progress, sources: str
+def compare_engines(
+    candidate: EncoderDecoderEngine,
+    reference: EncoderDecoderEngine,
+    answers: Sequence[ForcedAnswer],
+    progress: Progress,
+    sources: str,
 ) -> Comparison:
-    """`compare_answers` with a line for people; `sources` is what there are answers to, such as "texts"."""
-    values, num_tokens = compare_answers(candidate, reference, answers, progress)
+    """As `compare_answers`, of engines that are open."""
+    kl, same = list[float](), list[bool]()
+    for done, answer in enumerate(answers):
+        progress.step("comparing", done, len(answers))
+        expected, found = (_read(engine, answer) for engine in (reference, candidate))
+        result = compare(expected, found, expected.argmax(axis=1).tolist())
+        kl += result.kl.tolist()
+        same += result.is_same_top.tolist()
+    values = {KL.name: float(np.mean(kl)), TOP1.name: float(np.mean(same))}
     summary = (
         f"KL divergence from the float model {values['kl']:.4f} nats, {values['top1']:.1%} of its likeliest tokens, "
-        f"over {num_tokens} tokens of answers to {len(answers)} {sources}"
+        f"over {len(kl)} tokens of answers to {len(answers)} {sources}"
     )
     return Comparison(values=values, summary=summary)
 
 
-def _read(engine: OrtEncoderDecoder, answer: ForcedAnswer) -> Logits:
+def _read(engine: EncoderDecoderEngine, answer: ForcedAnswer) -> Logits:
     """The logits behind the prompt and behind each token of the answer, float32 [tokens + 1, vocab]."""
     slot = engine.cache.admit()
     engine.encode(slot, answer.source)

@@ -14,7 +14,7 @@ from piston.core.console import Progress
 from piston.core.gates import Metric
 from piston.core.tasks import task_module
 from piston.evaluation import tasks as evaluation_tasks
-from piston.evaluation.tasks import Comparison
+from piston.evaluation.tasks import Comparison, TaskModel
 from piston.runtime import tasks
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.bundle import Bundle
@@ -62,7 +62,7 @@ def text_outputs(model: EncoderModel, texts: Sequence[str]) -> list[Array]:
     )
 
 
-def qualities(candidate: EncoderModel, reference: EncoderModel | None, path: Path) -> dict[str, float]:
+def qualities(candidate: TaskModel, reference: TaskModel | None, path: Path) -> dict[str, float]:
     """Figures of the task on labelled examples, and with a reference the relative change of each from its own."""
     module = task_module(evaluation_tasks, candidate.manifest.task)
     values: dict[str, float] = dict(module.quality(candidate, path))

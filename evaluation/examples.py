@@ -20,6 +20,8 @@ SOURCE = ("source", "text", "document", "input")
 TARGET = ("target", "summary", "translation", "reference")
 AUDIO = ("audio", "path", "file")
 SPOKEN = ("text", "transcript", "sentence")
+HEADER = ("audio", "text")  # of a table that has none
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LISTS = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt"}  # suffixes of files that name audio files
 
 
@@ -50,18 +52,27 @@ def read_audio_list(path: Path) -> list[Example]:
     """Sources of audio that a file names, or the file itself; raises MisuseError as `read_texts`."""
     if path.suffix.lower() not in LISTS:
         return [Example(source=path)]
-    content = read_text(path)
+    content = _with_header(read_text(path), path)
     records = records_of(content, path)
     if records is None:
         found = [Example(source=path.parent / line.strip()) for line in content.splitlines() if line.strip()]
     else:
-        found = [_clip(record, path, where) for where, record in _with_header(records, path)]
+        found = [_clip(record, path, where) for where, record in records]
     for example in found:
         if not Path(example.source).is_file():
             raise MisuseError(
                 f"{path} names {example.source}, which is no file; paths are from the folder of {path.name}."
             )
     return _filled(found, path, "audio file")
+
+
+def with_targets(examples: list[Example], path: Path) -> list[Example]:
+    """The examples; raises MisuseError where one has no target."""
+    if missing := [example for example in examples if example.target is None]:
+        raise MisuseError(
+            f"{path} has no reference for {str(missing[0].source)!r:.60}; add it, or leave the source out."
+        )
+    return examples
 
 
 def _filled(found: list[Example], path: Path, what: str) -> list[Example]:
@@ -89,15 +100,13 @@ def _clip(record: object, path: Path, where: str) -> Example:
     )
 
 
-def _with_header(records: list[tuple[str, object]], path: Path) -> list[tuple[str, object]]:
-    """The records; those of a table without a header get one, whose first row was taken for it."""
-    first = records[0][1] if records else None
-    names = list(first) if isinstance(first, dict) else []
-    if not names or {*names} & {*AUDIO} or not (path.parent / names[0]).is_file():
-        return records
-    rows = [names, *([*record.values()] for _, record in records if isinstance(record, dict))]
-    return [(f"{path}, line {number}", dict(zip((AUDIO[0], SPOKEN[0]), row, strict=False)))
-            for number, row in enumerate(rows, 1)]  # fmt: skip
+def _with_header(content: str, path: Path) -> str:
+    """The content; that of a table without a header, whose first row begins with an audio file, gets one."""
+    delimiter = DELIMITERS.get(path.suffix.lower())
+    first = content.partition("\n")[0].strip("\r").split(delimiter) if delimiter else []
+    if not 1 <= len(first) <= len(HEADER) or not (path.parent / first[0]).is_file():
+        return content
+    return f"{(delimiter or '').join(HEADER[: len(first)])}\n{content}"
 
 
 def _optional(record: object, names: tuple[str, ...], where: str) -> str | None:

@@ -1,6 +1,7 @@
 """Speech recognition: how far a model moved from the float model's transcripts, and the word error rate."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,43 @@ from numpy.typing import NDArray
 
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.evaluation.encoder_decoders import KL, TOP1, ForcedAnswer, compared
-from piston.evaluation.examples import Example, read_audio_list
+from piston.evaluation.encoder_decoders import KL, TOP1, ForcedAnswer, compare_answers, compare_engines
+from piston.evaluation.examples import Example, read_audio_list, with_targets
+from piston.evaluation.references import WER, word_error_rate
 from piston.evaluation.tasks import Comparison
 from piston.runtime.audio.reading import read_audio
 from piston.runtime.audio.transcribe import Decoded, TranscribeOptions, prompt_of, transcribe
 from piston.runtime.audio.windows import MelWindows
 from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer, WindowDecoder
 
-METRICS = {metric.name: metric for metric in (KL, TOP1)}
+METRICS = {metric.name: metric for metric in (KL, TOP1, WER)}
 DEFAULTS = {"fp": "kl<=0.001", "w8": "kl<=0.02", "w8a8": "kl<=0.1", "w4": "kl<=0.3"}
 MODEL = SpeechRecognizer
+SOURCES = "windows of audio"
 read_examples = read_audio_list
 
 
 def compare(candidate: Path, reference: Path, answers: Sequence[ForcedAnswer], progress: Progress) -> Comparison:
     """The next tokens of two model directories along the same transcripts."""
-    return compared(candidate, reference, answers, progress, "windows of audio")
+    return compare_answers(candidate, reference, answers, progress, SOURCES)
+
+
+def compare_models(
+    candidate: SpeechRecognizer, reference: SpeechRecognizer, examples: Sequence[Example], progress: Progress
+) -> Comparison:
+    """The same of loaded models, along the reference's greedy transcripts."""
+    answers = forced_answers(reference, examples, sys.maxsize, lambda _: None)
+    return compare_engines(candidate.engine, reference.engine, answers, progress, SOURCES)
+
+
+def quality(model: SpeechRecognizer, path: Path) -> Mapping[str, float]:
+    """The word error rate on a file's examples, texts normalized as Whisper does."""
+    examples = with_targets(read_examples(path), path)
+    found = [
+        model.transcribe(example.source, language=example.languages[0] if example.languages else None).text
+        for example in examples
+    ]
+    return {WER.name: word_error_rate(found, [example.target or "" for example in examples])}
 
 
 def forced_answers(

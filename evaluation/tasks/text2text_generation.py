@@ -1,27 +1,48 @@
 """Text to text: how far a model moved from the float model's answers, and chrF and BLEU where there are references."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
-from piston.evaluation.encoder_decoders import KL, NUM_TOKENS, TOP1, ForcedAnswer, compared
-from piston.evaluation.examples import Example, read_texts
+from piston.evaluation.encoder_decoders import KL, NUM_TOKENS, TOP1, ForcedAnswer, compare_answers, compare_engines
+from piston.evaluation.examples import Example, read_texts, with_targets
+from piston.evaluation.references import BLEU, CHRF, bleu, chrf
 from piston.evaluation.tasks import Comparison
 from piston.runtime.backends.engine import Source
 from piston.runtime.generate.generation import Generation, run
-from piston.runtime.tasks.text2text_generation import TextToText
+from piston.runtime.tasks.text2text_generation import DEFAULT_TOKENS, TextToText
 
-METRICS = {metric.name: metric for metric in (KL, TOP1)}
+METRICS = {metric.name: metric for metric in (KL, TOP1, CHRF, BLEU)}
 DEFAULTS = {"fp": "kl<=0.001", "w8": "kl<=0.02", "w8a8": "kl<=0.1", "w4": "kl<=0.3"}
 MODEL = TextToText
+SOURCES = "texts"
 FORCED = ("forced_bos_token_id", "suppress_tokens", "begin_suppress_tokens")  # what a checkpoint says of every answer
 read_examples = read_texts
 
 
 def compare(candidate: Path, reference: Path, answers: Sequence[ForcedAnswer], progress: Progress) -> Comparison:
     """The next tokens of two model directories along the same answers."""
-    return compared(candidate, reference, answers, progress, "texts")
+    return compare_answers(candidate, reference, answers, progress, SOURCES)
+
+
+def compare_models(
+    candidate: TextToText, reference: TextToText, examples: Sequence[Example], progress: Progress
+) -> Comparison:
+    """The same of loaded models, along the reference's greedy answers."""
+    answers = forced_answers(reference, examples, len(examples), lambda _: None)
+    return compare_engines(candidate.engine, reference.engine, answers, progress, SOURCES)
+
+
+def quality(model: TextToText, path: Path) -> Mapping[str, float]:
+    """ChrF and BLEU of greedy answers next to the targets of a file's examples."""
+    examples = with_targets(read_examples(path), path)
+    generations = [_prepared(model, example, DEFAULT_TOKENS)[0] for example in examples]
+    for _ in run(model.engine, generations):
+        pass
+    found = [generation.completion().text for generation in generations]
+    wanted = [example.target or "" for example in examples]
+    return {CHRF.name: chrf(found, wanted), BLEU.name: bleu(found, wanted)}
 
 
 def forced_answers(
@@ -42,7 +63,7 @@ def forced_answers(
     found: list[ForcedAnswer | None] = []
     waiting: list[tuple[int, Generation]] = []
     for example in examples[:num_answers]:
-        generation, forced = _prepared(model, example)
+        generation, forced = _prepared(model, example, NUM_TOKENS)
         if example.target is None:
             waiting.append((len(found), generation))
             found.append(None)
@@ -58,7 +79,7 @@ def forced_answers(
     return [answer for answer in found if answer is not None]
 
 
-def _prepared(model: TextToText, example: Example) -> tuple[Generation, int | None]:
+def _prepared(model: TextToText, example: Example, num_tokens: int) -> tuple[Generation, int | None]:
     """A greedy generation, and the token that begins its answer, if one is forced."""
     if not isinstance(example.source, str):
         raise MisuseError(f"{example.source} is no text; {model.manifest.model.name} reads texts.")
@@ -68,7 +89,7 @@ def _prepared(model: TextToText, example: Example) -> tuple[Generation, int | No
         language, forced, prompt = model.translation(*example.languages)
         settings |= {} if forced is None else {"forced_bos_token_id": forced}
     room = model.engine.cache.capacity - len(model.prefix)
-    sampling = model.sampling(**settings, max_tokens=min(NUM_TOKENS, room))
+    sampling = model.sampling(**settings, max_tokens=min(num_tokens, room))
     (generation,) = model.prepare([prompt + example.source], sampling, truncate=True, language=language)
     return generation, sampling.forced_bos_token_id
 

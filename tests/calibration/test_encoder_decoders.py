@@ -194,6 +194,21 @@ def test_a_quantized_bundle_answers_as_its_model_directory_and_verifies(quantize
     assert main(["verify", str(tmp_path / "bundle")]) == 0
 
 
+@pytest.mark.parametrize("rounding", ["gptq", "awq"])
+def test_weights_rounded_by_what_both_graphs_read_move_the_answers_less_than_to_nearest(
+    text_model, texts, tmp_path, rounding
+):
+    moved = {}
+    for way in ("nearest", rounding):
+        recipe = Recipe(scheme="w4", block=16, int8=(), rounding=way)
+        checked = CheckOptions(bounds=FREE.bounds, data=texts)
+        data = [] if way == "nearest" else [texts]
+        result = calibrate(text_model[0], tmp_path / way, recipe, data, rows=RowOptions(num_rows=32), checked=checked)
+        assert set(result.quantized) == linears_of(text_model[1])
+        moved[way] = result.check.comparison.values["kl"]
+    assert moved[rounding] < moved["nearest"]
+
+
 def test_a_bound_that_is_not_met_leaves_nothing(text_model, texts, tmp_path):
     with pytest.raises(ShortfallError, match=r"kl<=0\.0000001.*over .* tokens of answers to 8 texts"):
         calibrate(
@@ -205,6 +220,14 @@ def test_a_bound_that_is_not_met_leaves_nothing(text_model, texts, tmp_path):
             checked=CheckOptions(bounds=("kl<=0.0000001",)),
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_both_models_are_measured_next_to_references(text_model, texts, tmp_path):
+    pytest.importorskip("sacrebleu")
+    (tmp_path / "pairs.tsv").write_text("text\ttarget\nthe sea is calm\tdas Meer ist ruhig\n")
+    checked = CheckOptions(bounds=("kl<=1000", "chrf>=0%"), data=texts, labelled=tmp_path / "pairs.tsv")
+    values = calibrate(text_model[0], tmp_path / "out", Recipe(scheme="w8"), checked=checked).check.comparison.values
+    assert {"kl", "top1", "chrf", "chrf_reference", "bleu"} <= set(values)
 
 
 def test_every_linear_of_a_speech_model_is_quantized(speech_model, sounds, tmp_path):

@@ -1,4 +1,4 @@
-"""`piston eval` on encoder tasks: the task's figures on labelled examples, or how near two models' outputs are."""
+"""`piston eval` on tasks but text-generation: figures on labelled examples, or how near two models' outputs are."""
 
 import argparse
 import hashlib
@@ -19,7 +19,9 @@ from piston.core.report.page import gates as judged
 from piston.core.schema import to_plain
 from piston.core.tasks import task_module
 from piston.evaluation import tasks
-from piston.evaluation.encoders import needs_labels, open_directory, qualities, shown_qualities, text_outputs
+from piston.evaluation.encoders import needs_labels, qualities, shown_qualities, text_outputs
+from piston.evaluation.opening import open_model_directory
+from piston.evaluation.tasks import TaskModel
 from piston.runtime import tasks as runtime_tasks
 from piston.runtime.bundle import Bundle
 from piston.runtime.encoder import EncoderModel
@@ -27,8 +29,8 @@ from piston.runtime.encoder import EncoderModel
 TEXT_ONLY = {"text", "prompt", "messages", "document"}  # fields of records that are no labelled examples
 
 
-def is_encoder(path: Path) -> bool:
-    """Whether a bundle or model directory is for an encoder task."""
+def has_figures(path: Path) -> bool:
+    """Whether a bundle or model directory is for a task that has figures of its own on labelled examples."""
     return hasattr(task_module(tasks, Manifest.read(path).task), "quality")
 
 
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
             raise MisuseError(f"{option} is for language models, and {arguments.path} is for {task}; leave it out.")
     gates = gates_of(arguments, task_module(tasks, task).METRICS, "--fail-on")
     check_output_files({"--html": arguments.html}, [arguments.path, arguments.data, arguments.reference])
-    is_labelled = _is_labelled(arguments.data)
+    is_labelled = _is_labelled(arguments.data, task)
     for gate in gates:
         if gate.needs_reference and arguments.reference is None:
             raise MisuseError(f"--require {gate.text!r} bounds a comparison; give the other model as --reference.")
@@ -50,14 +52,15 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
     if not is_labelled and arguments.reference is None:
         raise MisuseError(f"{arguments.data} has no labels; give labelled examples, or a model to compare with as "
                           "--reference.")  # fmt: skip
-    with Progress(quiet=arguments.quiet).phase("evaluating"), closing(_open(arguments.path, arguments)) as candidate:
+    progress = Progress(quiet=arguments.quiet)
+    with progress.phase("evaluating"), closing(_open(arguments.path, arguments)) as candidate:
         target = candidate.target
         if arguments.reference is None:
-            values, shown = _measured(candidate, None, arguments.data, is_labelled=is_labelled)
+            values, shown = _measured(candidate, None, arguments.data, progress, is_labelled=is_labelled)
         else:
             Manifest.read(arguments.reference).require_task(task, arguments.reference)
             with closing(_open(arguments.reference, arguments, target=None)) as reference:
-                values, shown = _measured(candidate, reference, arguments.data, is_labelled=is_labelled)
+                values, shown = _measured(candidate, reference, arguments.data, progress, is_labelled=is_labelled)
     results = [gate.judge(values) for gate in gates]
     if arguments.html is not None:
         write_output(arguments.html, _page(arguments, values, shown, results))
@@ -82,15 +85,20 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
 
 
 def _measured(
-    candidate: EncoderModel, reference: EncoderModel | None, data: Path, *, is_labelled: bool
+    candidate: TaskModel, reference: TaskModel | None, data: Path, progress: Progress, *, is_labelled: bool
 ) -> tuple[dict[str, float], str]:
     """Values by quantity, and a line for people."""
     if is_labelled:
         values = qualities(candidate, reference, data)
         return values, shown_qualities(values)
     assert reference is not None
-    texts = texts_of(data)
     module = task_module(tasks, candidate.manifest.task)
+    if hasattr(module, "compare_models"):
+        compared = module.compare_models(candidate, reference, module.read_examples(data), progress)
+        return dict(compared.values), compared.summary
+    texts = texts_of(data)
+    assert isinstance(candidate, EncoderModel)
+    assert isinstance(reference, EncoderModel)
     compared = module.moved(text_outputs(candidate, texts), text_outputs(reference, texts))
     return dict(compared.values), compared.summary
 
@@ -109,20 +117,23 @@ def _page(arguments: argparse.Namespace, values: Mapping[str, float], shown: str
     )
 
 
-def _is_labelled(path: Path) -> bool:
-    """Whether the file has records with more than a text."""
+def _is_labelled(path: Path, task: str) -> bool:
+    """Whether the file has records with more than a text, or examples that have answers."""
+    module = task_module(tasks, task)
+    if hasattr(module, "read_examples"):
+        return any(example.target is not None for example in module.read_examples(path))
     records = records_of(read_bytes(path).decode("utf-8-sig", "replace"), path)
     first = records[0][1] if records else None
     return isinstance(first, dict) and not {*first} <= TEXT_ONLY
 
 
-def _open(path: Path, arguments: argparse.Namespace, **options: Any) -> EncoderModel:
+def _open(path: Path, arguments: argparse.Namespace, **options: Any) -> TaskModel:
     """A bundle's engine, or the graph of a model directory as it is."""
     bundle = Bundle.open(path, verify=False)
     if bundle.manifest.kind == "model":
         if options.get("target", arguments.target) is not None:
             raise MisuseError(f"{path} is a model directory and runs as it is; --target is for bundles.")
-        return open_directory(path)
+        return open_model_directory(path)
     given = {"target": arguments.target, "max_length": arguments.max_length, "threads": arguments.threads} | options
-    model: EncoderModel = task_module(runtime_tasks, bundle.manifest.task).open_model(bundle, **given)
+    model: TaskModel = task_module(runtime_tasks, bundle.manifest.task).open_model(bundle, **given)
     return model

@@ -1,0 +1,82 @@
+"""`piston eval` on encoder-decoders: figures next to references, and how far a bundle moved from another."""
+
+import json
+from contextlib import closing
+
+import pytest
+from speech import write_sound
+
+from piston.cli.main import main
+from piston.core.errors import MisuseError
+from piston.evaluation.opening import open_model_directory
+from piston.evaluation.tasks.automatic_speech_recognition import quality
+from piston.runtime import load
+
+pytest_plugins = ["text_fixtures", "speech_fixtures"]
+TEXTS = ["the sea is calm today", "wind blows from north and the sea", "das Meer ist ruhig"]
+
+
+@pytest.fixture(scope="module")
+def answered(text_bundle, tmp_path_factory):
+    """Texts with the bundle's own answers as targets, and the texts alone: (records, texts)."""
+    root = tmp_path_factory.mktemp("answered")
+    with load(text_bundle) as model:
+        answers = [found.text for found in model.generate(TEXTS)]
+    records = [{"text": text, "target": answer} for text, answer in zip(TEXTS, answers, strict=True) if answer.strip()]
+    assert records
+    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (root / "texts.txt").write_text("\n".join(TEXTS))
+    return root / "pairs.jsonl", root / "texts.txt"
+
+
+def json_of(capsys, *words):
+    status = main(["eval", *map(str, words), "--quiet", "--json"])
+    captured = capsys.readouterr()
+    assert captured.out, captured.err
+    return status, json.loads(captured.out)
+
+
+def test_answers_that_are_the_references_have_full_marks(text_bundle, answered, capsys):
+    pytest.importorskip("sacrebleu")
+    status, found = json_of(capsys, text_bundle, "--data", answered[0], "--require", "chrf>=99%")
+    assert status == 0
+    assert found["values"]["chrf"] == pytest.approx(1)
+    assert found["is_labelled"]
+
+
+def test_a_bundle_is_compared_with_its_model_directory_on_texts_without_targets(
+    text_bundle, text_model, answered, capsys
+):
+    words = [text_bundle, "--data", answered[1], "--reference", text_model[0], "--require", "kl<=0.001"]
+    status, found = json_of(capsys, *words)
+    assert status == 0
+    assert found["values"]["kl"] < 1e-5
+    assert found["values"]["top1"] == 1
+
+
+def test_figures_of_references_need_references(text_bundle, answered, capsys):
+    assert main(["eval", str(text_bundle), "--data", str(answered[1]), "--require", "chrf>=50%"]) == 2
+    assert "is measured on labelled examples" in capsys.readouterr().err
+
+
+def test_the_word_error_rate_of_a_models_own_transcripts_is_zero_and_of_others_is_not(speech_model, tmp_path):
+    pytest.importorskip("jiwer")
+    write_sound(tmp_path / "a.wav", 0.9, 3)
+    path = tmp_path / "clips.tsv"
+    with closing(open_model_directory(speech_model[0])) as model:
+        said = model.transcribe(tmp_path / "a.wav").text
+        assert said.strip()
+        path.write_text(f"a.wav\t{said.upper()}!")
+        assert quality(model, path) == {"wer": 0}
+        path.write_text(f"a.wav\t{said} indeed")
+        assert quality(model, path)["wer"] == pytest.approx(1 / (len(said.split()) + 1))
+
+
+def test_an_example_without_a_reference_is_named(speech_model, tmp_path, capsys):
+    write_sound(tmp_path / "a.wav", 0.5)
+    (tmp_path / "clips.jsonl").write_text('{"audio": "a.wav", "text": "Hi."}\n{"audio": "a.wav"}')
+    with (
+        closing(open_model_directory(speech_model[0])) as model,
+        pytest.raises(MisuseError, match="has no reference for"),
+    ):
+        quality(model, tmp_path / "clips.jsonl")
