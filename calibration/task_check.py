@@ -51,7 +51,7 @@ def refit_task(candidate: Path, reference: Path, labelled: Path) -> Manifest:
     module = task_module(tasks, manifest.task)
     if not hasattr(module, "refit"):
         return manifest
-    with closing(open_directory(candidate)) as quantized, closing(open_directory(reference)) as exact:
+    with closing(open_model_directory(candidate)) as quantized, closing(open_model_directory(reference)) as exact:
         changed = module.refit(quantized, exact, labelled)
     if changed:
         manifest = dataclasses.replace(manifest, settings={**manifest.settings, **changed})
