@@ -19,19 +19,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _traced_once():
-    """All exports here are of one checkpoint in float32, and what breaks them comes after the trace."""
-    from piston.export.tasks import text_generation
-
-    graphs, trace = [], text_generation.trace
-
-    def copy_of_trace(*given):
-        if not graphs:
-            graphs.append(trace(*given))
-        return graphs[0].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_generation, "trace", copy_of_trace)
+def _traced_once(one_trace):
+    """What breaks an export here comes after the trace."""
+    with one_trace():
         yield
 
 

@@ -22,23 +22,28 @@ COMMON = {
     "decoder_start_token_id": PAD,
     "forced_eos_token_id": None,
 }
-T5 = {"d_kv": 20, "d_ff": 56, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2}
+T5 = {"d_kv": 20, "d_ff": 56, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
 BART = {
     "encoder_ffn_dim": 56,
     "decoder_ffn_dim": 40,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 2,
     "max_position_embeddings": POSITIONS,
 }
-# name -> model type, and what differs from COMMON. Buckets of distances end before the sources do.
+BUCKETS = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}  # less than the sources have
+# name -> model type, and what differs from COMMON. A stack of T5 has two layers at least, of which the first has the
+# bias that both add; one model of each family has stacks of two and three.
 ENCODER_DECODERS: dict[str, tuple[str, dict]] = {
-    "t5": ("t5", T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}),
+    "t5": ("t5", T5 | BUCKETS),
     "flan-t5": ("t5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    "mt5": ("mt5", T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}),
-    "umt5": ("umt5", T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}),
-    "bart": ("bart", BART | {"scale_embedding": True}),
+    "mt5": ("mt5", T5 | BUCKETS),
+    "umt5": (
+        "umt5",
+        T5 | BUCKETS | {"num_decoder_layers": 3},
+    ),
+    "bart": ("bart", BART | {"encoder_layers": 2, "decoder_layers": 3, "scale_embedding": True}),
     "mbart": ("mbart", BART),
     "pegasus": ("pegasus", BART),
     "marian": ("marian", BART),

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
-from zoo import share_onnx_functions
+from zoo import share_tables_of_torch
 
 WORDS = ["a", "girl", "is", "styling", "her", "hair", "men", "play", "football", "on", "the", "beach", "query", ":"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -92,7 +92,7 @@ def cases_table() -> str:
 
 def make_encoder(model_type: str, task: str = "feature-extraction", **overrides: object) -> torch.nn.Module:
     """A model whose weights are spread so that attention and norms matter."""
-    share_onnx_functions()
+    share_tables_of_torch()
     config = AutoConfig.for_model(model_type, **(COMMON | (ENCODERS | DECODERS)[model_type] | overrides))
     torch.manual_seed(zlib.crc32(model_type.encode()))
     model = getattr(transformers, HEADS[task]).from_config(config).eval()

@@ -3,13 +3,11 @@
 import pytest
 from encoder_decoders import make_encoder_decoder, write_text_checkpoint
 
-LAYERS = {"num_decoder_layers": 2}  # generate wants as many as of the encoder
-
 
 @pytest.fixture(scope="session")
 def text_model(toys):
     """A model directory of a seeded T5, and transformers' model: (directory, model)."""
-    return toys.exported(write_text_checkpoint, "flan-t5", **LAYERS), make_encoder_decoder("flan-t5", **LAYERS)
+    return toys.exported(write_text_checkpoint, "flan-t5"), make_encoder_decoder("flan-t5")
 
 
 @pytest.fixture(scope="session")
