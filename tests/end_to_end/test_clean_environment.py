@@ -28,9 +28,10 @@ def installed_bytes(site):
 def environment(tmp_path_factory):
     """A fresh venv's python, with the wheel of this tree and what running and serving take."""
     directory = tmp_path_factory.mktemp("clean") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
     python = directory / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    install = [*pip, "install", "--quiet", "--no-compile"]
     # A copy: an in-tree build would leave build/lib behind, and its stale modules in every later wheel.
     source = shutil.copytree(ROOT, directory.parent / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE))
     subprocess.run([*install, "-c", ROOT / "constraints.txt", f"{source}[ort,serve]"], check=True, cwd=directory)
