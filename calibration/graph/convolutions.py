@@ -51,5 +51,7 @@ def _convolution(node: ir.Node) -> Convolution | None:
         return None
     if len(weight.const_value.shape) < LEAST:
         return None
-    name = (node.name or "").rpartition("/")[0] or (weight.name or "").removesuffix(".weight")
+    # Not the node's: where a norm was folded into the kernel, it has the norm's name.
+    name, is_named, _ = (weight.name or "").rpartition(".weight")
+    name = name if is_named else (node.name or "").rpartition("/")[0] or weight.name or ""
     return Convolution(name, node, weight)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from modules import QUANTIZABLE, ConvNet, Perceptron, Scorer, example, normal
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from piston.calibration.calibrate import CheckOptions, calibrate
 from piston.calibration.recipe import Recipe
 from piston.cli.main import main
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import MODULE
+from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError, ShortfallError
 from piston.data.rows import RowOptions
 from piston.engines import build
@@ -39,8 +41,14 @@ def answers(directory, out, given):
         return next(iter(model.run(given).values()))
 
 
+LAYERS = {"perceptron": ["first", "head", "second"], "convolutions": ["first", "head", "second"]}
+
+
 def rounded(module):
-    """The module with each weight rounded to 127 steps of its output channel's largest."""
+    """The module with each weight rounded to 127 steps of its output channel's largest, norms folded in before."""
+    if hasattr(module, "norm"):
+        module.first = fuse_conv_bn_eval(module.eval().first, module.norm)
+        module.norm = nn.Identity()
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             weight = part.weight.data
@@ -52,7 +60,7 @@ def rounded(module):
 @pytest.mark.parametrize(("name", "module"), [("perceptron", Perceptron), ("convolutions", ConvNet)])
 def test_w8_computes_what_the_module_with_rounded_weights_does(models, name, module, tmp_path):
     result = calibrate(models / name / "model", tmp_path / "w8", Recipe(scheme="w8"))
-    assert sorted(result.quantized) == sorted(part for part, _ in module().named_children())
+    assert sorted(result.quantized) == LAYERS[name]
     (key,) = QUANTIZABLE[name][1]
     given = {key: normal(5, *QUANTIZABLE[name][1][key].shape[1:], seed=11)}
     with torch.no_grad():
@@ -70,7 +78,7 @@ def test_w8_computes_what_the_module_with_rounded_weights_does(models, name, mod
 def test_w8a8_rounds_what_every_layer_reads_and_stays_near_the_module(models, name, module, tmp_path):
     data = models / name / "data.npz"
     result = calibrate(models / name / "model", tmp_path / "w8a8", Recipe(scheme="w8a8"), [data])
-    assert sorted(result.quantized) == sorted(part for part, _ in module().named_children())
+    assert sorted(result.quantized) == LAYERS[name]
     graph = ir.load(tmp_path / "w8a8/model.onnx").graph
     layers = [node for node in graph if node.op_type in {"MatMul", "Conv"}]
     assert layers
@@ -86,11 +94,13 @@ def test_w8a8_rounds_what_every_layer_reads_and_stays_near_the_module(models, na
     assert 1e-4 < error < 0.05
     assert result.check.comparison.values["error"] < 0.05
     assert main(["verify", str(tmp_path / "bundle"), "--quiet"]) == 0
+    assert Manifest.read(tmp_path / "bundle").engines[0].actual["not_fused"] == {}
 
 
 def test_linears_of_a_perceptron_multiply_in_int8(models, tmp_path):
     calibrate(models / "perceptron/model", tmp_path / "w8a8", Recipe(scheme="w8a8"), [models / "perceptron/data.npz"])
     manifest = build(tmp_path / "w8a8", tmp_path / "bundle", require_int8=1.0)
+    assert manifest.engines[0].actual["not_fused"] == {}
     assert manifest.engines[0].actual["linears"]["int8"] == 1
 
 
