@@ -153,7 +153,7 @@ def _print_compiled(spec: EngineSpec) -> None:
     )
     head = f"; lm_head {ARITHMETIC[got['lm_head']]}" if "lm_head" in got else ""
     print_text(f"linears: {_shares(got['linears'])}{head}{_sparse(got)}")
-    for parity in got["parities"]:
+    for parity in [*got.get("encoder", {}).get("parities", []), *got["parities"]]:
         print_text(f"parity in {parity['dtype']}, on ONNX Runtime: {_compared(parity)}")
     note(f"note: {spec.target} has been proved and compiled here; run `piston verify` where its GPU is")
 

@@ -61,6 +61,12 @@ def _build_encoder_decoder(job: BuildJob) -> EngineSpec:
     return build_both(job, _build_encoder, build_ort_cpu)
 
 
+def _build_encoder_decoder_tensorrt(job: BuildJob) -> EngineSpec:
+    from piston.engines.encoder_decoder import build_both
+
+    return build_both(job, partial(build_cached, graph=ENCODER), build_cached)
+
+
 _ORT_CPU: dict[str, Builder] = {
     DECODER: build_ort_cpu,
     ENCODER: _build_encoder,
@@ -68,7 +74,11 @@ _ORT_CPU: dict[str, Builder] = {
     MODULE: _build_module,
 }
 _ORT_CUDA: dict[str, Builder] = {DECODER: build_ort_cuda, ENCODER: partial(build_ort_cuda, graph=ENCODER)}
-_TENSORRT: dict[str, Builder] = {DECODER: build_cached, ENCODER: partial(build_cached, graph=ENCODER)}
+_TENSORRT: dict[str, Builder] = {
+    DECODER: build_cached,
+    ENCODER: partial(build_cached, graph=ENCODER),
+    f"{DECODER}+{ENCODER}": _build_encoder_decoder_tensorrt,
+}
 FAMILIES: dict[str, Family] = {
     "ort-cpu": Family("ort-cpu[:avx512]", check_ort_cpu, ask_ort_cpu, _ORT_CPU, has_compiler=False),
     "ort-cuda": Family("ort-cuda", check_ort_cuda, ask_ort_cuda, _ORT_CUDA, has_compiler=False),

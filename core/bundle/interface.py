@@ -243,6 +243,11 @@ def is_present(name: str | None) -> bool:
     return (name or "").startswith(PRESENT)
 
 
+def is_state(name: str | None) -> bool:
+    """Whether an input or output of a graph is a state of any kind."""
+    return is_past(name) or is_present(name) or is_cross(name)
+
+
 def past_of(present: str) -> str:
     """The input whose memory an output `present.N.part` is written to."""
     return PAST + present.removeprefix(PRESENT)

@@ -1,14 +1,14 @@
 """The answers that travel in a bundle, each engine's own; the canonical graph's for those that cannot run here."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget
-from piston.core.bundle.interface import DECODER, ENCODER, MODULE
+from piston.core.bundle.interface import DECODER, ENCODER, MODULE, source_encoder_interface
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.tasks import task_module
 from piston.engines.equivalence.answers import reference_of
@@ -16,6 +16,7 @@ from piston.engines.equivalence.ragged import inner_session
 from piston.runtime import kernels, tasks
 from piston.runtime.backends.engine import Engine
 from piston.runtime.backends.ort_cpu import OrtEngine
+from piston.runtime.backends.ort_encoder_decoder import OrtEncoderDecoder
 from piston.runtime.backends.registry import Sizes, open_engine
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.bundle import Bundle
@@ -97,13 +98,39 @@ def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequen
                 found[spec.target] = _expected(engine, prompts, num_tokens, start)
     absent = [spec.target for spec in engines if spec.target not in found]
     if absent:
-        with reference_of(canonical, model, work, int8_head=False) as path:
-            cache = model.cache.with_dtype("float32")
-            options = OrtOptions(prepack=False)
-            with closing(OrtEngine.open(path, cache, num_slots=slots, capacity=capacity, options=options)) as engine:
-                answers = replace(_expected(engine, prompts, num_tokens, start), by="canonical graph")
+        with _canonical_engine(canonical, model, work, slots, capacity) as engine:
+            answers = replace(_expected(engine, prompts, num_tokens, start), by="canonical graph")
         found |= dict.fromkeys(absent, answers)
     GoldenByTarget(engines={spec.target: found[spec.target] for spec in engines}).write(work)
+
+
+@contextmanager
+def _canonical_engine(canonical: Path, model: Manifest, work: Path, slots: int, capacity: int) -> Iterator[Engine]:
+    """The canonical decoder in float32, with its encoder if it has one; `canonical` is where a sole graph would be."""
+    cache, cross = model.cache.with_dtype("float32"), model.cross.with_dtype("float32")
+    options, parent = OrtOptions(prepack=False), canonical.parent
+    if not cross.states:
+        with (
+            reference_of(canonical, model, work) as path,
+            closing(OrtEngine.open(path, cache, num_slots=slots, capacity=capacity, options=options)) as engine,
+        ):
+            yield engine
+        return
+    encoder = source_encoder_interface(cross, model.graphs[ENCODER].inputs)
+    with (
+        reference_of(parent / DECODER / canonical.name, model, work) as path,
+        closing(
+            OrtEncoderDecoder.open_both(
+                (parent / ENCODER / canonical.name, encoder),
+                (path, cache, cross),
+                max_source=cross.num_positions or model.model.max_positions,
+                options=options,
+                num_slots=slots,
+                capacity=capacity,
+            )
+        ) as engine,
+    ):
+        yield engine
 
 
 def _expected(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int, start: tuple[int, ...]) -> Golden:

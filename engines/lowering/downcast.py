@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from piston.core.bundle.interface import is_cross, is_present
+from piston.core.bundle.interface import is_state
 from piston.core.errors import EngineError, ParityError
 from piston.graph.pattern import static_dims, tidy
 
@@ -63,7 +63,7 @@ class Float16RangeError(EngineError, ParityError):
 
 
 class DowncastPass(ir.passes.InPlacePass):
-    """Computes everything else in `dtype`; graph inputs become narrow, outputs that are no states leave as float32.
+    """Computes everything else in `dtype`; states become narrow, other inputs and outputs stay float32.
 
     Weights are converted one at a time, while the model is saved.
 
@@ -86,15 +86,14 @@ class DowncastPass(ir.passes.InPlacePass):
         graph = model.graph
         wide = _wide_nodes(graph)
         for value in graph.inputs:
-            if value.dtype == WIDE:
+            if value.dtype == WIDE and is_state(value.name):
                 value.type = ir.TensorType(self.type)  # a new one: values may share theirs
         for node in list(graph):
             self._type_outputs(node, is_wide=node in wide)
         for node in list(graph):
             self._cast_inputs(graph, node, is_wide=node in wide)
         for output in list(graph.outputs):
-            is_state = is_present(output.name) or is_cross(output.name)
-            if not is_state and output.dtype == self.type:
+            if not is_state(output.name) and output.dtype == self.type:
                 _widen_output(graph, output)
         tidy(model)
         return ir.passes.PassResult(model, modified=True)

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "Elu": {"alpha"},
     "QuantizeLinear": {"axis"},
     "RMSNormalization": {"axis", "epsilon", "stash_type"},
+    "ReduceL2": {"keepdims", "noop_with_empty_axes"},
     "ReduceMax": {"keepdims"},
     "ReduceMean": {"keepdims", "noop_with_empty_axes"},
     "ReduceMin": {"keepdims"},

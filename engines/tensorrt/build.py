@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class LoweredFile:
     cache: CacheSpec
     sizes: Sizes
     window: int
+    cross: CacheSpec  # over the source, in the type of the cache; no states where there is no encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,8 @@ def _build(target: Target, job: BuildJob, dtype: StateType, name: str) -> Engine
 def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[str, Any]) -> LoweredFile:
     """Write out/file/model.onnx in the asked type, and out/float32/model.onnx in float32."""
     dtype: StateType = asked["dtype"]
-    cache = model.cache.with_dtype(dtype)
-    sizes = Sizes.of(cache, asked["max_batch"], asked["max_length"])
+    cache, cross = model.cache.with_dtype(dtype), model.cross.with_dtype(dtype)
+    sizes = Sizes.of(cache, asked["max_batch"], asked["max_length"], cross)
     paths = []
     for name, kind in (("file", dtype), ("float32", "float32")):
         graph = ir.load(canonical)
@@ -140,13 +142,14 @@ def write_lowered(canonical: Path, model: Manifest, out: Path, asked: Mapping[st
         (out / name).mkdir()
         ir.save(graph, out / name / GRAPH, external_data=GRAPH_DATA)
         paths.append(out / name / GRAPH)
-    return LoweredFile(paths[0], paths[1], cache, sizes, window)
+    return LoweredFile(paths[0], paths[1], cache, sizes, window, cross)
 
 
 def prove_file(reference: Path, model: Manifest, lowered: LoweredFile) -> list[dict[str, Any]]:
     """The float32 file against the reference, the file against that, and the file, executed, against the reference."""
     wide = model.cache.with_dtype("float32")
-    parities: list[Parity] = [check_parity(reference, lowered.float32, wide, lowered.sizes, "float32", lowered.window)]
+    compared = partial(check_parity, window=lowered.window, cross=model.cross.with_dtype("float32"))
+    parities: list[Parity] = [compared(reference, lowered.float32, wide, lowered.sizes, "float32")]
     check_same(lowered.float32, lowered.path)
     executable = lowered.path
     dtype = lowered.cache.dtype
@@ -154,7 +157,7 @@ def prove_file(reference: Path, model: Manifest, lowered: LoweredFile) -> list[d
         from piston.engines.tensorrt.equivalence.simulate import write_simulated
 
         executable = write_simulated(lowered.path, lowered.path.parent.with_name("simulated"))
-    parities.append(check_parity(reference, executable, wide, lowered.sizes, dtype, lowered.window))
+    parities.append(compared(reference, executable, wide, lowered.sizes, dtype))
     if executable is not lowered.path:
         shutil.rmtree(executable.parent)
     return [dataclasses.asdict(parity) for parity in parities]
@@ -193,6 +196,7 @@ def _sizes(lowered: LoweredFile, graph: ir.Graph) -> dict[str, Any]:
         "capacity": sizes.capacity,
         "chunk": sizes.chunk,
         "max_logits": sizes.max_logits,
+        **({"max_source": sizes.source} if sizes.source else {}),
         "max_top_k": min(MAX_TOP_K, vocab_size(graph)),
         "vocab_size": vocab_size(graph),
     }

@@ -8,7 +8,7 @@ from piston.core.bundle.interface import ENCODER, source_encoder_interface
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.bundle.plan_header import PlanHeader
 from piston.core.cache_dir import cache_dir
-from piston.core.errors import BundleCorruptError, BundleError, DeviceMemoryError, Error, MisuseError
+from piston.core.errors import BundleCorruptError, BundleError, DeviceMemoryError, EngineError, Error, MisuseError
 from piston.runtime import kernels
 from piston.runtime.backends.cuda_driver import Device
 from piston.runtime.backends.engine import Engine
@@ -181,6 +181,8 @@ def _open_ort_cpu_session(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> "Se
 def _check_tensorrt(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
     from piston.runtime.backends.tensorrt.plan import LEAN, check_gpu, check_version
 
+    if spec.cross.states:
+        raise EngineError(f"{spec.target} has no runtime for models with an encoder and a decoder yet; use ort-cpu.")
     device = machine.require_device()
     header = PlanHeader.read(path := bundle.directory / spec.path)
     check_gpu(header.compute_capabilities or compute_capabilities_of(spec), device, str(path))

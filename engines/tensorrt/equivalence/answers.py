@@ -25,7 +25,7 @@ from piston.engines.tensorrt.equivalence.attention_function import write_executa
 from piston.engines.tensorrt.equivalence.locate import check_range, exposed, first_to_differ
 from piston.engines.tensorrt.equivalence.lockstep import in_lockstep, stream_names
 from piston.engines.tensorrt.equivalence.sampling import Draw
-from piston.engines.tensorrt.equivalence.step_session import StepSession
+from piston.engines.tensorrt.equivalence.step_session import GARBAGE, StepSession
 from piston.engines.tensorrt.lowering import MAX_TOP_K, Sizes
 from piston.graph.qdq import Remainder, remainders
 from piston.graph.tap import GIVEN, OWN, without_ending
@@ -58,10 +58,19 @@ class Parity:
     slack: float = 1.0  # by how much the bound was widened for the canonical graph's own noise
 
 
-def check_parity(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, dtype: str, window: int = 0) -> Parity:
+def check_parity(  # noqa: PLR0913
+    canonical: Path,
+    lowered: Path,
+    cache: CacheSpec,
+    sizes: Sizes,
+    dtype: str,
+    *,
+    window: int = 0,
+    cross: CacheSpec | None = None,
+) -> Parity:
     """Compare `lowered`, in `dtype`, with the float32 graph at `canonical`, which `write_exposed` wrote.
 
-    `cache` is the canonical graph's; `window` the longest of its sliding windows.
+    `cache` and `cross` are the canonical graph's; `window` is the longest of its sliding windows.
 
     Prefill, prefill in chunks, a ragged batch, decode steps of all rows and of one, and at the last positions.
 
@@ -70,19 +79,30 @@ def check_parity(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes,
         ParityError: beyond the bound, another token, or another next step; the message names the node.
     """
     try:
-        return _run(canonical, lowered, cache, sizes, Parity(dtype), window)
+        return _run(canonical, lowered, cache, sizes, Parity(dtype), window, cross)
     except ParityError:
         if dtype != "float32":
             raise
         windows = (window,) if window else ()
-        slack = slack_of(canonical, cache, max_length=sizes.max_length, windows=windows, work=canonical.parent)
+        slack = slack_of(
+            canonical, cache, max_length=sizes.max_length, windows=windows, work=canonical.parent, cross=cross
+        )
         if slack <= 1:
             raise
-        return _run(canonical, lowered, cache, sizes, Parity(dtype, slack=slack), window)
+        return _run(canonical, lowered, cache, sizes, Parity(dtype, slack=slack), window, cross)
 
 
-def _run(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, parity: Parity, window: int) -> Parity:
+def _run(  # noqa: PLR0913, PLR0917
+    canonical: Path,
+    lowered: Path,
+    cache: CacheSpec,
+    sizes: Sizes,
+    parity: Parity,
+    window: int,
+    cross: CacheSpec | None,
+) -> Parity:
     with _opened(canonical, lowered, cache, sizes, parity) as pair:
+        pair.sources = {} if cross is None else _random_sources(cross, sizes)
         rng, last = np.random.default_rng(0), sizes.max_length
         longest = max(1, last - STEPS - PADDED)
         pair.prefill(0, [min(PROMPT, longest)], rng)
@@ -134,6 +154,7 @@ class _Pair:
     narrow: Mapping[str, str]  # values that the engine keeps in float16, and the nodes that they are of
     remainders: Mapping[str, Remainder]  # by the names of their codes
     parity: Parity
+    sources: dict[str, Array] = field(default_factory=dict)  # cross states and lengths of ROWS sources
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ROWS, np.int64))
     tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ROWS, np.int64))
 
@@ -187,6 +208,7 @@ class _Pair:
             "kv_lengths": lengths + seq,
             "logits_positions": kept,
             **draw.inputs(),
+            **{name: array[low:high] for name, array in self.sources.items()},
         }
         expected = self.reference.run(feed, low, high)
         check_range(self.narrow, expected, f"At the {where}")
@@ -244,6 +266,21 @@ class _Pair:
 
     def _bound(self, largest: float) -> float:
         return max(ABSOLUTE, RELATIVE[self.parity.dtype] * largest) * self.parity.slack
+
+
+def _random_sources(cross: CacheSpec, sizes: Sizes) -> dict[str, Array]:
+    """Keys and values of sources of different lengths, exact in float16, with garbage behind them."""
+    if not cross.states:
+        return {}
+    rng, lengths = np.random.default_rng(2), np.array([max(1, sizes.max_length // 2), 1, sizes.max_length])
+    is_ragged = cross.num_positions is None
+    found: dict[str, Array] = {"source_lengths": lengths} if is_ragged else {}
+    for state in cross.states:
+        array = rng.normal(size=state.sizes(ROWS, sizes.source)).astype(np.float16).astype(np.float32)
+        for row, length in enumerate(lengths if is_ragged else ()):
+            array[row, :, length:] = GARBAGE
+        found[state.input] = array
+    return found
 
 
 @dataclass(frozen=True, slots=True)

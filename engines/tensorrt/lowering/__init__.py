@@ -30,18 +30,39 @@ class Sizes:
     capacity: int
     chunk: int
     max_logits: int
+    source: int = 0  # positions of a source in memory; 0 where there is no encoder
 
     @classmethod
-    def of(cls, cache: CacheSpec, max_batch: int, max_length: int) -> "Sizes":
-        """Derive them from what the user says; `cache` is the engine's."""
-        unit = math.lcm(*(ROW_UNIT // math.gcd(ROW_UNIT, state.nbytes(1, 1)) for state in cache.states))
+    def of(cls, cache: CacheSpec, max_batch: int, max_length: int, cross: CacheSpec | None = None) -> "Sizes":
+        """Derive them from what the user says; `cache` and `cross` are the engine's.
+
+        Raises:
+            EngineError: sources have one number of positions, and their states no whole number of 256 bytes.
+        """
         return cls(
             max_batch=max_batch,
             max_length=max_length,
-            capacity=-(-max_length // unit) * unit,
+            capacity=_aligned(cache, max_length),
+            source=0 if cross is None or not cross.states else _source_of(cross, max_length),
             chunk=min(CHUNK, max_length),
             max_logits=min(128, max_length),
         )
+
+
+def _aligned(spec: CacheSpec, length: int) -> int:
+    """The least number of positions from `length` on with which every row of every state begins where it should."""
+    unit = math.lcm(*(ROW_UNIT // math.gcd(ROW_UNIT, state.nbytes(1, 1)) for state in spec.states))
+    return -(-length // unit) * unit
+
+
+def _source_of(cross: CacheSpec, max_length: int) -> int:
+    fixed = cross.num_positions
+    if fixed is not None and any(state.nbytes(1, fixed) % ROW_UNIT for state in cross.states):
+        raise EngineError(
+            f"The keys of a source of {fixed} positions take {cross.states[0].nbytes(1, fixed):,} bytes, which is no "
+            f"multiple of {ROW_UNIT}; build this model for ort-cpu."
+        )
+    return fixed or _aligned(cross, max_length)
 
 
 def lower_for_tensorrt(model: ir.Model, sizes: Sizes, dtype: StateType) -> None:
@@ -55,8 +76,8 @@ def lower_for_tensorrt(model: ir.Model, sizes: Sizes, dtype: StateType) -> None:
     Float32Pass()(model)
     _refuse(model.graph)
     for rewrite in (
-        StaticCapacityPass(sizes.capacity),
-        TrtAttentionPass(),
+        StaticCapacityPass(sizes.capacity, sizes.source),
+        TrtAttentionPass(decomposable=sizes.source > 0),  # a bias over single tokens has no kernel of its own
         WholeBlocksPass(),
         TrimRotaryPass(sizes.max_length),
         *([] if dtype == "float32" else [DowncastPass(dtype)]),

@@ -1,9 +1,12 @@
-"""The cache gets a fixed capacity: KVCacheUpdate wants one, and masks then count slots by a constant."""
+"""The cache gets a fixed capacity: KVCacheUpdate wants one, and masks then count slots by a constant.
+
+So do the cross states of a decoder with an encoder, which then stay where they are in memory.
+"""
 
 import numpy as np
 import onnx_ir as ir
 
-from piston.core.bundle.interface import is_past, is_present
+from piston.core.bundle.interface import is_cross, is_past, is_present
 from piston.graph.pattern import constant, constants, int_attribute, producer, tidy
 
 CAPACITY_AXIS = 2  # of [batch, kv_heads, capacity, head_dim]
@@ -11,20 +14,24 @@ SLOTS = "cache.slots"
 
 
 class StaticCapacityPass(ir.passes.InPlacePass):
-    """Writes `capacity` into the shape of every past and present; Range(0, capacity, 1) becomes its elements."""
+    """Writes `capacity` into the shape of every past and present; Range(0, capacity, 1) becomes its elements.
 
-    def __init__(self, capacity: int) -> None:
+    `source` is written into those of cross states.
+    """
+
+    def __init__(self, capacity: int, source: int = 0) -> None:
         super().__init__()
         self.capacity = capacity
+        self.source = source
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fix the shapes, then what was computed from them."""
         graph = model.graph
         for value in (*graph.inputs, *graph.outputs):
-            if is_past(value.name) or is_present(value.name):
+            if is_past(value.name) or is_present(value.name) or is_cross(value.name):
                 assert value.shape is not None
                 dims = list(value.shape)
-                dims[CAPACITY_AXIS] = self.capacity
+                dims[CAPACITY_AXIS] = self.source if is_cross(value.name) else self.capacity
                 value.shape = ir.Shape(dims)
         (input_ids,) = [value for value in graph.inputs if value.name == "input_ids"]
         for node in graph:

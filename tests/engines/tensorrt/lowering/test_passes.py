@@ -67,8 +67,23 @@ def test_statistics_and_norms_stay_wide_and_everything_else_is_narrow():
     wide = {"RMSNormalization", "Pow", "ReduceMean", "Add", "Sqrt", "Div"}
     assert {name for name, dtype in types.items() if dtype == ir.DataType.FLOAT} == wide
     assert types["MatMul"] == ir.DataType.FLOAT16
-    assert model.graph.inputs[0].dtype == ir.DataType.FLOAT16
+    assert model.graph.inputs[0].dtype == ir.DataType.FLOAT
     assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_states_are_narrow_and_other_inputs_and_outputs_are_wide():
+    model = parse(
+        """g (float[a, 4] audio, float[a, 4] past) => (float[a, 4] alignment, float[a, 4] present) {
+            present = Add (audio, past)
+            alignment = MatMul (audio, w)
+        }""",
+        w=np.eye(4, dtype=np.float32),
+    )  # fmt: skip
+    model.graph.inputs[1].name, model.graph.outputs[1].name = "past.0.key", "present.0.key"
+    DowncastPass("float16")(model)
+    types = {value.name: value.dtype for value in (*model.graph.inputs, *model.graph.outputs)}
+    narrow = {name for name, dtype in types.items() if dtype == ir.DataType.FLOAT16}
+    assert narrow == {"past.0.key", "present.0.key"}
 
 
 def test_what_is_computed_of_integers_and_what_masks_scores_stays_wide():

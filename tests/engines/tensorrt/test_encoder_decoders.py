@@ -1,0 +1,117 @@
+"""Encoder-decoders for TensorRT-RTX: both graphs lowered, compared with the canonical ones, and compiled."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from encoder_decoders import write_speech_checkpoint, write_text_checkpoint
+from plan_bytes import rtx_plan
+
+from piston.cli.main import main
+from piston.core.bundle.manifest import EngineSpec, Manifest
+from piston.core.bundle.plan_header import PlanHeader
+from piston.core.console import Progress
+from piston.core.errors import EngineError
+from piston.engines import build
+from piston.engines.encoder_decoder import build_both
+from piston.engines.options import BuildJob, BuildOptions
+from piston.runtime import load
+
+RTX = "tensorrt-rtx:sm89"
+SIZES = {"max_batch": 2, "max_length": 40}
+HEADS = {"d_model": 64, "decoder_attention_heads": 4}  # 16 wide, of which the compiler has kernels
+NAMES = ["t5", "marian", "whisper"]
+
+
+@pytest.fixture
+def model_of(toys):
+    """model_of(name) -> the model directory of a toy whose heads are 16 wide."""
+
+    def of(name):
+        if name == "whisper":
+            return toys.exported(write_speech_checkpoint, **HEADS)
+        return toys.exported(write_text_checkpoint, name, **({"d_kv": 16} if name == "t5" else HEADS))
+
+    return of
+
+
+@pytest.fixture
+def fake_compiler(monkeypatch):
+    """A compiler that compiles nothing: these tests are about what is compared before."""
+    from piston.engines.tensorrt import build as builder
+    from piston.engines.tensorrt.compile import Compiled
+
+    def compile_plan(path, goal, target, profiles, options, progress):
+        goal.write_bytes(rtx_plan(path.read_bytes()))
+        return Compiled(compiler_version="1.7.1.116", layers=1, plan_bytes=goal.stat().st_size)
+
+    monkeypatch.setattr(builder, "compile_plan", compile_plan)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1.116"))
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "t5" else pytest.mark.slow) for name in NAMES])
+def test_both_graphs_are_compared_and_described(name, model_of, tmp_path, fake_compiler):
+    (spec,) = build(model_of(name), tmp_path / "bundle", [RTX], **SIZES).engines
+    folder = RTX.replace(":", "-")
+    assert spec.files == {graph: f"{graph}/{folder}/engine.plan" for graph in ("encoder", "decoder")}
+    assert {state.dtype for state in spec.states["decoder"]} == {"float16"}
+    for parity in (*spec.actual["parities"], *spec.actual["encoder"]["parities"]):
+        assert parity["relative"] < (1e-5 if parity["dtype"] == "float32" else 1e-2)
+    got, profiles = spec.actual, spec.actual["profiles"]
+    if name != "whisper":
+        assert profiles["decode"]["source_lengths"] == [[1], [2], [2]]
+        assert spec.actual["encoder"]["profiles"]["rows"]["input_ids"] == [[1, 1], [1, 40], [1, 40]]
+    assert got["max_source"] == (40 if name != "whisper" else 12)
+    assert [shape[2] for shape in profiles["prefill"]["cross.0.key"]] == [got["max_source"]] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_both_graphs_are_compiled(name, model_of, tmp_path, capsys):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
+    arguments = ["build", str(model_of(name)), "-o", str(tmp_path / "bundle"), "--target", RTX, "--no-cache", "--quiet"]
+    assert main([*arguments, "--max-batch", "2", "--max-length", "40"]) == 0
+    assert capsys.readouterr().out.count("parity in float16, on ONNX Runtime: ") == 2
+    (spec,) = Manifest.read(tmp_path / "bundle").engines
+    for path in spec.files.values():
+        assert PlanHeader.read(tmp_path / "bundle" / path).compute_capabilities == ("sm89",)
+
+
+def test_a_bundle_says_that_such_engines_have_no_runtime_yet_and_takes_the_one_that_has(
+    model_of, tmp_path, fake_compiler
+):
+    build(model_of("t5"), tmp_path / "bundle", ["ort-cpu", RTX], **SIZES)
+    with pytest.raises(EngineError, match=rf"{RTX} has no runtime for models with an encoder and a decoder yet"):
+        load(tmp_path / "bundle", target=RTX)
+    with load(tmp_path / "bundle") as model:
+        assert model.target == "ort-cpu"
+
+
+def test_where_one_graph_needs_bfloat16_both_have_it(model_of, tmp_path):
+    """The states that one writes are read by the other."""
+    asked = []
+
+    def builder_of(graph, needed):
+        def built(job):
+            asked.append((graph, job.requested["dtype"]))
+            dtype = needed if job.requested["dtype"] == "auto" else job.requested["dtype"]
+            cache = job.model.cache.with_dtype(dtype) if graph == "decoder" else None
+            return EngineSpec.of(
+                target=RTX, path="plan", cache=cache, requested={}, actual={"dtype": dtype}, graph=graph
+            )
+
+        return built
+
+    source = model_of("t5")
+    job = BuildJob(
+        target=RTX,
+        source=source,
+        model=Manifest.read(source),
+        work=tmp_path,
+        requested={"dtype": "auto"},
+        options=BuildOptions(**SIZES),
+        progress=Progress(quiet=True),
+    )
+    spec = build_both(job, builder_of("encoder", "bfloat16"), builder_of("decoder", "float16"))
+    assert asked == [("encoder", "auto"), ("decoder", "auto"), ("decoder", "bfloat16")]
+    assert {state.dtype for state in spec.states["decoder"]} == {"bfloat16"}
