@@ -21,7 +21,7 @@ def prove_broken(lowered_toy, tmp_path):
         path = broken(made.file.float32 if float32 else made.file.path, tmp_path, change)
         cache = made.model.cache.with_dtype("float32")
         dtype = "float32" if float32 else "float16"
-        return check_parity(made.reference, path, cache, made.file.sizes, dtype, made.file.window)
+        return check_parity(made.reference, path, cache, made.file.sizes, dtype, window=made.file.window)
 
     return prove_changed
 
