@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from piston.runtime.text.tokenizer import Tokenizer
 
-SPACES = str.maketrans({"\n": "⏎", "\t": "⇥", "Ġ": "·", "▁": "·", "Ċ": "⏎"})
+SPACES = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "Ġ": "·", "▁": "·", "Ċ": "⏎"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,13 @@ def tokens_of(row: "Encoding") -> list[str]:
 
 
 def named_tokens(ids: Sequence[int], tokenizer: "Tokenizer") -> list[str]:
-    """The same of token ids."""
-    return [(tokenizer.token_of(token_id) or str(token_id)).translate(SPACES) for token_id in ids]
+    """Token ids as what they add to a text, spaces as dots; special tokens, and parts of characters, by their names."""
+    found = []
+    for token_id in ids:
+        text = "" if tokenizer.is_special(token_id) else tokenizer.text_of(token_id)
+        is_text = bool(text) and "\ufffd" not in text
+        found.append((text if is_text else tokenizer.token_of(token_id) or str(token_id)).translate(SPACES))
+    return found
 
 
 def pair_of(texts: Mapping[str, str], first: str, second: str) -> str | tuple[str, str]:

@@ -12,8 +12,8 @@ from piston.explanation.result import AttentionMap, Attribution, Explanation, Ma
 MOST_TOKENS = 160  # of a map on the page
 MOST_LISTED = 10  # words in a terminal, and in the table of the page
 ATTENTION = (
-    "Each row is a token, each column a token that it looks at; darker is more, of the largest in the map. Averages "
-    "are over the heads."
+    "Each row is a token, each column a token that it looks at; a stronger colour is more, of the largest in the map. "
+    "Averages are over the heads."
 )
 
 
@@ -134,8 +134,8 @@ def _tokens(found: Mapping[str, Explanation]) -> Iterator[Markup]:
         tokens = [one.of.removeprefix("log probability of ") for one in own]
         svg = heat_map(effects, tokens, [text.shown(word) for word in text.words], f"words by tokens, {name}")
         caption = (
-            "Each row is a token of the answer, each column a word of the input; darker: without the word the token is "
-            "less probable (orange) or more (blue)."
+            "Each row is a token of the answer, each column a word of the input. Orange: without the word the token is "
+            "less probable; blue: more."
         )
         yield figure(f"Which word each token rests on, {name}", svg, caption)
 

@@ -13,7 +13,7 @@ from zoo import make
 
 from piston.core.errors import MisuseError
 from piston.explanation.attention import engine_of
-from piston.explanation.opened import Opened
+from piston.explanation.opened import Opened, named_tokens
 from piston.explanation.result import Asked
 from piston.explanation.tasks import (
     feature_extraction,
@@ -210,3 +210,12 @@ def test_a_text_of_one_word_needs_a_replacement(encoder_toys, explained):
     with pytest.raises(MisuseError, match="nothing is left without it; give --replacement TEXT"):
         explained(text_classification, bundle, {"text": "in"})
     assert explained(text_classification, bundle, {"text": "in"}, replacement="good").attributions
+
+
+def test_tokens_are_shown_as_the_text_they_add(toys):
+    with load(toys.bundle(model_type="llama")) as model:
+        ids = model.tokenizer.encode("the quick ü")
+        shown = named_tokens([*ids, model.tokenizer.id_of("<|end|>")], model.tokenizer)
+    assert shown[0] == "the"
+    assert "".join(shown).startswith("the·quick·")
+    assert shown[-1] == "<|end|>"
