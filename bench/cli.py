@@ -24,6 +24,7 @@ from piston.bench.ratios import ratios_of
 from piston.bench.report import Options, Report
 from piston.bench.systems import KINDS, SERVED_KINDS, bundle_contender, named_apart, read_against
 from piston.bench.workload import Work, settings_of, work_of_file
+from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.core.gates import add_gate_arguments, gates_of
@@ -188,6 +189,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         raise MisuseError("Name a bundle or recipes (*.toml), or a server with --serve.")
     (path,) = arguments.bundle
     bundle = Bundle.open(path)
+    if bundle.manifest.task != TEXT_GENERATION:
+        raise MisuseError(
+            f"{path} is for {bundle.manifest.task}, which is not measured yet; time `piston run {path}`, or requests "
+            "to `piston serve`."
+        )
     works = _works(arguments, bundle)
     contenders = [
         bundle_contender(path, arguments.target),

@@ -173,6 +173,8 @@ def _answered(
 def _check_options(options: RowOptions) -> None:
     if options.num_rows < 1:
         raise MisuseError(f"{options.num_rows} calibration rows were asked for; at least 1 is needed.")
+    if options.seq_len is not None and options.seq_len < 1:
+        raise MisuseError(f"--seq-len is {options.seq_len}; it must be at least 1.")
     if options.seed < 0:
         raise MisuseError(f"The seed of the rows is {options.seed}; it must be at least 0.")
     if options.field is not None:

@@ -14,7 +14,7 @@ from piston.calibration.observe.inputs import AnswerInputs, Inputs, SourceInputs
 from piston.calibration.part import Part, QuantizedPart, recipes_of
 from piston.calibration.quantizer import Quantizer
 from piston.calibration.recipe import Recipe
-from piston.calibration.refusals import check_choice, check_data, check_labels, check_task_options
+from piston.calibration.refusals import check_choice, check_data, check_labels, check_tables, check_task_options
 from piston.calibration.result import Calibrated
 from piston.calibration.schemes.gptq_checkpoint import ROUNDED
 from piston.calibration.schemes.mixed_precision import usual_int8
@@ -100,6 +100,7 @@ def calibrate(  # noqa: PLR0913
     with plain_files(model_dir, out) as plain:
         manifest, graphs = Manifest.read(plain), open_graphs(plain)
         recipe = _for_model(recipe, graphs, model_dir)
+        check_tables(recipe, graphs)
         found: tuple[CalibrationData | None, HeldOut | HeldOutArrays | HeldOutAnswers]
         if task == MODULE:
             found = load_arrays(data, plain, manifest.graphs[MODULE], rows, checked.data)
@@ -200,8 +201,6 @@ class _Calibration:
                 promised_bytes(graph.model.graph, graph.linears, self.recipe, graph.convolutions) for graph in graphs
             )
             done = [self._quantized(part, scratch / part.graph.folder) for part in self.parts]
-            if self.recipe.head == "int8" and not any(linear.is_head for graph in graphs for linear in graph.linears):
-                raise MisuseError("The graph has no lm_head that --head int8 could quantize.")
         names = [name for part in done for name in part.quantized]
         # What was measured becomes part of the recipe: with it the same data gives the same model again.
         settled = dataclasses.replace(

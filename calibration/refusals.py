@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from piston.calibration.check import evaluation_of
+from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
+from piston.calibration.schemes.embeddings import embedding_of
 from piston.calibration.search.budget import Budget
 from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import TEXT_GENERATION
@@ -41,8 +43,18 @@ def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budge
     if given := [option for option, is_given in asked.items() if is_given]:
         remedies = {"--rounding": "give --rounding nearest", "--pruning": "give --pruning magnitude"}
         remedy = remedies.get(given[0].split()[0], "leave it out")
-        able = "language models and encoders" if "--rounding" in given[0] else "language models"
+        able = "models of transformers" if given[0].split()[0] in remedies else "language models"
         raise MisuseError(f"{given[0]} is for {able}, and this model is for {task}; {remedy}.")
+
+
+def check_tables(recipe: Recipe, graphs: Sequence[ModelGraph]) -> None:
+    """Refuse tables in INT8 that no graph has."""
+    has_head = any(linear.is_head for graph in graphs for linear in graph.linears)
+    has_embedding = any(embedding_of(graph.model.graph) is not None for graph in graphs)
+    for option, stored, is_there in (("head", recipe.head, has_head), ("embedding", recipe.embedding, has_embedding)):
+        if stored == "int8" and not is_there:
+            name = "lm_head" if option == "head" else "embedding of token ids"
+            raise MisuseError(f"The model has no {name} that --{option} int8 could quantize; leave it out.")
 
 
 def check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | None) -> None:
@@ -67,7 +79,8 @@ def check_data(task: str, recipe: Recipe, data: Sequence[str | Path], budget: Bu
     if reads_text and not data:
         raise MisuseError(f"{described} needs data: give --data FILE{or_builtin}.")
     if data and not reads_text:
+        reads, or_gptq = ("arrays", "") if task == MODULE else ("text", "ask for --rounding gptq, ")
         raise MisuseError(
-            f"{recipe.described} reads no text; leave --data out, ask for --rounding gptq, or give the text to check "
-            "the result on as --check-data."
+            f"{recipe.described} reads no {reads}; leave --data out, {or_gptq}or give the {reads} to check the result "
+            "on as --check-data."
         )

@@ -17,6 +17,7 @@ UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 NORMAL, CONTROL = 1, 3  # ModelProto.SentencePiece.Type; unknown is 2
 UNKNOWN, UNUSED = 2, 5
 SPACE = "\u2581"  # as SentencePiece writes it
+OTHERS = 1000  # below the least score: pieces that a SentencePiece model does not have are never split off a text
 
 
 def is_convertible(tokenizer: Any) -> bool:
@@ -102,7 +103,7 @@ def _backend(tokenizer: Any, pieces: _Pieces, ids: dict[str, int], num_ids: int,
         model: Any = models.BPE(numbered, _merges(pieces, numbered), unk_token=unknown, fuse_unk=True)
     else:
         by_id = {token_id: piece for piece, token_id in numbered.items()}
-        lowest = min(pieces.scores.values())
+        lowest = min(pieces.scores.values()) - (OTHERS if shows_all else 0)
         listed = [by_id.get(token_id, f"{HIDDEN}{token_id}") for token_id in range(max(by_id) + 1)]
         scored = [(piece, pieces.scores.get(piece, lowest)) for piece in listed]
         model = models.Unigram(scored, unk_id=special[unknown], byte_fallback=False)

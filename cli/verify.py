@@ -42,8 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
     task = task_module(tasks, bundle.manifest.task)
     has_outputs = hasattr(task, "MODEL")
-    if not has_outputs and bundle.manifest.task not in {TEXT_TO_TEXT, MODULE}:
-        bundle.manifest.require_task(TEXT_GENERATION, arguments.bundle)
+    if not has_outputs and bundle.manifest.task not in {TEXT_GENERATION, TEXT_TO_TEXT, MODULE}:
+        raise MisuseError(
+            f"{arguments.bundle} is for {bundle.manifest.task}, whose bundles have no golden outputs; measure it on "
+            "labelled examples by `piston eval`."
+        )
     spec, _ = select_engine(bundle, arguments.target)
     expected = GoldenByTarget.read(arguments.bundle).of(spec.target)
     with progress.phase("verifying the hashes and loading"):

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError
 
 Array = NDArray[Any]
+# What numpy and zipfile raise for damaged, encrypted and unknown archives, and for arrays that do not fit the memory.
+DAMAGED = (
+    *(ValueError, OSError, EOFError, AttributeError, NotImplementedError, RuntimeError, SyntaxError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
@@ -27,7 +33,7 @@ def arrays_of(data: bytes, name: str) -> dict[str, Array]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise MisuseError(f"{name} holds one array without a name; write it by numpy.savez(FILE, NAME=array).")
             return {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as problem:
+    except DAMAGED as problem:
         raise MisuseError(f"{name} is no .npz file of arrays ({problem}).") from None
 
 

@@ -188,9 +188,9 @@ class GenerationThread(EngineThread[Ticket]):
         generation.first_at = generation.last_at = time.perf_counter()
         request.output_ids = list(found.hypotheses[0].token_ids)
         self._observer.found(generation, sum(len(hypothesis.token_ids) for hypothesis in found.hypotheses))
+        answers = [completion_of(generation, hypothesis) for hypothesis in found.hypotheses]
         self._close_row(generation, "stop")
-        for index, hypothesis in enumerate(found.hypotheses):
-            answer = completion_of(generation, hypothesis)
+        for index, answer in enumerate(answers):
             place = row * request.num_answers + index
             piece = Piece(place, answer.text, num_tokens=len(answer.token_ids), finish_reason=answer.finish_reason)
             _deliver(ticket, piece)

@@ -12,6 +12,7 @@ from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
+from piston.core.errors import EngineError
 from piston.core.gates import Metric
 from piston.evaluation.tasks import Comparison
 from piston.runtime.backends.session import OrtOptions, OrtSession
@@ -39,7 +40,13 @@ Samples = Sequence[Mapping[str, Array]]
 
 
 def compare(candidate: Path, reference: Path, rows: Samples, progress: Progress) -> Comparison:
-    """The outputs of two model directories for the same inputs, all of them taken together."""
+    """The outputs of two model directories for the same inputs, all of them taken together.
+
+    Numbers that are not finite in the float model, such as the minus infinity of a mask, are left out.
+
+    Raises:
+        EngineError: the candidate gives a number that is not finite where the float model's is.
+    """
     found, wanted = (_outputs(path, rows, progress) for path in (candidate, reference))
     values: dict[str, float] = {}
     for name, exact in wanted.items():
@@ -47,7 +54,11 @@ def compare(candidate: Path, reference: Path, rows: Samples, progress: Progress)
             share = float(np.mean(found[name] == exact))
             values[AGREEMENT.name] = min(share, values.get(AGREEMENT.name, 1.0))
             continue
-        left, right = found[name].astype(np.float64), exact.astype(np.float64)
+        left, right = (array[np.isfinite(exact)].astype(np.float64) for array in (found[name], exact))
+        if not np.isfinite(left).all():
+            raise EngineError(
+                f"The output {name!r} of {candidate} has numbers that are not finite; use another scheme."
+            )
         length = max(float(np.linalg.norm(right)), 1e-30)
         error = float(np.linalg.norm(left - right)) / length
         cosine = float(left @ right) / max(length * float(np.linalg.norm(left)), 1e-30)

@@ -68,7 +68,7 @@ def forced_answers(
             waiting.append((len(found), generation))
             found.append(None)
         else:
-            ids = model.tokenizer.encode(example.target, add_special_tokens=False)
+            ids = model.tokenizer.encode_answer(example.target)
             found.append(_answer(model, generation, [*([] if forced is None else [forced]), *ids][:NUM_TOKENS]))
     on_step(len(found) - len(waiting))
     for generation, _ in run(model.engine, [generation for _, generation in waiting]):

@@ -88,7 +88,7 @@ def checked_feeds(interface: GraphInterface, feeds: Mapping[str, Any]) -> dict[s
         array = given if isinstance(given, np.ndarray) else _from_lists(name, given, known[name].dtype)
         if array.dtype.name != known[name].dtype:
             raise InputError(name, f"{name!r} is {array.dtype}; it must be {known[name].dtype}.")
-        arrays[name] = np.ascontiguousarray(array)
+        arrays[name] = np.asarray(array, order="C")  # ascontiguousarray makes a number an array of one
     try:
         interface.sizes_of({name: array.shape for name, array in arrays.items()})
     except ValueError as problem:

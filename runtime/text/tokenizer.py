@@ -136,6 +136,15 @@ class Tokenizer:
         parts = zip(found.ids, found.tokens, found.offsets, strict=True)
         return [self._numbered(token_id, token, text[slice(*place)]) for token_id, token, place in parts]
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Encode text as the model would write it, without special tokens around it; raises as `encode`."""
+        if self._decoding is self._backend:
+            return self.encode(text, add_special_tokens=False)
+        first, unknown = self._unknown_ids
+        with _encoding(text):
+            found = self._decoding.encode(text, add_special_tokens=False).ids
+        return [token_id if token_id < first else unknown for token_id in found]
+
     def _numbered(self, token_id: int, token: str, text: str) -> int:
         """The id of a piece: unknown text may be a piece all the same, one that SentencePiece has for answers alone."""
         first, unknown = self._unknown_ids

@@ -261,3 +261,9 @@ def test_what_a_speech_model_cannot_be_calibrated_on_is_refused_in_one_line(
     assert main([*command, *words]) == 2
     assert said in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("length", [0, -3])
+def test_a_length_of_sources_below_one_is_refused(text_model, tmp_path, length):
+    with pytest.raises(MisuseError, match=rf"--seq-len is {length}; it must be at least 1"):
+        calibrate(text_model[0], tmp_path / "out", Recipe(scheme="w8"), rows=RowOptions(seq_len=length))

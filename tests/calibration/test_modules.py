@@ -160,8 +160,8 @@ def test_data_that_does_not_fit_is_refused(models, arrays, options, reason, tmp_
     [
         (["--scheme", "w8a8"], "needs data: give --data FILE.npz"),
         (["--scheme", "w8a8", "--data", "builtin"], "a module is calibrated on arrays"),
-        (["--scheme", "w4"], "--rounding gptq is for language models"),
-        (["--scheme", "w8", "--sparsity", "2:4"], "--pruning sparsegpt is for language models"),
+        (["--scheme", "w4"], "--rounding gptq is for models of transformers"),
+        (["--scheme", "w8", "--sparsity", "2:4"], "--pruning sparsegpt is for models of transformers"),
         (["--scheme", "w8a8", "--data", "{data}", "--budget", "kl<=1"], "--budget is for language models"),
     ],
 )
@@ -188,3 +188,17 @@ def test_a_module_without_layers_is_refused(tmp_path):
     export_module(Doubled(), {"x": torch.ones(2, 3)}, tmp_path / "model")
     with pytest.raises(MisuseError, match="no linear layer and no convolution"):
         calibrate(tmp_path / "model", tmp_path / "out", Recipe(scheme="w8"))
+
+
+@pytest.mark.parametrize(("option", "what"), [("head", "lm_head"), ("embedding", "embedding of token ids")])
+def test_tables_in_int8_that_the_module_does_not_have_are_refused(models, tmp_path, option, what):
+    recipe = Recipe(scheme="w8", **{option: "int8"})
+    with pytest.raises(
+        MisuseError, match=rf"The model has no {what} that --{option} int8 could quantize; leave it out"
+    ):
+        calibrate(models / "perceptron/model", tmp_path / "out", recipe)
+
+
+def test_arrays_that_nothing_reads_are_refused_with_a_remedy_that_modules_have(models, tmp_path):
+    with pytest.raises(MisuseError, match=r"reads no arrays; leave --data out, or give the arrays .* --check-data"):
+        calibrate(models / "perceptron/model", tmp_path / "out", Recipe(scheme="w8"), [models / "perceptron/data.npz"])

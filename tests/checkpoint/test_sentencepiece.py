@@ -59,6 +59,8 @@ def test_marians_sources_and_answers_are_those_of_sentencepiece(tmp_path, kind, 
     found = converted(tmp_path / "checkpoint", tmp_path / "out")
     assert_same(found, slow)
     assert (tmp_path / "out/answers.tokenizer.json").exists()
+    for text in [*TARGETS, "größer als der Wind", "  das   Meer "]:
+        assert found.encode_answer(text) == slow(text_target=text)["input_ids"][:-1], text
 
 
 def test_codes_of_marians_target_languages_are_tokens(tmp_path):

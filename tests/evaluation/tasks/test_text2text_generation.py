@@ -5,12 +5,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from piston.core.console import Progress
 from piston.evaluation.encoder_decoders import NUM_TOKENS, ForcedAnswer, open_model
 from piston.evaluation.examples import Example
 from piston.evaluation.tasks.text2text_generation import compare, forced_answers
 from piston.runtime.backends.engine import Source
+from piston.runtime.text.tokenizer import Tokenizer as RuntimeTokenizer
 
 pytest_plugins = ["text_fixtures"]
 QUIET = Progress(quiet=True)
@@ -70,3 +74,14 @@ def test_the_distance_of_another_model_is_that_of_transformers_logits(text_model
     expected, moved = logits.log_softmax(-1), (scaled * logits).log_softmax(-1)
     kl = (expected.exp() * (expected - moved)).sum(-1)
     assert found.values["kl"] == pytest.approx(float(kl.mean()), rel=1e-3)
+
+
+def test_a_target_is_encoded_as_answers_are_spelled(text_model):
+    words = {"<unk>": 0, "<pad>": 1, "Meer": 21, "das": 22}
+    with closing(open_model(text_model[0], max_source=32)) as model:
+        spelled = Tokenizer(WordLevel(words, unk_token="<unk>"))
+        spelled.pre_tokenizer = Whitespace()
+        source = Tokenizer.from_str(model.tokenizer.to_json())
+        model.tokenizer = RuntimeTokenizer(source, eos_token_ids=(END,), answers=spelled, unknown_ids=(10**6, 0))
+        (found,) = forced_answers(model, [Example(source=TEXTS[0], target="das Meer")], 1, lambda _: None)
+    assert found.read_ids == [0, 22, 21]

@@ -8,11 +8,13 @@ from modules import SHAPES, Scorer, example
 from toy_model import edit_manifest
 
 from piston.cli.main import main
+from piston.core.bundle.interface import GraphInterface, TensorSpec
 from piston.core.bundle.manifest import sha256_of
 from piston.core.errors import BundleCorruptError, MisuseError, ParityError
 from piston.engines import build
 from piston.export import export_module
 from piston.runtime import load
+from piston.runtime.tasks.module import checked_feeds
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,14 @@ def test_outputs_are_those_of_the_module_at_any_size(bundle):
             found = model.run(given)
             np.testing.assert_allclose(found["scores"], expected["scores"].numpy(), atol=1e-5)
             np.testing.assert_array_equal(found["best"], expected["best"].numpy())
+
+
+def test_a_number_is_an_input_without_axes():
+    interface = GraphInterface(inputs=(TensorSpec(name="scale", dtype="float32", shape=(), role="value"),), outputs=())
+    for given in (2.5, np.array(2.5, np.float32)):
+        found = checked_feeds(interface, {"scale": given})
+        assert found["scale"].shape == ()
+        assert found["scale"] == 2.5
 
 
 def test_the_bundle_gives_the_answers_it_carries(bundle):

@@ -1,0 +1,49 @@
+import contextlib
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from piston.core.arrays import arrays_of, npz_of
+from piston.core.errors import MisuseError
+
+
+def compressed():
+    data = io.BytesIO()
+    np.savez_compressed(data, x=np.arange(500, dtype=np.float32))
+    return bytearray(data.getvalue())
+
+
+def damaged(place, value):
+    data = compressed()
+    data[place % len(data)] = value
+    return bytes(data)
+
+
+def beyond_memory():
+    """An array that says it has 10^15 numbers."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    return data.getvalue()
+
+
+def test_arrays_are_those_that_were_written():
+    found = arrays_of(npz_of({"x": np.arange(3), "y": np.float32(2)}), "data.npz")
+    assert found["x"].tolist() == [0, 1, 2]
+    assert found["y"].shape == ()
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", beyond_memory()], ids=["empty", "cut", "beyond the memory"])
+def test_bytes_that_are_no_arrays_are_refused_in_a_line_that_names_the_file(data):
+    with pytest.raises(MisuseError, match=r"^data.npz is no .npz file of arrays \(.*\)\.$"):
+        arrays_of(data, "data.npz")
+
+
+def test_no_byte_of_a_file_can_be_changed_so_that_another_error_is_raised():
+    for place in range(len(compressed())):
+        for value in (0, 1, 255):
+            with contextlib.suppress(MisuseError):
+                arrays_of(damaged(place, value), "data.npz")
