@@ -5,8 +5,8 @@ two tokens; the prompt is the chat template, with messages of the roles "query" 
 instruction. A checkpoint without these files is taken for one of Qwen3-Reranker, whose model card has the prompt.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
@@ -20,12 +20,13 @@ CAUSAL = "ForCausalLM"
 YES, NO = "yes", "no"
 BEFORE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web '
-    "search query, retrieve relevant passages that answer the query\n<Query>: "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: '
 )
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+BEFORE_QUERY = "\n<Query>: "
 BETWEEN = "\n<Document>: "
 AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-QUERY, DOCUMENT = "\u2402 the query \u2402", "\u2403 the document \u2403"  # that no template has
+SAID, QUERY, DOCUMENT = "\u2401 instruction \u2401", "\u2402 query \u2402", "\u2403 document \u2403"  # in no template
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,17 @@ class CausalReranker:
 
     Attributes:
         head: gives the score.
-        prompt: text before the query, between it and the document, and behind that.
+        prompt: text before the instruction, before the query, before the document, and behind that; without the first
+            where there is no instruction.
+        instruction: what is looked for, unless the caller says it.
         strips: whether it takes spaces off the ends of the query and the document.
         max_length: tokens of all, if that is stated.
         remarks: for the user.
     """
 
     head: TokenScore
-    prompt: tuple[str, str, str]
+    prompt: tuple[str, ...]
+    instruction: str | None
     strips: bool
     max_length: int | None
     remarks: tuple[str, ...]
@@ -74,7 +78,8 @@ def read_causal_reranker(checkpoint: Checkpoint, config: Any) -> CausalReranker:
             )
         remark = "the checkpoint has no modules.json: it is prompted as Qwen3-Reranker."
         score = TokenScore(found[YES], found[NO])
-        return CausalReranker(score, (BEFORE, BETWEEN, AFTER), strips=False, max_length=None, remarks=(remark,))
+        card = (BEFORE, BEFORE_QUERY, BETWEEN, AFTER)
+        return CausalReranker(score, card, INSTRUCTION, strips=False, max_length=None, remarks=(remark,))
     directory = checkpoint.directory
     path = directory / str(read_json(directory / "modules.json")[1].get("path", "")) / "config.json"
     stated = read_json(path)
@@ -85,34 +90,42 @@ def read_causal_reranker(checkpoint: Checkpoint, config: Any) -> CausalReranker:
     saved = read_optional(directory / "config_sentence_transformers.json")
     instruction = (saved.get("prompts") or {}).get(saved.get("default_prompt_name"))
     options = (texts.get("processing_kwargs") or {}).get("chat_template") or {}
-    prompt, strips = _prompt(checkpoint.name, tokenizer, instruction, dict(options))
-    return CausalReranker(TokenScore(ids[0], ids[1]), prompt, strips, texts.get("max_seq_length"), ())
+    prompt, strips = _prompt(checkpoint.name, tokenizer, dict(options), has_instruction=bool(instruction))
+    score = TokenScore(ids[0], ids[1])
+    return CausalReranker(score, prompt, instruction or None, strips, texts.get("max_seq_length"), ())
 
 
 def _prompt(
-    name: str, tokenizer: Any, instruction: str | None, options: dict[str, Any]
-) -> tuple[tuple[str, str, str], bool]:
-    """What the chat template puts around a query and a document, and whether it strips them."""
+    name: str, tokenizer: Any, options: dict[str, Any], *, has_instruction: bool
+) -> tuple[tuple[str, ...], bool]:
+    """What the chat template puts around an instruction, a query and a document, and whether it strips these."""
     options.pop("restore_suffix", None)  # sentence-transformers' own: a cut document keeps what is behind it
+    marks = (
+        {"system": SAID, "query": QUERY, "document": DOCUMENT}
+        if has_instruction
+        else {"query": QUERY, "document": DOCUMENT}
+    )
     for is_flat in (True, False):
-        rendered = partial(_rendered, tokenizer, instruction, options, is_flat=is_flat)
-        text = rendered(QUERY, DOCUMENT)
-        if text.count(QUERY) == 1 and text.count(DOCUMENT) == 1 and text.index(QUERY) < text.index(DOCUMENT):
-            before, rest = text.split(QUERY)
-            between, behind = rest.split(DOCUMENT)
-            return (before, between, behind), rendered(f" {QUERY} ", f" {DOCUMENT} ") == text
+        text = _rendered(tokenizer, marks, options, is_flat=is_flat)
+        places = [text.find(mark) for mark in marks.values()]
+        if all(text.count(mark) == 1 for mark in marks.values()) and places == sorted(places):
+            parts, rest = [], text
+            for mark in marks.values():
+                part, rest = rest.split(mark)
+                parts.append(part)
+            wide = _rendered(tokenizer, {role: f" {mark} " for role, mark in marks.items()}, options, is_flat=is_flat)
+            return (*parts, rest), wide == text
     raise UnsupportedModelError(
-        f"The chat template of {name} does not write a query and a document, once each and in this order, for messages "
-        'of the roles "query" and "document"; add them to chat_template.jinja.'
+        f"The chat template of {name} does not write {', '.join(marks)}, once each and in this order, for messages of "
+        "these roles; add them to chat_template.jinja."
     )
 
 
-def _rendered(
-    tokenizer: Any, instruction: str | None, options: dict[str, Any], query: str, document: str, *, is_flat: bool
-) -> str:
-    """The template's text of a pair; empty where it refuses such messages."""
-    said = [*([("system", instruction)] if instruction else []), ("query", query), ("document", document)]
-    messages = [{"role": role, "content": text if is_flat else [{"type": "text", "text": text}]} for role, text in said]
+def _rendered(tokenizer: Any, said: Mapping[str, str], options: dict[str, Any], *, is_flat: bool) -> str:
+    """The template's text of messages by role; empty where it refuses them."""
+    messages = [
+        {"role": role, "content": text if is_flat else [{"type": "text", "text": text}]} for role, text in said.items()
+    ]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception:  # noqa: BLE001 - whatever the template raises, it does not have these messages

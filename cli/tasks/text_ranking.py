@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-n", type=int, metavar="N", help="keep the best N documents (default: all)")
     parser.add_argument("--raw-scores", action="store_true", help="print logits instead of probabilities")
+    parser.add_argument("--instruction", metavar="TEXT", help="what a language model is to look for")
     add_truncate_argument(parser)
     add_json_argument(parser)
 
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             top_n=arguments.top_n,
             raw_scores=arguments.raw_scores,
             truncate=arguments.truncate,
+            instruction=arguments.instruction,
         )
     if arguments.json:
         results = [{"index": item.index, "score": item.score, "document": documents[item.index]} for item in found]

@@ -74,7 +74,12 @@ def _causal_task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
         auto="AutoModelForCausalLM",
         head=found.head,
         output="logits",
-        settings={"activation": _activation(checkpoint, config), "prompt": list(found.prompt), "strips": found.strips},
+        settings={
+            "activation": _activation(checkpoint, config),
+            "prompt": list(found.prompt),
+            "instruction": found.instruction,
+            "strips": found.strips,
+        },
         max_length=found.max_length,
         remarks=found.remarks,
     )

@@ -32,26 +32,48 @@ class Reranker(EncoderModel):
     TASK = "text-ranking"
 
     @property
-    def prompt(self) -> Sequence[str]:
-        """What a language model reads before a query, between it and a document, and behind; () of other models."""
-        return tuple(self.manifest.settings.get("prompt") or ())
+    def instruction(self) -> str | None:
+        """What a language model is told to look for, unless the caller says it; None where it is told nothing."""
+        value = self.manifest.settings.get("instruction")
+        return None if value is None else str(value)
+
+    def prompt(self, instruction: str | None = None) -> tuple[str, ...]:
+        """What a language model reads before a query, between it and a document, and behind; () of other models.
+
+        Raises:
+            MisuseError: there is an instruction, and the model takes none.
+        """
+        parts = tuple(self.manifest.settings.get("prompt") or ())
+        if self.instruction is not None:
+            start, before, *rest = parts
+            return (f"{start}{instruction or self.instruction}{before}", *rest)
+        if instruction is not None:
+            raise MisuseError(f"{self.manifest.model.name} takes no instruction; leave it out.")
+        return parts
 
     @property
     def num_prompt_tokens(self) -> int:
         """See EncoderModel."""
-        return len(self.tokenizer.encode("".join(self.prompt), add_special_tokens=False)) if self.prompt else 0
+        return len(self.tokenizer.encode("".join(self.prompt()), add_special_tokens=False)) if self.prompt() else 0
 
     def row(
-        self, text: str, pair: str | None = None, *, what: str = "The text", max_tokens: int | None = None
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        what: str = "The text",
+        max_tokens: int | None = None,
+        instruction: str | None = None,
     ) -> "Encoding":
         """See EncoderModel. What a language model reads behind the document stays when that is cut."""
-        if not self.prompt or pair is None:
+        prompt = self.prompt(instruction)
+        if not prompt or pair is None:
             return super().row(text, pair, what=what, max_tokens=max_tokens)
         for each in (text, pair):
             check_input(each, what)
         if self.manifest.settings.get("strips"):
             text, pair = text.strip(), pair.strip()
-        before, between, behind = self.prompt
+        before, between, behind = prompt
         head = f"{before}{text}{between}{pair}"
         row = self.tokenizer.encoding(head + behind, add_special_tokens=False)
         limit = self.max_length if max_tokens is None else min(max_tokens, self.max_length)
@@ -81,6 +103,7 @@ class Reranker(EncoderModel):
         top_n: int | None = None,
         raw_scores: bool = False,
         truncate: bool = False,
+        instruction: str | None = None,
     ) -> list[Ranked]:
         """The documents with their scores, best first; equal ones in the order given.
 
@@ -91,35 +114,47 @@ class Reranker(EncoderModel):
             raw_scores: logits instead of what the checkpoint's authors make of them, mostly probabilities.
             truncate: cut query and document together to `max_length` tokens, the longer one first; without it they
                 are refused.
+            instruction: what a language model is to look for, instead of `instruction`.
 
         Raises:
-            MisuseError: a text is empty or is no Unicode, or top_n is below 1.
+            MisuseError: a text is empty or is no Unicode, top_n is below 1, or the model takes no instruction.
             PromptTooLongError: query and document are too long together.
             EngineError: the backend fails.
         """
         if top_n is not None and top_n < 1:
             raise MisuseError(f"top_n is {top_n}; it must be 1 or more.")
-        scores = self.scores(query, documents, raw_scores=raw_scores, truncate=truncate)
+        scores = self.scores(query, documents, raw_scores=raw_scores, truncate=truncate, instruction=instruction)
         order = np.argsort(-scores, kind="stable")[:top_n]
         return [Ranked(int(index), float(scores[index])) for index in order]
 
     def scores(
-        self, query: str, documents: Sequence[str], *, raw_scores: bool = False, truncate: bool = False
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        raw_scores: bool = False,
+        truncate: bool = False,
+        instruction: str | None = None,
     ) -> NDArray[np.float32]:
         """The score of each document, float32 [documents]; arguments and errors as of `rerank`."""
         check_list(documents, "rerank")
         check_input(query, "The query")
-        return self.pair_scores([(query, document) for document in documents], raw_scores=raw_scores, truncate=truncate)
+        pairs = [(query, document) for document in documents]
+        return self.pair_scores(pairs, raw_scores=raw_scores, truncate=truncate, instruction=instruction)
 
     def pair_scores(
-        self, pairs: Sequence[tuple[str, str]], *, raw_scores: bool = False, truncate: bool = False
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        raw_scores: bool = False,
+        truncate: bool = False,
+        instruction: str | None = None,
     ) -> NDArray[np.float32]:
         """The score of each pair of a query and a document, float32 [pairs]; errors as of `rerank`."""
+        limit = self.max_length if truncate else None
         found = self.each(
             pairs,
-            lambda index, pair: self.row(
-                *pair, what=f"Document {index}", max_tokens=self.max_length if truncate else None
-            ),
+            lambda index, pair: self.row(*pair, what=f"Document {index}", max_tokens=limit, instruction=instruction),
             lambda _index, _row, output: output.copy(),
         )
         return self.scores_of(np.array(found, np.float32).reshape(len(pairs), self.width), raw_scores=raw_scores)

@@ -26,6 +26,7 @@ class RerankRequest(msgspec.Struct, kw_only=True):
     top_n: Annotated[int, Meta(ge=1, description="keep the best so many")] | UnsetType = UNSET
     return_documents: Annotated[bool, Meta(description="with each result its document")] = True
     raw_scores: Annotated[bool, Meta(description="logits in place of what the model's authors make of them")] = False
+    instruction: Annotated[str | UnsetType, Meta(description="what a language model is to look for")] = UNSET
     truncate_prompt_tokens: Truncate = UNSET
     user: Annotated[str | UnsetType, Meta(description="accepted; nothing depends on it")] = UNSET
 
@@ -40,10 +41,13 @@ async def rerank(served: ServedReranker, body: RerankRequest, call: Call) -> ASG
     """/v1/rerank: documents with their scores, best first."""
     model, documents = served.model, _documents(body.documents)
     limit = max_tokens_of(body.truncate_prompt_tokens, model)
+    instruction = body.instruction if isinstance(body.instruction, str) else None
 
     def encode() -> list[Any]:
         return [
-            model.row(body.query, document, what=f"documents[{n}] with the query", max_tokens=limit)
+            model.row(
+                body.query, document, what=f"documents[{n}] with the query", max_tokens=limit, instruction=instruction
+            )
             for n, document in enumerate(documents)
         ]
 

@@ -34,7 +34,7 @@ def qwen(tmp_path_factory):
         yield model, reference, AutoTokenizer.from_pretrained(root / "checkpoint"), root / "bundle"
 
 
-def card_score(model, tokenizer, query, document, max_length=None):
+def card_score(model, tokenizer, query, document, max_length=None, instruction=INSTRUCTION):
     """P(yes) by the recipe of the model card."""
     prefix = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -42,7 +42,7 @@ def card_score(model, tokenizer, query, document, max_length=None):
     )
     suffix = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     head, tail = (tokenizer.encode(text, add_special_tokens=False) for text in (prefix, suffix))
-    pair = f"<Instruct>: {INSTRUCTION}\n<Query>: {query}\n<Document>: {document}"
+    pair = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
     ids = tokenizer(pair)["input_ids"]
     if max_length is not None:
         ids = ids[: max_length - len(head) - len(tail)]
@@ -60,6 +60,13 @@ def test_scores_are_those_of_the_model_card(qwen):
     assert [item.index for item in found] == np.argsort(expected)[::-1][:3].tolist()
     raw = model.scores(QUERY, DOCUMENTS, raw_scores=True)
     np.testing.assert_allclose(raw, np.log(expected) - np.log1p(-np.array(expected)), atol=1e-4)
+
+
+def test_an_instruction_of_the_callers_replaces_that_of_the_model_card(qwen):
+    model, reference, tokenizer, _ = qwen
+    expected = card_score(reference, tokenizer, QUERY, "Berlin", instruction="Find the city")
+    assert model.scores(QUERY, ["Berlin"], instruction="Find the city")[0] == pytest.approx(expected, abs=1e-5)
+    assert abs(model.scores(QUERY, ["Berlin"])[0] - expected) > 1e-4
 
 
 def test_a_long_document_is_refused_or_cut_in_front_of_what_ends_the_prompt(qwen):
@@ -84,6 +91,8 @@ def test_it_reranks_by_command_and_over_http(qwen, capsys):
         body = {"model": "ranks", "query": QUERY, "documents": DOCUMENTS[:3]}
         status, answer = server.post("/rerank", body)
         assert status == 200, answer
+        found = server.post("/rerank", body | {"instruction": "Find the city"})[1]["results"]
+        assert found != answer["results"]
         scores = [item["relevance_score"] for item in answer["results"]]
         np.testing.assert_allclose(scores, [item.score for item in expected], atol=1e-6)
 
@@ -117,12 +126,15 @@ def test_scores_are_those_of_sentence_transformers_modules(tmp_path, options, st
         assert model.manifest.settings["strips"] is strips
         assert model.max_length == 128
         np.testing.assert_allclose(model.scores(f" {QUERY}", DOCUMENTS[:4]), expected, atol=1e-5)
+        if not system:
+            with pytest.raises(MisuseError, match="takes no instruction"):
+                model.scores(QUERY, ["no"], instruction="Find the city")
 
 
 @pytest.mark.parametrize(
     ("template", "true_id", "error", "reason"),
     [
-        ("{{ messages[0].content }}", 300, UnsupportedModelError, "does not write a query and a document"),
+        ("{{ messages[0].content }}", 300, UnsupportedModelError, "does not write query, document, once each"),
         (TEMPLATE, 9999, CheckpointError, "names the tokens"),
     ],
 )
