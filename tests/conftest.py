@@ -9,7 +9,15 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-pytest_plugins = ["workers", "command_fixtures", "processor_time"]
+pytest_plugins = [
+    "workers",
+    "command_fixtures",
+    "processor_time",
+    "text_fixtures",
+    "speech_fixtures",
+    "encoder_fixtures",
+    "embedding_fixtures",
+]
 
 VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")
 

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from embedding_fixtures import sentence_bundle, sentence_model  # noqa: F401 - fixtures
 from toy_model import write_bundle
 
 from piston.bench.encoders import LONG, NUM_TEXTS, SHORT, made_texts
@@ -14,7 +13,7 @@ def test_made_texts_are_of_mixed_lengths_and_always_the_same():
     assert made_texts() == made_texts()
 
 
-def test_an_encoder_bundle_is_measured_and_judged(piston, sentence_bundle):  # noqa: F811
+def test_an_encoder_bundle_is_measured_and_judged(piston, sentence_bundle):
     words = ("bench", sentence_bundle, "--repeats", "2", "--warmup", "0", "--quiet")
     result = piston(*words, "--json", "--require", "latency<=60s", "--require", "texts_per_second>=0.001")
     assert result.status == 0
@@ -28,7 +27,7 @@ def test_an_encoder_bundle_is_measured_and_judged(piston, sentence_bundle):  # n
     assert "texts a second" in missed.out
 
 
-def test_options_of_language_models_are_refused_by_name(refused, sentence_bundle):  # noqa: F811
+def test_options_of_language_models_are_refused_by_name(refused, sentence_bundle):
     status, message = refused("bench", sentence_bundle, "--gen-len", "8")
     assert (status, message) == (
         2,

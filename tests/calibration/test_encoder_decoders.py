@@ -24,7 +24,6 @@ from piston.runtime import load
 from piston.runtime.backends.engine import Source
 from piston.runtime.backends.session import OrtOptions
 
-pytest_plugins = ["text_fixtures", "speech_fixtures"]
 ROWS = RowOptions(num_rows=8)
 FREE = CheckOptions(bounds=("kl<=1000",))
 # w8a8: of the logits' length; a random model has no redundancy.

@@ -8,7 +8,6 @@ from piston.core.bundle.manifest import Manifest
 from piston.data.rows import RowOptions
 from piston.evaluation.encoders import open_directory
 
-pytest_plugins = ["encoder_fixtures"]
 TEXTS = ["paris", "hello world", "in paris", "good day", "a b c", "world in world", "what, now?", "5 by 5", "no", "yes"]
 
 

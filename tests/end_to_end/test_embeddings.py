@@ -6,8 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from command_fixtures import piston, plain, refused  # noqa: F401 - fixtures
-from embedding_fixtures import sentence_bundle, sentence_model  # noqa: F401 - fixtures
 from encoders import mean_of_tokens
 from live_server import serving
 from transformers import AutoTokenizer
@@ -31,7 +29,7 @@ def expected(directory, encoder, texts):
     return torch.nn.functional.normalize(rows).numpy()
 
 
-def test_embeddings_are_those_of_transformers(sentence_model, sentence_bundle):  # noqa: F811
+def test_embeddings_are_those_of_transformers(sentence_model, sentence_bundle):
     directory, encoder = sentence_model
     wanted = expected(directory.parent / "checkpoint", encoder, TEXTS)
     with load(sentence_bundle) as model:
@@ -39,7 +37,7 @@ def test_embeddings_are_those_of_transformers(sentence_model, sentence_bundle): 
         assert (model.target, model.max_length, model.prompts) == ("ort-cpu", 16, {"query": "query: "})
 
 
-def test_eight_clients_of_a_server_get_the_vectors_of_transformers_too(sentence_model, sentence_bundle):  # noqa: F811
+def test_eight_clients_of_a_server_get_the_vectors_of_transformers_too(sentence_model, sentence_bundle):
     directory, encoder = sentence_model
     wanted = expected(directory.parent / "checkpoint", encoder, TEXTS)
     with (
@@ -56,7 +54,7 @@ def test_eight_clients_of_a_server_get_the_vectors_of_transformers_too(sentence_
         list(pool.map(ask, range(16)))
 
 
-def test_the_command_prints_the_vectors_as_json(piston, sentence_bundle):  # noqa: F811
+def test_the_command_prints_the_vectors_as_json(piston, sentence_bundle):
     result = piston("run", sentence_bundle, "--text", TEXTS[0], "--text", TEXTS[2], "--dimensions", 8, "--json")
     assert result.status == 0
     found = json.loads(result.out)
@@ -66,23 +64,23 @@ def test_the_command_prints_the_vectors_as_json(piston, sentence_bundle):  # noq
 
 
 @pytest.mark.parametrize("words", [("--prompt", "hi"), ("--text", "a", "--max-tokens", "3")])
-def test_options_of_another_task_are_refused_naming_that_of_the_bundle(refused, sentence_bundle, words):  # noqa: F811
+def test_options_of_another_task_are_refused_naming_that_of_the_bundle(refused, sentence_bundle, words):
     status, message = refused("run", sentence_bundle, *words)
     assert status == 2
     assert f"{sentence_bundle} is for feature-extraction" in message
 
 
-def test_a_chat_with_an_embedding_model_is_refused(refused, sentence_bundle):  # noqa: F811
+def test_a_chat_with_an_embedding_model_is_refused(refused, sentence_bundle):
     assert "is for feature-extraction, and this is for text-generation" in refused("chat", sentence_bundle)[1]
 
 
-def test_targets_without_encoders_are_refused_in_a_line(sentence_model, tmp_path):  # noqa: F811
+def test_targets_without_encoders_are_refused_in_a_line(sentence_model, tmp_path):
     for target in ("ort-cuda", "tensorrt-rtx"):
         with pytest.raises(MisuseError, match=f"{target} has no engines for feature-extraction yet; .* ort-cpu"):
             build(sentence_model[0], tmp_path / "out", [target])
 
 
-def calibrated(sentence_model, out, recipe, **options):  # noqa: F811
+def calibrated(sentence_model, out, recipe, **options):
     """Calibrate on rows of a written text."""
     data = out.with_suffix(".txt")
     lines = [f"{first} {second}: {third}" for first in TEXTS for second in TEXTS for third in TEXTS]
@@ -90,7 +88,7 @@ def calibrated(sentence_model, out, recipe, **options):  # noqa: F811
     return calibrate(sentence_model[0], out, recipe, [data], rows=RowOptions(num_rows=4, seq_len=12, seed=1), **options)
 
 
-def test_w8a8_has_every_linear_in_int8_and_stays_near(sentence_model, sentence_bundle, tmp_path):  # noqa: F811
+def test_w8a8_has_every_linear_in_int8_and_stays_near(sentence_model, sentence_bundle, tmp_path):
     result = calibrated(sentence_model, tmp_path / "w8a8", Recipe(scheme="w8a8"))
     assert len(result.quantized) == 12
     assert all(gate.is_met for gate in result.check.gates)
@@ -101,7 +99,7 @@ def test_w8a8_has_every_linear_in_int8_and_stays_near(sentence_model, sentence_b
         np.testing.assert_allclose(model.embed(TEXTS)[2], model.embed([TEXTS[2]])[0], atol=1e-5)
 
 
-def test_w4_by_gptq_or_awq_is_nearer_than_rounded_to_nearest(sentence_model, tmp_path):  # noqa: F811
+def test_w4_by_gptq_or_awq_is_nearer_than_rounded_to_nearest(sentence_model, tmp_path):
     from piston.calibration.calibrate import CheckOptions
 
     def distance(scheme, rounding):
@@ -116,7 +114,7 @@ def test_w4_by_gptq_or_awq_is_nearer_than_rounded_to_nearest(sentence_model, tmp
     assert distance("w4", "awq") < nearest
 
 
-def calibrated_to_nearest(sentence_model, tmp_path):  # noqa: F811
+def calibrated_to_nearest(sentence_model, tmp_path):
     """The distance of w4 that reads no text, checked on the same kind of text."""
     from piston.calibration.calibrate import CheckOptions
 
@@ -128,7 +126,7 @@ def calibrated_to_nearest(sentence_model, tmp_path):  # noqa: F811
     return 1 - found.check.comparison.values["cosine"]
 
 
-def test_a_bound_that_is_not_met_leaves_nothing(sentence_model, tmp_path):  # noqa: F811
+def test_a_bound_that_is_not_met_leaves_nothing(sentence_model, tmp_path):
     from piston.calibration.check import CheckOptions
 
     with pytest.raises(ShortfallError, match=r"cosine>=0\.9999999: .* cosine to the float model"):
@@ -138,12 +136,12 @@ def test_a_bound_that_is_not_met_leaves_nothing(sentence_model, tmp_path):  # no
     assert not (tmp_path / "out").exists()
 
 
-def test_what_needs_logits_is_refused(sentence_model, tmp_path):  # noqa: F811
+def test_what_needs_logits_is_refused(sentence_model, tmp_path):
     with pytest.raises(MisuseError, match="--keep-worst is for language models"):
         calibrated(sentence_model, tmp_path / "out", Recipe(scheme="w8a8"), keep_worst=1)
 
 
-def test_the_manifest_says_what_the_bundle_is(sentence_bundle):  # noqa: F811
+def test_the_manifest_says_what_the_bundle_is(sentence_bundle):
     manifest = Manifest.read(sentence_bundle)
     assert (manifest.task, list(manifest.graphs)) == ("feature-extraction", ["encoder"])
     assert [tensor.role for tensor in manifest.graphs["encoder"].inputs] == ["tokens", "lengths", "token_types"]

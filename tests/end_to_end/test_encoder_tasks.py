@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from encoder_fixtures import MODELS, encoder_toys  # noqa: F401 - fixture
+from encoder_fixtures import MODELS
 from transformers import AutoTokenizer, pipeline
 
 from piston.calibration.calibrate import calibrate
@@ -28,7 +28,7 @@ def pipe(toys, name, task):
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "regression"])
-def test_labels_and_scores_are_those_of_the_pipeline(encoder_toys, name):  # noqa: F811
+def test_labels_and_scores_are_those_of_the_pipeline(encoder_toys, name):
     expected = [pipe(encoder_toys, name, "text-classification")(text, top_k=None) for text in TEXTS]
     with load(encoder_toys.bundle(name)) as model:
         found = model.classify(TEXTS)
@@ -37,7 +37,7 @@ def test_labels_and_scores_are_those_of_the_pipeline(encoder_toys, name):  # noq
         np.testing.assert_allclose([score.score for score in scores], [item["score"] for item in wanted], atol=1e-5)
 
 
-def test_a_pair_of_texts_is_read_together(encoder_toys):  # noqa: F811
+def test_a_pair_of_texts_is_read_together(encoder_toys):
     pairs = [("hello world", "paris"), ("in", "a b c")]
     classifier = pipe(encoder_toys, "single", "text-classification")
     expected = [classifier({"text": text, "text_pair": pair}, top_k=None) for text, pair in pairs]
@@ -49,7 +49,7 @@ def test_a_pair_of_texts_is_read_together(encoder_toys):  # noqa: F811
 
 
 @pytest.mark.parametrize("aggregation", ["none", "simple", "first", "average", "max"])
-def test_spans_are_those_of_the_pipeline(encoder_toys, aggregation):  # noqa: F811
+def test_spans_are_those_of_the_pipeline(encoder_toys, aggregation):
     tagger = pipe(encoder_toys, "tagger", "token-classification")
     with load(encoder_toys.bundle("tagger")) as model:
         found = model.tag(TEXTS, aggregation=aggregation)
@@ -64,7 +64,7 @@ def test_spans_are_those_of_the_pipeline(encoder_toys, aggregation):  # noqa: F8
         assert all(span.text == text[span.start : span.end] for span in spans)
 
 
-def test_a_long_text_is_tagged_in_the_windows_of_the_pipeline(encoder_toys):  # noqa: F811
+def test_a_long_text_is_tagged_in_the_windows_of_the_pipeline(encoder_toys):
     text = "hello paris in world " * 8
     tagger = pipe(encoder_toys, "tagger", "token-classification")
     wanted = tagger(text, aggregation_strategy="simple", stride=6)
@@ -110,7 +110,7 @@ def expected_answer(toys, question, context, *, window, stride, longest=15):
 
 
 @pytest.mark.parametrize("repeats", [1, 12])
-def test_the_answer_is_the_best_span_of_all_windows(encoder_toys, repeats):  # noqa: F811
+def test_the_answer_is_the_best_span_of_all_windows(encoder_toys, repeats):
     question, context = "in paris?", "Hello wörld 你好 in paris, " * repeats
     (score, start, end), no_answer = expected_answer(encoder_toys, question, context, window=20, stride=5)
     with load(encoder_toys.bundle("answerer")) as model:
@@ -121,7 +121,7 @@ def test_the_answer_is_the_best_span_of_all_windows(encoder_toys, repeats):  # n
     assert empty.text == ("" if no_answer > score else found.text)
 
 
-def test_documents_come_best_first_with_the_scores_of_the_cross_encoder(encoder_toys):  # noqa: F811
+def test_documents_come_best_first_with_the_scores_of_the_cross_encoder(encoder_toys):
     query, documents = "paris?", ["hello world", "in paris", "你好", "a b c"]
     tokenizer = AutoTokenizer.from_pretrained(encoder_toys.checkpoint("reranker"))
     model, logits = encoder_toys.reference("reranker"), []
@@ -148,7 +148,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_command_answers_for_people_and_as_json(piston, encoder_toys, name):  # noqa: F811
+def test_the_command_answers_for_people_and_as_json(piston, encoder_toys, name):
     words, fields = COMMANDS[name]
     shown = piston("run", encoder_toys.bundle(name), *words)
     assert (shown.status, shown.err) == (0, "")
@@ -157,7 +157,7 @@ def test_the_command_answers_for_people_and_as_json(piston, encoder_toys, name):
     assert set(fields) <= set(found)
 
 
-def test_the_command_pairs_texts(piston, refused, encoder_toys):  # noqa: F811
+def test_the_command_pairs_texts(piston, refused, encoder_toys):
     bundle = encoder_toys.bundle("single")
     found = json.loads(piston("run", bundle, "--text", "hello", "--text-pair", "paris", "--json").out)
     with load(bundle) as model:
@@ -168,14 +168,14 @@ def test_the_command_pairs_texts(piston, refused, encoder_toys):  # noqa: F811
     )
 
 
-def test_a_command_for_another_task_says_which_the_bundle_has(refused, encoder_toys):  # noqa: F811
+def test_a_command_for_another_task_says_which_the_bundle_has(refused, encoder_toys):
     status, message = refused("run", encoder_toys.bundle("single"), "--question", "who?", "--context", "x")
     assert status == 2
     assert "is for text-classification" in message
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_bundle_of_every_task_is_verified_and_a_damaged_answer_is_found(piston, encoder_toys, tmp_path, name):  # noqa: F811
+def test_a_bundle_of_every_task_is_verified_and_a_damaged_answer_is_found(piston, encoder_toys, tmp_path, name):
     bundle = encoder_toys.bundle(name)
     found = piston("verify", bundle, "--json")
     assert found.status == 0
@@ -247,7 +247,7 @@ FIGURES = {  # of the float model on its own answers
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_labelled_examples_are_evaluated_by_the_figures_of_the_task(piston, encoder_toys, tmp_path, name):  # noqa: F811
+def test_labelled_examples_are_evaluated_by_the_figures_of_the_task(piston, encoder_toys, tmp_path, name):
     bundle = encoder_toys.bundle(name)
     with load(bundle) as model:
         data = examples(name, tmp_path / "data.jsonl", model)
@@ -262,7 +262,7 @@ def test_labelled_examples_are_evaluated_by_the_figures_of_the_task(piston, enco
         assert values[f"{figure}_change"] == pytest.approx(0, abs=1e-6)
 
 
-def test_texts_without_labels_compare_two_models(piston, refused, encoder_toys, tmp_path):  # noqa: F811
+def test_texts_without_labels_compare_two_models(piston, refused, encoder_toys, tmp_path):
     bundle, model = encoder_toys.bundle("single"), encoder_toys.model("single")
     texts = tmp_path / "texts.txt"
     texts.write_text("hello world\nin paris")
@@ -275,7 +275,7 @@ def test_texts_without_labels_compare_two_models(piston, refused, encoder_toys, 
     assert "--window is for language models" in refused(*words, "--reference", model, "--window", "64")[1]
 
 
-def test_a_gate_on_the_change_of_a_figure_judges_the_quantized_model(refused, encoder_toys, tmp_path):  # noqa: F811
+def test_a_gate_on_the_change_of_a_figure_judges_the_quantized_model(refused, encoder_toys, tmp_path):
     with load(encoder_toys.bundle("single")) as model:
         data = examples("single", tmp_path / "data.jsonl", model)
     result = calibrate(
@@ -296,7 +296,7 @@ def test_a_gate_on_the_change_of_a_figure_judges_the_quantized_model(refused, en
 
 
 @pytest.mark.parametrize("scheme", ["w8", "w4", "w8a8"])
-def test_every_scheme_is_checked_and_built(encoder_toys, tmp_path, scheme):  # noqa: F811
+def test_every_scheme_is_checked_and_built(encoder_toys, tmp_path, scheme):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(f"{first} {second} in paris" for first in WORDS for second in WORDS))
     recipe = Recipe(scheme=scheme, block=32 if scheme == "w4" else 0)

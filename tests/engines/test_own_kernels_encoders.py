@@ -5,7 +5,6 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 import pytest
-from embedding_fixtures import sentence_model  # noqa: F401 - a fixture
 from encoders import WORDS, write_sentence_checkpoint
 from own_kernels import need_kernels
 
@@ -133,7 +132,7 @@ def test_an_engine_that_other_rows_change_is_found(bundle, tmp_path):
     assert not has_same_bits(tmp_path / "model.onnx", interface, manifest, max_length=MAX_LENGTH)
 
 
-def test_heads_of_other_widths_stay_and_a_model_without_any_part_is_refused(sentence_model, tmp_path):  # noqa: F811
+def test_heads_of_other_widths_stay_and_a_model_without_any_part_is_refused(sentence_model, tmp_path):
     need_kernels()
     with pytest.raises(EngineError, match="build it for ort-cpu"):  # heads of 8, in float
         build(sentence_model[0], tmp_path / "bundle", [kernels.TARGET])

@@ -12,7 +12,6 @@ from piston.evaluation.opening import open_model_directory
 from piston.evaluation.tasks.automatic_speech_recognition import quality
 from piston.runtime import load
 
-pytest_plugins = ["text_fixtures", "speech_fixtures"]
 TEXTS = ["the sea is calm today", "wind blows from north and the sea", "das Meer ist ruhig"]
 
 

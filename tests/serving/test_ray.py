@@ -17,8 +17,6 @@ from piston.core.errors import MisuseError
 from piston.serving.encoders import MAX_OPEN
 from piston.serving.settings import Settings
 
-pytest_plugins = ["embedding_fixtures"]
-
 CHECK = Path(__file__).parents[2] / "scripts/check_ray.py"
 
 

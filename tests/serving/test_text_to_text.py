@@ -6,7 +6,6 @@ import pytest
 from piston.runtime import load
 from piston.runtime.generate.beam_search import BeamParams
 
-pytest_plugins = ["text_fixtures"]
 PATH = "/v1/completions"
 
 

@@ -1,7 +1,6 @@
 """A tiny embedding model, exported and built once."""
 
 import pytest
-from encoders import make_encoder, write_sentence_checkpoint
 
 PROMPTS = {"query": "query: "}
 
@@ -9,6 +8,8 @@ PROMPTS = {"query": "query: "}
 @pytest.fixture(scope="session")
 def sentence_model(toys):
     """A model directory of a seeded BERT, and what transformers has of it: (directory, encoder)."""
+    from encoders import make_encoder, write_sentence_checkpoint
+
     return toys.exported(write_sentence_checkpoint, prompts=PROMPTS), make_encoder("bert")
 
 

@@ -1,8 +1,6 @@
 """Tiny models of every encoder task, exported and built once."""
 
 import pytest
-import transformers
-from encoders import HEADS, write_task_checkpoint
 
 NER = dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))
 # name -> task, and the config of its checkpoint
@@ -33,6 +31,8 @@ class EncoderToys:
 
     def model(self, name):
         """The model directory."""
+        from encoders import write_task_checkpoint
+
         task, config = MODELS[name]
         return self.toys.exported(write_task_checkpoint, task, **config)
 
@@ -42,6 +42,9 @@ class EncoderToys:
 
     def reference(self, name):
         """The module of transformers."""
+        import transformers
+        from encoders import HEADS
+
         auto = getattr(transformers, HEADS[MODELS[name][0]])
         return auto.from_pretrained(self.checkpoint(name)).eval()
 

@@ -1,18 +1,21 @@
 """A tiny Whisper, exported once, and audio files."""
 
 import pytest
-from speech import make_whisper, write_sound, write_whisper_checkpoint
 
 
 @pytest.fixture(scope="session")
 def speech_model(toys):
     """A model directory of a seeded Whisper, and transformers' model: (directory, model)."""
+    from speech import make_whisper, write_whisper_checkpoint
+
     return toys.exported(write_whisper_checkpoint), make_whisper()
 
 
 @pytest.fixture(scope="session")
 def sounds(tmp_path_factory):
     """A list of 24 audio files of less than a window, as a file."""
+    from speech import write_sound
+
     root = tmp_path_factory.mktemp("sounds")
     names = [write_sound(root / f"{seed}.wav", 0.5 + 0.02 * seed, seed).name for seed in range(24)]
     (root / "clips.txt").write_text("\n".join(names))

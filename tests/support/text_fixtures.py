@@ -1,12 +1,13 @@
 """A tiny encoder-decoder, exported and built once."""
 
 import pytest
-from encoder_decoders import make_encoder_decoder, write_text_checkpoint
 
 
 @pytest.fixture(scope="session")
 def text_model(toys):
     """A model directory of a seeded T5, and transformers' model: (directory, model)."""
+    from encoder_decoders import make_encoder_decoder, write_text_checkpoint
+
     return toys.exported(write_text_checkpoint, "flan-t5"), make_encoder_decoder("flan-t5")
 
 

@@ -12,7 +12,6 @@ from piston.evaluation.encoder_decoders import open_model
 from piston.evaluation.examples import Example
 from piston.evaluation.tasks.automatic_speech_recognition import compare, forced_answers
 
-pytest_plugins = ["speech_fixtures"]
 PROMPT = [IDS["<|startoftranscript|>"], IDS["<|en|>"], IDS["<|transcribe|>"]]
 
 

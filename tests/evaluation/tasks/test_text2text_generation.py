@@ -16,7 +16,6 @@ from piston.evaluation.tasks.text2text_generation import compare, forced_answers
 from piston.runtime.backends.engine import Source
 from piston.runtime.text.tokenizer import Tokenizer as RuntimeTokenizer
 
-pytest_plugins = ["text_fixtures"]
 QUIET = Progress(quiet=True)
 END = 1
 TEXTS = ["the sea is calm today", "wind blows from north and the sea", "das Meer"]

@@ -12,8 +12,6 @@ from piston.runtime.generate.beam_search import BeamParams
 from piston.runtime.generate.scheduler import Scheduler
 from piston.runtime.verify import verify
 
-pytest_plugins = ["text_fixtures"]
-
 TEXTS = [
     "the sea is calm",
     "wind",

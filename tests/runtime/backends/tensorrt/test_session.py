@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from encoder_fixtures import encoder_toys  # noqa: F401 - fixture
 from fake_cuda import FakeCudaRuntime
 from fake_tensorrt import FakeTensorRT
 from machines import gpu, machine_with
@@ -26,7 +25,7 @@ TEXTS = ["hello world", "paris in 10 words, or more", "a", "world " * 4, "in par
 
 
 @pytest.fixture(scope="session")
-def both(encoder_toys, tmp_path_factory):  # noqa: F811
+def both(encoder_toys, tmp_path_factory):
     """both(name) -> the bundle of a toy of encoder_fixtures for any CPU and, as a plan of the double, for an sm89."""
     import gpu_doubles
 

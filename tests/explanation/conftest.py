@@ -1,1 +1,0 @@
-pytest_plugins = ["encoder_fixtures", "embedding_fixtures", "text_fixtures"]
