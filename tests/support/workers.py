@@ -22,6 +22,8 @@ LONGEST = (
     "export/",
     "engines/test_own_kernels_encoders.py",
     "distillation/test_exported.py",
+    "calibration/test_encoder_decoders.py",
+    "explanation/",
     "runtime/tasks/test_automatic_speech_recognition.py",
     "engines/",
 )
