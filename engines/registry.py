@@ -14,7 +14,7 @@ from piston.engines.ort.cuda_target import ask_ort_cuda, build_ort_cuda, check_o
 from piston.engines.tensorrt.family import ask_tensorrt, build_cached, check_tensorrt
 from piston.runtime.kernels import TARGET
 
-ON_OWN_KERNELS = (DECODER, ENCODER)  # the graphs that ort-cpu:avx512 has
+ON_OWN_KERNELS = (DECODER, ENCODER, f"{DECODER}+{ENCODER}")  # the graphs that ort-cpu:avx512 has
 
 
 @dataclass(frozen=True, slots=True)

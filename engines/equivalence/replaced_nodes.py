@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.int8_attention import Int8Attention, int8_attentions
+from piston.engines.equivalence.lockstep import random_sources
 from piston.engines.equivalence.two_engines import Lockstep
 from piston.engines.lowering.kernels.blocks import ROUNDING
 from piston.engines.lowering.kernels.kernel_pass import KERNELS
@@ -55,14 +56,18 @@ class ReplacedParity:
     codes_apart: float  # the largest share of one tensor's codes
 
 
-def check_replaced(before: Path, after: Path, cache: CacheSpec, *, max_length: int) -> ReplacedParity:
+def check_replaced(
+    before: Path, after: Path, cache: CacheSpec, *, max_length: int, cross: CacheSpec | None = None
+) -> ReplacedParity:
     """Compare the engine `after` with `before`, which it was made from, kernel by kernel.
+
+    `cross` are the states over a source, of a decoder that has an encoder: random ones.
 
     Raises:
         ParityError: one is beyond its bound; the message names it.
     """
     lengths = [max(1, min(length, max_length - NUM_STEPS)) for length in PROMPTS]
-    with _opened(before, after, cache, len(lengths), max(lengths) + NUM_STEPS) as (lockstep, tape):
+    with _opened(before, after, cache, len(lengths), max(lengths) + NUM_STEPS, cross) as (lockstep, tape):
         rng, vocab = np.random.default_rng(0), lockstep.first.vocab_size
         for length in lengths:
             slot, other = lockstep.both(lambda engine: engine.cache.admit())
@@ -179,7 +184,7 @@ class Tape:
 
 @contextmanager
 def _opened(
-    before: Path, after: Path, cache: CacheSpec, num_slots: int, capacity: int
+    before: Path, after: Path, cache: CacheSpec, num_slots: int, capacity: int, cross: CacheSpec | None = None
 ) -> Iterator[tuple[Lockstep, Tape]]:
     model, isolated = ir.load(before), ir.load(after)
     tape = isolate(isolated)
@@ -192,7 +197,8 @@ def _opened(
         engines = list[OrtEngine]()
         for graph, original, options in ((model, before, OrtOptions()), (isolated, after, OrtOptions(kernels=True))):
             path = stack.enter_context(saved_beside(graph, original, "tapped"))
-            engine = OrtEngine.open(path, cache, num_slots=num_slots, capacity=capacity, options=options)
+            size = {"num_slots": num_slots, "capacity": capacity}
+            engine = OrtEngine.open(path, cache, **size, options=options, cross=random_sources(cross, num_slots))
             engines.append(stack.enter_context(closing(engine)))
         first, second = engines
         yield Lockstep(first, second, tape.record, tape.replay), tape

@@ -63,7 +63,13 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
     with job.progress.phase(f"lowering for {TARGET}"):
         built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"))
     with job.progress.phase("checking the kernels against what they replace"):
-        parity = check_replaced(aside / plain.path, built.path, plain.cache, max_length=job.requested["max_length"])
+        parity = check_replaced(
+            aside / plain.path,
+            built.path,
+            plain.cache,
+            max_length=job.requested["max_length"],
+            cross=job.model.cross,
+        )
     got = {
         **plain.actual,
         "operators": count_operators(built.path),
