@@ -54,6 +54,7 @@ OPTIONAL = [
     "tokenizer.pad_token_id",
     "tokenizer.special_tokens",
     "tokenizer.has_chat_template",
+    "tokenizer.unknown_ids",
     "task",
     "engines",
     "settings",
@@ -113,6 +114,7 @@ WRONG = {  # of each field, a value of the wrong type
     "tokenizer.special_tokens": ["<s>"],
     "tokenizer.special_tokens.eos_token": None,
     "tokenizer.has_chat_template": "yes",
+    "tokenizer.unknown_ids": 2,
     "files.a.bin.sha256": 0,
     "files.a.bin.size": "3",
 }
