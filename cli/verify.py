@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not has_outputs and bundle.manifest.task not in {TEXT_GENERATION, TEXT_TO_TEXT, MODULE}:
         raise MisuseError(
             f"{arguments.bundle} is for {bundle.manifest.task}, whose bundles have no golden outputs; measure it on "
-            "labelled examples by `piston eval`."
+            'labelled examples by `piston eval`, and skip this in recipes ([gates] skip = ["verify"]).'
         )
     spec, _ = select_engine(bundle, arguments.target)
     expected = GoldenByTarget.read(arguments.bundle).of(spec.target)

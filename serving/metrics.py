@@ -19,7 +19,7 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 
 
 
 class Metrics:
-    """All metrics of a server; `text` is what Prometheus reads. `tracer` is told of rows too."""
+    """All metrics of a server; `text` is what Prometheus reads. `tracer` gets the rows, too."""
 
     def __init__(self, prefix: str, tracer: Tracer | None = None) -> None:
         self.tracer = tracer
@@ -90,7 +90,7 @@ class GenerationMetrics:
         metrics, name, request = self._metrics, self._name, generation.request
         metrics.success.labels(name, reason).inc()
         if metrics.tracer is not None:
-            told = RowSpan(
+            row = RowSpan(
                 name=name,
                 began=generation.started,
                 first_at=generation.first_at or None,
@@ -100,7 +100,7 @@ class GenerationMetrics:
                 num_tokens=len(request.output_ids),
                 reason=reason,
             )
-            metrics.tracer.row(ticket.trace, told)
+            metrics.tracer.row(ticket.trace, row)
         if not request.output_ids:
             return
         metrics.prompt_tokens.labels(name).inc(request.num_given)
@@ -138,7 +138,7 @@ class BatchMetrics:
         metrics, name, now = self._metrics, self._name, time.perf_counter()
         metrics.success.labels(name, reason).inc()
         if metrics.tracer is not None:
-            told = RowSpan(
+            row = RowSpan(
                 name=name,
                 began=ticket.added_at,
                 first_at=None,
@@ -148,7 +148,7 @@ class BatchMetrics:
                 num_tokens=0,
                 reason=reason,
             )
-            metrics.tracer.row(ticket.trace, told)
+            metrics.tracer.row(ticket.trace, row)
         if reason != "stop":
             return
         metrics.prompt_tokens.labels(name).inc(ticket.num_tokens)

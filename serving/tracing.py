@@ -93,14 +93,14 @@ class Tracer:
         ) as span:
             yield span
 
-    def row(self, context: "Context | None", told: RowSpan) -> None:
+    def row(self, context: "Context | None", row: RowSpan) -> None:
         """The span of a row that has ended now, under that of its request."""
         now, clock = time.perf_counter(), time.time_ns()
         span = self._tracer.start_span(
             "llm_request",
             context=context,
-            start_time=clock - int(1e9 * (now - told.began)),
-            attributes=told.attributes,
+            start_time=clock - int(1e9 * (now - row.began)),
+            attributes=row.attributes,
         )
         span.end(clock)
 
