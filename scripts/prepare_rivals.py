@@ -204,7 +204,7 @@ def build_llama_server(shop: Workshop) -> None:
     sources.mkdir()
     words = ["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     package = ENVIRONMENTS["llama.cpp"][0]
-    command([shop.python("llama.cpp"), *words, "--no-build-isolation", "--dest", sources, package])
+    command([shop.python("llama.cpp"), *words, "--dest", sources, package])
     shutil.unpack_archive(next(sources.glob("*.tar.gz")), sources)
     tree, build = next(sources.glob("*/vendor/llama.cpp")), sources / "build"
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
