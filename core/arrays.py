@@ -28,7 +28,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 def arrays_of(data: bytes, name: str) -> dict[str, Array]:
     """The arrays in the bytes of an .npz file, which `name` stands for in messages; raises MisuseError."""
-    if not data.startswith((b"PK", b"\x93NUMPY")):  # numpy takes anything else for a pickle, and advises to load it
+    # numpy takes anything else for a pickle, and advises to load it.
+    if not data.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY")):
         raise MisuseError(f"{name} is no .npz file of arrays; write it by numpy.savez(FILE, NAME=array).")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:

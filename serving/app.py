@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -102,17 +102,18 @@ class Server:
             note(f"request {request.state.request_id}: {shown}")
         form = await form_of(request.headers, data)
         given = decoded(data) if form is None else form
-        served, endpoint = self._find_endpoint(path, given.get("model"))
+        served, endpoint = self._find_endpoint(path, given)
         is_form = form is not None
         body, ignored = read(given, endpoint.kind, endpoint.refused, lenient=self.settings.lenient, is_form=is_form)
         call = Call(Caller.of(request), ignored, self._workers, self._compilers)
         return await endpoint.answer(served, body, call)
 
-    def _find_endpoint(self, path: str, name: Any) -> tuple[Served, Endpoint]:
-        """The bundle of a name, or the first that answers the path where there is none, and how it answers."""
-        offering = self._endpoints[path]
+    def _find_endpoint(self, path: str, given: Mapping[str, Any]) -> tuple[Served, Endpoint]:
+        """The bundle that a request names, or the first that suits it where it names none, and how it answers."""
+        offering, name = self._endpoints[path], given.get("model")
         if not isinstance(name, str):
-            served = next(served for served in self.served.values() if served.task in offering)
+            able = [served for served in self.served.values() if served.task in offering]
+            served = next((one for one in able if offering[one.task].suits(one, given)), able[0])
         else:
             served = self._find(name)
         if served.task not in offering:

@@ -12,6 +12,8 @@ DEFAULT_BEAMS = 4  # where a search returns one answer
 # What the checkpoint's authors recommend for samples; a search takes no samples.
 OF_SAMPLES = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"})
 
+WITHOUT_SAMPLES = {"top_k": (0, -1), "top_p": (1,), "min_p": (0,), "typical_p": (1,)}  # values that ask for nothing
+
 
 def beams_of(request: Options) -> BeamParams | None:
     """The search that a request asks for, if it does.
@@ -37,6 +39,13 @@ def beams_of(request: Options) -> BeamParams | None:
             param="stream",
             code="unsupported_parameter",
         )
+    for name, harmless in WITHOUT_SAMPLES.items():
+        if (value := _given(getattr(request, name), None)) not in (None, *harmless):
+            raise RequestError(
+                f"{name} is {value}, and a beam search takes no samples; leave it out.",
+                param=name,
+                code="unsupported_parameter",
+            )
     num_beams = _given(request.best_of, num_answers if num_answers > 1 else DEFAULT_BEAMS)
     if num_beams < num_answers:
         raise RequestError(f"best_of is {num_beams}; it must be at least n, which is {num_answers}.", param="best_of")

@@ -78,11 +78,13 @@ class Endpoint:
         kind: the fields of a request; its docstring is the title of its table in docs/serving.md.
         answer: called with the Served bundle, the request, and its Call; gives what answers.
         refused: fields that are known and not supported.
+        suits: whether a bundle can answer the fields of a request that names none.
     """
 
     kind: type[msgspec.Struct]
     answer: Callable[[Any, Any, Call], Awaitable[ASGIApp]]
     refused: Mapping[str, Refused] = field(default_factory=dict)
+    suits: Callable[[Any, Mapping[str, Any]], bool] = lambda served, given: True  # noqa: ARG005
 
 
 def _deadline(request: Request) -> float | None:

@@ -1,12 +1,14 @@
 """Translations: /translate and /languages in the shape of LibreTranslate's API, with options of beam search."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from piston.core.errors import MisuseError
 from piston.runtime.generate.beam_search import BeamParams
 from piston.serving.answers import Answers
 from piston.serving.beams import DEFAULT_BEAMS
@@ -26,7 +28,9 @@ class TranslateRequest(msgspec.Struct, kw_only=True):
     q: Annotated[str | list[str], Meta(description="a text or a list of texts")]
     source: Annotated[str, Meta(description="code of their language, one of /languages")]
     target: Annotated[str, Meta(description="code of the language to translate into")]
-    model: Annotated[str | UnsetType, Meta(description="one of /v1/models; default: the first that translates")] = UNSET
+    model: Annotated[str | UnsetType, Meta(description="one of /v1/models; default: the first that translates so")] = (
+        UNSET
+    )
     alternatives: Annotated[int, Meta(ge=0, description="further translations of each text, by beam search")] = 0
     num_beams: Annotated[int | UnsetType, Meta(description="beams of a search; default: none, or 4")] = UNSET
     length_penalty: Annotated[float | UnsetType, Meta(description="of a search; above 0 for longer answers")] = UNSET
@@ -107,6 +111,15 @@ class TranslationAnswers(Answers):
         if num_answers > 1:
             answer["alternatives"] = others if self._work.is_list else others[0]
         return answer | {"model": self._base["model"], "usage": self.usage()}
+
+
+def can_translate(served: "ServedTextToText", given: Mapping[str, Any]) -> bool:
+    """Whether a bundle translates the pair of a request."""
+    try:
+        served.model.translation(str(given.get("source")), str(given.get("target")))
+    except MisuseError:
+        return False
+    return True
 
 
 def languages_of(models: "list[ServedTextToText]") -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import msgspec
 from starlette.types import ASGIApp
 
 from piston.core.arrays import arrays_of, npz_of
-from piston.core.errors import MisuseError
+from piston.core.errors import EngineError, MisuseError
 from piston.runtime.tasks.module import InputError
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.endpoint import Call, Endpoint
@@ -87,7 +87,18 @@ class ServedModule(Served):
     def _outputs(self, rows: "Sequence[dict[str, Array]]") -> "Iterator[dict[str, Array]]":
         """The outputs of each request, on the engine thread."""
         for feeds in rows:
-            yield self.model.run(feeds)
+            yield self._run(feeds)
+
+    def _run(self, feeds: "dict[str, Array]") -> "dict[str, Array]":
+        """The outputs of one request; raises RequestError where its numbers are at fault, such as an index too large.
+
+        That they are, and not the engine, is known of the module's own example: it still runs.
+        """
+        try:
+            return self.model.run(feeds)
+        except EngineError as problem:
+            self.model.run(self.model.examples[0].inputs)
+            raise RequestError(f"The module fails on these inputs: {problem}", param="inputs") from None
 
 
 async def run(served: ServedModule, body: RunRequest, call: Call) -> ASGIApp:

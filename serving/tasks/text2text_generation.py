@@ -22,6 +22,7 @@ from piston.serving.translation import (
     REFUSED_TRANSLATION,
     TranslateRequest,
     TranslationAnswers,
+    can_translate,
     languages_of,
     translation_work,
 )
@@ -89,7 +90,7 @@ serve = ServedTextToText
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint(CompletionRequest, partial(generate, text_work, CompletionAnswers), REFUSED_COMPLETION),
     "/translate": Endpoint(
-        TranslateRequest, partial(generate, translation_work, TranslationAnswers), REFUSED_TRANSLATION
+        TranslateRequest, partial(generate, translation_work, TranslationAnswers), REFUSED_TRANSLATION, can_translate
     ),
 }
 READS: Mapping[str, Callable[[Any], Any]] = {"/languages": languages_of}

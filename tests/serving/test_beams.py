@@ -70,6 +70,8 @@ def test_tokens_of_a_search_are_counted(server):
         ({"use_beam_search": True, "best_of": 7}, "num_beams is 7, but the engine has 6 free slots"),
         ({"use_beam_search": True, "early_stopping": "soon"}, "early_stopping is 'soon'"),
         ({"use_beam_search": True, "temperature": 0.7}, "Beam search does not support temperature"),
+        ({"use_beam_search": True, "top_p": 0.5}, "top_p is 0.5, and a beam search takes no samples; leave it out"),
+        ({"use_beam_search": True, "top_k": 5}, "top_k is 5, and a beam search takes no samples"),
         ({"use_beam_search": True, "stop": "a"}, "Beam search does not support stop"),
         ({"use_beam_search": True, "logprobs": 1}, "Beam search does not support logprobs"),
         ({"use_beam_search": True, "guided_regex": "a*"}, "Beam search does not support a grammar"),
@@ -84,3 +86,5 @@ def test_what_a_search_cannot_do_is_refused_by_name(server, fields, reason):
 def test_what_asks_for_no_search_is_accepted(server):
     harmless = {"use_beam_search": False, "best_of": 1, "length_penalty": 1, "early_stopping": False}
     assert server.post(TEXTS, {"model": "toy", "prompt": "no", "max_tokens": 2} | harmless)[0] == 200
+    without = {"use_beam_search": True, "top_p": 1, "top_k": 0, "min_p": 0.0}
+    assert server.post(TEXTS, {"model": "toy", "prompt": "no", "max_tokens": 2} | without)[0] == 200

@@ -83,6 +83,16 @@ def test_an_input_that_does_not_fit_is_named(server, change, param, message):
     assert message in answer["error"]["message"]
 
 
+def test_numbers_at_which_the_module_fails_are_the_requests_fault_and_the_server_stays_well(server):
+    beyond = given() | {"kind": np.array([1, 2, 10])}  # of a table of ten
+    body = {"model": "scorer", "inputs": {name: array.tolist() for name, array in beyond.items()}}
+    for _ in range(4):
+        status, answer = server.post("/v1/run", body)
+        assert (status, answer["error"]["param"]) == (400, "inputs")
+        assert answer["error"]["message"].startswith("The module fails on these inputs: ")
+    assert server.request("GET", "/health")[0] == 200
+
+
 def test_a_body_beyond_the_limit_is_refused(live, bundle):
     with load(bundle) as model:
         small = live(None, models=[("scorer", model)], settings={"max_body": 200})

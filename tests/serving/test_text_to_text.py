@@ -1,4 +1,6 @@
 import json
+from contextlib import ExitStack
+from dataclasses import replace
 from urllib.parse import urlencode
 
 import pytest
@@ -99,6 +101,21 @@ def test_a_translation_is_that_of_python_in_the_shape_of_libretranslate(translat
     status, answer = translate(translator, q=texts[0], max_tokens=6, model="texts", format="text", api_key="")
     assert (status, answer["translatedText"]) == (200, expected[0])
     assert "alternatives" not in answer
+
+
+def test_a_translation_is_by_the_first_model_that_has_the_pair(live, text_bundle):
+    pairs = {"first": {}, "forth": {"translation_en_to_de": "de: "}, "back": {"translation_de_to_en": "en: "}}
+    with ExitStack() as stack:
+        models = []
+        for name, prompts in pairs.items():
+            model = stack.enter_context(load(text_bundle))
+            model.manifest = replace(model.manifest, settings={**model.manifest.settings, "prompts": prompts})
+            models.append((name, model))
+        server = live(None, models=models)
+        found = [translate(server, q="the sea", source=one, target=two)[1] for one, two in (("en", "de"), ("de", "en"))]
+        assert [answer["model"] for answer in found] == ["forth", "back"]
+        status, answer = translate(server, q="the sea", model="back")
+        assert (status, "has no translation en_to_de" in answer["error"]["message"]) == (400, True)
 
 
 def test_alternatives_are_found_by_beam_search(translator, model):
