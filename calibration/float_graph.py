@@ -19,7 +19,7 @@ from piston.calibration.observe.inputs import RowsLike
 from piston.core.bundle import GRAPH, GRAPH_DATA, graph_dir
 from piston.core.bundle.examples import EXAMPLES
 from piston.core.bundle.external_data import check_external_data
-from piston.core.bundle.interface import MODULE
+from piston.core.bundle.interface import DECODER, MODULE
 from piston.core.bundle.manifest import Manifest, record_files, sha256_of
 from piston.core.errors import MisuseError
 from piston.runtime.bundle import Bundle
@@ -113,7 +113,8 @@ def open_graphs(directory: Path) -> list[ModelGraph]:
         model = ir.load(directory / folder / GRAPH)
         convolutions = find_convolutions(model) if name == MODULE else []
         alone = _alone(manifest, name, folder)
-        found.append(ModelGraph(directory / folder, alone, model, find_linears(model), convolutions, folder))
+        linears = find_linears(model, is_decoder=name == DECODER)
+        found.append(ModelGraph(directory / folder, alone, model, linears, convolutions, folder))
     if not any(graph.linears or graph.convolutions for graph in found):
         raise MisuseError(f"{directory} has no linear layer and no convolution; there is nothing to quantize.")
     return found

@@ -22,6 +22,7 @@ class Linear:
     matmul: ir.Node
     weight: ir.Value  # the initializer: [K, N], or [N, K] if is_transposed
     is_transposed: bool  # between weight and MatMul stands a Transpose, as where lm_head is tied to the embedding
+    is_head: bool = False  # it makes the logits of the next token
 
     @property
     def input(self) -> ir.Value:
@@ -44,21 +45,22 @@ class Linear:
         return (columns, rows) if self.is_transposed else (rows, columns)
 
     @property
-    def is_head(self) -> bool:
-        """Whether it makes the logits of the next token."""
-        return self.name in HEADS
-
-    @property
     def is_tied(self) -> bool:
         """Whether something else reads the weight too."""
         return len(self.weight.uses()) > 1
 
 
-def find_linears(model: ir.Model) -> list[Linear]:
-    """All of them, in the order of the graph; each has a name of its own, and some may share a weight."""
+def find_linears(model: ir.Model, *, is_decoder: bool = True) -> list[Linear]:
+    """All of them, in the order of the graph; each has a name of its own, and some may share a weight.
+
+    Only a decoder has a head: a module of one's own may call another layer so.
+    """
     found = [linear for node in model.graph if (linear := _linear(node)) is not None]
     names = own_names(linear.name for linear in found)
-    return [dataclasses.replace(linear, name=name) for linear, name in zip(found, names, strict=True)]
+    return [
+        dataclasses.replace(linear, name=name, is_head=is_decoder and name in HEADS)
+        for linear, name in zip(found, names, strict=True)
+    ]
 
 
 def by_input(linears: Iterable[Linear]) -> dict[str, list[Linear]]:

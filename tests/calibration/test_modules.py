@@ -202,3 +202,17 @@ def test_tables_in_int8_that_the_module_does_not_have_are_refused(models, tmp_pa
 def test_arrays_that_nothing_reads_are_refused_with_a_remedy_that_modules_have(models, tmp_path):
     with pytest.raises(MisuseError, match=r"reads no arrays; leave --data out, or give the arrays .* --check-data"):
         calibrate(models / "perceptron/model", tmp_path / "out", Recipe(scheme="w8"), [models / "perceptron/data.npz"])
+
+
+def test_a_layer_of_a_module_is_quantized_whatever_it_is_called(tmp_path):
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(4)
+            self.proj_out = nn.Linear(12, 8)
+
+        def forward(self, x):
+            return torch.relu(self.proj_out(x))
+
+    export_module(Projected(), {"x": normal(2, 12)}, tmp_path / "model")
+    assert calibrate(tmp_path / "model", tmp_path / "w8", Recipe(scheme="w8")).quantized == ["proj_out"]
