@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from piston.calibration import calibrate as module
+from piston.calibration import quantizer
 from piston.calibration.calibrate import calibrate
 from piston.calibration.check import CheckOptions, bounds_of
 from piston.calibration.recipe import SCHEMES, Recipe
@@ -61,7 +61,7 @@ def test_a_broken_model_does_not_pass_by_default(model_dir, text, tmp_path, monk
         prepared = round_all(*arguments)
         return dataclasses.replace(prepared, scales={name: scale / 40 for name, scale in prepared.scales.items()})
 
-    monkeypatch.setattr(module, "round_all", broken)
+    monkeypatch.setattr(quantizer, "round_all", broken)
     with pytest.raises(ShortfallError, match=r"perplexity is \d"):
         calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8a8"), [text], rows=ROWS)
     assert not (tmp_path / "out").exists()
@@ -72,7 +72,7 @@ def test_a_model_that_computes_nan_does_not_pass(model_dir, text, tmp_path, monk
         prepared = round_all(*arguments)
         return dataclasses.replace(prepared, scales=dict.fromkeys(prepared.scales, float("nan")))
 
-    monkeypatch.setattr(module, "round_all", broken)
+    monkeypatch.setattr(quantizer, "round_all", broken)
     with pytest.raises((EngineError, ShortfallError)):
         calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8a8"), [text], rows=ROWS)
     assert not (tmp_path / "out").exists()

@@ -74,12 +74,6 @@ def test_a_chat_with_an_embedding_model_is_refused(refused, sentence_bundle):
     assert "is for feature-extraction, and this is for text-generation" in refused("chat", sentence_bundle)[1]
 
 
-def test_targets_without_encoders_are_refused_in_a_line(sentence_model, tmp_path):
-    for target in ("ort-cuda", "tensorrt-rtx"):
-        with pytest.raises(MisuseError, match=f"{target} has no engines for feature-extraction yet; .* ort-cpu"):
-            build(sentence_model[0], tmp_path / "out", [target])
-
-
 def calibrated(sentence_model, out, recipe, **options):
     """Calibrate on rows of a written text."""
     data = out.with_suffix(".txt")
