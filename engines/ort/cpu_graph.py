@@ -13,6 +13,7 @@ from piston.core.bundle.interface import StateType
 from piston.core.machine import num_cores
 from piston.engines.linear_work import ARITHMETIC, LinearWork, linear_work
 from piston.engines.lowering import Lowered, lower_for_ort_cpu
+from piston.engines.lowering.kernels.kernel_pass import KERNELS
 from piston.runtime.backends.session import translated
 
 EXTERNAL_FROM = 1024  # bytes: what is smaller stays in the graph
@@ -92,7 +93,22 @@ def save_optimized(source: Path, goal: Path) -> str:
         onnxruntime.InferenceSession(
             str(source), settings, providers=["CPUExecutionProvider"], disabled_optimizers=MOVING
         )
+    _drop_unused_kernels(goal)
     return str(onnxruntime.__version__)
+
+
+def _drop_unused_kernels(path: Path) -> None:
+    """Leave the domain of Piston's operators out of a graph that has none of them.
+
+    ONNX Runtime names every domain that the process knows (1.32), so a build would depend on what ran before it.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    named = [opset for opset in model.opset_import if opset.domain == KERNELS]
+    if named and all(node.domain != KERNELS for node in model.graph.node):
+        model.opset_import.remove(named[0])
+        path.write_bytes(model.SerializeToString())
 
 
 def count_operators(path: Path) -> dict[str, int]:

@@ -1,6 +1,8 @@
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
+from own_kernels import need_kernels
 from zoo import WINDOW
 
 from piston.core.errors import EngineError
@@ -8,6 +10,7 @@ from piston.engines.equivalence.answers import check_parity
 from piston.engines.ort.cpu_graph import build_ort, count_operators, save_optimized
 from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.session import OrtOptions
+from piston.runtime.kernels import require
 
 MAX_LENGTH = 64
 WIDE = {"head_dim": 32}  # partial rotary of 16 elements: the narrowest the kernel takes
@@ -83,6 +86,17 @@ def test_onnx_runtime_has_nothing_left_to_do_at_load(toy, tmp_path):
         engine = OrtEngine.open(built.path, canonical.cache, num_slots=1, capacity=16, options=options)
         logits.append(engine.prefill(engine.cache.admit(), [3, 4, 5, 6], num_logits=4).copy())
     np.testing.assert_array_equal(*logits)
+
+
+def test_a_build_does_not_depend_on_kernels_that_the_process_has_loaded(toy, tmp_path):
+    """ONNX Runtime names every domain it knows in what it writes."""
+    need_kernels()
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(require()))
+    onnxruntime.InferenceSession(str(toy("llama").path), options, providers=["CPUExecutionProvider"])
+    path = build_ort(toy("llama").path, tmp_path, MAX_LENGTH).path
+    assert "piston" not in ir.load(path).opset_imports
+    assert "com.microsoft" in ir.load(path).opset_imports
 
 
 def test_a_tied_embedding_is_stored_once(toy, tmp_path):
