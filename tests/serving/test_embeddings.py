@@ -182,7 +182,7 @@ def test_a_request_that_breaks_the_engine_ends_alone(live):
     assert server.request("GET", "/health")[0] == 200
     for _ in range(3):
         assert server.post("/v1/embeddings", {"model": "embed", "input": "b"})[0] == 500
-    assert server.request("GET", "/health")[0] == 503
+    until(lambda: server.request("GET", "/health")[0] == 503)  # the third failure is counted after it is answered
 
 
 def test_texts_that_wait_are_bounded_end_late_and_end_when_the_client_leaves(live):
