@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from piston.runtime.tasks.module import Array, Module
 
 WAITING = 64  # requests
+MOST_BYTES = 256_000_000  # of the arrays in a form, which may be compressed
 NPZ = "application/octet-stream"
 
 
@@ -124,7 +125,7 @@ async def run(served: ServedModule, body: RunRequest, call: Call) -> ASGIApp:
 def _feeds(model: "Module", inputs: Json | bytes) -> "dict[str, Array]":
     """Raises RequestError for arrays that do not fit; its `param` names the input."""
     try:
-        return model.checked(arrays_of(inputs, "inputs") if isinstance(inputs, bytes) else inputs)
+        return model.checked(arrays_of(inputs, "inputs", MOST_BYTES) if isinstance(inputs, bytes) else inputs)
     except InputError as problem:
         raise RequestError(str(problem), param=f"inputs.{problem.name}") from None
 

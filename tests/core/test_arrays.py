@@ -53,3 +53,12 @@ def test_no_byte_of_a_file_can_be_changed_so_that_another_error_is_raised():
         for value in (0, 1, 255):
             with contextlib.suppress(MisuseError):
                 arrays_of(damaged(place, value), "data.npz")
+
+
+def test_what_a_compressed_file_holds_is_bounded_before_it_is_read():
+    data = io.BytesIO()
+    np.savez_compressed(data, x=np.zeros(10**6, np.float32))
+    assert len(data.getvalue()) < 10**5
+    with pytest.raises(MisuseError, match=r"The arrays of inputs have 4,000,\d+ bytes, more than 100,000; send less"):
+        arrays_of(data.getvalue(), "inputs", 100_000)
+    assert arrays_of(data.getvalue(), "inputs", 5_000_000)["x"].shape == (10**6,)
