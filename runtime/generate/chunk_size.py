@@ -7,8 +7,10 @@ Stall = float | Literal["auto"]
 # kernels attend 12 at a time.
 LEAST_CHUNK = 12
 # "auto" lets a row wait about so many of its own steps for a chunk, so the gap between its tokens becomes three times
-# the usual one. Shorter chunks cost more for each token.
+# the usual one. Shorter chunks cost more for each token, so prompts of at most SHORT_PROMPT tokens, which are soon
+# read, have chunks of SHORT_CHUNK at least.
 AUTO_STEPS = 2
+SHORT_PROMPT, SHORT_CHUNK = 256, 60
 IDLE_CHUNK = 512  # where no row runs: long enough to cost nothing, and requests that come meanwhile are seen
 _KEPT = 0.7  # weight that older measurements keep at each new one
 
@@ -35,14 +37,14 @@ class ChunkSize:
         self._steps = _KEPT * self._steps + 1
         self._step_seconds = _KEPT * self._step_seconds + seconds
 
-    def num_tokens(self) -> int:
-        """Tokens of the next chunk; LEAST_CHUNK before anything was measured.
+    def num_tokens(self, prompt_length: int) -> int:
+        """Tokens of the next chunk of a prompt; the least number before anything was measured.
 
         A token of a longer chunk costs less, so this is too few until chunks of this length were measured; rounded to
         the nearest multiple it grows from any length.
         """
+        least = SHORT_CHUNK if self._max_stall == "auto" and prompt_length <= SHORT_PROMPT else LEAST_CHUNK
         if not self._prefill_seconds:
-            return LEAST_CHUNK
-        step = self._step_seconds / max(self._steps, 1)
-        stall = AUTO_STEPS * step if self._max_stall == "auto" else self._max_stall
-        return LEAST_CHUNK * max(1, round(stall * self._tokens / self._prefill_seconds / LEAST_CHUNK))
+            return least
+        stall = AUTO_STEPS * self._step_seconds / max(self._steps, 1) if self._max_stall == "auto" else self._max_stall
+        return max(least, LEAST_CHUNK * round(stall * self._tokens / self._prefill_seconds / LEAST_CHUNK))

@@ -95,9 +95,8 @@ class Scheduler:
             EngineError: a step of all running rows failed.
         """
         yield from self._end_cancelled()
-        limit = None
+        is_decoding = bool(self._running or self._searches)
         if self._chunk_size is not None:
-            limit = self._chunk_size.num_tokens() if self._running or self._searches else IDLE_CHUNK
             yield from self._decode()
         if self._may_admit():
             slot, request = self._admit()
@@ -106,7 +105,7 @@ class Scheduler:
             # A slot whose turn it was comes behind the other.
             slot = next(iter(self._prefilling))
             self._prefilling[slot] = self._prefilling.pop(slot)
-            yield from self._prefill(slot, limit)
+            yield from self._prefill(slot, self._chunk_limit(slot, is_decoding=is_decoding))
         elif self._chunk_size is None:
             yield from self._decode()
 
@@ -182,6 +181,12 @@ class Scheduler:
         if self.prefixes is None:
             return self.engine.cache.admit()
         return self.prefixes.admit(reusable, request.cache_salt, request.source_key)
+
+    def _chunk_limit(self, slot: int, *, is_decoding: bool) -> int | None:
+        """Tokens of the next chunk of a slot's prompt; None: all of them."""
+        if self._chunk_size is None:
+            return None
+        return self._chunk_size.num_tokens(len(self._prefilling[slot].prompt_ids)) if is_decoding else IDLE_CHUNK
 
     def _num_left(self, slot: int) -> int:
         """Tokens of a slot's prompt that are not prefilled yet."""
