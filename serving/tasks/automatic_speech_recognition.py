@@ -11,22 +11,17 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from piston.core.errors import MisuseError
 from piston.runtime.audio.transcription import Segment, Transcription, joined, to_srt, to_vtt
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.endpoint import Call, Endpoint
-from piston.serving.engine_thread import Limits
 from piston.serving.errors import DeadlineError, RequestError, request_error
 from piston.serving.event_stream import DONE, event, send_events, until_left
 from piston.serving.fields import Json, Meta, Refused
-from piston.serving.metrics import BatchMetrics, Metrics
-from piston.serving.served import Served
-from piston.serving.settings import Settings
+from piston.serving.one_at_a_time import OneAtATime
 
 if TYPE_CHECKING:
     from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer
 
-WAITING = 64  # audios
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
 
 
@@ -81,28 +76,12 @@ class _Audio:
         self.loop.call_soon_threadsafe(self.queue.put_nowait, segment)
 
 
-class ServedSpeech(Served):
+class ServedSpeech(OneAtATime):
     """A speech model behind HTTP; one audio at a time, in the order they came."""
 
+    INPUTS = "audios"
     model: "SpeechRecognizer"
     thread: BatchThread[_Audio]
-
-    def __init__(self, name: str, model: "SpeechRecognizer", metrics: Metrics, settings: Settings) -> None:
-        if settings.max_queue_tokens is not None:
-            raise MisuseError(
-                f"--max-queue-tokens bounds tokens of prompts, and the audios of {name} have none; leave it out, or "
-                "give them a server of their own."
-            )
-        num_open = self.max_open(1, settings)
-        limits = Limits(num_rows=1, max_open=num_open, max_queue_tokens=num_open)  # an audio counts as a token
-        thread = BatchThread(name, self._transcribed, BatchMetrics(metrics, name), max_batch_tokens=1, limits=limits)
-        super().__init__(name, model, thread)
-
-    @classmethod
-    def max_open(cls, num_rows: int, settings: Settings) -> int:
-        """See Served; one runs, whatever the engine could hold."""
-        del num_rows
-        return 1 + (WAITING if settings.max_queue_requests is None else settings.max_queue_requests)
 
     @property
     def max_model_len(self) -> int:
@@ -117,7 +96,7 @@ class ServedSpeech(Served):
             f"engine {self.model.target}"
         )
 
-    def _transcribed(self, audios: Sequence[_Audio]) -> Iterable[Transcription]:
+    def run(self, audios: Sequence[_Audio]) -> Iterable[Transcription]:
         """The text of each audio; its segments are delivered on the way, and an audio that was left is not finished."""
         for audio in audios:
 

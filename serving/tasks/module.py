@@ -7,22 +7,18 @@ import msgspec
 from starlette.types import ASGIApp
 
 from piston.core.arrays import arrays_of, npz_of
-from piston.core.errors import EngineError, MisuseError
+from piston.core.errors import EngineError
 from piston.runtime.tasks.module import InputError
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.endpoint import Call, Endpoint
-from piston.serving.engine_thread import Limits
 from piston.serving.errors import RequestError
 from piston.serving.fields import Json, Meta
-from piston.serving.metrics import BatchMetrics, Metrics
-from piston.serving.served import Served
-from piston.serving.settings import Settings
+from piston.serving.one_at_a_time import OneAtATime
 
 if TYPE_CHECKING:
     from piston.core.bundle.interface import TensorSpec
     from piston.runtime.tasks.module import Array, Module
 
-WAITING = 64  # requests
 MOST_BYTES = 256_000_000  # of the arrays in a form, which may be compressed
 NPZ = "application/octet-stream"
 
@@ -39,28 +35,12 @@ class RunRequest(msgspec.Struct, kw_only=True):
     ] = "json"
 
 
-class ServedModule(Served):
+class ServedModule(OneAtATime):
     """A module behind HTTP; one request at a time, in the order they came."""
 
+    INPUTS = "arrays"
     model: "Module"
     thread: "BatchThread[dict[str, Array]]"
-
-    def __init__(self, name: str, model: "Module", metrics: Metrics, settings: Settings) -> None:
-        if settings.max_queue_tokens is not None:
-            raise MisuseError(
-                f"--max-queue-tokens bounds tokens of prompts, and the arrays of {name} have none; leave it out, or "
-                "give them a server of their own."
-            )
-        num_open = self.max_open(1, settings)
-        limits = Limits(num_rows=1, max_open=num_open, max_queue_tokens=num_open)  # a request counts as a token
-        thread = BatchThread(name, self._outputs, BatchMetrics(metrics, name), max_batch_tokens=1, limits=limits)
-        super().__init__(name, model, thread)
-
-    @classmethod
-    def max_open(cls, num_rows: int, settings: Settings) -> int:
-        """See Served; one runs."""
-        del num_rows
-        return 1 + (WAITING if settings.max_queue_requests is None else settings.max_queue_requests)
 
     @property
     def max_model_len(self) -> int:
@@ -85,7 +65,7 @@ class ServedModule(Served):
         }
         return {key: value for key, value in super().to_json().items() if key != "max_model_len"} | tensors
 
-    def _outputs(self, rows: "Sequence[dict[str, Array]]") -> "Iterator[dict[str, Array]]":
+    def run(self, rows: "Sequence[dict[str, Array]]") -> "Iterator[dict[str, Array]]":
         """The outputs of each request, on the engine thread."""
         for feeds in rows:
             yield self._run(feeds)
