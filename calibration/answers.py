@@ -15,7 +15,7 @@ from piston.core.console import Progress
 from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError
 from piston.core.tasks import task_module
-from piston.data.held_out import NUM_ROWS, overlap_warning
+from piston.data.held_out import NUM_ROWS, HeldOutRows
 from piston.data.overlap import Overlap, overlap
 from piston.data.rows import BUILTIN, DEFAULT_LENGTH, TEXTS, DataFile, RowOptions
 from piston.evaluation import tasks
@@ -54,28 +54,15 @@ class AnswerRows:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOutAnswers:
-    """Answers of the float model that calibration has not seen, and how much of them it has seen all the same."""
+class HeldOutAnswers(HeldOutRows[tuple[ForcedAnswer, ...]]):
+    """Answers of the float model."""
 
-    ids: tuple[ForcedAnswer, ...]
-    source: str
-    overlap: Overlap
+    __slots__ = ()
 
     @property
     def sha256(self) -> str:
         """Of sources and answers."""
         return hash_answers(self.ids)
-
-    @property
-    def share(self) -> float:
-        """Of the texts' n-grams, those that calibration has seen."""
-        return self.overlap.share
-
-    @property
-    def warning(self) -> str | None:
-        """One line if they are not apart."""
-        return overlap_warning(self.overlap, len(self.ids), self.source)
 
 
 def load_answers(

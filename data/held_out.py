@@ -1,32 +1,35 @@
 """Rows that calibration does not see, to check what it made: kept apart from the data, or of a file of their own."""
 
 import dataclasses
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from piston.data.overlap import Overlap, overlap
 from piston.data.packing import Ids
 from piston.data.rows import BUILTIN, RowOptions, Rows, hash_rows, load_rows, with_length
 from piston.runtime.bundle import Bundle
 
+Held = TypeVar("Held", bound=Sized)
 NUM_ROWS = 8
 # Of the n-grams; texts of one kind share less by chance: chat templates, descriptions of methods (builtin: to 3.5 %).
 SHARED = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Rows int64 [rows, tokens] that calibration has not seen, and how much of them it has seen all the same."""
+class HeldOutRows(ABC, Generic[Held]):
+    """Rows that calibration has not seen, and how much of them it has seen all the same."""
 
-    ids: Ids
+    ids: Held
     source: str
     overlap: Overlap
 
     @property
+    @abstractmethod
     def sha256(self) -> str:
         """Of the rows."""
-        return hash_rows(self.ids)
 
     @property
     def share(self) -> float:
@@ -35,18 +38,24 @@ class HeldOut:
 
     @property
     def warning(self) -> str | None:
-        """One line if the rows are not apart, by more than texts of one kind share by chance."""
-        return overlap_warning(self.overlap, len(self.ids), self.source)
+        """One line if so much of the rows was also calibrated on that it is no chance."""
+        if self.overlap.share < SHARED:
+            return None
+        return (
+            f"warning: {len(self.overlap.rows)} of {len(self.ids)} rows of {self.source} share text with the "
+            f"calibration rows ({self.overlap.share:.1%} of it), which flatters the model; give other text as --check-data."
+        )
 
 
-def overlap_warning(overlap: Overlap, num_rows: int, source: str) -> str | None:
-    """One line if so much of rows was also calibrated on that it is no chance."""
-    if overlap.share < SHARED:
-        return None
-    return (
-        f"warning: {len(overlap.rows)} of {num_rows} rows of {source} share text with the calibration rows "
-        f"({overlap.share:.1%} of it), which flatters the model; give other text as --check-data."
-    )
+class HeldOut(HeldOutRows[Ids]):
+    """Rows int64 [rows, tokens]."""
+
+    __slots__ = ()
+
+    @property
+    def sha256(self) -> str:
+        """See HeldOutRows."""
+        return hash_rows(self.ids)
 
 
 def load_data(
