@@ -43,7 +43,8 @@ class HeldOutRows(ABC, Generic[Held]):
             return None
         return (
             f"warning: {len(self.overlap.rows)} of {len(self.ids)} rows of {self.source} share text with the "
-            f"calibration rows ({self.overlap.share:.1%} of it), which flatters the model; give other text as --check-data."
+            f"calibration rows ({self.overlap.share:.1%} of it), which flatters the model; give other text as "
+            "--check-data."
         )
 
 

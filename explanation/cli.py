@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="written in place of a word that is left out (default: the tokenizer's mask token; else nothing)",
     )
-    parser.add_argument("--beside", metavar="BUNDLE", type=Path, help="explain the same answer by another bundle too")
+    parser.add_argument(
+        "--reference", metavar="BUNDLE", type=Path, help="explain the same answer by another bundle too"
+    )
     parser.add_argument("--no-attention", action="store_true", help="only what each word changes")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write the page (HTML)")
     parser.add_argument("--json", action="store_true", help="print one JSON object with all numbers")
@@ -48,25 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Explain, write the page, print."""
-    check_output_files({"--output": arguments.output}, [arguments.bundle, arguments.beside])
+    check_output_files({"--output": arguments.output}, [arguments.bundle, arguments.reference])
     asked = _asked(arguments)
     progress = Progress(quiet=arguments.quiet)
     first = _explained(arguments.bundle, arguments.target, asked, arguments.threads, progress)
     found = [first]
-    if arguments.beside is not None:
+    if arguments.reference is not None:
         found.append(
-            _explained(arguments.beside, None, dataclasses.replace(asked, like=first), arguments.threads, progress)
+            _explained(arguments.reference, None, dataclasses.replace(asked, like=first), arguments.threads, progress)
         )
     for remark in dict.fromkeys(remark for each in found for remark in each.remarks):
         note(remark)
-    names = [str(path) for path in (arguments.bundle, arguments.beside) if path is not None]
+    names = [str(path) for path in (arguments.bundle, arguments.reference) if path is not None]
     try:
         if arguments.output is not None:
             write_output(arguments.output, page_of(dict(zip(names, found, strict=True)), version("piston")))
     finally:  # the result is printed even if the file cannot be written
         if arguments.json:
-            beside = {"beside": found[1].to_json()} if len(found) > 1 else {}
-            print_json({"bundle": names[0], **first.to_json(), **beside})
+            reference = {"reference": found[1].to_json()} if len(found) > 1 else {}
+            print_json({"bundle": names[0], **first.to_json(), **reference})
         else:
             for line in lines_of(first):
                 print_text(line)
@@ -76,8 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace) -> Asked:
     """The options, checked against the task of the bundles; raises MisuseError."""
     task = Manifest.read(arguments.bundle).task
-    if arguments.beside is not None:
-        Manifest.read(arguments.beside).require_task(task, arguments.beside)
+    if arguments.reference is not None:
+        Manifest.read(arguments.reference).require_task(task, arguments.reference)
     if task not in task_names(tasks):
         raise MisuseError(
             f"{arguments.bundle} is for {task}, which cannot be explained; tasks that can: "

@@ -48,12 +48,12 @@ def test_a_quantized_bundle_is_shown_next_to_the_float_one(toys, encoder_toys, t
     page = tmp_path / "page.html"
     words = [
         *(int8, "--text", "paris good"),
-        *("--beside", encoder_toys.bundle("single"), "--json", "-o", page),
+        *("--reference", encoder_toys.bundle("single"), "--json", "-o", page),
     ]
     status, printed, _ = explain(capsys, *words)
     found = json.loads(printed)
-    assert (status, found["scheme"], found["beside"]["scheme"]) == (0, "w8", "fp")
-    assert found["attributions"][0]["of"] == found["beside"]["attributions"][0]["of"]
+    assert (status, found["scheme"], found["reference"]["scheme"]) == (0, "w8", "fp")
+    assert found["attributions"][0]["of"] == found["reference"]["attributions"][0]["of"]
     assert page.read_text(encoding="utf-8").count("<figcaption>probability of") == 2
 
 
