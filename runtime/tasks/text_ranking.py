@@ -46,7 +46,7 @@ class Reranker(EncoderModel):
         parts = tuple(self.manifest.settings.get("prompt") or ())
         if self.instruction is not None:
             start, before, *rest = parts
-            return (f"{start}{instruction or self.instruction}{before}", *rest)
+            return (f"{start}{self.instruction if instruction is None else instruction}{before}", *rest)
         if instruction is not None:
             raise MisuseError(f"{self.manifest.model.name} takes no instruction; leave it out.")
         return parts

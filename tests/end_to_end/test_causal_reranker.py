@@ -64,8 +64,9 @@ def test_scores_are_those_of_the_model_card(qwen):
 
 def test_an_instruction_of_the_callers_replaces_that_of_the_model_card(qwen):
     model, reference, tokenizer, _ = qwen
-    expected = card_score(reference, tokenizer, QUERY, "Berlin", instruction="Find the city")
-    assert model.scores(QUERY, ["Berlin"], instruction="Find the city")[0] == pytest.approx(expected, abs=1e-5)
+    for given in ("Find the city", ""):
+        expected = card_score(reference, tokenizer, QUERY, "Berlin", instruction=given)
+        assert model.scores(QUERY, ["Berlin"], instruction=given)[0] == pytest.approx(expected, abs=1e-5)
     assert abs(model.scores(QUERY, ["Berlin"])[0] - expected) > 1e-4
 
 
