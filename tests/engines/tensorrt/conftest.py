@@ -1,9 +1,12 @@
 """Toys lowered for TensorRT once per session, in any scheme, with what the parity check compares them to."""
 
 import dataclasses
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from plan_bytes import rtx_plan
 
 from piston.core.bundle.manifest import Manifest, ModelSpec, TokenizerSpec
 from piston.engines.equivalence.answers import reference_of
@@ -34,6 +37,20 @@ def lowered_toy(toy, tmp_path_factory):
         return made[key]
 
     return lower
+
+
+@pytest.fixture
+def fake_compiler(monkeypatch):
+    """A compiler that compiles nothing, for tests of what is compared before."""
+    from piston.engines.tensorrt import build as builder
+    from piston.engines.tensorrt.compile import Compiled
+
+    def compile_plan(path, goal, target, profiles, options, progress):
+        goal.write_bytes(rtx_plan(path.read_bytes()))
+        return Compiled(compiler_version="1.7.1.116", layers=1, plan_bytes=goal.stat().st_size)
+
+    monkeypatch.setattr(builder, "compile_plan", compile_plan)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1.116"))
 
 
 def _lowered(canonical, scheme, dtype, root):

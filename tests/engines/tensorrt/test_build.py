@@ -3,10 +3,8 @@
 import json
 import re
 import sys
-from types import SimpleNamespace
 
 import pytest
-from plan_bytes import rtx_plan
 
 from piston.cli.main import main
 from piston.core.bundle.manifest import Manifest, sha256_of
@@ -124,20 +122,6 @@ def test_int4_is_refused_for_a_gpu_that_has_not_got_it(toys, tmp_path):
     quantized = toys.model_dir(scheme="w4")
     with pytest.raises(EngineError, match="tensorrt-rtx:sm75 cannot read INT4 weights"):
         build(quantized, tmp_path / "bundle", ["tensorrt-rtx:sm75"])
-
-
-@pytest.fixture
-def fake_compiler(monkeypatch):
-    """A compiler that compiles nothing: these tests are about what is proved before."""
-    from piston.engines.tensorrt import build as builder
-    from piston.engines.tensorrt.compile import Compiled
-
-    def compile_plan(path, goal, target, profiles, options, progress):
-        goal.write_bytes(rtx_plan(path.read_bytes()))
-        return Compiled(compiler_version="1.7.1.116", layers=1, plan_bytes=goal.stat().st_size)
-
-    monkeypatch.setattr(builder, "compile_plan", compile_plan)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1.116"))
 
 
 def test_a_model_beyond_float16_is_built_in_bfloat16_and_that_is_told(wide_model_dir, tmp_path, fake_compiler, capsys):

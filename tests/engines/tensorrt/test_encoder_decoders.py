@@ -1,11 +1,7 @@
 """Encoder-decoders for TensorRT-RTX: both graphs lowered, compared with the canonical ones, and compiled."""
 
-import sys
-from types import SimpleNamespace
-
 import pytest
 from encoder_decoders import write_speech_checkpoint, write_text_checkpoint
-from plan_bytes import rtx_plan
 
 from piston.cli.main import main
 from piston.core.bundle.manifest import EngineSpec, Manifest
@@ -33,20 +29,6 @@ def model_of(toys):
         return toys.exported(write_text_checkpoint, name, **({"d_kv": 16} if name == "t5" else HEADS))
 
     return of
-
-
-@pytest.fixture
-def fake_compiler(monkeypatch):
-    """A compiler that compiles nothing: these tests are about what is compared before."""
-    from piston.engines.tensorrt import build as builder
-    from piston.engines.tensorrt.compile import Compiled
-
-    def compile_plan(path, goal, target, profiles, options, progress):
-        goal.write_bytes(rtx_plan(path.read_bytes()))
-        return Compiled(compiler_version="1.7.1.116", layers=1, plan_bytes=goal.stat().st_size)
-
-    monkeypatch.setattr(builder, "compile_plan", compile_plan)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1.116"))
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "t5" else pytest.mark.slow) for name in NAMES])

@@ -1,9 +1,16 @@
 """TensorRT engines on fakes that execute: a toy's graph as a plan, a GPU of a gigabyte."""
 
 import gc
+import sys
 from types import SimpleNamespace
 
 import pytest
+from fake_cuda import FakeCudaRuntime
+from fake_tensorrt import FakeTensorRT
+from machines import gpu, machine_with
+
+from piston.runtime.backends import cuda_driver as cuda
+from piston.runtime.backends import registry as backends
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +35,6 @@ def plan_bytes(toy_llama):
 @pytest.fixture
 def rig(toy_llama, plan_bytes):
     """A GPU, a TensorRT, and a way to open the toy on them; whatever is open at the end must have been freed."""
-    from fake_cuda import FakeCudaRuntime
-    from fake_tensorrt import FakeTensorRT
-
-    from piston.runtime.backends.cuda_driver import Cuda
     from piston.runtime.backends.tensorrt.engine import TensorRTEngine
     from piston.runtime.backends.tensorrt.plan import Plan
 
@@ -44,7 +47,7 @@ def rig(toy_llama, plan_bytes):
         made = TensorRTEngine.open(
             Plan(module, data, "toy.plan", None),
             toy_llama.spec.with_dtype(plan.get("dtype", "float32")),
-            cuda=Cuda.of(runtime),
+            cuda=cuda.Cuda.of(runtime),
             num_slots=num_slots,
             capacity=capacity,
             max_top_k=64,
@@ -56,3 +59,14 @@ def rig(toy_llama, plan_bytes):
     for made in opened:
         made.close()
     assert runtime.leaks() == 0
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """This machine with a GPU, a driver and TensorRT-RTX."""
+    runtime = FakeCudaRuntime()
+    module = FakeTensorRT(runtime)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
+    monkeypatch.setattr(cuda.Cuda, "open", classmethod(lambda cls, index=0: cls.of(runtime, index)))
+    monkeypatch.setattr(backends, "Machine", lambda: machine_with(gpu("sm89")))
+    return SimpleNamespace(runtime=runtime, module=module)

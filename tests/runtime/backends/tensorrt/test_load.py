@@ -1,16 +1,10 @@
 import shutil
-import sys
-from types import SimpleNamespace
 
 import pytest
-from fake_cuda import FakeCudaRuntime
-from fake_tensorrt import FakeTensorRT
-from machines import gpu, machine_with
 from toy_model import write_bundle
 
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.errors import BundleCorruptError, DeviceMemoryError
-from piston.runtime.backends import cuda_driver as cuda
 from piston.runtime.backends import registry as backends
 from piston.runtime.model import load
 from piston.runtime.sampling.params import SamplingParams
@@ -38,17 +32,6 @@ def both(tmp_path, toy_llama, plan_bytes):
     )
     write_bundle(tmp_path, engines=engines)
     return tmp_path
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """This machine with a GPU, a driver and TensorRT-RTX."""
-    runtime = FakeCudaRuntime()
-    module = FakeTensorRT(runtime)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    monkeypatch.setattr(cuda.Cuda, "open", classmethod(lambda cls, index=0: cls.of(runtime, index)))
-    monkeypatch.setattr(backends, "Machine", lambda: machine_with(gpu("sm89")))
-    return SimpleNamespace(runtime=runtime, module=module)
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(max_tokens=12), WARM])

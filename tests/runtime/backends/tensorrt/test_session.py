@@ -3,19 +3,13 @@
 import gc
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCudaRuntime
-from fake_tensorrt import FakeTensorRT
-from machines import gpu, machine_with
 
 from piston.cli.main import main
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime import load
-from piston.runtime.backends import cuda_driver as cuda
-from piston.runtime.backends import registry as backends
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
@@ -46,17 +40,6 @@ def both(encoder_toys, tmp_path_factory):
     gc.freeze()
     yield of
     gc.unfreeze()
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """This machine with a GPU, a driver and TensorRT-RTX."""
-    runtime = FakeCudaRuntime()
-    module = FakeTensorRT(runtime)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    monkeypatch.setattr(cuda.Cuda, "open", classmethod(lambda cls, index=0: cls.of(runtime, index)))
-    monkeypatch.setattr(backends, "Machine", lambda: machine_with(gpu("sm89")))
-    return SimpleNamespace(runtime=runtime, module=module)
 
 
 def probabilities(model):
