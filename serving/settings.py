@@ -43,13 +43,18 @@ class Settings:
     otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check what was given."""
         for name in ("max_queue_requests", "max_queue_tokens", "shutdown_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise MisuseError(f"{name} is {value}; it must be at least 0.")
         if self.max_stall not in (None, "auto") and not 0 < float(self.max_stall) < float("inf"):
             raise MisuseError(f"max_stall is {self.max_stall}; it must be a number of seconds above 0, or auto.")
+        endpoint = self.otlp_traces_endpoint
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+            raise MisuseError(
+                f"otlp_traces_endpoint is {endpoint!r}; write an address such as http://localhost:4318/v1/traces."
+            )
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

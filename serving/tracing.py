@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from piston.core.errors import MissingExtraError, MisuseError
+from piston.core.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -58,14 +58,9 @@ class Tracer:
 
     Raises:
         MissingExtraError: OpenTelemetry is not installed.
-        MisuseError: the endpoint is no address.
     """
 
     def __init__(self, endpoint: str) -> None:
-        if not endpoint.startswith(("http://", "https://")):
-            raise MisuseError(
-                f"--otlp-traces-endpoint is {endpoint!r}; write an address such as http://localhost:4318/v1/traces."
-            )
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource

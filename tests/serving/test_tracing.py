@@ -16,7 +16,6 @@ from toy_model import ids_of, replying, toy_model
 from piston.core.errors import MissingExtraError, MisuseError
 from piston.serving.app import Server
 from piston.serving.settings import Settings
-from piston.serving.tracing import Tracer
 
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "a secret word"}], "temperature": 0}
 PARENT_TRACE, PARENT_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -102,9 +101,9 @@ def test_an_encoder_is_traced_too_and_an_unknown_path_names_no_span():
     assert attributes_of(spans["llm_request"])["gen_ai.usage.input_tokens"] > 0
 
 
-def test_an_address_that_is_none_is_refused_before_anything_is_served():
-    with pytest.raises(MisuseError, match=r"--otlp-traces-endpoint is 'localhost:4318'; write an address"):
-        Tracer("localhost:4318")
+def test_an_address_that_is_none_is_refused_before_anything_is_loaded():
+    with pytest.raises(MisuseError, match=r"otlp_traces_endpoint is 'localhost:4318'; write an address"):
+        Settings(otlp_traces_endpoint="localhost:4318")
 
 
 def test_without_opentelemetry_the_extra_is_named(monkeypatch):
