@@ -12,7 +12,8 @@ from piston.runtime.generate.speculation import INEXACT, Speculator, Verificatio
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import Constraint, FinishReason, Pick, RowSampler
 from piston.runtime.text.stop_strings import StopScanner
-from piston.runtime.text.tokenizer import StreamDecoder, Tokenizer
+from piston.runtime.text.stream_decoder import StreamDecoder
+from piston.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True, eq=False)

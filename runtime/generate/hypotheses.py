@@ -9,7 +9,7 @@ from piston.runtime.generate.beam_search import BeamParams, Hypothesis
 from piston.runtime.generate.completion import Completion, Timings
 from piston.runtime.generate.decode import beam_search
 from piston.runtime.generate.generation import Generation
-from piston.runtime.text.tokenizer import StreamDecoder
+from piston.runtime.text.stream_decoder import StreamDecoder
 
 
 def search(engine: Engine, generations: Sequence[Generation], params: BeamParams) -> list[Completion]:

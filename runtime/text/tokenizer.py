@@ -4,28 +4,23 @@ It knows nothing of models or chats. `Tokenizer.decode` uses `StreamDecoder`, so
 always the same.
 """
 
-import codecs
 import contextlib
-import itertools
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from piston.core.errors import BundleCorruptError, MisuseError
+from piston.runtime.text.stream_decoder import StreamDecoder
+from piston.runtime.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 HIDDEN = " "  # begins pieces of a vocabulary that a text never becomes: tokenizer.json writes a space as ▁
-_NUM_BEFORE = 4  # preceding tokens that a text may depend on: three bytes of a character, and the token before them
-_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
-class Tokenizer:
-    """The vocabulary of a model: text to ids, ids to text.
+class Tokenizer(Vocabulary):
+    """Text to ids, ids to text.
 
     Args:
         backend: the loaded `tokenizer.json`; its truncation and padding are switched off.
@@ -49,16 +44,10 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._decoding = answers or backend
+        super().__init__(answers or backend)
         self._unknown_ids = tuple(unknown_ids)
         self.bos_token_id = bos_token_id
         self.eos_token_ids = tuple(eos_token_ids)
-        added = self._decoding.get_added_tokens_decoder()
-        self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
-        self.added_tokens = {token.content: token.special for token in added.values()}  # and whether each is special
-        steps = _decoder_steps(self._decoding)
-        self._is_byte_level = "ByteLevel" in steps
-        self._has_byte_tokens = "ByteFallback" in steps
 
     @classmethod
     def open(
@@ -83,29 +72,9 @@ class Tokenizer:
             unknown_ids=unknown_ids,
         )
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, added ones included; a model's logits may be padded beyond it."""
-        return self._decoding.get_vocab_size(with_added_tokens=True)
-
     def to_json(self) -> str:
         """The whole tokenizer as `tokenizer.json` holds it."""
         return self._backend.to_str()
-
-    def id_of(self, token: str) -> int | None:
-        """The id of a token as `tokenizer.json` spells it, or None."""
-        return self._decoding.token_to_id(token)
-
-    def token_of(self, token_id: int) -> str | None:
-        """A token as `tokenizer.json` spells it, or None for an id without one.
-
-        Raises:
-            MisuseError: the id is not an unsigned 32-bit integer.
-        """
-        try:
-            return self._decoding.id_to_token(token_id)
-        except (OverflowError, TypeError) as error:
-            raise MisuseError(f"{token_id!r} is not a token id; ids are integers from 0") from error
 
     @property
     def frame(self) -> tuple[list[int], list[int]]:
@@ -229,103 +198,6 @@ class Tokenizer:
         decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
         return "".join([decoder.push(id_) for id_ in ids]) + decoder.flush()
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether it is a control token such as <|im_end|>, not text."""
-        return token_id in self._special_ids
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Bytes that a token adds in the middle of a text, maybe part of a character; empty for an unknown id."""
-        return self.bytes_after(token_id, token_id)
-
-    def text_of(self, token_id: int) -> str:
-        """Text that a token adds in the middle of a text, with U+FFFD for part of a character."""
-        return self.token_bytes(token_id).decode(errors="replace")
-
-    def bytes_after(self, previous_id: int | None, token_id: int) -> bytes:
-        """Bytes that a token adds after another token, or (None) to an empty text."""
-        token = self.token_of(token_id)
-        if token is None:
-            return b""
-        if self._is_byte_level:
-            return _bytes_from_byte_level(token)
-        if self._has_byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
-            byte = bytes.fromhex(match[1])
-            # At the start even a byte may be dropped: <0x20>, if the decoder strips the first space.
-            if previous_id is not None or not byte.isascii():
-                return byte
-        return self._text_after(previous_id, token_id).encode()
-
-    def utf8_decoder(self) -> codecs.IncrementalDecoder:
-        """A fresh decoder for what `bytes_after` gives; bytes it escapes stand for U+FFFD.
-
-        An incomplete character becomes one U+FFFD in byte-level text and one for each byte in byte tokens:
-        the habits of Rust's `from_utf8_lossy` and of SentencePiece.
-        """
-        return codecs.getincrementaldecoder("utf-8")("replace" if self._is_byte_level else "surrogateescape")
-
-    def _text_after(self, previous_id: int | None, token_id: int) -> str:
-        # No decoder looks further back than one token, except to see whether a token is the first.
-        before = [] if previous_id is None else [previous_id]
-        already = self._decoding.decode(before, skip_special_tokens=False)
-        both = self._decoding.decode([*before, token_id], skip_special_tokens=False)
-        return both[len(already) :]
-
-
-class StreamDecoder:
-    """Decodes ids to text one at a time, in constant time for each.
-
-    Every piece consists of whole code points: at most three bytes are held back until the next token
-    completes or refutes them. Nothing else is held back, so U+FFFD in a text is passed on like any character.
-    A piece may end inside a grapheme (an emoji before the joiner that extends it): the next piece continues
-    it, and the joined pieces are the whole text. Holding graphemes back would delay every character by a token.
-
-    Args:
-        tokenizer: the tokenizer of the ids.
-        skip_special_tokens: leave out tokens such as <|im_end|>.
-        after: ids of the preceding text, such as the prompt's. Decoders drop the space before the first
-            word of a text, and a character may begin in one text and end in the other.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._utf8 = tokenizer.utf8_decoder()
-        self._previous_id: int | None = None
-        self._shown_before = ""
-        decoded = (id_ for id_ in reversed(after) if self._is_decoded(id_))
-        for id_ in reversed([*itertools.islice(decoded, _NUM_BEFORE)]):
-            self.push(id_)
-        # An unfinished character of the preceding text is shown there as U+FFFD; it must not be shown twice.
-        unfinished, _ = self._utf8.getstate()
-        self._shown_before = _visible(tokenizer.utf8_decoder().decode(unfinished, final=True))
-
-    def push(self, token_id: int) -> str:
-        """Take the next id; return the text that became final, often a word, sometimes nothing.
-
-        Raises:
-            MisuseError: the id is not an unsigned 32-bit integer.
-        """
-        if not self._is_decoded(token_id):
-            return ""
-        data = self._tokenizer.bytes_after(self._previous_id, token_id)
-        self._previous_id = token_id
-        return self._text(data)
-
-    def flush(self) -> str:
-        """Return the rest, an unfinished character as U+FFFD, and start a new text."""
-        self._previous_id = None
-        return self._text(b"", final=True)
-
-    def _text(self, data: bytes, *, final: bool = False) -> str:
-        text = _visible(self._utf8.decode(data, final=final))
-        if text and self._shown_before:
-            text, self._shown_before = text.removeprefix(self._shown_before), ""
-        return text
-
-    def _is_decoded(self, token_id: int) -> bool:
-        is_skipped = self._skip_special_tokens and self._tokenizer.is_special(token_id)
-        return not is_skipped and self._tokenizer.token_of(token_id) is not None
-
 
 def _backend(path: str | os.PathLike[str]) -> "tokenizers.Tokenizer":
     from tokenizers import Tokenizer as Backend
@@ -349,41 +221,6 @@ def _encoding(text: str | tuple[str, str]) -> Iterator[None]:
         raise BundleCorruptError(
             f"The tokenizer cannot encode this text: {_one_line(error)}; make the bundle again"
         ) from error
-
-
-def _visible(text: str) -> str:
-    return _ESCAPED_BYTE.sub("\ufffd", text)
-
-
-def _decoder_steps(backend: "tokenizers.Tokenizer") -> frozenset[str]:
-    """The decoder types of the tokenizer, such as {"ByteFallback", "Fuse", "Replace"}."""
-    if backend.decoder is None:
-        return frozenset()
-    # Its pickle is JSON, and much smaller than the whole tokenizer's (tokenizers 0.23).
-    pending: list[dict[str, Any]] = [json.loads(backend.decoder.__getstate__())]
-    types = set()
-    while pending:
-        step = pending.pop()
-        types.add(step["type"])
-        pending += step.get("decoders", [])
-    return frozenset(types)
-
-
-def _byte_of_char() -> dict[str, int]:
-    """The characters that represent bytes in byte-level vocabularies (`bytes_to_unicode` of GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF_CHAR = _byte_of_char()
-
-
-def _bytes_from_byte_level(token: str) -> bytes:
-    try:
-        return bytes([_BYTE_OF_CHAR[char] for char in token])
-    except KeyError:  # an added token, kept as spelled
-        return token.encode()
 
 
 def _one_line(error: Exception) -> str:

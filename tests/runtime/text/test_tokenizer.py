@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from piston.core.errors import BundleCorruptError, Error, MisuseError
-from piston.runtime.text.tokenizer import StreamDecoder, Tokenizer
+from piston.runtime.text.stream_decoder import StreamDecoder
+from piston.runtime.text.tokenizer import Tokenizer
 
 SAMPLES = [
     "Hello world, this is the end. It's a test; isn't it?  Two spaces\n\n\tand a tab.",
