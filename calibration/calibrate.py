@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +19,16 @@ from piston.calibration.result import Calibrated
 from piston.calibration.schemes.gptq_checkpoint import ROUNDED
 from piston.calibration.schemes.mixed_precision import usual_int8
 from piston.calibration.schemes.prepared import Prepared
-from piston.calibration.search.budget import Budget
+from piston.calibration.search.budget import MEASURED, SEARCHES, Budget
 from piston.calibration.size import Size, actual_bytes, promised_bytes
 from piston.calibration.task_check import TaskCheck, check_task, refit_task
 from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
-from piston.core.console import Progress
+from piston.core.console import Progress, note
 from piston.core.errors import MisuseError, ShortfallError
-from piston.core.gates import Gate, Metric
+from piston.core.gates import Gate, Metric, MissedGateError
 from piston.data.arrays import Arrays, HeldOutArrays, load_arrays
 from piston.data.held_out import HeldOut, load_data
 from piston.data.rows import BUILTIN, RowOptions, Rows
@@ -80,7 +80,7 @@ def calibrate(  # noqa: PLR0913
         ShortfallError: the result costs more than its bound, or the budget cannot be met.
         OutputExistsError: `out` is there. In every case nothing is left at `out`.
             An interrupt keeps what was observed or rounded so far, and the same call goes on from it; what GPTQ rounded
-            is also kept where the result misses its bound.
+            and a search measured is also kept where the result misses its bound.
     """
     model_dir, out, progress = Path(model_dir), Path(out), progress or Progress(quiet=True)
     checked = checked or CheckOptions()
@@ -108,37 +108,45 @@ def calibrate(  # noqa: PLR0913
             found = load_answers(data, plain, rows or RowOptions(), checked.data, progress)
         else:
             found = load_data(data, Bundle(plain, manifest), rows or RowOptions(), checked.data)
-        with ExitStack() as stack:
-            job = _Calibration(
-                directory=plain,
-                manifest=manifest,
-                parts=stack.enter_context(_parts(graphs, recipe, found[0], plain, manifest)),
-                recipe=recipe,
-                rows=found[0],
-                held_out=found[1],
-                keep_worst=keep_worst,
-                budget=budget,
-                bounds=bounds,
-                trained=trained,
-                labelled=checked.labelled,
-                count_saturations=count_saturations,
-                progress=progress,
-            )
-            scratch = stack.enter_context(resumable_dir(out, "calibration", reads=reads))
-            work = stack.enter_context(atomic_dir(out, overwrite=overwrite, reads=reads))
-            try:
-                return job.run(work, scratch)
-            except ShortfallError:
-                _keep_rounded(scratch)
-                raise
+        with resumable_dir(out, "calibration", reads=reads) as scratch:
+            for searches_left in reversed(range(SEARCHES)):
+                try:
+                    with (
+                        _parts(graphs or open_graphs(plain), recipe, found[0], plain, manifest) as parts,
+                        atomic_dir(out, overwrite=overwrite, reads=reads) as work,
+                    ):
+                        graphs = []  # a calibration uses them up
+                        return _Calibration(
+                            directory=plain,
+                            manifest=manifest,
+                            parts=parts,
+                            recipe=recipe,
+                            rows=found[0],
+                            held_out=found[1],
+                            keep_worst=keep_worst,
+                            budget=budget,
+                            bounds=bounds,
+                            trained=trained,
+                            labelled=checked.labelled,
+                            count_saturations=count_saturations,
+                            progress=progress,
+                        ).run(work, scratch)
+                except ShortfallError as error:
+                    tighter = budget.after(error.gates) if budget and isinstance(error, MissedGateError) else None
+                    if tighter is None or not searches_left:
+                        _keep_work(scratch)
+                        raise
+                    budget = tighter
+                    note(f"The written model misses {budget.bound.text}; searching again, further inside it.")
+    raise AssertionError("every search returns or raises")
 
 
-def _keep_rounded(scratch: Path) -> None:
-    """Of all that is in a work directory leave what GPTQ rounded, which may have taken hours, of each graph."""
+def _keep_work(scratch: Path) -> None:
+    """Of all that is in a work directory leave what may have taken hours, of each graph: of GPTQ and of a search."""
     for item in scratch.iterdir():
         if item.name in {ENCODER, DECODER}:
-            _keep_rounded(item)
-        elif item.name != ROUNDED:
+            _keep_work(item)
+        elif item.name not in {ROUNDED, MEASURED}:
             shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 

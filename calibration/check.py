@@ -15,7 +15,7 @@ from typing import Any
 from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import Progress
 from piston.core.errors import MisuseError, ShortfallError
-from piston.core.gates import Gate, GateResult, Metric, parse_gate
+from piston.core.gates import Gate, GateResult, Metric, MissedGateError, parse_gate
 from piston.core.statistics import ConfidenceInterval
 from piston.core.tasks import task_module, task_names
 from piston.data.held_out import HeldOut
@@ -89,7 +89,7 @@ def check(
     """Evaluate and generate; `far` adds the long row.
 
     Raises:
-        ShortfallError: a bound is not met; the message has the figures.
+        MissedGateError: a bound is not met; the message has the figures.
         EngineError: the model computes NaN or infinity, or does not run.
     """
     rows = held_out.ids
@@ -110,7 +110,7 @@ def check(
     gates = tuple(gate.judge(measured(report)) for report in reports for gate in bounds)
     found = Check(near, distant, gates, generated, held_out)
     if not all(gate.is_met for gate in gates):
-        raise ShortfallError(_complaint(found))
+        raise MissedGateError(_complaint(found), gates)
     return found
 
 

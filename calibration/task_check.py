@@ -10,8 +10,7 @@ from typing import Any
 from piston.calibration.answers import HeldOutAnswers
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
-from piston.core.errors import ShortfallError
-from piston.core.gates import Gate, GateResult, Metric
+from piston.core.gates import Gate, GateResult, Metric, MissedGateError
 from piston.core.tasks import task_module
 from piston.data.arrays import HeldOutArrays
 from piston.data.held_out import HeldOut
@@ -70,7 +69,7 @@ def check_task(
     """Compare two model directories, on `labelled` examples also by the task's own figures.
 
     Raises:
-        ShortfallError: a bound is not met; the message has the figures.
+        MissedGateError: a bound is not met; the message has the figures.
         EngineError: the model does not run.
     """
     module = task_module(tasks, Manifest.read(candidate).task)
@@ -83,9 +82,10 @@ def check_task(
         comparison = Comparison(values={**comparison.values, **values}, summary=summary)
     found = TaskCheck(comparison, tuple(gate.judge(comparison.values) for gate in bounds), held_out)
     if missed := [gate for gate in found.gates if not gate.is_met]:
-        raise ShortfallError(
+        raise MissedGateError(
             f"Checked on data it was not calibrated with, the quantized model is outside its bound: {missed[0]} "
             f"({comparison.summary}). Nothing was written; leave more in float (--keep), or state with --require what "
-            "it may cost."
+            "it may cost.",
+            found.gates,
         )
     return found

@@ -11,12 +11,12 @@ The packages that measure figures declare the metrics and pass them in as a tabl
 import argparse
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from piston.core.console import note
-from piston.core.errors import MisuseError
+from piston.core.errors import MisuseError, ShortfallError
 from piston.core.units import EXAMPLES, Unit, factor_of, shown
 
 Whole = Literal["reference", "baseline"]
@@ -63,6 +63,14 @@ class GateResult:
 
     def __str__(self) -> str:
         return f"{'' if self.place is None else f'{self.place}: '}{self.expression}: {self.message}"
+
+
+class MissedGateError(ShortfallError):
+    """A result that misses a gate; `gates` has the verdict on each."""
+
+    def __init__(self, message: str, gates: Sequence[GateResult]) -> None:
+        super().__init__(message)
+        self.gates = tuple(gates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

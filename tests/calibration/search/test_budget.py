@@ -137,7 +137,41 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_writes_nothing(model_dir,
     assert main(words) == 1
     assert "The budget cannot be met (kl<=0): of " in (said := capsys.readouterr().err)
     assert "% of the linears' multiply-adds in integers, perplexity" in said
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+    (kept,) = tmp_path.iterdir()
+    assert f"The work so far is kept in {kept}" in said
+    assert [path.name for path in kept.iterdir()] == ["budget.json"]
+
+
+def test_a_written_model_beyond_the_bound_is_searched_again_further_inside_it(
+    model_dir, text, tmp_path, monkeypatch, capsys
+):
+    figures = Meter.figures
+
+    def too_good(self, *arguments):
+        found = figures(self, *arguments)
+        return {**found, "kl": found["kl"] / 3}
+
+    whole = calibrate(model_dir, tmp_path / "whole", Recipe(scheme="w8a8"), [text], rows=ROWS)
+    bound = whole.check.near.agreement.kl.mean.value / 2
+    monkeypatch.setattr(Meter, "figures", too_good)
+    found = calibrate(
+        model_dir, tmp_path / "out", Recipe(scheme="w8a8"), [text], rows=ROWS, budget=budget(f"kl<={bound}")
+    )
+    assert found.check.near.agreement.kl.mean.value <= bound
+    assert 0 < len(found.kept) < LINEARS
+    assert "searching again" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "share"), [("kl<=0.01", 0.02, 0.9 / 2 * 0.97), ("top1>=90%", 0.8, 0.9 / 2 * 0.97)]
+)
+def test_the_next_search_aims_lower_by_what_the_last_one_missed(bound, value, share):
+    found = budget(bound)
+    verdict = found.bound.judge({found.bound.quantity: value})
+    assert found.after([verdict]).share == pytest.approx(share)
+    assert found.after([found.bound.judge({found.bound.quantity: 0.9 if "top1" in bound else 0.0})]) is None
 
 
 def test_time_that_is_over_before_anything_was_measured_is_said(model_dir, text, tmp_path):
