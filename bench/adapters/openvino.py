@@ -16,7 +16,7 @@ PACKAGES = ("openvino-genai", "openvino", "numpy")
 
 def server(path: str, options: dict[str, Any]) -> list[str]:
     """The command of the small server around its continuous batching."""
-    return [sys.executable, str(Path(__file__).with_name("openvino_server.py")), path, json.dumps(options)]
+    return [sys.executable, "-I", str(Path(__file__).with_name("openvino_server.py")), path, json.dumps(options)]
 
 
 class Adapter:

@@ -72,6 +72,12 @@ def test_servers_are_told_port_rows_length_and_threads():
     assert named["--ctx-size"] == "128"  # llama-server divides it among the rows
 
 
+def test_no_server_runs_with_the_adapters_on_its_path():
+    # Two of them have the names of libraries: `import openvino` would find the adapter.
+    for name in ("openvino", "piston"):
+        assert adapter_of(name).server("model", OPTIONS | {"port": 81})[1] in {"-I", "-P"}
+
+
 def test_genai_is_told_threads_and_lengths_and_gives_the_new_tokens_only():
     told = {}
 
