@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from piston.bench.child import Contender
 from piston.core.errors import MisuseError
@@ -31,6 +32,18 @@ def bundle_contender(path: Path, target: str | None = None, python: str | None =
     )
 
 
+def url_contender(address: str) -> Contender:
+    """A server that runs; raises MisuseError where the address is none."""
+    try:
+        parts = urlsplit(address)
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that there is not, or half of an IPv6 address
+        is_address = False
+    if not is_address or not address.isascii() or not address.isprintable() or " " in address:
+        raise MisuseError(f"{address!r} is no address of a server; write one such as http://localhost:8000.")
+    return Contender(name=address, kind=URL, path=address, python="")
+
+
 def read_against(
     against: Sequence[str], environments: Sequence[str], rivals: Path | None, *, served: bool = False
 ) -> list[Contender]:
@@ -52,7 +65,7 @@ def _against(text: str, pythons: Mapping[str, str], *, served: bool) -> Contende
     if not colon or kind not in kinds or not place:
         raise MisuseError(f"Cannot read --against {text!r}: write KIND:PATH, where KIND is {', '.join(kinds)}.")
     if kind == URL:
-        return Contender(name=place, kind=URL, path=place, python="")
+        return url_contender(place)
     path = Path(place)
     if not path.exists():
         raise MisuseError(f"--against {text!r}: {place} does not exist.")

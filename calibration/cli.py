@@ -242,7 +242,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             raise MisuseError(f"--recipe replays a file; --{given[0].replace('_', '-')} would change it.")
         try:
             return Recipe.from_json(json.loads(arguments.recipe.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise MisuseError(f"{arguments.recipe} is no recipe: {problem}") from None
     if arguments.kv_granularity is not None and arguments.kv is None:
         raise MisuseError("--kv-granularity is of an INT8 cache; add --kv int8.")

@@ -1,7 +1,6 @@
 """What the user brought: a Hugging Face directory, a hub id or a GGUF file, checked and loaded in float32."""
 
 import contextlib
-import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +11,10 @@ import torch
 from torch import nn
 
 from piston.checkpoint.architectures import check_supported
-from piston.checkpoint.config_checks import check_config, check_written_sizes
+from piston.checkpoint.config_checks import check_config, check_written_sizes, num_layers_of
 from piston.checkpoint.gguf.config import gguf_config, set_sampling
 from piston.checkpoint.gguf.tensors import alone, check_tensors, restore_head_order
+from piston.checkpoint.json_files import read_object
 from piston.checkpoint.quiet import quiet
 from piston.checkpoint.weight_files import StoredTensor, check_sizes, float_type_of, is_buffer, stored_tensors
 from piston.core.bundle.gguf_header import GgufHeader
@@ -46,6 +46,13 @@ class Checkpoint:
     def arguments(self) -> dict[str, Any]:
         """What every from_pretrained call needs; a GGUF file is read by its header and `alone`."""
         return {"pretrained_model_name_or_path": str(self.directory), "trust_remote_code": self.trust_remote_code}
+
+    def written_config(self) -> dict[str, Any]:
+        """The object in config.json; empty where there is none, which `load_config` refuses."""
+        try:
+            return {} if self.gguf else read_object(self.directory / "config.json")
+        except CheckpointError:
+            return {}
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that the export reads."""
@@ -125,7 +132,7 @@ def load_config(checkpoint: Checkpoint, check: Callable[[Any], None] = check_dec
             else:
                 config = AutoConfig.from_pretrained(**checkpoint.arguments)
     except CheckpointError:
-        _check_config_file(checkpoint)  # a size of 0 is a division by zero in there
+        check_written_sizes(checkpoint.name, checkpoint.written_config())  # a size of 0 is a division by zero in there
         raise
     check(config)
     if getattr(config, "quantization_config", None):
@@ -135,13 +142,6 @@ def load_config(checkpoint: Checkpoint, check: Callable[[Any], None] = check_dec
     with quiet():
         check_config(checkpoint.name, config)
     return config
-
-
-def _check_config_file(checkpoint: Checkpoint) -> None:
-    with contextlib.suppress(OSError, UnicodeDecodeError, json.JSONDecodeError):
-        written = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
-        if isinstance(written, dict) and not checkpoint.gguf:
-            check_written_sizes(checkpoint.name, written)
 
 
 def check_weights(checkpoint: Checkpoint, config: Any, auto: str = CAUSAL_LM) -> dict[str, StoredTensor]:
@@ -154,7 +154,7 @@ def check_weights(checkpoint: Checkpoint, config: Any, auto: str = CAUSAL_LM) ->
         return {}
     with _reading(checkpoint, "weights"):
         stored = stored_tensors(checkpoint.directory)
-    if (layers := getattr(config, "num_hidden_layers", None) or 0) > len(stored):
+    if (layers := num_layers_of(config)) > len(stored):
         raise CheckpointError(
             f"The config of {checkpoint.name} says {layers:,} layers, but its files hold {len(stored)} tensors; one "
             "is wrong, or a file is missing."

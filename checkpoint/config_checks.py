@@ -6,16 +6,37 @@ from typing import Any
 
 from piston.core.errors import CheckpointError
 
+LAYERS = (
+    "num_hidden_layers",
+    "num_layers",  # of T5's encoder
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_hidden_groups",  # ALBERT's, and the layers of each
+    "inner_group_num",
+)
 SIZES = (
+    *LAYERS,
     "vocab_size",
     "hidden_size",
+    "embedding_size",
     "intermediate_size",
-    "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
     "max_position_embeddings",
     "sliding_window",
+    "d_model",  # of encoder-decoders
+    "d_kv",
+    "d_ff",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "num_mel_bins",
+    "max_source_positions",
+    "max_target_positions",
 )
 
 
@@ -31,6 +52,11 @@ def check_config(name: str, config: Any) -> None:
     for path, number in _numbers(config.to_dict()):
         if not math.isfinite(number):
             raise CheckpointError(f"{path} in the config of {name} is {number}; it must be finite.")
+
+
+def num_layers_of(config: Any) -> int:
+    """The largest number of layers that a config states, of a stack or of a part of one."""
+    return max(getattr(config, field, None) or 0 for field in LAYERS)
 
 
 def check_written_sizes(name: str, sizes: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
+from piston.checkpoint.json_files import read_object
 from piston.core.errors import CheckpointError, MisuseError
 from piston.runtime.sampling.params import SamplingParams
 
@@ -107,13 +108,7 @@ def check_readable(checkpoint: Checkpoint) -> None:
     path = checkpoint.directory / FILE_NAME
     if checkpoint.gguf or not path.exists():
         return
-    try:
-        if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-            raise CheckpointError(f"{FILE_NAME} of {checkpoint.name} is no JSON object; repair or delete it.")
-    except (ValueError, OSError, RecursionError) as problem:
-        if isinstance(problem, CheckpointError):
-            raise
-        raise CheckpointError(f"{FILE_NAME} of {checkpoint.name} cannot be read ({problem}); repair it.") from None
+    read_object(path)
 
 
 def _sampling(generation: Any, stated: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -1,6 +1,5 @@
 """The checkpoint's tokenizer as one tokenizer.json with its template, checked against it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from piston.checkpoint import sentencepiece
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.checkpoint.generation_defaults import GenerationDefaults
 from piston.checkpoint.gguf.tokenizer import gguf_tokenizer
+from piston.checkpoint.json_files import read_optional
 from piston.checkpoint.quiet import quiet
 from piston.core.bundle.manifest import TokenizerSpec
 from piston.core.errors import CheckpointError, MisuseError
@@ -121,7 +121,7 @@ def _check_numbering(checkpoint: Checkpoint, tokenizer: Any) -> None:
     if not has_languages or checkpoint.gguf or (checkpoint.directory / FILE_NAME).is_file():
         return
     path = checkpoint.directory / "tokenizer_config.json"
-    if not path.is_file() or "added_tokens_decoder" not in json.loads(path.read_text(encoding="utf-8")):
+    if "added_tokens_decoder" not in read_optional(path):
         raise CheckpointError(
             f"{checkpoint.name} has a SentencePiece file, and nothing that says which ids its languages have; save its "
             f"tokenizer as {FILE_NAME} with the transformers that made it."

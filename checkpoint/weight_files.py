@@ -1,6 +1,5 @@
 """What the weight files of a checkpoint hold, read from their headers: names, types and shapes, no values."""
 
-import json
 import re
 import zipfile
 from collections import Counter
@@ -10,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from piston.checkpoint.json_files import read_object
 from piston.core.bundle.interface import FloatType
 from piston.core.errors import CheckpointError, UnsupportedModelError
 
@@ -36,7 +36,11 @@ def weight_files(directory: Path) -> list[Path]:
             return [directory / name]
         index = directory / (name + INDEX)
         if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(read_object(index)["weight_map"].values())
+            if elsewhere := sorted(shard for shard in shards if Path(shard).name != shard):
+                raise CheckpointError(
+                    f"{index} names {elsewhere[0]!r:.60}, which is no file next to it; copy it again."
+                )
             return sorted(directory / shard for shard in shards)
     return []
 

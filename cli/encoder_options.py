@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 
 from piston.core.console import reading_input
-from piston.core.data_files import BYTE_ORDER_MARK, check_text
+from piston.core.data_files import BYTE_ORDER_MARK, check_text, lines_of
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, purpose: str) -> None:
@@ -38,4 +38,4 @@ def _lines() -> list[str]:
     """Texts of standard input; empty lines are none."""
     with reading_input():
         read = check_text(sys.stdin.read().removeprefix(BYTE_ORDER_MARK), "Standard input")
-    return [line for line in read.splitlines() if line.strip()]
+    return lines_of(read)

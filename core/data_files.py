@@ -112,6 +112,18 @@ def field_of(record: object, names: Sequence[str], where: str, remedy: str = "re
     return record[found]
 
 
+def text_field(record: object, names: Sequence[str], where: str) -> str:
+    """The text in the first of the named fields that an object has.
+
+    Raises:
+        MisuseError: it is no object, has none of the fields, or something else than a text in it.
+    """
+    value = field_of(record, names, where) if isinstance(record, dict) else None
+    if not isinstance(value, str):
+        raise MisuseError(f"{where}: {names[0]} must be a text, it is {value!r:.60}.")
+    return value
+
+
 def texts_of(path: Path, names: Sequence[str] = ("text",)) -> list[str]:
     """The texts of a file: its lines that are not empty, or the first of the named fields of its records.
 
@@ -122,7 +134,7 @@ def texts_of(path: Path, names: Sequence[str] = ("text",)) -> list[str]:
     content = read_text(path)
     records = records_of(content, path)
     if records is None:
-        texts = [line.rstrip("\r") for line in content.split("\n") if line.strip()]
+        texts = lines_of(content)
     else:
         texts = []
         for where, record in records:
@@ -133,6 +145,11 @@ def texts_of(path: Path, names: Sequence[str] = ("text",)) -> list[str]:
     if not texts:
         raise MisuseError(f"{path} holds no text; write one on each line.")
     return texts
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that are not blank; they end at line feeds alone, unlike those of `splitlines`."""
+    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
 def _lines(text: str, path: Path) -> Iterator[Record]:

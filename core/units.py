@@ -26,6 +26,7 @@ EXAMPLES: Mapping[Unit, str] = {
 }
 RATES: tuple[Unit, ...] = ("tokens/s", "requests/s")
 _SECOND = 0.9995  # rounds to one second in three digits
+_COUNT = re.compile(r"[0-9]{1,18}")  # Python converts 4,300 digits at most
 _SIZE = re.compile(r"(\d+(?:\.\d*)?) *([a-z]+)")
 
 
@@ -36,6 +37,11 @@ def factor_of(unit: Unit, written: str) -> float | None:
     if unit == "s":
         return SECONDS.get(written)
     return 1.0 if unit != "verdict" and written == (unit if unit in RATES else "") else None
+
+
+def parse_count(text: str) -> int | None:
+    """A number written in digits alone, below 10**18; None for anything else."""
+    return int(text) if _COUNT.fullmatch(text) else None
 
 
 def parse_size(text: str, option: str) -> int:

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     progress = Progress(quiet=arguments.quiet)
     reads = [Path(arguments.teacher), *(Path(item) for item in arguments.data if item != BUILTIN)]
-    check_output_files({"--report": arguments.report}, reads)
+    check_output_files({"--report": arguments.report}, [*reads, arguments.student, arguments.start])
     if arguments.dry_run:
         _check_dry_run(arguments)
         if not options.prune.is_structured:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from piston.core.errors import MisuseError
+from piston.core.units import parse_count
 from piston.distillation.structure import attention_of, head_sizes, layers_path, mlp_of
 
 KINDS = ("layers", "ffn", "heads", "sparsity")
@@ -37,8 +38,8 @@ class Goal:
                 if value != "2:4":
                     raise MisuseError(f"--prune sparsity={value}: only 2:4 is supported.")
                 found[name] = True
-            elif value.isdecimal() and int(value):
-                found[name] = int(value)
+            elif count := parse_count(value):
+                found[name] = count
             else:
                 raise MisuseError(f"--prune {text!r}: {value!r} is not a number of 1 or more.")
         return cls(**found)

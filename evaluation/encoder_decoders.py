@@ -73,7 +73,7 @@ def hash_answers(answers: Sequence[ForcedAnswer]) -> str:
 
 
 def open_directory(
-    path: Path, *, capacity: int, max_source: int, num_slots: int = 1, options: OrtOptions | None = None
+    path: Path, *, capacity: int = LONGEST, max_source: int, num_slots: int = 1, options: OrtOptions | None = None
 ) -> OrtEncoderDecoder:
     """The canonical graphs of a model directory, as they are, on ONNX Runtime."""
     manifest = Manifest.read(path)
@@ -87,10 +87,11 @@ def open_directory(
     )
 
 
-def open_model(path: Path, *, max_source: int, num_slots: int = 1) -> EncoderDecoder:
-    """A model directory as what `piston.runtime.load` makes of its bundle; answers have up to LONGEST tokens."""
-    bundle = Bundle.open(path, verify=False)
-    engine = open_directory(path, capacity=LONGEST, max_source=max_source, num_slots=num_slots)
+def open_model(path: Path, *, capacity: int, max_source: int, num_slots: int = 1, threads: int = 0) -> EncoderDecoder:
+    """A model directory as what `piston.runtime.load` makes of its bundle."""
+    bundle = Bundle.open(path)
+    options = OrtOptions(optimize=True, threads=threads)
+    engine = open_directory(path, capacity=capacity, max_source=max_source, num_slots=num_slots, options=options)
     model: EncoderDecoder = task_module(evaluation_tasks, bundle.manifest.task).MODEL(
         bundle.manifest, engine, bundle.tokenizer()
     )

@@ -33,13 +33,15 @@ DISTANCE = Metric(
 )
 
 
-def open_directory(path: Path) -> EncoderModel:
+def open_directory(path: Path, *, max_length: int | None = None, threads: int = 0) -> EncoderModel:
     """The canonical graph of a model directory, as it is, on ONNX Runtime; raises as `piston.runtime.load` does."""
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    session = OrtSession.open(path / GRAPH, manifest.graphs[ENCODER], OrtOptions(optimize=True))
+    options = OrtOptions(optimize=True, threads=threads)
+    session = OrtSession.open(path / GRAPH, manifest.graphs[ENCODER], options)
     model_class: type[EncoderModel] = task_module(tasks, manifest.task).MODEL
-    return model_class(manifest, session, bundle.tokenizer(), max_length=manifest.model.max_positions, max_batch=1)
+    length = manifest.model.max_positions if max_length is None else max_length
+    return model_class(manifest, session, bundle.tokenizer(), max_length=length, max_batch=1)
 
 
 def compare(candidate: Path, reference: Path, rows: NDArray[np.int64], progress: Progress) -> Comparison:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.core.data_files import field_of, read_text, records_of
+from piston.core.data_files import field_of, lines_of, read_text, records_of
 from piston.core.errors import MisuseError
 
 SOURCE = ("source", "text", "document", "input")
@@ -42,7 +42,7 @@ def read_texts(path: Path) -> list[Example]:
     content = read_text(path)
     records = records_of(content, path)
     if records is None:
-        found = [Example(source=line.strip()) for line in content.splitlines() if line.strip()]
+        found = [Example(source=line.strip()) for line in lines_of(content)]
     else:
         found = [_pair(record, where) for where, record in records]
     return _filled(found, path, "text")
@@ -55,7 +55,7 @@ def read_audio_list(path: Path) -> list[Example]:
     content = _with_header(read_text(path), path)
     records = records_of(content, path)
     if records is None:
-        found = [Example(source=path.parent / line.strip()) for line in content.splitlines() if line.strip()]
+        found = [Example(source=path.parent / line.strip()) for line in lines_of(content)]
     else:
         found = [_clip(record, path, where) for where, record in records]
     for example in found:

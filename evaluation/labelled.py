@@ -10,12 +10,13 @@
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.core.data_files import Record, field_of, read_text, records_of
+from piston.core.data_files import Record, field_of, read_text, records_of, text_field
 from piston.core.errors import MisuseError
 
 TEXT, PAIR, LABEL = ("text", "sentence", "text1", "sentence1"), ("text_pair", "text2", "sentence2"), ("label", "labels")
@@ -63,9 +64,9 @@ def read_labelled(path: Path, labels: Sequence[str], *, is_regression: bool = Fa
     """Texts with labels of the model. Raises MisuseError for a file of another form, or an unknown label."""
     found = []
     for where, record in _records(path):
-        texts = [_text(record, TEXT, where)]
+        texts = [text_field(record, TEXT, where)]
         if isinstance(record, dict) and (pair := next((name for name in PAIR if name in record), None)):
-            texts.append(_text(record, (pair,), where))
+            texts.append(text_field(record, (pair,), where))
         label = field_of(record, LABEL, where)
         if is_regression:
             found.append(Labelled(texts=tuple(texts), value=_number(label, where)))
@@ -91,12 +92,13 @@ def read_answered(path: Path) -> list[Answered]:
     """SQuAD's JSON, or records; errors as `read_labelled`."""
     found = []
     for where, record in _squad(path):
+        question, context = (text_field(record, (name,), where) for name in ("question", "context"))
         answers = field_of(record, ("answers",), where)
         texts = answers.get("text", []) if isinstance(answers, dict) else answers
-        texts = [item.get("text") if isinstance(item, dict) else item for item in texts]
-        if not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, list):
+            texts = [item.get("text") if isinstance(item, dict) else item for item in texts]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise MisuseError(f"{where}: answers must be texts.")
-        question, context = (_text(record, (name,), where) for name in ("question", "context"))
         found.append(Answered(question=question, context=context, answers=tuple(texts)))
     return found
 
@@ -111,7 +113,7 @@ def read_scored(path: Path, first: Sequence[str], second: Sequence[str]) -> list
         rows = [names, *([*record.values()] for _, record in records if isinstance(record, dict))]
         return [Scored(first=row[0], second=row[1], score=_number(row[2], str(path))) for row in rows]
     for where, record in records:
-        texts = _text(record, first, where), _text(record, second, where)
+        texts = text_field(record, first, where), text_field(record, second, where)
         score = _number(field_of(record, SCORE, where), where)
         found.append(Scored(first=texts[0], second=texts[1], score=score))
     return found
@@ -140,13 +142,6 @@ def _squad(path: Path) -> list[Record]:
         raise MisuseError(f"{path} is not in SQuAD's form ({problem!r}).") from None
 
 
-def _text(record: object, names: Sequence[str], where: str) -> str:
-    value = field_of(record, names, where) if isinstance(record, dict) else None
-    if not isinstance(value, str):
-        raise MisuseError(f"{where}: {names[0]} must be a text, it is {value!r:.60}.")
-    return value
-
-
 def _name(label: Any, labels: Sequence[str], where: str) -> str:
     """The label's name; numbers count from 0, and "0.0" is one."""
     if isinstance(label, str) and label in labels:
@@ -164,7 +159,6 @@ def _number(value: Any, where: str) -> float:
 
 def _is_number(value: Any) -> bool:
     try:
-        float(value)
-    except (TypeError, ValueError):
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
         return False
-    return not isinstance(value, bool)

@@ -4,17 +4,29 @@ from pathlib import Path
 
 from piston.core.bundle.interface import DECODER
 from piston.core.bundle.manifest import Manifest
+from piston.core.errors import MisuseError
 from piston.evaluation import encoder_decoders, encoders
 from piston.evaluation.tasks import TaskModel
 
 SOURCE, SLOTS = 512, 8  # positions of a text, at most, and texts that are answered together
 
 
-def open_model_directory(path: Path) -> TaskModel:
-    """The canonical graphs of a model directory, as they are, on ONNX Runtime; raises as `piston.runtime.load` does."""
+def open_model_directory(path: Path, *, threads: int = 0, max_length: int | None = None) -> TaskModel:
+    """The canonical graphs of a model directory, as they are, on ONNX Runtime; raises as `piston.runtime.load` does.
+
+    `max_length` are the tokens of a text, and of an encoder-decoder's answer; by default as many as the model has, and
+    of encoder-decoders SOURCE and LONGEST at most.
+    """
     manifest = Manifest.read(path)
+    positions = manifest.model.max_positions
+    if max_length is not None and not 2 <= max_length <= positions:  # noqa: PLR2004
+        raise MisuseError(f"max_length is {max_length}; {path} takes 2 to {positions} tokens.")
     if DECODER not in manifest.graphs:
-        return encoders.open_directory(path)
-    slots = 1 if manifest.cross.num_positions else SLOTS
-    length = min(SOURCE, manifest.model.max_positions)
-    return encoder_decoders.open_model(path, max_source=length, num_slots=slots)
+        return encoders.open_directory(path, max_length=max_length, threads=threads)
+    return encoder_decoders.open_model(
+        path,
+        capacity=encoder_decoders.LONGEST if max_length is None else max_length,
+        max_source=min(SOURCE, positions) if max_length is None else max_length,
+        num_slots=1 if manifest.cross.num_positions else SLOTS,
+        threads=threads,
+    )

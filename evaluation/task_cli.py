@@ -62,25 +62,26 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
             with closing(_open(arguments.reference, arguments, target=None)) as reference:
                 values, shown = _measured(candidate, reference, arguments.data, progress, is_labelled=is_labelled)
     results = [gate.judge(values) for gate in gates]
-    if arguments.html is not None:
-        write_output(arguments.html, _page(arguments, values, shown, results))
-    if arguments.json:
-        print_json(
-            {
-                "task": task,
-                "path": str(arguments.path),
-                "target": target,
-                "reference": None if arguments.reference is None else str(arguments.reference),
-                "data": str(arguments.data),
-                "data_sha256": hashlib.sha256(read_bytes(arguments.data)).hexdigest(),
-                "is_labelled": is_labelled,
-                "values": values,
-                "gates": to_plain(results),
-                "piston": version("piston"),
-            }
-        )
-    else:
-        print_text(f"{arguments.path} on {arguments.data}: {shown}")
+    record = {
+        "task": task,
+        "path": str(arguments.path),
+        "target": target,
+        "reference": None if arguments.reference is None else str(arguments.reference),
+        "data": str(arguments.data),
+        "data_sha256": hashlib.sha256(read_bytes(arguments.data)).hexdigest(),
+        "is_labelled": is_labelled,
+        "values": values,
+        "gates": to_plain(results),
+        "piston": version("piston"),
+    }
+    try:
+        if arguments.html is not None:
+            write_output(arguments.html, _page(arguments, values, shown, results))
+    finally:  # the figures are printed even if a file cannot be written
+        if arguments.json:
+            print_json(record)
+        else:
+            print_text(f"{arguments.path} on {arguments.data}: {shown}")
     return tell_gates(results)
 
 
@@ -133,7 +134,7 @@ def _open(path: Path, arguments: argparse.Namespace, **options: Any) -> TaskMode
     if bundle.manifest.kind == "model":
         if options.get("target", arguments.target) is not None:
             raise MisuseError(f"{path} is a model directory and runs as it is; --target is for bundles.")
-        return open_model_directory(path)
+        return open_model_directory(path, threads=arguments.threads, max_length=arguments.max_length)
     given = {"target": arguments.target, "max_length": arguments.max_length, "threads": arguments.threads} | options
     model: TaskModel = task_module(runtime_tasks, bundle.manifest.task).open_model(bundle, **given)
     return model

@@ -11,8 +11,7 @@ from piston.runtime.bundle import Bundle
 from piston.runtime.ragged import padded
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
-
+    from piston.runtime.encoder import EncodedRow
     from piston.runtime.text.tokenizer import Tokenizer
 
 SPACES = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "Ġ": "·", "▁": "·", "Ċ": "⏎"})
@@ -40,7 +39,7 @@ class Opened:
             **more,
         )
 
-    def attention_of(self, row: "Encoding", asked: Asked) -> dict[str, Any]:
+    def attention_of(self, row: "EncodedRow", asked: Asked) -> dict[str, Any]:
         """Of one row of an encoder, as the arguments of `explanation`; none where it was not asked for."""
         if not asked.with_attention:
             return {}
@@ -53,7 +52,7 @@ def as_arguments(tapped: Tapped) -> dict[str, Any]:
     return {"attention": tapped.maps, "difference": tapped.difference}
 
 
-def tokens_of(row: "Encoding") -> list[str]:
+def tokens_of(row: "EncodedRow") -> list[str]:
     """Tokens as people read them."""
     return [token.translate(SPACES) for token in row.tokens]
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
+from piston.checkpoint.json_files import is_token_id, read_json, read_object, read_optional
 from piston.checkpoint.quiet import quiet
 from piston.core.errors import CheckpointError, UnsupportedModelError
 from piston.export.heads import TokenScore
-from piston.export.pooling import TRANSFORMER, module_kinds, read_json, read_optional
+from piston.export.pooling import TRANSFORMER, module_kinds, module_path
 
 LOGIT_SCORE = "LogitScore"
 CAUSAL = "ForCausalLM"
@@ -81,10 +82,10 @@ def read_causal_reranker(checkpoint: Checkpoint, config: Any) -> CausalReranker:
         card = (BEFORE, BEFORE_QUERY, BETWEEN, AFTER)
         return CausalReranker(score, card, INSTRUCTION, strips=False, max_length=None, remarks=(remark,))
     directory = checkpoint.directory
-    path = directory / str(read_json(directory / "modules.json")[1].get("path", "")) / "config.json"
-    stated = read_json(path)
-    ids = [stated.get("true_token_id"), stated.get("false_token_id")]
-    if any(token_id is not None and not 0 <= token_id < config.vocab_size for token_id in ids) or ids[0] is None:
+    path = module_path(directory, read_json(directory / "modules.json")[1]) / "config.json"
+    stated = read_object(path)
+    ids: list[Any] = [stated.get("true_token_id"), stated.get("false_token_id")]
+    if any(not is_token_id(token_id, config.vocab_size) for token_id in ids[: 1 if ids[1] is None else 2]):
         raise CheckpointError(f"{path} names the tokens {ids}, and the model has {config.vocab_size:,}.")
     texts = read_optional(directory / "sentence_bert_config.json")
     saved = read_optional(directory / "config_sentence_transformers.json")

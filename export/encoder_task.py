@@ -6,7 +6,6 @@ loaded, traced, and compared with transformers on rows of tokens and on pairs.
 
 import dataclasses
 import gc
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -83,10 +82,8 @@ class Parity:
 
 def architecture_of(checkpoint: Checkpoint) -> str:
     """The class that config.json names, of an encoder that Piston exports; "" of everything else."""
-    if checkpoint.gguf is not None:
-        return ""
+    config = checkpoint.written_config()
     try:
-        config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
         named = config.get("architectures") or [""]
         check_encoder(type("Config", (), {"model_type": "", **config}))
     except Exception:  # noqa: BLE001 - the export itself reports what is wrong
@@ -109,7 +106,8 @@ def export_encoder(job: ExportJob, work: Path, task_of: Callable[[Checkpoint, An
     """
     checkpoint, options, progress = job.checkpoint, job.options, job.progress
     config = load_config(checkpoint, check_encoder)
-    task = task_of(checkpoint, config)
+    with translated(f"What {checkpoint.name} says of its task cannot be read"):
+        task = task_of(checkpoint, config)
     if options.chat_template is not None:
         raise MisuseError(f"--chat-template is for language models; {checkpoint.name} is for {task.name}.")
     job.remarks += task.remarks
@@ -121,7 +119,8 @@ def export_encoder(job: ExportJob, work: Path, task_of: Callable[[Checkpoint, An
         tokenizer = save_tokenizer(checkpoint, work)
         if task.is_lowercase:
             _write_lowercase(work / FILE_NAME)
-    positions = positions_of(model, [task.max_length, _limit_of(tokenizer)], options.context)
+        limit = _limit_of(tokenizer)
+    positions = positions_of(model, [task.max_length, limit], options.context)
     check_positions(positions, max(2, tokenizer.num_special_tokens_to_add() + 1))
     inputs = inputs_of(model, tokenizer.model_input_names)
     with progress.phase("asking transformers for reference outputs"):

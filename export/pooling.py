@@ -4,7 +4,6 @@ modules.json lists the modules in order, each with the directory of its config.j
 graph. A checkpoint without modules.json gets the mean of its tokens, as sentence-transformers gives it.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from piston.checkpoint.checkpoint import Checkpoint
+from piston.checkpoint.checkpoint import Checkpoint, translated
+from piston.checkpoint.json_files import read_json, read_object, read_optional
+from piston.core.bundle.manifest import stays_inside
 from piston.core.errors import CheckpointError, UnsupportedModelError
 from piston.export.heads import last_token
 
@@ -124,9 +125,7 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
         UnsupportedModelError: a module, a pooling or an activation that has no form in the graph.
     """
     directory = checkpoint.directory
-    texts = {
-        **read_optional(directory / "sentence_bert_config.json"),
-    }
+    texts = read_optional(directory / "sentence_bert_config.json")
     saved = read_optional(directory / "config_sentence_transformers.json")
     remarks: tuple[str, ...] = ()
     if (directory / MODULES).is_file():
@@ -134,9 +133,11 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
     else:
         head = SentenceHead(("mean",), [])
         remarks = (f"the checkpoint has no {MODULES}: embeddings are the mean of the tokens, not normalized.",)
-    prompts = {str(name): str(text or "") for name, text in (saved.get("prompts") or {}).items()}
-    default = saved.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    prompts, default = saved.get("prompts") or {}, saved.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise CheckpointError(f"The prompts of {checkpoint.name} are {prompts!r:.60}; they must be texts by name.")
+    prompts = {name: text or "" for name, text in prompts.items()}
+    if default is not None and (not isinstance(default, str) or default not in prompts):
         raise CheckpointError(f"{checkpoint.name} names {default!r} as its default prompt, and has no such prompt.")
     length = texts.get("max_seq_length")
     if length is not None and (not isinstance(length, int) or length < 2):  # noqa: PLR2004
@@ -167,9 +168,8 @@ def _head(directory: Path) -> SentenceHead:
         )
     layers = []
     for item, kind in list(zip(listed, kinds, strict=True))[2:]:
-        path = directory / str(item.get("path", ""))
         if kind == DENSE:
-            layers += _dense(path)
+            layers += _dense(module_path(directory, item))
         elif kind == NORMALIZE:
             layers.append(Normalize())
         else:
@@ -177,11 +177,19 @@ def _head(directory: Path) -> SentenceHead:
                 f"The module {kind} in {directory / MODULES} has no form in the graph; Dense and Normalize may follow "
                 "the pooling."
             )
-    return SentenceHead(_modes(directory / str(listed[1].get("path", ""))), layers)
+    return SentenceHead(_modes(module_path(directory, listed[1])), layers)
+
+
+def module_path(directory: Path, listed: Mapping[str, Any]) -> Path:
+    """The directory of a module of modules.json; raises CheckpointError where it is not in that of the checkpoint."""
+    path = str(listed.get("path", ""))
+    if not stays_inside(path):
+        raise CheckpointError(f"{directory / MODULES} names {path!r:.60}, which is no directory next to it.")
+    return directory / path
 
 
 def _modes(path: Path) -> tuple[str, ...]:
-    config = read_json(path / "config.json")
+    config = read_object(path / "config.json")
     given = config.get("pooling_mode")
     if given is None:
         given = [mode for key, mode in OLDER.items() if config.get(key)] or ["mean"]
@@ -194,19 +202,20 @@ def _modes(path: Path) -> tuple[str, ...]:
 
 
 def _dense(path: Path) -> list[nn.Module]:
-    config = read_json(path / "config.json")
+    config = read_object(path / "config.json")
     name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(f"The activation {name!r} of {path} is not one of {', '.join(ACTIVATIONS)}.")
     inputs = {config.get(key, "sentence_embedding") for key in ("module_input_name", "module_output_name")}
     if config.get("use_residual") or not inputs <= {"sentence_embedding", None}:
         raise UnsupportedModelError(f"{path} is more than a dense layer on the pooled vector; that is not supported.")
-    try:
-        layer = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+    with translated(f"The dense layer {path} cannot be read"):
         weights = {key.removeprefix("linear."): value.float() for key, value in _tensors(path).items()}
+        sizes = [config.get("out_features"), config.get("in_features")]
+        if (stored := list(weights["weight"].shape)) != sizes:  # before memory is taken for what is stated
+            raise CheckpointError(f"The dense layer {path} stores {stored} weights, but its config says {sizes}.")
+        layer = nn.Linear(stored[1], stored[0], bias=bool(config.get("bias", True)))
         layer.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as problem:
-        raise CheckpointError(f"The dense layer {path} cannot be read: {str(problem).splitlines()[0]}") from problem
     return [layer.requires_grad_(requires_grad=False), ACTIVATIONS[name]()]
 
 
@@ -219,16 +228,3 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
         return found
     raise CheckpointError(f"{path} has no weights (model.safetensors or pytorch_model.bin); copy it again.")
-
-
-def read_optional(path: Path) -> dict[str, Any]:
-    """The object in a file, empty without the file; raises CheckpointError where it cannot be read."""
-    return dict(read_json(path)) if path.is_file() else {}
-
-
-def read_json(path: Path) -> Any:
-    """Of a file of the checkpoint; raises CheckpointError where it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{path} cannot be read ({problem}); copy it again.") from None

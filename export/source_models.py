@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from piston.core.bundle.manifest import Manifest, ModelSpec, record_files
 from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 from piston.export.encoder_decoder import states_of, trace_encoder_decoder
 from piston.export.job import ExportJob, round_graph, save_graph
+from piston.export.rotary import LARGEST_TABLE
 from piston.export.source_parity import check_source_parity, take_source_reference
 from piston.runtime.backends.engine import Source
 from piston.runtime.tasks.text2text_generation import BEAMS
@@ -66,13 +66,8 @@ class SourceKind:
 
 def is_of(checkpoint: Checkpoint, model_types: Sequence[str]) -> bool:
     """Whether config.json names an encoder-decoder of one of these model types."""
-    if checkpoint.gguf is not None:
-        return False
-    try:
-        config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
-        return config.get("model_type") in model_types and bool(config.get("is_encoder_decoder", True))
-    except (OSError, ValueError, AttributeError):
-        return False  # the export itself reports what is wrong
+    config = checkpoint.written_config()
+    return config.get("model_type") in model_types and bool(config.get("is_encoder_decoder", True))
 
 
 def summary(manifest: Manifest) -> str:
@@ -93,12 +88,24 @@ def check_encoder_decoder(config: Any, model_types: Sequence[str]) -> None:
         )
 
 
+def check_tables(name: str, config: Any) -> None:
+    """Raise CheckpointError where a table of positions, which transformers computes, would take gigabytes."""
+    for field in ("max_position_embeddings", "max_source_positions", "max_target_positions"):
+        positions = getattr(config, field, None) or 0
+        if (size := positions * int(config.hidden_size) * 4) > LARGEST_TABLE:
+            raise CheckpointError(
+                f"{field} in the config of {name} is {positions:,}, whose table would take {size / 1e9:,.1f} GB; "
+                "correct config.json."
+            )
+
+
 def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Manifest:
     """Write the model directory; raises as `piston.export.export_model` does."""
     checkpoint, options, progress = job.checkpoint, job.options, job.progress
     if options.chat_template is not None:
         raise MisuseError(f"--chat-template is for language models; {checkpoint.name} is for {kind.task}.")
     config = load_config(checkpoint, lambda found: check_encoder_decoder(found, kind.model_types))
+    check_tables(checkpoint.name, config)
     check_readable(checkpoint)
     dtype = job.dtype_of(check_weights(checkpoint, config, kind.auto))
     with progress.phase("loading the checkpoint"):
@@ -107,7 +114,7 @@ def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Mani
     with translated(f"The tokenizer of {checkpoint.name} cannot be used"):
         tokenizer, remarks = write_tokenizer(checkpoint, config, defaults, work)
     job.remarks += [*remarks, *(defaults.remarks if kind.has_remarks else ())]
-    positions, settings = kind.positions(model, options.context), kind.settings(checkpoint, model)
+    positions, settings = kind.positions(model, options.context), _settings(checkpoint, model, kind)
     vocab_size, architecture = int(model.get_output_embeddings().weight.shape[0]), type(model).__name__
     sources, inputs = kind.sources(config, positions), kind.inputs(config)
     with translated(f"transformers cannot run {checkpoint.name} itself"):
@@ -164,6 +171,11 @@ def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Mani
         )
     manifest.write(work)
     return manifest
+
+
+def _settings(checkpoint: Checkpoint, model: Any, kind: SourceKind) -> dict[str, Any]:
+    with translated(f"What {checkpoint.name} says of its task cannot be read"):
+        return kind.settings(checkpoint, model)
 
 
 def decoder_start(checkpoint: Checkpoint, model: Any) -> int:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from piston.core.bundle.manifest import EngineSpec, Manifest
     from piston.runtime.backends.session import Session
-    from piston.runtime.text.tokenizer import Tokenizer
+    from piston.runtime.text.tokenizer import Tokenizer, TokenRow
+
+    EncodedRow = Encoding | TokenRow  # of one text or two, with what a model puts around them
 
 Array = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -76,7 +78,7 @@ class EncoderModel:
             for index, output in zip(batch, found, strict=True):
                 yield index, output[: len(rows[index])] if is_per_token else output
 
-    def run(self, rows: "Sequence[Encoding]") -> list[Array]:
+    def run(self, rows: "Sequence[EncodedRow]") -> list[Array]:
         """The output for each row, in their order; see `outputs`."""
         found: dict[int, Array] = {}
         for index, output in self.outputs([row.ids for row in rows], [row.type_ids for row in rows]):
@@ -86,8 +88,8 @@ class EncoderModel:
     def each(
         self,
         items: Sequence[Item],
-        encoded: Callable[[int, Item], "Encoding"],
-        decoded: "Callable[[int, Encoding, Array], Result]",
+        encoded: "Callable[[int, Item], EncodedRow]",
+        decoded: "Callable[[int, EncodedRow, Array], Result]",
     ) -> list[Result]:
         """The result of each item: encoded to a row, run, and decoded from its output; both get the item's index."""
         results: list[Any] = [None] * len(items)
@@ -98,6 +100,12 @@ class EncoderModel:
         return results
 
     def row(
+        self, text: str, pair: str | None = None, *, what: str = "The text", max_tokens: int | None = None
+    ) -> "EncodedRow":
+        """What the graph reads of a text, or of two that are read together; arguments and errors as of `encoding`."""
+        return self.encoding(text, pair, what=what, max_tokens=max_tokens)
+
+    def encoding(
         self, text: str, pair: str | None = None, *, what: str = "The text", max_tokens: int | None = None
     ) -> "Encoding":
         """Encode a text, or two that are read together.
@@ -221,7 +229,8 @@ def open_encoder(
 
     def opened(spec: "EngineSpec") -> Model:
         limit = _number(spec, "max_length")
-        length, batch = max_length or limit, max_batch or _number(spec, "max_batch")
+        length = limit if max_length is None else max_length
+        batch = _number(spec, "max_batch") if max_batch is None else max_batch
         if not 2 <= length <= limit or batch < 1:  # noqa: PLR2004
             raise MisuseError(
                 f"max_length {length} and max_batch {batch}: {spec.target} was built for texts of 2 to {limit} tokens, "
@@ -233,8 +242,8 @@ def open_encoder(
         model.target = spec.target
         return model
 
-    model, model_remarks = open_first(candidates(bundle, target), opened)
-    model.remarks = model_remarks
+    model, remarks = open_first(candidates(bundle, target), opened)
+    model.remarks = remarks
     return model
 
 

@@ -57,23 +57,44 @@ def open_verified(
         BundleError, EngineError, MissingExtraError: loading failed though the files are right.
     """
     hashing = hashing or Hashing.begin(bundle.manifest, bundle.directory)
-    if family_of(spec.target) not in INERT:
-        hashing.result()
-        return Opened(opening(bundle, spec, sizes), bundle.tokenizer(), bundle.chat_template())
     with ThreadPoolExecutor(max_workers=1) as pool:
         reading = pool.submit(bundle.tokenizer)
         try:
             template = bundle.chat_template()
-            engine = opening(bundle, spec, sizes)
         except Error:
             hashing.result()  # a damaged file is the more useful error
             raise
+        engine = open_verified_engine(bundle, spec, sizes, hashing, opening=opening)
         try:
-            hashing.result()
             return Opened(engine, reading.result(), template)
         except BaseException:
             engine.close()
             raise
+
+
+def open_verified_engine(
+    bundle: Bundle,
+    spec: EngineSpec,
+    sizes: Sizes,
+    hashing: Hashing,
+    *,
+    opening: Callable[[Bundle, EngineSpec, Sizes], Loaded],
+) -> Loaded:
+    """As `open_verified`, of a bundle without a tokenizer."""
+    if family_of(spec.target) not in INERT:
+        hashing.result()
+        return opening(bundle, spec, sizes)
+    try:
+        engine = opening(bundle, spec, sizes)
+    except Error:
+        hashing.result()  # as above
+        raise
+    try:
+        hashing.result()
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def open_first(specs: Sequence[EngineSpec], opened: Callable[[EngineSpec], Result]) -> tuple[Result, tuple[str, ...]]:

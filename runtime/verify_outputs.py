@@ -15,9 +15,8 @@ from piston.runtime.encoder import EncoderModel
 from piston.runtime.tasks.module import Module
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
-
     from piston.runtime.backends.session import Session
+    from piston.runtime.encoder import EncodedRow
 
 TEXTS = (
     "The capital of France is Paris.",
@@ -165,11 +164,11 @@ def distance(found: NDArray[Any], wanted: NDArray[Any]) -> float:
     return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-12))
 
 
-def _row(model: EncoderModel, texts: tuple[str, ...]) -> "Encoding":
+def _row(model: EncoderModel, texts: tuple[str, ...]) -> "EncodedRow":
     return model.row(*texts, max_tokens=min(LONGEST + model.num_prompt_tokens, model.max_length))
 
 
-def _outputs(model: EncoderModel, rows: "list[Encoding]") -> list[Array]:
+def _outputs(model: EncoderModel, rows: "list[EncodedRow]") -> list[Array]:
     found: dict[int, Array] = {}
     for index, output in model.outputs([row.ids for row in rows], [row.type_ids for row in rows]):
         whole = output.reshape(-1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from piston.core.console import note
 from piston.core.errors import MisuseError
+from piston.core.units import parse_count
 from piston.runtime.model import load
 from piston.serving.settings import Settings, read_keys
 
@@ -124,10 +125,11 @@ def per_bundle(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str,
             flag = f"--{option.replace('_', '-')}"
             if name is not None and name not in options:
                 raise MisuseError(f"{flag} {name}={text}: there is no bundle {name}; there is {', '.join(names)}.")
-            if metavar == "N" and not text.isdecimal():
+            value = parse_count(text) if metavar == "N" else text
+            if value is None:
                 raise MisuseError(f"{flag} is {text!r}; it must be a whole number, or NAME=N.")
             for chosen in names if name is None else [name]:
-                options[chosen][option] = int(text) if metavar == "N" else text
+                options[chosen][option] = value
     return options
 
 

@@ -17,9 +17,8 @@ from piston.serving.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from tokenizers import Encoding
 
-    from piston.runtime.encoder import EncoderModel
+    from piston.runtime.encoder import EncodedRow, EncoderModel
 
 MAX_OPEN = 4096  # rows; OpenAI's API takes up to 2,048 texts in one request
 WAITING_BATCHES = 16
@@ -84,7 +83,7 @@ class ServedEncoder(Served):
         self.thread.check_room()
         return await call.in_worker(encode)
 
-    def ticket(self, rows: "Sequence[Encoding] | Sequence[list[int]]", call: Call) -> BatchTicket[Any]:
+    def ticket(self, rows: "Sequence[EncodedRow] | Sequence[list[int]]", call: Call) -> BatchTicket[Any]:
         """The request inside the engine."""
         return BatchTicket(rows, [len(row) for row in rows], call.caller.request_id, call.caller.deadline)
 

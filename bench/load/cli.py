@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from piston.bench.baseline import Reference, read_reference
 from piston.bench.child import Contender
@@ -18,12 +17,13 @@ from piston.bench.load.slo import parse_slo
 from piston.bench.publish import check_outputs, publish
 from piston.bench.ratios import ratios_of
 from piston.bench.report import Options, Report
-from piston.bench.systems import URL, bundle_contender, named_apart, read_against
+from piston.bench.systems import bundle_contender, named_apart, read_against, url_contender
 from piston.bench.workload import prompts_of_file
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.core.gates import gates_of
 from piston.core.machine import num_cores
+from piston.core.units import parse_count
 from piston.runtime.backends.session import check_threads
 from piston.runtime.bundle import Bundle
 
@@ -116,12 +116,12 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def is_url(text: str) -> bool:
     """Whether this is the address of a server rather than a directory."""
-    return urlsplit(text).scheme in {"http", "https"}
+    return text.startswith(("http:", "https:"))
 
 
 def _served(arguments: argparse.Namespace) -> Contender:
     if is_url(arguments.serve):
-        return Contender(name=arguments.serve, kind=URL, path=arguments.serve, python="")
+        return url_contender(arguments.serve)
     return bundle_contender(Path(arguments.serve), arguments.target)
 
 
@@ -202,20 +202,22 @@ def ranges(text: str, option: str) -> list[Range]:
     """Lengths such as `128,64-256`: fixed, or drawn evenly from a range; raises MisuseError."""
     found = []
     for part in text.replace("_", "").split(","):
-        low, dash, high = part.partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()):
+        first, dash, last = part.partition("-")
+        low, high = parse_count(first), parse_count(last if dash else first)
+        if low is None or high is None:
             raise MisuseError(f"{option} {text!r} is not a list of lengths such as 128,64-256.")
-        found.append((int(low), int(high or low)))
+        found.append((low, high))
     if any(not 1 <= low <= high for low, high in found):
         raise MisuseError(f"{option} {text!r}: a length is at least 1, and a range goes up.")
     return found
 
 
 def _counts(text: str | list[int], option: str, least: int) -> list[int]:
-    parts = text if isinstance(text, list) else text.replace("_", "").split(",")
-    if not all(isinstance(part, int) or part.isdecimal() for part in parts) or min(map(int, parts)) < least:
+    parts = text if isinstance(text, list) else [parse_count(part) for part in text.replace("_", "").split(",")]
+    counts = [part for part in parts if part is not None and part >= least]
+    if len(counts) < len(parts):
         raise MisuseError(f"{option} {text!r} is not a list of integers of at least {least}, such as 1,8,32.")
-    return list(dict.fromkeys(map(int, parts)))
+    return list(dict.fromkeys(counts))
 
 
 def _rates(text: str) -> list[float]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from piston.core.console import Progress
-from piston.core.data_files import field_of, read_text, records_of
+from piston.core.data_files import read_text, records_of, text_field
 from piston.core.errors import MisuseError
 from piston.evaluation.diff import Change, Diff, DiffOptions, worst_first
 from piston.runtime.tasks.question_answering import Answer, QuestionAnswerer
@@ -39,8 +39,7 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
     if not records:
         raise MisuseError(f"{path} has no records; give {DATA}, as JSON lines or CSV.")
     return [
-        (str(field_of(record, ("question",), where)), str(field_of(record, ("context",), where)))
-        for where, record in records
+        (text_field(record, ("question",), where), text_field(record, ("context",), where)) for where, record in records
     ]
 
 

@@ -4,7 +4,7 @@ from itertools import combinations
 from pathlib import Path
 
 from piston.core.console import Progress
-from piston.core.data_files import field_of, read_text, records_of
+from piston.core.data_files import field_of, read_text, records_of, text_field
 from piston.core.errors import MisuseError
 from piston.evaluation.diff import Change, Diff, DiffOptions, worst_first
 from piston.runtime.tasks.text_ranking import Reranker
@@ -65,7 +65,7 @@ def _records(path: Path) -> list[Record]:
         documents = field_of(record, ("documents",), where)
         if not isinstance(documents, list) or not documents or not all(isinstance(item, str) for item in documents):
             raise MisuseError(f'{where}, has "documents" {documents!r:.60}; it must be a list of texts, not empty.')
-        records.append((str(field_of(record, ("query",), where)), documents))
+        records.append((text_field(record, ("query",), where), documents))
     return records
 
 

@@ -15,5 +15,5 @@ def explain(opened: Opened, asked: Asked) -> Explanation:
         ", ".join(f"{span.text} ({span.label})" for span in spans) or "no span",
         [(f"{span.text} ({span.label})", span.score) for span in spans],
         remarks=("What each word changes is not measured of token-classification: every word has its own label.",),
-        **opened.attention_of(model.row(asked.texts["text"]), asked),
+        **opened.attention_of(model.encoding(asked.texts["text"]), asked),
     )

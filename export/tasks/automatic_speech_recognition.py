@@ -1,17 +1,18 @@
 """Speech recognition by an encoder-decoder: both graphs, compared with transformers on every step."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from piston.checkpoint.checkpoint import Checkpoint
+from piston.checkpoint.json_files import is_token_id, read_object, read_optional
 from piston.core.bundle.interface import BATCH, TensorSpec
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 from piston.export.job import ExportJob
 from piston.export.source_models import SourceKind, decoder_start, export_encoder_decoder, is_of, summary
+from piston.runtime.audio.reading import RATES
 from piston.runtime.backends.engine import Source
 
 TASK = "automatic-speech-recognition"
@@ -64,38 +65,90 @@ def positions_of(model: Any, context: int | None) -> int:
 
 def _settings(checkpoint: Checkpoint, model: Any) -> dict[str, Any]:
     """The special tokens, named as SpeechTokens of the runtime does, and how audio becomes features."""
-    stated, vocabulary = _stated(checkpoint), _vocabulary(checkpoint)
+    stated, vocabulary = read_optional(checkpoint.directory / SETTINGS), _vocabulary(checkpoint)
     no_timestamps = stated.get("no_timestamps_token_id", vocabulary.get("<|notimestamps|>"))
-    if not isinstance(no_timestamps, int):
-        raise CheckpointError(f"{checkpoint.name} names no no_timestamps_token_id; add it to generation_config.json.")
+    if no_timestamps is None:
+        raise CheckpointError(f"{checkpoint.name} names no no_timestamps_token_id; add it to {SETTINGS}.")
     start, ends = decoder_start(checkpoint, model), model.generation_config.eos_token_id
+    speech = {
+        "start": start,
+        "end": ends[0] if isinstance(ends, list) and ends else ends,
+        "no_timestamps": no_timestamps,
+        "previous": stated.get("prev_sot_token_id", vocabulary.get("<|startofprev|>")),
+        "no_speech": vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>")),
+        "languages": {
+            token.strip("<|>"): number for token, number in _numbers(checkpoint, stated, "lang_to_id").items()
+        },
+        "tasks": _numbers(checkpoint, stated, "task_to_id"),
+        "latest_start": stated.get("max_initial_timestamp_index"),
+        "context": int(model.config.max_target_positions),
+    }
+    _check_tokens(checkpoint, speech, int(model.get_output_embeddings().weight.shape[0]))
     return {
         "decoder_start": [start],
-        "speech": {
-            "start": start,
-            "end": ends[0] if isinstance(ends, list) else ends,
-            "no_timestamps": no_timestamps,
-            "previous": stated.get("prev_sot_token_id", vocabulary.get("<|startofprev|>")),
-            "no_speech": vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>")),
-            "languages": {token.strip("<|>"): number for token, number in (stated.get("lang_to_id") or {}).items()},
-            "tasks": dict(stated.get("task_to_id") or {}),
-            "latest_start": stated.get("max_initial_timestamp_index"),
-            "context": int(model.config.max_target_positions),
-        },
-        "alignment_heads": stated.get("alignment_heads"),
+        "speech": speech,
+        "alignment_heads": _alignment_heads(checkpoint, model.config, stated.get("alignment_heads")),
         "features": _features(checkpoint, _sizes(model.config)),
     }
 
 
+def _numbers(checkpoint: Checkpoint, stated: dict[str, Any], name: str) -> dict[str, Any]:
+    found = stated.get(name) or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{name} in {SETTINGS} of {checkpoint.name} must have token ids by name; repair it.")
+    return found
+
+
+def _check_tokens(checkpoint: Checkpoint, speech: dict[str, Any], vocab_size: int) -> None:
+    """Raise CheckpointError for a token that the model does not have: engines would read beyond its tables."""
+    own = [(name, speech[name]) for name in ("start", "end", "no_timestamps", "previous", "no_speech")]
+    for name, token_id in [*own, *speech["languages"].items(), *speech["tasks"].items()]:
+        is_left_out = token_id is None and name in {"previous", "no_speech"}
+        if not is_left_out and not is_token_id(token_id, vocab_size):
+            raise CheckpointError(
+                f"The special token {name!r} of {checkpoint.name} is {token_id!r}, and the model has {vocab_size:,} "
+                f"tokens; repair {SETTINGS}."
+            )
+    latest = speech["latest_start"]
+    if latest is not None and (not isinstance(latest, int) or latest < 0):
+        raise CheckpointError(f"max_initial_timestamp_index of {checkpoint.name} is {latest!r}; repair {SETTINGS}.")
+
+
+def _alignment_heads(checkpoint: Checkpoint, config: Any, stated: Any) -> list[list[int]] | None:
+    """Pairs of a decoder's layer and one of its heads; raises CheckpointError for others."""
+    if stated is None:
+        return None
+    sizes = int(config.decoder_layers), int(config.decoder_attention_heads)
+    pairs = stated if isinstance(stated, list) else [stated]
+    for pair in pairs:
+        is_pair = isinstance(pair, list) and len(pair) == len(sizes)
+        if not is_pair or not all(is_token_id(*each) for each in zip(pair, sizes, strict=True)):
+            raise CheckpointError(
+                f"alignment_heads of {checkpoint.name} has {pair!r:.60}, and the decoder has {sizes[0]} layers of "
+                f"{sizes[1]} heads; repair {SETTINGS}."
+            )
+    return pairs
+
+
 def _features(checkpoint: Checkpoint, sizes: tuple[int, int]) -> dict[str, Any]:
     """What piston.runtime.audio.log_mel needs to know; raises CheckpointError where it is not the model's."""
-    found = _json(checkpoint, FEATURES)
-    try:
-        stated = {name: int(found[name]) for name in FEATURE_NAMES}
-    except (KeyError, TypeError, ValueError) as problem:
-        raise CheckpointError(f"{FEATURES} of {checkpoint.name} has no usable {problem}; copy the original.") from None
-    if found.get("dither") or found.get("do_normalize"):
-        raise UnsupportedModelError(f"{FEATURES} of {checkpoint.name} asks for dither or do_normalize.")
+    found = read_object(checkpoint.directory / FEATURES)
+    stated = dict[str, int]()
+    for name in FEATURE_NAMES:
+        value = found.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(
+                f"{name} in {FEATURES} of {checkpoint.name} is {value!r}; it must be an integer of 1 or more. Copy the "
+                "original."
+            )
+        stated[name] = value
+    if unknown := next((name for name in ("dither", "do_normalize", "padding_value") if found.get(name)), None):
+        raise UnsupportedModelError(f"{FEATURES} of {checkpoint.name} asks for {unknown}, which Piston does not have.")
+    if not RATES[0] <= stated["sampling_rate"] <= RATES[1] or stated["n_fft"] > stated["sampling_rate"]:
+        raise CheckpointError(
+            f"{FEATURES} of {checkpoint.name} states {stated['sampling_rate']:,} samples a second, and spectra of "
+            f"{stated['n_fft']:,}; they must be {RATES[0]:,} to {RATES[1]:,} a second, and a second at most."
+        )
     frames = stated["chunk_length"] * stated["sampling_rate"] // stated["hop_length"]
     if (stated["feature_size"], frames) != sizes:
         raise CheckpointError(
@@ -105,25 +158,11 @@ def _features(checkpoint: Checkpoint, sizes: tuple[int, int]) -> dict[str, Any]:
     return stated
 
 
-def _stated(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What generation_config.json says; transformers drops what is for Whisper alone."""
-    return _json(checkpoint, SETTINGS) if (checkpoint.directory / SETTINGS).exists() else {}
-
-
 def _vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     path = checkpoint.directory / "tokenizer.json"
     return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True) if path.is_file() else {}
-
-
-def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads((checkpoint.directory / name).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(
-            f"{name} of {checkpoint.name} cannot be read ({problem}); copy it into the checkpoint."
-        ) from None
 
 
 SPEECH = SourceKind(

@@ -5,11 +5,11 @@ function of the score in config.json: `sentence_transformers.activation_fn`, or 
 before version 4; from 5.4 on in config_sentence_transformers.json. Without it one logit goes through a sigmoid.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
+from piston.checkpoint.json_files import read_optional
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import UnsupportedModelError
 from piston.export.causal_reranker import CAUSAL, is_causal_reranker, read_causal_reranker
@@ -17,7 +17,7 @@ from piston.export.encoder_task import EncoderTask, architecture_of, export_enco
 from piston.export.heads import Logits
 from piston.export.job import ExportJob
 from piston.export.labels import labels_of
-from piston.export.pooling import TRANSFORMER, module_kinds, read_optional
+from piston.export.pooling import TRANSFORMER, module_kinds
 
 __all__ = ["TASK", "export", "is_cross_encoder", "is_reranker", "recognises", "summary"]
 
@@ -40,7 +40,7 @@ def is_reranker(checkpoint: Checkpoint) -> bool:
 
 def is_cross_encoder(checkpoint: Checkpoint) -> bool:
     """Whether config.json has what sentence-transformers writes into it, or modules.json the model alone."""
-    config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
+    config = checkpoint.written_config()
     return "sentence_transformers" in config or OLDER in config or module_kinds(checkpoint) == [TRANSFORMER]
 
 
@@ -87,7 +87,8 @@ def _causal_task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
 
 def _activation(checkpoint: Checkpoint, config: Any) -> str:
     saved = read_optional(checkpoint.directory / "config_sentence_transformers.json")  # from version 5.4 on
-    saved |= getattr(config, "sentence_transformers", None) or {}
+    older = getattr(config, "sentence_transformers", None)
+    saved |= older if isinstance(older, dict) else {}
     given = saved.get("activation_fn") or getattr(config, OLDER, None) or "Sigmoid"
     name = str(given).rpartition(".")[2]
     if name not in ACTIVATIONS:

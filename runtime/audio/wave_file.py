@@ -3,6 +3,7 @@
 Other codings inside WAV (A-law, ADPCM, ...) are left to the audio library.
 """
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from piston.core.errors import MisuseError
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 UNKNOWN = (0, 0xFFFFFFFF)  # sizes of a file that was written to a pipe: its data ends where the file does
-BLOCK = 1 << 16  # frames that are read at once
+BLOCK = 1 << 18  # bytes that are read at once, or one frame
+LONGEST_FORMAT = 40  # bytes of a format that is read here
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ def read_header(file: BinaryIO) -> WaveFormat | None:
             if not supported or not channels or not rate:
                 return None
             return WaveFormat(rate, channels, tag == FLOAT, bits, None if size in UNKNOWN else size)
-        body = file.read(size + size % 2)
+        body = file.read(min(size, LONGEST_FORMAT)) if name == b"fmt " else b""
+        file.seek(size + size % 2 - len(body), io.SEEK_CUR)
         if name == b"fmt " and len(body) >= 16:  # noqa: PLR2004
             tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", body[:16])
             if tag == EXTENSIBLE and len(body) >= 26:  # noqa: PLR2004
@@ -69,9 +72,9 @@ def read_samples(file: BinaryIO, form: WaveFormat) -> Iterator[NDArray[np.float3
     Raises:
         MisuseError: the file ends before the samples that its header states.
     """
-    left = form.size
+    left, block = form.size, max(BLOCK // form.frame_bytes, 1) * form.frame_bytes
     while left is None or left > 0:
-        wanted = BLOCK * form.frame_bytes if left is None else min(left, BLOCK * form.frame_bytes)
+        wanted = block if left is None else min(left, block)
         data = file.read(wanted)
         if left is not None:
             left -= len(data)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from piston.core.errors import MisuseError
+from piston.core.units import parse_count
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,8 +240,8 @@ def _bias(value: Any) -> Mapping[int, float]:
     bias: dict[int, float] = {}
     for key, number in value.items():
         # JSON has no integer keys: OpenAI's clients and to_json() write "42".
-        token_id = int(key) if isinstance(key, str) and key.isdecimal() else key
-        token_id = _number("a key of logit_bias", token_id, _TOKEN_ID)
+        count = parse_count(key) if isinstance(key, str) else None
+        token_id = _number("a key of logit_bias", key if count is None else count, _TOKEN_ID)
         bias[token_id] = _number(f"logit_bias[{token_id}]", number, _BIAS)
     return MappingProxyType(bias)
 

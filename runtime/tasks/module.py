@@ -127,19 +127,15 @@ def open_model(
         raise MisuseError("A module has no max_batch and no max_length: its inputs say how large they may be.")
     hashing = Hashing.begin(bundle.manifest, bundle.directory)
     from piston.runtime.backends.registry import Sizes, candidates, open_session
-    from piston.runtime.loading import open_first
+    from piston.runtime.loading import open_first, open_verified_engine
 
     def opened(spec: "EngineSpec") -> Module:
-        session = open_session(bundle, spec, Sizes(num_slots=1, capacity=1, threads=threads))
+        sizes = Sizes(num_slots=1, capacity=1, threads=threads)
+        session = open_verified_engine(bundle, spec, sizes, hashing, opening=open_session)
         model = Module(bundle.manifest, session, bundle.directory)
         model.target = spec.target
         return model
 
     model, remarks = open_first(candidates(bundle, target), opened)
     model.remarks = remarks
-    try:
-        hashing.result()
-    except BaseException:
-        model.close()
-        raise
     return model

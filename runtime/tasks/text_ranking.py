@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from piston.core.errors import BundleCorruptError, MisuseError, PromptTooLongError
 from piston.runtime.encoder import EncoderModel, check_input, check_list, open_encoder
 from piston.runtime.scores import sigmoid, softmax
+from piston.runtime.text.tokenizer import TokenRow
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from piston.runtime.encoder import EncodedRow
 
 ACTIVATIONS = ("sigmoid", "identity", "softmax")  # of the score; softmax: the second of two logits
 
@@ -37,24 +38,19 @@ class Reranker(EncoderModel):
         value = self.manifest.settings.get("instruction")
         return None if value is None else str(value)
 
-    def prompt(self, instruction: str | None = None) -> tuple[str, ...]:
-        """What a language model reads before a query, between it and a document, and behind; () of other models.
+    @property
+    def prompt(self) -> tuple[str, ...]:
+        """What a language model reads before the instruction, the query and the document, and behind; () of others.
 
-        Raises:
-            MisuseError: there is an instruction, and the model takes none.
+        One that is told nothing has no part before the instruction.
         """
-        parts = tuple(self.manifest.settings.get("prompt") or ())
-        if self.instruction is not None:
-            start, before, *rest = parts
-            return (f"{start}{self.instruction if instruction is None else instruction}{before}", *rest)
-        if instruction is not None:
-            raise MisuseError(f"{self.manifest.model.name} takes no instruction; leave it out.")
-        return parts
+        return tuple(self.manifest.settings.get("prompt") or ())
 
     @property
     def num_prompt_tokens(self) -> int:
         """See EncoderModel."""
-        return len(self.tokenizer.encode("".join(self.prompt()), add_special_tokens=False)) if self.prompt() else 0
+        own = "".join(self.prompt) + (self.instruction or "")
+        return len(self.tokenizer.encode(own, add_special_tokens=False)) if self.prompt else 0
 
     def row(
         self,
@@ -64,36 +60,43 @@ class Reranker(EncoderModel):
         what: str = "The text",
         max_tokens: int | None = None,
         instruction: str | None = None,
-    ) -> "Encoding":
-        """See EncoderModel. What a language model reads behind the document stays when that is cut."""
-        prompt = self.prompt(instruction)
-        if not prompt or pair is None:
+    ) -> "EncodedRow":
+        """See EncoderModel. What a language model reads behind the document stays when that is cut.
+
+        Control tokens in the texts, such as <|im_end|>, are ordinary text to a language model, so that a document
+        cannot forge what its prompt says.
+        """
+        self._check_instruction(instruction)
+        if not self.prompt or pair is None:
             return super().row(text, pair, what=what, max_tokens=max_tokens)
         for each in (text, pair):
             check_input(each, what)
         if self.manifest.settings.get("strips"):
             text, pair = text.strip(), pair.strip()
-        before, between, behind = prompt
-        head = f"{before}{text}{between}{pair}"
-        row = self.tokenizer.encoding(head + behind, add_special_tokens=False)
+        *start, before, between, behind = ((part, False) for part in self.prompt)
+        told = [(self.instruction or "", False)] if instruction is None else [(instruction, True)]
+        fixed = [*start, *told, before, (text, True), between]
+        row = self.tokenizer.encode_around([*fixed, (pair, True), behind])
         limit = self.max_length if max_tokens is None else min(max_tokens, self.max_length)
-        if len(row.ids) <= limit:
+        if len(row) <= limit:
             return row
         if max_tokens is None:
             raise PromptTooLongError(
-                f"{what} has {len(row.ids)} tokens with its prompt; {self.manifest.model.name} reads up to "
+                f"{what} has {len(row)} tokens with its prompt; {self.manifest.model.name} reads up to "
                 f"{self.max_length}. Shorten it, or let its end be cut off (truncate)."
             )
-        tail = self.tokenizer.encoding(behind, add_special_tokens=False)
-        fixed = self.tokenizer.encoding(f"{before}{text}{between}", add_special_tokens=False)
-        if len(fixed.ids) + len(tail.ids) >= limit:
+        tail, least = self.tokenizer.encode_around([behind]), self.tokenizer.encode_around(fixed)
+        if len(least) + len(tail) >= limit:
             raise MisuseError(
-                f"{what} cannot be cut to {limit} tokens; the query and the prompt take {len(fixed.ids + tail.ids)} of "
+                f"{what} cannot be cut to {limit} tokens; the query and the prompt take {len(least) + len(tail)} of "
                 "them."
             )
-        row = self.tokenizer.encoding(head, add_special_tokens=False)
-        row.truncate(limit - len(tail.ids))
-        return type(row).merge([row, tail])
+        head, room = self.tokenizer.encode_around([*fixed, (pair, True)]), limit - len(tail)
+        return TokenRow([*head.ids[:room], *tail.ids], [*head.tokens[:room], *tail.tokens])
+
+    def _check_instruction(self, instruction: str | None) -> None:
+        if instruction is not None and self.instruction is None:
+            raise MisuseError(f"{self.manifest.model.name} takes no instruction; leave it out.")
 
     def rerank(
         self,

@@ -115,7 +115,7 @@ class TokenClassifier(EncoderModel):
         for index, text in enumerate(texts):
             what = f"Text {offset + index}"
             if stride is None:
-                rows.append((index, self.row(text, what=what, max_tokens=self.max_length if truncate else None)))
+                rows.append((index, self.encoding(text, what=what, max_tokens=self.max_length if truncate else None)))
             else:
                 windows = self.windows(text, what=what, length=self.max_length, stride=stride)
                 rows += [(index, window) for window in windows]

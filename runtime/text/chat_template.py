@@ -8,10 +8,11 @@ import functools
 import json
 import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from piston.core.errors import MisuseError, TemplateError
+from piston.runtime.text.control_tokens import any_of, control_tokens
 
 if TYPE_CHECKING:
     from piston.runtime.text.template_sandbox import Sandbox
@@ -123,7 +124,7 @@ class ChatTemplate:
         marked = self._marked(given, tokenizer)
         text = self._render(marked, add_generation_prompt=add_generation_prompt)
         # Text, marked token, text, marked token, ... text; None for a mark without its counterpart.
-        pieces = re.split(f"{_START}({_any_of(tokenizer.added_tokens)}){_END}|[{_START}{_END}]", text)
+        pieces = re.split(f"{_START}({any_of(tokenizer.added_tokens)}){_END}|[{_START}{_END}]", text)
         parts = [(piece, number % 2 == 1) for number, piece in enumerate(pieces) if piece]
         ids, forged = tokenizer.encode_parts(parts)
         if forged is not None:
@@ -145,16 +146,12 @@ class ChatTemplate:
     def _marked(self, given: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
         """A copy in which marks surround every control token."""
         tokens = tokenizer.added_tokens
-        special = re.compile(_any_of(token for token, is_special in tokens.items() if is_special))
-        control = re.compile(_any_of(token for token, is_special in tokens.items() if is_special or self._names(token)))
+        special = re.compile(any_of(token for token, is_special in tokens.items() if is_special))
+        control = re.compile(any_of(control_tokens(tokens, self._literals)))
         marked: dict[str, Any] = _mark({name: value for name, value in given.items() if name != "messages"}, control)
         messages = given["messages"]
         marked["messages"] = [_mark(item, special if item["role"] == "assistant" else control) for item in messages]
         return marked
-
-    def _names(self, token: str) -> bool:
-        # Templates contain white space as ordinary text, even where it is an added token.
-        return not token.isspace() and token in self._literals
 
     @functools.cached_property
     def _literals(self) -> str:
@@ -195,11 +192,6 @@ def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, An
             message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
         checked.append(message)
     return checked
-
-
-def _any_of(tokens: Iterable[str]) -> str:
-    """A regular expression for any of the tokens, the longest first; for none, one that never matches."""
-    return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
 
 
 def _mark(value: Any, tokens: re.Pattern[str]) -> Any:

@@ -6,10 +6,13 @@ always the same.
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from piston.core.errors import BundleCorruptError, MisuseError
+from piston.runtime.text.control_tokens import any_of, control_tokens
 from piston.runtime.text.stream_decoder import StreamDecoder
 from piston.runtime.text.vocabulary import Vocabulary
 
@@ -165,6 +168,28 @@ class Tokenizer(Vocabulary):
             ids += found
         return ids, forged
 
+    def encode_around(self, texts: Sequence[tuple[str, bool]]) -> "TokenRow":
+        """Encode texts that follow one another; control tokens in those marked True, which are of others, are text.
+
+        Nothing is added around them. Without such tokens the ids are those of the joined text.
+
+        Raises:
+            MisuseError: a control token of others cannot be written as text by this tokenizer.
+        """
+        own = "\0".join(text for text, is_of_others in texts if not is_of_others)
+        control = re.compile(f"({any_of(control_tokens(self.added_tokens, own))})")
+        parts = [("", False)]
+        for text, is_of_others in texts:
+            for number, piece in enumerate(control.split(text) if is_of_others else [text]):
+                if number % 2:
+                    parts += [(piece, True), ("", False)]
+                else:
+                    parts[-1] = (parts[-1][0] + piece, False)
+        ids, forged = self.encode_parts([part for part in parts if part[0]])
+        if forged is not None:
+            raise MisuseError(f"A text contains {forged!r}, which this tokenizer cannot encode as text; leave it out.")
+        return TokenRow(ids, [self.token_of(token_id) or "" for token_id in ids])
+
     def encode_inside(self, text: str) -> list[int]:
         """Encode text as in the middle of a text: without the space that some tokenizers prepend."""
         return self._encode_inside(text, self._encode_plainly)
@@ -197,6 +222,22 @@ class Tokenizer(Vocabulary):
         """
         decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
         return "".join([decoder.push(id_) for id_ in ids]) + decoder.flush()
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Tokens of a text that was encoded in parts: what models read of a `tokenizers.Encoding`."""
+
+    ids: list[int]
+    tokens: list[str]
+
+    @property
+    def type_ids(self) -> list[int]:
+        """They are all of the first segment."""
+        return [0] * len(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 
 def _backend(path: str | os.PathLike[str]) -> "tokenizers.Tokenizer":

@@ -15,8 +15,7 @@ from piston.serving.fields import Meta
 from piston.serving.tokenizing import OF_TEXT
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
-
+    from piston.runtime.encoder import EncodedRow
     from piston.runtime.tasks.text_classification import TextClassifier
 
 
@@ -109,7 +108,7 @@ async def moderate(served: ServedClassifier, body: ModerationsRequest, call: Cal
     return call.respond(answer)
 
 
-def _rows(model: "TextClassifier", given: str | list[Any], limit: int | None) -> "list[Encoding]":
+def _rows(model: "TextClassifier", given: str | list[Any], limit: int | None) -> "list[EncodedRow]":
     texts = [given] if isinstance(given, str) else given
     if not texts:
         raise RequestError("input is empty; give a text or a list of texts.", param="input")

@@ -52,7 +52,7 @@ async def tag(served: ServedTagger, body: TagRequest, call: Call) -> ASGIApp:
 
     def encode() -> "list[list[Encoding]]":
         return [
-            [model.row(text, what=f"input[{n}]", max_tokens=limit)]
+            [model.encoding(text, what=f"input[{n}]", max_tokens=limit)]
             if stride is None
             else model.windows(text, what=f"input[{n}]", length=model.max_length, stride=stride)
             for n, text in enumerate(texts)
