@@ -27,7 +27,8 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse output files that cannot be written or are inputs, before an hour of measuring; raises MisuseError."""
     reads = [*arguments.bundle, arguments.prompts, arguments.baseline, arguments.rivals]
-    reads.append(None if arguments.checkpoint is None else Path(arguments.checkpoint))
+    places = [arguments.checkpoint, arguments.serve, *(text.partition(":")[2] for text in arguments.against)]
+    reads += [Path(place) for place in places if place]  # an address of a server is no path that exists
     check_output_files({f"--{name}": getattr(arguments, name) for name in _WRITERS}, reads)
     if arguments.junit is not None and not (arguments.require or arguments.fail_on):
         raise MisuseError("--junit writes the verdicts of gates; give --require.")

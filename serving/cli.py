@@ -7,13 +7,14 @@ import importlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piston.core.console import note
-from piston.core.errors import MisuseError
+from piston.core.errors import Error, MisuseError
 from piston.core.units import parse_count
 from piston.runtime.model import load
 from piston.serving.settings import Settings, read_keys
@@ -142,6 +143,8 @@ def _split(text: str, names: Sequence[str]) -> tuple[str | None, str]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 0 once every running request is answered."""
+    if sys.platform == "win32":
+        raise Error("`piston serve` runs on Linux and macOS alone; fix: serve from a container, or in WSL.")
     settings = settings_from(arguments)
     named = [_named(path) for path in arguments.bundles]
     if len({name for name, _ in named}) < len(named):

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from piston.bench.systems import KINDS, read_against
+from piston.bench.systems import KINDS, read_against, url_contender
 from piston.core.errors import BundleError, MisuseError
 
 
@@ -42,6 +42,19 @@ def test_a_rival_of_no_known_kind_is_refused(text):
     with pytest.raises(MisuseError, match="write KIND:PATH") as told:
         read_against([text], [], None)
     assert all(kind in str(told.value) for kind in KINDS)
+
+
+def test_a_server_that_runs_is_named_by_its_address():
+    (found,) = read_against(["url:http://[::1]:8000/v1"], [], None, served=True)
+    assert (found.kind, found.path) == ("url", "http://[::1]:8000/v1")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://", "http:host", "ftp://host", "http://host:99999", "http://host:x", "http://[::1", "http://a b"]
+)
+def test_what_is_no_address_of_a_server_is_refused(address):
+    with pytest.raises(MisuseError, match="is no address of a server"):
+        url_contender(address)
 
 
 def test_what_is_not_there_is_refused(tmp_path, model):

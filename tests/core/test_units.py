@@ -1,7 +1,7 @@
 import pytest
 
 from piston.core.errors import MisuseError
-from piston.core.units import factor_of, parse_size, shown
+from piston.core.units import factor_of, parse_count, parse_size, shown
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,15 @@ def test_a_suffix_belongs_to_one_unit():
 
 def test_bytes_are_shown_in_megabytes_or_kilobytes():
     assert (shown(2_500_000, "bytes"), shown(2_500, "bytes")) == ("2.5 MB", "2.5 kB")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("0", 0), ("012", 12), ("9" * 18, 10**18 - 1), ("9" * 19, None), ("9" * 5000, None)]
+)
+def test_a_count_is_digits_alone(text, count):
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "1.0", "1_0", " 1", "\u0663", "\u00b2"])
+def test_anything_else_is_no_count(text):
+    assert parse_count(text) is None

@@ -15,7 +15,9 @@ from piston.distillation import training
 from piston.distillation.distill import distill
 from piston.distillation.options import DistillOptions
 from piston.distillation.pruning import Goal
+from piston.distillation.source import Source
 from piston.distillation.sparsity import is_sparse, two_of_four
+from piston.distillation.student import from_config
 from piston.distillation.training import Trainer, TrainingOptions
 
 SPARSE = DistillOptions(prune=Goal(sparsity=True), seq_len=24)
@@ -224,3 +226,27 @@ def test_every_row_is_read_once_an_epoch():
     data = Data(np.zeros((10, 2), np.int64), np.zeros((1, 2), np.int64), None)
     places = np.concatenate([data.batch(step, 4, seed=3) for step in range(5)])
     assert sorted(places[:10]) == sorted(places[10:]) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_hidden_layers": 10**9}, r"describes 1,000,000,000 layers"),
+        ({"intermediate_size": 10**9}, r"describes [\d,]+ weights, the teacher has [\d,]+"),
+        ({"num_hidden_layers": 3}, r"describes [\d,]+ weights, the teacher has [\d,]+"),
+    ],
+)
+def test_a_student_larger_than_its_teacher_is_refused_before_memory_is_taken(teacher, tmp_path, changes, reason):
+    config = tmp_path / "config.json"
+    config.write_text((teacher / "config.json").read_text())
+    edit_config(tmp_path, **changes)
+    source = Source.open(str(teacher))
+    with pytest.raises(MisuseError, match=reason):
+        from_config(source.model, config)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "3"])
+def test_what_is_no_config_of_a_student_is_refused(teacher, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(MisuseError, match=r"--student: .*config\.json (cannot be read|holds no JSON object)"):
+        from_config(None, tmp_path)

@@ -67,3 +67,8 @@ def test_an_audio_file_that_is_not_there_is_named(tmp_path):
     (tmp_path / "l.txt").write_text("gone.wav")
     with pytest.raises(MisuseError, match=r"names .*gone\.wav, which is no file"):
         read_audio_list(tmp_path / "l.txt")
+
+
+def test_only_line_feeds_end_a_source(tmp_path):
+    (tmp_path / "a.txt").write_text("one\u2028still one\x0b\x1cand still\r\ntwo\n", encoding="utf-8", newline="")
+    assert [item.source for item in read_texts(tmp_path / "a.txt")] == ["one\u2028still one\x0b\x1cand still", "two"]

@@ -54,6 +54,7 @@ def test_a_regression_has_values(file):
         ("text,label\na,fair\n", r"line 2: the model has no label 'fair'; it has .\"bad\", \"good\"."),
         ("text,label\na,2\n", "no label '2'"),
         ("text,class\na,good\n", "has no field 'label' or 'labels'"),
+        ("text,label\na," + "9" * 400 + "\n", "the model has no label"),
         ("", "has nothing"),
     ],
 )
@@ -97,3 +98,17 @@ def test_pairs_have_scores_and_a_table_may_lack_a_header(file):
     expected = [Scored(first="a", second="b", score=2.5), Scored(first="c", second="d", score=0.0)]
     assert read_scored(file("x.csv", "a,b,2.5\nc,d,0\n"), *names) == expected
     assert read_scored(file("y.csv", "sentence1,sentence2,score\na,b,2.5\nc,d,0\n"), *names) == expected
+
+
+@pytest.mark.parametrize("answers", [5, None, "Paris", [None], {"text": 5}, {"text": None}, [{"text": 1}]])
+def test_answers_that_are_no_texts_are_refused(file, answers):
+    path = file("x.json", [{"question": "where?", "context": "in Paris", "answers": answers}])
+    with pytest.raises(MisuseError, match="item 1: answers must be texts"):
+        read_answered(path)
+
+
+@pytest.mark.parametrize("score", [10**400, float("nan"), float("inf"), True, None, "x"])
+def test_scores_that_are_no_numbers_are_refused(file, score):
+    path = file("x.jsonl", [{"sentence1": "a", "sentence2": "b", "score": score}])
+    with pytest.raises(MisuseError, match="line 1: the score must be a number"):
+        read_scored(path, ("sentence1",), ("sentence2",))

@@ -79,3 +79,28 @@ def test_an_example_without_a_reference_is_named(speech_model, tmp_path, capsys)
         pytest.raises(MisuseError, match="has no reference for"),
     ):
         quality(model, tmp_path / "clips.jsonl")
+
+
+def test_figures_are_printed_though_the_page_cannot_be_written(encoder_toys, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    words = [encoder_toys.bundle("single"), "--data", tmp_path / "texts.txt", "--html", "/dev/full"]
+    status, found = json_of(capsys, *words, "--reference", encoder_toys.model("single"))
+    assert status == 1
+    assert found["values"]["agreement"] == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (("--threads", 100_000), "threads is 100000"),
+        (("--threads", -1), "threads is -1"),
+        (("--max-length", 0), "max_length is 0"),
+        (("--max-length", 10**6), "max_length is 1000000"),
+    ],
+)
+def test_sizes_are_those_of_a_model_directory_too(encoder_toys, text_model, tmp_path, option, reason, capsys):
+    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    for path in (encoder_toys.model("single"), text_model[0]):
+        words = [path, "--data", tmp_path / "texts.txt", "--reference", path, *option]
+        assert main(["eval", *map(str, words), "--quiet"]) == 2
+        assert reason in capsys.readouterr().err

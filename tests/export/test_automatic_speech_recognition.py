@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -85,5 +88,44 @@ def test_an_engine_answers_audio_as_transformers_does(speech, tmp_path):
 def test_a_checkpoint_without_its_features_is_refused(tmp_path):
     write_speech_checkpoint(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json of .* cannot be read"):
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json cannot be read"):
         exported(tmp_path, tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    write_speech_checkpoint(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("generation_config.json", {"lang_to_id": {"<|en|>": 67}}, r"special token 'en' of .* is 67, .* has 67 tokens"),
+        ("generation_config.json", {"lang_to_id": ["<|en|>"]}, "must have token ids by name"),
+        ("generation_config.json", {"task_to_id": {"transcribe": "9"}}, "special token 'transcribe' .* is '9'"),
+        ("generation_config.json", {"no_timestamps_token_id": -1}, "special token 'no_timestamps' .* is -1"),
+        ("generation_config.json", {"prev_sot_token_id": True}, "special token 'previous' .* is True"),
+        ("generation_config.json", {"eos_token_id": []}, r"special token 'end' .* is \[\]"),
+        ("generation_config.json", {"max_initial_timestamp_index": "x"}, "max_initial_timestamp_index of .* is 'x'"),
+        ("generation_config.json", {"alignment_heads": [[0, 2]]}, r"has \[0, 2\], and the decoder has 3 layers of 2"),
+        ("generation_config.json", {"alignment_heads": [5]}, "has 5, and the decoder has 3 layers of 2 heads"),
+        ("preprocessor_config.json", {"hop_length": 0}, "hop_length .* is 0; it must be an integer of 1 or more"),
+        ("preprocessor_config.json", {"n_fft": 400.5}, r"n_fft .* is 400\.5; it must be an integer"),
+        ("preprocessor_config.json", {"n_fft": 10**9}, "spectra of 1,000,000,000"),
+        ("preprocessor_config.json", {"sampling_rate": 10**9, "hop_length": 10**9 // 24}, "1,000,000,000 samples"),
+        ("preprocessor_config.json", {"padding_value": 0.5}, "asks for padding_value"),
+        ("preprocessor_config.json", {"dither": 0.1}, "asks for dither"),
+        ("config.json", {"max_source_positions": 10**9}, "whose table would take 192"),
+        ("config.json", {"decoder_layers": 10**6}, "says 1,000,000 layers"),
+        ("config.json", {"encoder_attention_heads": 0}, "encoder_attention_heads in the config"),
+        ("config.json", {"num_mel_bins": 10**9}, "num_mel_bins|conv1"),
+    ],
+)
+def test_settings_that_the_model_cannot_have_are_refused(whole, tmp_path, name, changes, reason):
+    shutil.copytree(whole, tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=reason):
+        exported(tmp_path / "checkpoint", tmp_path / "model")

@@ -84,10 +84,52 @@ def last_module(directory, kind):
             "no such prompt",
         ),
         (lambda place: (place / "modules.json").write_text("{"), CheckpointError, r"modules\.json cannot be read"),
+        (
+            lambda place: (place / "modules.json").write_text("[" * 100_000),
+            CheckpointError,
+            r"modules\.json cannot be read",
+        ),
+        (lambda place: write_json(place / "1_Pooling/config.json", ["mean"]), CheckpointError, "holds no JSON object"),
+        (
+            lambda place: write_json(place / "sentence_bert_config.json", [16]),
+            CheckpointError,
+            r"sentence_bert_config\.json holds no JSON object",
+        ),
+        (
+            lambda place: write_json(place / "config_sentence_transformers.json", {"prompts": ["q"]}),
+            CheckpointError,
+            "must be texts by name",
+        ),
+        (
+            lambda place: write_json(place / "config_sentence_transformers.json", {"prompts": {"q": 5}}),
+            CheckpointError,
+            "must be texts by name",
+        ),
     ],
 )
 def test_what_has_no_form_in_the_graph_is_refused_by_name(tmp_path, edit, problem, message):
     write_sentence_checkpoint(tmp_path)
     edit(tmp_path)
     with pytest.raises(problem, match=message):
+        read_modules(locate(str(tmp_path)))
+
+
+def test_a_module_outside_the_checkpoint_is_refused(tmp_path):
+    write_sentence_checkpoint(tmp_path / "checkpoint")
+    write_json(tmp_path / "elsewhere/config.json", {"pooling_mode": "max"})
+    for path in ("../elsewhere", str(tmp_path / "elsewhere")):
+        modules = [
+            {"path": place, "type": f"sentence_transformers.models.{kind}"}
+            for place, kind in (("", "Transformer"), (path, "Pooling"))
+        ]
+        write_json(tmp_path / "checkpoint/modules.json", modules)
+        with pytest.raises(CheckpointError, match="which is no directory next to it"):
+            read_modules(locate(str(tmp_path / "checkpoint")))
+
+
+@pytest.mark.parametrize("sizes", [{"in_features": 10**6, "out_features": 10**6}, {"in_features": "x"}, {}])
+def test_a_dense_layer_is_compared_with_its_file_before_memory_is_taken(tmp_path, sizes):
+    write_sentence_checkpoint(tmp_path, dense=torch.nn.Linear(HIDDEN, 5))
+    write_json(tmp_path / "2_Dense/config.json", sizes)
+    with pytest.raises(CheckpointError, match=r"stores \[5, 32\] weights, but its config says"):
         read_modules(locate(str(tmp_path)))

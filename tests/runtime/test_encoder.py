@@ -3,6 +3,7 @@ import pytest
 from embedded import MAX_LENGTH, embedder
 
 from piston.core.errors import MisuseError, PromptTooLongError
+from piston.runtime import load
 from piston.runtime.encoder import CHUNK, longest_first
 
 
@@ -86,3 +87,9 @@ def test_unknown_characters_alone_are_a_text():
 def test_a_cut_that_leaves_nothing_of_the_text_is_refused():
     with pytest.raises(MisuseError, match="cannot be cut to 2 tokens; special tokens take 2 of them"):
         embedder().row("a b c", max_tokens=2)
+
+
+@pytest.mark.parametrize("sizes", [{"max_length": 0}, {"max_batch": 0}, {"max_length": -1}, {"max_batch": -1}])
+def test_sizes_below_one_are_refused_when_a_bundle_is_loaded(encoder_toys, sizes):
+    with pytest.raises(MisuseError, match=r"was built for texts of 2 to \d+ tokens, and batches of 1 or more"):
+        load(encoder_toys.bundle("single"), **sizes)

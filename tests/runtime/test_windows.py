@@ -7,6 +7,7 @@ import sys
 import pytest
 from toy_model import write_bundle
 
+from piston.cli.main import main
 from piston.core.bundle.manifest import EngineSpec
 from piston.runtime import SamplingParams, load
 
@@ -76,3 +77,12 @@ def test_what_writes_a_directory_says_in_one_line_where_it_can_be_run(tmp_path):
     assert found.stderr.startswith("error: Models and bundles are written on Linux and macOS alone")
     assert found.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_says_in_one_line_where_it_can_be_run(bundle, monkeypatch, capsys):
+    pytest.importorskip("starlette")
+    monkeypatch.setattr("sys.platform", "win32")
+    assert main(["serve", str(bundle)]) == 1
+    assert capsys.readouterr().err == (
+        "error: `piston serve` runs on Linux and macOS alone; fix: serve from a container, or in WSL.\n"
+    )

@@ -49,13 +49,27 @@ def exchange(server, data, *, leave=False):
         b"GET  /\r\n\r\n",
         b"POST " + PATH + b" HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
         b"POST " + PATH + b" HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST " + PATH + b" HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
         b"POST " + PATH + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         b"POST " + PATH + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 1_000_000 + b"\r\n\r\n",
         b"GET /health HTTP/1.1\r\nbad header\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",
     ],
-    ids=["tls", "text", "version", "line", "length", "negative", "two lengths", "chunk", "long", "header", "host"],
+    ids=[
+        "tls",
+        "text",
+        "version",
+        "line",
+        "length",
+        "negative",
+        "digits",
+        "two lengths",
+        "chunk",
+        "long",
+        "header",
+        "host",
+    ],
 )
 def test_what_is_no_http_is_400_or_a_closed_connection_and_the_server_goes_on(server, data):
     found = exchange(server, data)

@@ -48,6 +48,92 @@ GENERATION_KEYS = {
     "sequence_bias": ([[[5], -10.0]],),
     "temprature": (1,),
 }
+ENCODER_KEYS = {
+    "id2label": ({"0": "a"}, {"0": "a", "1": "a", "2": "b"}, {"1": "x", "2": "y", "3": "z"}, None, ["a"]),
+    "problem_type": ("regression", "multi_label_classification", "nope", None),
+    "type_vocab_size": (0, 1, -1, 10**9),
+    "num_hidden_layers": (0, 1, 3, 10**6),
+    "num_attention_heads": (0, 2, 3),
+    "intermediate_size": (0, 10**9),
+    "max_position_embeddings": (1, 8, 10**9),
+    "vocab_size": (1, 10**8),
+    "hidden_act": ("relu", "nope"),
+    "layer_norm_eps": (0.0, -1.0, 1e-3),
+    "pad_token_id": (-1, 5, 10**6, None),
+    "is_decoder": (True,),
+    "architectures": (["BertModel"], [], None, "x"),
+    "dtype": ("float16", "nope"),
+    "sentence_transformers": ({"activation_fn": "torch.nn.Tanh"}, "x", []),
+}
+SEQ2SEQ_KEYS = {
+    "encoder_layers": (0, 1, 10**6),
+    "decoder_layers": (0, 1, 10**6),
+    "num_layers": (0, 1, 10**6),
+    "num_decoder_layers": (0, 1, 10**6, None),
+    "d_model": (0, 47, 10**9),
+    "d_kv": (0, 1, 10**9),
+    "num_heads": (0, 1, 4),
+    "decoder_attention_heads": (0, 1, 5),
+    "max_position_embeddings": (0, 8, 10**9),
+    "max_source_positions": (0, 8, 10**9),
+    "max_target_positions": (0, 8, 10**9),
+    "num_mel_bins": (0, 8, 10**9),
+    "vocab_size": (1, 10**8),
+    "scale_embedding": (True, False),
+    "tie_word_embeddings": (True, False),
+    "feed_forward_proj": ("gated-gelu", "gated-silu", "nope"),
+    "activation_function": ("relu", "nope"),
+    "relative_attention_num_buckets": (0, 4, 10**9),
+    "relative_attention_max_distance": (0, 4, 64),
+    "decoder_start_token_id": (-1, 5, 10**6, None),
+    "eos_token_id": (-1, 5, [1, 5]),
+    "forced_eos_token_id": (5, -1, 10**6),
+    "is_encoder_decoder": (False,),
+    "task_specific_params": ({"translation_en_to_de": {"prefix": "the "}}, [], {"x": 5}, {"x": {"prefix": 5}}),
+    "dtype": ("float16", "nope"),
+}
+SEQ2SEQ_GENERATION_KEYS = {
+    "decoder_start_token_id": (-1, 5, 10**6, None),
+    "forced_bos_token_id": (5, -1, 10**6),
+    "num_beams": (1, 2, 3, 0, "x"),
+    "length_penalty": (0.0, 2.0, "x"),
+    "early_stopping": (True, "never", "x"),
+    "min_length": (3, 10**6),
+    "repetition_penalty": (1.3, 0),
+    "no_repeat_ngram_size": (1, 2),
+    "suppress_tokens": ([5, 6], [-1], [10**6]),
+    "begin_suppress_tokens": ([5], []),
+    "eos_token_id": (-1, 5, [1, 5], None),
+    "max_length": (5, 4096),
+    "lang_to_id": ({}, {"<|en|>": 10**6}, ["<|en|>"], {"<|en|>": "x"}),
+    "task_to_id": ({}, {"transcribe": -1}, 5),
+    "no_timestamps_token_id": (5, -1, 10**6, "x", None),
+    "max_initial_timestamp_index": (0, -1, 10**6, "x", None),
+    "alignment_heads": ([[0, 9]], [[9, 0]], [5], [], "x", None),
+    "is_multilingual": (False, True),
+    "return_timestamps": (True,),
+}
+FEATURE_KEYS = {
+    "hop_length": (0, 80, 160.0, 10**9),
+    "n_fft": (0, 401, 512, 10**9),
+    "sampling_rate": (0, 8000, 10**9),
+    "chunk_length": (0, 2, 1.0),
+    "feature_size": (0, 80),
+    "padding_value": (0.5, 0),
+    "dither": (0.1, 0),
+    "do_normalize": (True, False),
+    "return_attention_mask": (True,),
+}
+# Of the toys in the fuzz that are no decoders: keys of a file by its name.
+KEYS = {
+    "encoder": {"config.json": ENCODER_KEYS},
+    "seq2seq": {
+        "config.json": SEQ2SEQ_KEYS,
+        "generation_config.json": SEQ2SEQ_GENERATION_KEYS,
+        "preprocessor_config.json": FEATURE_KEYS,
+    },
+    "decoder": {"config.json": CONFIG_KEYS, "generation_config.json": GENERATION_KEYS},
+}
 FACTORS = (1.0, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, 8.0)
 GGUF_VALUES = (0, 1, 2, 3, 7, 8, 16, 64, 96, 2**31, 2**32 - 1, 0.0, 0.5, 1.0, 2.0, 4.0, 1e-5, math.nan, math.inf, -1.0)
 GGUF_VALUES += (True, False, "", "none", "linear", "longrope", [1, 2], ["a", "b"], [True, False], [0.5, 1.5])
@@ -66,28 +152,30 @@ GGUF_OFTEN = (
 )
 
 
-def mutate(directory: Path, rng: Random) -> list[str]:
-    """Damage one file of a checkpoint, at times two; says what was done."""
+def mutate(directory: Path, rng: Random, kind: str = "decoder") -> list[str]:
+    """Damage one file of a checkpoint, at times two; says what was done. `kind` is one of KEYS."""
     gguf = next(directory.glob("*.gguf"), None)
     if gguf is not None:
         return [f"{gguf.name}: {_gguf(gguf, rng)}"]
     names = ["config.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     paths = [*(directory / name for name in names), next(directory.glob("*.safetensors"))]
+    if kind != "decoder":
+        known = [directory / name for name in KEYS[kind] if (directory / name).exists()]
+        paths = [*known, *known, *sorted(directory.rglob("*.json")), *sorted(directory.rglob("*.safetensors"))]
     done: dict[Path, str] = {}
     for _ in range(rng.choice((1, 1, 1, 2))):
         path = rng.choice(paths)
         if path not in done:
-            done[path] = _damage(path, rng)
+            done[path] = _damage(path, rng, KEYS[kind].get(path.name))
     return [*done.values()]
 
 
-def _damage(path: Path, rng: Random) -> str:
+def _damage(path: Path, rng: Random, known: dict | None) -> str:
     if path.suffix == ".safetensors":
         return f"{path.name}: {_safetensors(path, rng)}"
     if not path.exists() or rng.random() < 0.05:
         return f"{path.name}: {_bytes(path, rng) if path.exists() else 'absent'}"
     data = json.loads(path.read_text(encoding="utf-8"))
-    known = {"config.json": CONFIG_KEYS, "generation_config.json": GENERATION_KEYS}.get(path.name)
     if known and rng.random() < 0.5:
         key = rng.choice(sorted(known))
         data[key] = rng.choice(known[key])

@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 import wave
 
 import numpy as np
@@ -95,6 +96,19 @@ def test_arrays_of_integers_are_of_full_scale():
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
 def test_a_file_written_to_a_pipe_is_read_to_its_end(size):
     np.testing.assert_array_equal(read(wav(SAMPLES.astype("<f4").tobytes(), bits=32, tag=3, size=size)), SAMPLES)
+
+
+def test_a_header_of_huge_sizes_takes_no_memory(tmp_path):
+    path = tmp_path / "a.wav"
+    sizes = {"bits": 64, "tag": 3, "channels": 65_535, "size": 0xFFFFFFFF}
+    path.write_bytes(wav(np.full(65_535, 0.5).tobytes(), **sizes).replace(b"LIST\x03\0\0\0", b"LIST\xff\xff\xff\0"))
+    tracemalloc.start()
+    with pytest.raises(MisuseError, match="without a format or without samples"):
+        read(path)  # the chunk before the samples ends beyond the file
+    path.write_bytes(wav(np.full(65_535, 0.5).tobytes(), **sizes))
+    np.testing.assert_array_equal(read(path), [0.5])
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_another_rate_is_converted():

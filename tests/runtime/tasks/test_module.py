@@ -88,12 +88,13 @@ def test_lengths_and_batches_of_texts_are_refused(bundle):
         load(bundle, max_length=5)
 
 
-def test_a_damaged_bundle_is_refused(bundle, tmp_path):
+@pytest.mark.parametrize("name", ["examples.npz", "ort-cpu/model.onnx"])
+def test_a_damaged_bundle_is_refused_by_the_name_of_the_file(bundle, tmp_path, name):
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
-    path = copy / "examples.npz"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(BundleCorruptError):
+    path = copy / name
+    path.write_bytes(b"x" + path.read_bytes()[1:])  # no graph that ONNX Runtime takes
+    with pytest.raises(BundleCorruptError, match=name):
         load(copy)
 
 
