@@ -3,9 +3,9 @@
     python scripts/fuzz_checkpoints.py --count 1000 --seed 0 --log fuzz.jsonl
 
 Case N of a seed and of the same --toys is always the same; `--only N` runs it alone and prints all it said. A run
-whose log is there goes on after the cases in it. A case fails where `piston export` ends in a traceback, in several lines, in
-silence, beyond its time or memory, or where what it wrote answers otherwise. The right answer to a GGUF file is what
-numpy computes from its keys and tensors, since transformers passes over some of them.
+whose log is there goes on after the cases in it. A case fails where `piston export` ends in a traceback, in several
+lines, in silence, beyond its time or memory, or where what it wrote answers otherwise. The right answer to a GGUF file
+is what numpy computes from its keys and tensors, since transformers passes over some of them.
 """
 
 import argparse
