@@ -40,7 +40,9 @@ def expand_user(path: str | Path) -> Path:
 
 
 def _temporary() -> Path:
-    """A private directory of this user below the temporary one."""
+    """A private directory of this user below the temporary one, which is private itself where there are no user ids."""
+    if not hasattr(os, "getuid"):
+        return Path(tempfile.gettempdir()) / "piston"
     place = Path(tempfile.gettempdir()) / f"piston-{os.getuid()}"
     try:
         place.mkdir(mode=0o700, exist_ok=True)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the module once."""
-    check_output_files({"--output": arguments.output}, [arguments.input, arguments.bundle])
+    check_output_files({"--output": arguments.output}, [arguments.input, arguments.bundle, arguments.public_key])
     feeds = read_arrays(arguments.input)
     with load_from(arguments, TASK) as model:
         outputs = model.run(feeds)
