@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import shutil
 from pathlib import Path
 
 import pytest
@@ -62,30 +61,6 @@ def test_every_option_that_takes_a_path_is_known_to_read_or_to_write(verb):
     pytest.importorskip("torch")
     writes, reads = FILES.get(verb, (set(), set()))
     assert options_of(verb) == writes | reads | WRITTEN.get(verb, set())
-
-
-@pytest.fixture(scope="module")
-def places(toys, encoder_toys, tmp_path_factory):
-    """What the words in capitals stand for, and in each a file that must stay as it is."""
-    from checkpoints import write_checkpoint
-    from modules import SHAPES, Scorer, example
-
-    from piston.engines import build
-    from piston.export import export_module
-
-    root = tmp_path_factory.mktemp("places")
-    for name, source in (
-        ("MODEL", toys.model_dir()),
-        ("BUNDLE", toys.bundle()),
-        ("ENCODER", encoder_toys.bundle("single")),
-    ):
-        shutil.copytree(source, root / name)
-    write_checkpoint(root / "CHECKPOINT")
-    export_module(Scorer(), example(), root / "module", dynamic_shapes=SHAPES)
-    build(root / "module", root / "MODULE")
-    for name in ("TEXT", "OTHER", "MORE", "TEXT.toml"):
-        (root / name).write_text("the sea is calm\n" * 40)
-    return root
 
 
 @pytest.mark.parametrize("line", LINES)
