@@ -223,6 +223,7 @@ class Tokenizer(Vocabulary):
         decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
         return "".join([decoder.push(id_) for id_ in ids]) + decoder.flush()
 
+
 @dataclass(frozen=True, slots=True)
 class TokenRow:
     """Tokens of a text that was encoded in parts: what models read of a `tokenizers.Encoding`."""
@@ -237,7 +238,6 @@ class TokenRow:
 
     def __len__(self) -> int:
         return len(self.ids)
-
 
 
 def _backend(path: str | os.PathLike[str]) -> "tokenizers.Tokenizer":
