@@ -48,7 +48,8 @@ def check_config(name: str, config: Any) -> None:
     """
     known = type(config)()
     # A key that this architecture does not read is no concern of ours.
-    check_written_sizes(name, {field: getattr(config, field, None) for field in SIZES if hasattr(known, field)})
+    fields = [field for field in SIZES if hasattr(known, field)]
+    _check(name, {known.attribute_map.get(field, field): getattr(config, field, None) for field in fields})
     for path, number in _numbers(config.to_dict()):
         if not math.isfinite(number):
             raise CheckpointError(f"{path} in the config of {name} is {number}; it must be finite.")
@@ -61,8 +62,11 @@ def num_layers_of(config: Any) -> int:
 
 def check_written_sizes(name: str, sizes: Mapping[str, Any]) -> None:
     """Check those of SIZES that are there, None and lists of sizes allowed; raises as `check_config` does."""
-    for field in SIZES:
-        value = sizes.get(field)
+    _check(name, {field: sizes.get(field) for field in SIZES})
+
+
+def _check(name: str, sizes: Mapping[str, Any]) -> None:
+    for field, value in sizes.items():
         for item in value if isinstance(value, list) else [] if value is None else [value]:
             if isinstance(item, bool) or not isinstance(item, int) or item < 1:
                 hint = " (null for none)" if field == "sliding_window" else ""

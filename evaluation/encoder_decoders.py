@@ -87,7 +87,9 @@ def open_directory(
     )
 
 
-def open_model(path: Path, *, capacity: int, max_source: int, num_slots: int = 1, threads: int = 0) -> EncoderDecoder:
+def open_model(
+    path: Path, *, capacity: int = LONGEST, max_source: int, num_slots: int = 1, threads: int = 0
+) -> EncoderDecoder:
     """A model directory as what `piston.runtime.load` makes of its bundle."""
     bundle = Bundle.open(path)
     options = OrtOptions(optimize=True, threads=threads)

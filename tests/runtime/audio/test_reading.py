@@ -20,8 +20,8 @@ def wav(samples, *, rate=RATE, bits=16, channels=1, tag=1, size=None, extensible
         0xFFFE if extensible else tag,
         channels,
         rate,
-        rate * channels * bits // 8,
-        channels * bits // 8,
+        rate * channels * bits // 8 % 2**32,
+        channels * bits // 8 % 2**16,
         bits,
     )
     if extensible:
