@@ -11,7 +11,6 @@ is what numpy computes from its keys and tensors, since transformers passes over
 import argparse
 import collections
 import contextlib
-import functools
 import json
 import os
 import random
@@ -81,14 +80,12 @@ def _logged(log: Path | None) -> dict[int, dict]:
 def _prepare(toys: dict[str, Path]) -> None:
     """Write the toys and export each here once: the cases' processes then begin with all that an export loads."""
     import torch
-    from torch.onnx._internal.exporter import _registration
+    from zoo import share_tables_of_torch
 
     from piston.cli.main import main as piston
 
     torch.set_num_threads(1)
-    # A third of a small export is the reading of a table of operators that is always the same.
-    registry = _registration.ONNXRegistry
-    registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))  # type: ignore[method-assign]
+    share_tables_of_torch()
     for name, directory in toys.items():
         _write_toy(name, directory)
         with tempfile.TemporaryDirectory() as scratch:
