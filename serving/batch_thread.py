@@ -159,10 +159,10 @@ class BatchThread(EngineThread[BatchTicket[Row]], Generic[Row]):
         return [], None
 
     def _end_failed(self, ticket: BatchTicket[Row], problem: Exception) -> bool:
-        """End a request with an error; whether the request was at fault and not the engine."""
+        """End a request with an error; whether that is of the request, such as its deadline, and not of the engine."""
         error = reported(ticket, problem)
         self._end(ticket, error, "error")
-        return error.status < 500  # noqa: PLR2004 - the class of statuses
+        return error is problem or error.status < 500  # noqa: PLR2004 - the class of statuses
 
     def _take(self) -> Taken[Row]:
         """Rows of the next batch: one of each request in turn, until the tokens are enough."""
@@ -185,7 +185,7 @@ class BatchThread(EngineThread[BatchTicket[Row]], Generic[Row]):
         ticket.results[index] = result
         ticket.num_left -= 1
         if ticket.num_left == 0:
-            self._end(ticket, None, "stop")
+            self._end(ticket, None, "abort" if ticket.is_cancelled else "stop")
 
     def _end_cancelled(self) -> None:
         now = time.monotonic()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from piston.core.console import note
-from piston.serving.errors import QueueFullError, RequestError, ShuttingDownError, request_error
+from piston.serving.errors import UNFINISHED, QueueFullError, RequestError, ShuttingDownError, request_error
 
 STALLED = 120.0  # seconds after which a step counts as hanging
 FAILURES = 3  # steps that may fail one after the other before the engine counts as broken
@@ -85,6 +85,7 @@ class EngineThread(ABC, Generic[Ticket]):
         self._seconds_per_row = 1.0  # how often a row ends while some run, the latest weighing most
         self._step_began: float | None = None
         self._failures = 0
+        self.is_stopping = False  # a step that takes long should end
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
 
     def start(self) -> None:
@@ -172,6 +173,7 @@ class EngineThread(ABC, Generic[Ticket]):
 
     def stop(self) -> None:
         """End what still runs with an error, and the thread. May wait for one step."""
+        self.is_stopping = True
         self._inbox.put(None)
         self._thread.join()
 
@@ -210,7 +212,7 @@ class EngineThread(ABC, Generic[Ticket]):
                 while True:
                     if (ticket := self._inbox.get(block=False)) is not None:
                         self._admit(ticket)
-            self._fail_all(ShuttingDownError("The server shut down before this request was finished."))
+            self._fail_all(ShuttingDownError(UNFINISHED))
 
     def _take_in(self, *, wait: bool) -> bool:
         """Admit what has arrived; False once the thread is to end."""

@@ -5,6 +5,8 @@ from typing import Any
 
 from piston.core.errors import MissingExtraError, MisuseError, TemplateError
 
+UNFINISHED = "The server shut down before this request was finished."
+
 
 class RequestError(Exception):
     """Refuses or ends one request.

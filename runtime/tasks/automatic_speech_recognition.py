@@ -14,6 +14,7 @@ from piston.core.errors import BundleCorruptError, MisuseError
 from piston.runtime.audio.alignment import token_times
 from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.reading import Audio, read_audio, rereadable
+from piston.runtime.audio.resample import Samples
 from piston.runtime.audio.timestamps import TimestampRules
 from piston.runtime.audio.transcribe import Decoded, SpeechTokens, TranscribeOptions, transcribe
 from piston.runtime.audio.transcription import Segment, Transcription, joined
@@ -73,6 +74,7 @@ class SpeechRecognizer:
         *,
         initial_prompt: str | None = None,
         on_progress: Callable[[float, float], None] = lambda _done, _total: None,
+        on_step: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> "SegmentStream":
         """Segments of an audio as they become certain.
@@ -81,6 +83,8 @@ class SpeechRecognizer:
             audio: a path, the bytes of a file, or samples with their rate; it is read twice.
             initial_prompt: text that sets style and spelling, as if it had been said before each window.
             on_progress: gets seconds done and seconds in all.
+            on_step: called before each block of audio is read and before each run of the encoder or the decoder. What
+                it raises ends the work, and is raised here or by the stream.
             options: of TranscribeOptions: language, task, timestamps, word_timestamps, condition_on_previous,
                 temperatures, thresholds.
 
@@ -99,8 +103,15 @@ class SpeechRecognizer:
                 f"{self.manifest.model.name} has no times of words: its generation_config.json named no "
                 "alignment_heads when it was exported."
             )
-        windows = MelWindows(partial(read_audio, rereadable(audio), self.features.rate), self.features)
-        return SegmentStream(self, windows, chosen, on_progress)
+        source, rate = rereadable(audio), self.features.rate
+
+        def blocks() -> Iterator[Samples]:
+            for block in read_audio(source, rate):
+                on_step()
+                yield block
+
+        decoder = WindowDecoder(self, chosen.language, on_step)
+        return SegmentStream(decoder, MelWindows(blocks, self.features), chosen, on_progress)
 
     def close(self) -> None:
         """Free the engine."""
@@ -122,15 +133,15 @@ class SegmentStream(Iterator[Segment]):
 
     def __init__(
         self,
-        model: SpeechRecognizer,
+        decoder: "WindowDecoder",
         windows: MelWindows,
         options: TranscribeOptions,
         on_progress: Callable[[float, float], None],
     ) -> None:
         self.duration = windows.seconds
-        self._decoder = WindowDecoder(model, options.language)
-        segments = transcribe(windows, self._decoder, model.tokens, options, on_progress)
-        self._segments = _closing(segments, self._decoder)
+        self._decoder = decoder
+        segments = transcribe(windows, decoder, decoder.tokens, options, on_progress)
+        self._segments = _closing(segments, decoder)
 
     @property
     def language(self) -> str | None:
@@ -153,18 +164,24 @@ def _closing(segments: Iterator[Segment], decoder: "WindowDecoder") -> Generator
 
 
 class WindowDecoder:
-    """Decodes windows in one slot of the engine; see piston.runtime.audio.transcribe.Decoder."""
+    """Decodes windows in one slot of the engine; see piston.runtime.audio.transcribe.Decoder.
 
-    def __init__(self, model: SpeechRecognizer, language: str | None) -> None:
+    `on_step` is called before each run of the encoder or the decoder; what it raises is raised.
+    """
+
+    def __init__(
+        self, model: SpeechRecognizer, language: str | None, on_step: Callable[[], None] = lambda: None
+    ) -> None:
         self.language = language
-        self._model, self._engine, self._tokens = model, model.engine, model.tokens
+        self.tokens = model.tokens
+        self._model, self._engine, self._on_step = model, model.engine, on_step
         self._slot: int | None = None
 
     def detect_language(self, window: NDArray[np.float32]) -> str:
         """The language whose token is likeliest behind the start token."""
-        logits = self._begin(window, [self._tokens.start])[-1]
-        codes = list(self._tokens.languages)
-        self.language = codes[int(np.argmax(logits[[self._tokens.languages[code] for code in codes]]))]
+        logits = self._begin(window, [self.tokens.start])[-1]
+        codes = list(self.tokens.languages)
+        self.language = codes[int(np.argmax(logits[[self.tokens.languages[code] for code in codes]]))]
         return self.language
 
     def decode(
@@ -176,7 +193,7 @@ class WindowDecoder:
         constraint: TimestampRules | None,
     ) -> Decoded:
         """The tokens behind a prompt, greedy or drawn."""
-        tokens, rows = self._tokens, self._begin(window, prompt_ids)
+        tokens, rows = self.tokens, self._begin(window, prompt_ids)
         sampler = self._sampler(prompt_ids, temperature, scored := _Scored(constraint))
         no_speech = 0.0
         if tokens.no_speech is not None:
@@ -188,6 +205,7 @@ class WindowDecoder:
             token_id = sampler.pick(logits).token_id
             if sampler.finish_reason is not None:
                 break
+            self._on_step()
             logits = self._engine.step({self._slot: token_id})[self._slot]
         found = tuple(token_id for token_id in sampler.output_ids if token_id != tokens.end)
         return Decoded(found, tuple(scored.logprobs), no_speech)
@@ -200,7 +218,7 @@ class WindowDecoder:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, the space in front of it included."""
-        return self._model.tokenizer.decode([token_id for token_id in token_ids if token_id < self._tokens.end])
+        return self._model.tokenizer.decode([token_id for token_id in token_ids if token_id < self.tokens.end])
 
     def token_ends(
         self, window: NDArray[np.float32], prompt_ids: Sequence[int], token_ids: Sequence[int], frames: int
@@ -229,16 +247,18 @@ class WindowDecoder:
         if self._slot is None:
             self._slot = self._engine.cache.admit()
         self._engine.cache.rewind(self._slot, 0)
+        self._on_step()
         self._engine.encode(self._slot, self.source(window))
+        self._on_step()
         return self._engine.prefill(
             self._slot, list(prompt_ids), num_logits=len(prompt_ids) if num_logits is None else num_logits
         ).copy()
 
     def _sampler(self, prompt_ids: Sequence[int], temperature: float, constraint: Constraint) -> RowSampler:
         generation = self._model.manifest.generation
-        room = min(self._tokens.context, self._engine.cache.capacity) - len(prompt_ids)
+        room = min(self.tokens.context, self._engine.cache.capacity) - len(prompt_ids)
         if room < 1:
-            raise MisuseError(f"The prompt has {len(prompt_ids)} tokens, and the model holds {self._tokens.context}.")
+            raise MisuseError(f"The prompt has {len(prompt_ids)} tokens, and the model holds {self.tokens.context}.")
         sampling = SamplingParams(
             temperature=temperature,
             max_tokens=room,
@@ -246,7 +266,7 @@ class WindowDecoder:
             suppress_tokens=_ids(generation, "suppress_tokens"),
             begin_suppress_tokens=_ids(generation, "begin_suppress_tokens"),
         )
-        return RowSampler(sampling, prompt_ids, eos_token_ids=[self._tokens.end], constraint=constraint)
+        return RowSampler(sampling, prompt_ids, eos_token_ids=[self.tokens.end], constraint=constraint)
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from piston.runtime.audio.transcription import Segment, Transcription, joined, to_srt, to_vtt
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.endpoint import Call, Endpoint
-from piston.serving.errors import DeadlineError, RequestError, request_error
-from piston.serving.event_stream import DONE, event, send_events, until_left
+from piston.serving.errors import UNFINISHED, DeadlineError, RequestError, ShuttingDownError, request_error
+from piston.serving.event_stream import DONE, ClientLeftError, event, send_events, until_left
 from piston.serving.fields import Json, Meta, Refused
 from piston.serving.one_at_a_time import OneAtATime
 
@@ -96,28 +97,40 @@ class ServedSpeech(OneAtATime):
             f"engine {self.model.target}"
         )
 
-    def run(self, audios: Sequence[_Audio]) -> Iterable[Transcription]:
-        """The text of each audio; its segments are delivered on the way, and an audio that was left is not finished."""
+    def run(self, audios: Sequence[_Audio]) -> Iterable[Transcription | None]:
+        """The text of each audio; its segments are delivered on the way. None where nobody waits any more."""
         for audio in audios:
-
-            def on_progress(_done: float, _total: float, audio: _Audio = audio) -> None:
-                self.thread.report_progress()
-                if audio.deadline is not None and time.monotonic() >= audio.deadline:
-                    raise DeadlineError
-
-            stream = self.model.stream(audio.data, on_progress=on_progress, **audio.options)
-            segments = list[Segment]()
             try:
-                for segment in stream:
-                    if audio.is_left:
-                        break
-                    segments.append(segment)
-                    audio.deliver(segment)
-            finally:
-                stream.close()
-            yield Transcription(
-                text=joined(segments), language=stream.language, segments=tuple(segments), duration=stream.duration
-            )
+                found = self._transcribed(audio)
+            except ClientLeftError:
+                found = None
+            yield found
+
+    def _transcribed(self, audio: _Audio) -> Transcription:
+        """Of one audio.
+
+        Raises:
+            ClientLeftError, DeadlineError, ShuttingDownError: at the first step, of the decoder or of reading, at which
+                nobody waits any more, it is too late, or the server ends.
+        """
+
+        def on_step() -> None:
+            self.thread.report_progress()
+            if audio.is_left:
+                raise ClientLeftError
+            if self.thread.is_stopping:
+                raise ShuttingDownError(UNFINISHED)
+            if audio.deadline is not None and time.monotonic() >= audio.deadline:
+                raise DeadlineError
+
+        segments = list[Segment]()
+        with closing(self.model.stream(audio.data, on_step=on_step, **audio.options)) as stream:
+            for segment in stream:
+                segments.append(segment)
+                audio.deliver(segment)
+        return Transcription(
+            text=joined(segments), language=stream.language, segments=tuple(segments), duration=stream.duration
+        )
 
 
 async def transcribe(served: ServedSpeech, body: TranscriptionRequest, call: Call) -> ASGIApp:

@@ -3,6 +3,7 @@
 import io
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -15,6 +16,7 @@ from piston.runtime.audio.reading import read_audio
 from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions
 from piston.runtime.audio.transcription import Segment
 from piston.serving.app import Server
+from piston.serving.engine_thread import FAILURES
 from piston.serving.settings import Settings
 
 
@@ -30,11 +32,11 @@ def wav(seconds=1.0, rate=16_000):
 
 
 class Said:
-    """Gives a segment for each second of the audio."""
+    """Gives a segment for each second of the audio, after `steps` steps that take `pause` seconds together."""
 
     tokenizer = None
 
-    def __init__(self, pause=0.0):
+    def __init__(self, pause=0.0, steps=1):
         self.manifest = Manifest(
             kind="bundle",
             task="automatic-speech-recognition",
@@ -56,22 +58,22 @@ class Said:
         )
         self.features = LogMel(num_mels=8)
         self.languages, self.target = ("de", "en"), "toy"
-        self.pause, self.given, self.num_said = pause, [], 0
+        self.pause, self.steps, self.given, self.num_said = pause, steps, [], 0
 
-    def stream(self, audio, *, initial_prompt=None, on_progress=lambda _done, _total: None, **options):
+    def stream(self, audio, *, initial_prompt=None, on_step=lambda: None, **options):
         self.given.append({"initial_prompt": initial_prompt, **options})
         TranscribeOptions(**options)
         seconds = sum(map(len, read_audio(audio, 16_000))) / 16_000
-        return Stream(self, seconds, options.get("language", "en"), on_progress)
+        return Stream(self, seconds, options.get("language", "en"), on_step)
 
     def close(self):
         """Nothing is held."""
 
 
 class Stream:
-    def __init__(self, model, seconds, language, on_progress):
+    def __init__(self, model, seconds, language, on_step):
         self.model, self.duration, self.language, self.at = model, seconds, language, 0
-        self.on_progress = on_progress
+        self.on_step = on_step
 
     def __iter__(self):
         return self
@@ -79,8 +81,9 @@ class Stream:
     def __next__(self):
         if self.at >= self.duration:
             raise StopIteration
-        self.on_progress(self.at, self.duration)
-        time.sleep(self.model.pause)
+        for _ in range(self.model.steps):
+            self.on_step()
+            time.sleep(self.model.pause / self.model.steps)
         self.at += 1
         self.model.num_said += 1
         return Segment(
@@ -177,6 +180,46 @@ def test_an_audio_that_does_not_finish_in_time_ends_with_504(server):
     with pytest.raises(openai.APIStatusError, match="X-Request-Timeout") as refused:
         create(server, file=("a.wav", io.BytesIO(wav(30.0))), extra_headers={"X-Request-Timeout": "0.5"})
     assert (refused.value.status_code, server.model.num_said < 10) == (504, True)
+
+
+def test_deadlines_that_pass_do_not_count_as_failures_of_the_engine(server):
+    server.model.pause = 0.05
+    for _ in range(FAILURES):
+        with pytest.raises(openai.APIStatusError, match="X-Request-Timeout"):
+            create(server, extra_headers={"X-Request-Timeout": "0.01"})
+    assert server.thread("speech").problem() is None
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_client_that_leaves_in_the_middle_of_a_segment_is_noticed_at_the_next_step(live, is_streamed):
+    model = Said(pause=20.0, steps=1000)  # a segment takes 20 seconds
+    running = live(None, models=[("speech", model)])
+    with pytest.raises(openai.APITimeoutError):
+        create(running, stream=is_streamed, timeout=0.5)
+    wait_until(lambda: running.thread("speech").num_open == 0)
+    assert model.num_said == 0
+    reasons = [line for line in running.request("GET", "/metrics")[2].decode().splitlines() if "success" in line]
+    assert any('finished_reason="abort"' in line and line.endswith(" 1.0") for line in reasons)
+
+
+def test_a_server_that_ends_does_not_wait_for_the_end_of_a_segment(live):
+    running = live(None, models=[("speech", Said(pause=20.0, steps=1000))])
+    thread = running.thread("speech")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(create, running)
+        wait_until(lambda: thread.num_running == 1)
+        began = time.monotonic()
+        thread.stop()
+        assert time.monotonic() - began < 5
+        with pytest.raises(openai.APIStatusError, match="shut down before this request was finished"):
+            asked.result()
+
+
+def wait_until(holds, seconds=5.0):
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_without_a_queue_one_audio_is_answered_at_a_time(live):

@@ -192,6 +192,29 @@ def test_slots_are_given_back(model):
     assert model.engine.cache.num_free == free
 
 
+class LeftError(Exception):
+    """Nobody waits."""
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 4, 9])
+def test_what_on_step_raises_ends_the_work_before_the_next_run(model, monkeypatch, allowed):
+    """The calls: of two passes over the audio, then one before each run of a graph."""
+    runs, free = [], model.engine.cache.num_free
+    for name in ("encode", "prefill", "step"):
+        whole = getattr(model.engine, name)
+        monkeypatch.setattr(
+            model.engine, name, lambda *given, whole=whole, **more: (runs.append(1), whole(*given, **more))[1]
+        )
+
+    def on_step():
+        if len(runs) >= allowed:
+            raise LeftError
+
+    with pytest.raises(LeftError):
+        model.transcribe((sound(2.7, 1), RATE), language="en", on_step=on_step, **QUIET)
+    assert (len(runs), model.engine.cache.num_free) == (allowed, free)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
