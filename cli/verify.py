@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from piston.core.bundle.golden import Golden, GoldenByTarget
-from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.bundle.signing import Signer
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
@@ -15,8 +15,7 @@ from piston.runtime import tasks
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.tasks.module import TASK as MODULE
-from piston.runtime.tasks.text2text_generation import TASK as TEXT_TO_TEXT
-from piston.runtime.verify import Verdict, verify
+from piston.runtime.verify import Verdict, source_of, verify
 from piston.runtime.verify_outputs import OutputVerdict, verify_examples, verify_outputs
 
 
@@ -42,11 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle, verify=False, signer=signer)
     task = task_module(tasks, bundle.manifest.task)
     has_outputs = hasattr(task, "MODEL")
-    if not has_outputs and bundle.manifest.task not in {TEXT_GENERATION, TEXT_TO_TEXT, MODULE}:
-        raise MisuseError(
-            f"{arguments.bundle} is for {bundle.manifest.task}, whose bundles have no golden outputs; measure it on "
-            'labelled examples by `piston eval`, and skip this in recipes ([gates] skip = ["verify"]).'
-        )
     spec, _ = select_engine(bundle, arguments.target)
     expected = GoldenByTarget.read(arguments.bundle).of(spec.target)
     with progress.phase("verifying the hashes and loading"):
@@ -62,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
             verdict = compared(model, expected, threshold)
         else:
             threshold = expected.threshold(dtype)
-            verdict = verify(model.engine, model.tokenizer, expected, threshold)
+            sources = partial(source_of, directory=bundle.directory, manifest=bundle.manifest)
+            verdict = verify(model.engine, model.tokenizer, expected, threshold, sources)
     if arguments.json:
         print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": bundle.signed})
     else:
@@ -84,12 +79,14 @@ def describe(target: str, verdict: Verdict | OutputVerdict) -> str:
         if verdict.is_passed:
             return f"{target} answers as built; {counts}"
         return f"{target} does NOT answer as built: {len(verdict.mismatches)} {verdict.given} differ; {counts}"
-    counts = f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} prompts were compared"
+    counts = (
+        f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} {verdict.given} were compared"
+    )
     if verdict.is_passed:
         return f"{target} answers as built; {counts}"
     if not verdict.mismatches:
         return f"{target} could not be checked: no token could be compared; build the bundle again"
-    return f"{target} does NOT answer as built: {len(verdict.mismatches)} prompts differ; {counts}"
+    return f"{target} does NOT answer as built: {len(verdict.mismatches)} {verdict.given} differ; {counts}"
 
 
 def to_json(

@@ -1,11 +1,13 @@
 """Checks an engine against golden outputs. Its steps get the expected tokens, so every position is compared."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from piston.core.bundle.golden import Golden, GoldenAnswer
+from piston.core.bundle.manifest import Manifest
 from piston.core.errors import BundleError
 from piston.runtime.backends.engine import Engine, Logits, Source, encode
 from piston.runtime.text.tokenizer import Tokenizer
@@ -41,6 +43,7 @@ class Verdict:
     num_prompts: int
     num_tokens: int = 0
     num_decided: int = 0
+    given: str = "prompts"  # what the answers are to
     mismatches: list[Mismatch] = field(default_factory=list)  # the first of each prompt
 
     @property
@@ -49,8 +52,28 @@ class Verdict:
         return not self.mismatches and self.num_decided > 0
 
 
-def verify(engine: Engine, tokenizer: Tokenizer, expected: Golden, threshold: float) -> Verdict:
+SourceOf = Callable[[GoldenAnswer], Source | None]
+
+
+def source_of(answer: GoldenAnswer, directory: Path, manifest: Manifest) -> Source | None:
+    """What the encoder of a bundle in a directory reads for an answer; None where there is no encoder.
+
+    Raises:
+        MisuseError: the file of a sound cannot be read.
+    """
+    if answer.audio:
+        from piston.runtime.golden_sounds import sound_source
+
+        return sound_source(directory / answer.audio, manifest)
+    return Source.of_text(answer.prompt_ids) if answer.start_ids else None
+
+
+def verify(
+    engine: Engine, tokenizer: Tokenizer, expected: Golden, threshold: float, sources: SourceOf = lambda _: None
+) -> Verdict:
     """Encode the prompts, then continue them with the engine, as many together as it has slots.
+
+    `sources` gives what the encoder of an encoder-decoder reads for each answer.
 
     Raises:
         BundleError: an answer does not fit the engine, or its ids are outside the vocabulary.
@@ -59,18 +82,23 @@ def verify(engine: Engine, tokenizer: Tokenizer, expected: Golden, threshold: fl
     verdict = Verdict(len(expected.answers))
     for answer in expected.answers:
         _check_fits(engine, answer)
-        _compare_prompt(tokenizer, answer, verdict)
+        if answer.audio:
+            verdict.given = "sounds"
+        else:
+            _compare_prompt(tokenizer, answer, verdict)
     for start in range(0, len(expected.answers), engine.cache.num_slots):
         group = expected.answers[start : start + engine.cache.num_slots]
-        _Group(engine, tokenizer, verdict, threshold).run(group)
+        _Group(engine, tokenizer, verdict, threshold, sources).run(group)
     return verdict
 
 
-def read(engine: Engine, slot: int, answer: GoldenAnswer, token_ids: Sequence[int] = ()) -> Logits:
+def read(
+    engine: Engine, slot: int, answer: GoldenAnswer, source: Source | None, token_ids: Sequence[int] = ()
+) -> Logits:
     """Logits of the last token of the prompt, and of these tokens behind it, [1 + tokens, vocab]."""
     prompt = answer.start_ids or answer.prompt_ids
-    if answer.start_ids:
-        encode(engine, slot, Source.of_text(answer.prompt_ids))
+    if source is not None:
+        encode(engine, slot, source)
     return engine.prefill(slot, [*prompt, *token_ids], num_logits=1 + len(token_ids))
 
 
@@ -112,12 +140,16 @@ class _Group:
     tokenizer: Tokenizer
     verdict: Verdict
     threshold: float
+    sources: SourceOf
     parted: set[int] = field(default_factory=set)
 
     def run(self, answers: Sequence[GoldenAnswer]) -> None:
         of_slot = {self.engine.cache.admit(): answer for answer in answers}
         try:
-            logits = {slot: read(self.engine, slot, answer)[-1].copy() for slot, answer in of_slot.items()}
+            logits = {
+                slot: read(self.engine, slot, answer, self.sources(answer))[-1].copy()
+                for slot, answer in of_slot.items()
+            }
             for position in range(max(len(answer.token_ids) for answer in answers)):
                 going = {slot: answer for slot, answer in of_slot.items() if position < len(answer.token_ids)}
                 for slot, answer in going.items():

@@ -1,7 +1,7 @@
 """Golden outputs of a bundle's engines: verify.json, recorded when the bundle was built.
 
-Of language models these are answers, of encoders the graph's outputs for some texts, of modules of one's own those for
-the examples of the bundle.
+Of models that write, texts or what they hear, these are answers, of encoders the graph's outputs for some texts, of
+modules of one's own those for the examples of the bundle.
 
 Answers are greedy, and each engine has its own: quantized activations amplify the last bits of a sum, so two correct
 engines of one model may choose different tokens. Where the two best tokens are closer than an engine's numerical noise,
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from piston.core.bundle.manifest import stays_inside
 from piston.core.errors import BundleCorruptError, BundleNotFoundError
 from piston.core.schema import SchemaError, validated
 
@@ -30,7 +31,9 @@ INT8_OUTPUT_FLOOR = 0.05
 class GoldenAnswer:
     """One prompt and its greedy continuation; `margins` are logits by which each token leads the second best.
 
-    Of an encoder-decoder the prompt is the source, and `start_ids` begin the answer.
+    Of an encoder-decoder of texts the prompt is the source, and `start_ids` begin the answer. Of a speech model `audio`
+    is the source, a file of the bundle with a sound of one window; `prompt` is its name, and `prompt_ids` begin the
+    answer.
     """
 
     prompt: str
@@ -38,6 +41,7 @@ class GoldenAnswer:
     token_ids: tuple[int, ...]
     margins: tuple[float, ...]
     start_ids: tuple[int, ...] = ()
+    audio: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +124,10 @@ class GoldenByTarget:
         for answer in (answer for engine in found.engines.values() for answer in engine.answers):
             if not answer.prompt_ids or not len(answer.token_ids) == len(answer.margins) > 0:
                 raise BundleCorruptError(f"{path} has an answer without tokens or margins; build the bundle again.")
+            if not stays_inside(answer.audio):
+                raise BundleCorruptError(
+                    f"{path} names {answer.audio!r}, which is outside the bundle; do not trust it."
+                )
         for output in (output for engine in found.engines.values() for output in engine.outputs):
             if not output.texts or not output.values or not 0 < len(output.ids) == len(output.types):
                 raise BundleCorruptError(f"{path} has an output without tokens or values; build the bundle again.")

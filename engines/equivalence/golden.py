@@ -1,8 +1,9 @@
 """The answers that travel in a bundle, each engine's own; the canonical graph's for those that cannot run here."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from piston.runtime.backends.ort_encoder_decoder import OrtEncoderDecoder
 from piston.runtime.backends.registry import Sizes, open_engine
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.bundle import Bundle
+from piston.runtime.golden_sounds import write_sounds
 from piston.runtime.tasks.module import Module
-from piston.runtime.verify import margin_of, read
+from piston.runtime.verify import SourceOf, margin_of, read, source_of
 from piston.runtime.verify_outputs import golden_examples, golden_of
 
 NUM_TOKENS = 16
@@ -40,8 +42,7 @@ Recorder = Callable[[Path, Path, Manifest, Sequence[EngineSpec]], None]
 def recorder_of(model: Manifest) -> Recorder | None:
     """What writes verify.json for a model of this task; None where `piston verify` has nothing for it."""
     if DECODER in model.graphs:
-        reads_text = ENCODER not in model.graphs or any(item.role == "tokens" for item in model.graphs[ENCODER].inputs)
-        return record_answers if reads_text else None
+        return record_answers
     if MODULE in model.graphs:
         return record_examples
     module = task_module(tasks, model.task)
@@ -81,27 +82,44 @@ def record_examples(work: Path, canonical: Path, model: Manifest, engines: Seque
 
 
 def record_answers(work: Path, canonical: Path, model: Manifest, engines: Sequence[EngineSpec]) -> None:
-    """Write work/verify.json; `work` holds the engines, the tokenizer lies beside the graph at `canonical`."""
-    tokenizer = Bundle(canonical.parent, model).tokenizer()
+    """Write work/verify.json, and the sounds of a speech model; `work` holds the engines.
+
+    The tokenizer is next to the graph at `canonical`.
+    """
     limit = min(int(spec.actual.get("max_positions", model.model.max_positions)) for spec in engines)
-    num_tokens = min(NUM_TOKENS, limit - 1)
-    prompts = {text: tokenizer.encode(text)[: limit - num_tokens] for text in PROMPTS}
-    prompts = {text: ids for text, ids in prompts.items() if ids and max(ids) < model.model.vocab_size}
-    start = tuple(model.settings["decoder_start"]) if ENCODER in model.graphs else ()
-    slots = max(len(prompts), 1)
-    capacity = num_tokens + max((len(ids) for ids in prompts.values()), default=1)
+    if ENCODER in model.graphs and any(item.role == "audio" for item in model.graphs[ENCODER].inputs):
+        asked, slots = write_sounds(work, model), 1  # a row holds the states of a window: tens of megabytes
+        num_tokens = min(NUM_TOKENS, limit - max(len(answer.prompt_ids) for answer in asked))
+    else:
+        num_tokens = min(NUM_TOKENS, limit - 1)
+        asked = _texts(Bundle(canonical.parent, model), limit - num_tokens)
+        slots = max(len(asked), 1)
+    capacity = num_tokens + max((len(answer.prompt_ids) for answer in asked), default=1)
+    sources = partial(source_of, directory=work, manifest=model)
     found: dict[str, Golden] = {}
     for spec in engines:
         if spec.target in ("ort-cpu", kernels.TARGET):
             opened = open_engine(Bundle(work, model), spec, Sizes(num_slots=slots, capacity=capacity))
             with closing(opened) as engine:
-                found[spec.target] = _expected(engine, prompts, num_tokens, start)
+                found[spec.target] = _expected(engine, asked, num_tokens, sources)
     absent = [spec.target for spec in engines if spec.target not in found]
     if absent:
         with _canonical_engine(canonical, model, work, slots, capacity) as engine:
-            answers = replace(_expected(engine, prompts, num_tokens, start), by="canonical graph")
+            answers = replace(_expected(engine, asked, num_tokens, sources), by="canonical graph")
         found |= dict.fromkeys(absent, answers)
     GoldenByTarget(engines={spec.target: found[spec.target] for spec in engines}).write(work)
+
+
+def _texts(model_dir: Bundle, longest: int) -> list[GoldenAnswer]:
+    """The prompts that the model has tokens for, cut to `longest` tokens."""
+    tokenizer, model = model_dir.tokenizer(), model_dir.manifest
+    start = tuple(model.settings["decoder_start"]) if ENCODER in model.graphs else ()
+    prompts = {text: tuple(tokenizer.encode(text)[:longest]) for text in PROMPTS}
+    return [
+        GoldenAnswer(prompt=text, prompt_ids=ids, token_ids=(), margins=(), start_ids=start)
+        for text, ids in prompts.items()
+        if ids and max(ids) < model.model.vocab_size
+    ]
 
 
 @contextmanager
@@ -133,21 +151,19 @@ def _canonical_engine(canonical: Path, model: Manifest, work: Path, slots: int, 
         yield engine
 
 
-def _expected(engine: Engine, prompts: Mapping[str, list[int]], num_tokens: int, start: tuple[int, ...]) -> Golden:
-    """Greedy answers of all prompts and their noise; `start` as of GoldenAnswer."""
-    asked = [
-        GoldenAnswer(prompt=text, prompt_ids=tuple(ids), token_ids=(), margins=(), start_ids=start)
-        for text, ids in prompts.items()
-    ]
-    answers = _answered(engine, asked, num_tokens)
-    noise = max((_noise(engine, answer) for answer in answers), default=0.0)
+def _expected(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int, sources: SourceOf) -> Golden:
+    """Greedy answers and their noise, as many together as there are slots."""
+    slots, answers = engine.cache.num_slots, list[GoldenAnswer]()
+    for start in range(0, len(asked), slots):
+        answers += _answered(engine, asked[start : start + slots], num_tokens, sources)
+    noise = max((_noise(engine, answer, sources) for answer in answers), default=0.0)
     return Golden(answers=tuple(answers), noise=round(noise, DIGITS), by="engine")
 
 
-def _answered(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int) -> list[GoldenAnswer]:
-    """Greedy answers of all prompts, stepped together."""
+def _answered(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int, sources: SourceOf) -> list[GoldenAnswer]:
+    """Greedy answers, stepped together."""
     slots = {engine.cache.admit(): answer for answer in asked}
-    logits = {slot: read(engine, slot, answer)[-1].copy() for slot, answer in slots.items()}
+    logits = {slot: read(engine, slot, answer, sources(answer))[-1].copy() for slot, answer in slots.items()}
     tokens: dict[int, list[int]] = {slot: [] for slot in slots}
     margins: dict[int, list[float]] = {slot: [] for slot in slots}
     for step in range(num_tokens):
@@ -163,10 +179,10 @@ def _answered(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int) ->
     ]
 
 
-def _noise(engine: Engine, answer: GoldenAnswer) -> float:
+def _noise(engine: Engine, answer: GoldenAnswer, sources: SourceOf) -> float:
     """The largest change of a margin when prompt and answer are read at once: other sizes, another order of sums."""
     slot = engine.cache.admit()
-    logits = read(engine, slot, answer, answer.token_ids[:-1])
+    logits = read(engine, slot, answer, sources(answer), answer.token_ids[:-1])
     off = [
         abs(margin_of(row, token) - margin)
         for row, token, margin in zip(logits, answer.token_ids, answer.margins, strict=True)

@@ -1,0 +1,46 @@
+"""Golden sounds of speech models: a build puts them into the bundle, and `piston verify` listens to them again."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+from piston.core.bundle.golden import GoldenAnswer
+from piston.core.bundle.manifest import Manifest
+from piston.runtime.audio.log_mel import LogMel
+from piston.runtime.audio.made_sounds import write_voice
+from piston.runtime.audio.reading import read_audio
+from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions, prompt_of
+from piston.runtime.audio.windows import MelWindows
+from piston.runtime.backends.engine import Source
+
+SECONDS = 3.0  # of a sound, or a window where that is shorter
+ENGLISH = "en"
+
+
+def write_sounds(directory: Path, manifest: Manifest) -> list[GoldenAnswer]:
+    """Write verify.N.wav; for each an answer without tokens yet, to a prompt for text or for text with timestamps."""
+    features, tokens = LogMel.of(manifest.settings["features"]), SpeechTokens(**manifest.settings["speech"])
+    language, asked = language_of(tokens), list[GoldenAnswer]()
+    for number, timestamps in enumerate((False, True)):
+        name = f"verify.{number}.wav"
+        write_voice(directory / name, min(SECONDS, features.window_seconds), features.rate, seed=number)
+        prompt = prompt_of(tokens, TranscribeOptions(timestamps=timestamps), language, ())
+        asked.append(GoldenAnswer(prompt=name, prompt_ids=tuple(prompt), token_ids=(), margins=(), audio=name))
+    return asked
+
+
+def language_of(tokens: SpeechTokens) -> str:
+    """A language that the model knows, for a sound that is in none."""
+    return ENGLISH if ENGLISH in tokens.languages or not tokens.languages else min(tokens.languages)
+
+
+def sound_source(path: Path, manifest: Manifest) -> Source:
+    """What the encoder reads of a sound of one window.
+
+    Raises:
+        MisuseError: it cannot be read.
+    """
+    features, positions = LogMel.of(manifest.settings["features"]), manifest.cross.num_positions
+    assert positions is not None
+    window, _ = MelWindows(partial(read_audio, path, features.rate), features).at(0)
+    return Source({"audio": window}, hashlib.sha256(window.tobytes()).digest(), positions)
