@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         takers = [task for task in task_names(tasks) if name in task_module(tasks, task).TAKES]
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=f"input of {', '.join(takers)}")
     parser.add_argument("--label", help="of text-classification: the label to explain (default: the best)")
+    for name in ("source", "target"):
+        parser.add_argument(f"--{name}-lang", metavar="CODE", help=f"of translators: the language of the {name}")
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="of models that write: length of the answer (default 16)"
     )
@@ -98,8 +100,14 @@ def _asked(arguments: argparse.Namespace) -> Asked:
             f"must be at least 1, not {arguments.max_tokens}" if writes else f"is for models that write, not {task}"
         )
         raise MisuseError(f"--max-tokens {reason}.")
+    languages = (arguments.source_lang, arguments.target_lang)
+    if languages != (None, None) and not getattr(module, "HAS_LANGUAGES", False):
+        raise MisuseError(f"--source-lang and --target-lang are for translators, and {arguments.bundle} is for {task}.")
+    if languages.count(None) == 1:
+        raise MisuseError("--source-lang and --target-lang need one another.")
     return Asked(
         texts=given,
+        languages=None if None in languages else languages,
         label=arguments.label,
         max_tokens=16 if arguments.max_tokens is None else arguments.max_tokens,
         replacement=arguments.replacement,

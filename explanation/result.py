@@ -16,8 +16,8 @@ class Asked:
     """The options of `piston explain`.
 
     `texts` are the inputs by their options' names, such as "text" or "question". `replacement` is written in place of a
-    word that is left out; None: the tokenizer's mask token, or nothing. `like` is the explanation of another model
-    whose answer is to be explained, too.
+    word that is left out; None: the tokenizer's mask token, or nothing. `languages` are the codes of the source and the
+    target of a translation. `like` is the explanation of another model whose answer is to be explained, too.
     """
 
     texts: Mapping[str, str]
@@ -25,6 +25,7 @@ class Asked:
     max_tokens: int = 16
     replacement: str | None = None
     with_attention: bool = True
+    languages: tuple[str, str] | None = None
     like: "Explanation | None" = None
 
 

@@ -64,12 +64,20 @@ def test_a_quantized_bundle_is_shown_next_to_the_float_one(toys, encoder_toys, t
         ("single", ["--text", "in", "--query", "in"], "which is explained by --text TEXT [--text-pair TEXT]"),
         ("single", ["--text", "good world", "--max-tokens", "3"], "--max-tokens is for models that write"),
         ("reranker", ["--query", "a b", "--document", "c d", "--label", "x"], "--label is for text-classification"),
+        ("single", ["--text", "good world", "--source-lang", "en"], "are for translators, and"),
     ],
 )
 def test_options_of_other_tasks_are_refused(encoder_toys, name, words, reason, capsys):
     status, _, error = explain(capsys, encoder_toys.bundle(name), *words)
     assert status == 2
     assert reason in error
+
+
+def test_a_translation_needs_both_languages_and_those_that_the_model_has(text_bundle, capsys):
+    status, _, error = explain(capsys, text_bundle, "--text", "the sea", "--source-lang", "en")
+    assert (status, "--source-lang and --target-lang need one another" in error) == (2, True)
+    status, _, error = explain(capsys, text_bundle, "--text", "the sea", "--source-lang", "en", "--target-lang", "de")
+    assert (status, "has no language codes" in error) == (2, True)
 
 
 def test_a_module_cannot_be_explained(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import VOCAB_SIZE
-from encoder_decoders import END, SPECIAL
+from encoder_decoders import END, SPECIAL, make_encoder_decoder, write_translation_checkpoint
 from encoder_decoders import WORDS as VOCABULARY
 from zoo import make
 
@@ -175,6 +175,37 @@ def test_words_of_a_source_change_the_probability_of_each_token(text_bundle, tex
         for token, attribution in enumerate(found.attributions[1:]):
             assert attribution.texts[0].words[place].effect == pytest.approx(whole[token] - changed[token], abs=1e-3)
     assert {each.kind for each in found.attention} == {"encoder", "decoder", "cross"}
+
+
+@pytest.mark.parametrize("source", ["eng_Latn", "fra_Latn"])
+def test_words_of_a_translation_are_read_behind_the_code_of_their_language(toys, explained, source):
+    exported = toys.exported(write_translation_checkpoint)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported.parent / "checkpoint", src_lang=source)
+    model = make_encoder_decoder(
+        "m2m_100", vocab_size=len(tokenizer), pad_token_id=1, eos_token_id=2, decoder_start_token_id=2
+    )
+    bundle, text = toys.built(exported, max_batch=2, max_length=32), "the sea is calm"
+    options = {"languages": (source, "deu_Latn"), "max_tokens": 4, "with_attention": True}
+    found = explained(text2text_generation, bundle, {"text": text}, **options)
+    given = [2, tokenizer.convert_tokens_to_ids("deu_Latn")]
+    inputs = tokenizer(text, return_tensors="pt")
+    generated = model.generate(**inputs, forced_bos_token_id=given[1], max_new_tokens=5, do_sample=False, num_beams=1)
+    ids = generated[0, len(given) :].tolist()
+    assert found.fixed["token_ids"] == ids[: len(found.fixed["token_ids"])]
+    ids = found.fixed["token_ids"]
+
+    def read(text):
+        with torch.no_grad():
+            decoded = torch.tensor([[*given, *ids[:-1]]])
+            logits = model(**tokenizer(text, return_tensors="pt"), decoder_input_ids=decoded).logits[0, 1:]
+        return sum(float(row[token]) for row, token in zip(logits.log_softmax(-1), ids, strict=True))
+
+    (whole,) = found.attributions[0].texts
+    assert found.attributions[0].value == pytest.approx(read(text), abs=1e-3)
+    for word in whole.words:
+        changed = read(text[: word.start] + text[word.end :])
+        assert word.effect == pytest.approx(read(text) - changed, abs=1e-3)
+    assert next(each for each in found.attention if each.kind == "cross").queries[1] == "deu_Latn"
 
 
 def test_words_of_a_prompt_change_the_probability_of_each_token(toys, explained):
