@@ -37,6 +37,7 @@ from piston.runtime.bundle import Bundle
 
 SPARSE = "sparse"  # the float model directory with sparse weights
 PREPARED = "prepared"  # the float model directory that is measured
+STATES = "states"  # of the sources of an encoder-decoder
 
 CalibrationData = Rows | Arrays | AnswerRows
 
@@ -112,7 +113,9 @@ def calibrate(  # noqa: PLR0913
             for searches_left in reversed(range(SEARCHES)):
                 try:
                     with (
-                        _parts(graphs or open_graphs(plain), recipe, found[0], plain, manifest) as parts,
+                        _parts(
+                            graphs or open_graphs(plain), recipe, found[0], plain, manifest, scratch / STATES
+                        ) as parts,
                         atomic_dir(out, overwrite=overwrite, reads=reads) as work,
                     ):
                         graphs = []  # a calibration uses them up
@@ -169,8 +172,12 @@ def _parts(
     rows: CalibrationData | None,
     model_dir: Path,
     manifest: Manifest,
+    states: Path,
 ) -> Iterator[list[Part]]:
-    """The graphs with their shares of the recipe and what they are run on, as long as the block lasts."""
+    """The graphs with their shares of the recipe and what they are run on, as long as the block lasts.
+
+    `states` is a directory for what the encoder of an encoder-decoder computes, which is removed.
+    """
     recipes = recipes_of(recipe, graphs)
     if not isinstance(rows, AnswerRows):
         ids = None if rows is None else rows.ids
@@ -178,8 +185,11 @@ def _parts(
         return
     inputs: dict[str, Inputs]
     with encoder_of(model_dir, manifest) as encoder:
-        inputs = {ENCODER: SourceInputs(rows.answers), DECODER: AnswerInputs(rows.answers, encoder)}
-        yield [Part(graph, own, inputs[graph.folder]) for graph, own in zip(graphs, recipes, strict=True)]
+        inputs = {ENCODER: SourceInputs(rows.answers), DECODER: AnswerInputs(rows.answers, encoder, states)}
+        try:
+            yield [Part(graph, own, inputs[graph.folder]) for graph, own in zip(graphs, recipes, strict=True)]
+        finally:
+            shutil.rmtree(states, ignore_errors=True)
 
 
 @dataclass(slots=True, kw_only=True)

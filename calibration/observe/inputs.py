@@ -3,11 +3,13 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.calibration.observe.row_files import RowFiles
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import ENCODER, is_cross
 from piston.core.bundle.manifest import Manifest
@@ -19,6 +21,7 @@ from piston.evaluation.encoder_decoders import ForcedAnswer, hash_answers
 from piston.runtime.backends.session import OrtOptions, OrtSession
 
 Values = dict[str, NDArray[Any]]
+MOST_BYTES = 4 << 30  # of encoder states on disk
 
 
 class Inputs(Protocol):
@@ -129,12 +132,25 @@ class SourceInputs:
 class AnswerInputs:
     """What the decoder reads: the tokens of an answer, and the states that the float encoder makes of its source.
 
-    States are computed when they are asked for: of speech a row has tens of megabytes.
+    States are computed when they are asked for, since of speech a row has tens of megabytes, and kept on disk: layer by
+    layer GPTQ asks for those of each row once a segment. Rows beyond `most_bytes` are computed again.
+
+    Args:
+        answers: the rows.
+        encoder: in float.
+        work: a directory for the states.
+        most_bytes: on disk.
     """
 
-    def __init__(self, answers: Sequence[ForcedAnswer], encoder: OrtSession) -> None:
+    def __init__(
+        self, answers: Sequence[ForcedAnswer], encoder: OrtSession, work: Path, most_bytes: int = MOST_BYTES
+    ) -> None:
         self.answers = answers
         self._encoder = encoder
+        self._files = RowFiles(work)
+        self._kept: set[int] = set()
+        self._room = most_bytes
+        self._lock = Lock()  # of the room
         rows = [len(answer.read_ids) for answer in answers]
         self.longest, self.num_positions = max(rows), sum(rows)
 
@@ -152,11 +168,24 @@ class AnswerInputs:
 
     def others(self, index: int, names: Collection[str]) -> Values:
         """See Inputs; the encoder runs only where the names have a state of its."""
-        source = self.answers[index].source
-        found: Values = {"source_lengths": np.array([source.length])}
-        if any(is_cross(name) for name in names):
-            found |= self._encoder.run(dict(source.feeds))
+        found: Values = {"source_lengths": np.array([self.answers[index].source.length])}
+        if states := [name for name in names if is_cross(name)]:
+            found |= self._states(index, states)
         return {name: found[name] for name in names if name in found}
+
+    def _states(self, index: int, names: Sequence[str]) -> Values:
+        if index in self._kept:
+            return {name: self._files.load(f"{index}-{name}") for name in names}
+        found = self._encoder.run(dict(self.answers[index].source.feeds))
+        size = sum(array.nbytes for array in found.values())
+        with self._lock:
+            if is_kept := size <= self._room:
+                self._room -= size
+        if is_kept:
+            for name, array in found.items():
+                self._files.save(f"{index}-{name}", array)
+            self._kept.add(index)
+        return found
 
 
 RowsLike = Ids | Sequence[Feeds] | Inputs

@@ -103,7 +103,25 @@ def test_w8a8_stays_near_the_logits_of_transformers(text_model, quantized):
     assert 1e-4 < error < MOST
 
 
-def test_both_graphs_are_run_on_what_the_modules_of_transformers_read(text_model):
+def test_the_encoder_runs_once_for_each_row_whose_states_fit(text_model, tmp_path, monkeypatch):
+    directory, _ = text_model
+    answers = [ForcedAnswer(Source.of_text([*SOURCE[:size], END]), (0,), (7,)) for size in (2, 3, 4)]
+    with encoder_of(directory, Manifest.read(directory)) as session:
+        states = [session.run(dict(answer.source.feeds)) for answer in answers]
+        names, runs = list(states[0]), []
+        monkeypatch.setattr(session, "run", lambda feeds: runs.append(1) or states[feeds["lengths"][0] - 3])
+        room = sum(array.nbytes for found in states[:2] for array in found.values())
+        inputs = AnswerInputs(answers, session, tmp_path / "states", most_bytes=room)
+        for asked in (names, names[:1], names[2:]):
+            for index, expected in enumerate(states):
+                found = inputs.others(index, asked)
+                assert set(found) == set(asked)
+                assert all(np.array_equal(found[name], expected[name]) for name in asked)
+        assert inputs.others(0, ["source_lengths"])["source_lengths"] == [3]
+    assert len(runs) == 3 + 2  # the last row again, twice
+
+
+def test_both_graphs_are_run_on_what_the_modules_of_transformers_read(text_model, tmp_path):
     directory, model = text_model
     answers = [
         ForcedAnswer(Source.of_text(SOURCE), (0,), tuple(ANSWER[1:])),
@@ -123,7 +141,7 @@ def test_both_graphs_are_run_on_what_the_modules_of_transformers_read(text_model
         hook.remove()
     encoder, decoder = open_graphs(directory)
     with encoder_of(directory, Manifest.read(directory)) as session:
-        for graph, inputs in ((encoder, SourceInputs(answers)), (decoder, AnswerInputs(answers, session))):
+        for graph, inputs in ((encoder, SourceInputs(answers)), (decoder, AnswerInputs(answers, session, tmp_path))):
             kept = {name: Kept() for name in graph.groups()}
             graph.collect(inputs, kept)
             for name, group in graph.groups().items():
