@@ -72,25 +72,11 @@ def save_tokenizer(checkpoint: Checkpoint, out: Path, num_ids: int | None = None
 
     `num_ids` are the tokens of the model. Raises CheckpointError as `write_tokenizer` does.
     """
-    from transformers import AutoTokenizer
-
     if not checkpoint.gguf and not any((checkpoint.directory / name).is_file() for name in SOURCES):
         raise CheckpointError(
             f"{checkpoint.name} has no tokenizer ({', '.join(SOURCES)}); copy it into the checkpoint."
         )
-    try:
-        with quiet():
-            if checkpoint.header is not None:
-                tokenizer = gguf_tokenizer(checkpoint.header)
-            else:
-                tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
-    except CheckpointError:
-        raise
-    except Exception as problem:
-        lines = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise CheckpointError(f"The tokenizer of {checkpoint.name} cannot be read: {lines[0]}") from problem
-    path = out / FILE_NAME
-    _check_numbering(checkpoint, tokenizer)
+    tokenizer, path = load_tokenizer(checkpoint, num_ids), out / FILE_NAME
     if hasattr(tokenizer, "backend_tokenizer"):
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -111,21 +97,37 @@ def save_tokenizer(checkpoint: Checkpoint, out: Path, num_ids: int | None = None
     return tokenizer
 
 
-def _check_numbering(checkpoint: Checkpoint, tokenizer: Any) -> None:
-    """Refuse languages of NLLB and mBART that no file numbers.
+def load_tokenizer(checkpoint: Checkpoint, num_ids: int | None = None) -> Any:
+    """Transformers' tokenizer; of NLLB and mBART with their languages, which need the number of the model's tokens.
 
-    From a SentencePiece file alone transformers (5.23) leaves their tokens out, or puts them behind <mask>, whereas the
-    models have them in front of it.
+    Raises:
+        CheckpointError: it cannot be read, or it is not known which ids its languages have.
     """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            if checkpoint.header is not None:
+                return gguf_tokenizer(checkpoint.header)
+            tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
+    except CheckpointError:
+        raise
+    except Exception as problem:
+        lines = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise CheckpointError(f"The tokenizer of {checkpoint.name} cannot be read: {lines[0]}") from problem
+    if not _has_unnumbered_languages(checkpoint, tokenizer):
+        return tokenizer
+    file = checkpoint.directory / type(tokenizer).vocab_files_names["vocab_file"]
+    return sentencepiece.with_languages(tokenizer, file, num_ids or 0)
+
+
+def _has_unnumbered_languages(checkpoint: Checkpoint, tokenizer: Any) -> bool:
+    """Whether no file of a model of several languages says which ids they have."""
     has_languages = hasattr(tokenizer, "set_src_lang_special_tokens") and hasattr(tokenizer, "backend_tokenizer")
     if not has_languages or checkpoint.gguf or (checkpoint.directory / FILE_NAME).is_file():
-        return
+        return False
     path = checkpoint.directory / "tokenizer_config.json"
-    if "added_tokens_decoder" not in read_optional(path):
-        raise CheckpointError(
-            f"{checkpoint.name} has a SentencePiece file, and nothing that says which ids its languages have; save its "
-            f"tokenizer as {FILE_NAME} with the transformers that made it."
-        )
+    return "added_tokens_decoder" not in read_optional(path)
 
 
 def _unknown_ids(tokenizer: Any, num_ids: int | None) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
-from piston.checkpoint.quiet import quiet
+from piston.checkpoint.tokenizer import load_tokenizer
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LANGUAGE = -1  # in a frame: the token of the source's language
@@ -15,10 +15,7 @@ def language_settings(checkpoint: Checkpoint, config: Any) -> dict[str, Any]:
     `languages` are token ids by code, `source_frame` the tokens before and after a source, with LANGUAGE in the place
     of its language; `prompts` are what the checkpoint's task_specific_params put in front of a text, by name.
     """
-    from transformers import AutoTokenizer
-
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
+    tokenizer = load_tokenizer(checkpoint, int(config.vocab_size))
     tasks = getattr(config, "task_specific_params", None) or {}
     prompts = {name: options["prefix"] for name, options in tasks.items() if options.get("prefix")} | _pairs(tokenizer)
     return _of_tokenizer(tokenizer, int(config.vocab_size)) | ({"prompts": prompts} if prompts else {})

@@ -1,10 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import sentencepiece
 from sentencepiece_files import SOURCES, TARGETS, pieces_of, trained, write_marian, write_model
 from transformers import M2M100Tokenizer, MarianTokenizer
+from transformers.convert_slow_tokenizer import MBart50Converter, MBartConverter
 
 from piston.checkpoint.checkpoint import load_config, locate
 from piston.checkpoint.generation_defaults import GenerationDefaults
@@ -125,19 +127,84 @@ def test_t5_of_a_sentencepiece_file_alone_is_that_of_sentencepiece(tmp_path, nam
     assert [found.decode(row) for row in ids] == [model.decode(row) for row in ids]
 
 
-def write_nllb(directory, **settings):
-    """A checkpoint of NLLB with a SentencePiece file alone; returns SentencePiece's model."""
+# class, kind of model, languages that are asked for, and their numbers in published checkpoints: facebook/
+# nllb-200-distilled-600M (256,000 pieces), mbart-large-cc25 and mbart-large-50 (250,000 pieces).
+MULTILINGUAL = {
+    "NllbTokenizer": ("bpe", ("eng_Latn", "deu_Latn"), {"ace_Arab": 256001, "eng_Latn": 256047, "<mask>": 256203}),
+    "MBartTokenizer": ("unigram", ("en_XX", "de_DE"), {"ar_AR": 250001, "en_XX": 250004, "<mask>": 250026}),
+    "MBart50Tokenizer": ("unigram", ("en_XX", "de_DE"), {"ar_AR": 250001, "en_XX": 250004, "<mask>": 250053}),
+}
+PIECES = {"NllbTokenizer": 256_000, "MBartTokenizer": 250_000, "MBart50Tokenizer": 250_000}
+
+
+def write_multilingual(directory, name="NllbTokenizer", num_ids=None, **settings):
+    """A checkpoint with a SentencePiece file alone; returns SentencePiece's model."""
     directory.mkdir()
-    model = trained(directory / "sentencepiece.bpe.model", SOURCES + TARGETS, "bpe", 150)
-    named = {"tokenizer_class": "NllbTokenizer", "src_lang": "eng_Latn", "tgt_lang": "deu_Latn"}
+    kind, (source, target), numbers = MULTILINGUAL[name]
+    model = trained(directory / "sentencepiece.bpe.model", SOURCES + TARGETS, kind, 150)
+    named = {"tokenizer_class": name, "src_lang": source, "tgt_lang": target}
     (directory / "tokenizer_config.json").write_text(json.dumps(named | settings))
-    write_model(directory, 160, "m2m_100", pad_token_id=1, eos_token_id=2, decoder_start_token_id=2)
+    size = num_ids or model.get_piece_size() + numbers["<mask>"] - PIECES[name] + 1
+    family = "m2m_100" if name == "NllbTokenizer" else "mbart"
+    write_model(directory, size, family, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2)
     return model
 
 
-def test_nllb_whose_languages_no_file_numbers_is_refused_with_the_remedy(tmp_path):
-    write_nllb(tmp_path / "checkpoint", additional_special_tokens=["eng_Latn", "deu_Latn"])
-    with pytest.raises(CheckpointError, match=r"nothing that says which ids its languages have; save .*tokenizer.json"):
+def framed(name, ids, language):
+    """The ids of a source as SentencePiece gives them, with what the class puts around them."""
+    ids = [index + 1 if index else 3 for index in ids]
+    return [*ids, 2, language] if name == "MBartTokenizer" else [language, *ids, 2]
+
+
+@pytest.mark.parametrize("name", MULTILINGUAL)
+def test_languages_of_a_sentencepiece_file_alone_are_numbered_as_in_published_checkpoints(tmp_path, name):
+    _, (source, target), numbers = MULTILINGUAL[name]
+    model = write_multilingual(tmp_path / "checkpoint", name)
+    found = converted(tmp_path / "checkpoint", tmp_path / "out")
+    for token, number in numbers.items():
+        assert found.id_of(token) == number - PIECES[name] + model.get_piece_size()
+    assert [found.id_of(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    language = found.id_of(source)
+    for text in TEXTS:
+        if "</s>" not in text:
+            assert found.encode(text) == framed(name, model.encode(text), language), text
+    for text in [*SOURCES, *TARGETS]:
+        ids = [index + 1 if index else 3 for index in model.encode(text)]
+        assert found.decode([language, *ids, 2]) == model.decode(model.encode(text)).replace(" ⁇ ", "")
+    checkpoint = locate(str(tmp_path / "checkpoint"))
+    settings = language_settings(checkpoint, load_config(checkpoint, lambda _: None))
+    assert settings["languages"][target] == found.id_of(target)
+    assert len(settings["languages"]) == numbers["<mask>"] - PIECES[name] - 1
+    before, after = (settings["source_frame"][part] for part in ("before", "after"))
+    assert [*before, *after] == framed(name, [], -1)
+
+
+@pytest.mark.parametrize(
+    ("name", "converter"), [("MBartTokenizer", MBartConverter), ("MBart50Tokenizer", MBart50Converter)]
+)
+def test_mbarts_of_a_sentencepiece_file_alone_are_those_of_transformers_own_conversion(tmp_path, name, converter):
+    model = write_multilingual(tmp_path / "checkpoint", name)
+    found = converted(tmp_path / "checkpoint", tmp_path / "out")
+    original = SimpleNamespace(
+        vocab_file=str(tmp_path / "checkpoint/sentencepiece.bpe.model"),
+        convert_tokens_to_ids=lambda token: {"</s>": 2, "en_XX": model.get_piece_size() + 4}[token],
+    )
+    reference = converter(original).converted()
+    for text in [*SOURCES, *TARGETS, *TEXTS[3:6]]:
+        assert found.encode(text) == reference.encode(text).ids, text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_ids": 160},  # fewer than the languages take
+        {"num_ids": 150 + 1 + 202 + 1 + 40},  # more languages than the class knows
+        {"extra_special_tokens": ["eng_Latn", "tlh_Latn"]},
+    ],
+)
+def test_languages_that_nothing_numbers_are_refused_with_the_remedy(tmp_path, changes):
+    write_multilingual(tmp_path / "checkpoint", **changes)
+    with pytest.raises(CheckpointError, match=r"which ids its languages have is not known. Save .*tokenizer.json"):
         converted(tmp_path / "checkpoint", tmp_path / "out")
 
 
@@ -145,7 +212,8 @@ def test_nllb_with_numbered_languages_is_that_of_sentencepiece(tmp_path):
     names = {0: "<s>", 1: "<pad>", 2: "</s>", 3: "<unk>", 151: "deu_Latn", 152: "eng_Latn", 153: "<mask>"}
     added = {str(token_id): {"content": name, "special": True} for token_id, name in names.items()}
     codes = ["deu_Latn", "eng_Latn"]
-    model = write_nllb(tmp_path / "checkpoint", additional_special_tokens=codes, added_tokens_decoder=added)
+    settings = {"additional_special_tokens": codes, "added_tokens_decoder": added}
+    model = write_multilingual(tmp_path / "checkpoint", num_ids=160, **settings)
     found = converted(tmp_path / "checkpoint", tmp_path / "out")
     assert [found.id_of(code) for code in codes] == [151, 152]
     for text in TEXTS:  # transformers keeps a space at the end, as the tokenizer.json of NLLB does
