@@ -70,13 +70,15 @@ class Child:
         self.load_s = float(ready["load_s"])
         self.versions: dict[str, str] = dict(ready["versions"])
 
-    def run(self, prompts: Sequence[Sequence[int]], gen_len: int) -> Ran:
-        """Generate; every row must come back with `gen_len` tokens."""
-        self._send({"prompts": [list(prompt) for prompt in prompts], "gen_len": gen_len})
+    def run(self, prompts: Sequence[Sequence[int] | Sequence[str]], gen_len: int, num_beams: int = 1) -> Ran:
+        """Generate; every row of text must come back with `gen_len` tokens."""
+        search = {"num_beams": num_beams} if num_beams > 1 else {}
+        self._send({"prompts": [list(prompt) for prompt in prompts], "gen_len": gen_len, **search})
         answer = self._receive("ran")
         token_ids = tuple(tuple(row) for row in answer["token_ids"])
         lengths = {len(row) for row in token_ids}
-        if lengths != {gen_len} or len(token_ids) != len(prompts) or len(answer["times"]) != gen_len:
+        is_text = not isinstance(prompts[0][0], str)
+        if is_text and (lengths != {gen_len} or len(token_ids) != len(prompts) or len(answer["times"]) != gen_len):
             raise EngineError(
                 f"{self.contender.name} gave {len(token_ids)} rows of {sorted(lengths)} tokens at "
                 f"{len(answer['times'])} times, not {len(prompts)} rows of {gen_len}; its figures cannot be compared."

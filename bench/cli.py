@@ -1,6 +1,7 @@
 """`piston bench BUNDLE`: latency, speed and memory, alone, next to other systems, or against a baseline."""
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,8 +24,9 @@ from piston.bench.publish import add_output_arguments, check_outputs, publish
 from piston.bench.ratios import ratios_of
 from piston.bench.report import Options, Report
 from piston.bench.systems import KINDS, SERVED_KINDS, bundle_contender, named_apart, read_against
-from piston.bench.workload import Work, settings_of, work_of_file
-from piston.core.bundle.manifest import TEXT_GENERATION
+from piston.bench.workload import Work
+from piston.bench.works import GEN_LENS, TASKS, numbers, works_of
+from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.core.gates import add_gate_arguments, gates_of
@@ -39,7 +41,9 @@ OF_LANGUAGE_MODELS = {
     "--checkpoint": None,
     "--batch": [1],
     "--prompt-len": None,
-    "--gen-len": "64",
+    "--gen-len": GEN_LENS,
+    "--num-beams": [1],
+    "--audio-len": None,
     "--neighbours": [0],
     "--starts": 3,
     "--against": [],
@@ -71,7 +75,10 @@ Of recipes: 'export.seconds<=110%', 'calibrate.peak<=105%', 'build.cpu<=110%', '
 bundle the baseline is a virtual environment with another Piston, which runs them in turns.
 Bundles of encoders have --prompts (texts), --repeats, --warmup and --threads: 'latency<=5ms', 'texts_per_second>=100',
 'tokens_per_second>=10000', 'load<=1s', 'peak<=400MB'.
-Bundles of modules the same, with --prompts FILE.npz (arrays in place of the example): 'latency<=5ms',
+Bundles of encoder-decoders are measured as language models are: --prompt-len is that of the source, 'encode<=20ms' the
+encoder's time. Bundles of speech have --audio-len (made sound, --gen-len tokens for each window) or --prompts (audio
+files, transcribed): 'rtf<=0.2', 'first_segment<=1s', 'decode>=50tokens/s', 'encode<=500ms'.
+Bundles of modules the same as encoders, with --prompts FILE.npz (arrays in place of the example): 'latency<=5ms',
 'runs_per_second>=100'.
 A gate that is not met exits with 1."""
 
@@ -98,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="which engine of the bundle")
     for name, default, text in (
         ("--batch", "1", "rows generated together"),
+        ("--num-beams", "1", "beams of a search for each row"),
         ("--prompt-len", None, "tokens of each prompt"),
         ("--gen-len", "64", "tokens to generate"),
         ("--neighbours", "0", "busy processes next to the system, one thread each"),
@@ -105,13 +113,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         is_length = name.endswith("-len")  # a server takes ranges too
         parser.add_argument(
             name,
-            type=str if is_length else _numbers,
+            type=str if is_length else numbers,
             default=default,
             metavar="N,N...",
             help=f"{text} (default: {default or '128,512'})",
         )
+    parser.add_argument("--audio-len", metavar="S,S...", help="of speech: seconds of made sound (default: 30)")
     parser.add_argument(
-        "--prompts", metavar="FILE", type=Path, help="real prompts, one a line or as .jsonl, .json, .csv, .tsv"
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help="real prompts, one a line or as .jsonl, .json, .csv, .tsv; of speech an audio file or a list of them",
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="measured runs (default: 10; for recipes 6)")
     parser.add_argument(
@@ -151,7 +163,13 @@ def run(arguments: argparse.Namespace) -> int:
     if len(arguments.bundle) == 1 and of_modules.is_module(arguments.bundle[0]):
         of_servers.check_unserved(arguments)
         return of_encoders.run(arguments, Bench(of_modules.METRICS, OF_LANGUAGE_MODELS, of_modules.measure_runs))
-    plan = _plan(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        return _measured(arguments, Path(scratch))
+
+
+def _measured(arguments: argparse.Namespace, scratch: Path) -> int:
+    """Of a bundle that is measured at settings, next to other systems."""
+    plan = _plan(arguments, scratch)
     machine = take_fingerprint(plan.options.threads)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     systems = tuple(measure(plan.contenders, plan.works, plan.options, Progress(quiet=arguments.quiet)))
@@ -175,7 +193,7 @@ def run(arguments: argparse.Namespace) -> int:
     return publish(replace(report, gates=gates), arguments)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _plan(arguments: argparse.Namespace, scratch: Path) -> Plan:
     options = Options(
         repeats=REPEATS if arguments.repeats is None else arguments.repeats,
         warmup=WARMUP if arguments.warmup is None else arguments.warmup,
@@ -189,12 +207,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         raise MisuseError("Name a bundle or recipes (*.toml), or a server with --serve.")
     (path,) = arguments.bundle
     bundle = Bundle.open(path)
-    if bundle.manifest.task != TEXT_GENERATION:
-        raise MisuseError(
-            f"{path} is for {bundle.manifest.task}, which is not measured yet; time `piston run {path}`, or requests "
-            "to `piston serve`."
-        )
-    works = _works(arguments, bundle)
+    task = bundle.manifest.task
+    if task not in TASKS:
+        raise MisuseError(f"{path} is for {task}, which is not measured; tasks that are: {', '.join(TASKS)}.")
+    if arguments.profile and task != TEXT_GENERATION:
+        raise MisuseError(f"--profile is for language models, and {path} is for {task}; leave it out.")
+    works = works_of(arguments, bundle, scratch)
     contenders = [
         bundle_contender(path, arguments.target),
         *read_against(arguments.against, arguments.env, arguments.rivals),
@@ -211,8 +229,20 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         if reference.contender is not None:
             contenders.append(reference.contender)
         reference.check(options, [work.setting for work in works])
+    _check_systems(contenders[1:], task, works)
     _check_gates(gates, options, works, reference, arguments.alpha)
     return Plan(tuple(named_apart(contenders)), tuple(works), options, gates, reference)
+
+
+def _check_systems(others: Sequence[Contender], task: str, works: Sequence[Work]) -> None:
+    """Refuse systems that do not do the same work."""
+    is_search = any(work.setting.num_beams > 1 for work in works)
+    for other in others:
+        if other.kind == "piston":
+            Manifest.read(Path(other.path)).require_task(task, other.path)
+        elif task != TEXT_GENERATION or is_search:
+            what = "searches" if task == TEXT_GENERATION else task
+            raise MisuseError(f"{other.name} is measured on greedy answers of language models; of {what} only bundles.")
 
 
 def _check_options(options: Options, arguments: argparse.Namespace) -> None:
@@ -248,39 +278,3 @@ def _check_gates(
                 check_measured(gate, there, settings, level)
             except MisuseError as problem:
                 raise MisuseError(f"--baseline {reference.path} has too few runs. {problem}") from None
-
-
-def _works(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
-    model, gen_lens = bundle.manifest.model, _lengths(arguments.gen_len, "--gen-len")
-    if arguments.prompts is not None:
-        tokenizer = bundle.tokenizer()
-        works = work_of_file(arguments.prompts, tokenizer, model.vocab_size, arguments.batch, gen_lens)
-    else:
-        lengths = [128, 512] if arguments.prompt_len is None else _lengths(arguments.prompt_len, "--prompt-len")
-        settings = settings_of(arguments.batch, lengths, gen_lens)
-        works = [Work(setting, model.vocab_size) for setting in settings]
-    if min(arguments.neighbours, default=-1) < 0:
-        raise MisuseError("--neighbours must be a list of numbers of processes, each at least 0.")
-    beside = list(dict.fromkeys(arguments.neighbours))
-    works = [replace(work, setting=replace(work.setting, neighbours=count)) for work in works for count in beside]
-    for work in works:
-        if work.setting.num_positions > model.max_positions:
-            raise MisuseError(
-                f"{work.setting.name} needs {work.setting.num_positions:,} positions; the model has "
-                f"{model.max_positions:,}. Lower --prompt-len or --gen-len."
-            )
-    return works
-
-
-def _lengths(text: str, option: str) -> list[int]:
-    try:
-        return _numbers(text)
-    except argparse.ArgumentTypeError as problem:
-        raise MisuseError(f"argument {option}: {problem}") from None
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part.replace("_", "")) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 128,512") from None

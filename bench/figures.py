@@ -21,7 +21,7 @@ _STYLES = (
     "own",
     *(f"c{number}" for number in range(1, 14)),
 )  # line styles: the seven colours dashed, then six of them solid
-_RATIOS = ("decode", "prefill", "throughput", "goodput", "first_token", "peak")
+_RATIOS = ("rtf", "decode", "prefill", "encode", "throughput", "goodput", "first_token", "peak")
 _STAGE_FIGURES = ("seconds", "peak")
 _POINTS = 101  # of a distribution's curve
 _LEAST = 1e-3  # milliseconds: pieces of a stream that come together have no time between them, and the axis no zero
@@ -122,7 +122,7 @@ def _latency(report: Report) -> Iterator[Markup]:
 def _against_length(report: Report, metric: str, over: str) -> Iterator[Markup]:
     """Speed over prompt lengths or rows, one plot for each of the other numbers of a setting."""
     settings = [measured.setting for measured in report.systems[0].settings if metric in measured.metrics]
-    others = ("batch" if over == "prompt_len" else "prompt_len", "gen_len", "neighbours")
+    others = ("batch" if over == "prompt_len" else "prompt_len", "gen_len", "neighbours", "num_beams")
     groups = dict.fromkeys(tuple(getattr(setting, name) for name in others) for setting in settings)
     for index, group in enumerate(groups):
         same = [s for s in settings if tuple(getattr(s, name) for name in others) == group]
@@ -134,8 +134,8 @@ def _against_length(report: Report, metric: str, over: str) -> Iterator[Markup]:
             medians = {m.setting: m.metrics[metric]["p50"].value for m in system.settings}
             lines.append(Curve(system.name, style_of(which), xs, [medians[setting] for setting in sorted(same)]))
         label = "prompt length" if over == "prompt_len" else "rows together"
-        numbers = [(name, value) for name, value in zip(others, group, strict=True) if value]
-        fixed = ", ".join(f"{name.replace('_len', '')} {value}" for name, value in numbers)
+        numbers = [(name, value) for name, value in zip(others, group, strict=True) if value > (name == "num_beams")]
+        fixed = ", ".join(f"{name.replace('_len', '').replace('num_', '')} {value}" for name, value in numbers)
         chart = Chart(
             f"{metric}-{over}-{index}",
             f"{METRICS[metric].described} against {label}",

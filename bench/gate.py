@@ -16,7 +16,16 @@ import numpy as np
 
 from piston.bench.baseline import Reference
 from piston.bench.load.setting import LoadSetting
-from piston.bench.metrics import LOAD_METRICS, METRICS, STAGE_METRICS, Metric, of_stage, of_start, samples_of
+from piston.bench.metrics import (
+    LOAD_METRICS,
+    METRICS,
+    STAGE_METRICS,
+    Metric,
+    names_of,
+    of_stage,
+    of_start,
+    samples_of,
+)
 from piston.bench.report import Measured, MeasuredLoad, Options, Report, System
 from piston.bench.workload import Setting
 from piston.core import gates
@@ -98,6 +107,12 @@ def check_measured(gate: Gate, options: Options, settings: Sequence[Setting], le
         raise MisuseError(f"--require {gate.text!r} needs new processes; raise --starts.")
     if figure.metric in {"tpot", "itl", "decode"} and all(setting.gen_len == 1 for setting in settings):
         raise MisuseError(f"--require {gate.text!r} needs a second token; raise --gen-len.")
+    known = set.union(*map(names_of, settings))
+    if not is_of_start and figure.metric not in known:
+        raise MisuseError(
+            f"--require {gate.text!r} is not measured of {settings[0].task}; its figures are "
+            f"{', '.join(name for name, metric in METRICS.items() if name in known or metric.is_of_start)}."
+        )
     _check_samples(
         gate, options.starts if is_of_start else options.repeats, "--starts" if is_of_start else "--repeats", level
     )

@@ -86,10 +86,9 @@ def _start(
 ) -> Start:
     begun = clock()
     with opener(contender, limits) as child:
-        prompts = work.rows(round_index)
-        child.run(prompts, 1)
+        child.run(work.rows(round_index), 1)
         first_token = clock() - begun
-        peak = child.run(work.rows(round_index + 1), work.setting.gen_len).peak_bytes
+        peak = child.run(work.rows(round_index + 1), work.setting.gen_len, work.setting.num_beams).peak_bytes
         return Start(
             first_token=round(first_token, _PLACES),
             imports=round(child.import_s, _PLACES),
@@ -115,7 +114,7 @@ def _runs(
                 with neighbours(work.setting.neighbours):
                     for child, runs in zip(children, own, strict=True):
                         progress.step(name, done, total)
-                        ran, done = child.run(prompts, work.setting.gen_len), done + 1
+                        ran, done = child.run(prompts, work.setting.gen_len, work.setting.num_beams), done + 1
                         if round_index >= options.warmup:
                             runs.append(_run(ran, len(prompts[0])))
         return found, [child.versions for child in children]
@@ -137,8 +136,9 @@ def _limits(works: Sequence[Work], options: Options) -> dict[str, Any]:
     """The sizes that every system is loaded for."""
     return {
         "threads": options.threads,
-        "max_length": max(work.setting.num_positions for work in works),
-        "max_batch": max(work.setting.batch for work in works),
+        # Of speech as the bundle was built: all decoders of one model hold as much.
+        "max_length": None if works[0].audios else max(work.setting.num_positions for work in works),
+        "max_batch": max(work.setting.num_slots for work in works),
     }
 
 

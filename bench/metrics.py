@@ -10,6 +10,7 @@ from piston.bench.load.setting import LoadSetting
 from piston.bench.load.slo import meets, tpot_of
 from piston.bench.report import Measured, MeasuredLoad, Run, StageRun, Start
 from piston.bench.workload import Setting
+from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.statistics import Array, ConfidenceInterval, estimates
 from piston.core.units import Unit
 
@@ -29,6 +30,9 @@ METRICS = {
     "itl": Metric("inter-token latency", "s"),
     "total": Metric("whole answer", "s"),
     "prefill": Metric("prefill", "tokens/s", is_better_high=True),
+    "encode": Metric("encoder", "s"),
+    "rtf": Metric("real-time factor", ""),
+    "first_segment": Metric("time to first segment", "s"),
     "decode": Metric("decode", "tokens/s", is_better_high=True),
     "tokenize": Metric("tokenizing the prompts", "s"),
     "sample": Metric("sampling, per token", "s"),
@@ -57,15 +61,31 @@ STAGE_METRICS = {
 }
 
 
+def names_of(setting: Setting) -> set[str]:
+    """The metrics of the runs of a setting."""
+    if setting.audio:
+        return {"rtf", "first_segment", "total", "encode", "decode"}
+    first = {"ttft", "total", "sample", "tokenize", "prefill" if setting.task == TEXT_GENERATION else "encode"}
+    return first | ({"tpot", "itl", "decode"} if setting.gen_len > 1 else set())
+
+
 def of_run(run: Run, setting: Setting) -> dict[str, Array]:
     """Every metric of one run; one value, except `itl`, which has one for each token after the first.
 
     TPOT is the time after the first token over the tokens after the first. Prefill and decode count the tokens of all
-    rows; prefill ends when every row has its first token. One token gives no decode figures.
+    rows, of a search those of its answer; prefill ends when every row has its first token. One token gives no decode
+    figures. An encoder-decoder has the time of its encoder's runs instead of a prefill. Of speech decode counts the
+    tokens over all the time but the encoder's.
     """
     times = np.asarray(run.times, np.float64)
+    if setting.audio:
+        return _of_audio(run)
     elapsed, num_steps = float(times[-1] - times[0]), len(times) - 1
-    values = {"ttft": times[0], "total": times[-1], "prefill": setting.batch * run.prompt_len / times[0]}
+    values = {"ttft": times[0], "total": times[-1]}
+    if setting.task == TEXT_GENERATION:
+        values["prefill"] = setting.batch * run.prompt_len / times[0]
+    else:
+        values["encode"] = run.parts["encode"]
     if num_steps:
         values |= {"tpot": elapsed / num_steps, "decode": setting.batch * num_steps / elapsed}
     if "tokenize" in run.parts:
@@ -74,6 +94,15 @@ def of_run(run: Run, setting: Setting) -> dict[str, Array]:
         values["sample"] = run.parts["sample"] / (setting.batch * len(times))
     found = {name: np.asarray([value], np.float64) for name, value in values.items()}
     return found | {"itl": np.diff(times)} if num_steps else found
+
+
+def _of_audio(run: Run) -> dict[str, Array]:
+    """See of_run; an audio in which nothing was said has no segment and no tokens."""
+    total, encode, num_tokens = run.times[-1], run.parts["encode"], run.parts["tokens"]
+    values = {"rtf": total / run.parts["audio"], "total": total, "encode": encode}
+    if num_tokens:
+        values |= {"first_segment": run.times[0], "decode": num_tokens / (total - encode)}
+    return {name: np.asarray([value], np.float64) for name, value in values.items()}
 
 
 def of_load(run: LoadRun, setting: LoadSetting) -> dict[str, Array]:

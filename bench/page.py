@@ -14,7 +14,10 @@ from piston.core.statistics import ConfidenceInterval
 from piston.core.units import shown as written
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
-_HEADLINES = ("ttft", "tpot", "prefill", "decode", "throughput", "goodput")  # of the first setting
+_HEADLINES = (
+    *("rtf", "first_segment", "ttft", "tpot", "prefill", "encode", "decode"),
+    *("throughput", "goodput"),
+)  # of the first setting
 _START_HEADLINES = ("first_token", "peak")
 
 

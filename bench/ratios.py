@@ -8,7 +8,10 @@ from piston.bench.metrics import metric_of, of_start, samples_of
 from piston.bench.report import Ratio, System
 from piston.core.statistics import Array, ConfidenceInterval, median_estimate
 
-COMPARED = ("ttft", "tpot", "total", "e2el", "prefill", "decode", "throughput", "goodput")
+COMPARED = (
+    *("ttft", "tpot", "total", "e2el", "prefill", "encode", "decode", "rtf", "first_segment"),
+    *("throughput", "goodput"),
+)
 COMPARED_STARTS = ("first_token", "load", "peak")
 _SEED = 1
 

@@ -10,6 +10,7 @@ from piston.bench.load.run import LoadRun, Sent
 from piston.bench.load.setting import LoadSetting
 from piston.bench.report import Measured, MeasuredLoad, MeasuredStage, Options, Report, Run, StageRun, Start, System
 from piston.bench.workload import Setting
+from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.errors import MisuseError
 from piston.core.schema import SchemaError, validated
 from piston.core.statistics import ConfidenceInterval
@@ -102,18 +103,26 @@ def _stage(data: dict[str, Any]) -> MeasuredStage:
 def _measured(data: dict[str, Any]) -> Measured:
     setting = data["setting"]
     numbers = {name: int(setting[name]) for name in ("batch", "prompt_len", "gen_len")}
-    named = Setting(**numbers, prompts=setting["prompts"], neighbours=int(setting.get("neighbours", 0)))
-    runs = tuple(_run(item, named.gen_len) for item in data["runs"])
+    newer = {"task": str, "num_beams": int, "audio": float}  # fields that older reports do not have
+    more = {name: kind(setting[name]) for name, kind in newer.items() if name in setting}
+    named = Setting(**numbers, prompts=setting["prompts"], neighbours=int(setting.get("neighbours", 0)), **more)
+    runs = tuple(_run(item, named) for item in data["runs"])
     if not runs:
         raise ValueError("a setting without runs")
     return Measured(setting=named, runs=runs, metrics=_metrics(data["metrics"]))
 
 
-def _run(data: dict[str, Any], gen_len: int) -> Run:
-    times = tuple(_positive(value) for value in data["times"])
-    if len(times) != gen_len or bool((np.diff(times) < 0).any()) or (gen_len > 1 and times[-1] == times[0]):
-        raise ValueError("impossible times")
+def _run(data: dict[str, Any], setting: Setting) -> Run:
+    times, gen_len = tuple(_positive(value) for value in data["times"]), setting.gen_len
     parts = {str(name): float(value) for name, value in data["parts"].items()}
+    is_wrong = not times or bool((np.diff(times) < 0).any()) or not np.isfinite(list(parts.values())).all()
+    if setting.audio:
+        is_wrong = is_wrong or not (parts["audio"] > 0 <= parts["encode"] < times[-1] and parts["tokens"] >= 0)
+    else:
+        is_wrong = is_wrong or len(times) != gen_len or (gen_len > 1 and times[-1] == times[0])
+        is_wrong = is_wrong or (setting.task != TEXT_GENERATION and not parts["encode"] > 0)
+    if is_wrong:
+        raise ValueError("impossible times")
     return Run(prompt_len=int(data["prompt_len"]), times=times, parts=parts)
 
 

@@ -35,7 +35,11 @@ class Start:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One call: `times[i]` is the second at which every row had i + 1 tokens."""
+    """One call: `times[i]` is the second at which every row had i + 1 tokens.
+
+    Of speech the second at which i + 1 segments were there, and the last one the end; `parts` has the seconds of the
+    audio, and the number of tokens.
+    """
 
     prompt_len: int  # tokens of each row
     times: tuple[float, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from piston.bench.report import Report, System
+from piston.bench.report import Measured, Report, System
 
 FLAT_FROM = 512  # tokens: shorter prompts pay what every call costs
 FLAT_WITHIN = 1.25  # the most expensive token over the cheapest
@@ -37,8 +37,8 @@ def line_through(xs: Sequence[float], ys: Sequence[float]) -> Line:
 
 
 def contexts(system: System) -> list[int]:
-    """Prompt lengths of one row, ascending."""
-    return sorted(item.setting.prompt_len for item in system.settings if item.setting.batch == 1)
+    """Prompt lengths of one row of a language model, ascending."""
+    return sorted(item.setting.prompt_len for item in system.settings if _is_one_row(item))
 
 
 def prefill_ms(system: System) -> list[float]:
@@ -121,8 +121,10 @@ def _load_verdict(report: Report) -> list[str]:
     return [sentence]
 
 
+def _is_one_row(measured: Measured) -> bool:
+    return measured.setting.num_slots == 1 and "prefill" in measured.metrics
+
+
 def _median(system: System, prompt_len: int, metric: str) -> float:
-    measured = next(
-        item for item in system.settings if item.setting.prompt_len == prompt_len and item.setting.batch == 1
-    )
+    measured = next(item for item in system.settings if item.setting.prompt_len == prompt_len and _is_one_row(item))
     return measured.metrics[metric]["p50"].value

@@ -9,7 +9,7 @@ from piston.core.units import Unit
 from piston.core.units import shown as written
 
 _QUANTILES = ("p50", "p90", "p95", "p99")
-_RIVAL_METRICS = ("ttft", "tpot", "prefill", "decode")
+_RIVAL_METRICS = ("rtf", "first_segment", "ttft", "tpot", "prefill", "encode", "decode")
 _LOAD_METRICS = ("ttft", "itl", "tpot", "throughput", "goodput")
 _START_METRICS = ("first_token", "load", "peak")
 

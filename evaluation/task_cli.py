@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from piston.core.bundle.manifest import Manifest
+from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress, print_json, print_text
 from piston.core.data_files import read_bytes, records_of, texts_of
 from piston.core.errors import MisuseError
@@ -17,7 +17,7 @@ from piston.core.outputs import check_output_files, write_output
 from piston.core.report.page import Tile, page, paragraph
 from piston.core.report.page import gates as judged
 from piston.core.schema import to_plain
-from piston.core.tasks import task_module
+from piston.core.tasks import task_module, task_names
 from piston.evaluation import tasks
 from piston.evaluation.encoders import needs_labels, qualities, shown_qualities, text_outputs
 from piston.evaluation.opening import open_model_directory
@@ -32,6 +32,11 @@ TEXT_ONLY = {"text", "prompt", "messages", "document"}  # fields of records that
 def has_figures(path: Path) -> bool:
     """Whether a bundle or model directory is for a task that has figures of its own on labelled examples."""
     return hasattr(task_module(tasks, Manifest.read(path).task), "quality")
+
+
+def is_evaluated(task: str) -> bool:
+    """Whether `piston eval` has figures of bundles of a task."""
+    return task == TEXT_GENERATION or (task in task_names(tasks) and hasattr(task_module(tasks, task), "quality"))
 
 
 def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:

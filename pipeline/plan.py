@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piston.bench.works import is_measured
 from piston.core.bundle.manifest import Manifest
 from piston.core.cache_dir import expand_user
 from piston.core.errors import BundleError, Error, MisuseError
+from piston.evaluation.task_cli import is_evaluated
 from piston.pipeline.cache_key import (
     code_of,
     digest_of,
@@ -100,7 +102,12 @@ def locate(recipe: Recipe, base: Path, override: str | None = None) -> Checkpoin
 
 
 def plan(recipe: Recipe, base: Path, checkpoint: Checkpoint) -> tuple[Stage, ...]:
-    """The stages that the recipe asks for, in the order in which they run."""
+    """The stages that the recipe asks for, in the order in which they run.
+
+    Raises:
+        MisuseError: one of them measures nothing of the checkpoint's task, as far as that is known before the export.
+    """
+    _check_task(recipe, checkpoint)
     origin: Mapping[str, Any] = checkpoint.files or {"hub": checkpoint.source, "commit": checkpoint.revision}
     more = {"checkpoint": origin, "name": Path(checkpoint.source).name}  # of the first stage
     writers = [*([] if checkpoint.is_exported else ["export"]), *([] if recipe.calibrate is None else ["calibrate"])]
@@ -116,6 +123,13 @@ def plan(recipe: Recipe, base: Path, checkpoint: Checkpoint) -> tuple[Stage, ...
     if recipe.bench is not None:
         stages.append(_stage(recipe, base, "bench", build, machine()))
     return tuple(stages)
+
+
+def _check_task(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    task = Manifest.read(Path(checkpoint.source)).task if checkpoint.is_exported else recipe.export.get("task")
+    for verb, measures in (("eval", is_evaluated), ("bench", is_measured)):
+        if task is not None and recipe.table(verb) is not None and not measures(task):
+            raise MisuseError(f"The recipe has [{verb}], and `piston {verb}` measures nothing of {task}; leave it out.")
 
 
 def words_for(stage: Stage, recipe: Recipe, checkpoint: Checkpoint, outputs: Sequence[Path], work: Path) -> list[str]:

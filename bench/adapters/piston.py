@@ -22,13 +22,15 @@ class Adapter:
     def __init__(self, library: Any, path: str, options: dict[str, Any]) -> None:
         self._run = library.LocalRun.open(path, options)
 
-    def run(self, prompts: Sequence[Sequence[int]], gen_len: int, step: Callable[[], None]) -> list[list[int]]:
-        """Generate greedily, every row to the same length."""
-        token_ids: list[list[int]] = self._run.run(prompts, gen_len, step)
+    def run(
+        self, prompts: Sequence[Sequence[Any]], gen_len: int, step: Callable[[], None], **search: int
+    ) -> list[list[int]]:
+        """Generate greedily, or by a search, every row to the same length."""
+        token_ids: list[list[int]] = self._run.run(prompts, gen_len, step, **search)
         return token_ids
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds of the last run that went into tokenizing and sampling."""
+        """Figures of the last run: seconds that went into tokenizing, sampling, the encoder."""
         parts: dict[str, float] = self._run.parts
         return parts

@@ -7,8 +7,10 @@ With a "port" among the options the process becomes the system's own HTTP server
 
 One JSON object a line. Out: {"event": "ready", "import_s", "load_s", "versions"} once; then, for each line in
 {"prompts": [[id, ...], ...], "gen_len": N}, {"event": "ran", "times", "token_ids", "parts", "peak_bytes"}. `times[i]`
-is the second after the start of the call at which every row has i + 1 tokens. A failure is {"event": "error",
-"message"}. The end of stdin ends the process.
+is the second after the start of the call at which every row has i + 1 tokens. A line may have "num_beams", of a search.
+Of speech the one prompt is [path of an audio file], `gen_len` tokens are generated for each window (0: as many as the
+model says), and `times[i]` is when i + 1 segments are there. A failure is {"event": "error", "message"}. The end of
+stdin ends the process.
 """
 
 import importlib
@@ -73,7 +75,8 @@ def _ran(adapter: Any, request: dict[str, Any]) -> dict[str, Any]:
         """Record the present time, or a more exact one from an adapter."""
         times.append(time.perf_counter() - start if at is None else at)
 
-    token_ids = adapter.run(request["prompts"], request["gen_len"], step)
+    search = {"num_beams": request["num_beams"]} if "num_beams" in request else {}
+    token_ids = adapter.run(request["prompts"], request["gen_len"], step, **search)
     return {
         "event": "ran",
         "times": times,

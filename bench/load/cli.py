@@ -19,6 +19,7 @@ from piston.bench.ratios import ratios_of
 from piston.bench.report import Options, Report
 from piston.bench.systems import bundle_contender, named_apart, read_against, url_contender
 from piston.bench.workload import prompts_of_file
+from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.core.gates import gates_of
@@ -28,7 +29,15 @@ from piston.runtime.backends.session import check_threads
 from piston.runtime.bundle import Bundle
 
 REPEATS, WARMUP = 5, 1
-OF_BUNDLES = {"--checkpoint": None, "--profile": False, "--batch": [1], "--starts": 3}  # with their defaults
+# Options that servers do not have, with their defaults.
+OF_BUNDLES = {
+    "--checkpoint": None,
+    "--profile": False,
+    "--batch": [1],
+    "--num-beams": [1],
+    "--audio-len": None,
+    "--starts": 3,
+}
 CONCURRENCY = [1, 8]
 REQUESTS, PER_CLIENT, OPEN = 16, 4, 64  # least requests of a run, those of each client, and those of an open loop
 URL_VOCAB = 1000  # ids below this are words of any tokenizer; a URL does not say how many it has
@@ -102,7 +111,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     if arguments.bundle:
         raise MisuseError(f"--serve takes the place of BUNDLE; leave out {arguments.bundle[0]}, or use --against.")
     for name, default in OF_BUNDLES.items():
-        if getattr(arguments, name.removeprefix("--")) != default:
+        if getattr(arguments, name.removeprefix("--").replace("-", "_")) != default:
             raise MisuseError(f"{name} is not for servers; leave it out, or --serve.")
     if arguments.target is not None and is_url(arguments.serve):
         raise MisuseError("--target names an engine of a bundle; leave it out for the URL of a server.")
@@ -127,6 +136,8 @@ def _served(arguments: argparse.Namespace) -> Contender:
 
 def _works(arguments: argparse.Namespace) -> list[LoadWork]:
     bundle = None if is_url(arguments.serve) else Bundle.open(arguments.serve)
+    if bundle is not None:
+        bundle.manifest.require_task(TEXT_GENERATION, arguments.serve)  # requests are of token ids
     vocab_size = URL_VOCAB if bundle is None else bundle.manifest.model.vocab_size
     texts: tuple[tuple[int, ...], ...] = ()
     digest, prompt_lens = None, ranges(arguments.prompt_len or "128", "--prompt-len")

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from toy_model import write_bundle
 
 from piston.bench.encoders import LONG, NUM_TEXTS, SHORT, made_texts
 
@@ -33,15 +32,3 @@ def test_options_of_language_models_are_refused_by_name(refused, sentence_bundle
         2,
         f"--gen-len is for language models, and {sentence_bundle} is for feature-extraction; leave it out.",
     )
-
-
-@pytest.mark.parametrize("task", ["text2text-generation", "automatic-speech-recognition"])
-def test_a_bundle_that_is_not_measured_is_refused_by_its_task(refused, tmp_path, task):
-    write_bundle(tmp_path / "bundle", task=task)
-    message = refused("bench", tmp_path / "bundle", "--prompt-len", "4", "--gen-len", "2", "--quiet")[1]
-    assert message.startswith(f"{tmp_path / 'bundle'} is for {task}, which is not measured yet; time `piston run")
-
-
-def test_a_bundle_without_golden_outputs_is_refused_with_the_remedy(refused, tmp_path):
-    write_bundle(tmp_path / "bundle", task="automatic-speech-recognition")
-    assert "have no golden outputs; measure it on labelled examples" in refused("verify", tmp_path / "bundle")[1]

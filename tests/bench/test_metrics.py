@@ -1,8 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from benched import noisy_runs, system_of
 
-from piston.bench.metrics import METRICS, of_run
+from piston.bench.metrics import METRICS, names_of, of_run
 from piston.bench.ratios import ratios_of
 from piston.bench.report import Run
 from piston.bench.workload import Setting
@@ -20,6 +22,29 @@ def test_every_metric_of_a_run_is_what_its_name_says():
     assert found["decode"] == pytest.approx([2 * 3 / 0.4])
     assert found["sample"] == pytest.approx([0.04 / (2 * 4)])
     assert found["tokenize"] == [0.002]
+
+
+def test_an_encoder_decoder_has_the_time_of_its_encoder_in_place_of_a_prefill():
+    run = dataclasses.replace(RUN, parts={"encode": 0.3})
+    found = of_run(run, setting := Setting(2, 100, 4, task="text2text-generation", num_beams=4))
+    assert found["encode"] == [0.3]
+    assert found["decode"] == pytest.approx([2 * 3 / 0.4])  # tokens of answers, not of beams
+    assert set(found) | {"tokenize", "sample"} == names_of(setting)
+
+
+def test_speech_is_measured_by_the_seconds_of_its_audio():
+    run = Run(prompt_len=1, times=(2.0, 3.0, 4.0), parts={"encode": 1.5, "audio": 20.0, "tokens": 50.0})
+    found = of_run(run, setting := Setting(1, 1, 0, task="automatic-speech-recognition", audio=20.0))
+    assert {name: float(values[0]) for name, values in found.items()} == {
+        "rtf": 0.2,
+        "first_segment": 2.0,
+        "total": 4.0,
+        "encode": 1.5,
+        "decode": 20.0,
+    }
+    assert set(found) == names_of(setting)
+    silent = Run(prompt_len=1, times=(4.0,), parts={"encode": 1.5, "audio": 20.0, "tokens": 0.0})
+    assert set(of_run(silent, setting)) == {"rtf", "total", "encode"}
 
 
 def test_one_token_has_no_decode_figures():

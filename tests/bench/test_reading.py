@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from piston.bench.baseline import read_reference
 from piston.bench.fingerprint import take_fingerprint
+from piston.bench.metrics import of_run, summary
 from piston.bench.reading import report_from
-from piston.bench.report import Report
+from piston.bench.report import Measured, Report, Run
+from piston.bench.workload import Setting
 from piston.core.errors import MisuseError
 
 PATH = Path("base.json")
@@ -29,6 +32,45 @@ def data():
 
 def test_a_report_survives_being_written_and_read():
     assert report_from(data(), PATH) == REPORT
+
+
+SPOKEN = {"encode": 0.5, "audio": 20.0, "tokens": 9.0}
+TIMES = (1.0, 2.0)
+SETTINGS = {
+    "speech": (
+        Setting(1, 1, 0, task="automatic-speech-recognition", audio=20.0),
+        Run(prompt_len=1, times=TIMES, parts=SPOKEN),
+    ),
+    "beams": (
+        Setting(1, 8, 2, task="text2text-generation", num_beams=4),
+        Run(prompt_len=8, times=TIMES, parts={"encode": 0.5}),
+    ),
+}
+
+
+def of_setting(name, **changed):
+    """The report of a run at a setting, as JSON."""
+    setting, run = SETTINGS[name]
+    measured = Measured(setting=setting, runs=(run,), metrics=summary([of_run(run, setting)], 0))
+    system = dataclasses.replace(REPORT.systems[0], settings=(measured,))
+    found = json.loads(json.dumps(dataclasses.replace(REPORT, systems=(system,)).to_json()))
+    found["systems"][0]["settings"][0]["runs"][0]["parts"] |= changed
+    return found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_encoder_decoders_survive_too(name):
+    (found,) = report_from(of_setting(name), PATH).systems
+    assert (found.settings[0].setting, found.settings[0].runs[0]) == SETTINGS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("speech", {"audio": 0}), ("speech", {"encode": 2.0}), ("speech", {"tokens": -1}), ("beams", {"encode": 0})],
+)
+def test_impossible_figures_of_encoder_decoders_are_refused(name, changed):
+    with pytest.raises(MisuseError, match="is not a report"):
+        report_from(of_setting(name, **changed), PATH)
 
 
 def test_another_schema_is_named():

@@ -118,3 +118,13 @@ def test_options_of_an_export_that_is_not_made_are_refused(place, tmp_path):
     path.write_text((place / "recipe.toml").read_text() + '\n[export]\ndtype = "fp32"\n')
     with pytest.raises(MisuseError, match=r"is a model directory, which is exported already; leave \[export\] out"):
         make(read_recipe(path), path, MakeOptions(cache_dir=tmp_path, run=run, quiet=True))
+
+
+def test_a_stage_that_measures_nothing_of_the_task_is_refused_before_any_work(place):
+    path = place / "evaluated.toml"
+    path.write_text((place / "recipe.toml").read_text().replace("[bench]", '[eval]\ndata = "data.npz"\n\n[bench]'))
+    ran = []
+    options = MakeOptions(cache_dir=place / "cache", run=lambda *words: ran.append(words), quiet=True)
+    with pytest.raises(MisuseError, match=r"has \[eval\], and `piston eval` measures nothing of module; leave it out"):
+        make(read_recipe(path), path, options)
+    assert ran == []

@@ -23,7 +23,7 @@ class FakeChild:
         self._speed, self._noise, self._log = speeds[contender.name], noise, log
         self._rng = np.random.default_rng(zlib.crc32(contender.name.encode()))
 
-    def run(self, prompts, gen_len):
+    def run(self, prompts, gen_len, num_beams=1):
         if self._log is not None:
             self._log.append((self.contender.name, [tuple(prompt) for prompt in prompts], gen_len))
         drift = np.exp(self._rng.normal(0, self._noise))  # of the whole run, as a machine's is
