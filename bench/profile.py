@@ -92,7 +92,7 @@ def profile(bundle: Bundle, target: str | None, work: Work, threads: int, progre
         raise MisuseError(
             f"--profile needs an engine of ONNX Runtime on the CPU, not {spec.target}; choose one with --target."
         )
-    rows = work.rows(0)
+    rows = [[int(token_id) for token_id in row] for row in work.rows(0)]
     capacity = len(rows[0]) + _STEPS + 1
     asked, _ = sizes_for(bundle.manifest, spec, max_batch=len(rows), max_length=capacity, threads=threads)
     with progress.phase("measuring the machine's limits"):

@@ -102,9 +102,9 @@ def _stage(data: dict[str, Any]) -> MeasuredStage:
 
 def _measured(data: dict[str, Any]) -> Measured:
     setting = data["setting"]
-    numbers = {name: int(setting[name]) for name in ("batch", "prompt_len", "gen_len")}
+    numbers: dict[str, Any] = {name: int(setting[name]) for name in ("batch", "prompt_len", "gen_len")}
     newer = {"task": str, "num_beams": int, "audio": float}  # fields that older reports do not have
-    more = {name: kind(setting[name]) for name, kind in newer.items() if name in setting}
+    more: dict[str, Any] = {name: kind(setting[name]) for name, kind in newer.items() if name in setting}
     named = Setting(**numbers, prompts=setting["prompts"], neighbours=int(setting.get("neighbours", 0)), **more)
     runs = tuple(_run(item, named) for item in data["runs"])
     if not runs:

@@ -48,16 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
     verdict: Verdict | OutputVerdict
     with model, progress.phase("answering the prompts"):
         dtype = str(spec.actual.get("dtype", "float32"))
+        has_codes = bundle.manifest.model.scheme.startswith("w8a8")
+        is_int8 = has_codes or float((spec.actual.get("linears") or {}).get("int8", 0)) > 0
+        tolerance = expected.tolerance(dtype, is_int8=is_int8)
         if has_outputs or bundle.manifest.task == MODULE:
-            has_codes = bundle.manifest.model.scheme.startswith("w8a8")
-            is_int8 = has_codes or float((spec.actual.get("linears") or {}).get("int8", 0)) > 0
-            threshold = expected.tolerance(dtype, is_int8=is_int8)
+            threshold = tolerance
             compared = verify_outputs if has_outputs else verify_examples
             verdict = compared(model, expected, threshold)
         else:
             threshold = expected.threshold(dtype)
             sources = partial(source_of, directory=bundle.directory, manifest=bundle.manifest)
-            verdict = verify(model.engine, model.tokenizer, expected, threshold, sources)
+            verdict = verify(model.engine, model.tokenizer, expected, threshold, sources, tolerance=tolerance)
     if arguments.json:
         print_json(to_json(arguments.bundle, spec.target, expected, threshold, verdict) | {"signed": bundle.signed})
     else:

@@ -1,8 +1,13 @@
 """Golden sounds of speech models: a build puts them into the bundle, and `piston verify` listens to them again."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from piston.core.bundle.golden import GoldenAnswer
 from piston.core.bundle.manifest import Manifest
@@ -12,9 +17,11 @@ from piston.runtime.audio.reading import read_audio
 from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions, prompt_of
 from piston.runtime.audio.windows import MelWindows
 from piston.runtime.backends.engine import Source
+from piston.runtime.verify_outputs import numbers_of
 
 SECONDS = 3.0  # of a sound, or a window where that is shorter
 ENGLISH = "en"
+NUM_VALUES = 32  # of each output of the encoder
 
 
 def write_sounds(directory: Path, manifest: Manifest) -> list[GoldenAnswer]:
@@ -44,3 +51,12 @@ def sound_source(path: Path, manifest: Manifest) -> Source:
     assert positions is not None
     window, _ = MelWindows(partial(read_audio, path, features.rate), features).at(0)
     return Source({"audio": window}, hashlib.sha256(window.tobytes()).digest(), positions)
+
+
+def encoded(engine: Any, sources: Sequence[Source]) -> list[dict[str, NDArray[np.float64]]]:
+    """Numbers of each output of an engine's encoder for sounds that it hears in one batch."""
+    names = sources[0].feeds
+    found = engine.encoder.run({name: np.concatenate([source.feeds[name] for source in sources]) for name in names})
+    return [
+        {name: numbers_of(array[index], NUM_VALUES) for name, array in found.items()} for index in range(len(sources))
+    ]

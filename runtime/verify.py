@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.core.bundle.golden import Golden, GoldenAnswer
+from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenExample
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import BundleError
 from piston.runtime.backends.engine import Engine, Logits, Source, encode
 from piston.runtime.text.tokenizer import Tokenizer
+from piston.runtime.verify_outputs import OutputMismatch, distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class Verdict:
     num_tokens: int = 0
     num_decided: int = 0
     given: str = "prompts"  # what the answers are to
-    mismatches: list[Mismatch] = field(default_factory=list)  # the first of each prompt
+    mismatches: list[Mismatch | OutputMismatch] = field(default_factory=list)  # the first of each prompt
 
     @property
     def is_passed(self) -> bool:
@@ -69,11 +70,23 @@ def source_of(answer: GoldenAnswer, directory: Path, manifest: Manifest) -> Sour
 
 
 def verify(
-    engine: Engine, tokenizer: Tokenizer, expected: Golden, threshold: float, sources: SourceOf = lambda _: None
+    engine: Engine,
+    tokenizer: Tokenizer,
+    expected: Golden,
+    threshold: float,
+    sources: SourceOf = lambda _: None,
+    *,
+    tolerance: float = 0.0,
 ) -> Verdict:
     """Encode the prompts, then continue them with the engine, as many together as it has slots.
 
-    `sources` gives what the encoder of an encoder-decoder reads for each answer.
+    Args:
+        engine: with any number of slots.
+        tokenizer: of the bundle.
+        expected: the golden answers.
+        threshold: the smallest margin of a token that is compared.
+        sources: what the encoder of an encoder-decoder reads for each answer.
+        tolerance: of the encoder's outputs for sounds.
 
     Raises:
         BundleError: an answer does not fit the engine, or its ids are outside the vocabulary.
@@ -86,6 +99,8 @@ def verify(
             verdict.given = "sounds"
         else:
             _compare_prompt(tokenizer, answer, verdict)
+    for answer, example in zip(expected.answers, expected.examples, strict=bool(expected.examples)):
+        _compare_encoded(engine, answer, example, sources, tolerance, verdict)
     for start in range(0, len(expected.answers), engine.cache.num_slots):
         group = expected.answers[start : start + engine.cache.num_slots]
         _Group(engine, tokenizer, verdict, threshold, sources).run(group)
@@ -130,6 +145,30 @@ def _compare_prompt(tokenizer: Tokenizer, answer: GoldenAnswer, verdict: Verdict
             got_text=texts[1],
         )
     )
+
+
+def _compare_encoded(
+    engine: Engine,
+    answer: GoldenAnswer,
+    example: GoldenExample,
+    sources: SourceOf,
+    tolerance: float,
+    verdict: Verdict,
+) -> None:
+    """The output of the encoder that is furthest from the recorded one."""
+    from piston.runtime.golden_sounds import encoded
+
+    source = sources(answer)
+    assert source is not None
+    (found,) = encoded(engine, [source])
+    if found.keys() != example.values.keys():
+        raise BundleError(f"The golden outputs are of {', '.join(example.values)}, not of the encoder; build it again.")
+    far = {name: distance(found[name], np.array(values)) for name, values in example.values.items()}
+    worst = max(far, key=lambda name: float("inf") if not np.isfinite(far[name]) else far[name])
+    if not far[worst] <= tolerance:
+        shown = far[worst] if np.isfinite(far[worst]) else None
+        what = f"{answer.prompt}, {worst} of the encoder"
+        verdict.mismatches.append(OutputMismatch(what="engine", prompt=what, distance=shown, allowed=tolerance))
 
 
 @dataclass(slots=True)

@@ -88,7 +88,7 @@ def golden_of(model: EncoderModel) -> Golden:
             texts=tuple(texts),
             ids=tuple(row.ids),
             types=tuple(row.type_ids),
-            values=_recorded(values),
+            values=recorded(values),
         )
         for texts, row, values in zip(inputs, rows, alone, strict=True)
     )
@@ -121,9 +121,9 @@ def golden_examples(model: Module, reference: "Session") -> Golden:
     examples, noise = [], 0.0
     for example in model.examples:
         found, other = model.run(example.inputs), reference.run(example.inputs)
-        values = {name: _numbers(found[name]) for name in found}
-        noise = max([noise, *(distance(_numbers(other[name]), values[name]) for name in found)])
-        examples.append(GoldenExample(values={name: _recorded(numbers) for name, numbers in values.items()}))
+        values = {name: numbers_of(found[name]) for name in found}
+        noise = max([noise, *(distance(numbers_of(other[name]), values[name]) for name in found)])
+        examples.append(GoldenExample(values={name: recorded(numbers) for name, numbers in values.items()}))
     return Golden(examples=tuple(examples), noise=float(f"{noise:.2g}"), by="engine")
 
 
@@ -144,18 +144,19 @@ def verify_examples(model: Module, expected: Golden, tolerance: float) -> Output
         found = model.run(example.inputs)
         for name, values in wanted.values.items():
             what, known = f"example {number}, output {name}", np.array(values, np.float64)
-            if not verdict.compare(what, _numbers(found[name]), known, tolerance):
+            if not verdict.compare(what, numbers_of(found[name]), known, tolerance):
                 break  # one line for each example
     return verdict
 
 
-def _numbers(output: NDArray[Any]) -> NDArray[np.float64]:
-    """At most NUM_VALUES numbers of an output, in equal steps over all of them."""
+def numbers_of(output: NDArray[Any], most: int = NUM_VALUES) -> NDArray[np.float64]:
+    """At most so many numbers of an output, in equal steps over all of them."""
     whole = output.reshape(-1)
-    return np.asarray(whole[:: max(1, -(-whole.size // NUM_VALUES))], np.float64)
+    return np.asarray(whole[:: max(1, -(-whole.size // most))], np.float64)
 
 
-def _recorded(numbers: NDArray[Any]) -> tuple[float, ...]:
+def recorded(numbers: NDArray[Any]) -> tuple[float, ...]:
+    """As they are written."""
     return tuple(float(f"{value:.{DIGITS}g}") for value in numbers)
 
 

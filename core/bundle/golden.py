@@ -56,7 +56,7 @@ class GoldenOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenExample:
-    """Numbers of each output, by its name, for one example of the bundle."""
+    """Numbers of each output, by its name, for one example of the bundle, or of an encoder for one sound."""
 
     values: Mapping[str, tuple[float, ...]]
 
@@ -66,7 +66,8 @@ class Golden:
     """The answers of one engine, or its outputs where the model generates nothing.
 
     `noise` is how far its margins move, in logits, when the same positions are computed in another order; of outputs
-    the distance by their length. They were recorded `by` the engine itself, or by the canonical graph where the engine
+    the distance by their length. Of speech `examples` are the encoder's outputs for the sound of each answer, and
+    `output_noise` is theirs. They were recorded `by` the engine itself, or by the canonical graph where the engine
     could not run on the build machine.
     """
 
@@ -74,6 +75,7 @@ class Golden:
     outputs: tuple[GoldenOutput, ...] = ()
     examples: tuple[GoldenExample, ...] = ()
     noise: float
+    output_noise: float | None = None
     by: Literal["engine", "canonical graph"]
 
     def threshold(self, dtype: str) -> float:
@@ -87,7 +89,8 @@ class Golden:
         follows; kernels of other machines flip others.
         """
         floor = OUTPUT_FLOORS.get(dtype, max(OUTPUT_FLOORS.values()))
-        return max(4 * self.noise, floor, INT8_OUTPUT_FLOOR if is_int8 else 0)
+        noise = self.noise if self.output_noise is None else self.output_noise
+        return max(4 * noise, floor, INT8_OUTPUT_FLOOR if is_int8 else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

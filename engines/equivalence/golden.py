@@ -8,23 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget
+from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget, GoldenExample
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE, source_encoder_interface
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.tasks import task_module
 from piston.engines.equivalence.answers import reference_of
 from piston.engines.equivalence.ragged import inner_session
 from piston.runtime import kernels, tasks
-from piston.runtime.backends.engine import Engine
+from piston.runtime.backends.engine import Engine, Source
 from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.ort_encoder_decoder import OrtEncoderDecoder
 from piston.runtime.backends.registry import Sizes, open_engine
 from piston.runtime.backends.session import OrtOptions, OrtSession
 from piston.runtime.bundle import Bundle
-from piston.runtime.golden_sounds import write_sounds
+from piston.runtime.golden_sounds import encoded, write_sounds
 from piston.runtime.tasks.module import Module
 from piston.runtime.verify import SourceOf, margin_of, read, source_of
-from piston.runtime.verify_outputs import golden_examples, golden_of
+from piston.runtime.verify_outputs import distance, golden_examples, golden_of, recorded
 
 NUM_TOKENS = 16
 PROMPTS = (
@@ -157,7 +157,18 @@ def _expected(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int, so
     for start in range(0, len(asked), slots):
         answers += _answered(engine, asked[start : start + slots], num_tokens, sources)
     noise = max((_noise(engine, answer, sources) for answer in answers), default=0.0)
-    return Golden(answers=tuple(answers), noise=round(noise, DIGITS), by="engine")
+    found = Golden(answers=tuple(answers), noise=round(noise, DIGITS), by="engine")
+    heard = [source for answer in answers if answer.audio and (source := sources(answer)) is not None]
+    return _with_encoded(engine, found, heard) if heard else found
+
+
+def _with_encoded(engine: Engine, found: Golden, heard: Sequence[Source]) -> Golden:
+    """With the encoder's outputs for each sound alone, and how far they move in one batch."""
+    alone = [encoded(engine, [source])[0] for source in heard]
+    pairs = zip(encoded(engine, heard), alone, strict=True)
+    noise = max(distance(many[name], one[name]) for many, one in pairs for name in one)
+    examples = [GoldenExample(values={name: recorded(numbers) for name, numbers in one.items()}) for one in alone]
+    return replace(found, examples=tuple(examples), output_noise=float(f"{noise:.2g}"))
 
 
 def _answered(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int, sources: SourceOf) -> list[GoldenAnswer]:
