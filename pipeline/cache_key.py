@@ -69,7 +69,7 @@ PACKAGES = {  # verb: the packages whose code may change its result
     "build": ("piston.core", "piston.runtime", "piston.graph", "piston.engines"),
     "verify": ("piston.core", "piston.runtime"),
     "eval": ("piston.core", "piston.core.report", "piston.runtime", "piston.evaluation"),  # its page is kept
-    "bench": ("piston.core", "piston.runtime", "piston.bench"),
+    "bench": ("piston.core", "piston.runtime", "piston.evaluation", "piston.bench"),
 }
 
 
