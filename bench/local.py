@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.tasks import task_module
 from piston.runtime import tasks
-from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.tasks.text_generation import open_model
@@ -59,6 +58,7 @@ class LocalRun:
         if (task := bundle.manifest.task) == TEXT_GENERATION:
             return cls(open_model(bundle, target=options.get("target"), best_only=True, **sizes))
         from piston.bench.local_sources import CLASSES
+        from piston.runtime.backends.registry import select_engine
 
         best, _ = select_engine(bundle, options.get("target"))  # named, it is not replaced by another
         return CLASSES[task](task_module(tasks, task).open_model(bundle, target=best.target, **sizes))
