@@ -17,6 +17,7 @@ from torch import nn
 from piston.core.bundle.interface import CacheSpec, GraphInterface
 from piston.core.errors import CheckpointError, ParityError
 from piston.export.parity import Parity, Row, compare_answers
+from piston.runtime.backends.cross_states import CrossStates
 from piston.runtime.backends.engine import Source
 from piston.runtime.backends.ort_encoder_decoder import OrtEncoderDecoder
 from piston.runtime.backends.session import OrtOptions
@@ -117,7 +118,7 @@ def check_source_parity(
 def _compare_states(engine: OrtEncoderDecoder, slots: dict[int, SourceReference]) -> tuple[float, float]:
     """The largest difference of cross states in the slots, and in a batch that is padded; and the bound."""
     cross = engine.cache.cross
-    assert cross is not None
+    assert isinstance(cross, CrossStates)
     together = engine.encoder.run(_batch([reference.source for reference in slots.values()]))
     largest = max(float(np.abs(state).max()) for reference in slots.values() for state in reference.states)
     bound, worst = max(ABSOLUTE, RELATIVE * largest), 0.0

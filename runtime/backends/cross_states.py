@@ -19,20 +19,48 @@ STEP = 32  # positions: the width is a multiple, since each width has its own bi
 STORED = {"float32": np.float32, "float16": np.float16}
 
 
-class CrossStates:
-    """The cross states of slots 0 .. num_slots-1, of up to `capacity` positions each.
+class Sources:
+    """Which sources the slots 0 .. num_slots-1 hold, of up to `capacity` positions each; not where their states are.
 
     Attributes:
         lengths: positions of each slot's source, int64 [num_slots]; at least 1, so that a step on an idle row is of
             finite numbers.
+        keys: of each slot's source; None: it holds none.
     """
 
-    def __init__(self, spec: CacheSpec, num_slots: int, capacity: int) -> None:
-        self.spec = spec
+    def __init__(self, num_slots: int, capacity: int) -> None:
         self.capacity = capacity
-        self.is_fixed = all(state.axis is None for state in spec.states)  # every source has as many positions
         self.lengths = np.ones(num_slots, np.int64)
-        self.keys: list[Hashable] = [None] * num_slots  # of the source that a slot holds
+        self.keys: list[Hashable] = [None] * num_slots
+
+    def check(self, length: int) -> None:
+        """Raise PromptTooLongError for a source that does not fit."""
+        if length > self.capacity:
+            raise PromptTooLongError(
+                f"The source has {length:,} tokens, but the engine holds {self.capacity:,}; shorten it, or load with a "
+                "larger max_length."
+            )
+
+    def hold(self, slot: int, length: int, key: Hashable) -> None:
+        """Record the source of a slot."""
+        self.lengths[slot], self.keys[slot] = length, key
+
+    def copy(self, source: int, goal: int) -> None:
+        """Let a slot have the source of another."""
+        self.lengths[goal], self.keys[goal] = self.lengths[source], self.keys[source]
+
+    def release(self, slot: int) -> None:
+        """Forget the source of a slot."""
+        self.lengths[slot], self.keys[slot] = 1, None
+
+
+class CrossStates(Sources):
+    """The sources of the slots with their states in host memory."""
+
+    def __init__(self, spec: CacheSpec, num_slots: int, capacity: int) -> None:
+        super().__init__(num_slots, capacity)
+        self.spec = spec
+        self.is_fixed = all(state.axis is None for state in spec.states)  # every source has as many positions
         self.width = self.capacity if self.is_fixed else min(STEP, capacity)
         try:
             self._memory = [
@@ -53,18 +81,10 @@ class CrossStates:
     def write(self, slot: int, states: Sequence[NDArray[Any]], length: int, key: Hashable, used: Iterable[int]) -> None:
         """Store the states [1, heads, positions, head_dim] of a source of `length` positions; `used` slots are kept."""
         self.check(length)
-        self.lengths[slot], self.keys[slot] = length, key
+        self.hold(slot, length, key)
         self._fit([other for other in used if other != slot], length)
         for view, state in zip(self.arrays, states, strict=True):
             view[slot, :, :length] = state[0, :, :length]
-
-    def check(self, length: int) -> None:
-        """Raise PromptTooLongError for a source that does not fit."""
-        if length > self.capacity:
-            raise PromptTooLongError(
-                f"The source has {length:,} tokens, but the engine holds {self.capacity:,}; shorten it, or load with a "
-                "larger max_length."
-            )
 
     def copy(self, source: int, goal: int) -> None:
         """Let a slot have the source of another; nothing is copied where it has."""
@@ -73,11 +93,7 @@ class CrossStates:
         length = int(self.lengths[source])
         for view in self.arrays:
             view[goal, :, :length] = view[source, :, :length]
-        self.lengths[goal], self.keys[goal] = length, self.keys[source]
-
-    def release(self, slot: int) -> None:
-        """Forget the source of a slot."""
-        self.lengths[slot], self.keys[slot] = 1, None
+        super().copy(source, goal)
 
     def _fit(self, used: Sequence[int], length: int) -> None:
         """Change the width to what the slots in use and a source of `length` positions need."""

@@ -67,6 +67,22 @@ class EncoderDecoderEngine(Engine, Protocol):
         """
 
 
+def needs_encoding(cache: KVCache, slot: int, source: Source) -> bool:
+    """Whether a slot does not hold the states of a source already.
+
+    Raises:
+        MisuseError: it is not empty, and holds another.
+        PromptTooLongError: the source does not fit.
+    """
+    assert cache.cross is not None
+    if cache.cross.keys[slot] == source.key:
+        return False
+    if slot not in cache.used or cache.lengths[slot]:
+        raise MisuseError(f"Slot {slot} is not empty; release it before another source is encoded.")
+    cache.cross.check(source.length)
+    return True
+
+
 def encode(engine: Engine, slot: int, source: Source) -> None:
     """Run the encoder for a slot; raises MisuseError for an engine that has none."""
     if not isinstance(engine, EncoderDecoderEngine):

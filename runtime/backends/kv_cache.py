@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import HostMemoryError, MisuseError, PromptTooLongError
-from piston.runtime.backends.cross_states import CrossStates
+from piston.runtime.backends.cross_states import Sources
 
 STORED = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.uint16, "int8": np.int8}
 
@@ -40,7 +40,7 @@ class KVCache:
         cross: what the rows attend to beside their own tokens, of an encoder-decoder; its engine sets it.
     """
 
-    cross: CrossStates | None = None
+    cross: Sources | None = None
 
     def __init__(
         self,
@@ -175,10 +175,11 @@ class KVCache:
         if asked.issubset(first) and all(self.lengths[slot] < self.capacity for slot in first if slot not in asked):
             return first, []
         lengths = self.lengths.tolist()
+        holds = [length > 0 or self._has_source(slot) for slot, length in enumerate(lengths)]
         full = {slot for slot, length in enumerate(lengths) if length >= self.capacity} - asked
         count = min(count, self.num_slots - len(full))
         # Empty ones first: moving them copies nothing.
-        idle = sorted((slot for slot in placed if slot not in asked | full), key=lambda slot: lengths[slot] > 0)
+        idle = sorted((slot for slot in placed if slot not in asked | full), key=holds.__getitem__)
         leaving = [slot for slot in placed[:count] if slot in full]
         coming = [slot for slot in placed[count:] if slot in asked]
         coming += [slot for slot in idle if self._rows[slot] >= count][: max(len(leaving) - len(coming), 0)]
@@ -186,9 +187,9 @@ class KVCache:
         moves = []
         for came, left in zip(coming, leaving, strict=False):
             source, goal = self._rows[came], self._rows[left]
-            if lengths[came]:
-                moves.append(Move(source, goal, is_exchange=lengths[left] > 0))
-            elif lengths[left]:
+            if holds[came]:
+                moves.append(Move(source, goal, is_exchange=holds[left]))
+            elif holds[left]:
                 moves.append(Move(goal, source, is_exchange=False))
             self._exchange(came, left)
         return placed[:count], moves
@@ -205,6 +206,9 @@ class KVCache:
     def address(self, index: int, row: int) -> int:
         """Address of a row's first byte in the array of the state `index`."""
         return self._bases[index] + row * self._row_bytes[index]
+
+    def _has_source(self, slot: int) -> bool:
+        return self.cross is not None and self.cross.keys[slot] is not None
 
     def _exchange(self, one: int, other: int) -> None:
         """Exchange the rows of two slots."""

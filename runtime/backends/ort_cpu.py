@@ -43,6 +43,7 @@ class OrtEngine:
         num_slots, capacity = cache.num_slots, cache.capacity
         self.vocab_size = int(session.get_outputs()[0].shape[-1])
         self.cache = cache
+        self._cross = cache.cross if isinstance(cache.cross, CrossStates) else None
         self._session = session
         self._run_options = run_options
         self._chunk = min(chunk, capacity)
@@ -103,7 +104,7 @@ class OrtEngine:
             buffers.kv_lengths[rows] = lengths + 1
             buffers.total_sequence_length[0] = lengths.max() + 1
             # Least recently used first: it is dropped when there are too many.
-            key = (low, high, 0 if self.cache.cross is None else self.cache.cross.width)
+            key = (low, high, 0 if self._cross is None else self._cross.width)
             binding = self._decode_bindings.pop(key, None)
             self._decode_bindings[key] = binding or self._bind(buffers, low, high, seq=1, logits=buffers.logits[rows])
             if len(self._decode_bindings) > MAX_BINDINGS:
@@ -157,8 +158,8 @@ class OrtEngine:
         shape = [rows, kept, self.vocab_size]
         binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
         bind_cache(binding, self.cache, low, rows)
-        if self.cache.cross is not None:
-            bind_cross(binding, self.cache.cross, low, rows, self._inputs)
+        if self._cross is not None:
+            bind_cross(binding, self._cross, low, rows, self._inputs)
         return binding
 
     def _run(self, binding: Any) -> None:

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle.interface import CacheSpec, GraphInterface
-from piston.core.errors import MisuseError
 from piston.runtime.backends.cross_states import CrossStates
-from piston.runtime.backends.engine import Source
+from piston.runtime.backends.engine import Source, needs_encoding
 from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.session import OrtOptions, OrtSession
 
@@ -43,13 +42,10 @@ class OrtEncoderDecoder(OrtEngine):
 
     def encode(self, slot: int, source: Source) -> None:
         """See EncoderDecoderEngine."""
-        cross, cache = self.cache.cross, self.cache
+        cross, cache = self._cross, self.cache
         assert cross is not None
-        if cross.keys[slot] == source.key:
+        if not needs_encoding(cache, slot, source):
             return
-        if slot not in cache.used or cache.lengths[slot]:
-            raise MisuseError(f"Slot {slot} is not empty; release it before another source is encoded.")
-        cross.check(source.length)
         found: dict[str, Any] = self.encoder.run(source.feeds)
         states = [found[state.output] for state in cross.spec.states]
         cross.write(slot, states, source.length, source.key, cache.used)

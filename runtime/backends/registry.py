@@ -8,7 +8,7 @@ from piston.core.bundle.interface import ENCODER, source_encoder_interface
 from piston.core.bundle.manifest import EngineSpec
 from piston.core.bundle.plan_header import PlanHeader
 from piston.core.cache_dir import cache_dir
-from piston.core.errors import BundleCorruptError, BundleError, DeviceMemoryError, EngineError, Error, MisuseError
+from piston.core.errors import BundleCorruptError, BundleError, DeviceMemoryError, Error, MisuseError
 from piston.runtime import kernels
 from piston.runtime.backends.cuda_driver import Device
 from piston.runtime.backends.engine import Engine
@@ -181,16 +181,15 @@ def _open_ort_cpu_session(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> "Se
 def _check_tensorrt(bundle: Bundle, spec: EngineSpec, machine: Machine) -> None:
     from piston.runtime.backends.tensorrt.plan import LEAN, check_gpu, check_version
 
-    if spec.cross.states:
-        raise EngineError(f"{spec.target} has no runtime for models with an encoder and a decoder yet; use ort-cpu.")
     device = machine.require_device()
-    header = PlanHeader.read(path := bundle.directory / spec.path)
-    check_gpu(header.compute_capabilities or compute_capabilities_of(spec), device, str(path))
-    if is_lean := _is_lean(header, spec, machine):
-        check_version(header, machine.tensorrt_version(LEAN), str(path), is_lean=is_lean)
-    else:
-        machine.require_module(header.compiler, TENSORRT_EXTRAS[header.compiler])
-        check_version(header, machine.tensorrt_version(header.compiler), str(path))
+    for file in spec.files.values():
+        header = PlanHeader.read(path := bundle.directory / file)
+        check_gpu(header.compute_capabilities or compute_capabilities_of(spec), device, str(path))
+        if is_lean := _is_lean(header, spec, machine):
+            check_version(header, machine.tensorrt_version(LEAN), str(path), is_lean=is_lean)
+        else:
+            machine.require_module(header.compiler, TENSORRT_EXTRAS[header.compiler])
+            check_version(header, machine.tensorrt_version(header.compiler), str(path))
     _check_device_memory(bundle, spec, device)
 
 
@@ -211,14 +210,19 @@ def _open_tensorrt(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> Engine:
 
     _refuse_cpu_options(spec, sizes)
     cuda = Cuda.open()
-    return TensorRTEngine.open(
-        _plan_of(bundle, spec, spec.path, cuda),
-        spec.cache,
-        cuda=cuda,
-        num_slots=sizes.num_slots,
-        capacity=sizes.capacity,
-        max_top_k=_stated(spec, "max_top_k"),
-    )
+    plan = _plan_of(bundle, spec, spec.path, cuda)
+    options = {"num_slots": sizes.num_slots, "capacity": sizes.capacity, "max_top_k": _stated(spec, "max_top_k")}
+    if not spec.cross.states:
+        return TensorRTEngine.open(plan, spec.cache, cuda=cuda, **options)
+    from piston.runtime.backends.tensorrt.encoder_decoder import TensorRTEncoderDecoder
+
+    try:
+        encoder = _plan_of(bundle, spec, spec.files[ENCODER], cuda)
+    except BaseException:
+        plan.close()
+        raise
+    interface = source_encoder_interface(spec.cross, bundle.manifest.graphs[ENCODER].inputs)
+    return TensorRTEncoderDecoder.open_both((encoder, interface), (plan, spec.cache, spec.cross), cuda=cuda, **options)
 
 
 def _open_tensorrt_session(bundle: Bundle, spec: EngineSpec, sizes: Sizes) -> "Session":
@@ -280,10 +284,12 @@ def _refuse_cpu_options(spec: EngineSpec, sizes: Sizes) -> None:
 
 
 def _check_device_memory(bundle: Bundle, spec: EngineSpec, device: Device) -> None:
-    """Raise unless weights and the cache of one row, if it has any, fit: the minimum of an engine."""
-    directory = spec.path.rpartition("/")[0] + "/"
-    files = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(directory))
-    needed = files + (spec.cache.bytes_per_token * _stated(spec, "capacity") if spec.cache.states else 0)
+    """Raise unless weights and the states of one row, if it has any, fit: the minimum of an engine."""
+    directories = tuple(f"{file.rpartition('/')[0]}/" for file in spec.files.values())
+    needed = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(directories))
+    needed += spec.cache.bytes_per_token * _stated(spec, "capacity") if spec.cache.states else 0
+    if spec.cross.states:
+        needed += sum(spec.cross.array_bytes(1, _stated(spec, "max_source")))
     if needed > device.free_bytes:
         raise DeviceMemoryError(
             f"{spec.target} needs at least {needed / 1e6:,.1f} MB on the GPU; of the "

@@ -103,6 +103,8 @@ class SpeechRecognizer:
                 f"{self.manifest.model.name} has no times of words: its generation_config.json named no "
                 "alignment_heads when it was exported."
             )
+        if chosen.word_timestamps and not hasattr(self.engine, "around_run"):
+            raise MisuseError(f"{self.target} does not tell the times of words; use an engine for ort-cpu (--target).")
         source, rate = rereadable(audio), self.features.rate
 
         def blocks() -> Iterator[Samples]:

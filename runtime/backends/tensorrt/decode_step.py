@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.bundle.interface import ALIGNMENT, SOURCE_LENGTHS
 from piston.core.errors import EngineError
 from piston.runtime.backends.cuda_driver import Cuda, Graph, Stream, warn_not_captured
 from piston.runtime.backends.device_block import MOVING, Block
 from piston.runtime.backends.tensorrt.context import Context
 from piston.runtime.backends.tensorrt.device_cache import DeviceCache
 from piston.runtime.backends.tensorrt.fields import input_fields, moving_bytes, output_fields
-from piston.runtime.backends.tensorrt.interface import INPUTS, Interface
+from piston.runtime.backends.tensorrt.interface import Interface
 
 PURPOSE = "The decode step"
 RING = 8  # steps that the device may work ahead: the host's ring buffer holds their tokens
@@ -58,12 +59,13 @@ class DecodeStep:
         num_slots: int,
     ) -> None:
         self._stream, self._make_context, self._cache = stream, make_context, cache
-        self._capacity, self._vocab_size = interface.capacity, interface.vocab_size
+        self._capacity, self._vocab_size, self._names = interface.capacity, interface.vocab_size, interface.inputs
         self._captured: dict[int, Captured] = {}  # by rows
         self.capture_problem: str | None = None  # why steps are not captured, if they are not
         self._stack = ExitStack()
         with self._stack:
-            self._inputs = Block(cuda, input_fields(num_slots, 1, 1, interface.capacity), PURPOSE)
+            fields = input_fields(num_slots, 1, 1, interface.capacity, has_lengths=interface.has_lengths)
+            self._inputs = Block(cuda, fields, PURPOSE)
             self._stack.callback(self._inputs.close)
             self._outputs = Block(cuda, output_fields(num_slots, 1), PURPOSE, on_host=False)
             self._stack.callback(self._outputs.close)
@@ -72,6 +74,11 @@ class DecodeStep:
             self._stack.callback(self._device_logits.close)
             self._host_logits = cuda.pinned((num_slots, interface.vocab_size), np.float32, PURPOSE)
             self._stack.callback(self._host_logits.close)
+            self._unread: dict[str, int] = {}
+            if interface.alignment:
+                unread = cuda.allocate(interface.alignment * num_slots, PURPOSE)
+                self._stack.callback(unread.close)
+                self._unread = {ALIGNMENT: unread.address}
             self._ring = cuda.pinned((RING, num_slots), np.int64, PURPOSE)
             self._stack.callback(self._ring.close)
             self._events = [cuda.event() for _ in range(RING)]
@@ -81,17 +88,24 @@ class DecodeStep:
             self._now = self._enter(1)  # a plan without a context fails when it is opened
             self._inputs.arrays["top_k"][:] = 1
             self._inputs.arrays["top_p"][:] = 1
+            if SOURCE_LENGTHS.name in self._inputs.arrays:
+                self._inputs.arrays[SOURCE_LENGTHS.name][:] = 1
             self._inputs.upload(stream, "input_ids")
             stream.synchronize()
             self._stack = self._stack.pop_all()
 
-    def step(self, ids: Sequence[int], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append a token to each of the first rows; logits float32 [rows, vocab], valid until the next step."""
+    def step(
+        self, ids: Sequence[int], lengths: NDArray[np.int64], sources: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Append a token to each of the first rows; logits float32 [rows, vocab], valid until the next step.
+
+        `sources` are the positions of each row's source, of an encoder-decoder.
+        """
         self._now, rows = self._enter(len(ids)), len(ids)
-        self._inputs.fill(ids, lengths)
+        self._fill(ids, lengths, sources)
 
         def enqueue() -> None:
-            self._inputs.upload(self._stream, MOVING[0], "logits_positions")
+            self._inputs.upload(self._stream, MOVING[0], "temperature")
             self._now.context.run()
             nbytes = rows * self._vocab_size * 4
             self._stream.download(self._host_logits.address, self._device_logits.address, nbytes)
@@ -100,10 +114,16 @@ class DecodeStep:
         self._stream.synchronize()
         return self._host_logits.array[:rows]
 
-    def start(self, ids: Sequence[int], lengths: NDArray[np.int64], choice: "Choice") -> None:
-        """Prepare steps of the first rows whose outputs feed the next step."""
+    def start(
+        self,
+        ids: Sequence[int],
+        lengths: NDArray[np.int64],
+        choice: "Choice",
+        sources: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Prepare steps of the first rows whose outputs feed the next step; see `step`."""
         self._now = self._enter(len(ids))
-        self._inputs.fill(ids, lengths)
+        self._fill(ids, lengths, sources)
         arrays, rows = self._inputs.arrays, len(ids)
         for name, values in (("temperature", choice.temperature), ("top_k", choice.top_k), ("top_p", choice.top_p)):
             arrays[name][:rows] = values
@@ -137,17 +157,24 @@ class DecodeStep:
         """Drop graphs and contexts, then free the buffers."""
         self._stack.close()
 
+    def _fill(self, ids: Sequence[int], lengths: NDArray[np.int64], sources: NDArray[np.int64] | None) -> None:
+        self._inputs.fill(ids, lengths)
+        if sources is not None and SOURCE_LENGTHS.name in self._inputs.arrays:
+            self._inputs.arrays[SOURCE_LENGTHS.name][: len(ids)] = sources
+
     def _enter(self, rows: int) -> Captured:
         """The context and graphs for steps of the first `rows` rows, created at first use."""
         if (found := self._captured.get(rows)) is not None:
             return found
         context = self._make_context()
-        context.bind({name: self._inputs.address(name) for name in INPUTS})
+        context.bind({name: self._inputs.address(name) for name in self._names} | self._unread)
         context.bind({f"next.{name}": self._outputs.address(f"next.{name}") for name in MOVING})
         context.bind({"logits": self._device_logits.address, **self._cache.addresses(0)})
         context.shape(dict.fromkeys(("input_ids", "position_ids", "logits_positions"), (rows, 1)))
         context.shape(dict.fromkeys(("write_indices", "kv_lengths", "temperature", "top_k", "top_p"), (rows,)))
         context.shape({"uniforms": (rows, self._capacity), **self._cache.shapes(rows)})
+        if SOURCE_LENGTHS.name in self._names:
+            context.shape({SOURCE_LENGTHS.name: (rows,)})
         self._captured[rows] = Captured(rows, context)
         return self._captured[rows]
 

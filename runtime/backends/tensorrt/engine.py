@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import EngineError, MisuseError
@@ -38,6 +39,7 @@ class TensorRTEngine:
         num_slots: rows decoded together, at most as many as the plan was built for.
         capacity: positions of each, likewise.
         max_top_k: number of candidates of the plan's sampling.
+        cross: the states over a source that the plan reads, of an encoder-decoder.
 
     Raises:
         MisuseError: more slots or positions than the plan has.
@@ -45,14 +47,23 @@ class TensorRTEngine:
         EngineError: TensorRT refuses something.
     """
 
-    def __init__(
-        self, cuda: Cuda, plan: Plan, spec: CacheSpec, *, num_slots: int, capacity: int, max_top_k: int
+    def __init__(  # noqa: PLR0913
+        self,
+        cuda: Cuda,
+        plan: Plan,
+        spec: CacheSpec,
+        *,
+        num_slots: int,
+        capacity: int,
+        max_top_k: int,
+        cross: CacheSpec | None = None,
     ) -> None:
         self.plan = plan
-        self._interface = Interface.read(plan.engine, spec, plan.source)
+        self._interface = Interface.read(plan.engine, spec, plan.source, cross)
         self._interface.check_sizes(num_slots, capacity)
         self.vocab_size = self._interface.vocab_size
         self.cache = KVCache(spec, num_slots, capacity, device="cuda", bases=())
+        self._spec, self._cross = spec, cross
         self._max_top_k = max_top_k
         self._turn = 0  # counts uses of the engine, so that a run notices other uses
         self._is_running = False
@@ -61,7 +72,7 @@ class TensorRTEngine:
             stack.callback(plan.close)
             self._stream = cuda.stream()
             stack.callback(self._stream.close)
-            self._make_steps(cuda, plan, spec, num_slots, stack)
+            self._make_steps(cuda, plan, num_slots, stack)
             stack.callback(plan.save_kernels)
             # Wait first: nothing may be freed while work is still running.
             stack.callback(self._stream.synchronize)
@@ -87,7 +98,9 @@ class TensorRTEngine:
         while start < len(ids):
             stop = self._chunk_end(start, len(ids), len(ids) - num_logits)
             kept = range(max(len(ids) - num_logits - start, 0), stop - start)
-            logits = self._prefill.run(self.cache.row(slot), ids[start:stop], int(self.cache.lengths[slot]), kept)
+            source = 0 if self.cache.cross is None else int(self.cache.cross.lengths[slot])
+            length = int(self.cache.lengths[slot])
+            logits = self._prefill.run(self.cache.row(slot), ids[start:stop], length, kept, source)
             if num_logits == len(kept):
                 found = logits  # all of them in one chunk: no copy
             else:
@@ -106,7 +119,8 @@ class TensorRTEngine:
             return {}
         self._settle()
         placed = self._rows.gather(self.cache, tokens)
-        logits = self._decode.step([tokens.get(slot, 0) for slot in placed], self.cache.lengths[placed])
+        ids = [tokens.get(slot, 0) for slot in placed]
+        logits = self._decode.step(ids, self.cache.lengths[placed], self._sources(placed))
         for slot in tokens:
             self.cache.advance(slot, 1)
         return {slot: logits[row] for row, slot in enumerate(placed) if slot in tokens}
@@ -126,7 +140,7 @@ class TensorRTEngine:
         self._settle()
         placed, turn = self._rows.gather(self.cache, rows), self._turn
         ids = [rows[slot].token_id if slot in rows else 0 for slot in placed]
-        self._decode.start(ids, self.cache.lengths[placed], _choice(rows, placed))
+        self._decode.start(ids, self.cache.lengths[placed], _choice(rows, placed), self._sources(placed))
         self._is_running = True
         launched = 0
         for index in range(num_steps):
@@ -151,9 +165,21 @@ class TensorRTEngine:
         self._turn += 1
         self._release()
 
-    def _make_steps(self, cuda: Cuda, plan: Plan, spec: CacheSpec, num_slots: int, stack: ExitStack) -> None:
+    def _sources(self, slots: Sequence[int]) -> NDArray[np.int64] | None:
+        """Positions of each slot's source."""
+        return None if self.cache.cross is None else self.cache.cross.lengths[list(slots)]
+
+    def _make_steps(self, cuda: Cuda, plan: Plan, num_slots: int, stack: ExitStack) -> None:
         interface = self._interface
-        memory = DeviceCache(cuda, self._stream, spec, num_slots, interface.capacity)
+        self._memory = memory = DeviceCache(
+            cuda,
+            self._stream,
+            self._spec,
+            num_slots,
+            interface.capacity,
+            cross=self._cross,
+            max_source=interface.max_source,
+        )
         stack.callback(memory.close)
         # Contexts never run at the same time, so they share one scratch buffer.
         scratch = cuda.allocate(max(plan.scratch_bytes, 1), "The scratch memory of TensorRT")

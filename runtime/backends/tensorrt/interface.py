@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.interface import ALIGNMENT, ITEM_SIZES, SOURCE_LENGTHS, CacheSpec
 from piston.core.errors import EngineError, MisuseError
 from piston.runtime.backends.device_block import MOVING
 
@@ -28,17 +28,26 @@ class Interface:
     max_batch: int
     chunk: int  # tokens of one prefill step
     max_logits: int  # of one prefill step
+    max_source: int = 0  # positions of a row's source in memory; 0: there is no encoder
+    has_lengths: bool = False  # whether sources have different lengths
+    alignment: int = 0  # bytes for each token that say where in the source it looks; 0: the graph does not tell
 
     @classmethod
-    def read(cls, engine: Any, spec: CacheSpec, source: str) -> Self:
-        """Check names, types, profiles and aliasing.
+    def read(cls, engine: Any, spec: CacheSpec, source: str, cross: CacheSpec | None = None) -> Self:
+        """Check names, types, profiles and aliasing; `cross` are the states over a source that the engine reads.
 
         Raises:
             EngineError: Piston did not build it, or its cache is not the one that `spec` states.
         """
-        found = tensors_of(engine)
-        if found != (wanted := _tensors(spec)):
-            odd = min(set(found.items()) ^ set(wanted.items()))
+        found, read = tensors_of(engine), () if cross is None else cross.states
+        has_lengths = any(state.axis is not None for state in read)
+        given = (
+            found if ALIGNMENT not in found or not read else {name: found[name] for name in found if name != ALIGNMENT}
+        )
+        wanted = _tensors(spec) | {state.input: TYPES.get(state.dtype, state.dtype) for state in read}
+        wanted |= {SOURCE_LENGTHS.name: "INT64"} if has_lengths else {}
+        if given != wanted:
+            odd = min(set(given.items()) ^ set(wanted.items()))
             raise EngineError(f"{source} is not the engine its manifest states: it differs in {odd}; build it again.")
         if engine.num_optimization_profiles != 2:  # noqa: PLR2004
             raise EngineError(f"{source} has {engine.num_optimization_profiles} profiles, not 2; build it again.")
@@ -50,7 +59,15 @@ class Interface:
             max_batch=decode[0],
             chunk=prefill[1],
             max_logits=largest_shape(engine, "logits_positions", PREFILL)[1],
+            max_source=int(tuple(engine.get_tensor_shape(read[0].input))[CAPACITY_AXIS]) if read else 0,
+            has_lengths=has_lengths,
+            alignment=_alignment_bytes(engine) if ALIGNMENT in found else 0,
         )
+
+    @property
+    def inputs(self) -> list[str]:
+        """Those that are no states."""
+        return [*INPUTS, *([SOURCE_LENGTHS.name] if self.has_lengths else [])]
 
     def check_sizes(self, num_slots: int, capacity: int) -> None:
         """Raise MisuseError for more slots or positions than the engine has."""
@@ -65,6 +82,12 @@ def tensors_of(engine: Any) -> dict[str, str]:
     """The type of every input and output of an engine, as TensorRT names it."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     return {name: engine.get_tensor_dtype(name).name for name in names}
+
+
+def _alignment_bytes(engine: Any) -> int:
+    """Of one token: the weights of each head over the source."""
+    _, heads, _, positions = (int(size) for size in engine.get_tensor_shape(ALIGNMENT))
+    return heads * positions * ITEM_SIZES["float32"]  # the largest type
 
 
 def _tensors(spec: CacheSpec) -> dict[str, str]:

@@ -4,13 +4,14 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from piston.core.bundle.interface import ALIGNMENT, SOURCE_LENGTHS
 from piston.runtime.backends.cuda_driver import Cuda, DeviceBuffer, PinnedArray, Stream
 from piston.runtime.backends.device_block import MOVING, Block
 from piston.runtime.backends.engine import Logits
 from piston.runtime.backends.tensorrt.context import Context
 from piston.runtime.backends.tensorrt.device_cache import DeviceCache
 from piston.runtime.backends.tensorrt.fields import input_fields, output_fields
-from piston.runtime.backends.tensorrt.interface import INPUTS, Interface
+from piston.runtime.backends.tensorrt.interface import Interface
 
 PURPOSE = "The prefill step"
 
@@ -26,13 +27,20 @@ class PrefillStep:
         self._logits = ExitStack()
         with self._stack:
             self._stack.callback(self._logits.close)
-            fields = input_fields(1, interface.chunk, interface.max_logits, interface.capacity)
+            sizes = (interface.chunk, interface.max_logits, interface.capacity)
+            fields = input_fields(1, *sizes, has_lengths=interface.has_lengths)
             self._inputs = Block(cuda, fields, PURPOSE)
             self._stack.callback(self._inputs.close)
             outputs = Block(cuda, output_fields(1, interface.max_logits), PURPOSE, on_host=False)
             self._stack.callback(outputs.close)
             self._stack.callback(context.close)
-            context.bind({name: self._inputs.address(name) for name in INPUTS})
+            context.bind({name: self._inputs.address(name) for name in fields})
+            if interface.alignment:
+                unread = cuda.allocate(interface.alignment * interface.chunk, PURPOSE)
+                self._stack.callback(unread.close)
+                context.bind({ALIGNMENT: unread.address})
+            if interface.has_lengths:
+                context.shape({SOURCE_LENGTHS.name: (1,)})
             context.bind({f"next.{name}": outputs.address(f"next.{name}") for name in MOVING})
             context.shape(dict.fromkeys(("write_indices", "kv_lengths", "temperature", "top_k", "top_p"), (1,)))
             context.shape({"uniforms": (1, interface.capacity), **cache.shapes(1)})
@@ -43,7 +51,7 @@ class PrefillStep:
             stream.synchronize()
             self._stack = self._stack.pop_all()
 
-    def run(self, slot: int, ids: np.ndarray, length: int, kept: range) -> Logits:
+    def run(self, slot: int, ids: np.ndarray, length: int, kept: range, source: int = 0) -> Logits:
         """Append `ids` to a slot that holds `length` positions; logits of the ids in `kept`, valid until the next run.
 
         Args:
@@ -51,6 +59,7 @@ class PrefillStep:
             ids: int64 [n], n from 1 to the chunk.
             length: positions before them.
             kept: which of them get logits; at most max_logits.
+            source: positions of the row's source, where the graph reads them.
         """
         count, num_kept = len(ids), max(len(kept), 1)  # the graph gives one at least
         self._reserve(num_kept)
@@ -60,6 +69,8 @@ class PrefillStep:
         arrays["write_indices"][0] = length
         arrays["kv_lengths"][0] = length + count
         arrays["logits_positions"][:num_kept] = kept or [count - 1]
+        if SOURCE_LENGTHS.name in arrays:
+            arrays[SOURCE_LENGTHS.name][0] = source
         self._inputs.upload(self._stream, "input_ids", "temperature")
         self._context.bind(self._cache.addresses(slot))
         self._context.shape({"input_ids": (1, count), "position_ids": (1, count), "logits_positions": (1, num_kept)})

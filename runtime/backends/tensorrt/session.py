@@ -20,7 +20,7 @@ from piston.runtime.backends.tensorrt.plan import Plan
 
 PROFILE = 0
 PURPOSE = "The inputs and outputs of the engine"
-NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int32": np.int32}
+NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int32": np.int32, "bfloat16": np.uint16}
 Array = NDArray[Any]
 
 
@@ -70,7 +70,7 @@ class TensorRTSession:
             raise
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """See Session. What is returned is the caller's own.
+        """See Session. What is returned is the caller's own; bfloat16 is upcast to float32.
 
         Raises:
             MisuseError: the session is closed, or a size is beyond what it was opened for.
@@ -84,12 +84,30 @@ class TensorRTSession:
             return pieces[0]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
+    def run_on_device(self, feeds: Mapping[str, Array]) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """The address and shape of each output of at most `max_batch` rows, valid until the next run; else as `run`."""
+        if not self._release.alive:
+            raise MisuseError("The session is closed; load the bundle again.")
+        shapes = self._launched(feeds, 0)
+        self._stream.synchronize()
+        return {name: (self._block.address(name), shape) for name, shape in shapes.items()}
+
     def close(self) -> None:
         """Free the device memory; the session cannot be used afterwards."""
         self._release()
 
     def _piece(self, feeds: Mapping[str, Array], start: int) -> dict[str, Array]:
         """The outputs of the rows from `start` on, as many as one run takes."""
+        shapes = self._launched(feeds, start)
+        for tensor in self._outputs:
+            nbytes = math.prod(shapes[tensor.name]) * np.dtype(NUMPY[tensor.dtype]).itemsize
+            self._block.download(self._stream, tensor.name, nbytes)
+        self._stream.synchronize()
+        found = {name: self._block.arrays[name][: math.prod(shape)].reshape(shape) for name, shape in shapes.items()}
+        return {tensor.name: _own(found[tensor.name], tensor.dtype) for tensor in self._outputs}
+
+    def _launched(self, feeds: Mapping[str, Array], start: int) -> dict[str, tuple[int, ...]]:
+        """Begin a run of these rows; the shapes of its outputs."""
         given = {
             tensor.name: np.ascontiguousarray(feeds[tensor.name][start : start + self._max_batch], NUMPY[tensor.dtype])
             for tensor in self._inputs
@@ -100,14 +118,7 @@ class TensorRTSession:
         self._block.upload(self._stream, self._inputs[0].name, self._outputs[0].name)
         self._context.shape({name: array.shape for name, array in given.items()})
         self._context.run()
-        shapes = {tensor.name: _resolved(tensor, sizes) for tensor in self._outputs}
-        for tensor in self._outputs:
-            nbytes = math.prod(shapes[tensor.name]) * np.dtype(NUMPY[tensor.dtype]).itemsize
-            self._block.download(self._stream, tensor.name, nbytes)
-        self._stream.synchronize()
-        return {
-            name: self._block.arrays[name][: math.prod(shape)].reshape(shape).copy() for name, shape in shapes.items()
-        }
+        return {tensor.name: _resolved(tensor, sizes) for tensor in self._outputs}
 
     def _checked_sizes(self, given: Mapping[str, Array]) -> dict[str, int]:
         try:
@@ -129,6 +140,11 @@ class TensorRTSession:
         stack.callback(self._context.close)
         self._context.use_memory(scratch.address, scratch.nbytes)
         self._context.bind({name: self._block.address(name) for name in fields})
+
+
+def _own(array: Array, dtype: str) -> Array:
+    """A copy; bfloat16, which numpy does not have, as float32: its bits are the upper ones of that."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array.copy()
 
 
 def _context(plan: Plan, stream: Stream) -> Context:

@@ -7,11 +7,9 @@ from piston.cli.main import main
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.bundle.plan_header import PlanHeader
 from piston.core.console import Progress
-from piston.core.errors import EngineError
 from piston.engines import build
 from piston.engines.encoder_decoder import build_both
 from piston.engines.options import BuildJob, BuildOptions
-from piston.runtime import load
 
 RTX = "tensorrt-rtx:sm89"
 SIZES = {"max_batch": 2, "max_length": 40}
@@ -57,16 +55,6 @@ def test_both_graphs_are_compiled(name, model_of, tmp_path, capsys):
     (spec,) = Manifest.read(tmp_path / "bundle").engines
     for path in spec.files.values():
         assert PlanHeader.read(tmp_path / "bundle" / path).compute_capabilities == ("sm89",)
-
-
-def test_a_bundle_says_that_such_engines_have_no_runtime_yet_and_takes_the_one_that_has(
-    model_of, tmp_path, fake_compiler
-):
-    build(model_of("t5"), tmp_path / "bundle", ["ort-cpu", RTX], **SIZES)
-    with pytest.raises(EngineError, match=rf"{RTX} has no runtime for models with an encoder and a decoder yet"):
-        load(tmp_path / "bundle", target=RTX)
-    with load(tmp_path / "bundle") as model:
-        assert model.target == "ort-cpu"
 
 
 def test_where_one_graph_needs_bfloat16_both_have_it(model_of, tmp_path):

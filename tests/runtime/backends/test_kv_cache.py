@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from piston.core.bundle.interface import CacheSpec, cross_states
 from piston.core.errors import HostMemoryError, MisuseError, PromptTooLongError
-from piston.runtime.backends.cross_states import CrossStates
+from piston.runtime.backends.cross_states import CrossStates, Sources
 from piston.runtime.backends.kv_cache import KVCache, Move
 
 SPEC = CacheSpec.of(num_layers=2, num_kv_heads=3, head_dim=4, dtype="float32")
@@ -150,6 +150,16 @@ def test_gather_brings_what_is_asked_for_into_the_first_rows(cache):
     placed, moves = cache.gather([3])
     assert (placed, moves) == ([3], [Move(3, 0, is_exchange=True)])
     assert [cache.row(slot) for slot in range(4)] == [3, 1, 2, 0]
+
+
+def test_a_slot_that_holds_a_source_alone_is_moved_with_it():
+    cache = KVCache(SPEC, 3, 8, device="cuda", bases=[0] * len(SPEC.states))
+    cache.cross = Sources(3, 8)
+    first, _, last = (cache.admit() for _ in range(3))
+    cache.cross.hold(first, 5, "a source")
+    assert cache.gather([last]) == ([last], [Move(0, 2, is_exchange=False)])
+    cache.cross.hold(last, 4, "another")
+    assert cache.gather([first]) == ([first], [Move(2, 0, is_exchange=True)])
 
 
 def test_gather_moves_nothing_that_is_where_it_must_be(cache):
