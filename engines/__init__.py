@@ -15,6 +15,7 @@ from piston.core.outputs import check_output_files
 from piston.engines.options import LM_HEADS, PRECISIONS, BuildJob, BuildOptions, LmHead, Precision
 from piston.engines.registry import AVAILABLE, family_of
 from piston.engines.tensorrt.compiler_options import CompilerOptions
+from piston.runtime.kernels import TARGET
 
 Choice = TypeVar("Choice")
 DEFAULT_TARGETS = ("ort-cpu",)
@@ -30,6 +31,7 @@ def build(  # noqa: PLR0913 - the options of one command
     max_length: int | None = None,
     lm_head: LmHead | None = None,
     require_int8: float | None = None,
+    sparsity: bool = True,
     dtype: Precision | None = None,
     compiler: CompilerOptions | None = None,
     cache_dir: Path | None = None,
@@ -40,7 +42,8 @@ def build(  # noqa: PLR0913 - the options of one command
 
     The bundle is loaded with `max_batch` and `max_length` (default: the model's positions, at most 4096) unless the
     user says otherwise; its rotary tables end at `max_length`. `lm_head` says in what weights a float head is stored;
-    by default it stays float32 in a float model, and becomes INT8 in blocks in a quantized one. `dtype` (default fp16,
+    by default it stays float32 in a float model, and becomes INT8 in blocks in a quantized one. Without `sparsity`
+    weights that are 2:4 sparse are stored and multiplied like others, where a target would not. `dtype` (default fp16,
     or bf16 where the model's values go beyond fp16) and `compiler` are for TensorRT targets; their engines are kept in
     `cache_dir` and taken from there.
 
@@ -62,11 +65,12 @@ def build(  # noqa: PLR0913 - the options of one command
         max_length=_checked_sizes(source, model, max_batch, max_length),
         lm_head=_checked(lm_head, LM_HEADS, "lm_head"),
         require_int8=_checked_share(require_int8),
+        sparsity=sparsity,
         dtype=_checked(dtype, PRECISIONS, "dtype"),
         compiler=compiler or CompilerOptions(),
         cache_dir=cache_dir,
     )
-    _check_compiler_options(targets, options)
+    _check_options(targets, options)
     builders = {target: family_of(target).builder(target, model) for target in targets}
     asked = {target: family_of(target).ask(target, model, options) for target in targets}
     check_output_files({"--timing-cache": options.compiler.timing_cache}, [source, goal])
@@ -108,8 +112,13 @@ def check_targets(targets: Sequence[str]) -> None:
         raise MisuseError(f"A target is named twice: {', '.join(targets)}.")
 
 
-def _check_compiler_options(targets: Sequence[str], options: BuildOptions) -> None:
-    """Nothing is accepted and ignored: an option of the compilers needs a target that has one."""
+def _check_options(targets: Sequence[str], options: BuildOptions) -> None:
+    """Nothing is accepted and ignored: an option needs a target that has it."""
+    if not options.sparsity and not any(family_of(target).has_compiler or target == TARGET for target in targets):
+        raise MisuseError(
+            f"--no-sparsity is for {TARGET} and TensorRT targets, and none was given; {', '.join(targets)} stores 2:4 "
+            "sparse weights like others."
+        )
     given = [*options.compiler.given, *(["dtype"] if options.dtype else [])]
     if given and not any(family_of(target).has_compiler for target in targets):
         option = given[0].replace("_", "-")

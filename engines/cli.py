@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--require-int8",
         is_repeatable=False,
     )
+    parser.add_argument(
+        "--no-sparsity",
+        action="store_true",
+        help="store and multiply 2:4 sparse weights like others, to compare (ort-cpu:avx512, TensorRT targets)",
+    )
     add_compiler_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -70,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_length=arguments.max_length,
         lm_head=arguments.lm_head,
         require_int8=_required_int8(arguments),
+        sparsity=not arguments.no_sparsity,
         dtype=arguments.dtype,
         compiler=compiler_options(arguments),
         cache_dir=engine_cache_dir(arguments) if any(family_of(target).has_compiler for target in targets) else None,
@@ -180,7 +186,10 @@ def _shares(linears: Mapping[str, float]) -> str:
 def _sparse(got: Mapping[str, Any]) -> str:
     """How many layers have 2:4 sparse weights, if any has."""
     found = got.get("sparse")
-    return "" if found is None else f"; 2:4 sparse: {found['layers']} layers, {found['share']:.1%} of the multiply-adds"
+    if found is None:
+        return ""
+    packed = f", {found['packed']} stored without zeros" if "packed" in found else ""
+    return f"; 2:4 sparse: {found['layers']} layers, {found['share']:.1%} of the multiply-adds{packed}"
 
 
 def _warn(manifest: Manifest) -> None:

@@ -25,9 +25,15 @@ class BuildOptions:
     max_length: int
     lm_head: LmHead | None = None
     require_int8: float | None = None
+    sparsity: bool = True  # use that weights are 2:4 sparse, where the target can
     dtype: Precision | None = None  # of TensorRT engines
     compiler: CompilerOptions = field(default_factory=CompilerOptions)
     cache_dir: Path | None = None  # of compiled engines; None: every one is compiled
+
+    @property
+    def without_sparsity(self) -> dict[str, Any]:
+        """For what the manifest records as requested: nothing by default."""
+        return {} if self.sparsity else {"sparsity": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,18 +28,18 @@ def check_ort_cpu(target: str) -> None:
 
 def ask_ort_cpu(target: str, model: Manifest, options: BuildOptions) -> dict[str, Any]:
     """What the engine is built with."""
-    del target
     check_lm_head(model, options)
+    asked = {"require_int8": options.require_int8, **(options.without_sparsity if target == TARGET else {})}
     if DECODER not in model.graphs:
         sizes = {} if MODULE in model.graphs else {"max_batch": options.max_batch, "max_length": options.max_length}
-        return {**sizes, "require_int8": options.require_int8}
+        return {**sizes, **asked}
     # fp+kv8 is float, too
     default = "float32" if model.model.scheme.partition("+")[0] == "fp" else "int8"
     return {
         "max_batch": options.max_batch,
         "max_length": options.max_length,
         "lm_head": options.lm_head or default,
-        "require_int8": options.require_int8,
+        **asked,
     }
 
 
@@ -57,11 +57,11 @@ def build_ort_cpu(job: BuildJob) -> EngineSpec:
 
 def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
     from piston.engines.equivalence.replaced_nodes import check_replaced
-    from piston.engines.ort.cpu_graph import count_operators
     from piston.engines.ort.cpu_kernels import build_kernels
 
     with job.progress.phase(f"lowering for {TARGET}"):
-        built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"))
+        has_sparse = "sparse" in plain.actual and job.options.sparsity
+        built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"), pack_sparse=has_sparse)
     with job.progress.phase("checking the kernels against what they replace"):
         parity = check_replaced(
             aside / plain.path,
@@ -70,12 +70,7 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
             max_length=job.requested["max_length"],
             cross=job.model.cross,
         )
-    got = {
-        **plain.actual,
-        "operators": count_operators(built.path),
-        "weights_bytes": built.weights_bytes,
-        "own_kernels": {**built.replaced(), "parity": dataclasses.asdict(parity)},
-    }
+    got = built.describe(plain.actual, parity=dataclasses.asdict(parity))
     path = built.path.relative_to(job.work).as_posix()
     return EngineSpec.of(target=TARGET, path=path, cache=plain.cache, requested=dict(job.requested), actual=got)
 

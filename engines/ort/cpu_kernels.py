@@ -1,7 +1,9 @@
 """An engine for ONNX Runtime's CPU becomes one of Piston's own kernels: its nodes are replaced, group by group."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -14,8 +16,9 @@ from piston.engines.lowering.kernels.copies import KernelCopiesPass
 from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelGeluPass, KernelLinearPass
 from piston.engines.lowering.kernels.norm import KernelLayerNormPass, KernelNormPass
 from piston.engines.lowering.kernels.pooling import KernelSumTokensPass
+from piston.engines.lowering.kernels.sparse import KernelSparsePass
 from piston.engines.lowering.kernels.table import KernelTablePass
-from piston.engines.ort.cpu_graph import EXTERNAL_FROM
+from piston.engines.ort.cpu_graph import EXTERNAL_FROM, count_operators
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,7 @@ class KernelBuild:
     norms: int
     blocks: int
     tables: int
+    packed: int  # linear layers that are stored without the zeros of 2:4 sparsity
     weights_bytes: int
 
     def replaced(self) -> dict[str, int]:
@@ -37,9 +41,22 @@ class KernelBuild:
         names = ("attention", "linears", "gated", "gelu", "norms", "blocks", "tables")
         return {name: getattr(self, name) for name in names}
 
+    def describe(self, plain: Mapping[str, Any], **checks: Any) -> dict[str, Any]:
+        """The engine as the manifest records it: as `plain`, which it was made from, and what differs."""
+        sparse = {"sparse": {**plain["sparse"], "packed": self.packed}} if "sparse" in plain else {}
+        return {
+            **plain,
+            **sparse,
+            "operators": count_operators(self.path),
+            "weights_bytes": self.weights_bytes,
+            "own_kernels": {**self.replaced(), **checks},
+        }
 
-def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
+
+def build_kernels(lowered: Path, engine_dir: Path, *, pack_sparse: bool = False) -> KernelBuild:
     """Rewrite the engine at `lowered` and write engine_dir/model.onnx with its weights beside it, in tiles.
+
+    With `pack_sparse` weights that are 2:4 sparse are looked for, and stored without their zeros.
 
     Raises:
         EngineError: nothing in it is of a form that the kernels take.
@@ -53,10 +70,10 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
     )
     linears, norms, layer_norms = KernelLinearPass(), KernelNormPass(), KernelLayerNormPass()
     tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
-    gelu_blocks = KernelGeluBlocksPass()
+    gelu_blocks, sparse = KernelGeluBlocksPass(), KernelSparsePass()
     products = gated, gelu, linears, tables, gated_blocks, gelu_blocks, blocks, KernelCopiesPass()
     passes = attention, texts, norms, layer_norms, KernelSumTokensPass(), *products
-    ir.passes.Sequential(*passes)(model)
+    ir.passes.Sequential(*passes, *([sparse] if pack_sparse else []))(model)
     if not any(each.fused for each in (attention, texts, *products)):
         raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")
     engine_dir.mkdir(parents=True)
@@ -71,5 +88,6 @@ def build_kernels(lowered: Path, engine_dir: Path) -> KernelBuild:
         norms=norms.fused + layer_norms.fused,
         blocks=blocks.fused,
         tables=tables.fused,
+        packed=sparse.packed,
         weights_bytes=(engine_dir / GRAPH_DATA).stat().st_size,
     )

@@ -54,7 +54,8 @@ def build_encoder(job: BuildJob) -> EngineSpec:
 def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
     interface = job.model.graphs[ENCODER]
     with job.progress.phase(f"lowering for {TARGET}"):
-        built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"))
+        has_sparse = "sparse" in plain.actual and job.options.sparsity
+        built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"), pack_sparse=has_sparse)
     with job.progress.phase("checking the kernels against what they replace"):
         longest = job.requested["max_length"]
         parity = check_replaced_in_texts(aside / plain.path, built.path, interface, job.model, max_length=longest)
@@ -63,16 +64,7 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
         target=TARGET,
         path=built.path.relative_to(job.work).as_posix(),
         requested=dict(job.requested),
-        actual={
-            **plain.actual,
-            "operators": count_operators(built.path),
-            "weights_bytes": built.weights_bytes,
-            "own_kernels": {
-                **built.replaced(),
-                "parity": dataclasses.asdict(parity),
-                "same_bits_in_batches": same_bits,
-            },
-        },
+        actual=built.describe(plain.actual, parity=dataclasses.asdict(parity), same_bits_in_batches=same_bits),
         graph=ENCODER,
     )
 

@@ -99,7 +99,9 @@ def _build(target: Target, job: BuildJob, dtype: StateType, name: str) -> Engine
         engine_dir.mkdir(parents=True)
         plan = engine_dir / PLAN
         with job.progress.phase(f"compiling for {target.text}"):
-            allowed = dataclasses.replace(job.options.compiler, sparse_weights=sparse is not None)
+            allowed = dataclasses.replace(
+                job.options.compiler, sparse_weights=sparse is not None and job.options.sparsity
+            )
             compiled = compile_plan(lowered.path, plan, target, profiles, allowed, job.progress)
         got = {
             **_identity(plan, compiled, target),

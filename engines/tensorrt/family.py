@@ -40,6 +40,7 @@ def ask_tensorrt(target: str, model: Manifest, options: BuildOptions) -> dict[st
         "dtype": DTYPES[options.dtype],
         "require_int8": options.require_int8,
         "compiler": options.compiler.to_json(),
+        **options.without_sparsity,
     }
 
 

@@ -25,6 +25,7 @@ ROUNDING = (
     "SplitGatedBlockLinear",
 )  # operators that round activations by blocks
 NIBBLE, BYTE = 4, 8
+BITS = "bits"  # of a weight in tiles, in what passes note about it
 MOST_PARTS = 3
 BIAS = 5  # where MatMulNBits has it
 
@@ -176,7 +177,8 @@ def tiled_weights(
 
     names = f"{codes.name}.tiles", f"{scales.name}.tiles"
     if names[0] not in graph.initializers:
-        derived_weight(graph, names[0], [codes], [count, depth * bits // 32, OUTPUTS * INPUTS], tiled)
+        dims = [count, depth * bits // 32, OUTPUTS * INPUTS]
+        derived_weight(graph, names[0], [codes], dims, tiled).meta[BITS] = bits
     if names[1] not in graph.initializers:
         derived_weight(graph, names[1], [scales], [count, blocks, OUTPUTS], by_tile)
     return graph.initializers[names[0]], graph.initializers[names[1]]

@@ -11,14 +11,16 @@ namespace {
 
 constexpr int64_t kLanes = 16, kTileDepth = 64;  // columns of a tile; what a tile register takes of the depth
 
-// Weights [tiles, depth / 4 or 8, 64] and scales [tiles, blocks, 16] at inputs `index` and the next; whether they fit.
+// Weights [tiles, depth / 4 or 8, 64], shorter where they are sparse, and scales [tiles, blocks, 16] at inputs `index` and the next; whether they fit.
 bool find_weights(const Context& context, size_t index, int64_t depth, int64_t blocks, BlockWeights* found) {
   const Tensor weights = context.input(index), scales = context.input(index + 1);
-  if (weights.rank != 3 || scales.rank != 3 || weights.dims[2] != 64 || scales.dims[2] != kLanes) return false;
+  if (weights.rank != 3 || scales.rank != 3 || scales.dims[2] != kLanes) return false;
   found->codes = weights.as<uint8_t>();
   found->scales = scales.as<float>();
   found->tiles = weights.dims[0];
   found->bits = weights.dims[1] * 4 == depth ? 8 : 4;
+  found->row_bytes = weights.dims[2];
+  if (found->is_sparse() && found->row_bytes != (found->bits == 8 ? kSparseRow : kSparseNibbles)) return false;
   return weights.dims[1] * 32 == depth * found->bits && scales.dims[0] == found->tiles && scales.dims[1] == blocks;
 }
 
@@ -39,7 +41,7 @@ void multiply(const Context& context, const BlockProduct& product, int64_t num_p
   const auto multiply_part = on_tiles ? multiply_blocks_amx : multiply_blocks_vnni;
   int64_t pairs = 0;
   for (int64_t part = 0; part < num_parts; ++part) pairs += product.pairs(part);
-  const int64_t worth = input.rows > 8 ? 1 : worth_reading(2 * kLanes * input.depth * product.parts[0].bits / 8);
+  const int64_t worth = input.rows > 8 ? 1 : worth_reading(2 * product.parts[0].tile_bytes(input.depth));
   share(context, pairs, worth, [&](int64_t begin, int64_t end) {
     for (int64_t part = 0; part < num_parts; ++part) {
       const int64_t size = product.pairs(part);
@@ -99,7 +101,7 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
 }
 
 ort::Status* run_block_rows(const Context& context, const Kernel& kernel) {
-  // ids, weights [tiles, depth / 4, 64], scales [tiles, blocks, 16] -> rows of the table
+  // ids, dense weights [tiles, depth / 4, 64], scales [tiles, blocks, 16] -> rows of the table
   const Tensor ids = context.input(0), weights = context.input(1);
   BlockTable table{};
   table.block = kernel.integer;
@@ -107,7 +109,7 @@ ort::Status* run_block_rows(const Context& context, const Kernel& kernel) {
   if (weights.rank != 3 || ids.rank + 1 > kMaxRank || table.block <= 0 || table.block % 4 != 0)
     return context.failure("piston: ids and table do not fit");
   table.blocks = (table.depth + table.block - 1) / table.block;
-  if (!find_weights(context, 1, table.depth, table.blocks, &table.weights)) return context.failure("piston: a table does not fit its blocks");
+  if (!find_weights(context, 1, table.depth, table.blocks, &table.weights) || table.weights.is_sparse()) return context.failure("piston: a table does not fit its blocks");
   int64_t dims[kMaxRank] = {}, count = 1;
   for (size_t axis = 0; axis < ids.rank; ++axis) count *= dims[axis] = ids.dims[axis];
   dims[ids.rank] = table.depth;

@@ -4,6 +4,8 @@
 #include "blocks.h"
 
 #include "block_pairs.h"
+#include "cpu.h"
+#include "expand.h"
 #include "simd.h"
 
 namespace piston {
@@ -12,10 +14,34 @@ namespace {
 constexpr int kMaxRows = 8;
 constexpr float kLargest = 127.0f;
 
+enum Form { kBytes, kNibbles, kSparseBytes, kSparseHalves };
+
+// The weights of a tile.
+struct TileWeights {
+  const uint8_t* codes;
+  Form form;
+};
+
+// Those of a part, or of sparse ones a copy as bytes in `room`, unless they are read `as_stored`.
+TileWeights weights_of(const BlockWeights& part, int64_t tile, int64_t depth, bool as_stored, Scratch& room) {
+  const uint8_t* codes = part.tile(tile, depth);
+  if (!part.is_sparse()) return {codes, part.bits == 8 ? kBytes : kNibbles};
+  if (as_stored) return {codes, part.bits == 8 ? kSparseBytes : kSparseHalves};
+  uint8_t* bytes = room.at_least<uint8_t>(static_cast<size_t>(depth * kLanes));
+  expand_tile(codes, depth * part.bits / 32, part.bits, static_cast<uint8_t>(part.zero()), bytes);
+  return {bytes, kBytes};
+}
+
 // Weights of eight inputs by 16 columns: of the first four, and of the next.
-template <int Bits>
+template <Form Stored>
 void load_eight(const uint8_t* weights, int64_t k, __m512i (&eight)[2]) {
-  if constexpr (Bits == 8) {
+  if constexpr (Stored == kSparseBytes) {
+    const __m512i zeros = _mm512_set1_epi8(static_cast<char>(128));
+    eight[0] = expand_row(zeros, weights + k / 4 * kSparseRow);
+    eight[1] = expand_row(zeros, weights + (k / 4 + 1) * kSparseRow);
+  } else if constexpr (Stored == kSparseHalves) {
+    expand_nibbles(_mm512_set1_epi8(8), weights + k / 8 * kSparseNibbles, eight);
+  } else if constexpr (Stored == kBytes) {
     eight[0] = _mm512_loadu_si512(weights + k * kLanes);
     eight[1] = _mm512_loadu_si512(weights + (k + 4) * kLanes);
   } else {
@@ -25,11 +51,10 @@ void load_eight(const uint8_t* weights, int64_t k, __m512i (&eight)[2]) {
   }
 }
 
-template <int Rows, int Bits>
-void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
+template <int Rows, Form Stored>
+void totals_of(const BlockInput& input, const BlockWeights& part, const uint8_t* weights, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
   // Two chains of sums where there are few rows: one alone would wait for its own additions.
   constexpr int kChains = Rows <= 2 ? 2 : 1;
-  const uint8_t* weights = part.tile(tile, input.depth);
   const float* scales = part.scales + tile * input.blocks * kLanes;
   const int8_t* codes = input.codes + row * input.depth;
   for (auto& total : totals) total = _mm512_setzero_ps();
@@ -42,7 +67,7 @@ void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, i
     const int64_t first = b * input.block, rest = input.depth - first;
     for (int64_t k = first; k < first + (rest < input.block ? rest : input.block); k += 8) {
       __m512i eight[2];
-      load_eight<Bits>(weights, k, eight);
+      load_eight<Stored>(weights, k, eight);
       for (int half = 0; half < 2; ++half) {
         for (int r = 0; r < Rows; ++r) {
           int32_t word;
@@ -61,27 +86,33 @@ void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, i
 }
 
 template <int Rows>
-void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
-  if (part.bits == 8) {
-    totals_of<Rows, 8>(input, part, row, tile, totals);
-  } else {
-    totals_of<Rows, 4>(input, part, row, tile, totals);
+void totals_of(const BlockInput& input, const BlockWeights& part, const TileWeights& weights, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
+  switch (weights.form) {
+    case kBytes: return totals_of<Rows, kBytes>(input, part, weights.codes, row, tile, totals);
+    case kNibbles: return totals_of<Rows, kNibbles>(input, part, weights.codes, row, tile, totals);
+    case kSparseBytes: return totals_of<Rows, kSparseBytes>(input, part, weights.codes, row, tile, totals);
+    case kSparseHalves: return totals_of<Rows, kSparseHalves>(input, part, weights.codes, row, tile, totals);
   }
 }
 
+// A pair and the weights of its tiles.
+struct LoadedPair : BlockPair {
+  TileWeights left_weights, right_weights;
+};
+
 template <int Rows>
-void pair_rows(const BlockProduct& product, const BlockPair& pair, int64_t row) {
+void pair_rows(const BlockProduct& product, const LoadedPair& pair, int64_t row) {
   __m512 left[Rows], right[Rows];
-  totals_of<Rows>(product.input, *pair.left, row, pair.left_tile, left);
+  totals_of<Rows>(product.input, *pair.left, pair.left_weights, row, pair.left_tile, left);
   if (pair.right != nullptr) {
-    totals_of<Rows>(product.input, *pair.right, row, pair.right_tile, right);
+    totals_of<Rows>(product.input, *pair.right, pair.right_weights, row, pair.right_tile, right);
   } else {
     for (auto& total : right) total = _mm512_setzero_ps();
   }
   for (int r = 0; r < Rows; ++r) store_pair(product, pair, row + r, left[r], right[r]);
 }
 
-void rows_of(const BlockProduct& product, const BlockPair& pair, int64_t row, int64_t count) {
+void rows_of(const BlockProduct& product, const LoadedPair& pair, int64_t row, int64_t count) {
   switch (count) {
     case 1: return pair_rows<1>(product, pair, row);
     case 2: return pair_rows<2>(product, pair, row);
@@ -128,8 +159,14 @@ void round_blocks(const BlockInput& input, int64_t begin_row, int64_t end_row) {
 }
 
 void multiply_blocks_vnni(const BlockProduct& product, int64_t part, int64_t begin_pair, int64_t end_pair) {
+  static thread_local Scratch left_room, right_room;
+  const int64_t depth = product.input.depth;
+  // Sparse weights that several passes read are expanded once.
+  const bool as_stored = product.input.rows <= kMaxRows && level() >= kVbmi2;
   for (int64_t index = begin_pair; index < end_pair; ++index) {
-    const BlockPair pair = pair_of(product, part, index);
+    LoadedPair pair{pair_of(product, part, index), {}, {}};
+    pair.left_weights = weights_of(*pair.left, pair.left_tile, depth, as_stored, left_room);
+    if (pair.right != nullptr) pair.right_weights = weights_of(*pair.right, pair.right_tile, depth, as_stored, right_room);
     for (int64_t row = 0; row < product.input.rows; row += kMaxRows) {
       const int64_t left = product.input.rows - row;
       rows_of(product, pair, row, left < kMaxRows ? left : kMaxRows);

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "activation.h"
+#include "sparse.h"
 
 namespace piston {
 
@@ -19,15 +20,19 @@ struct BlockInput {
 
 struct BlockWeights {
   const uint8_t* codes;  // counted from 0. 8 bits: [tiles, depth / 4, 16, 4]. 4 bits: [tiles, depth / 8, 16, 4] bytes,
-                         // the first four inputs in the low halves, the next four in the high ones
+                         // the first four inputs in the low halves, the next four in the high ones. Sparse ones have
+                         // shorter rows instead of 16 by 4 bytes (sparse.h)
   const float* scales;   // [tiles, blocks, 16]
   const float* bias;     // [16 * tiles] or null
   int64_t tiles;         // of 16 columns
   int bits;
+  int64_t row_bytes;
   float* out;  // [rows, 16 * tiles]; of a gated pair the first's alone
 
   int zero() const { return bits == 8 ? 128 : 8; }
-  const uint8_t* tile(int64_t index, int64_t depth) const { return codes + index * depth * 16 * bits / 8; }
+  bool is_sparse() const { return row_bytes != kDenseRow; }
+  int64_t tile_bytes(int64_t depth) const { return depth * bits / 32 * row_bytes; }
+  const uint8_t* tile(int64_t index, int64_t depth) const { return codes + index * tile_bytes(depth); }
 };
 
 constexpr int64_t kMostParts = 3, kLargestBlock = 256;  // the latter where inputs are copied

@@ -12,9 +12,13 @@ namespace {
 
 constexpr int64_t kTileRows = 16, kTileBytes = 64, kTile = 256, kRows = 2 * kTileRows;  // kTile: sums in a tile
 
-// 4-bit weights of a tile as bytes, so that tiles read them; 8-bit ones lie so already.
+// Sparse or 4-bit weights of a tile as bytes, so that tiles read them; others lie so already.
 const uint8_t* widened(const BlockWeights& weights, int64_t tile, int64_t depth, uint8_t* room) {
   const uint8_t* from = weights.tile(tile, depth);
+  if (weights.is_sparse()) {
+    expand_tile(from, depth * weights.bits / 32, weights.bits, static_cast<uint8_t>(weights.zero()), room);
+    return room;
+  }
   if (weights.bits == 8) return from;
   const __m512i low = _mm512_set1_epi8(0x0F);
   for (int64_t k = 0; k < depth; k += 8) {

@@ -30,7 +30,8 @@ bool has_amx() {
 
 Level detect() {
   if (!has_vnni()) return kUnsupported;
-  return has_amx() ? kAmx : kVnni;
+  if (!__builtin_cpu_supports("avx512vbmi2")) return kVnni;
+  return has_amx() ? kAmx : kVbmi2;
 }
 
 Level detected() {

@@ -1,5 +1,6 @@
 // From INT32 sums to what the layer gives out. Include after the pragma that names the instructions.
 #pragma once
+#include "expand.h"
 #include "linear.h"
 #include "simd.h"
 
@@ -9,11 +10,14 @@ struct Sums {
   __m512i first, second;
 };
 
+// Weights of four inputs of a tile, as bytes.
+inline __m512i load_group(const int8_t* tile, int64_t group, bool is_sparse) {
+  if (!is_sparse) return _mm512_loadu_si512(tile + group * kDenseRow);
+  return expand_row(_mm512_setzero_si512(), reinterpret_cast<const uint8_t*>(tile) + group * kSparseRow);
+}
+
 // Of a remainder's codes, in both tiles of a strip: the few groups that are not all zero.
-inline Sums remainder_sums(const Remainder& remainder, int64_t row, int64_t strip, bool has_second) {
-  const int64_t tile = remainder.depth * kLanes;
-  const int8_t* left = remainder.weights + strip * 2 * tile;
-  const int8_t* right = has_second ? left + tile : left;
+inline Sums remainder_sums(const Remainder& remainder, int64_t row, const Strip& strip) {
   const __m512i middle = _mm512_set1_epi8(static_cast<char>(128));
   Sums sums{_mm512_setzero_si512(), _mm512_setzero_si512()}, offset = sums;
   for (int64_t i = remainder.first[row]; i < remainder.first[row + 1]; ++i) {
@@ -21,7 +25,7 @@ inline Sums remainder_sums(const Remainder& remainder, int64_t row, int64_t stri
     int32_t word;
     __builtin_memcpy(&word, remainder.codes + row * remainder.depth + 4 * group, sizeof word);
     const __m512i codes = _mm512_set1_epi32(word);
-    const __m512i first = _mm512_loadu_si512(left + group * 4 * kLanes), second = _mm512_loadu_si512(right + group * 4 * kLanes);
+    const __m512i first = load_group(strip.left, group, strip.is_sparse), second = load_group(strip.right, group, strip.is_sparse);
     sums.first = _mm512_dpbusd_epi32(sums.first, codes, first);
     sums.second = _mm512_dpbusd_epi32(sums.second, codes, second);
     offset.first = _mm512_dpbusd_epi32(offset.first, middle, first);
@@ -85,22 +89,22 @@ inline void fetch_goal(const Epilogue& epilogue, int64_t row, int64_t count, int
     for (int64_t i = 0; i < lanes; i += kLanes) __builtin_prefetch(epilogue.values + r * epilogue.width + strip * lanes + i, 1);
 }
 
-// One row of a strip: the sums of its two tiles; the second is absent where the columns end.
-inline void finish(const Epilogue& epilogue, __m512i first, __m512i second, int64_t row, int64_t strip, bool has_second) {
-  const int64_t column = strip * 2 * kLanes;
+// One row of a strip: the sums of its two tiles.
+inline void finish(const Epilogue& epilogue, __m512i first, __m512i second, int64_t row, const Strip& strip) {
+  const int64_t index = strip.index, column = index * 2 * kLanes;
   Sums rest{};
-  if (epilogue.remainder.codes != nullptr) rest = remainder_sums(epilogue.remainder, row, strip, has_second);
+  if (epilogue.remainder.codes != nullptr) rest = remainder_sums(epilogue.remainder, row, strip);
   __m512 left = scaled(epilogue, first, rest.first, column);
   if (epilogue.outliers != nullptr) left = with_outliers(epilogue, left, row, column);
-  if (!has_second) return give(epilogue, activated(epilogue.activation, left), row, 2 * strip);
+  if (!strip.has_second) return give(epilogue, activated(epilogue.activation, left), row, 2 * index);
   __m512 right = scaled(epilogue, second, rest.second, column + kLanes);
   if (epilogue.outliers != nullptr) right = with_outliers(epilogue, right, row, column + kLanes);
   if (epilogue.is_gated) {
     const __m512 product = _mm512_mul_ps(silu_ps(left), right);
-    give(epilogue, product, row, strip);
+    give(epilogue, product, row, index);
   } else {
-    give(epilogue, activated(epilogue.activation, left), row, 2 * strip);
-    give(epilogue, activated(epilogue.activation, right), row, 2 * strip + 1);
+    give(epilogue, activated(epilogue.activation, left), row, 2 * index);
+    give(epilogue, activated(epilogue.activation, right), row, 2 * index + 1);
   }
 }
 

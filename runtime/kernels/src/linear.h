@@ -11,7 +11,6 @@ struct Remainder {
   const uint8_t* codes;   // [rows, depth]; null where there is no remainder
   const int32_t* groups;  // of each row: which fours of the depth hold any
   const int64_t* first;   // [rows + 1] where those of each row begin
-  const int8_t* weights;  // as in Product
   int64_t depth;
   float ratio;  // of the scales
 };
@@ -44,12 +43,24 @@ struct Epilogue {
 
 struct Product {
   const uint8_t* codes;   // [rows, depth]
-  const int8_t* weights;  // [columns / 16, depth / 4, 16, 4]
+  const int8_t* weights;  // [columns / 16, depth / 4, 16, 4]; of sparse ones [columns / 16, depth / 4, 40] (sparse.h)
   int64_t rows, depth, columns;
+  bool is_sparse;
   Epilogue epilogue;
 };
 
-// Compute the strips begin .. end, each two tiles of 16 columns, for all rows. Both give the same numbers.
+// Two tiles of 16 columns.
+struct Strip {
+  int64_t index;
+  const int8_t *left, *right;
+  bool has_second;  // where the columns end there is none, and `right` is `left`
+  bool is_sparse;
+};
+
+// Sparse weights are expanded into memory of this thread, until its next call, or left `as_stored`.
+Strip strip_of(const Product& product, int64_t index, bool as_stored);
+
+// Compute the strips begin .. end for all rows. Both give the same numbers.
 void multiply_vnni(const Product& product, int64_t begin, int64_t end);
 void multiply_amx(const Product& product, int64_t begin, int64_t end);
 

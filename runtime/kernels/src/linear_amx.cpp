@@ -12,11 +12,9 @@ namespace {
 
 constexpr int64_t kTileRows = 16, kTileBytes = 64, kTile = 256, kRows = 2 * kTileRows;  // kTile: sums in a tile
 
-struct Strip {
+struct Panel {
   const Product& product;
-  int64_t index;
-  bool has_second;
-  const int8_t *left, *right;
+  Strip strip;  // as bytes
   const uint8_t* tail;  // the rows that are no whole 32, filled up
   alignas(64) int32_t sums[2][4 * kTile];
 
@@ -24,7 +22,7 @@ struct Strip {
   void give(const int32_t* from, int64_t row, int64_t begin, int64_t end) const {
     for (int64_t r = begin; r < end && row + r < product.rows; ++r) {
       const int32_t* at = from + r / kTileRows * 2 * kTile + r % kTileRows * kLanes;
-      finish(product.epilogue, _mm512_load_si512(at), _mm512_load_si512(at + kTile), row + r, index, has_second);
+      finish(product.epilogue, _mm512_load_si512(at), _mm512_load_si512(at + kTile), row + r, strip);
     }
   }
 
@@ -39,9 +37,9 @@ struct Strip {
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t k = step * kTileBytes;
       _tile_loadd(4, codes + k, depth);
-      _tile_loadd(6, left + k * kTileRows, kTileBytes);
+      _tile_loadd(6, strip.left + k * kTileRows, kTileBytes);
       _tile_dpbusd(0, 4, 6);
-      _tile_loadd(7, right + k * kTileRows, kTileBytes);
+      _tile_loadd(7, strip.right + k * kTileRows, kTileBytes);
       _tile_dpbusd(1, 4, 7);
       _tile_loadd(5, codes + kTileRows * depth + k, depth);
       _tile_dpbusd(2, 5, 6);
@@ -67,14 +65,12 @@ void multiply_amx(const Product& product, int64_t begin, int64_t end) {
     std::memset(tail + rest * depth, 0, static_cast<size_t>((kRows - rest) * depth));
   }
   const Tiles registers;
-  written_for_tiles();
   for (int64_t index = begin; index < end; ++index) {
-    const bool has_second = (index * 2 + 1) * kTileRows < product.columns;
-    const int8_t* left = product.weights + index * 2 * depth * kTileRows;
-    Strip strip{product, index, has_second, left, has_second ? left + depth * kTileRows : left, tail, {}};
+    Panel panel{product, strip_of(product, index, false), tail, {}};
+    written_for_tiles();
     int64_t row = 0, turn = 0;
-    for (; row < product.rows; row += kRows, turn ^= 1) strip.multiply(row, strip.sums[turn], strip.sums[turn ^ 1]);
-    strip.give(strip.sums[turn ^ 1], row - kRows, 0, kRows);
+    for (; row < product.rows; row += kRows, turn ^= 1) panel.multiply(row, panel.sums[turn], panel.sums[turn ^ 1]);
+    panel.give(panel.sums[turn ^ 1], row - kRows, 0, kRows);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "norm.h"
 #include "scratch.h"
+#include "sparse.h"
 
 namespace piston {
 
@@ -50,7 +51,7 @@ const char* take_remainder(const Context& context, Product& product) {
   auto* found = groups.at_least<int32_t>(static_cast<size_t>(product.rows * product.depth / 4));
   auto* first = first_of_rows.at_least<int64_t>(static_cast<size_t>(product.rows + 1));
   find_groups(codes.as<uint8_t>(), product.rows, product.depth, found, first);
-  product.epilogue.remainder = {codes.as<uint8_t>(), found, first, product.weights, product.depth, *ratio};
+  product.epilogue.remainder = {codes.as<uint8_t>(), found, first, product.depth, *ratio};
   return nullptr;
 }
 
@@ -84,7 +85,7 @@ const char* take_codes(const Context& context, size_t index, Product& product, i
 }  // namespace
 
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated, Activation activation) {
-  // codes, weights [columns / 16, depth / 4, 64], offset, scale, of what is not gated [bias], then
+  // codes, weights [columns / 16, depth / 4, 64] or, of sparse ones, 40 (sparse.h), offset, scale, of what is not gated [bias], then
   // of floats [outliers [.., k]], [outlier_weights [k, columns]], [remainder], [ratio];
   // of codes code_scale, [channels [k]], [coarse_scale], which asks for the remainder as output 2
   const Tensor codes = context.input(0), weights = context.input(1);
@@ -95,7 +96,8 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated,
   product.rows = codes.rows();
   product.depth = codes.last();
   product.columns = weights.dims[0] * 16;
-  if (weights.dims[1] * 4 != product.depth || weights.dims[2] != 64 || product.depth % 64 != 0 || product.depth == 0)
+  product.is_sparse = weights.dims[2] == kSparseRow;
+  if (weights.dims[1] * 4 != product.depth || (weights.dims[2] != kDenseRow && !product.is_sparse) || product.depth % 64 != 0 || product.depth == 0)
     return context.failure("piston: codes and weights of a linear layer do not fit");
   if (is_gated && weights.dims[0] % 2 != 0) return context.failure("piston: a gated layer has an odd number of tiles");
   Epilogue& epilogue = product.epilogue;
@@ -120,7 +122,7 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated,
   const int64_t strips = (weights.dims[0] + 1) / 2;
   const bool on_tiles = level() == kAmx && product.rows > 8;
   const auto multiply = on_tiles ? multiply_amx : multiply_vnni;
-  const int64_t worth = product.rows > 8 ? 1 : worth_reading(32 * product.depth);
+  const int64_t worth = product.rows > 8 ? 1 : worth_reading(2 * weights.dims[1] * weights.dims[2]);
   share(context, strips, worth, [&](int64_t begin, int64_t end) { multiply(product, begin, end); });
   return nullptr;
 }

@@ -1,5 +1,6 @@
 // Products of few rows: each weight is read once from memory and multiplied into every row while it is in a register.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
+#include "cpu.h"
 #include "epilogue.h"
 #include "linear.h"
 
@@ -14,13 +15,10 @@ inline __m512i four_codes(const uint8_t* codes) {
   return _mm512_set1_epi32(word);
 }
 
-template <int Rows>
-void strip_of(const Product& product, int64_t row, int64_t strip) {
-  fetch_goal(product.epilogue, row, Rows, strip);
-  const int64_t depth = product.depth, tile = depth * kLanes;
-  const bool has_second = (strip * 2 + 1) * kLanes < product.columns;
-  const int8_t* left = product.weights + strip * 2 * tile;
-  const int8_t* right = has_second ? left + tile : left;
+template <int Rows, bool IsSparse>
+void strip_rows(const Product& product, int64_t row, const Strip& strip) {
+  fetch_goal(product.epilogue, row, Rows, strip.index);
+  const int64_t depth = product.depth;
   const uint8_t* codes = product.codes + row * depth;
   // Two chains of sums for each tile where there are few rows: one alone would wait for its own additions.
   constexpr int kChains = Rows <= 2 ? 2 : 1;
@@ -31,7 +29,7 @@ void strip_of(const Product& product, int64_t row, int64_t strip) {
   for (int64_t k = 0; k < depth; k += 4 * kChains) {
     for (int chain = 0; chain < kChains; ++chain) {
       const int64_t at = k + 4 * chain;
-      const __m512i weights[2] = {_mm512_loadu_si512(left + at * kLanes), _mm512_loadu_si512(right + at * kLanes)};
+      const __m512i weights[2] = {load_group(strip.left, at / 4, IsSparse), load_group(strip.right, at / 4, IsSparse)};
       for (int r = 0; r < Rows; ++r) {
         const __m512i word = four_codes(codes + r * depth + at);
         for (int t = 0; t < 2; ++t) sums[r][t][chain] = _mm512_dpbusd_epi32(sums[r][t][chain], word, weights[t]);
@@ -44,20 +42,21 @@ void strip_of(const Product& product, int64_t row, int64_t strip) {
       first = _mm512_add_epi32(first, sums[r][0][kChains - 1]);
       second = _mm512_add_epi32(second, sums[r][1][kChains - 1]);
     }
-    finish(product.epilogue, first, second, row + r, strip, has_second);
+    finish(product.epilogue, first, second, row + r, strip);
   }
 }
 
-void rows_of(const Product& product, int64_t row, int64_t count, int64_t strip) {
+template <bool IsSparse>
+void rows_of(const Product& product, int64_t row, int64_t count, const Strip& strip) {
   switch (count) {
-    case 1: return strip_of<1>(product, row, strip);
-    case 2: return strip_of<2>(product, row, strip);
-    case 3: return strip_of<3>(product, row, strip);
-    case 4: return strip_of<4>(product, row, strip);
-    case 5: return strip_of<5>(product, row, strip);
-    case 6: return strip_of<6>(product, row, strip);
-    case 7: return strip_of<7>(product, row, strip);
-    default: return strip_of<kMaxRows>(product, row, strip);
+    case 1: return strip_rows<1, IsSparse>(product, row, strip);
+    case 2: return strip_rows<2, IsSparse>(product, row, strip);
+    case 3: return strip_rows<3, IsSparse>(product, row, strip);
+    case 4: return strip_rows<4, IsSparse>(product, row, strip);
+    case 5: return strip_rows<5, IsSparse>(product, row, strip);
+    case 6: return strip_rows<6, IsSparse>(product, row, strip);
+    case 7: return strip_rows<7, IsSparse>(product, row, strip);
+    default: return strip_rows<kMaxRows, IsSparse>(product, row, strip);
   }
 }
 
@@ -79,10 +78,17 @@ void find_groups(const uint8_t* codes, int64_t rows, int64_t depth, int32_t* gro
 }
 
 void multiply_vnni(const Product& product, int64_t begin, int64_t end) {
-  for (int64_t strip = begin; strip < end; ++strip) {
+  // Sparse weights that several passes read are expanded once.
+  const bool as_stored = product.rows <= kMaxRows && level() >= kVbmi2;
+  for (int64_t index = begin; index < end; ++index) {
+    const Strip strip = strip_of(product, index, as_stored);
     for (int64_t row = 0; row < product.rows; row += kMaxRows) {
-      const int64_t left = product.rows - row;
-      rows_of(product, row, left < kMaxRows ? left : kMaxRows, strip);
+      const int64_t left = product.rows - row, count = left < kMaxRows ? left : kMaxRows;
+      if (strip.is_sparse) {
+        rows_of<true>(product, row, count, strip);
+      } else {
+        rows_of<false>(product, row, count, strip);
+      }
     }
   }
 }

@@ -30,6 +30,7 @@ INTEGER = [
     floats(WIDTH),
 ]
 COPIES = np.array([0, 5, 9, 127] * 4, np.int64)
+SPARSE = [INTEGER[0], codes(TILES, DEPTH // 4, 40, dtype=np.int8), *INTEGER[2:]]
 ROTARY = [floats(CAPACITY, DIM // 2), floats(CAPACITY, DIM // 2)]
 LAST = np.array([4, CAPACITY - 1], np.int32)
 CACHES = [floats(2, KV_HEADS, CAPACITY, DIM) for _ in range(2)]
@@ -41,7 +42,12 @@ TEXTS = [floats(3, ROWS, HEADS * DIM) for _ in range(3)]
 LENGTHS = np.array([1, ROWS, 2], np.int64)
 ATTENTION = {"num_heads": HEADS, "scale": 0.2}
 
-# Of each operator: valid inputs, how many outputs, attributes.
+
+def sparse_blocks(depth=DEPTH, bits=8):
+    return [codes(TILES, depth * bits // 32, 40 if bits == 8 else 48), floats(TILES, -(-depth // BLOCK), 16)]
+
+
+# Of each operator: valid inputs, how many outputs, attributes. What follows its name says how its weights are stored.
 VALID = {
     "IntegerLinear": (
         [*INTEGER, floats(WIDTH), floats(1, ROWS, 2), floats(2, WIDTH), codes(1, ROWS, DEPTH), np.float32(7)],
@@ -50,6 +56,27 @@ VALID = {
     ),
     "GatedLinear": (INTEGER, 1, {}),
     "GatedLinearCodes": ([*INTEGER, SCALE, np.array([1, 30], np.int64), SCALE], 3, {}),
+    "IntegerLinear sparse": (
+        [*SPARSE, floats(WIDTH), floats(1, ROWS, 2), floats(2, WIDTH), codes(1, ROWS, DEPTH), np.float32(7)],
+        1,
+        {},
+    ),
+    "GatedLinear sparse": (SPARSE, 1, {}),
+    "BlockLinear sparse": (
+        [floats(1, ROWS, DEPTH), *sparse_blocks(), *sparse_blocks(bits=4), *blocks()],
+        3,
+        {"block_size": BLOCK},
+    ),
+    "GatedBlockLinear sparse": (
+        [floats(1, ROWS, DEPTH), *sparse_blocks(), *sparse_blocks(bits=4)],
+        1,
+        {"block_size": BLOCK},
+    ),
+    "SplitBlockLinear sparse": (
+        [floats(1, ROWS, DEPTH), COPIES, *sparse_blocks(DEPTH + 16)],
+        1,
+        {"block_size": BLOCK},
+    ),
     "BlockLinear": ([floats(1, ROWS, DEPTH), *blocks(), *blocks(bits=4)], 2, {"block_size": BLOCK}),
     "BiasBlockLinear": (
         [floats(1, ROWS, DEPTH), *blocks(), floats(WIDTH), *blocks(bits=4), floats(WIDTH)],
@@ -118,14 +145,14 @@ def shortened():
             ways += ["third axis"] if rank == 4 else []
             ways += ["one axis more"] if rank > 1 and not ("Int8" in name and index in (6, 7)) else []  # as many scales
             for way in ways:
-                yield pytest.param(name, index, way, id=f"{name}-{index}-{way.replace(' ', '_')}")
+                yield pytest.param(name, index, way, id=f"{name}-{index}-{way}".replace(" ", "_"))
 
 
 @pytest.mark.parametrize("name", VALID)
 def test_inputs_that_fit_are_taken(name):
     need_kernels()
     inputs, num_outputs, attributes = VALID[name]
-    assert len(run_alone(name, inputs, num_outputs, **attributes)) == num_outputs
+    assert len(run_alone(name.split()[0], inputs, num_outputs, **attributes)) == num_outputs
 
 
 @pytest.mark.parametrize(("name", "index", "way"), list(shortened()))
@@ -135,7 +162,14 @@ def test_an_input_that_does_not_fit_is_refused(name, index, way):
     changed = list(inputs)
     changed[index] = np.ascontiguousarray(SHORTER[way](inputs[index]))
     with pytest.raises(InvalidArgument, match="piston: "):
-        run_alone(name, changed, num_outputs, **attributes)
+        run_alone(name.split()[0], changed, num_outputs, **attributes)
+
+
+def test_rows_of_a_sparse_table_are_refused():
+    need_kernels()
+    ids = VALID["BlockRows"][0][0]
+    with pytest.raises(InvalidArgument, match="a table does not fit"):
+        run_alone("BlockRows", [ids, *sparse_blocks()], block_size=BLOCK)
 
 
 @pytest.mark.parametrize("which", [4, 5])
@@ -193,7 +227,7 @@ def test_blocks_of_no_such_size_are_refused(name, block):
     need_kernels()
     inputs, num_outputs, _ = VALID[name]
     with pytest.raises(InvalidArgument, match="piston: "):
-        run_alone(name, inputs, num_outputs, block_size=block)
+        run_alone(name.split()[0], inputs, num_outputs, block_size=block)
 
 
 @pytest.mark.parametrize("source", [-1, DEPTH])

@@ -1,0 +1,173 @@
+"""Products by 2:4 sparse weights that are stored without their zeros give the same bits as with them."""
+
+import itertools
+
+import numpy as np
+import pytest
+from kernel_cases import linear, tiled
+from own_kernels import run_alone
+
+from piston.engines.lowering.kernels.sparse import packed_rows
+
+ROWS = [1, 2, 3, 8, 9, 33, 70]
+INT8, UINT8, UINT4 = (8, 0), (8, 128), (4, 8)  # bits, and the code of zero
+
+
+def sparse_mask(rng, depth, width):
+    """Of every four inputs at most two are true; a tenth of the fours have none, a fifth one."""
+    order = rng.permuted(np.tile(np.arange(4)[:, None], (depth // 4, 1, width)), axis=1)
+    mask = order < rng.choice([0, 1, 2], (depth // 4, 1, width), p=[0.1, 0.2, 0.7])
+    return mask.reshape(depth, width)
+
+
+def packed(tiles, bits, zero):
+    """The definition, row after row: a mask of the weights that are stored, the lowest bit first, and those."""
+    rows = []
+    for row in tiles.reshape(-1, 64):
+        masks, values = [], []
+        for weights in [row] if bits == 8 else [row & 0xF, row >> 4]:
+            stored = np.zeros(64, bool)
+            for four in range(0, 64, 4):
+                used = [at for at in range(four, four + 4) if weights[at] != zero]
+                unused = [at for at in range(four, four + 4) if weights[at] == zero]
+                stored[[*used, *unused[: 2 - len(used)]]] = True
+            masks.append(sum(1 << int(at) for at in np.flatnonzero(stored)).to_bytes(8, "little"))
+            values.append(weights[stored].view(np.uint8))
+        rows.append(b"".join(masks) + bytes(values[0] if bits == 8 else values[0] | values[1] << 4))
+    return np.frombuffer(b"".join(rows), tiles.dtype).reshape(*tiles.shape[:2], -1)
+
+
+def sparse_linear(rng, rows, depth, width):
+    """Codes, the weight in tiles whole and packed, and what else an integer product reads."""
+    codes, weight, _, scale, _ = linear(rng, rows, depth, width)
+    weight *= sparse_mask(rng, depth, width)
+    offset = (128 * weight.astype(np.int32).sum(axis=0)).astype(np.int32)
+    tiles = tiled(weight)
+    return codes, tiles, packed(tiles, *INT8), [offset, scale]
+
+
+def sparse_blocks(rng, depth, width, block, bits):
+    """Codes in tiles and scales: whole, and packed."""
+    zero = 1 << (bits - 1)
+    codes = np.where(sparse_mask(rng, depth, width), rng.integers(0, 2**bits, (depth, width)), zero).astype(np.int16)
+    tiles = tiled(codes).astype(np.uint8)
+    if bits == 4:
+        tiles = tiles[:, 0::2] | tiles[:, 1::2] << 4
+    scales = rng.uniform(0.001, 0.01, (width // 16, -(-depth // block), 16)).astype(np.float32)
+    return [tiles, scales], [packed(tiles, bits, zero), scales]
+
+
+@pytest.mark.parametrize(("bits", "zero"), [INT8, UINT8, UINT4])
+def test_packing_keeps_two_of_every_four(bits, zero):
+    rng = np.random.default_rng(bits + zero)
+    tiles = sparse_linear(rng, 1, 64, 48)[1] if zero == 0 else sparse_blocks(rng, 64, 48, 32, bits)[0][0]
+    found = packed_rows(tiles, bits, zero)
+    assert found.nbytes == tiles.nbytes * (40 if bits == 8 else 48) // 64
+    np.testing.assert_array_equal(found, packed(tiles, bits, zero))
+
+
+@pytest.mark.parametrize(("depth", "width"), [(64, 16), (128, 48), (192, 80), (896, 32)])
+@pytest.mark.parametrize("rows", ROWS)
+def test_integer_products_are_the_same_bits(every_level, rows, depth, width):
+    rng = np.random.default_rng(rows * depth)
+    codes, whole, sparse, rest = sparse_linear(rng, rows, depth, width)
+    (expected,) = run_alone("IntegerLinear", [codes, whole, *rest])
+    (found,) = run_alone("IntegerLinear", [codes, sparse, *rest])
+    assert expected.any()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 9, 40])
+def test_what_goes_with_integer_products_is_the_same_bits(every_level, rows):
+    rng = np.random.default_rng(rows)
+    codes, whole, sparse, rest = sparse_linear(rng, rows, 128, 96)
+    bias, ratio, scale = rng.standard_normal(96).astype(np.float32), np.float32(7), np.float32(0.01)
+    outliers = [rng.standard_normal((1, rows, 3)).astype(np.float32), rng.standard_normal((3, 96)).astype(np.float32)]
+    coarse = np.where(rng.random(codes.shape) < 0.2, codes[..., ::-1], 128).astype(np.uint8)
+    channels = np.array([1, 17, 40], np.int64)
+    for name, inputs, num_outputs, attributes in (
+        ("IntegerLinear", [bias, *outliers, coarse, ratio], 1, {}),
+        ("GatedLinear", [], 1, {}),
+        ("GatedLinearCodes", [scale, channels, scale * 15], 3, {}),
+        ("GeluLinear", [bias], 1, {"tanh": 0}),
+        ("GeluLinearCodes", [bias, scale, channels, scale * 15], 3, {"tanh": 1}),
+    ):
+        expected = run_alone(name, [codes, whole, *rest, *inputs], num_outputs, **attributes)
+        for one, other in zip(
+            run_alone(name, [codes, sparse, *rest, *inputs], num_outputs, **attributes), expected, strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+# Blocks that end with a shorter one, of several widths; an odd number of tiles; sizes that no tile register takes.
+@pytest.mark.parametrize(
+    ("depth", "width", "block"),
+    [(96, 32, 32), (64, 48, 16), (128, 16, 64), (80, 16, 32), (192, 80, 128), (896, 32, 64)],
+)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", ROWS)
+def test_products_by_blocks_are_the_same_bits(every_level, rows, bits, depth, width, block):
+    rng = np.random.default_rng(rows * depth)
+    values = rng.standard_normal((1, rows, depth)).astype(np.float32)
+    whole, sparse = sparse_blocks(rng, depth, width, block, bits)
+    (expected,) = run_alone("BlockLinear", [values, *whole], block_size=block)
+    (found,) = run_alone("BlockLinear", [values, *sparse], block_size=block)
+    assert expected.any()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 9, 40])
+def test_parts_some_of_which_are_sparse_are_the_same_bits(every_level, rows):
+    rng = np.random.default_rng(rows)
+    values = rng.standard_normal((1, rows, 128)).astype(np.float32)
+    copied = [values[..., :96], np.arange(32)]
+    parts = [sparse_blocks(rng, 128, width, 64, bits) for width, bits in ((48, 4), (48, 8), (16, 8))]
+    bias = [rng.standard_normal(width).astype(np.float32) for width in (48, 48, 16)]
+    for chosen in itertools.product((0, 1), repeat=3):
+        for name, given, num_parts, num_outputs, with_bias in (
+            ("BlockLinear", [values], 3, 3, False),
+            ("BiasBlockLinear", [values], 3, 3, True),
+            ("GatedBlockLinear", [values], 2, 1, False),
+            ("SplitBlockLinear", copied, 3, 3, False),
+            ("SplitGatedBlockLinear", copied, 2, 1, False),
+            ("GeluBlockLinear", [values], 1, 1, True),
+            ("TanhGeluBlockLinear", [values], 1, 1, True),
+        ):
+            if any(chosen[num_parts:]):
+                continue
+
+            def operands(which, num_parts=num_parts, with_bias=with_bias):
+                return itertools.chain.from_iterable(
+                    [*parts[index][which[index]], *([bias[index]] if with_bias else [])] for index in range(num_parts)
+                )
+
+            expected = run_alone(name, [*given, *operands((0, 0, 0))], num_outputs, block_size=64)
+            found = run_alone(name, [*given, *operands(chosen)], num_outputs, block_size=64)
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 9])
+def test_any_number_of_threads_gives_the_same_bits(every_level, threads):
+    rng = np.random.default_rng(0)
+    codes, whole, sparse, rest = sparse_linear(rng, 5, 512, 1536)
+    (expected,) = run_alone("IntegerLinear", [codes, whole, *rest])
+    (found,) = run_alone("IntegerLinear", [codes, sparse, *rest], threads=threads)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40])
+@pytest.mark.parametrize("mask", [0, 0xFF], ids=["none", "all"])
+def test_damaged_masks_read_nothing_outside(every_level, rows, mask):
+    """Results are wrong then, and finite; `make sanitize` sees reads out of bounds."""
+    rng = np.random.default_rng(rows)
+    codes, _, sparse, rest = sparse_linear(rng, rows, 64, 48)
+    values = rng.standard_normal((1, rows, 64)).astype(np.float32)
+    damaged = sparse.copy()
+    damaged[..., :8] = np.uint8(mask).view(np.int8)
+    assert np.isfinite(run_alone("IntegerLinear", [codes, damaged, *rest])[0]).all()
+    for bits, size in ((8, 8), (4, 16)):
+        tiles, scales = sparse_blocks(rng, 64, 48, 32, bits)[1]
+        tiles = tiles.copy()
+        tiles[..., :size] = mask
+        assert np.isfinite(run_alone("BlockLinear", [values, tiles, scales], block_size=32)[0]).all()
