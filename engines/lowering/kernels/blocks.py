@@ -12,7 +12,7 @@ from piston.engines.lowering.gated import gated_products
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
 from piston.engines.lowering.kernels.linear import GELUS, INPUTS, OUTPUTS, is_tanh
 from piston.engines.lowering.matmul_nbits import ACCURACY_LEVEL
-from piston.graph.pattern import MICROSOFT, emit, graph_of, int_attribute, replace, sole_consumer, static_dims
+from piston.graph.pattern import MICROSOFT, array_of, emit, graph_of, int_attribute, replace, sole_consumer, static_dims
 from piston.graph.weight import derived_weight
 
 ROUNDING = (
@@ -156,7 +156,8 @@ def tiled_weights(
 ) -> tuple[ir.Value, ir.Value]:
     """Codes as [width / 16, depth / 4 or 8, 64] and scales as [width / 16, blocks, 16], each once for all readers.
 
-    `form` is width, depth, block and bits.
+    Where each output has one scale for all its blocks, as w8 has, scales are [width / 16, 1, 16]. `form` is width,
+    depth, block and bits.
     """
     width, depth, block, bits = form
     count, blocks = width // OUTPUTS, -(-depth // block)
@@ -173,12 +174,14 @@ def tiled_weights(
         return parts.reshape(count, -1, OUTPUTS * INPUTS)
 
     def by_tile(array: NDArray[np.float32]) -> NDArray[np.float32]:
-        return array.reshape(count, OUTPUTS, blocks).transpose(0, 2, 1)
+        return array.reshape(count, OUTPUTS, blocks)[..., :stored].transpose(0, 2, 1)
 
+    by_output = array_of(scales).reshape(width, blocks)
+    stored = 1 if (by_output == by_output[:, :1]).all() else blocks
     names = f"{codes.name}.tiles", f"{scales.name}.tiles"
     if names[0] not in graph.initializers:
         dims = [count, depth * bits // 32, OUTPUTS * INPUTS]
         derived_weight(graph, names[0], [codes], dims, tiled).meta[BITS] = bits
     if names[1] not in graph.initializers:
-        derived_weight(graph, names[1], [scales], [count, blocks, OUTPUTS], by_tile)
+        derived_weight(graph, names[1], [scales], [count, stored, OUTPUTS], by_tile)
     return graph.initializers[names[0]], graph.initializers[names[1]]

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kLanes = 16, kTileDepth = 64;  // columns of a tile; what a tile register takes of the depth
 
-// Weights [tiles, depth / 4 or 8, 64], shorter where they are sparse, and scales [tiles, blocks, 16] at inputs `index` and the next; whether they fit.
+// Weights [tiles, depth / 4 or 8, 64], shorter where they are sparse, and scales [tiles, blocks or 1, 16] at inputs `index` and the next; whether they fit.
 bool find_weights(const Context& context, size_t index, int64_t depth, int64_t blocks, BlockWeights* found) {
   const Tensor weights = context.input(index), scales = context.input(index + 1);
   if (weights.rank != 3 || scales.rank != 3 || scales.dims[2] != kLanes) return false;
@@ -20,8 +20,9 @@ bool find_weights(const Context& context, size_t index, int64_t depth, int64_t b
   found->tiles = weights.dims[0];
   found->bits = weights.dims[1] * 4 == depth ? 8 : 4;
   found->row_bytes = weights.dims[2];
+  found->scale_blocks = scales.dims[1];
   if (found->is_sparse() && found->row_bytes != (found->bits == 8 ? kSparseRow : kSparseNibbles)) return false;
-  return weights.dims[1] * 32 == depth * found->bits && scales.dims[0] == found->tiles && scales.dims[1] == blocks;
+  return weights.dims[1] * 32 == depth * found->bits && scales.dims[0] == found->tiles && (scales.dims[1] == blocks || scales.dims[1] == 1);
 }
 
 // Which inputs are copied, at input `index`; whether all are there and a block of them has room.

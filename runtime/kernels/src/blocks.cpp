@@ -55,7 +55,6 @@ template <int Rows, Form Stored>
 void totals_of(const BlockInput& input, const BlockWeights& part, const uint8_t* weights, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
   // Two chains of sums where there are few rows: one alone would wait for its own additions.
   constexpr int kChains = Rows <= 2 ? 2 : 1;
-  const float* scales = part.scales + tile * input.blocks * kLanes;
   const int8_t* codes = input.codes + row * input.depth;
   for (auto& total : totals) total = _mm512_setzero_ps();
   for (int64_t b = 0; b < input.blocks; ++b) {
@@ -77,7 +76,7 @@ void totals_of(const BlockInput& input, const BlockWeights& part, const uint8_t*
         }
       }
     }
-    const __m512 scale = _mm512_loadu_ps(scales + b * kLanes);
+    const __m512 scale = _mm512_loadu_ps(part.scale(tile, b));
     for (int r = 0; r < Rows; ++r) {
       const __m512i sum = kChains == 1 ? sums[r][0] : _mm512_add_epi32(sums[r][0], sums[r][kChains - 1]);
       totals[r] = added(totals[r], sum, scale, input.scales[(row + r) * input.blocks + b]);
@@ -177,11 +176,10 @@ void multiply_blocks_vnni(const BlockProduct& product, int64_t part, int64_t beg
 void read_row(const BlockTable& table, int64_t row, float* out) {
   const int64_t tile = row / kLanes, column = row % kLanes;
   const uint8_t* codes = table.weights.tile(tile, table.depth) + column * 4;
-  const float* scales = table.weights.scales + tile * table.blocks * kLanes + column;
   const __m128i zero = _mm_set1_epi32(table.weights.zero());
   for (int64_t b = 0; b < table.blocks; ++b) {
     const int64_t first = b * table.block, rest = table.depth - first;
-    const __m128 scale = _mm_set1_ps(scales[b * kLanes]);
+    const __m128 scale = _mm_set1_ps(table.weights.scale(tile, b)[column]);
     for (int64_t k = first; k < first + (rest < table.block ? rest : table.block); k += 4) {
       const __m128i word = _mm_cvtepu8_epi32(_mm_loadu_si32(codes + k * kLanes));
       _mm_storeu_ps(out + k, _mm_mul_ps(_mm_cvtepi32_ps(_mm_sub_epi32(word, zero)), scale));

@@ -22,15 +22,18 @@ struct BlockWeights {
   const uint8_t* codes;  // counted from 0. 8 bits: [tiles, depth / 4, 16, 4]. 4 bits: [tiles, depth / 8, 16, 4] bytes,
                          // the first four inputs in the low halves, the next four in the high ones. Sparse ones have
                          // shorter rows instead of 16 by 4 bytes (sparse.h)
-  const float* scales;   // [tiles, blocks, 16]
+  const float* scales;   // [tiles, blocks, 16], or [tiles, 1, 16] where all blocks of a column have one
   const float* bias;     // [16 * tiles] or null
   int64_t tiles;         // of 16 columns
   int bits;
-  int64_t row_bytes;
+  int64_t row_bytes, scale_blocks;
   float* out;  // [rows, 16 * tiles]; of a gated pair the first's alone
 
   int zero() const { return bits == 8 ? 128 : 8; }
   bool is_sparse() const { return row_bytes != kDenseRow; }
+  const float* scale(int64_t tile, int64_t block) const {
+    return scales + (scale_blocks == 1 ? tile : tile * scale_blocks + block) * 16;
+  }
   int64_t tile_bytes(int64_t depth) const { return depth * bits / 32 * row_bytes; }
   const uint8_t* tile(int64_t index, int64_t depth) const { return codes + index * tile_bytes(depth); }
 };

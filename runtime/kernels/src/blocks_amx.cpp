@@ -42,8 +42,8 @@ struct Panel {
     const BlockInput& input = product.input;
     const BlockWeights& other = pair.right == nullptr ? *pair.left : *pair.right;
     const __m512 scales[2] = {
-        _mm512_loadu_ps(pair.left->scales + (pair.left_tile * input.blocks + b) * kLanes),
-        _mm512_loadu_ps(other.scales + ((pair.right == nullptr ? pair.left_tile : pair.right_tile) * input.blocks + b) * kLanes)};
+        _mm512_loadu_ps(pair.left->scale(pair.left_tile, b)),
+        _mm512_loadu_ps(other.scale(pair.right == nullptr ? pair.left_tile : pair.right_tile, b))};
     const int zeros[2] = {pair.left->zero(), other.zero()};
     for (int64_t r = begin; r < end && row + r < input.rows; ++r) {
       const int64_t at = (row + r) * input.blocks + b;

@@ -165,6 +165,16 @@ def test_an_input_that_does_not_fit_is_refused(name, index, way):
         run_alone(name.split()[0], changed, num_outputs, **attributes)
 
 
+def test_other_numbers_of_scales_than_blocks_or_one_are_refused():
+    need_kernels()
+    values, weights, scales = VALID["BlockLinear"][0][:3]
+    for count in (1, 4):
+        run_alone("BlockLinear", [values, weights, scales[:, :count]], block_size=BLOCK)
+    for count in (0, 2, 3):
+        with pytest.raises(InvalidArgument, match="piston: "):
+            run_alone("BlockLinear", [values, weights, scales[:, :count]], block_size=BLOCK)
+
+
 def test_rows_of_a_sparse_table_are_refused():
     need_kernels()
     ids = VALID["BlockRows"][0][0]

@@ -358,6 +358,18 @@ def test_a_product_by_blocks_rounds_its_input_block_by_block(level, rows, depth,
     assert_near(found[0], product_of(values[0], codes, scales, block, bits))
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_one_scale_for_all_blocks_of_a_column_is_stored_once(level, rows, bits):
+    rng = np.random.default_rng(rows)
+    values = rng.standard_normal((1, rows, 192)).astype(np.float32)
+    tiles, scales = blocks_of(rng, 192, 80, 64, bits)[2]
+    once = scales[:, :1]
+    (expected,) = run_alone("BlockLinear", [values, tiles, np.repeat(once, 3, axis=1)], block_size=64)
+    (found,) = run_alone("BlockLinear", [values, tiles, once], block_size=64)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 9, 40])
 def test_parts_of_several_widths_are_the_bits_of_each_alone(level, rows):
     rng = np.random.default_rng(rows)
