@@ -1,6 +1,7 @@
 """2:4 sparse models on own kernels: bundles without the zeros are smaller, and answer with the same bits."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ SIZES = {
     "intermediate_size": 192,
 }
 LENGTH = 96
-TEXT = "The quick brown fox jumps over the lazy dog. " * 60
+PROSE = Path(__file__).parents[2] / "data/texts/prose.txt"
 RECIPES = {
     "w8": Recipe(scheme="w8", sparsity="2:4", pruning="magnitude"),
     "w4": Recipe(scheme="w4", block=32, rounding="gptq", sparsity="2:4"),
@@ -40,7 +41,7 @@ def bundles(request, toys):
     need_kernels()
     rows = {"num_rows": 6, "seq_len": 24}
     recipe = RECIPES[request.param]
-    text = None if recipe.pruning == "magnitude" else TEXT
+    text = None if recipe.pruning == "magnitude" else PROSE.read_text(encoding="utf-8")[:8000]
     model = toys.calibrated(toys.model_dir(**SIZES), recipe, text, bounds=("ppl<=1000%",), **rows)
     made = [toys.built(model, (TARGET,), max_length=LENGTH, **options) for options in ({}, {"sparsity": False})]
     return request.param, *made

@@ -20,7 +20,6 @@ from piston.graph.weight import derived_weight
 ROW, RANK = OUTPUTS * INPUTS, 3
 MASK = ROW // 8  # bytes
 PACKED = {BYTE: MASK + ROW // 2, NIBBLE: 2 * MASK + ROW // 2}  # bytes of a row
-Tiles = NDArray[np.uint8] | NDArray[np.int8]
 
 
 class KernelSparsePass(ir.passes.InPlacePass):
@@ -67,7 +66,7 @@ def _packed(graph: ir.Graph, value: ir.Value) -> ir.Value | None:
     return derived_weight(graph, f"{value.name}.sparse", [value], dims, lambda array: packed_rows(array, bits, zero))
 
 
-def packed_rows(tiles: Tiles, bits: int, zero: int) -> Tiles:
+def packed_rows(tiles: NDArray[Any], bits: int, zero: int) -> NDArray[Any]:
     """Tiles [.., 64], of which of every four weights two or more are `zero`, as masks and the other weights.
 
     Returns: [.., 40] of 8 bits: 64 bits in order, the lowest first, then 32 weights. [.., 48] of 4 bits: the same of
@@ -79,11 +78,11 @@ def packed_rows(tiles: Tiles, bits: int, zero: int) -> Tiles:
     return np.concatenate([*masks, values], axis=-1, dtype=np.uint8).view(tiles.dtype)
 
 
-def _rows(tiles: Tiles, bits: int) -> list[Tiles]:
+def _rows(tiles: NDArray[Any], bits: int) -> list[NDArray[Any]]:
     return [tiles] if bits == BYTE else [tiles & 0xF, tiles >> NIBBLE]
 
 
-def _without_zeros(weights: Tiles, zero: int) -> tuple[NDArray[np.uint8], Tiles]:
+def _without_zeros(weights: NDArray[Any], zero: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Masks [.., 8] and weights [.., 32], two of every four: zeros too, where fewer are not zero."""
     masks = _FILLED[np.packbits(weights != zero, axis=-1, bitorder="little")]
     stored = np.unpackbits(masks, axis=-1, bitorder="little").view(np.bool_)

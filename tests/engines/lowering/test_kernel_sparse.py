@@ -75,7 +75,7 @@ def test_a_table_that_rows_are_read_from_stays():
     nodes = [
         helper.make_node(
             "GatherBlockQuantized",
-            ["ids", "w", "s2"],
+            ["w", "ids", "s2"],
             ["rows"],
             domain="com.microsoft",
             bits=8,
