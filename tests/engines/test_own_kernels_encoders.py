@@ -142,3 +142,22 @@ def test_no_node_is_left_around_the_kernels(bundle):
     directory = bundle("bert", "w8a8")
     counted = Counter(node.op_type for node in ir.load(directory / Manifest.read(directory).engines[1].path).graph)
     assert not {"Transpose", "Reshape", "QuantizeLinear", "Attention", "Gelu", "SkipLayerNormalization"} & set(counted)
+
+
+def test_sparse_weights_are_stored_without_zeros_and_give_the_same_bits(toys):
+    need_kernels()
+    model_type, config = MODELS["bert"]
+    model = toys.exported(write_sentence_checkpoint, model_type, max_length=MAX_LENGTH, config=config)
+    recipe = Recipe(scheme="w8", sparsity="2:4", pruning="magnitude")
+    sparse = toys.calibrated(model, recipe, bounds=("cosine>=0.02",), num_rows=4, seq_len=12, seed=1)
+    vectors, sizes, packed = [], [], []
+    for sparsity in (True, False):
+        directory = toys.built(sparse, (kernels.TARGET,), sparsity=sparsity)
+        actual = Manifest.read(directory).engines[0].actual
+        packed.append(actual["sparse"]["packed"])
+        sizes.append(actual["weights_bytes"])
+        with load(directory) as loaded:
+            vectors.append(loaded.embed(TEXTS))
+    assert packed == [12, 0]  # of two layers: query, key, value, output and two of the MLP
+    assert sizes[1] - sizes[0] == pytest.approx(2 * (4 * 128 * 128 + 2 * 128 * 192) * 24 / 64, rel=0.02)
+    np.testing.assert_array_equal(vectors[0], vectors[1])
