@@ -57,10 +57,18 @@ def _made(node: ir.Node, mask: ir.Value, lengths: ir.Value | None, *, is_causal:
         heads = dims_of(mask)[1]
         return emit(node, "Where", [seen, mask, lowest], like=mask, dims=[batch, heads, queries, keys]).outputs[0]
     both = _do(node, "And", [mask, seen], (batch, 1, queries, keys), BOOL)
-    # A query that is padding sees itself at least: without any key its result would be no number, which the next
-    # layer's weights of zero do not silence.
-    itself = _do(node, "Equal", [row, columns], (queries, keys), BOOL)
-    return _do(node, "Or", [both, itself], (batch, 1, queries, keys), BOOL)
+    if queries != keys:  # no query is known to be padding
+        return both
+    # A query that is padding sees one key, its own: without any its result would be no number, which the next layer's
+    # weights of zero do not silence. What other queries see is the mask's alone.
+    if is_causal:
+        zero = constant(graph, "number.0", np.array(0, np.int64))
+        is_padding = _do(node, "Less", [last, zero], (batch, 1, queries, 1), BOOL)
+    else:
+        is_padding = _do(node, "GreaterOrEqual", [row, ends], (batch, 1, queries, 1), BOOL)
+    own = _do(node, "Equal", [row, columns], (queries, keys), BOOL)
+    own = _do(node, "And", [own, is_padding], (batch, 1, queries, keys), BOOL)
+    return _do(node, "Or", [both, own], (batch, 1, queries, keys), BOOL)
 
 
 def _counted(node: ir.Node, value: ir.Value | None) -> ir.Value:

@@ -23,7 +23,7 @@ g (float[b, 4, s, 16] q, float[b, 2, 64, 16] k, float[b, 2, 64, 16] v, int64[b] 
 
 SELF_ATTENTION = """
 g (float[b, 4, s, 16] q, float[b, 4, s, 16] k, float[b, 4, s, 16] v, int64[b] lengths, bool[s, s] window,
-   float[1, 4, s, s] bias) => (float[b, 4, s, 16] y) {{ y = Attention <{}> ({}) }}
+   bool[s, s] others, float[1, 4, s, s] bias) => (float[b, 4, s, 16] y) {{ y = Attention <{}> ({}) }}
 """
 
 
@@ -176,6 +176,8 @@ FORMS = {
     "a bias over texts of different lengths": ("is_causal = 0", "q, k, v, bias, , , lengths"),
     "a bias over what came before": ("is_causal = 1", "q, k, v, bias, , , lengths"),
     "a window": ("is_causal = 0", "q, k, v, window"),
+    "all tokens but the query's own": ("is_causal = 0", "q, k, v, others, , , lengths"),
+    "what came before the query": ("is_causal = 1", "q, k, v, others, , , lengths"),
 }
 
 
@@ -189,6 +191,7 @@ def test_lengths_and_the_causal_rule_go_into_the_mask(form, tmp_path):
         **{name: rng.standard_normal((2, 4, size, 16), np.float32) for name in "qkv"},
         "lengths": np.array([6, 4]),
         "window": np.abs(places[:, None] - places) <= 1,
+        "others": (places[:, None] != places) | (places[:, None] + places == 0),  # the first has none before it
         "bias": rng.standard_normal((1, 4, size, size), np.float32),
     }
     text = SELF_ATTENTION.format(attributes, inputs)
