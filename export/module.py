@@ -174,8 +174,10 @@ class _Export:
         named = _named(found, self.output_names)
         self.output_names = list(named)
         for name, tensor in named.items():
-            if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
-                raise CheckpointError(f"The module computes values of {name!r} that are not finite.")
+            if tensor.dtype.is_floating_point and tensor.isnan().any():
+                raise CheckpointError(
+                    f"The module computes NaN in {name!r}; look for it in the weights and the example."
+                )
         return {name: np.asarray(tensor.numpy()) for name, tensor in named.items()}
 
     def _trace(self, work: Path, example: Example) -> GraphInterface:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.bundle.examples import same_infinities
 from piston.core.bundle.golden import Golden, GoldenExample, GoldenOutput
 from piston.core.errors import BundleCorruptError, BundleError
 from piston.runtime.encoder import EncoderModel
@@ -42,13 +43,17 @@ class OutputMismatch:
 
     what: str  # "tokenizer" or "engine"
     prompt: str
-    distance: float | None  # by the length of the recorded output; None of a tokenizer, or of what is not finite
+    distance: float | None  # by the length of the recorded output; None of a tokenizer, or of other infinities
     allowed: float
 
     def __str__(self) -> str:
         if self.what == "tokenizer":
             return f"the tokenizer differs on {self.prompt!r:.60}"
-        shown = "not finite" if self.distance is None else f"{self.distance:.3g} of its length away"
+        shown = (
+            "NaN or infinite where the recorded one is not"
+            if self.distance is None
+            else f"{self.distance:.3g} of its length away"
+        )
         return f"the engine differs on {self.prompt!r:.60}: the output is {shown}, allowed are {self.allowed:.2g}"
 
 
@@ -68,7 +73,7 @@ class OutputVerdict:
 
     def compare(self, prompt: str, found: NDArray[Any], known: NDArray[Any], tolerance: float) -> bool:
         """Compare the numbers of one output with the recorded ones; whether they are near enough."""
-        far = distance(found, known) if found.shape == known.shape and np.isfinite(found).all() else None
+        far = distance(found, known) if same_infinities(found, known) else None
         self.worst = max(self.worst, far or 0.0)
         if far is not None and far <= tolerance:
             return True
@@ -161,8 +166,10 @@ def recorded(numbers: NDArray[Any]) -> tuple[float, ...]:
 
 
 def distance(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Of two outputs, by the length of the second."""
-    return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-12))
+    """Of two outputs with the same infinities, by the length of the second."""
+    finite = np.isfinite(wanted)
+    exact = wanted[finite]
+    return float(np.linalg.norm(found[finite] - exact) / max(float(np.linalg.norm(exact)), 1e-12))
 
 
 def _row(model: EncoderModel, texts: tuple[str, ...]) -> "EncodedRow":

@@ -25,17 +25,30 @@ class Example:
     outputs: Mapping[str, Array]
 
     def difference(self, name: str, found: Array) -> float:
-        """The largest distance of an output; infinite where shape or type differ, or a number is not finite."""
+        """The largest distance of an output; infinite where shape, type, or numbers that are not finite differ.
+
+        Infinity is a number like others, such as that of a mask; NaN is never right.
+        """
         wanted = self.outputs[name]
-        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        if found.dtype != wanted.dtype or not same_infinities(found, wanted):
             return float("inf")
-        distance = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0))
-        return distance if np.isfinite(distance) else float("inf")
+        finite = np.isfinite(wanted)
+        return float(np.abs(found[finite].astype(np.float64) - wanted[finite].astype(np.float64)).max(initial=0))
 
     def bound(self, name: str) -> float:
         """How large the difference of an output may be: none for integers and booleans."""
         wanted = self.outputs[name]
-        return max(ABSOLUTE, RELATIVE * float(np.abs(wanted).max(initial=0))) if wanted.dtype.kind == "f" else 0.0
+        if wanted.dtype.kind != "f":
+            return 0.0
+        return max(ABSOLUTE, RELATIVE * float(np.abs(wanted).max(initial=0, where=np.isfinite(wanted))))
+
+
+def same_infinities(found: Array, wanted: Array) -> bool:
+    """Whether two arrays have one shape, the same infinities at the same places, and no NaN."""
+    if found.shape != wanted.shape:
+        return False
+    finite = np.isfinite(wanted)
+    return bool(np.isfinite(found[finite]).all()) and np.array_equal(found[~finite], wanted[~finite])
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:

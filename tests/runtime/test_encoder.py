@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from embedded import MAX_LENGTH, embedder
+from embedded import MAX_LENGTH, embedder, letter_model, tagger
 
-from piston.core.errors import MisuseError, PromptTooLongError
+from piston.core.errors import EngineError, MisuseError, PromptTooLongError
 from piston.runtime import load
 from piston.runtime.encoder import CHUNK, longest_first
+from piston.runtime.tasks.text_classification import TextClassifier
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,13 @@ def test_a_cut_that_leaves_nothing_of_the_text_is_refused():
 def test_sizes_below_one_are_refused_when_a_bundle_is_loaded(encoder_toys, sizes):
     with pytest.raises(MisuseError, match=r"was built for texts of 2 to \d+ tokens, and batches of 1 or more"):
         load(encoder_toys.bundle("single"), **sizes)
+
+
+def test_numbers_that_are_not_finite_are_an_error_of_the_engine_but_for_those_of_padding():
+    model = letter_model(TextClassifier, lambda ids: [np.nan, 0], 2, labels=["a", "b"], problem_type="single_label")
+    with pytest.raises(EngineError, match="toy computes NaN or infinity on this engine for a text of 4 tokens"):
+        model.classify(["a b"])
+    padded = tagger()
+    run = padded._session.run
+    padded._session.run = lambda feeds: {"logits": np.where(run(feeds)["logits"] == 9, np.nan, run(feeds)["logits"])}
+    assert len(padded.tag(["a b c", "a"], aggregation="none", ignore_labels=())[1]) == 1
