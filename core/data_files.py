@@ -79,8 +79,10 @@ def check_text(text: str, name: str | Path) -> str:
     return text
 
 
-def records_of(text: str, path: Path) -> list[Record] | None:
+def records_of(text: str, path: Path, header: Sequence[str] | None = None) -> list[Record] | None:
     """The records of a file with their places, such as "FILE, line 3"; None for a file of plain text.
+
+    `header` names the columns of a table whose first row does not.
 
     Raises:
         MisuseError: the file is not what its suffix says; the message names the line.
@@ -90,7 +92,7 @@ def records_of(text: str, path: Path) -> list[Record] | None:
         return list(_lines(text, path))
     if suffix == ".json":
         return list(_items(text, path))
-    return _rows(text, path, _DELIMITERS[suffix]) if suffix in _DELIMITERS else None
+    return _rows(text, path, _DELIMITERS[suffix], header) if suffix in _DELIMITERS else None
 
 
 def field_of(record: object, names: Sequence[str], where: str, remedy: str = "rename one of them") -> Any:
@@ -148,7 +150,7 @@ def texts_of(path: Path, names: Sequence[str] = ("text",)) -> list[str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text that are not blank; they end at line feeds alone, unlike those of `splitlines`."""
+    """The lines that are not empty. Only line feeds end one, with or without CR: a text may hold U+2028 and others."""
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
@@ -175,10 +177,21 @@ def _items(text: str, path: Path) -> Iterator[Record]:
             yield f"{path}, item {number}", item
 
 
-def _rows(text: str, path: Path, delimiter: str) -> list[Record]:
+def first_row(text: str, path: Path) -> list[str]:
+    """The first row of a table, which names its columns or does not; none of other files."""
+    delimiter = _DELIMITERS.get(path.suffix.lower())
+    if delimiter is None:
+        return []
+    try:
+        return next(csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
+    except csv.Error:  # `records_of` names what is wrong
+        return []
+
+
+def _rows(text: str, path: Path, delimiter: str, header: Sequence[str] | None) -> list[Record]:
     limit = csv.field_size_limit(max(len(text), 1))  # a document may be longer than the module's 131,072 characters
     try:
-        reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        reader = csv.DictReader(StringIO(text, newline=""), header, delimiter=delimiter, strict=True)
         return [_row(row, reader, path) for row in reader]
     except csv.Error as problem:
         raise MisuseError(f"{path} is not a table with {delimiter!r} between columns ({problem}).") from None

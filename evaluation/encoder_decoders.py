@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -126,10 +126,12 @@ def compare_engines(
     progress: Progress,
     sources: str,
 ) -> Comparison:
-    """As `compare_answers`, of engines that are open."""
+    """As `compare_answers`, of engines that are open; answers are cut to what both hold."""
     kl, same = list[float](), list[bool]()
-    for done, answer in enumerate(answers):
+    capacity = min(engine.cache.capacity for engine in (candidate, reference))
+    for done, whole in enumerate(answers):
         progress.step("comparing", done, len(answers))
+        answer = replace(whole, token_ids=whole.token_ids[: capacity - len(whole.prompt_ids)])
         expected, found = (_read(engine, answer) for engine in (reference, candidate))
         result = compare(expected, found, expected.argmax(axis=1).tolist())
         kl += result.kl.tolist()

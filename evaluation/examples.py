@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.core.data_files import field_of, lines_of, read_text, records_of
+from piston.core.data_files import field_of, first_row, lines_of, read_text, records_of
 from piston.core.errors import MisuseError
 
 SOURCE = ("source", "text", "document", "input")
@@ -21,7 +21,6 @@ TARGET = ("target", "summary", "translation", "reference")
 AUDIO = ("audio", "path", "file")
 SPOKEN = ("text", "transcript", "sentence")
 HEADER = ("audio", "text")  # of a table that has none
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LISTS = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt"}  # suffixes of files that name audio files
 
 
@@ -52,8 +51,8 @@ def read_audio_list(path: Path) -> list[Example]:
     """Sources of audio that a file names, or the file itself; raises MisuseError as `read_texts`."""
     if path.suffix.lower() not in LISTS:
         return [Example(source=path)]
-    content = _with_header(read_text(path), path)
-    records = records_of(content, path)
+    content = read_text(path)
+    records = records_of(content, path, _header_of(content, path))
     if records is None:
         found = [Example(source=path.parent / line.strip()) for line in lines_of(content)]
     else:
@@ -100,13 +99,11 @@ def _clip(record: object, path: Path, where: str) -> Example:
     )
 
 
-def _with_header(content: str, path: Path) -> str:
-    """The content; that of a table without a header, whose first row begins with an audio file, gets one."""
-    delimiter = DELIMITERS.get(path.suffix.lower())
-    first = content.partition("\n")[0].strip("\r").split(delimiter) if delimiter else []
-    if not 1 <= len(first) <= len(HEADER) or not (path.parent / first[0]).is_file():
-        return content
-    return f"{(delimiter or '').join(HEADER[: len(first)])}\n{content}"
+def _header_of(content: str, path: Path) -> tuple[str, ...] | None:
+    """The columns of a table without a header, whose first row begins with an audio file."""
+    first = first_row(content, path)
+    has_none = 1 <= len(first) <= len(HEADER) and (path.parent / first[0]).is_file()
+    return HEADER[: len(first)] if has_none else None
 
 
 def _optional(record: object, names: tuple[str, ...], where: str) -> str | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.core.data_files import Record, field_of, read_text, records_of, text_field
+from piston.core.data_files import Record, field_of, first_row, read_text, records_of, text_field
 from piston.core.errors import MisuseError
 
 TEXT, PAIR, LABEL = ("text", "sentence", "text1", "sentence1"), ("text_pair", "text2", "sentence2"), ("label", "labels")
@@ -106,12 +106,9 @@ def read_answered(path: Path) -> list[Answered]:
 def read_scored(path: Path, first: Sequence[str], second: Sequence[str]) -> list[Scored]:
     """Pairs of texts with scores; `first` and `second` are names of their fields. Errors as `read_labelled`."""
     found = []
-    records = _records(path)
-    names = [*records[0][1]] if isinstance(records[0][1], dict) else []
-    if len(names) == PAIR_COLUMNS and not {*names} & {*first, *second} and _is_number(names[2]):
-        # A table without a header: its first row was read as one.
-        rows = [names, *([*record.values()] for _, record in records if isinstance(record, dict))]
-        return [Scored(first=row[0], second=row[1], score=_number(row[2], str(path))) for row in rows]
+    names = first_row(read_text(path), path)
+    has_header = len(names) != PAIR_COLUMNS or bool({*names} & {*first, *second}) or not _is_number(names[2])
+    records = _records(path, None if has_header else (first[0], second[0], SCORE[0]))
     for where, record in records:
         texts = text_field(record, first, where), text_field(record, second, where)
         score = _number(field_of(record, SCORE, where), where)
@@ -119,8 +116,8 @@ def read_scored(path: Path, first: Sequence[str], second: Sequence[str]) -> list
     return found
 
 
-def _records(path: Path) -> list[Record]:
-    records = records_of(read_text(path), path)
+def _records(path: Path, header: Sequence[str] | None = None) -> list[Record]:
+    records = records_of(read_text(path), path, header)
     if not records:
         kind = "no records" if records is None else "nothing"
         raise MisuseError(f"{path} has {kind}; labelled examples are .jsonl, .json, .csv or .tsv (docs/tasks.md).")

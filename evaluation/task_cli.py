@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
-from piston.core.console import Progress, print_json, print_text
+from piston.core.console import Progress, note, print_json, print_text
 from piston.core.data_files import read_bytes, records_of, texts_of
 from piston.core.errors import MisuseError
 from piston.core.gates import GateResult, gates_of, tell_gates
@@ -20,7 +20,7 @@ from piston.core.schema import to_plain
 from piston.core.tasks import task_module, task_names
 from piston.evaluation import tasks
 from piston.evaluation.encoders import needs_labels, qualities, shown_qualities, text_outputs
-from piston.evaluation.opening import open_model_directory
+from piston.evaluation.opening import open_model_directory, read_alike
 from piston.evaluation.tasks import TaskModel
 from piston.runtime import tasks as runtime_tasks
 from piston.runtime.bundle import Bundle
@@ -65,9 +65,12 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
         else:
             Manifest.read(arguments.reference).require_task(task, arguments.reference)
             with closing(_open(arguments.reference, arguments, target=None)) as reference:
+                read_alike(candidate, reference, tell=_nothing if arguments.quiet else note)
                 values, shown = _measured(candidate, reference, arguments.data, progress, is_labelled=is_labelled)
     results = [gate.judge(values) for gate in gates]
     record = {
+        "schema": 1,
+        "piston": version("piston"),
         "task": task,
         "path": str(arguments.path),
         "target": target,
@@ -77,7 +80,6 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
         "is_labelled": is_labelled,
         "values": values,
         "gates": to_plain(results),
-        "piston": version("piston"),
     }
     try:
         if arguments.html is not None:
@@ -88,6 +90,10 @@ def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
         else:
             print_text(f"{arguments.path} on {arguments.data}: {shown}")
     return tell_gates(results)
+
+
+def _nothing(text: str) -> None:
+    """Print no remark."""
 
 
 def _measured(

@@ -72,3 +72,10 @@ def test_an_audio_file_that_is_not_there_is_named(tmp_path):
 def test_only_line_feeds_end_a_source(tmp_path):
     (tmp_path / "a.txt").write_text("one\u2028still one\x0b\x1cand still\r\ntwo\n", encoding="utf-8", newline="")
     assert [item.source for item in read_texts(tmp_path / "a.txt")] == ["one\u2028still one\x0b\x1cand still", "two"]
+
+
+def test_lines_of_a_table_without_a_header_are_counted_as_in_the_file(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "l.tsv").write_text("a.wav\tHi.\na.wav\t \n")
+    with pytest.raises(MisuseError, match=r"line 2: text must be a text"):
+        read_audio_list(tmp_path / "l.tsv")

@@ -97,6 +97,7 @@ def test_pairs_have_scores_and_a_table_may_lack_a_header(file):
     names = ("sentence1",), ("sentence2",)
     expected = [Scored(first="a", second="b", score=2.5), Scored(first="c", second="d", score=0.0)]
     assert read_scored(file("x.csv", "a,b,2.5\nc,d,0\n"), *names) == expected
+    assert read_scored(file("x.csv", '"a, b","a, b",5\n'), *names) == [Scored(first="a, b", second="a, b", score=5.0)]
     assert read_scored(file("y.csv", "sentence1,sentence2,score\na,b,2.5\nc,d,0\n"), *names) == expected
 
 
@@ -112,3 +113,8 @@ def test_scores_that_are_no_numbers_are_refused(file, score):
     path = file("x.jsonl", [{"sentence1": "a", "sentence2": "b", "score": score}])
     with pytest.raises(MisuseError, match="line 1: the score must be a number"):
         read_scored(path, ("sentence1",), ("sentence2",))
+
+
+def test_lines_of_a_table_without_a_header_are_counted_as_in_the_file(file):
+    with pytest.raises(MisuseError, match="line 2: the score must be a number"):
+        read_scored(file("x.csv", "a,b,2.5\nc,d,much\n"), ("sentence1",), ("sentence2",))
