@@ -11,6 +11,7 @@ from piston.explanation.result import AttentionMap, Attribution, Explanation, Ma
 
 MOST_TOKENS = 160  # of a map on the page
 MOST_LISTED = 10  # words in a terminal, and in the table of the page
+FEWEST_LISTED = 3  # words in a terminal for each of several scores
 ATTENTION = (
     "Each row is a token, each column a token that it looks at; a stronger colour is more, of the largest in the map. "
     "Averages are over the heads."
@@ -18,18 +19,20 @@ ATTENTION = (
 
 
 def lines_of(found: Explanation) -> Iterator[str]:
-    """The answer, and the words that change it most."""
+    """The answer, and for each score that is explained the words that change it most."""
     yield f"{found.model} ({found.scheme}, {found.target}): {found.answer}"
     if not found.attributions:
         return
-    first = found.attributions[0]
-    yield f"{first.of}: {first.value:.4g}; without a word it is lower by"
-    words = [(text, word) for text in first.texts for word in text.words]
-    for text, word in sorted(words, key=lambda item: -abs(item[1].effect))[:MOST_LISTED]:
-        where = f"  ({text.name})" if len(first.texts) > 1 else ""
-        yield f"  {word.effect:+9.4f}  {text.shown(word)}{where}"
-    if len(words) > MOST_LISTED:
-        yield f"  and {len(words) - MOST_LISTED} more words; --output FILE.html and --json have all"
+    shown = found.attributions[:1] if _writes(found.attributions) else found.attributions
+    most = max(MOST_LISTED // len(shown), FEWEST_LISTED)
+    for each in shown:
+        yield f"{each.of}: {each.value:.4g}; without a word it is lower by"
+        words = [(text, word) for text in each.texts for word in text.words]
+        for text, word in sorted(words, key=lambda item: -abs(item[1].effect))[:most]:
+            where = f"  ({text.name})" if len(each.texts) > 1 else ""
+            yield f"  {word.effect:+9.4f}  {text.shown(word)}{where}"
+        if len(words) > most:
+            yield f"  and {len(words) - most} more words; --output FILE.html and --json have all"
 
 
 def page_of(found: Mapping[str, Explanation], piston: str) -> str:

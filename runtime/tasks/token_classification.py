@@ -177,8 +177,9 @@ def _word_scores(word: Sequence[_Token], aggregation: Aggregation) -> Array:
 def _joined(tagged: Iterable[_Tagged]) -> list[_Tagged]:
     """Neighbours of one label as one span, without B- and I-; a label that begins with B- begins a span."""
     groups: list[list[_Tagged]] = []
+    without = label_without_prefix
     for item in tagged:
-        if groups and not item.label.startswith("B-") and _tag(item.label) == _tag(groups[-1][-1].label):
+        if groups and not item.label.startswith("B-") and without(item.label) == without(groups[-1][-1].label):
             groups[-1].append(item)
         else:
             groups.append([item])
@@ -193,7 +194,8 @@ def _joined(tagged: Iterable[_Tagged]) -> list[_Tagged]:
     ]
 
 
-def _tag(label: str) -> str:
+def label_without_prefix(label: str) -> str:
+    """The label without B- or I-, which say whether a span begins or goes on."""
     return label[2:] if label[:2] in {"B-", "I-"} else label
 
 

@@ -1,5 +1,6 @@
 """What words change, against transformers' own scores of the texts without them."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -148,11 +149,54 @@ def test_words_turn_the_vector_of_their_text(sentence_bundle, sentence_model, ex
     assert found.attributions[0].texts[0].words[0].effect == pytest.approx(1 - cosine, abs=1e-6)
 
 
-def test_tags_are_shown_with_attention_and_without_attributions(encoder_toys, explained):
-    found = explained(token_classification, encoder_toys.bundle("tagger"), {"text": TEXT}, with_attention=True)
-    assert found.attributions == ()
-    assert found.attention
-    assert "every word has its own label" in found.remarks[0]
+NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+@pytest.mark.parametrize("replacement", ["", "hello"])
+def test_words_of_a_tagged_text_change_the_probability_of_each_spans_label(encoder_toys, explained, replacement):
+    bundle = encoder_toys.bundle("tagger")
+    own = explained(token_classification, bundle, {"text": TEXT}, with_attention=True)
+    with load(bundle) as opened:
+        (spans,) = opened.tag([TEXT])
+    assert [each.of for each in own.attributions] == [f"probability of {s.label} of {s.text!r}" for s in spans]
+    assert own.attention
+    spans = [("PER", 0, 5), ("LOC", 9, 21), ("LOC", 6, 8)]
+    like = dataclasses.replace(own, fixed={"spans": spans})
+    found = explained(token_classification, bundle, {"text": TEXT}, like=like, replacement=replacement)
+    model, tokenizer = reference(encoder_toys, "tagger")
+
+    def chance(text, label, start, end):
+        encoded = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+        offsets = encoded.pop("offset_mapping")[0].tolist()
+        with torch.no_grad():
+            chances = model(**encoded).logits[0].softmax(-1)
+        own = [place for place, name in enumerate(NER) if name.removeprefix("B-").removeprefix("I-") == label]
+        tokens = [place for place, (first, last) in enumerate(offsets) if first < end and last > start]
+        return float(chances[tokens][:, own].sum(-1).mean()) if tokens else 0.0
+
+    for (label, first, last), attribution in zip(spans, found.attributions, strict=True):
+        assert attribution.of == f"probability of {label} of {TEXT[first:last]!r}"
+        whole = chance(TEXT, label, first, last)
+        assert attribution.value == pytest.approx(whole, abs=1e-5)
+        (text,) = attribution.texts
+        assert [text.shown(word) for word in text.words] == WORDS
+        for word in text.words:
+            changed = TEXT[: word.start] + replacement + TEXT[word.end :]
+            # Characters stay where they are in front of the word, and move with the text behind it.
+            move = len(replacement) - (word.end - word.start)
+            start = first + (move if first >= word.end else 0)
+            end = last + (move if last >= word.end else 0)
+            expected = whole - chance(changed, label, start, end)
+            assert word.effect == pytest.approx(expected, abs=1e-5)
+
+
+def test_spans_of_another_model_are_explained_and_a_label_that_it_lacks_is_named(encoder_toys, explained):
+    bundle = encoder_toys.bundle("tagger")
+    first = explained(token_classification, bundle, {"text": TEXT})
+    assert explained(token_classification, bundle, {"text": TEXT}, like=first).attributions == first.attributions
+    other = dataclasses.replace(first, fixed={"spans": [("ORG", 0, 5)]})
+    with pytest.raises(MisuseError, match="no label 'ORG'; it has O, PER, LOC"):
+        explained(token_classification, bundle, {"text": TEXT}, like=other)
 
 
 def test_words_of_a_source_change_the_probability_of_each_token(text_bundle, text_model, explained):
