@@ -94,6 +94,8 @@ def run(arguments: argparse.Namespace, bench: Bench) -> int:
     if arguments.json:
         print_json(
             {
+                "schema": 1,
+                "piston": version("piston"),
                 "bundle": str(path),
                 "target": target,
                 "task": task,
@@ -103,7 +105,6 @@ def run(arguments: argparse.Namespace, bench: Bench) -> int:
                 "values": values,
                 "gates": to_plain(results),
                 "machine": to_plain(take_fingerprint(threads)),
-                "piston": version("piston"),
             }
         )
     else:

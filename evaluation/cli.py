@@ -70,7 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer-tokens", type=int, default=48, metavar="N", help="length of an answer; 0: no answers (default: 48)"
     )
     add_gate_arguments(parser, "'ppl<=2%'", "--fail-on")
-    parser.add_argument("--json", action="store_true", help="print one JSON object (docs/schemas/eval.json)")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object (docs/schemas/eval.json; of other tasks than text-generation eval-tasks.json)",
+    )
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with charts")
     parser.add_argument("--target", help="which engine of the bundle")
     parser.add_argument("--max-length", type=int, metavar="N", help="positions to hold (default: as many as needed)")

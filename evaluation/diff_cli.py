@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer-tokens", type=int, default=48, metavar="N", help="length of generated answers (default: 48)"
     )
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="changes that are printed (default: 10)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object with all changes")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object with all changes (docs/schemas/diff.json)"
+    )
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with all changes")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of each engine")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -66,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             write_output(arguments.html, page_of(found, *names, version("piston")))
     finally:  # the changes are printed even if the file cannot be written
         if arguments.json:
-            print_json({"before": names[0], "after": names[1], **found.to_json()})
+            made_by = {"schema": 1, "piston": version("piston")}
+            print_json({**made_by, "before": names[0], "after": names[1], **found.to_json()})
         else:
             for line in lines_of(found, *names, arguments.limit):
                 print_text(line)

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-attention", action="store_true", help="only what each word changes")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write the page (HTML)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object with all numbers")
+    parser.add_argument("--json", action="store_true", help="print one JSON object (docs/schemas/explain.json)")
     parser.add_argument("--target", help="which engine of the bundle (attention: ort-cpu)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of each engine")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     finally:  # the result is printed even if the file cannot be written
         if arguments.json:
             reference = {"reference": found[1].to_json()} if len(found) > 1 else {}
-            print_json({"bundle": names[0], **first.to_json(), **reference})
+            made_by = {"schema": 1, "piston": version("piston")}
+            print_json({**made_by, "bundle": names[0], **first.to_json(), **reference})
         else:
             for line in lines_of(first):
                 print_text(line)

@@ -107,7 +107,7 @@ class Explanation:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
+        """For --json, as docs/schemas/explain.json has it."""
         return {
             "task": self.task,
             "model": self.model,

@@ -72,7 +72,7 @@ class Diff:
         return len(self.changes)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON (docs/schemas has no schema of it yet: fields may be added)."""
+        """As docs/schemas/diff.json has it."""
         return {
             "task": self.task,
             "num_records": self.num_records,

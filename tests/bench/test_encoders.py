@@ -1,8 +1,12 @@
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from piston.bench.encoders import LONG, NUM_TEXTS, SHORT, made_texts
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/bench-tasks.json").read_text(encoding="utf-8"))
 
 
 def test_made_texts_are_of_mixed_lengths_and_always_the_same():
@@ -17,6 +21,7 @@ def test_an_encoder_bundle_is_measured_and_judged(piston, sentence_bundle):
     result = piston(*words, "--json", "--require", "latency<=60s", "--require", "texts_per_second>=0.001")
     assert result.status == 0
     found = json.loads(result.out)
+    jsonschema.validate(found, SCHEMA)
     values = found["values"]
     assert values["texts_per_second"] == pytest.approx(values["tokens_per_second"] / found["num_tokens"] * NUM_TEXTS)
     assert 0 < values["latency"] <= values["latency_p90"]

@@ -9,7 +9,8 @@ from toy_model import END, VOCAB_SIZE, answering, edit_manifest, history_script,
 
 from piston.runtime.backends.scripted import ScriptedEngine
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/eval.json").read_text(encoding="utf-8"))
+SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
+SCHEMA = json.loads((SCHEMAS / "eval.json").read_text(encoding="utf-8"))
 WINDOW = ("--window", "32", "--stride", "16")
 HISTORY, OTHER = history_script(), other_script()
 
@@ -40,8 +41,9 @@ def json_of(two):
     return run
 
 
-def test_the_schema_is_a_schema():
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+@pytest.mark.parametrize("name", sorted(path.name for path in SCHEMAS.iterdir()))
+def test_every_schema_is_a_schema(name):
+    jsonschema.Draft202012Validator.check_schema(json.loads((SCHEMAS / name).read_text(encoding="utf-8")))
 
 
 def test_one_model_has_a_perplexity_and_nothing_to_compare(evaluated, bundle, text):

@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 from toy_model import VOCAB_SIZE, answering, edit_manifest, ids_of
 
@@ -7,6 +9,7 @@ from piston.cli.main import main
 from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.scripted import ScriptedEngine
 
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/diff.json").read_text(encoding="utf-8"))
 PROMPTS = "Q\nR\n"
 BEFORE = answering((ids_of("Q"), ids_of("a red car")), (ids_of("R"), ids_of("yes")))
 AFTER = answering((ids_of("Q"), ids_of("a blue car")), (ids_of("R"), ids_of("yes")))
@@ -40,6 +43,7 @@ def test_changed_answers_are_listed_word_by_word_and_equal_ones_are_not(compared
 
 def test_json_has_every_change_and_the_figures(compared):
     found = json.loads(compared("--json")[1])
+    jsonschema.validate(found, SCHEMA)
     assert (found["task"], found["num_records"], found["num_changed"]) == ("text-generation", 2, 1)
     assert found["figures"] == {"equal_answers": 0.5}
     (change,) = found["changes"]

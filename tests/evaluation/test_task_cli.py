@@ -2,7 +2,9 @@
 
 import json
 from contextlib import closing
+from pathlib import Path
 
+import jsonschema
 import pytest
 from speech import write_sound
 
@@ -12,6 +14,7 @@ from piston.evaluation.opening import open_model_directory
 from piston.evaluation.tasks.automatic_speech_recognition import quality
 from piston.runtime import load
 
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/eval-tasks.json").read_text(encoding="utf-8"))
 TEXTS = ["the sea is calm today", "wind blows from north and the sea", "das Meer ist ruhig"]
 
 
@@ -32,7 +35,9 @@ def json_of(capsys, *words):
     status = main(["eval", *map(str, words), "--quiet", "--json"])
     captured = capsys.readouterr()
     assert captured.out, captured.err
-    return status, json.loads(captured.out)
+    found = json.loads(captured.out)
+    jsonschema.validate(found, SCHEMA)
+    return status, found
 
 
 def test_answers_that_are_the_references_have_full_marks(text_bundle, answered, capsys):
@@ -51,6 +56,14 @@ def test_a_bundle_is_compared_with_its_model_directory_on_texts_without_targets(
     assert status == 0
     assert found["values"]["kl"] < 1e-5
     assert found["values"]["top1"] == 1
+
+
+def test_texts_and_answers_are_cut_to_what_both_models_hold(toys, text_model, answered, capsys):
+    small = toys.built(text_model[0], max_batch=2, max_length=5)
+    for words in ([small, "--reference", text_model[0]], [text_model[0], "--reference", small]):
+        status, found = json_of(capsys, *words, "--data", answered[1])
+        assert status == 0
+        assert found["values"]["kl"] < 1e-5
 
 
 def test_figures_of_references_need_references(text_bundle, answered, capsys):

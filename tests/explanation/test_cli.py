@@ -1,6 +1,8 @@
 import json
 import re
+from pathlib import Path
 
+import jsonschema
 import pytest
 from modules import Perceptron, normal
 
@@ -9,6 +11,7 @@ from piston.cli.main import main
 from piston.engines import build
 from piston.export import export_module
 
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/explain.json").read_text(encoding="utf-8"))
 TEXT = "paris in world, good <b>"
 
 
@@ -35,6 +38,7 @@ def test_the_page_shows_words_heads_and_scores_and_loads_nothing(encoder_toys, t
 def test_json_has_every_number(encoder_toys, capsys):
     status, printed, _ = explain(capsys, encoder_toys.bundle("single"), "--text", TEXT, "--json")
     found = json.loads(printed)
+    jsonschema.validate(found, SCHEMA)
     assert (status, found["task"], found["target"]) == (0, "text-classification", "ort-cpu")
     words = found["attributions"][0]["texts"]["text"]
     assert [TEXT[word["start"] : word["end"]] for word in words] == [word["word"] for word in words]
@@ -52,6 +56,7 @@ def test_a_quantized_bundle_is_shown_next_to_the_float_one(toys, encoder_toys, t
     ]
     status, printed, _ = explain(capsys, *words)
     found = json.loads(printed)
+    jsonschema.validate(found, SCHEMA)
     assert (status, found["scheme"], found["reference"]["scheme"]) == (0, "w8", "fp")
     assert found["attributions"][0]["of"] == found["reference"]["attributions"][0]["of"]
     assert page.read_text(encoding="utf-8").count("<figcaption>probability of") == 2

@@ -1,6 +1,8 @@
 import json
 import shutil
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from piston.engines import build
 from piston.export import export_module
 from piston.runtime import load
 from piston.runtime.tasks.module import checked_feeds
+
+SCHEMAS = Path(__file__).parents[3] / "docs/schemas"
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +171,7 @@ def test_bench_measures_runs_of_the_example_or_of_a_file(bundle, tmp_path, capsy
     words = ["bench", str(bundle), "--repeats", "1", "--warmup", "0", "--threads", "1", "--quiet", "--json"]
     assert main([*words, "--require", "latency<=10s"]) == 0
     printed = json.loads(capsys.readouterr().out)
+    jsonschema.validate(printed, json.loads((SCHEMAS / "bench-tasks.json").read_text(encoding="utf-8")))
     assert printed["shapes"] == {"signal": [2, 3, 7], "kind": [2]}
     assert printed["values"]["runs_per_second"] > 0
     np.savez(tmp_path / "in.npz", **inputs(5, 9))
@@ -188,3 +193,28 @@ def test_bench_measures_runs_of_the_example_or_of_a_file(bundle, tmp_path, capsy
 def test_lists_of_other_things_than_the_inputs_numbers_are_refused(bundle, kind, reason):
     with load(bundle) as model, pytest.raises(MisuseError, match=reason):
         model.run({"signal": inputs(2)["signal"], "kind": kind})
+
+
+class Masked(torch.nn.Module):
+    """Minus infinity where nothing may be chosen."""
+
+    def forward(self, scores, allowed):
+        return scores.masked_fill(allowed == 0, float("-inf")) * 2
+
+
+def test_infinite_outputs_are_exported_built_and_verified_and_a_lost_one_is_found(tmp_path, capsys):
+    given = {"scores": torch.tensor([[0.5, -1.0, 2.0]]), "allowed": torch.tensor([[1, 0, 1]])}
+    export_module(Masked(), given, tmp_path / "model")
+    build(tmp_path / "model", tmp_path / "bundle")
+    with load(tmp_path / "bundle") as model:
+        found = model.run({name: tensor.numpy() for name, tensor in given.items()})
+        np.testing.assert_array_equal(found["output"], [[1.0, -np.inf, 4.0]])
+    assert main(["verify", str(tmp_path / "bundle"), "--quiet"]) == 0
+    path = tmp_path / "bundle/verify.json"
+    golden = json.loads(path.read_text())
+    golden["engines"]["ort-cpu"]["examples"][0]["values"]["output"][1] = -3.0
+    path.write_text(json.dumps(golden))
+    record = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    edit_manifest(tmp_path / "bundle", lambda manifest: manifest["files"].__setitem__("verify.json", record))
+    assert main(["verify", str(tmp_path / "bundle"), "--quiet"]) == 1
+    assert "NaN or infinite where the recorded one is not" in capsys.readouterr().err
