@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", type=Path, help="a model directory or a bundle")
     parser.add_argument("--memory", metavar="SIZE", required=True, help="memory of the process, such as 24GiB")
     parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help=f"default: {TARGETS[0]}")
-    parser.add_argument("--batch", type=int, metavar="N", help="rows decoded together; with --length: does it fit?")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="rows decoded, or texts read, together; with --length: does it fit?"
+    )
     parser.add_argument("--length", type=int, metavar="N", help="positions of each row")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -6,13 +6,14 @@ the embedding's part was fitted to these) and in w8 and w4 (1 x 2,048, 4 x 4,096
 For ort-cpu:avx512 and the GPU targets they have not been compared with anything yet.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from piston.core.bundle import GRAPH
-from piston.core.bundle.interface import CacheSpec
+from piston.core.bundle.interface import MODULE, CacheSpec
 from piston.core.bundle.manifest import TEXT_GENERATION, EngineSpec, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
 from piston.core.errors import BundleError, MisuseError
@@ -30,6 +31,8 @@ PROCESS_BYTES = 110_000_000
 DEVICE_BYTES = 700_000_000
 # Widths of a layer's tensors that are alive at once, in hidden sizes: residual, norm, gate, up and their product.
 ALIVE = 16
+NO_STATES = CacheSpec(())
+USUAL_HEAD = 64  # numbers of a head, where the manifest does not say how many heads an encoder has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,34 +68,54 @@ class Planned:
 
     target: str
     weights: int
-    cache: CacheSpec
+    cache: CacheSpec  # without states where there is no decoder
     hidden_size: int
     vocab_size: int
     max_positions: int
     chunk: int  # tokens of one prefill step
+    cross: CacheSpec = NO_STATES  # what an encoder writes for the decoder
+    num_heads: int = 0  # of an encoder
     max_batch: int | None = None  # rows that a plan was built for
     capacity: int | None = None  # positions of a plan's rows, whatever is requested
 
     def at(self, batch: int, length: int) -> Footprint:
-        """The footprint with `batch` slots of `length` positions, all filled."""
+        """The footprint with `batch` slots, or texts read together, of `length` positions, all filled."""
         on_device = family_of(self.target) in DEVICE_TARGETS
-        item = 2 if on_device else 4
-        chunk = min(self.chunk, length)  # of one row: rows are prefilled one after another, and decoded together
-        tokens = max(batch, chunk)
-        heads = max(self.hidden_size // int(self.cache.states[0].shape[-1]), 1)
-        scores = (
-            heads * chunk * length * 4 if self.target == "ort-cpu" else 0
-        )  # other targets never hold all of them at once
-        activations = tokens * self.hidden_size * ALIVE * item + scores + batch * self.vocab_size * 4
+        steps = [self._decoder(batch, length)] if self.cache.states else [self._encoder(batch, length)]
+        if self.cross.states:  # sources are encoded one by one
+            steps.append(self._encoder(1, self._source(length)))
+        sources = sum(self.cross.array_bytes(batch, self._source(length)))
         return Footprint(
             target=self.target,
             batch=batch,
             length=length,
             weights=self.weights,
-            cache=batch * (self.capacity or length) * self.cache.bytes_per_token,
-            activations=activations,
+            cache=batch * (self.capacity or length) * self.cache.bytes_per_token + sources,
+            activations=max(steps),
             fixed=DEVICE_BYTES if on_device else PROCESS_BYTES,
         )
+
+    def _decoder(self, batch: int, length: int) -> int:
+        """Bytes of a step: rows are prefilled in chunks one after another, and decoded together."""
+        chunk = min(self.chunk, length)
+        heads = max(self.hidden_size // int(self.cache.states[0].shape[-1]), 1)
+        keys = max(length, self._source(length)) if self.cross.states else length
+        return self._tokens(max(batch, chunk)) + self._scores(heads, chunk * keys) + batch * self.vocab_size * 4
+
+    def _encoder(self, batch: int, length: int) -> int:
+        """Bytes of a run that reads whole texts."""
+        return self._tokens(batch * length) + self._scores(self.num_heads, batch * length**2)
+
+    def _tokens(self, count: int) -> int:
+        return count * self.hidden_size * ALIVE * (2 if family_of(self.target) in DEVICE_TARGETS else 4)
+
+    def _scores(self, heads: int, pairs: int) -> int:
+        """Of queries and keys; other targets than ort-cpu never hold all of them at once."""
+        return heads * pairs * 4 if self.target == "ort-cpu" else 0
+
+    def _source(self, length: int) -> int:
+        """Positions of a source."""
+        return self.cross.num_positions or length
 
     def largest_batch(self, length: int, memory: int) -> int:
         """Slots of `length` positions that fit into `memory` bytes; 0 if not even one does."""
@@ -119,29 +142,36 @@ def planned(directory: Path, manifest: Manifest, target: str, sm: str | None = N
     Of a bundle it is the engine that `load` takes for the target, on this machine or on that GPU.
 
     Raises:
-        MisuseError: the target is unknown, or a bundle has no engine for it.
+        MisuseError: the target is unknown, a bundle has no engine for it, or it is of a module of one's own.
         BundleCorruptError: the graph cannot be read.
     """
-    manifest.require_task(TEXT_GENERATION, directory)
+    if MODULE in manifest.graphs:
+        raise MisuseError(
+            f"{directory} is of a module of your own: its inputs decide the memory; measure it: `piston bench BUNDLE`."
+        )
     if target not in TARGETS:
         raise MisuseError(f"{target!r} is not a target that can be planned; the targets are {', '.join(TARGETS)}.")
     on_device = family_of(target) in DEVICE_TARGETS
     got: Mapping[str, Any] = {}
-    cache = _on_device(manifest.cache) if on_device else manifest.cache
+    cache, cross = (_stored(spec, on_device=on_device) for spec in (manifest.cache, manifest.cross))
     if manifest.kind == "bundle":
         engine = _engine(Bundle(directory, manifest), target, sm)
         target, got = engine.target, engine.actual
-        weights, cache = weights_bytes(manifest, engine), engine.cache
+        weights, cache, cross = weights_bytes(manifest, engine), engine.cache, engine.cross
         weights += 0 if on_device else _embedding(manifest)
     else:
-        weights = _weights(OnnxHeader.read(directory / GRAPH).weights, manifest, on_device=on_device)
-        if not on_device and cache.dtype in ("float16", "bfloat16"):
-            cache = cache.with_dtype("float32")
+        folders = manifest.graphs if len(manifest.graphs) > 1 else ("",)
+        by_type: Counter[str] = Counter()
+        for folder in folders:
+            by_type.update(OnnxHeader.read(directory / folder / GRAPH).weights)
+        weights = _weights(by_type, manifest, on_device=on_device)
     is_plan = family_of(target).startswith("tensorrt")
     return Planned(
         target=target,
         weights=weights,
         cache=cache,
+        cross=cross,
+        num_heads=manifest.model.num_heads or manifest.model.hidden_size // USUAL_HEAD,
         hidden_size=manifest.model.hidden_size,
         vocab_size=manifest.model.vocab_size,
         max_positions=_number(got, "max_positions") or manifest.model.max_positions,
@@ -182,8 +212,13 @@ def _number(got: Mapping[str, Any], name: str) -> int | None:
     return found if isinstance(found := got.get(name), int) else None
 
 
-def _on_device(cache: CacheSpec) -> CacheSpec:
-    return cache.with_dtype("float16") if cache.dtype == "float32" else cache
+def _stored(spec: CacheSpec, *, on_device: bool) -> CacheSpec:
+    """As an engine that is built has the states: 16 bits on a GPU, float32 on the CPU, INT8 as it is."""
+    if not spec.states or spec.dtype == "int8":
+        return spec
+    if on_device:
+        return spec.with_dtype("float16") if spec.dtype == "float32" else spec
+    return spec.with_dtype("float32")
 
 
 def _weights(by_type: Mapping[str, int], manifest: Manifest, *, on_device: bool) -> int:
@@ -192,6 +227,8 @@ def _weights(by_type: Mapping[str, int], manifest: Manifest, *, on_device: bool)
     wide, narrow = by_type.get("float32", 0), by_type.get("float16", 0) + by_type.get("bfloat16", 0)
     if on_device:
         return total - wide // 2
+    if manifest.task != TEXT_GENERATION:
+        return total + narrow
     head = manifest.model.vocab_size * manifest.model.hidden_size
     # A quantized model's head becomes INT8 in blocks of 32; the embedding stays as it is.
     return total + narrow + (head + head // 8 if _is_quantized(manifest) else 0) + _embedding(manifest)
@@ -201,8 +238,10 @@ def _embedding(manifest: Manifest) -> int:
     """Memory that the embedding takes beyond its bytes in the file, measured with ONNX Runtime 1.32 on the CPU.
 
     Tied to a float head it is in memory twice, as stored and repacked. With an INT8 head it stays in the mapped file,
-    of which the operating system reads only the rows that are used.
+    of which the operating system reads only the rows that are used. Without a head it is in memory once, as stored.
     """
+    if manifest.task != TEXT_GENERATION:
+        return 0
     nbytes = 4 * manifest.model.vocab_size * manifest.model.hidden_size
     return -nbytes if _is_quantized(manifest) else nbytes
 

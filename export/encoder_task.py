@@ -152,6 +152,7 @@ def export_encoder(job: ExportJob, work: Path, task_of: Callable[[Checkpoint, An
                 vocab_size=int(config.vocab_size),
                 max_positions=positions,
                 dtype=dtype,
+                num_heads=int(config.num_attention_heads),
             ),
             graphs={ENCODER: interface},
             tokenizer=TokenizerSpec(pad_token_id=tokenizer.pad_token_id, special_tokens=special_tokens(tokenizer)),

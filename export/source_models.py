@@ -158,6 +158,7 @@ def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Mani
                 vocab_size=vocab_size,
                 max_positions=positions,
                 dtype=dtype,
+                num_heads=int(config.num_attention_heads),
             ),
             graphs={
                 ENCODER: source_encoder_interface(cross, inputs),

@@ -1,5 +1,7 @@
 """Resident memory of a process that loads a bundle and fills its cache, compared with the prediction of `piston plan`.
 
+Of an encoder: the peak of a process that reads one whole batch.
+
 One new process for each batch x length. Exit status 1 when a prediction is off by more than the stated tolerance.
 """
 
@@ -15,13 +17,17 @@ from piston.runtime import Manifest
 CHILD = """
 import sys
 from piston.runtime import SamplingParams, load
-with load(sys.argv[1], target="ort-cpu", max_batch=int(sys.argv[2]), max_length=int(sys.argv[3])) as model:
-    for array in model.engine.cache.arrays:
-        array.fill(0)  # the operating system gives pages when they are written
-    prompts = [[5 + row, *range(100, 300)] for row in range(int(sys.argv[2]))]
-    model.generate(prompts, SamplingParams(max_tokens=4, ignore_eos=True))
+batch, length = map(int, sys.argv[2:4])
+with load(sys.argv[1], target=sys.argv[4], max_batch=batch, max_length=length) as model:
+    if hasattr(model, "engine"):
+        for array in model.engine.cache.arrays:
+            array.fill(0)  # the operating system gives pages when they are written
+        prompts = [[5 + row, *range(100, 300)] for row in range(batch)]
+        model.generate(prompts, SamplingParams(max_tokens=4, ignore_eos=True))
+    else:
+        list(model.outputs([[1 + place % 1000 for place in range(length)]] * batch))
     text = open("/proc/self/status").read()
-print(int(text.split("VmRSS:")[1].split()[0]) * 1024)
+print(int(text.split("VmRSS:" if hasattr(model, "engine") else "VmHWM:")[1].split()[0]) * 1024)
 """
 
 
@@ -30,14 +36,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--sizes", default="1x512,1x4096,8x1024,8x4096", help="batch x length, comma-separated")
+    parser.add_argument("--target", default="ort-cpu", choices=("ort-cpu", "ort-cpu:avx512"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = []
     for path in arguments.bundles:
-        plan = planned(path, Manifest.read(path), "ort-cpu")
+        plan = planned(path, Manifest.read(path), arguments.target)
         for size in arguments.sizes.split(","):
             batch, length = (int(number) for number in size.split("x"))
-            command = [sys.executable, "-c", CHILD, str(path), str(batch), str(length)]
+            command = [sys.executable, "-c", CHILD, str(path), str(batch), str(length), arguments.target]
             measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             predicted = plan.at(batch, length).total
             rows.append({"bundle": path.name, "size": size, "predicted": predicted, "measured": measured})

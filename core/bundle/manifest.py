@@ -39,6 +39,7 @@ class ModelSpec:
     max_positions: int  # positions the graph is correct for: its rotary or learned table ends here
     dtype: FloatType
     scheme: str = "fp"
+    num_heads: int = 0  # of attention in an encoder; 0 where there is none, or from before this was recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

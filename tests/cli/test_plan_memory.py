@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_model import CACHE, manifest_of, write_bundle
 
-from piston.cli.plan_memory import Planned, planned
+from piston.cli.plan_memory import DEVICE_TARGETS, Planned, planned
+from piston.core.bundle.interface import CacheSpec, cross_states
 from piston.core.bundle.manifest import EngineSpec, ModelSpec
 from piston.core.errors import BundleCorruptError, MissingExtraError, MisuseError
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
 
 onnx = pytest.importorskip("onnx")
+GPU = "tensorrt-rtx"
 MODEL = dataclasses.asdict(manifest_of().model)
 HEAD = MODEL["vocab_size"] * MODEL["hidden_size"]
 
@@ -169,3 +172,47 @@ def test_a_plan_has_its_rows_and_positions_whatever_is_asked_for(tmp_path):
     plan = planned(tmp_path, manifest, "tensorrt-rtx")
     assert (plan.chunk, plan.max_positions, plan.largest_batch(10, 10**12)) == (16, 60, 3)
     assert plan.at(2, 10).cache == 2 * 64 * CACHE.bytes_per_token
+
+
+ENCODER = Planned(
+    target="ort-cpu", weights=10**8, cache=CacheSpec(()), hidden_size=64, vocab_size=269, max_positions=512, chunk=128,
+    num_heads=4,
+)  # fmt: skip
+
+
+def test_an_encoder_has_no_cache_and_reads_all_tokens_of_a_batch_at_once():
+    one, several = ENCODER.at(1, 100), ENCODER.at(3, 100)
+    assert (one.cache, several.activations) == (0, 3 * one.activations)
+    tokens, scores = 100 * 64 * 16 * 4, 4 * 100 * 100 * 4
+    assert one.activations == tokens + scores
+    gpu = dataclasses.replace(ENCODER, target=GPU).at(1, 100)
+    assert gpu.activations == tokens // 2  # of 16 bits, and the scores of no head are there at once
+
+
+def test_an_encoder_decoder_keeps_keys_of_sources_as_long_as_its_rows_or_as_all_sources_are():
+    heads = [((2, 8), (2, 8))] * 3
+    own, free, fixed = CacheSpec.of_layers(heads, "float16"), cross_states(heads), cross_states(heads, 30)
+    sizes = {"target": GPU, "weights": 0, "cache": own, "hidden_size": 16, "vocab_size": 50, "max_positions": 99}
+    position = 3 * 2 * 2 * 8  # numbers of a position over all layers
+    found = Planned(**sizes, chunk=8, cross=free.with_dtype("float16"), num_heads=2)
+    assert found.at(5, 20).cache == 5 * 20 * position * 2 * 2
+    found = Planned(**sizes, chunk=8, cross=fixed.with_dtype("float16"), num_heads=2)
+    assert found.at(5, 20).cache == 5 * (20 + 30) * position * 2
+    assert found.at(1, 4).activations == 30 * 16 * 16 * 2  # the encoder reads more than a step of the decoder
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "ort-cpu:avx512", GPU, "tensorrt", "ort-cuda"])
+def test_encoders_and_encoder_decoders_are_planned_on_every_target(piston, encoder_toys, text_model, target):
+    for directory, keeps in ((encoder_toys.model("single"), False), (text_model[0], True)):
+        result = piston("plan", directory, "--memory", "2GB", "--target", target, "--batch", 4, "--json")
+        found = json.loads(result.out)
+        assert (result.status, found["target"], found["fits"]) == (0, target, True)
+        assert (found["bytes"]["cache"] > 0) == keeps
+        weights = sum(path.stat().st_size for path in directory.rglob("model.onnx.data"))
+        assert found["bytes"]["weights"] == pytest.approx(weights / (2 if target in DEVICE_TARGETS else 1), rel=0.1)
+
+
+def test_a_module_is_measured_instead(tmp_path):
+    manifest = dataclasses.replace(manifest_of(kind="model", engines=()), task="module", graphs={"module": None})
+    with pytest.raises(MisuseError, match="measure it: `piston bench BUNDLE`"):
+        planned(tmp_path, manifest, "ort-cpu")

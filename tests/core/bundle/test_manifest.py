@@ -49,6 +49,7 @@ REQUIRED = [
 ]
 OPTIONAL = [
     "model.scheme",
+    "model.num_heads",
     "tokenizer.eos_token_ids",
     "tokenizer.bos_token_id",
     "tokenizer.pad_token_id",
@@ -107,6 +108,7 @@ WRONG = {  # of each field, a value of the wrong type
     "model.max_positions": -1,
     "model.dtype": "float8",
     "model.scheme": 8,
+    "model.num_heads": "12",
     "tokenizer.eos_token_ids": 2,
     "tokenizer.eos_token_ids[0]": "2",
     "tokenizer.bos_token_id": "1",
