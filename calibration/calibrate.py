@@ -10,11 +10,19 @@ from pathlib import Path
 from piston.calibration.answers import AnswerRows, HeldOutAnswers, load_answers
 from piston.calibration.check import Check, CheckOptions, bounds_of, check
 from piston.calibration.float_graph import ModelGraph, hash_of, open_graphs, publish
+from piston.calibration.graph.names import by_module
 from piston.calibration.observe.inputs import AnswerInputs, Inputs, SourceInputs, encoder_of
 from piston.calibration.part import Part, QuantizedPart, recipes_of
 from piston.calibration.quantizer import Quantizer
 from piston.calibration.recipe import Recipe
-from piston.calibration.refusals import check_choice, check_data, check_labels, check_tables, check_task_options
+from piston.calibration.refusals import (
+    check_choice,
+    check_data,
+    check_labels,
+    check_shared,
+    check_tables,
+    check_task_options,
+)
 from piston.calibration.result import Calibrated
 from piston.calibration.schemes.gptq_checkpoint import ROUNDED
 from piston.calibration.schemes.mixed_precision import usual_int8
@@ -102,6 +110,7 @@ def calibrate(  # noqa: PLR0913
         manifest, graphs = Manifest.read(plain), open_graphs(plain)
         recipe = _for_model(recipe, graphs, model_dir)
         check_tables(recipe, graphs)
+        check_shared(graphs, keep_worst, budget)
         found: tuple[CalibrationData | None, HeldOut | HeldOutArrays | HeldOutAnswers]
         if task == MODULE:
             found = load_arrays(data, plain, manifest.graphs[MODULE], rows, checked.data)
@@ -160,6 +169,13 @@ def _for_model(recipe: Recipe, graphs: Sequence[ModelGraph], model_dir: Path) ->
             f"The recipe was made for another model: SHA-256 {recipe.model[:12]}, and {model_dir} has "
             f"{hash_of(graphs)[:12]}. Give that model, or calibrate this one anew."
         )
+    names = [name for graph in graphs for name in graph.layer_names]
+    recipe = dataclasses.replace(
+        recipe,
+        keep=by_module(recipe.keep, names),
+        dense=by_module(recipe.dense, names),
+        int8=None if recipe.int8 is None else by_module(recipe.int8, names),
+    )
     if recipe.scheme == "w4" and recipe.int8 is None and not recipe.model:  # what is settled says so itself
         return dataclasses.replace(recipe, int8=usual_int8([linear for graph in graphs for linear in graph.linears]))
     return recipe
@@ -278,6 +294,7 @@ class _Calibration:
             held_out=self.held_out.ids if isinstance(self.held_out, HeldOut) else None,
             keep_worst=self.keep_worst,
             budget=self.budget,
+            labelled=self.labelled,
             trained=self.trained,
             count_saturations=self.count_saturations,
             scratch=scratch,

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +19,7 @@ from piston.calibration.verdict import verdict_of
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
-from piston.core.gates import add_gate_arguments, from_older, gates_of
+from piston.core.gates import Metric, add_gate_arguments, from_older, gates_of
 from piston.core.outputs import check_output_files, write_output
 from piston.core.tasks import task_module, task_names
 from piston.data.rows import RowOptions
@@ -95,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--head", choices=get_args(Storage), help="how lm_head is stored (default float)")
     recipe.add_argument("--keep-worst", type=int, metavar="N", help="compute the N most sensitive in float")
     recipe.add_argument(
-        "--budget", metavar="GATE", help="leave as little in float as ppl<=2%%, kl<=0.02 or top1>=95%% allows"
+        "--budget",
+        metavar="GATE",
+        help="leave as little in float as a gate allows: ppl<=2%%, kl<=0.02, accuracy>=-0.5%%, cosine>=0.99",
     )
     recipe.add_argument("--budget-time", default="10m", metavar="TIME", help="to search in: 90s, 10m (default), 1h")
     recipe.add_argument("--kv", choices=("int8",), help="round keys and values to INT8 before they are cached")
@@ -143,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.data,
         rows=_rows_of(arguments),
         keep_worst=arguments.keep_worst or 0,
-        budget=budget_of(arguments),
+        budget=budget_of(arguments, metrics),
         checked=CheckOptions(
             bounds=tuple(gate.text for gate in gates_of(arguments, metrics, "--check")),
             data=arguments.check_data,
@@ -209,7 +212,8 @@ def _print(output: Path, result: Calibrated) -> None:
     for name, error in list(result.sensitivity.items())[:SHOWN]:
         state = "kept with INT8 weights" if name in result.weight_only else "kept in float"
         state = "quantized" if name in result.quantized else state
-        harm = f", the model by {result.harm[name]:.2g} nats" if name in result.harm else ""
+        unit = " nats" if result.manifest.task == TEXT_GENERATION else ""
+        harm = f", the model by {result.harm[name]:.2g}{unit}" if name in result.harm else ""
         print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}{harm}; {state}")
     for line in verdict_of(result).lines:
         print_text(f"  {line}")
@@ -220,14 +224,14 @@ def _kept_text(result: Calibrated) -> str:
     return (f"{alone} with weights alone in INT8, " if alone else "") + f"{len(result.kept) - alone} in float"
 
 
-def budget_of(arguments: argparse.Namespace) -> Budget | None:
-    """The bound and the time; raises MisuseError for what is neither."""
+def budget_of(arguments: argparse.Namespace, metrics: Mapping[str, Metric] = METRICS) -> Budget | None:
+    """The bound, on a figure of the task, and the time; raises MisuseError for what is neither."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", arguments.budget_time)
     if match is None or not float(match[1]):
         raise MisuseError(f"--budget-time {arguments.budget_time!r} is no time; write it as 90s, 10m or 1h.")
     if arguments.budget is None:
         return None
-    (bound,) = from_older("--budget", [arguments.budget], METRICS, "--budget")
+    (bound,) = from_older("--budget", [arguments.budget], metrics, "--budget")
     return Budget(bound=bound, seconds=float(match[1]) * SECONDS[match[2]])
 
 

@@ -18,12 +18,14 @@ from piston.calibration.schemes.trained import round_trained
 from piston.calibration.schemes.w8a8 import round_all
 from piston.calibration.schemes.weight_only import round_weights
 from piston.calibration.search.budget import Budget, BudgetResult, SearchContext, spend
-from piston.calibration.search.meter import Meter
+from piston.calibration.search.meter import open_meter
 from piston.calibration.search.sensitivity import few, most_harmful
+from piston.core.bundle.interface import DECODER
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.data.packing import Ids
 from piston.data.rows import chat_rows
+from piston.evaluation.encoders import needs_labels
 from piston.graph.trained_scales import TrainedScales
 from piston.runtime.bundle import Bundle
 
@@ -35,8 +37,8 @@ PREPARED = "prepared"  # the float model directory that is measured
 class Quantizer:
     """One graph under way.
 
-    Rows and held-out rows [rows, tokens] are those of a language model: its cache, `keep_worst`, the budget and
-    saturations are measured on them.
+    Rows and held-out rows [rows, tokens] are those of a language model or an encoder: `keep_worst`, the budget, a cache
+    and saturations are measured on them. `labelled` are examples that the budget may be about.
     """
 
     part: Part
@@ -44,6 +46,7 @@ class Quantizer:
     held_out: Ids | None
     keep_worst: int
     budget: Budget | None
+    labelled: Path | None
     trained: TrainedScales | None
     count_saturations: bool
     scratch: Path
@@ -108,8 +111,8 @@ class Quantizer:
         if not self.keep_worst:
             return {}
         assert self.rows is not None
-        rows = few(self.rows)
-        meter = Meter(self.part.graph, prepared, scales, self.scratch / PREPARED, [rows])
+        rows = few(self.rows, of_encoder=DECODER not in self.part.graph.manifest.graphs)
+        meter = open_meter(self.part.graph, prepared, scales, self.scratch / PREPARED, [rows])
         try:
             return most_harmful(meter, prepared, self.part.graph.linears, rows, self.keep_worst, self.progress)
         finally:
@@ -150,6 +153,7 @@ class Quantizer:
             kv_scales=scales,
             rows=self.rows,
             held_out=self.held_out,
+            labelled=self.labelled if needs_labels(self.budget.bound.metric) else None,
         )
         return spend(ground, self.budget, self.scratch, self.progress)
 

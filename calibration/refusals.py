@@ -5,6 +5,7 @@ from pathlib import Path
 
 from piston.calibration.check import evaluation_of
 from piston.calibration.float_graph import ModelGraph
+from piston.calibration.graph.names import REPEATED, module_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.embeddings import embedding_of
 from piston.calibration.search.budget import Budget
@@ -29,12 +30,13 @@ def check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None
 
 
 def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
-    """Refuse what needs the logits or the cache of a language model."""
+    """Refuse what needs a cache, or one graph whose linears are switched in turn."""
     if task == TEXT_GENERATION:
         return
+    is_encoder = hasattr(evaluation_of(task), "moved")
     asked = {
-        "--budget": budget is not None,
-        "--keep-worst": bool(keep_worst),
+        "--budget": budget is not None and not is_encoder,
+        "--keep-worst": bool(keep_worst) and not is_encoder,
         "--kv int8": recipe.kv != "float",
         "--rounding gptq": task == MODULE and recipe.rounding == "gptq",
         "--rounding awq": task == MODULE and recipe.rounding == "awq",
@@ -43,8 +45,23 @@ def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budge
     if given := [option for option, is_given in asked.items() if is_given]:
         remedies = {"--rounding": "give --rounding nearest", "--pruning": "give --pruning magnitude"}
         remedy = remedies.get(given[0].split()[0], "leave it out")
-        able = "models of transformers" if given[0].split()[0] in remedies else "language models"
+        searches = {"--budget", "--keep-worst"}
+        able = "language models and encoders" if given[0] in searches else "language models"
+        able = "models of transformers" if given[0].split()[0] in remedies else able
         raise MisuseError(f"{given[0]} is for {able}, and this model is for {task}; {remedy}.")
+
+
+def check_shared(graphs: Sequence[ModelGraph], keep_worst: int, budget: Budget | None) -> None:
+    """Refuse to measure linears alone where several have one weight: those can only be kept together."""
+    if not keep_worst and budget is None:
+        return
+    for graph in graphs:
+        if repeated := next((linear.name for linear in graph.linears if REPEATED in linear.name), None):
+            option = "--keep-worst" if keep_worst else "--budget"
+            raise MisuseError(
+                f"{graph.manifest.model.name} shares weights between its layers ({module_of(repeated)}), and {option} "
+                "measures linears one by one; choose them with --keep."
+            )
 
 
 def check_tables(recipe: Recipe, graphs: Sequence[ModelGraph]) -> None:

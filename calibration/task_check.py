@@ -82,10 +82,11 @@ def check_task(
         comparison = Comparison(values={**comparison.values, **values}, summary=summary)
     found = TaskCheck(comparison, tuple(gate.judge(comparison.values) for gate in bounds), held_out)
     if missed := [gate for gate in found.gates if not gate.is_met]:
+        options = "--budget, --keep-worst, --keep" if hasattr(module, "moved") else "--keep"
         raise MissedGateError(
             f"Checked on data it was not calibrated with, the quantized model is outside its bound: {missed[0]} "
-            f"({comparison.summary}). Nothing was written; leave more in float (--keep), or state with --require what "
-            "it may cost.",
+            f"({comparison.summary}). Nothing was written; leave more in float ({options}), or state with --require "
+            "what it may cost.",
             found.gates,
         )
     return found

@@ -16,7 +16,7 @@ from piston.core.tasks import task_module
 from piston.evaluation import tasks as evaluation_tasks
 from piston.evaluation.tasks import Comparison, TaskModel
 from piston.runtime import tasks
-from piston.runtime.backends.session import OrtOptions, OrtSession
+from piston.runtime.backends.session import OrtOptions, OrtSession, Session
 from piston.runtime.bundle import Bundle
 from piston.runtime.encoder import EncoderModel
 from piston.runtime.scores import softmax
@@ -36,9 +36,14 @@ DISTANCE = Metric(
 def open_directory(path: Path, *, max_length: int | None = None, threads: int = 0) -> EncoderModel:
     """The canonical graph of a model directory, as it is, on ONNX Runtime; raises as `piston.runtime.load` does."""
     bundle = Bundle.open(path)
+    interface = bundle.manifest.graphs[ENCODER]
+    session = OrtSession.open(path / GRAPH, interface, OrtOptions(optimize=True, threads=threads))
+    return model_of(bundle, session, max_length)
+
+
+def model_of(bundle: Bundle, session: Session, max_length: int | None = None) -> EncoderModel:
+    """What `piston.runtime.load` gives, of a session of the graph of a model directory."""
     manifest = bundle.manifest
-    options = OrtOptions(optimize=True, threads=threads)
-    session = OrtSession.open(path / GRAPH, manifest.graphs[ENCODER], options)
     model_class: type[EncoderModel] = task_module(tasks, manifest.task).MODEL
     length = manifest.model.max_positions if max_length is None else max_length
     return model_class(manifest, session, bundle.tokenizer(), max_length=length, max_batch=1)
@@ -49,7 +54,7 @@ def compare(candidate: Path, reference: Path, rows: NDArray[np.int64], progress:
     found = []
     for path in (candidate, reference):
         with closing(open_directory(path)) as model:
-            found.append(_outputs(model, rows, progress))
+            found.append(row_outputs(model, rows, progress))
             task = task_module(evaluation_tasks, model.manifest.task)
     comparison: Comparison = task.moved(*found)
     return dataclasses.replace(comparison, summary=f"{comparison.summary} of up to {rows.shape[1]} tokens")
@@ -70,9 +75,13 @@ def qualities(candidate: TaskModel, reference: TaskModel | None, path: Path) -> 
     values: dict[str, float] = dict(module.quality(candidate, path))
     if reference is None:
         return values
-    wanted = module.quality(reference, path)
+    return with_changes(values, module.quality(reference, path))
+
+
+def with_changes(values: Mapping[str, float], wanted: Mapping[str, float]) -> dict[str, float]:
+    """Figures together with those of a reference, and the relative change of each."""
     changes = {f"{name}_change": value / wanted[name] - 1 for name, value in values.items() if wanted[name]}
-    return values | {f"{name}_reference": value for name, value in wanted.items()} | changes
+    return dict(values) | {f"{name}_reference": value for name, value in wanted.items()} | changes
 
 
 def shown_qualities(values: Mapping[str, float]) -> str:
@@ -121,7 +130,8 @@ def described(values: Mapping[str, float], num_texts: int) -> str:
     return f"{', '.join(parts)}, on {num_texts} texts"
 
 
-def _outputs(model: EncoderModel, rows: NDArray[np.int64], progress: Progress) -> list[Array]:
+def row_outputs(model: EncoderModel, rows: NDArray[np.int64], progress: Progress) -> list[Array]:
+    """The outputs for rows [rows, tokens], each whole and shortened to PARTS, one after another."""
     begin, end = model.tokenizer.frame
     least = len(begin) + len(end) + 1
     texts: list[list[int]] = []

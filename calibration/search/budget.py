@@ -6,6 +6,7 @@ tokens, and no graph is written for it. What was measured is kept in a file, and
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from piston.calibration.graph.linears import by_input
 from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.schemes.kv_cache import Scales
 from piston.calibration.schemes.prepared import Prepared
-from piston.calibration.search.meter import Meter
+from piston.calibration.search.meter import AnyMeter, open_meter
 from piston.calibration.search.sensitivity import SoloSensitivity, few
 from piston.calibration.search.subset_search import Group, Kept, OutOfTimeError, search
 from piston.core.bundle import GRAPH, GRAPH_DATA
+from piston.core.bundle.interface import DECODER
+from piston.core.bundle.manifest import sha256_of
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import Gate, GateResult, Metric
@@ -48,6 +51,8 @@ class Budget:
     def aim(self) -> Gate[Metric]:
         """A little inside the bound: the written model multiplies in integers, the search in float."""
         limit = self.bound.bound
+        if self.bound.change_of is not None:
+            return dataclasses.replace(self.bound, bound=limit * self.share)
         inside = 1 - (1 - limit) * self.share if self.bound.metric.is_better_high else limit * self.share
         return dataclasses.replace(self.bound, bound=inside)
 
@@ -60,7 +65,8 @@ class Budget:
         if missed is None or missed.value is None:
             return None
         limit = self.bound.bound
-        used = (1 - missed.value) / (1 - limit) if self.bound.metric.is_better_high else missed.value / limit
+        of_share = self.bound.metric.is_better_high and self.bound.change_of is None
+        used = (1 - missed.value) / (1 - limit) if of_share else missed.value / limit
         return dataclasses.replace(self, share=self.share / used * SAFETY) if used > 1 else None
 
 
@@ -71,7 +77,7 @@ class Point:
     kept: list[str]
     share: float
     size: int  # bytes of the model directory's weights
-    figures: dict[str, float]  # ppl, ppl_change, kl, top1
+    figures: dict[str, float]  # of a language model ppl, ppl_change, kl, top1; of an encoder those of its task
 
 
 @dataclass(slots=True)
@@ -79,9 +85,9 @@ class BudgetResult:
     """What a search measured and found."""
 
     bound: str
-    # KL of each group of linears alone, without the floor, by their names with commas between.
+    # Cost of each group of linears alone, without the floor, by their names with commas between; see `cost_of`.
     harm: dict[str, float] = field(default_factory=dict)
-    floor: float | None = None  # KL with no linear in integers: of an INT8 cache, and of kept weights in INT8
+    floor: float | None = None  # cost with no linear in integers: of an INT8 cache, and of kept weights in INT8
     points: list[Point] = field(default_factory=list)  # in order of the search
     best: Point | None = None
     is_complete: bool = False
@@ -107,6 +113,12 @@ class SearchContext:
     kv_scales: Scales
     rows: Ids  # of the calibration: a few of them rank the groups
     held_out: Ids  # the bound is about them
+    labelled: Path | None = None  # examples of an encoder's task, which the bound may be about
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it is no language model."""
+        return DECODER not in self.graph.manifest.graphs
 
     @property
     def work(self) -> dict[str, int]:
@@ -135,6 +147,7 @@ class SearchContext:
                 "activations": dict(self.prepared.scales),
                 "cache": {name: list(values) for name, values in self.kv_scales.items()},
                 "rows": [hash_rows(self.rows), hash_rows(self.held_out)],
+                "labelled": None if self.labelled is None else sha256_of(self.labelled),
             }
         )
 
@@ -146,9 +159,10 @@ def spend(ground: SearchContext, budget: Budget, scratch: Path, progress: Progre
         ShortfallError: nothing that was measured meets the bound; the message has the best.
     """
     started = time.monotonic()
-    ground = dataclasses.replace(ground, rows=few(ground.rows), held_out=ground.held_out[:, :ROW_LEN])
-    texts = [ground.rows, ground.held_out]
-    meter = Meter(ground.graph, ground.prepared, ground.kv_scales, scratch / "prepared", texts)
+    held_out = ground.held_out if ground.is_encoder else ground.held_out[:, :ROW_LEN]
+    ground = dataclasses.replace(ground, rows=few(ground.rows, of_encoder=ground.is_encoder), held_out=held_out)
+    texts, directory = [ground.rows, held_out], scratch / "prepared"
+    meter = open_meter(ground.graph, ground.prepared, ground.kv_scales, directory, texts, ground.labelled)
     try:
         spent = _Search(ground, budget, meter, scratch / MEASURED, progress, started).run()
     finally:
@@ -162,7 +176,7 @@ class _Search:
     """One search under way."""
 
     def __init__(
-        self, ground: SearchContext, budget: Budget, meter: Meter, path: Path, progress: Progress, started: float
+        self, ground: SearchContext, budget: Budget, meter: AnyMeter, path: Path, progress: Progress, started: float
     ) -> None:
         self.ground, self.budget, self.meter, self.path, self.progress = ground, budget, meter, path, progress
         self.deadline = started + budget.seconds
@@ -214,9 +228,8 @@ class _Search:
             self._check_time()
             quantized = set(self.work) - kept
             share = sum(self.work[name] for name in quantized) / sum(self.work.values())
-            point = Point(
-                sorted(kept), share, self.ground.size(kept), self.meter.figures(quantized, self.ground.held_out)
-            )
+            figures = self.meter.figures(quantized, self.ground.held_out) | self.meter.quality()
+            point = Point(sorted(kept), share, self.ground.size(kept), figures)
             self.spent.points.append(point)
             self._save()
         return self.budget.aim.judge(point.figures).is_met
@@ -252,11 +265,16 @@ def _complaint(spent: BudgetResult, budget: Budget) -> str:
             "written; allow more time."
         )
     gate = budget.bound
-    best = min(spent.points, key=lambda point: abs(point.figures[gate.quantity] - gate.bound))
-    figures = best.figures
+    best = min(spent.points, key=lambda point: abs(point.figures.get(gate.quantity, math.inf) - gate.bound))
     return (
         f"The budget cannot be met ({gate.text}): of {len(spent.points)} measured models the best has "
-        f"{best.share:.0%} of the linears' multiply-adds in integers, perplexity {figures['ppl_change']:+.2%}, KL "
-        f"{figures['kl']:.4g} nats, top-1 {figures['top1']:.2%}. Nothing was written; allow more, or choose another "
-        "scheme."
+        f"{best.share:.0%} of the linears' multiply-adds in integers, {_shown(best.figures)}. Nothing was written; "
+        "allow more, or choose another scheme."
     )
+
+
+def _shown(figures: Mapping[str, float]) -> str:
+    if "ppl" in figures:
+        change, kl, top1 = (figures[name] for name in ("ppl_change", "kl", "top1"))
+        return f"perplexity {change:+.2%}, KL {kl:.4g} nats, top-1 {top1:.2%}"
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if not name.endswith("_reference"))

@@ -1,7 +1,8 @@
 """Measures a prepared model with some of its linears in integers against the float model, on rows of tokens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.cached_logits import CachedLogitsEngine
 from piston.calibration.search.switched import NAME, Switches, write_switched
 from piston.core.bundle import GRAPH
+from piston.core.bundle.interface import DECODER
 from piston.data.packing import Ids
 from piston.evaluation.scoring import score
 from piston.evaluation.summary import agreement_of, perplexity_of
@@ -19,6 +21,45 @@ from piston.runtime.backends.ort_cpu import OrtEngine
 from piston.runtime.backends.session import OrtOptions
 
 SEED = 0
+
+
+class AnyMeter(Protocol):
+    """What measures a prepared model: Meter, EncoderMeter."""
+
+    def figures(self, quantized: Iterable[str], rows: Ids) -> dict[str, float]:
+        """How far the model moved with these linears in integers, on one of the texts."""
+
+    def quality(self) -> dict[str, float]:
+        """Figures on labelled examples of what `figures` measured last; none where there are no examples."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+def open_meter(
+    graph: ModelGraph,
+    prepared: Prepared,
+    kv_scales: Scales,
+    directory: Path,
+    texts: Sequence[Ids],
+    labelled: Path | None = None,
+) -> AnyMeter:
+    """The meter of a language model or of an encoder; arguments as theirs."""
+    if DECODER in graph.manifest.graphs:
+        return Meter(graph, prepared, kv_scales, directory, texts)
+    from piston.calibration.search.encoder_meter import EncoderMeter
+
+    return EncoderMeter(graph, prepared, directory, texts, labelled)
+
+
+def cost_of(figures: Mapping[str, float]) -> float:
+    """How far a model moved, as one number that is 0 for the float model and adds up over small changes.
+
+    KL divergence in nats where there are probabilities, else 1 - cosine of vectors, or the squared distance of logits.
+    """
+    if "kl" in figures:
+        return figures["kl"]
+    return 1 - figures["cosine"] if "cosine" in figures else figures["distance"] ** 2
 
 
 class Meter:
@@ -59,6 +100,10 @@ class Meter:
             "kl": found.kl.mean.value,
             "top1": found.top1.value,
         }
+
+    def quality(self) -> dict[str, float]:
+        """See AnyMeter: language models have no labelled examples."""
+        return {}
 
     def close(self) -> None:
         """Give the memory back."""

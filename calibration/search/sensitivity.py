@@ -1,22 +1,23 @@
-"""What quantizing linears alone costs the model: KL divergence from it on a few rows of the calibration."""
+"""What quantizing linears alone costs the model (see `cost_of`) on a few rows of the calibration."""
 
 from collections.abc import Iterable
 
 from piston.calibration.graph.linears import Linear
 from piston.calibration.schemes.prepared import Prepared
-from piston.calibration.search.meter import Meter
+from piston.calibration.search.meter import AnyMeter, cost_of
 from piston.core.console import Progress
 from piston.data.packing import Ids
 
 FEW_ROWS, FEW_LEN = 2, 128  # tokens that linears alone are measured on: a second a pass (135M, two cores)
+FEW_TEXTS = 8  # rows of encoders, most of which give one output for each
 # Times as many linears as are to be kept have their KL measured: errors of outputs bring the sensitive ones to the
 # front, not in their order. Of SmolLM2-135M's six most sensitive the last is the fourteenth by error.
 CANDIDATES = 3
 
 
-def few(rows: Ids) -> Ids:
-    """The rows that linears alone are measured on."""
-    return rows[:FEW_ROWS, :FEW_LEN]
+def few(rows: Ids, *, of_encoder: bool = False) -> Ids:
+    """The rows that linears alone are measured on; those of an encoder are whole, with the tokens that end them."""
+    return rows[:FEW_TEXTS] if of_encoder else rows[:FEW_ROWS, :FEW_LEN]
 
 
 class SoloSensitivity:
@@ -27,23 +28,23 @@ class SoloSensitivity:
     Args:
         meter: open, with `rows` among its texts.
         rows: token ids [rows, tokens].
-        floor: KL with no linear in integers, if it is known.
+        floor: cost with no linear in integers, if it is known.
     """
 
-    def __init__(self, meter: Meter, rows: Ids, floor: float | None = None) -> None:
+    def __init__(self, meter: AnyMeter, rows: Ids, floor: float | None = None) -> None:
         self._meter, self._rows = meter, rows
-        self.floor = self._kl(()) if floor is None else floor
+        self.floor = self._cost(()) if floor is None else floor
 
     def harm(self, names: Iterable[str]) -> float:
-        """Nats a token that these linears cost when they alone are in integers; 0 if they cost nothing."""
-        return max(self._kl(names) - self.floor, 0.0)
+        """What these linears cost when they alone are in integers; 0 if they cost nothing."""
+        return max(self._cost(names) - self.floor, 0.0)
 
-    def _kl(self, names: Iterable[str]) -> float:
-        return self._meter.figures(names, self._rows)["kl"]
+    def _cost(self, names: Iterable[str]) -> float:
+        return cost_of(self._meter.figures(names, self._rows))
 
 
 def most_harmful(
-    meter: Meter, prepared: Prepared, linears: Iterable[Linear], rows: Ids, count: int, progress: Progress
+    meter: AnyMeter, prepared: Prepared, linears: Iterable[Linear], rows: Ids, count: int, progress: Progress
 ) -> dict[str, float]:
     """The harm of `CANDIDATES` times `count` linears, those whose own outputs INT8 moves furthest; the worst first.
 

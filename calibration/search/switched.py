@@ -37,7 +37,7 @@ class Switches:
 
     def __init__(self, prepared: Prepared, linears: Iterable[Linear]) -> None:
         self._prepared = prepared
-        self._fed: dict[str, NDArray[Any]] = {}
+        self.fed: dict[str, NDArray[Any]] = {}  # inputs of a run, by name
         self._held: dict[str, tuple[Quantized, NDArray[Any]]] = {}  # by linear: what it was last, and as floats
         known = [linear for linear in linears if linear.name in prepared.weights or linear.name in prepared.kept]
         # By linear: the inputs that are its weight, and that say whether its activation is rounded.
@@ -54,7 +54,7 @@ class Switches:
                 fed[weight] = self._floats(name, stored)
             if name in wanted and name in self._flags:
                 fed[self._flags[name]] = np.array(True)
-        self._fed = fed
+        self.fed = fed
 
     def _floats(self, name: str, stored: Quantized) -> NDArray[Any]:
         held = self._held.get(name)
@@ -64,7 +64,7 @@ class Switches:
 
     def around_run(self, run: Run) -> None:
         """Give a run weights and flags; a hook of OrtEngine."""
-        for name, array in self._fed.items():  # by address: weights are not copied
+        for name, array in self.fed.items():  # by address: weights are not copied
             run.binding.bind_input(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
         run.fetch()
 

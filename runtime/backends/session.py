@@ -55,6 +55,7 @@ class OrtSession:
         self._session = session
         self._inputs = {item.name for item in session.get_inputs()}
         self._outputs = [item.name for item in session.get_outputs()]
+        self.fixed: dict[str, Array] = {}  # inputs that every run is given besides its feeds
 
     @classmethod
     def open(cls, path: Path, interface: GraphInterface, options: OrtOptions | None = None) -> Self:
@@ -72,7 +73,7 @@ class OrtSession:
         """See Session. Inputs that a lowering removed are left out."""
         if self._session is None:
             raise MisuseError("The session is closed; load the bundle again.")
-        given = {name: array for name, array in feeds.items() if name in self._inputs}
+        given = {name: array for name, array in feeds.items() if name in self._inputs} | self.fixed
         with translated("running a graph"):
             return dict(zip(self._outputs, self._session.run(None, given), strict=True))
 

@@ -75,6 +75,20 @@ def test_what_shares_a_weight_with_a_spared_linear_stays_in_float_too(albert, da
     assert found.kept == [name, f"{name}@2", f"{name}@3"]
 
 
+def test_a_pattern_that_names_one_run_keeps_the_module_in_all_its_runs(albert, data, tmp_path):
+    names = [linear.name for linear in ModelGraph.open(albert).linears]
+    second = next(name for name in names if name.endswith(".query@2"))
+    module = second.removesuffix("@2")
+    found = calibrate(albert, tmp_path / "out", Recipe(scheme="w8a8", keep=(second,)), [data], rows=ROWS)
+    assert found.kept == [module, f"{module}@2", f"{module}@3"]
+    assert found.recipe.keep == (module,)
+
+
+def test_linears_that_share_a_weight_are_not_measured_one_by_one(albert, data, tmp_path):
+    with pytest.raises(MisuseError, match=r"shares weights .* and --keep-worst measures linears one by one"):
+        calibrate(albert, tmp_path / "out", Recipe(scheme="w8a8"), [data], rows=ROWS, keep_worst=1)
+
+
 def test_gptq_of_shared_weights_is_refused(albert, data, tmp_path):
     with pytest.raises(MisuseError, match="shares weights between its layers"):
         calibrate(albert, tmp_path / "out", Recipe(scheme="w8", rounding="gptq"), [data], rows=ROWS)
