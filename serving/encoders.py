@@ -74,13 +74,14 @@ class ServedEncoder(Served):
         """The result of each row, on the engine thread."""
         return self.model.run(rows)
 
-    async def encoded(self, call: Call, encode: Callable[[], Result]) -> Result:
+    async def encoded(self, call: Call, num_texts: int, encode: Callable[[], Result]) -> Result:
         """What `encode` makes of a request's texts, off the event loop.
 
         Raises:
-            QueueFullError: too much waits already; nothing was encoded.
+            RequestError: there are more texts than the queue holds; nothing was encoded.
+            QueueFullError: too much waits already; likewise.
         """
-        self.thread.check_room()
+        self.thread.check_room(num_texts)
         return await call.in_worker(encode)
 
     def ticket(self, rows: "Sequence[EncodedRow] | Sequence[list[int]]", call: Call) -> BatchTicket[Any]:
@@ -98,6 +99,12 @@ def texts_of(given: str | list[Any], name: str = "input") -> list[str]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise RequestError(f"{name} must be a text or a list of texts.", param=name)
     return texts
+
+
+def num_texts(given: str | list[Any]) -> int:
+    """Rows of an input: one of a text or of token ids, else one for each item."""
+    is_one = isinstance(given, str) or not given or isinstance(given[0], int)
+    return 1 if is_one else len(given)
 
 
 def max_tokens_of(given: int | UnsetType, model: "EncoderModel") -> int | None:

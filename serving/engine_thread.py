@@ -92,14 +92,11 @@ class EngineThread(ABC, Generic[Ticket]):
         """Begin to work."""
         self._thread.start()
 
-    def check_room(self) -> None:
-        """Refuse a request, before anything is computed for it, where not even one row more would be taken.
-
-        Raises:
-            QueueFullError: too much waits already.
-        """
-        if not self._has_room(1):
-            self._refuse(1)
+    def check_room(self, num_new: int = 1) -> None:
+        """Refuse a request of so many rows at least, before anything is computed for it; raises as `submit`."""
+        self._check_size(num_new)
+        if not self._has_room(num_new):
+            self._refuse(num_new)
 
     def submit(self, ticket: Ticket) -> None:
         """Take a request in.
@@ -111,11 +108,8 @@ class EngineThread(ABC, Generic[Ticket]):
         """
         if not self._thread.is_alive():
             raise ShuttingDownError
-        num_new, num_tokens, limit = ticket.num_rows, ticket.num_tokens, self.limits.rows(is_idle=True)
-        if num_new > limit:
-            raise RequestError(
-                f"The request has {num_new} rows (prompts x n, or texts), but {limit} may run and wait; send fewer."
-            )
+        num_new, num_tokens = ticket.num_rows, ticket.num_tokens
+        self._check_size(num_new)
         with self._lock:
             waiting = self._inbox_tokens + self._waiting_tokens
             if not self._has_room(num_new) or (waiting and waiting + num_tokens > self.limits.max_queue_tokens):
@@ -123,6 +117,12 @@ class EngineThread(ABC, Generic[Ticket]):
             self._num_open += num_new
             self._inbox_tokens += num_tokens
         self._inbox.put(ticket)
+
+    def _check_size(self, num_new: int) -> None:
+        if num_new > (limit := self.limits.rows(is_idle=True)):
+            raise RequestError(
+                f"The request has {num_new:,} rows (prompts x n, or texts), but {limit:,} may run and wait; send fewer."
+            )
 
     def _has_room(self, num_new: int) -> bool:
         return self._num_open + num_new <= self.limits.rows(is_idle=not self._num_open)

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
 from piston.serving import encoders
-from piston.serving.encoders import ServedEncoder, Truncate, max_tokens_of, usage_of
+from piston.serving.encoders import ServedEncoder, Truncate, max_tokens_of, num_texts, usage_of
 from piston.serving.endpoint import Call, Endpoint
 from piston.serving.errors import RequestError
 from piston.serving.fields import NO_MECHANISM, Json, Meta, Refused
@@ -66,7 +66,7 @@ async def embed(served: ServedEmbedder, body: EmbeddingsRequest, call: Call) -> 
         raise RequestError(
             f"dimensions is {body.dimensions}; it must be from 1 to {model.dimensions}.", param="dimensions"
         )
-    ticket = served.ticket(await served.encoded(call, partial(_rows, model, body)), call)
+    ticket = served.ticket(await served.encoded(call, num_texts(body.input), partial(_rows, model, body)), call)
 
     async def answer() -> bytes:
         vectors = await served.outputs(ticket)

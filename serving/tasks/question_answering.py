@@ -38,7 +38,7 @@ async def answer_question(served: ServedAnswerer, body: AnswerRequest, call: Cal
     """/answer: the best part of the context, by its characters."""
     model = served.model
     stride = body.stride if isinstance(body.stride, int) else None
-    rows = await served.encoded(call, lambda: model.rows_of(body.question, body.context, stride=stride))
+    rows = await served.encoded(call, 1, lambda: model.rows_of(body.question, body.context, stride=stride))
     ticket = served.ticket(rows, call)
 
     async def answer() -> dict[str, Any]:

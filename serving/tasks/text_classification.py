@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
-from piston.serving.encoders import REFUSED, ServedEncoder, Truncate, max_tokens_of, texts_of, usage_of
+from piston.serving.encoders import REFUSED, ServedEncoder, Truncate, max_tokens_of, num_texts, texts_of, usage_of
 from piston.serving.endpoint import Call, Endpoint
 from piston.serving.errors import RequestError
 from piston.serving.fields import Meta
@@ -47,7 +47,9 @@ async def classify(served: ServedClassifier, body: ClassifyRequest, call: Call) 
     """/classify: the best label of each text, with the scores of all labels in `probs`."""
     model = served.model
     limit = max_tokens_of(body.truncate_prompt_tokens, model)
-    ticket = served.ticket(await served.encoded(call, lambda: _rows(model, body.input, limit)), call)
+    ticket = served.ticket(
+        await served.encoded(call, num_texts(body.input), lambda: _rows(model, body.input, limit)), call
+    )
 
     async def answer() -> dict[str, Any]:
         import numpy as np
@@ -84,9 +86,10 @@ async def moderate(served: ServedClassifier, body: ModerationsRequest, call: Cal
             param="model",
         )
     texts = texts_of(body.input)
-    ticket = served.ticket(
-        await served.encoded(call, lambda: [model.row(text, what=f"input[{n}]") for n, text in enumerate(texts)]), call
+    rows = await served.encoded(
+        call, len(texts), lambda: [model.row(text, what=f"input[{n}]") for n, text in enumerate(texts)]
     )
+    ticket = served.ticket(rows, call)
 
     async def answer() -> dict[str, Any]:
         import numpy as np

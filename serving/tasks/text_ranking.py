@@ -51,7 +51,7 @@ async def rerank(served: ServedReranker, body: RerankRequest, call: Call) -> ASG
             for n, document in enumerate(documents)
         ]
 
-    ticket = served.ticket(await served.encoded(call, encode), call)
+    ticket = served.ticket(await served.encoded(call, len(documents), encode), call)
 
     async def answer() -> dict[str, Any]:
         import numpy as np

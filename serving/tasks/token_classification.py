@@ -58,7 +58,7 @@ async def tag(served: ServedTagger, body: TagRequest, call: Call) -> ASGIApp:
             for n, text in enumerate(texts)
         ]
 
-    windows = await served.encoded(call, encode)
+    windows = await served.encoded(call, len(texts), encode)
     ticket = served.ticket([row for rows in windows for row in rows], call)
 
     async def answer() -> dict[str, Any]:
