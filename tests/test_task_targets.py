@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from encoder_matrix import matrix_table
 
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE
 from piston.core.errors import MisuseError
@@ -46,6 +47,10 @@ def table():
 def test_the_page_of_tasks_has_the_table_of_their_targets():
     assert set(GRAPHS) == set(task_names(tasks))
     assert table() in DOCS.read_text(encoding="utf-8"), table()
+
+
+def test_the_page_of_tasks_has_the_table_of_the_ways_to_answers_that_are_tested():
+    assert matrix_table() in DOCS.read_text(encoding="utf-8"), matrix_table()
 
 
 def test_the_page_of_tasks_has_the_table_of_the_encoders_that_are_compared_with_transformers():

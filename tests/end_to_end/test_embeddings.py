@@ -130,9 +130,9 @@ def test_a_bound_that_is_not_met_leaves_nothing(sentence_model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_needs_logits_is_refused(sentence_model, tmp_path):
-    with pytest.raises(MisuseError, match="--keep-worst is for language models"):
-        calibrated(sentence_model, tmp_path / "out", Recipe(scheme="w8a8"), keep_worst=1)
+def test_what_needs_a_cache_is_refused(sentence_model, tmp_path):
+    with pytest.raises(MisuseError, match="--kv int8 is for language models, and this model is for feature-extraction"):
+        calibrated(sentence_model, tmp_path / "out", Recipe(scheme="w8a8", kv="int8"))
 
 
 def test_the_manifest_says_what_the_bundle_is(sentence_bundle):

@@ -275,6 +275,23 @@ def test_texts_without_labels_compare_two_models(piston, refused, encoder_toys, 
     assert "--window is for language models" in refused(*words, "--reference", model, "--window", "64")[1]
 
 
+@pytest.mark.parametrize("is_labelled", [False, True])
+def test_a_text_that_only_one_of_two_models_reads_whole_is_cut_for_both(
+    piston, toys, encoder_toys, tmp_path, is_labelled
+):
+    model, data = encoder_toys.model("tagger"), tmp_path / "data.jsonl"
+    record = (
+        {"tokens": ["hello", "world", "in", "paris"], "tags": ["O"] * 4} if is_labelled else {"text": "hello world"}
+    )
+    data.write_text(json.dumps(record))  # 12 tokens; hello alone has five
+    result = piston("eval", toys.built(model, max_length=6), "--data", data, "--reference", model, "--json")
+    assert result.status == 0
+    assert "Both models are given the first 6 tokens of a text" in result.err
+    values = json.loads(result.out)["values"]
+    assert values.get("distance", 0) < 1e-4
+    assert values.get("accuracy") == values.get("accuracy_reference")
+
+
 def test_a_gate_on_the_change_of_a_figure_judges_the_quantized_model(refused, encoder_toys, tmp_path):
     with load(encoder_toys.bundle("single")) as model:
         data = examples("single", tmp_path / "data.jsonl", model)
@@ -295,18 +312,16 @@ def test_a_gate_on_the_change_of_a_figure_judges_the_quantized_model(refused, en
     assert "accuracy>=90%: the accuracy is 75" in message
 
 
-@pytest.mark.parametrize("scheme", ["w8", "w4", "w8a8"])
+@pytest.mark.parametrize("scheme", ["w8", "w4"])  # test_encoder_matrix.py has w8a8
 def test_every_scheme_is_checked_and_built(encoder_toys, tmp_path, scheme):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(f"{first} {second} in paris" for first in WORDS for second in WORDS))
     recipe = Recipe(scheme=scheme, block=32 if scheme == "w4" else 0)
-    data = [texts] if scheme == "w8a8" else []
     options = CheckOptions(bounds=("distance<=100%",), data=texts)
     calibrate(
         encoder_toys.model("tagger"),
         tmp_path / "out",
         recipe,
-        data,
         rows=RowOptions(num_rows=4, seq_len=8, seed=1),
         checked=options,
     )

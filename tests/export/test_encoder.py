@@ -34,7 +34,9 @@ OUTPUTS = {
     "text-classification": (Logits(), (BATCH, LABELS)),
     "token-classification": (Logits(), (*TOKENS, LABELS)),
     "question-answering": (SpanLogits(), (*TOKENS, 2)),
+    "text-ranking": (Logits(), (BATCH, 1)),
 }
+NUM_LABELS = {"question-answering": 2, "text-ranking": 1, "feature-extraction": 2}
 NO_OPERATOR = {"deberta-v2", "mpnet"}  # compute attention by themselves, with a bias on its scores
 
 
@@ -81,7 +83,7 @@ def test_every_supported_model_type_is_tested_with_every_head():
 
 @pytest.mark.parametrize(("task", "model_type"), [*tasks_and_types()])
 def test_a_ragged_batch_has_the_outputs_that_transformers_gives_each_row_alone(tmp_path, task, model_type):
-    model = make_encoder(model_type, task, num_labels=LABELS if "classification" in task else 2)
+    model = make_encoder(model_type, task, num_labels=NUM_LABELS.get(task, LABELS))
     expected = expected_of(model, task)
     session, types = exported(model, task, tmp_path)
     feeds = padded(ROWS, TYPES)

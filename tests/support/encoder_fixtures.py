@@ -13,6 +13,7 @@ MODELS = {
     "regression": ("text-classification", {"id2label": {0: "stars"}, "problem_type": "regression"}),
     "tagger": ("token-classification", {"id2label": NER}),
     "answerer": ("question-answering", {}),
+    "embedder": ("feature-extraction", {}),
     "reranker": (
         "text-ranking",
         {
@@ -21,6 +22,10 @@ MODELS = {
         },
     ),
 }
+SIZES = {"hidden_size": 128, "intermediate_size": 192}  # that Piston's own kernels take
+# To calibrate on: pieces of the tokenizer's words.
+PARTS = ["hello", "world", "in", "paris", "wo", "rld", "a", "b", "c", "?"]
+CALIBRATED_ON = "\n".join(f"{first} {second} in paris" for first in PARTS for second in PARTS)
 
 
 class EncoderToys:
@@ -29,12 +34,19 @@ class EncoderToys:
     def __init__(self, toys):
         self.toys = toys
 
-    def model(self, name):
-        """The model directory."""
+    def model(self, name, scheme="fp"):
+        """The model directory, in float or calibrated."""
         from encoders import write_task_checkpoint
 
         task, config = MODELS[name]
-        return self.toys.exported(write_task_checkpoint, task, **config)
+        model_dir = self.toys.exported(write_task_checkpoint, task, **SIZES, **config)
+        if scheme == "fp":
+            return model_dir
+        from piston.calibration.recipe import Recipe
+
+        bound = "cosine>=0.5" if task == "feature-extraction" else "distance<=100%"  # the weights are random
+        rows = {"num_rows": 8, "seq_len": 12, "seed": 1}
+        return self.toys.calibrated(model_dir, Recipe(scheme=scheme), CALIBRATED_ON, bounds=(bound,), **rows)
 
     def checkpoint(self, name):
         """The directory of the checkpoint."""
@@ -48,9 +60,18 @@ class EncoderToys:
         auto = getattr(transformers, HEADS[MODELS[name][0]])
         return auto.from_pretrained(self.checkpoint(name)).eval()
 
-    def bundle(self, name):
+    def bundle(self, name, scheme="fp"):
         """The bundle for ort-cpu."""
-        return self.toys.built(self.model(name))
+        return self.toys.built(self.model(name, scheme))
+
+    def everywhere(self, name, scheme):
+        """The bundle for ort-cpu, and for Piston's own kernels where they run."""
+        from own_kernels import why_not
+
+        from piston.runtime import kernels
+
+        targets = ("ort-cpu",) if why_not() else ("ort-cpu", kernels.TARGET)
+        return self.toys.built(self.model(name, scheme), targets)
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ HEADS = {
     "text-ranking": "AutoModelForSequenceClassification",
 }
 # What tests/export/test_encoder.py compares with transformers; docs/tasks.md has it as a table.
-CASES = {task: [*ENCODERS] for task in HEADS if task != "text-ranking"}
+CASES = {task: [*ENCODERS] for task in HEADS}
 for with_decoders in ("feature-extraction", "text-classification"):
     CASES[with_decoders] += DECODERS
 
