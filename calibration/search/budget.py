@@ -62,9 +62,9 @@ class Budget:
         The search aims lower by the factor by which the written model exceeded the bound.
         """
         missed = next((gate for gate in gates if gate.expression == self.bound.text and not gate.is_met), None)
-        if missed is None or missed.value is None:
-            return None
         limit = self.bound.bound
+        if missed is None or missed.value is None or not limit:
+            return None
         of_share = self.bound.metric.is_better_high and self.bound.change_of is None
         used = (1 - missed.value) / (1 - limit) if of_share else missed.value / limit
         return dataclasses.replace(self, share=self.share / used * SAFETY) if used > 1 else None

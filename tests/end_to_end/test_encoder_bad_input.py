@@ -23,6 +23,47 @@ OPTIONS = {
 LONG = "in paris " * 2_500  # of more tokens than any toy reads
 
 
+def words_of(name, text):
+    """The options of the task with `text` as the last of its inputs."""
+    first, *second = OPTIONS[name]
+    return (first, "in paris?", second[0], text) if second else (first, "hello", first, text)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    ("text", "stdin", "message"),
+    [
+        ("", "", "is empty; leave it out"),
+        ("paris \udc80", "", "is not UTF-8"),  # bytes of a command line that are none
+        ("-", LONG, " tokens"),
+        ("-", b"paris \x80", "UTF-8"),
+        ("-", "paris\0", "NUL"),
+    ],
+)
+def test_a_command_says_in_a_line_what_is_wrong_with_a_text(refused, encoder_toys, name, text, stdin, message):
+    if name == "answerer" and stdin == LONG:
+        pytest.skip("a context of any length is read in windows")
+    status, said = refused("run", encoder_toys.bundle(name), *words_of(name, text), stdin=stdin)
+    assert (status, message in said) == (2, True), said
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_command_for_another_task_says_which_the_bundle_has(refused, encoder_toys, name):
+    status, said = refused("run", encoder_toys.bundle(name), "--audio", "x.wav")
+    assert (status, f"is for {ROWS[name].task}" in said) == (2, True)
+
+
+def test_ten_thousand_texts_are_answered_in_order_by_command(piston, encoder_toys):
+    texts = [f"{'ab'[index % 2]} {'c ' * (index % 5)}" for index in range(10_000)]
+    with load(encoder_toys.bundle("single")) as model:
+        expected = [model.labels[index] for index in model.scores(texts[:10]).argmax(axis=1)]
+    words = ("run", encoder_toys.bundle("single"), "--text", "-", "--top-k", "1", "--json")
+    result = piston(*words, stdin="\n".join(texts))
+    found = json.loads(result.out)["results"]
+    assert (result.status, len(found)) == (0, 10_000)
+    assert [scores[0]["label"] for scores in found] == expected * 1000
+
+
 @pytest.fixture(scope="module")
 def served(encoder_toys):
     """One server with a toy of each task: (the models by name, the server)."""
@@ -52,12 +93,6 @@ def post(server, name, text):
         "reranker": {"query": "in paris?", "documents": ["hello", text]},
     }.get(name, {"input": ["hello", text]})
     return server.post(row.path, {"model": name, **body})
-
-
-def words_of(name, text):
-    """The options of the task with `text` as the last of its inputs."""
-    first, *second = OPTIONS[name]
-    return (first, "in paris?", second[0], text) if second else (first, "hello", first, text)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t"])
@@ -106,41 +141,6 @@ def test_a_model_of_another_task_is_named_with_what_it_does(served, name):
     status, answer = server.post(ROWS[other].path, {"model": name, **ROWS[other].body})
     assert status in {400, 404}
     assert ROWS[name].path in answer["error"]["message"]
-
-
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize(
-    ("text", "stdin", "message"),
-    [
-        ("", "", "is empty; leave it out"),
-        ("paris \udc80", "", "is not UTF-8"),  # bytes of a command line that are none
-        ("-", LONG, " tokens"),
-        ("-", b"paris \x80", "UTF-8"),
-        ("-", "paris\0", "NUL"),
-    ],
-)
-def test_a_command_says_in_a_line_what_is_wrong_with_a_text(refused, encoder_toys, name, text, stdin, message):
-    if name == "answerer" and stdin == LONG:
-        pytest.skip("a context of any length is read in windows")
-    status, said = refused("run", encoder_toys.bundle(name), *words_of(name, text), stdin=stdin)
-    assert (status, message in said) == (2, True), said
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_command_for_another_task_says_which_the_bundle_has(refused, encoder_toys, name):
-    status, said = refused("run", encoder_toys.bundle(name), "--audio", "x.wav")
-    assert (status, f"is for {ROWS[name].task}" in said) == (2, True)
-
-
-def test_ten_thousand_texts_are_answered_in_order_by_command(piston, encoder_toys):
-    texts = [f"{'ab'[index % 2]} {'c ' * (index % 5)}" for index in range(10_000)]
-    with load(encoder_toys.bundle("single")) as model:
-        expected = [model.labels[index] for index in model.scores(texts[:10]).argmax(axis=1)]
-    words = ("run", encoder_toys.bundle("single"), "--text", "-", "--top-k", "1", "--json")
-    result = piston(*words, stdin="\n".join(texts))
-    found = json.loads(result.out)["results"]
-    assert (result.status, len(found)) == (0, 10_000)
-    assert [scores[0]["label"] for scores in found] == expected * 1000
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "answerer"])
