@@ -2,7 +2,8 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ class Answers:
         self._base = {"id": f"{self.prefix}{ticket.request_id}", "created": int(time.time()), "model": model}
         self.rows = [Row(work.new_parser()) for _ in range(work.num_choices)]
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Pieces of all rows until each has ended; an error of one ends the request, and the other rows."""
         num_left = len(self.rows)
         try:
@@ -64,14 +65,15 @@ class Answers:
         choices = [self.choice(index, row) for index, row in enumerate(self.rows)]
         return self._base | {"object": self.whole, "choices": choices, "usage": self.usage()}
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as a stream."""
         has_begun: set[int] = set()
-        async for piece in self.pieces():
-            chunks = self.chunks(piece, is_first=piece.row not in has_begun)
-            has_begun.add(piece.row)
-            if chunks:
-                yield b"".join(event(self._chunk(chunk)) for chunk in chunks)
+        async with aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                chunks = self.chunks(piece, is_first=piece.row not in has_begun)
+                has_begun.add(piece.row)
+                if chunks:
+                    yield b"".join(event(self._chunk(chunk)) for chunk in chunks)
         if self._work.include_usage:
             yield event(self._base | {"object": self.chunk, "choices": [], "usage": self.usage()})
         yield DONE

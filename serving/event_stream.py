@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -41,48 +42,66 @@ async def until_left(work: Awaitable[Result], receive: Receive) -> Result:
 
 
 async def send_events(
-    events: AsyncIterator[bytes], send: Send, headers: Mapping[str, str], on_error: Callable[[Exception], bytes]
+    events: AsyncGenerator[bytes, None], send: Send, headers: Mapping[str, str], on_error: Callable[[Exception], bytes]
 ) -> None:
     """Stream events. An error before the first one is raised; later ones become an event."""
-    iterator = aiter(events)
-    pending = asyncio.ensure_future(anext(iterator, None))
-    is_started = False
+    stream = _Stream(send, headers)
+    pings = asyncio.ensure_future(stream.ping())
     try:
-        while True:
-            await asyncio.wait((pending,), timeout=PING)
-            if not pending.done():
-                data: bytes | None = b": ping\n\n"
-            else:
-                try:
-                    data = pending.result()
-                except Exception as problem:
-                    if not is_started:
-                        raise
-                    await _send_body(send, on_error(problem))
-                    break
-            if not is_started:
-                await _start(send, headers)
-                is_started = True
-            if data is None:
-                break
-            await _send_body(send, data)
-            if pending.done():
-                pending = asyncio.ensure_future(anext(iterator, None))
+        async with contextlib.aclosing(events):
+            async for data in events:
+                await stream.write(data)
+    except Exception as problem:
+        if not stream.is_started:
+            raise
+        await stream.write(on_error(problem))
     finally:
-        pending.cancel()
+        pings.cancel()
         with contextlib.suppress(BaseException):
-            await pending
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await pings
+    await stream.end()
 
 
-async def _start(send: Send, headers: Mapping[str, str]) -> None:
-    known = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (known | dict(headers)).items()]
-    await send({"type": "http.response.start", "status": 200, "headers": raw})
+class _Stream:
+    """The response, begun by the first thing that is written."""
 
+    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
+        self._send, self._headers = send, headers
+        self._written_at = time.monotonic()
+        self.is_started = False
 
-async def _send_body(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+    async def write(self, data: bytes) -> None:
+        """Send a part of the body."""
+        self._written_at = time.monotonic()
+        await self._start()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def ping(self) -> None:
+        """Send comments into silence, for ever."""
+        while True:
+            silence = time.monotonic() - self._written_at
+            if silence >= PING:
+                await self.write(b": ping\n\n")
+            else:
+                await asyncio.sleep(PING - silence)
+
+    async def end(self) -> None:
+        """End the body."""
+        await self._start()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self) -> None:
+        if self.is_started:
+            return
+        self.is_started = True
+        known = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",
+        }
+        items = (known | dict(self._headers)).items()
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in items]
+        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
 
 
 async def _left(receive: Receive) -> None:

@@ -1,7 +1,8 @@
 """/v1/responses, the stateless part: a chat in another form, and its events."""
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from msgspec import UNSET
@@ -81,20 +82,21 @@ class ResponsesAnswers(Answers):
             pass
         return self._response(self._status())
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """See Answers; an item is closed when the next one begins."""
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
-        async for piece in self.pieces():
-            for part in self._new:
-                kind = "reasoning" if part.kind == "reasoning" else "message"
-                if not self._items or self._items[-1]["type"] != kind:
-                    for data in (*self._closed("completed"), *self._opened(kind)):
-                        yield data
-                self._items[-1]["content"][0]["text"] += part.text
-                yield self._event(f"{self._prefix()}.delta", **self._place(), delta=part.text, **self._logprobs())
-            if self._items and self._items[-1]["type"] == "reasoning":
-                self._num_reasoning = piece.num_tokens
+        async with aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                for part in self._new:
+                    kind = "reasoning" if part.kind == "reasoning" else "message"
+                    if not self._items or self._items[-1]["type"] != kind:
+                        for data in (*self._closed("completed"), *self._opened(kind)):
+                            yield data
+                    self._items[-1]["content"][0]["text"] += part.text
+                    yield self._event(f"{self._prefix()}.delta", **self._place(), delta=part.text, **self._logprobs())
+                if self._items and self._items[-1]["type"] == "reasoning":
+                    self._num_reasoning = piece.num_tokens
         status = self._status()
         for data in self._closed(status):
             yield data

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -196,7 +196,7 @@ def _answer(
     return streamed if is_streamed else whole
 
 
-async def _events(audio: _Audio, result: Awaitable[Transcription]) -> AsyncIterator[bytes]:
+async def _events(audio: _Audio, result: Awaitable[Transcription]) -> AsyncGenerator[bytes, None]:
     """OpenAI's events: transcript.text.delta for each segment, then transcript.text.done."""
     running = asyncio.ensure_future(result)
     try:
