@@ -3,9 +3,10 @@
     python scripts/check_ray.py bundles/smollm2 [--json]
 
 Needs piston[ort,ray] and Linux. Every replica is a process on this machine; no network is in what is seen here. Checks
-that answers equal those of `piston serve`, that the second turn of a session finds its prefix, that a flood is refused
-with 429, that of two streams the one whose replica is killed ends and the other is whole, that the next requests are
-answered, and that a new version is deployed under load without a failed request. Exit status 1 where a check fails.
+that answers equal those of `piston serve`, measures what the way through Ray adds, and checks that the second turn of
+a session finds its prefix, that a flood is refused with 429, that of two streams the one whose replica is killed ends
+and the other is whole, that the next requests are answered, and that a new version is deployed under load without a
+failed request. Exit status 1 where a check fails.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import random
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -32,7 +34,7 @@ from ray import serve
 from piston.serving.ray import Deployment, application
 
 Check = tuple[bool, str]
-PROMPT, ANSWER = 24, 16  # tokens
+PROMPT, ANSWER, STREAMED = 24, 16, 64  # tokens
 BREAK = 5.0  # seconds within which the client of a killed replica knows it
 BACK = 60.0  # seconds within which a killed replica is replaced
 draw = random.Random(8)  # noqa: S311 - prompts
@@ -80,6 +82,25 @@ def equal_answers(alone: Client, replicated: Client) -> Check:
     found = [[replicated.text(ids, f"s{number}", **options) for ids, options in asked] for number in range(6)]
     same = sum(row == expected for row in found)
     return same == len(found), f"{same} of {len(found)} sessions gave the {len(asked)} answers of one server"
+
+
+def hop(alone: Client, replicated: Client) -> Check:
+    """What Ray's proxy adds to a stream of one request at a time; the two take turns, after one round to warm up."""
+    seconds: dict[Client, list[tuple[float, float]]] = {alone: [], replicated: []}
+    for client in (alone, replicated) * 16:
+        began = time.perf_counter()
+        with client.send(prompt(), "hop", stream=True, max_tokens=STREAMED) as answer:
+            answer.readline()
+            first = time.perf_counter()
+            answer.read()
+        seconds[client].append((first - began, (time.perf_counter() - first) / STREAMED))
+    (first, token), (first_there, token_there) = (
+        [statistics.median(column) for column in zip(*found[1:], strict=True)] for found in seconds.values()
+    )
+    added = (
+        f"{1e3 * (first_there - first):.1f} ms to the first token, {1e6 * (token_there - token):.0f} us to each next"
+    )
+    return True, f"{added}; alone {1e3 * first:.1f} ms and {1e3 * token:.2f} ms"
 
 
 def second_turn(client: Client) -> Check:
@@ -243,6 +264,7 @@ def main() -> int:
         checks["two replicas answer, s"] = (len(replica_pids()) == 2, f"{time.perf_counter() - began:.1f}")  # noqa: PLR2004
         client = Client(port, "model")
         checks["equal answers"] = equal_answers(Client(int(found[1]), "model"), client)
+        checks["what the hop costs"] = hop(Client(int(found[1]), "model"), client)
         checks["a second turn has cached tokens"] = second_turn(client)
         checks["a flood is refused with 429"] = flood(client, 2 * (4 + 16))
         checks["a replica is killed in mid-stream"] = killed(client)
