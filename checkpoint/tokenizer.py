@@ -141,8 +141,9 @@ def _template_of(checkpoint: Checkpoint, tokenizer: Any, name: str | None) -> st
     templates = tokenizer.chat_template or {}
     if not isinstance(templates, dict):
         templates = {"default": templates}
-    if (name or "default") in templates:
-        return templates[name or "default"] or None
+    wanted = "default" if name is None else name
+    if wanted in templates:
+        return templates[wanted] or None
     present = ", ".join(map(repr, sorted(templates))) or "none"
     if name is not None:
         raise MisuseError(f"{checkpoint.name} has no chat template {name!r}; it has: {present}.")

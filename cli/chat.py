@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.max_batch = 1
     with load_from(arguments, TEXT_GENERATION) as model:
         sampling = sampling_for(arguments, model)
+        sampling.check_token_ids(model.engine.vocab_size)
         is_person = sys.stdin.isatty()
         if is_person and not arguments.quiet:
             note(f"{model.manifest.model.name}; {HELP}")

@@ -79,6 +79,11 @@ def check_text(text: str, name: str | Path) -> str:
     return text
 
 
+def has_records(path: Path) -> bool:
+    """Whether a file of this name has records, and is not plain text."""
+    return path.suffix.lower() in {*_LINES, *_DELIMITERS, ".json"}
+
+
 def records_of(text: str, path: Path, header: Sequence[str] | None = None) -> list[Record] | None:
     """The records of a file with their places, such as "FILE, line 3"; None for a file of plain text.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from piston.core.data_files import read_bytes
+from piston.core.data_files import has_records, read_bytes
 from piston.core.errors import MisuseError
 from piston.data.documents import Document, parse_documents
 from piston.data.noise import code_points, is_noise
@@ -98,6 +98,8 @@ def load_rows(sources: Sequence[str | Path], model: Bundle, options: RowOptions 
         _check_documents(found, path, model.manifest.model.vocab_size)
         documents += found
         files.append(DataFile(path.name, hashlib.sha256(data).hexdigest()))
+    if options.field is not None and not any(has_records(Path(file.name)) for file in files):
+        raise MisuseError(f"The data has no records with a field {options.field!r}, but plain text; leave --field out.")
     # An encoder reads a text in its whole frame; a decoder reads text that goes on.
     is_framed = not model.manifest.cache.states
     ids = _packed(documents, tokenizer, options, is_framed=is_framed)

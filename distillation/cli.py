@@ -19,6 +19,7 @@ from piston.distillation.pruning import Goal
 from piston.distillation.report import page_of
 from piston.distillation.result import Distilled
 from piston.distillation.scheme import SCHEMES
+from piston.distillation.source import DEFAULT_LENGTH
 from piston.distillation.training import TrainingOptions
 
 W4_BLOCK = 128
@@ -56,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--steps", type=int, metavar="N", help="steps to train; 0 only makes the student")
     training.add_argument("--minutes", type=float, metavar="M", help="minutes to train")
     training.add_argument("--rows", type=int, default=DEFAULTS.rows, metavar="N", help="rows of a step (default 4)")
-    training.add_argument("--seq-len", type=int, default=256, metavar="N", help="tokens of a row (default 256)")
+    training.add_argument(
+        "--seq-len", type=int, metavar="N", help=f"tokens of a row (default {DEFAULT_LENGTH}, at most the model's)"
+    )
     training.add_argument("--lr", type=float, default=DEFAULTS.learning_rate, help="learning rate (default 1e-4)")
     training.add_argument(
         "--scale-lr", type=float, default=DEFAULTS.scale_rate, help="of rounding scales, relative (default 1e-3)"

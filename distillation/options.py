@@ -22,14 +22,14 @@ class DistillOptions:
     scheme: Scheme = "fp"
     block: int = 0
     start: Path | None = None
-    seq_len: int = 256
+    seq_len: int | None = None  # DEFAULT_LENGTH, or the model's positions where it has fewer
     cache_bytes: int = 4 * 10**9
     device: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if self.seq_len < 2:  # noqa: PLR2004
+        if self.seq_len is not None and self.seq_len < 2:  # noqa: PLR2004
             raise MisuseError(f"--seq-len {self.seq_len} must be at least 2: a token, and one that follows it.")
         if self.scheme not in SCHEMES:
             raise MisuseError(f"No scheme {self.scheme!r}; there are {', '.join(SCHEMES)}.")

@@ -21,9 +21,11 @@ from piston.checkpoint.generation_defaults import check_readable, read_defaults
 from piston.checkpoint.quiet import quiet
 from piston.checkpoint.tokenizer import save_tokenizer, write_tokenizer
 from piston.core.bundle.manifest import Manifest, ModelSpec
+from piston.core.errors import MisuseError
 from piston.data.rows import RowOptions, Rows, load_rows
 from piston.runtime.bundle import Bundle
 
+DEFAULT_LENGTH = 256  # tokens of a row
 NUM_HELD_OUT = 8  # rows, as calibrate keeps apart
 MOST_TOKENS = 20_000_000  # of the data; the ids are kept in memory, 8 bytes each
 
@@ -95,13 +97,19 @@ class Data:
     rows: Rows
 
     @classmethod
-    def load(cls, sources: Sequence[str | Path], bundle: Bundle, *, seq_len: int, seed: int) -> "Data":
+    def load(cls, sources: Sequence[str | Path], bundle: Bundle, *, seq_len: int | None, seed: int) -> "Data":
         """Pack all of the data; its last rows are held out.
 
         Raises:
-            MisuseError: the data is not readable, or not enough for one row besides those held out.
+            MisuseError: the data is not readable, or not enough for one row besides those held out; or rows are longer
+                than the model's positions.
         """
-        length = min(seq_len, bundle.manifest.model.max_positions)
+        positions = bundle.manifest.model.max_positions
+        length = min(DEFAULT_LENGTH, positions) if seq_len is None else seq_len
+        if length > positions:
+            raise MisuseError(
+                f"--seq-len {length:,}: {bundle.manifest.model.name} takes up to {positions:,} positions."
+            )
         options = RowOptions(
             num_rows=max(1, MOST_TOKENS // length),
             num_apart=NUM_HELD_OUT,

@@ -20,6 +20,7 @@ from piston.distillation.source import Data
 from piston.distillation.teacher import Answer, Teacher
 
 STATE = "state.pt"
+LARGEST = 1e9  # of a number that is given: float32 holds its square
 WARM_UP, LAST = 0.05, 0.05  # shares: of the run in which the rate rises, and of the rate that is left at its end
 
 
@@ -47,8 +48,8 @@ class TrainingOptions:
             raise MisuseError("Give --steps N or --minutes M: how long to train.")
         if self.steps is not None and self.steps < 0:
             raise MisuseError(f"--steps {self.steps} must be 0 or more; 0 makes the student and trains nothing.")
-        if self.seed < 0:
-            raise MisuseError(f"--seed {self.seed} must be 0 or more.")
+        if not 0 <= self.seed < 1 << 63:
+            raise MisuseError(f"--seed {self.seed} must be from 0 to 2**63 - 1.")
         for option, value in (
             ("minutes", self.minutes),
             ("rows", self.rows),
@@ -56,11 +57,11 @@ class TrainingOptions:
             ("temperature", self.temperature),
             ("save-every", self.save_every),
         ):
-            if value is not None and not 0 < value < math.inf:
-                raise MisuseError(f"--{option} {value} must be more than 0.")
+            if value is not None and not 0 < value <= LARGEST:
+                raise MisuseError(f"--{option} {value} must be more than 0, and {LARGEST:.0e} at most.")
         for option, value in (("hidden", self.hidden), ("scale-lr", self.scale_rate)):
-            if not 0 <= value < math.inf:
-                raise MisuseError(f"--{option} {value} must be 0 or more.")
+            if not 0 <= value <= LARGEST:
+                raise MisuseError(f"--{option} {value} must be from 0 to {LARGEST:.0e}.")
 
 
 @dataclass(frozen=True, slots=True)

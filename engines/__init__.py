@@ -16,6 +16,7 @@ from piston.engines.options import LM_HEADS, PRECISIONS, BuildJob, BuildOptions,
 from piston.engines.registry import AVAILABLE, family_of
 from piston.engines.tensorrt.compiler_options import CompilerOptions
 from piston.runtime.kernels import TARGET
+from piston.runtime.memory_budget import MOST_ROWS
 
 Choice = TypeVar("Choice")
 DEFAULT_TARGETS = ("ort-cpu",)
@@ -136,8 +137,8 @@ def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: in
         return 0
     positions = model.model.max_positions
     length = min(positions, DEFAULT_LENGTH) if max_length is None else max_length
-    if max_batch < 1:
-        raise MisuseError(f"--max-batch {max_batch} must be at least 1.")
+    if not 1 <= max_batch <= MOST_ROWS:
+        raise MisuseError(f"--max-batch {max_batch} must be from 1 to {MOST_ROWS:,}.")
     if not 2 <= length <= positions:  # noqa: PLR2004
         raise MisuseError(
             f"--max-length {length} must be from 2 to {positions}, the positions of {model.model.name}; "

@@ -27,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="FILE", type=Path, required=True, help="what both are given: prompts, texts or other records"
     )
     parser.add_argument("--max-records", type=int, metavar="N", help="take only the first N records")
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="neighbours and ranks compared (default: 10)")
-    parser.add_argument(
-        "--answer-tokens", type=int, default=48, metavar="N", help="length of generated answers (default: 48)"
-    )
+    parser.add_argument("--top", type=int, metavar="K", help="neighbours and ranks compared (default: 10)")
+    parser.add_argument("--answer-tokens", type=int, metavar="N", help="length of generated answers (default: 48)")
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="changes that are printed (default: 10)")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object with all changes (docs/schemas/diff.json)"
@@ -52,7 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.before} is for {tasks[0]} and {arguments.after} for {tasks[1]}; give two of one task."
         )
     module = task_module(diff, tasks[0])
-    options = DiffOptions(top=arguments.top, answer_tokens=arguments.answer_tokens, max_records=arguments.max_records)
+    given = {"top": arguments.top, "answer_tokens": arguments.answer_tokens}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in getattr(module, "OPTIONS", ()):
+            raise MisuseError(f"--{name.replace('_', '-')} means nothing to bundles for {tasks[0]}; leave it out.")
+    options = DiffOptions(max_records=arguments.max_records, **given)
     progress = Progress(quiet=arguments.quiet)
     with ExitStack() as models:
         with progress.phase("loading"):

@@ -153,12 +153,14 @@ class EncoderModel:
         Raises:
             MisuseError: as `row`, or `stride` is not below the tokens of the text that fit into a row.
         """
+        if stride < 0:
+            raise MisuseError(f"stride is {stride}; it must be at least 0.")
         whole = self._encoding(texts, what)
         if len(whole.ids) <= length:
             return [whole]
         *first, last = (self.tokenizer.encoding(each, add_special_tokens=False) for each in texts)
         room = length - self.tokenizer.num_special_tokens(is_pair=len(texts) > 1) - sum(len(part.ids) for part in first)
-        if not 0 <= stride < room:
+        if stride >= room:
             raise MisuseError(
                 f"{what} leaves {max(room, 0)} of {length} tokens to each window, and windows overlap by {stride}; "
                 "windows must be longer than that: shorten the question, or lower the stride."
@@ -232,15 +234,16 @@ def open_encoder(
     hashing = Hashing.begin(bundle.manifest, bundle.directory)
     from piston.runtime.backends.registry import Sizes, candidates, open_session
     from piston.runtime.loading import open_first, open_verified
+    from piston.runtime.memory_budget import MOST_ROWS
 
     def opened(spec: "EngineSpec") -> Model:
         limit = _number(spec, "max_length")
         length = limit if max_length is None else max_length
         batch = _number(spec, "max_batch") if max_batch is None else max_batch
-        if not 2 <= length <= limit or batch < 1:  # noqa: PLR2004
+        if not 2 <= length <= limit or not 1 <= batch <= MOST_ROWS:  # noqa: PLR2004
             raise MisuseError(
                 f"max_length {length} and max_batch {batch}: {spec.target} was built for texts of 2 to {limit} tokens, "
-                "and batches of 1 or more."
+                f"and batches of 1 to {MOST_ROWS:,}."
             )
         sizes = Sizes(num_slots=batch, capacity=length, threads=threads)
         parts = open_verified(bundle, spec, sizes, hashing, opening=open_session)

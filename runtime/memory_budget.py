@@ -8,6 +8,7 @@ from piston.core.errors import BundleCorruptError, HostMemoryError, MisuseError
 from piston.runtime.backends.registry import Sizes
 
 WORKING = 64_000_000  # bytes for activations, logits and the interpreter's growth while decoding
+MOST_ROWS = 1 << 16  # beyond what any engine decodes together
 LEAST_LENGTH = 64  # positions below which a cache is of no use
 
 
@@ -34,8 +35,11 @@ def sizes_for(
     slots = max_batch if max_batch is not None else _stated(spec.requested, "max_batch", 1)
     length = max_length if max_length is not None else _stated(spec.requested, "max_length", positions)
     limit = _stated(spec.actual, "max_positions", positions)
-    if slots < 1 or length < 1:
-        raise MisuseError(f"max_batch is {slots} and max_length {length}; both must be at least 1.")
+    if not 1 <= slots <= MOST_ROWS or length < 1:
+        raise MisuseError(
+            f"max_batch is {slots} and max_length {length}; max_batch must be from 1 to {MOST_ROWS:,}, max_length at "
+            "least 1."
+        )
     if length > limit:
         raise MisuseError(
             f"max_length is {length:,}, but the engine was built for {limit:,} positions; lower it, or build the "

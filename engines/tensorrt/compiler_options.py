@@ -46,7 +46,8 @@ class CompilerOptions:
     @property
     def given(self) -> list[str]:
         """The options that were asked for."""
-        return [item.name for item in fields(self) if getattr(self, item.name) not in (None, False)]
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return [name for name, value in values.items() if value is not None and value is not False]  # 0 is a value
 
     def check(self, target: Target) -> None:
         """Raise MisuseError for an option that the target does not have, with the reason."""

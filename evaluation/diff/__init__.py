@@ -3,6 +3,7 @@
 A module has
 
     DATA: str  # what a record of --data is, for people
+    OPTIONS: tuple[str, ...]  # fields of DiffOptions that it reads besides max_records; left out: none
     differences(before, after, path, options, progress) -> Diff  # two loaded models on the records of a file
 
 Figures that gates bound are those of `piston eval`; this is for looking at the cases behind them.

@@ -12,6 +12,7 @@ from piston.evaluation.diff import Change, Diff, DiffOptions, worst_first
 from piston.runtime.tasks.feature_extraction import Embedder
 
 DATA = 'texts: one a line, or records with a "text"'
+OPTIONS = ("top",)
 LISTED = 3  # neighbours that are named
 AT_ONCE = 512  # texts whose neighbours are looked for together
 Vectors = NDArray[np.float32]

@@ -10,6 +10,7 @@ from piston.evaluation.report import Answer
 from piston.runtime.model import LanguageModel
 
 DATA = 'prompts: one a line, or records with a "prompt" or "messages"'
+OPTIONS = ("answer_tokens",)
 
 
 def differences(

@@ -10,6 +10,7 @@ from piston.evaluation.diff import Change, Diff, DiffOptions, worst_first
 from piston.runtime.tasks.text_ranking import Reranker
 
 DATA = 'records with a "query" and a list of "documents"'
+OPTIONS = ("top",)
 LISTED = 5  # documents that are named
 Record = tuple[str, list[str]]
 

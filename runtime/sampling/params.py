@@ -66,7 +66,7 @@ class SamplingParams:
             self._store(name, _number(name, getattr(self, name), allowed))
         if self.seed is not None:
             self._store("seed", _number("seed", self.seed, _SEED))
-        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        for name in _FORCED:
             if (token_id := getattr(self, name)) is not None:
                 self._store(name, _number(name, token_id, _TOKEN_ID))
         for name in ("bad_words", "stop"):
@@ -125,13 +125,20 @@ class SamplingParams:
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Raise MisuseError if an option names a token that a model of `vocab_size` tokens does not have."""
-        for name in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logit_bias"):
-            if (largest := max(getattr(self, name), default=0)) >= vocab_size:
+        named = {name: getattr(self, name) for name in _OF_TOKENS}
+        named |= {name: [value] for name in _FORCED if (value := getattr(self, name)) is not None}
+        for name, token_ids in named.items():
+            if (largest := max(token_ids, default=0)) >= vocab_size:
                 raise MisuseError(f"{name} names token {largest}; the model's tokens are 0 to {vocab_size - 1}.")
 
     def _store(self, name: str, value: object) -> None:
         # Only while constructing: the caller's list or numpy scalar becomes the declared type.
         object.__setattr__(self, name, value)
+
+
+# Options that name tokens: several, and one.
+_OF_TOKENS = ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logit_bias")
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 
 
 class _Range(NamedTuple):

@@ -149,7 +149,7 @@ def _best(context: str, row: "Encoding", logits: Array, max_answer_len: int) -> 
     if not places.size:
         return Answer("", 0, 0, 0.0, no_answer)
     starts, ends = start[places], end[places]
-    products = np.tril(np.triu(np.outer(starts, ends)), max_answer_len - 1)
+    products = np.tril(np.triu(np.outer(starts, ends)), min(max_answer_len, places.size) - 1)
     first, last = np.unravel_index(int(products.argmax()), products.shape)
     begin, finish = _characters(row, int(places[first]), int(places[last]))
     return Answer(context[begin:finish], begin, finish, float(products[first, last]), no_answer)
