@@ -49,7 +49,7 @@ class TrainingOptions:
         if self.steps is not None and self.steps < 0:
             raise MisuseError(f"--steps {self.steps} must be 0 or more; 0 makes the student and trains nothing.")
         if not 0 <= self.seed < 1 << 63:
-            raise MisuseError(f"--seed {self.seed} must be from 0 to 2**63 - 1.")
+            raise MisuseError(f"--seed {self.seed} must be 0 or more, and below 2**63.")
         for option, value in (
             ("minutes", self.minutes),
             ("rows", self.rows),

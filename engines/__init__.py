@@ -138,7 +138,7 @@ def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: in
     positions = model.model.max_positions
     length = min(positions, DEFAULT_LENGTH) if max_length is None else max_length
     if not 1 <= max_batch <= MOST_ROWS:
-        raise MisuseError(f"--max-batch {max_batch} must be from 1 to {MOST_ROWS:,}.")
+        raise MisuseError(f"--max-batch {max_batch} must be at least 1, and at most {MOST_ROWS:,}.")
     if not 2 <= length <= positions:  # noqa: PLR2004
         raise MisuseError(
             f"--max-length {length} must be from 2 to {positions}, the positions of {model.model.name}; "

@@ -56,9 +56,7 @@ class Bundle:
             if specs := tuple(spec for spec in self.manifest.engines if admits(spec)):
                 return specs
         present = ", ".join(spec.target for spec in self.manifest.engines) or "none"
-        raise BundleError(
-            f"{self.directory} has no engine for {'any target' if target is None else repr(target)}; it has: {present}."
-        )
+        raise BundleError(f"{self.directory} has no engine for {target or 'any target'}; it has: {present}.")
 
     def engine(self, target: str | None = None) -> EngineSpec:
         """The first of `engines`, whether it runs here or not; raises as that does."""

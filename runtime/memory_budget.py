@@ -37,8 +37,8 @@ def sizes_for(
     limit = _stated(spec.actual, "max_positions", positions)
     if not 1 <= slots <= MOST_ROWS or length < 1:
         raise MisuseError(
-            f"max_batch is {slots} and max_length {length}; max_batch must be from 1 to {MOST_ROWS:,}, max_length at "
-            "least 1."
+            f"max_batch is {slots} and max_length {length}; both must be at least 1, and max_batch at most "
+            f"{MOST_ROWS:,}."
         )
     if length > limit:
         raise MisuseError(

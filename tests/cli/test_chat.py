@@ -129,6 +129,9 @@ def test_the_speed_of_each_answer_is_a_line_on_stderr(piston, bundle):
 
 def test_wrong_options_are_told_before_the_first_line(refused, bundle):
     assert refused("chat", bundle, "--max-tokens", "0")[0] == 2
+    status, message = refused("chat", bundle, "--stop-token-id", "99999999")
+    assert status == 2
+    assert "stop_token_ids names token 99999999" in message
 
 
 def test_a_batch_of_no_rows_is_misuse(refused, bundle):

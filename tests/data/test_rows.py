@@ -99,6 +99,7 @@ def test_too_few_tokens_are_refused_with_both_numbers(model, text):
         ({"seq_len": 1}, "rows of 1 tokens"),
         ({"seq_len": 0}, "rows of 0 tokens"),
         ({"seed": -1}, "seed of the rows is -1"),
+        ({"field": "body"}, "no records with a field 'body'"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(model, text, options, message):

@@ -63,6 +63,12 @@ def test_the_result_is_printed_with_the_next_commands(teacher, text, tmp_path, c
         (["-o", "out", "--steps", "1", "--scheme", "w8a8"], "give --start DIR"),
         (["-o", "out", "--steps", "1", "--seq-len", "0"], "--seq-len 0 must be at least 2"),
         (["-o", "out", "--steps", "1", "--seed", "-1"], "--seed -1 must be 0 or more"),
+        (["-o", "out", "--steps", "1", "--seed", "9" * 30], "must be 0 or more, and below 2**63"),
+        (
+            ["-o", "out", "--steps", "1", "--temperature", "1e300"],
+            "--temperature 1e+300 must be more than 0, and 1e+09",
+        ),
+        (["-o", "out", "--steps", "1", "--hidden", "nan"], "--hidden nan must be from 0 to 1e+09"),
     ],
 )
 def test_wrong_usage_is_one_line(teacher, text, capsys, more, message):

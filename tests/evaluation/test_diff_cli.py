@@ -67,4 +67,5 @@ def test_models_of_two_tasks_are_refused(compared, bundle):
 
 def test_a_count_below_one_is_refused(compared):
     assert compared("--top", "0")[0] == 2
+    assert "--top means nothing to bundles for text-generation" in compared("--top", "5")[2]
     assert "--limit is -1" in compared("--limit", "-1")[2]

@@ -187,9 +187,16 @@ def test_default_sampling_passes_over_suppressed_tokens_that_the_model_does_not_
     assert model.generate("a", model.default_sampling).token_ids
 
 
-@pytest.mark.parametrize("name", ["stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logit_bias"])
-def test_a_token_that_the_model_does_not_have_is_refused_before_any_work(name):
-    value = {VOCAB_SIZE: 1.0} if name == "logit_bias" else (VOCAB_SIZE,)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, (VOCAB_SIZE,)) for name in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens")),
+        ("logit_bias", {VOCAB_SIZE: 1.0}),
+        ("forced_bos_token_id", VOCAB_SIZE),
+        ("forced_eos_token_id", VOCAB_SIZE),
+    ],
+)
+def test_a_token_that_the_model_does_not_have_is_refused_before_any_work(name, value):
     model = toy_model(SCRIPT)
     with pytest.raises(MisuseError, match=f"{name} names token {VOCAB_SIZE}; the model's tokens are 0 to"):
         model.stream("a", SamplingParams(**{name: value}))

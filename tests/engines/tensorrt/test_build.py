@@ -92,6 +92,9 @@ def test_a_missing_compiler_is_said_before_any_work(model_dir, tmp_path, monkeyp
 def test_an_option_is_never_accepted_and_ignored(model_dir, tmp_path):
     with pytest.raises(MisuseError, match="--workspace is for TensorRT targets, and none was given: ort-cpu"):
         build(model_dir, tmp_path / "bundle", ["ort-cpu"], compiler=CompilerOptions(workspace=2**30))
+    for target, reason in (("ort-cpu", "is for TensorRT targets"), (RTX, "its compiler ignores it")):
+        with pytest.raises(MisuseError, match=f"--optimization-level .*{reason}"):
+            build(model_dir, tmp_path / "bundle", [target], compiler=CompilerOptions(optimization_level=0))
 
 
 def test_a_share_that_is_not_reached_leaves_nothing(model_dir, tmp_path):
