@@ -28,7 +28,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     # The same examples on every machine: only a change breaks `make test`. New ones are drawn by `make slow`.
-    hypothesis.settings.register_profile("repeatable", derandomize=True)
+    # How long drawing takes depends on what else the machine does.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("repeatable", derandomize=True, suppress_health_check=slow)
     if not config.getoption("--slow"):
         hypothesis.settings.load_profile("repeatable")
     # Interrupts interrupt: what a shell starts in the background ignores them, and so would every child.
