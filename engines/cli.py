@@ -196,7 +196,12 @@ def _warn(manifest: Manifest) -> None:
     for spec in manifest.engines:
         if reason := spec.actual.get("dtype_reason"):
             note(f"note: {spec.target} computes in {spec.actual['dtype']}: {reason}")
-        for name, reason in spec.actual.get("not_lowered", {}).items():
-            note(f"warning: {name} stays canonical, which is slower: {reason}")
-        for name, reason in spec.actual.get("not_fused", {}).items():
-            note(f"warning: {name} was not fused, which is slower: {reason}")
+        for key, one, several in (
+            ("not_lowered", "stays canonical", "stay canonical"),
+            ("not_fused", "was not fused", "were not fused"),
+        ):
+            found = spec.actual.get(key, {})
+            for reason in dict.fromkeys(found.values()):  # one line for layers that are alike
+                first, *others = [name for name, why in found.items() if why == reason]
+                what = f"{first} and {len(others)} more like it {several}" if others else f"{first} {one}"
+                note(f"warning: {what}, which is slower: {reason}")

@@ -153,11 +153,12 @@ def _canonical_engine(canonical: Path, model: Manifest, work: Path, slots: int, 
 
 def _expected(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int, sources: SourceOf) -> Golden:
     """Greedy answers and their noise, as many together as there are slots."""
-    slots, answers = engine.cache.num_slots, list[GoldenAnswer]()
+    slots, pairs = engine.cache.num_slots, list[tuple[GoldenAnswer, float]]()
     for start in range(0, len(asked), slots):
-        answers += _answered(engine, asked[start : start + slots], num_tokens, sources)
-    noise = max((_noise(engine, answer, sources) for answer in answers), default=0.0)
-    found = Golden(answers=tuple(answers), noise=round(noise, DIGITS), by="engine")
+        pairs += _answered(engine, asked[start : start + slots], num_tokens, sources)
+    answers = tuple(answer for answer, _ in pairs)
+    noise = max((noise for _, noise in pairs), default=0.0)
+    found = Golden(answers=answers, noise=round(noise, DIGITS), by="engine")
     heard = [source for answer in answers if answer.audio and (source := sources(answer)) is not None]
     return _with_encoded(engine, found, heard) if heard else found
 
@@ -171,8 +172,10 @@ def _with_encoded(engine: Engine, found: Golden, heard: Sequence[Source]) -> Gol
     return replace(found, examples=tuple(examples), output_noise=float(f"{noise:.2g}"))
 
 
-def _answered(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int, sources: SourceOf) -> list[GoldenAnswer]:
-    """Greedy answers, stepped together."""
+def _answered(
+    engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int, sources: SourceOf
+) -> list[tuple[GoldenAnswer, float]]:
+    """Greedy answers, stepped together, each with its noise."""
     slots = {engine.cache.admit(): answer for answer in asked}
     logits = {slot: read(engine, slot, answer, sources(answer))[-1].copy() for slot, answer in slots.items()}
     tokens: dict[int, list[int]] = {slot: [] for slot in slots}
@@ -183,20 +186,21 @@ def _answered(engine: Engine, asked: Sequence[GoldenAnswer], num_tokens: int, so
             margins[slot].append(round(margin_of(row, tokens[slot][-1]), DIGITS))
         if step + 1 < num_tokens:
             logits = engine.step({slot: ids[-1] for slot, ids in tokens.items()})
+    pairs = []
+    for slot, answer in slots.items():
+        found = replace(answer, token_ids=tuple(tokens[slot]), margins=tuple(margins[slot]))
+        pairs.append((found, _noise(engine, slot, found, sources)))
     for slot in slots:
         engine.cache.release(slot)
-    return [
-        replace(answer, token_ids=tuple(tokens[slot]), margins=tuple(margins[slot])) for slot, answer in slots.items()
-    ]
+    return pairs
 
 
-def _noise(engine: Engine, answer: GoldenAnswer, sources: SourceOf) -> float:
-    """The largest change of a margin when prompt and answer are read at once: other sizes, another order of sums."""
-    slot = engine.cache.admit()
+def _noise(engine: Engine, slot: int, answer: GoldenAnswer, sources: SourceOf) -> float:
+    """The largest change of a margin when prompt and answer are read at once: other sizes, another order of sums.
+
+    The slot is rewound: it keeps the states of its source, and no encoder runs again.
+    """
+    engine.cache.rewind(slot, 0)
     logits = read(engine, slot, answer, sources(answer), answer.token_ids[:-1])
-    off = [
-        abs(margin_of(row, token) - margin)
-        for row, token, margin in zip(logits, answer.token_ids, answer.margins, strict=True)
-    ]
-    engine.cache.release(slot)
-    return max(off)
+    pairs = zip(logits, answer.token_ids, answer.margins, strict=True)
+    return max(abs(margin_of(row, token) - margin) for row, token, margin in pairs)

@@ -140,6 +140,8 @@ def _window(attention: ir.Node, rest: list[ir.Value | None]) -> int | None:
         if not int_attribute(attention, "is_causal") or kv_lengths is None or kv_lengths.name != "kv_lengths":
             raise UnfitError("it is not causal over kv_lengths")
         return None
+    if mask.dtype == ir.DataType.FLOAT:
+        raise UnfitError("it adds a bias to its scores, which GroupQueryAttention does not")
     window = window_of(mask)
     if window is None or int_attribute(attention, "is_causal") or kv_lengths is not None:
         raise UnfitError("its mask is not the canonical sliding window")
