@@ -32,20 +32,30 @@ TileWeights weights_of(const BlockWeights& part, int64_t tile, int64_t depth, bo
   return {bytes, kBytes};
 }
 
+// Bytes of eight inputs by 16 columns.
+constexpr int64_t bytes_of_eight(Form form) {
+  switch (form) {
+    case kSparseBytes: return 2 * kSparseRow;
+    case kSparseHalves: return kSparseNibbles;
+    case kBytes: return 2 * kDenseRow;
+    default: return kDenseRow;
+  }
+}
+
 // Weights of eight inputs by 16 columns: of the first four, and of the next.
 template <Form Stored>
-void load_eight(const uint8_t* weights, int64_t k, __m512i (&eight)[2]) {
+void load_eight(const uint8_t* weights, __m512i (&eight)[2]) {
   if constexpr (Stored == kSparseBytes) {
     const __m512i zeros = _mm512_set1_epi8(static_cast<char>(128));
-    eight[0] = expand_row(zeros, weights + k / 4 * kSparseRow);
-    eight[1] = expand_row(zeros, weights + (k / 4 + 1) * kSparseRow);
+    eight[0] = expand_row(zeros, weights);
+    eight[1] = expand_row(zeros, weights + kSparseRow);
   } else if constexpr (Stored == kSparseHalves) {
-    expand_nibbles(_mm512_set1_epi8(8), weights + k / 8 * kSparseNibbles, eight);
+    expand_nibbles(_mm512_set1_epi8(8), weights, eight);
   } else if constexpr (Stored == kBytes) {
-    eight[0] = _mm512_loadu_si512(weights + k * kLanes);
-    eight[1] = _mm512_loadu_si512(weights + (k + 4) * kLanes);
+    eight[0] = _mm512_loadu_si512(weights);
+    eight[1] = _mm512_loadu_si512(weights + kDenseRow);
   } else {
-    const __m512i both = _mm512_loadu_si512(weights + k * kLanes / 2), low = _mm512_set1_epi8(0x0F);
+    const __m512i both = _mm512_loadu_si512(weights), low = _mm512_set1_epi8(0x0F);
     eight[0] = _mm512_and_si512(both, low);
     eight[1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
   }
@@ -66,7 +76,8 @@ void totals_of(const BlockInput& input, const BlockWeights& part, const uint8_t*
     const int64_t first = b * input.block, rest = input.depth - first;
     for (int64_t k = first; k < first + (rest < input.block ? rest : input.block); k += 8) {
       __m512i eight[2];
-      load_eight<Stored>(weights, k, eight);
+      load_eight<Stored>(weights, eight);
+      weights += bytes_of_eight(Stored);
       for (int half = 0; half < 2; ++half) {
         for (int r = 0; r < Rows; ++r) {
           int32_t word;

@@ -26,12 +26,12 @@ void strip_rows(const Product& product, int64_t row, const Strip& strip) {
   for (auto& row_sums : sums)
     for (auto& tile_sums : row_sums)
       for (auto& sum : tile_sums) sum = _mm512_setzero_si512();
-  for (int64_t k = 0; k < depth; k += 4 * kChains) {
+  for (int64_t first = 0; first < depth / 4; first += kChains) {
     for (int chain = 0; chain < kChains; ++chain) {
-      const int64_t at = k + 4 * chain;
-      const __m512i weights[2] = {load_group(strip.left, at / 4, IsSparse), load_group(strip.right, at / 4, IsSparse)};
+      const int64_t group = first + chain;
+      const __m512i weights[2] = {load_group(strip.left, group, IsSparse), load_group(strip.right, group, IsSparse)};
       for (int r = 0; r < Rows; ++r) {
-        const __m512i word = four_codes(codes + r * depth + at);
+        const __m512i word = four_codes(codes + r * depth + 4 * group);
         for (int t = 0; t < 2; ++t) sums[r][t][chain] = _mm512_dpbusd_epi32(sums[r][t][chain], word, weights[t]);
       }
     }
