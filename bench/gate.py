@@ -162,7 +162,7 @@ def strictest(wanted: Sequence[Gate], places: Callable[[Gate], int], alpha: floa
 
 
 def judge(wanted: Sequence[Gate], report: Report, reference: Reference | None, alpha: float) -> tuple[GateResult, ...]:
-    """Judge every gate at every setting or stage that has its figure."""
+    """Judge every gate at every setting or stage that should have its figure; without the figure it is not met."""
     own = report.systems[0]
     results: list[GateResult] = []
     pending: list[tuple[Gate, Place, Change]] = []
@@ -175,12 +175,15 @@ def judge(wanted: Sequence[Gate], report: Report, reference: Reference | None, a
                     )
                 )
                 continue
-            if gate.change_of is None:
+            there = None if gate.change_of is None or reference is None else reference.system(report)
+            if not all(_has(gate, system, place) for system in (own, there) if system is not None):
+                results.append(dataclasses.replace(gate.judge({}), place=_name(place)))
+            elif gate.change_of is None:
                 results.append(_absolute(gate, place, own))
-                continue
-            assert reference is not None
-            there = _samples(gate, reference.system(report), place)
-            pending.append((gate, place, change(_samples(gate, own, place), there, gate.metric.percent)))
+            else:
+                assert there is not None
+                sides = _samples(gate, own, place), _samples(gate, there, place)
+                pending.append((gate, place, change(*sides, gate.metric.percent)))
     levels = holm([found.p_value for _, _, found in pending], alpha)
     chances = [false_alarm(found, gate.bound, alpha / len(pending)) for gate, _, found in pending]
     verdicts = zip(pending, levels, chances, strict=True)
@@ -229,7 +232,12 @@ def _places(gate: Gate, own: System) -> list[Place]:
         return [stage.name for stage in own.stages if stage.verb == gate.metric.verb]
     if gate.metric.known.is_of_start:
         return [None]
-    return [measured.setting for measured in own.measured if gate.metric.metric in measured.metrics]
+    return [measured.setting for measured in own.measured if gate.metric.metric in names_of(measured.setting)]
+
+
+def _has(gate: Gate, system: System, place: Place) -> bool:
+    """Whether every run at a setting had the figure of a gate."""
+    return not isinstance(place, Setting | LoadSetting) or gate.metric.metric in _at(system, place).metrics
 
 
 def _at(system: System, place: Setting | LoadSetting) -> Measured | MeasuredLoad:

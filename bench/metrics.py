@@ -61,12 +61,15 @@ STAGE_METRICS = {
 }
 
 
-def names_of(setting: Setting) -> set[str]:
-    """The metrics of the runs of a setting."""
+def names_of(setting: Setting | LoadSetting) -> set[str]:
+    """The metrics that runs of a setting have, unless nothing was said or no request was answered."""
+    if isinstance(setting, LoadSetting):
+        return LOAD_METRICS.keys() - (set() if setting.gen_len[1] > 1 else {"tpot", "itl", "stall"})
     if setting.audio:
         return {"rtf", "first_segment", "total", "encode", "decode"}
-    first = {"ttft", "total", "sample", "tokenize", "prefill" if setting.task == TEXT_GENERATION else "encode"}
-    return first | ({"tpot", "itl", "decode"} if setting.gen_len > 1 else set())
+    found = {"ttft", "total", "tokenize", "prefill" if setting.task == TEXT_GENERATION else "encode"}
+    found |= {"sample"} if setting.num_beams == 1 else set()
+    return found | ({"tpot", "itl", "decode"} if setting.gen_len > 1 else set())
 
 
 def of_run(run: Run, setting: Setting) -> dict[str, Array]:

@@ -191,6 +191,8 @@ def _settings(arguments: argparse.Namespace, prompt_lens: list[Range], digest: s
 def _reference(
     arguments: argparse.Namespace, gates: Sequence[Gate], options: Options, works: Sequence[LoadWork]
 ) -> Reference | None:
+    if not arguments.engine and (unmeasured := [gate for gate in gates if gate.metric.metric == "efficiency"]):
+        raise MisuseError(f"--require {unmeasured[0].text!r} needs the engine without HTTP; add --engine.")
     changes = [gate for gate in gates if gate.change_of is not None]
     if arguments.baseline is None:
         if changes:

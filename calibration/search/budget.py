@@ -62,11 +62,14 @@ class Budget:
         The search aims lower by the factor by which the written model exceeded the bound.
         """
         missed = next((gate for gate in gates if gate.expression == self.bound.text and not gate.is_met), None)
-        limit = self.bound.bound
-        if missed is None or missed.value is None or not limit:
+        if missed is None or missed.value is None:
             return None
-        of_share = self.bound.metric.is_better_high and self.bound.change_of is None
-        used = (1 - missed.value) / (1 - limit) if of_share else missed.value / limit
+        limit, value = self.bound.bound, missed.value
+        if self.bound.metric.is_better_high and self.bound.change_of is None:  # of a share what is missing to 1
+            limit, value = 1 - limit, 1 - value
+        if not limit:  # nothing is further inside
+            return None
+        used = value / limit
         return dataclasses.replace(self, share=self.share / used * SAFETY) if used > 1 else None
 
 

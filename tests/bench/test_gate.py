@@ -17,7 +17,8 @@ from piston.bench.gate import (
     judge,
     strictest,
 )
-from piston.bench.report import Report
+from piston.bench.metrics import of_run, summary
+from piston.bench.report import Measured, Report, Run
 from piston.bench.workload import Setting
 from piston.core.errors import MisuseError
 from piston.core.gates import parse_gate as parse
@@ -160,6 +161,31 @@ def test_absolute_bounds_judge_the_figure_itself():
     assert (slow.is_met, fast.is_met) == (False, True)
     assert slow.p_value is None
     assert "10" in slow.message
+
+
+def spoken(num_tokens):
+    """The report of ten runs of speech, with segments if there are tokens."""
+    setting = Setting(1, 1, 0, task="automatic-speech-recognition", audio=20.0)
+    times = (1.0, 2.0) if num_tokens else (2.0,)
+    parts = {"encode": 0.5, "audio": 20.0, "tokens": float(num_tokens)}
+    runs = tuple(Run(prompt_len=1, times=times, parts=parts) for _ in range(10))
+    measured = Measured(setting=setting, runs=runs, metrics=summary([of_run(run, setting) for run in runs], 0))
+    system = dataclasses.replace(system_of(noisy_runs(np.random.default_rng(0), 1)), settings=(measured,))
+    return Report(machine=MACHINE, options=OPTIONS, systems=(system,))
+
+
+def test_a_gate_on_a_figure_that_a_side_does_not_have_is_not_met():
+    texts = ("rtf<=1", "decode>=1tokens/s", "first_segment<=500%")
+    said, silent = spoken(9), spoken(0)
+    for here, there, expected in (
+        (said, said, [True, True, True]),
+        (silent, said, [True, False, False]),
+        (said, silent, [True, True, False]),
+    ):
+        found = judge([parse_gate(text) for text in texts], here, Reference(path="base.json", earlier=there), 0.05)
+        assert [gate.expression for gate in found] == list(texts)
+        assert [gate.is_met for gate in found] == expected
+        assert all(gate.message.endswith("was not measured") for gate in found if not gate.is_met)
 
 
 @pytest.mark.parametrize("num_bounds", [1, 3, 4, 11])

@@ -118,6 +118,7 @@ def test_the_page_has_a_plot_for_each_figure_against_the_concurrency(bench, tmp_
         (("--slo", "x<1s"), "Cannot read --slo"),
         (("--require", "decode>=5tokens/s"), "Cannot read --require"),
         (("--require", "ttft<=105%"), "give --baseline"),
+        (("--require", "efficiency>=90%"), "needs the engine without HTTP; add --engine"),
         (("--profile",), "--profile is not for servers"),
         (("--engine", "--rate", "1"), "--engine needs a closed loop"),
         (("--against", "genai:/tmp"), "KIND is piston, openvino, llama.cpp, url"),

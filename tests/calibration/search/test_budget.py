@@ -174,6 +174,12 @@ def test_the_next_search_aims_lower_by_what_the_last_one_missed(bound, value, sh
     assert found.after([found.bound.judge({found.bound.quantity: 0.9 if "top1" in bound else 0.0})]) is None
 
 
+@pytest.mark.parametrize(("bound", "value"), [("kl<=0", 0.01), ("ppl<=0%", 0.01), ("top1>=100%", 0.99)])
+def test_nothing_is_further_inside_a_bound_that_allows_nothing(bound, value):
+    found = budget(bound)
+    assert found.after([found.bound.judge({found.bound.quantity: value})]) is None
+
+
 def test_time_that_is_over_before_anything_was_measured_is_said(model_dir, text, tmp_path):
     with pytest.raises(ShortfallError, match="over before any whole model was measured"):
         calibrate(model_dir, tmp_path / "out", Recipe(scheme="w8a8"), [text], rows=ROWS, budget=budget("kl<=1", 0.0))
