@@ -139,9 +139,14 @@ def _checked_sizes(source: Path, model: Manifest, max_batch: int, max_length: in
     length = min(positions, DEFAULT_LENGTH) if max_length is None else max_length
     if not 1 <= max_batch <= MOST_ROWS:
         raise MisuseError(f"--max-batch {max_batch} must be at least 1, and at most {MOST_ROWS:,}.")
-    if not 2 <= length <= positions:  # noqa: PLR2004
+    least = 2
+    if "speech" in model.settings:
+        from piston.runtime.golden_sounds import least_length
+
+        least = least_length(model)
+    if not least <= length <= positions:
         raise MisuseError(
-            f"--max-length {length} must be from 2 to {positions}, the positions of {model.model.name}; "
+            f"--max-length {length} must be from {least} to {positions}, the positions of {model.model.name}; "
             "export with a longer --context for more."
         )
     return length

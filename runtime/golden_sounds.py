@@ -26,14 +26,26 @@ NUM_VALUES = 32  # of each output of the encoder
 
 def write_sounds(directory: Path, manifest: Manifest) -> list[GoldenAnswer]:
     """Write verify.N.wav; for each an answer without tokens yet, to a prompt for text or for text with timestamps."""
-    features, tokens = LogMel.of(manifest.settings["features"]), SpeechTokens(**manifest.settings["speech"])
-    language, asked = language_of(tokens), list[GoldenAnswer]()
-    for number, timestamps in enumerate((False, True)):
+    features, asked = LogMel.of(manifest.settings["features"]), list[GoldenAnswer]()
+    for number, prompt in enumerate(_prompts(manifest)):
         name = f"verify.{number}.wav"
         write_voice(directory / name, min(SECONDS, features.window_seconds), features.rate, seed=number)
-        prompt = prompt_of(tokens, TranscribeOptions(timestamps=timestamps), language, ())
         asked.append(GoldenAnswer(prompt=name, prompt_ids=tuple(prompt), token_ids=(), margins=(), audio=name))
     return asked
+
+
+def least_length(manifest: Manifest) -> int:
+    """Positions of a decoder in which the longest prompt and one token of an answer fit."""
+    return max(map(len, _prompts(manifest))) + 1
+
+
+def _prompts(manifest: Manifest) -> list[list[int]]:
+    """Without timestamps and with them."""
+    tokens = SpeechTokens(**manifest.settings["speech"])
+    return [
+        prompt_of(tokens, TranscribeOptions(timestamps=timestamps), language_of(tokens), ())
+        for timestamps in (False, True)
+    ]
 
 
 def language_of(tokens: SpeechTokens) -> str:

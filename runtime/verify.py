@@ -11,7 +11,7 @@ from piston.core.bundle.manifest import Manifest
 from piston.core.errors import BundleError
 from piston.runtime.backends.engine import Engine, Logits, Source, encode
 from piston.runtime.text.tokenizer import Tokenizer
-from piston.runtime.verify_outputs import OutputMismatch, distance
+from piston.runtime.verify_outputs import OutputMismatch, comparable_distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,12 +163,11 @@ def _compare_encoded(
     (found,) = encoded(engine, [source])
     if found.keys() != example.values.keys():
         raise BundleError(f"The golden outputs are of {', '.join(example.values)}, not of the encoder; build it again.")
-    far = {name: distance(found[name], np.array(values)) for name, values in example.values.items()}
-    worst = max(far, key=lambda name: float("inf") if not np.isfinite(far[name]) else far[name])
-    if not far[worst] <= tolerance:
-        shown = far[worst] if np.isfinite(far[worst]) else None
+    far = {name: comparable_distance(found[name], np.array(values)) for name, values in example.values.items()}
+    worst, distance = max(far.items(), key=lambda item: float("inf") if item[1] is None else item[1])
+    if distance is None or distance > tolerance:
         what = f"{answer.prompt}, {worst} of the encoder"
-        verdict.mismatches.append(OutputMismatch(what="engine", prompt=what, distance=shown, allowed=tolerance))
+        verdict.mismatches.append(OutputMismatch(what="engine", prompt=what, distance=distance, allowed=tolerance))
 
 
 @dataclass(slots=True)

@@ -73,7 +73,7 @@ class OutputVerdict:
 
     def compare(self, prompt: str, found: NDArray[Any], known: NDArray[Any], tolerance: float) -> bool:
         """Compare the numbers of one output with the recorded ones; whether they are near enough."""
-        far = distance(found, known) if same_infinities(found, known) else None
+        far = comparable_distance(found, known)
         self.worst = max(self.worst, far or 0.0)
         if far is not None and far <= tolerance:
             return True
@@ -170,6 +170,11 @@ def distance(found: NDArray[Any], wanted: NDArray[Any]) -> float:
     finite = np.isfinite(wanted)
     exact = wanted[finite]
     return float(np.linalg.norm(found[finite] - exact) / max(float(np.linalg.norm(exact)), 1e-12))
+
+
+def comparable_distance(found: NDArray[Any], wanted: NDArray[Any]) -> float | None:
+    """As `distance`; None where shapes or infinities differ, or there is NaN."""
+    return distance(found, wanted) if same_infinities(found, wanted) else None
 
 
 def _row(model: EncoderModel, texts: tuple[str, ...]) -> "EncodedRow":

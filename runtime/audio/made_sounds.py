@@ -19,12 +19,17 @@ PITCH, GLIDE = 120.0, 25.0  # Hz
 HIGHEST = 4000.0  # Hz, of the harmonics
 NOISE = 0.05
 PEAK = 0.5
+PIECE = 30.0  # seconds
 
 
 def made_voice(seconds: float, rate: int, seed: int = 0) -> NDArray[np.float32]:
     """A voice, float32 [samples] from -PEAK to PEAK; another seed gives other vowels."""
-    rng, times = np.random.default_rng(seed), np.arange(int(seconds * rate)) / rate
-    knots = np.arange(int(seconds * SYLLABLES) + 2) / SYLLABLES
+    return _voice(int(seconds * rate), rate, seed)
+
+
+def _voice(num_samples: int, rate: int, seed: int) -> NDArray[np.float32]:
+    rng, times = np.random.default_rng(seed), np.arange(num_samples) / rate
+    knots = np.arange(num_samples * SYLLABLES // rate + 2) / SYLLABLES
     vowels = np.array(VOWELS, np.float64)[rng.integers(len(VOWELS), size=len(knots))]
     resonances = [np.interp(times, knots, vowels[:, number]) for number in range(vowels.shape[1])]
     pitch = PITCH + GLIDE * np.sin(2 * np.pi * 0.6 * times + seed)
@@ -40,10 +45,16 @@ def made_voice(seconds: float, rate: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def write_voice(path: Path, seconds: float, rate: int, seed: int = 0) -> None:
-    """Write `made_voice` as a WAV file of 16 bits."""
-    samples = np.rint(made_voice(seconds, rate, seed) * np.iinfo(np.int16).max).astype("<i2")
+    """Write a voice as a WAV file of 16 bits: `made_voice`, and after each PIECE that of the next seed.
+
+    One piece is in memory at a time.
+    """
+    left, piece = int(seconds * rate), int(PIECE * rate)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes(samples.tobytes())
+        while left > 0:
+            samples = _voice(min(left, piece), rate, seed)
+            file.writeframes(np.rint(samples * np.iinfo(np.int16).max).astype("<i2").tobytes())
+            left, seed = left - piece, seed + 1

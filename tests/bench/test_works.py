@@ -1,8 +1,12 @@
+import tracemalloc
+
+import numpy as np
 import pytest
 from speech import RATE, write_sound
 from toy_model import VOCAB_SIZE, write_bundle
 
 from piston.bench.works import is_measured
+from piston.runtime.audio.made_sounds import PIECE, made_voice, write_voice
 from piston.runtime.audio.reading import read_audio
 
 TEXT_TO_TEXT, SPEECH = "text2text-generation", "automatic-speech-recognition"
@@ -120,8 +124,20 @@ def test_every_task_of_a_bundle_is_measured():
     assert not is_measured("image-to-text")
 
 
-def test_a_made_sound_is_heard_as_long_as_it_was_made(tmp_path):
-    from piston.runtime.audio.made_sounds import write_voice
+@pytest.mark.parametrize("seconds", [1.25, 60.001])
+def test_a_made_sound_is_heard_as_long_as_it_was_made(tmp_path, seconds):
+    write_voice(tmp_path / "v.wav", seconds, RATE)
+    assert sum(map(len, read_audio(tmp_path / "v.wav", RATE))) == int(seconds * RATE)
 
-    write_voice(tmp_path / "v.wav", 1.25, RATE)
-    assert sum(map(len, read_audio(tmp_path / "v.wav", RATE))) == 1.25 * RATE
+
+def test_a_long_sound_is_made_piece_by_piece_and_says_other_things_in_each(tmp_path):
+    tracemalloc.start()
+    write_voice(tmp_path / "v.wav", 5 * PIECE, RATE)
+    assert (
+        tracemalloc.get_traced_memory()[1] < 4 * PIECE * RATE * 8 * 8
+    )  # all at once are more than 20 arrays of float64
+    tracemalloc.stop()
+    pieces = np.concatenate(list(read_audio(tmp_path / "v.wav", RATE))).reshape(5, -1)
+    for seed, piece in enumerate(pieces):
+        np.testing.assert_allclose(piece, made_voice(PIECE, RATE, seed), atol=1 / 32767)
+    assert np.abs(pieces[0] - pieces[1]).max() > 0.1

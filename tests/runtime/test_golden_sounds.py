@@ -16,7 +16,8 @@ from piston.cli.main import main
 from piston.core.bundle.golden import GoldenByTarget
 from piston.core.bundle.interface import DECODER, ENCODER
 from piston.core.bundle.manifest import Manifest, record_files
-from piston.core.errors import BundleCorruptError
+from piston.core.errors import BundleCorruptError, MisuseError
+from piston.engines import build
 from piston.runtime.audio.made_sounds import PEAK, made_voice
 from piston.runtime.audio.reading import read_audio
 
@@ -114,6 +115,26 @@ def test_a_short_decoder_gets_short_answers(speech_model, toys, capsys):
     for answer in GoldenByTarget.read(short).of("ort-cpu").answers:
         assert len(answer.prompt_ids) + len(answer.token_ids) <= 8 < CONTEXT
     assert main(["verify", str(short), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("max_length", [2, 4])
+def test_a_decoder_that_holds_no_answer_is_refused_before_any_work(speech_model, tmp_path, max_length):
+    """The longest prompt has four tokens: the start, a language, the task, no timestamps."""
+    with pytest.raises(MisuseError, match=f"--max-length {max_length} must be from 5 to {CONTEXT}"):
+        build(speech_model[0], tmp_path / "b", max_length=max_length)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("values", [[1.0], [float("inf")] * 32])
+def test_recorded_numbers_that_cannot_be_the_encoders_are_a_mismatch(bundle, tmp_path, values, capsys):
+    shutil.copytree(bundle, tmp_path / "b")
+    data = json.loads((tmp_path / "b/verify.json").read_text())
+    data["engines"]["ort-cpu"]["examples"][0]["values"]["cross.0.key"] = values
+    (tmp_path / "b/verify.json").write_text(json.dumps(data))
+    manifest = Manifest.read(tmp_path / "b")
+    dataclasses.replace(manifest, files=record_files(tmp_path / "b")).write(tmp_path / "b")
+    assert main(["verify", str(tmp_path / "b"), "--quiet"]) == 1
+    assert "verify.0.wav, cross.0.key of the encoder" in capsys.readouterr().err
 
 
 def test_a_sound_outside_the_bundle_is_refused(bundle, tmp_path):
