@@ -239,7 +239,7 @@ class _Calibration:
         # What was measured becomes part of the recipe: with it the same data gives the same model again.
         settled = dataclasses.replace(
             self.recipe,
-            spared=tuple(name for part in done for name in part.spared),
+            kept_in_float=tuple(name for part in done for name in part.kept_in_float),
             kept=self.recipe.stores_kept if self.recipe.scheme == "w8a8" else None,
             kv_scales=done[-1].scales,
             model=hash_of(graphs),
@@ -252,7 +252,7 @@ class _Calibration:
             "recipe": settled.to_json(),
             "data": None if self.rows is None else self.rows.to_json(),
             "sensitivity": sensitivity,
-            "harm": done[-1].harm,
+            "cost_alone": done[-1].cost_alone,
             "weight_only": weight_only,
             "remainders": {name: ratio for part in done for name, ratio in part.remainders.items()},
             "sparse": [name for part in done for name in part.sparse],
@@ -280,7 +280,7 @@ class _Calibration:
             weight_only=weight_only,
             size=size,
             sensitivity=sensitivity,
-            harm=last.harm,
+            cost_alone=last.cost_alone,
             check=found,
             spent=last.spent,
             saturated=last.saturated,

@@ -213,8 +213,8 @@ def _print(output: Path, result: Calibrated) -> None:
         state = "kept with INT8 weights" if name in result.weight_only else "kept in float"
         state = "quantized" if name in result.quantized else state
         unit = " nats" if result.manifest.task == TEXT_GENERATION else ""
-        harm = f", the model by {result.harm[name]:.2g}{unit}" if name in result.harm else ""
-        print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}{harm}; {state}")
+        cost_alone = f", the model by {result.cost_alone[name]:.2g}{unit}" if name in result.cost_alone else ""
+        print_text(f"  {name}: INT8 moves its output by {error**0.5:.1%}{cost_alone}; {state}")
     for line in verdict_of(result).lines:
         print_text(f"  {line}")
 
@@ -298,7 +298,7 @@ def to_json(output: Path, result: Calibrated) -> dict[str, object]:
         "weight_only": result.weight_only,
         "size": dataclasses.asdict(result.size),
         "sensitivity": result.sensitivity,
-        "harm": result.harm,
+        "cost_alone": result.cost_alone,
         "budget": None if result.spent is None else result.spent.to_json(),
         "check": result.check.to_json(),
         "verdict": verdict_of(result).to_json(),

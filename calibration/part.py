@@ -30,8 +30,8 @@ class QuantizedPart:
     prepared: Prepared
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of an INT8 cache
     spent: BudgetResult | None = None
-    harm: dict[str, float] = field(default_factory=dict)
-    spared: tuple[str, ...] = ()
+    cost_alone: dict[str, float] = field(default_factory=dict)
+    kept_in_float: tuple[str, ...] = ()
     saturated: dict[str, Saturated] = field(default_factory=dict)
     sparse: list[str] = field(default_factory=list)
     quantized: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ def recipes_of(recipe: Recipe, graphs: Sequence[ModelGraph]) -> list[Recipe]:
             recipe,
             keep=about(recipe.keep, own),
             dense=about(recipe.dense, own),
-            spared=about(recipe.spared, own),
+            kept_in_float=about(recipe.kept_in_float, own),
             int8=None if recipe.int8 is None else about(recipe.int8, own),
         )
         for own in names

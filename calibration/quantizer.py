@@ -19,7 +19,7 @@ from piston.calibration.schemes.w8a8 import round_all
 from piston.calibration.schemes.weight_only import round_weights
 from piston.calibration.search.budget import Budget, BudgetResult, SearchContext, spend
 from piston.calibration.search.meter import open_meter
-from piston.calibration.search.sensitivity import few, most_harmful
+from piston.calibration.search.sensitivity import few, most_sensitive
 from piston.core.bundle.interface import DECODER
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
@@ -64,17 +64,17 @@ class Quantizer:
             graph.save_float(self.scratch / PREPARED)  # smoothing moves the values: measure it as it will be
         scales = self._cache_scales()
         spent = self._spend(prepared, scales)
-        harm = self._harm(prepared, scales)
-        spared = self._spared(prepared, spent, harm)
+        cost_alone = self._cost_alone(prepared, scales)
+        kept_in_float = self._kept_in_float(prepared, spent, cost_alone)
         saturated = self._saturated(prepared, scales)
         read = {linear.name: linear.input_name for linear in graph.linears}
-        names = prepared.insert(graph, set(prepared.weights) - set(spared))
+        names = prepared.insert(graph, set(prepared.weights) - set(kept_in_float))
         result = QuantizedPart(
             prepared=prepared,
             scales=scales,
             spent=spent,
-            harm=harm,
-            spared=spared,
+            cost_alone=cost_alone,
+            kept_in_float=kept_in_float,
             saturated=saturated,
             sparse=sparse,
             weight_only=[name for name in prepared.kept if name not in names],
@@ -107,27 +107,29 @@ class Quantizer:
             return round_all(graph, recipe, self.part.rows, self.scratch, progress)
         return round_weights(graph, recipe, self.part.rows, self.scratch, progress)
 
-    def _harm(self, prepared: Prepared, scales: Scales) -> dict[str, float]:
+    def _cost_alone(self, prepared: Prepared, scales: Scales) -> dict[str, float]:
         if not self.keep_worst:
             return {}
         assert self.rows is not None
         rows = few(self.rows, of_encoder=DECODER not in self.part.graph.manifest.graphs)
         meter = open_meter(self.part.graph, prepared, scales, self.scratch / PREPARED, [rows])
         try:
-            return most_harmful(meter, prepared, self.part.graph.linears, rows, self.keep_worst, self.progress)
+            return most_sensitive(meter, prepared, self.part.graph.linears, rows, self.keep_worst, self.progress)
         finally:
             meter.close()
 
-    def _spared(self, prepared: Prepared, spent: BudgetResult | None, harm: Mapping[str, float]) -> tuple[str, ...]:
+    def _kept_in_float(
+        self, prepared: Prepared, spent: BudgetResult | None, cost_alone: Mapping[str, float]
+    ) -> tuple[str, ...]:
         """What was rounded and stays in float all the same, in the order of the graph."""
-        if unknown := sorted(set(self.part.recipe.spared) - set(prepared.weights)):
+        if unknown := sorted(set(self.part.recipe.kept_in_float) - set(prepared.weights)):
             raise MisuseError(f"The recipe spares {unknown[0]}, which the model has not, or keeps already.")
-        worst = list(harm)[: self.keep_worst]
+        worst = list(cost_alone)[: self.keep_worst]
         found = worst if spent is None or spent.best is None else spent.best.kept
-        names, linears = {*self.part.recipe.spared, *found}, self.part.graph.linears
+        names, linears = {*self.part.recipe.kept_in_float, *found}, self.part.graph.linears
         weights = {linear.weight for linear in linears if linear.name in names}
-        spared = {linear.name for linear in linears if linear.weight in weights}  # what shares one stays too
-        return tuple(name for name in prepared.weights if name in spared)
+        kept_in_float = {linear.name for linear in linears if linear.weight in weights}  # what shares one stays too
+        return tuple(name for name in prepared.weights if name in kept_in_float)
 
     def _cache_scales(self) -> dict[str, tuple[float, ...]]:
         graph, recipe = self.part.graph, self.part.recipe

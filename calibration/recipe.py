@@ -25,6 +25,7 @@ Pruning = Literal["sparsegpt", "magnitude"]
 PRUNINGS: tuple[Pruning, ...] = ("sparsegpt", "magnitude")
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "awq")
 GRANULARITIES: tuple[Granularity, ...] = ("channel", "tensor")
+FORMER_NAMES = {"spared": "kept_in_float"}  # of fields, in recipes that were written before
 NARROW = 3  # times as many inputs as outputs
 COPIES, WHOLE, FEWEST = 16, 64, 32
 # Of the tables. For a 135M Llama 32, 64 and 128 cost 0.15, 0.37 and 0.73 % of perplexity, activations rounded by the
@@ -47,8 +48,8 @@ class Recipe:
         remainder: where it pays, what an activation's scale leaves over is rounded once more, in linears behind an
             activation function (w8a8); see `piston.calibration.schemes.residual`.
         keep: linears that stay in float, by module path or pattern; nothing else reckons with their rounding.
-        spared: linears that stay in float too, by module path, where all others are rounded as if they did not: what a
-            budget or a ranking found once everything was rounded.
+        kept_in_float: linears that stay in float too, by module path, where all others are rounded as if they did not:
+            what a budget or a ranking found once everything was rounded.
         kept: how the weights of both are stored: float, or int8 in blocks (what None is for w8a8, and for it alone).
         int8: linears that get eight bits where the others get four, by module path or pattern (w4); None for those that
             `usual_int8` names once there is a model, and in a settled recipe, which is from before that, for the narrow
@@ -77,7 +78,7 @@ class Recipe:
     outliers: int = 0
     remainder: bool = True
     keep: tuple[str, ...] = ()
-    spared: tuple[str, ...] = ()
+    kept_in_float: tuple[str, ...] = ()
     kept: Storage | None = None
     int8: tuple[str, ...] | None = None
     split: int | None = None
@@ -157,7 +158,7 @@ class Recipe:
             raise MisuseError(
                 "fp leaves everything in float: add --kv int8 or --sparsity 2:4, or choose another scheme."
             )
-        if self.block or self.rounding != "nearest" or self.keep or self.spared:
+        if self.block or self.rounding != "nearest" or self.keep or self.kept_in_float:
             raise MisuseError("fp rounds no weights: --block, --rounding and --keep are for the other schemes.")
 
     @property
@@ -278,6 +279,7 @@ class Recipe:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what to_json wrote; raises MisuseError for names it does not know."""
+        data = {FORMER_NAMES.get(name, name): value for name, value in data.items()}
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):
             raise MisuseError(f"A recipe has no {unknown[0]!r}; it has {', '.join(sorted(known))}.")
@@ -286,7 +288,9 @@ class Recipe:
             is_settled = data.get("scheme") == "w8a8" and bool(data.get("model"))
             values = ({"remainder": False} if is_settled else {}) | dict(data)
             values |= {
-                name: tuple(data[name]) for name in ("keep", "spared", "int8", "dense") if data.get(name) is not None
+                name: tuple(data[name])
+                for name in ("keep", "kept_in_float", "int8", "dense")
+                if data.get(name) is not None
             }
             if "kv_scales" in data:
                 values["kv_scales"] = {name: tuple(map(float, scales)) for name, scales in data["kv_scales"].items()}

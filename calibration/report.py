@@ -91,7 +91,7 @@ def _agreement(report: Report) -> Agreement:
 def _sensitivity(result: Calibrated) -> Iterator[Markup]:
     kept = set(result.kept)
     if result.spent is not None:
-        groups = [(key.split(","), value) for key, value in result.spent.harm.items()]
+        groups = [(key.split(","), value) for key, value in result.spent.cost_alone.items()]
         unit = "KL divergence in nats from the float model when these linears alone are in integers"
     else:
         groups = sorted(
@@ -193,10 +193,10 @@ def _shown(point: Measured) -> str:
 
 def _kept(result: Calibrated) -> list[Markup]:
     chosen = set() if result.spent is None or result.spent.best is None else set(result.spent.best.kept)
-    harm = (
+    cost_alone = (
         {}
         if result.spent is None
-        else {name: value for key, value in result.spent.harm.items() for name in key.split(",")}
+        else {name: value for key, value in result.spent.cost_alone.items() for name in key.split(",")}
     )
     rows = []
     for name in result.kept:
@@ -206,7 +206,9 @@ def _kept(result: Calibrated) -> list[Markup]:
             )
         elif name in chosen:
             alone = (
-                f"in integers its group alone costs {number(harm[name])} nats" if name in harm else "not ranked in time"
+                f"in integers its group alone costs {number(cost_alone[name])} nats"
+                if name in cost_alone
+                else "not ranked in time"
             )
             why = f"the budget: {alone}"
         elif name in result.sensitivity:

@@ -188,7 +188,7 @@ def recipe_of(
     if scheme == "w4":
         recipe["int8"] = [name for name, grid in grids.items() if grid.bits == 8]  # noqa: PLR2004
     if scheme == "w8a8":
-        recipe["spared"] = [name for name in grids if linears[name].input_growth is None]
+        recipe["kept_in_float"] = [name for name in grids if linears[name].input_growth is None]
         recipe["smooth"] = False
     return recipe
 

@@ -19,7 +19,7 @@ class Sample:
     Beyond MOST tokens every second array is let go, and of those to come only so many are looked at.
 
     The first token is always among them: its activations are often thousands of times the others', and a scale that
-    would cut them off must show its harm.
+    would cut them off must show what it costs.
     """
 
     def __init__(self, name: str, per_array: int) -> None:

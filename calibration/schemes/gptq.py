@@ -3,7 +3,7 @@
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023,
 algorithm 1, with the inputs that matter most rounded first and all scales chosen beforehand (the authors' act-order and
 static groups). Then, in turns, the scales are solved for by least squares with the codes fixed, and every code moves to
-where the output's error is least with the others fixed (Behdin et al., "QuantEase", 2023); neither can do harm.
+where the output's error is least with the others fixed (Behdin et al., "QuantEase", 2023); neither adds to the error.
 
 A hessian here is the gram matrix X^T X [K, K] of a layer's inputs: the output's squared error of a change D of the
 weight is the trace of D^T X^T X D.

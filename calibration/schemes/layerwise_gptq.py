@@ -210,7 +210,7 @@ def _round_together(
 
 
 def _key(graph: ModelGraph, recipe: Recipe, rows: RowsLike) -> str:
-    """Of what shapes codes: what is spared once all is rounded, or how caches are stored, does not."""
+    """Of what shapes codes: what is kept in float once all is rounded, or how caches are stored, does not."""
     shaping = ("scheme", "block", "rounding", "keep", "int8", "split", "sparsity", "dense", "pruning")
     return key_of(
         {

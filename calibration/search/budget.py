@@ -89,7 +89,7 @@ class BudgetResult:
 
     bound: str
     # Cost of each group of linears alone, without the floor, by their names with commas between; see `cost_of`.
-    harm: dict[str, float] = field(default_factory=dict)
+    cost_alone: dict[str, float] = field(default_factory=dict)
     floor: float | None = None  # cost with no linear in integers: of an INT8 cache, and of kept weights in INT8
     points: list[Point] = field(default_factory=list)  # in order of the search
     best: Point | None = None
@@ -104,7 +104,7 @@ class BudgetResult:
     def from_json(cls, data: Mapping[str, Any]) -> "BudgetResult":
         """Read what was measured; what was found is to be found again."""
         points = [Point(**point) for point in data["points"]]
-        return cls(data["bound"], dict(data["harm"]), data["floor"], points)
+        return cls(data["bound"], dict(data["cost_alone"]), data["floor"], points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ class _Search:
             return self._over(None, is_complete=False)
         with self.progress.phase("searching what to keep in float"):
             found = search(groups, self._is_met)
-        return self._over(found.kept, is_complete=found.is_complete and len(self.spent.harm) == len(groups))
+        return self._over(found.kept, is_complete=found.is_complete and len(self.spent.cost_alone) == len(groups))
 
     def _over(self, kept: Kept | None, *, is_complete: bool) -> BudgetResult:
         self.spent.best = None if kept is None else self._known(kept)
@@ -213,17 +213,19 @@ class _Search:
         with self.progress.phase(name):
             for done, group in enumerate(groups):
                 self.progress.step(name, done, len(groups))
-                if ",".join(group) not in self.spent.harm:
+                if ",".join(group) not in self.spent.cost_alone:
                     if time.monotonic() > self.started + RANKING * self.budget.seconds:
                         break
                     alone = alone or SoloSensitivity(self.meter, self.ground.rows, self.spent.floor)
                     self.spent.floor = alone.floor
-                    self.spent.harm[",".join(group)] = alone.harm(group)
+                    self.spent.cost_alone[",".join(group)] = alone.cost_alone(group)
                     self._save()
-        if not self.spent.harm:
+        if not self.spent.cost_alone:
             raise OutOfTimeError
-        harm = self.spent.harm
-        return [Group({name: self.work[name] for name in group}, harm.get(",".join(group), 0.0)) for group in groups]
+        cost_alone = self.spent.cost_alone
+        return [
+            Group({name: self.work[name] for name in group}, cost_alone.get(",".join(group), 0.0)) for group in groups
+        ]
 
     def _is_met(self, kept: Kept) -> bool:
         point = self._known(kept)

@@ -35,7 +35,7 @@ class SoloSensitivity:
         self._meter, self._rows = meter, rows
         self.floor = self._cost(()) if floor is None else floor
 
-    def harm(self, names: Iterable[str]) -> float:
+    def cost_alone(self, names: Iterable[str]) -> float:
         """What these linears cost when they alone are in integers; 0 if they cost nothing."""
         return max(self._cost(names) - self.floor, 0.0)
 
@@ -43,10 +43,10 @@ class SoloSensitivity:
         return cost_of(self._meter.figures(names, self._rows))
 
 
-def most_harmful(
+def most_sensitive(
     meter: AnyMeter, prepared: Prepared, linears: Iterable[Linear], rows: Ids, count: int, progress: Progress
 ) -> dict[str, float]:
-    """The harm of `CANDIDATES` times `count` linears, those whose own outputs INT8 moves furthest; the worst first.
+    """The cost of `CANDIDATES` times `count` linears, those whose own outputs INT8 moves furthest; the worst first.
 
     Worst is by multiply-add: what is kept is multiplied in float, and that is what it costs.
 
@@ -60,9 +60,9 @@ def most_harmful(
     """
     names = [name for name in prepared.errors if name in prepared.weights][: CANDIDATES * count]
     work = {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
-    alone, harm, title = SoloSensitivity(meter, rows), dict[str, float](), "measuring the worst alone"
+    alone, cost_alone, title = SoloSensitivity(meter, rows), dict[str, float](), "measuring the worst alone"
     with progress.phase(title):
         for done, name in enumerate(names):
             progress.step(title, done, len(names))
-            harm[name] = alone.harm([name])
-    return dict(sorted(harm.items(), key=lambda item: -item[1] / work[item[0]]))
+            cost_alone[name] = alone.cost_alone([name])
+    return dict(sorted(cost_alone.items(), key=lambda item: -item[1] / work[item[0]]))

@@ -20,12 +20,12 @@ class Group:
     """Linears that read one value, their multiply-adds a token, and what quantizing them alone costs."""
 
     linears: Mapping[str, int]
-    harm: float
+    cost: float
 
     @property
     def rank(self) -> float:
         """Harm by multiply-add."""
-        return self.harm / sum(self.linears.values())
+        return self.cost / sum(self.linears.values())
 
 
 @dataclass(frozen=True, slots=True)

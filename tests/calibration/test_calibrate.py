@@ -111,9 +111,9 @@ def test_outliers_have_no_part_in_the_scale_of_the_others(model_dir, text, tmp_p
 def test_the_worst_linears_stay_in_float_and_the_recorded_recipe_replays_to_the_same_bytes(model_dir, text, tmp_path):
     first = calibrate(model_dir, tmp_path / "first", RECIPES["w8a8"], [text], rows=ROWS, keep_worst=2)
     shapes = {linear.name: linear.shape for linear in ModelGraph.open(model_dir).linears}
-    ranked = sorted(first.harm, key=lambda name: -first.harm[name] / np.prod(shapes[name]))
+    ranked = sorted(first.cost_alone, key=lambda name: -first.cost_alone[name] / np.prod(shapes[name]))
     assert set(first.kept) == {*ranked[:2], "lm_head"}
-    assert set(first.harm) == set(list(first.sensitivity)[:6])
+    assert set(first.cost_alone) == set(list(first.sensitivity)[:6])
     assert len(first.quantized) == LINEARS - 2
     recipe = Recipe.from_json(first.manifest.made_by["calibration"]["recipe"])
     assert first.weight_only == [name for name in first.kept if name != "lm_head"]

@@ -53,3 +53,7 @@ def test_a_recipe_names_the_data_that_differs_from_what_it_was_made_with():
         "warning: the recipe was made with other calibration data, so the result may differ: "
         "Python 3.11.7, source of csv; c.txt; Python 3.12.1, source of csv and 1 more."
     )
+
+
+def test_a_recipe_with_the_former_name_of_what_is_kept_in_float_is_read():
+    assert Recipe.from_json({"scheme": "w8", "spared": ["a.b"]}) == Recipe(scheme="w8", kept_in_float=("a.b",))

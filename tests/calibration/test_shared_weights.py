@@ -70,7 +70,7 @@ def test_layers_that_share_weights_are_quantized_with_their_own_scales(albert, d
 def test_what_shares_a_weight_with_a_spared_linear_stays_in_float_too(albert, data, tmp_path):
     first = calibrate(albert, tmp_path / "all", Recipe(scheme="w8a8"), [data], rows=ROWS)
     (name,) = [name for name in first.quantized if name.endswith(".query")]
-    recipe = dataclasses.replace(first.recipe, spared=(name,))
+    recipe = dataclasses.replace(first.recipe, kept_in_float=(name,))
     found = calibrate(albert, tmp_path / "some", recipe, [data], rows=ROWS)
     assert found.kept == [name, f"{name}@2", f"{name}@3"]
 

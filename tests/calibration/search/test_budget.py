@@ -115,7 +115,7 @@ def test_ranking_takes_half_the_time_at_most_and_begins_with_the_worst(model_dir
     monkeypatch.setattr("piston.calibration.search.budget.time", SimpleNamespace(monotonic=lambda: now[0]))
     recipe = Recipe(scheme="w8a8")
     found = calibrate(model_dir, tmp_path / "out", recipe, [text], rows=ROWS, budget=budget("kl<=1", seconds=60))
-    ranked = list(found.spent.harm)
+    ranked = list(found.spent.cost_alone)
     assert len(ranked) == 3  # of eight, at 10, 20 and 30 s, behind the floor
     assert next(iter(found.sensitivity)) in ranked[0].split(",")
     assert (found.kept, len(found.spent.points), found.spent.is_complete) == (["lm_head"], 1, False)

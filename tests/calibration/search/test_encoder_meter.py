@@ -116,7 +116,7 @@ def test_the_worst_linear_stays_in_float(encoder_toys, text, tmp_path):
     (kept,) = found.kept
     graph = ModelGraph.open(encoder_toys.model("reranker"))
     linears = {linear.name: linear.shape[0] * linear.shape[1] for linear in graph.linears}
-    assert kept == max(found.harm, key=lambda name: found.harm[name] / linears[name])
+    assert kept == max(found.cost_alone, key=lambda name: found.cost_alone[name] / linears[name])
 
 
 def test_vectors_are_measured_by_their_cosine(sentence_model, tmp_path):
@@ -126,7 +126,7 @@ def test_vectors_are_measured_by_their_cosine(sentence_model, tmp_path):
     bound = budget("cosine>=0.5", "feature-extraction")
     found = calibrate(sentence_model[0], tmp_path / "out", W8A8, [data], rows=ROWS, budget=bound)
     assert 0.5 <= found.spent.best.figures["cosine"] < 1
-    assert all(value >= 0 for value in found.spent.harm.values())
+    assert all(value >= 0 for value in found.spent.cost_alone.values())
 
 
 def test_a_budget_that_cannot_be_met_says_the_best_and_writes_nothing(encoder_toys, text, tmp_path):

@@ -1,4 +1,4 @@
-"""What linears cost alone: the floor is not their doing, and what counts is harm by multiply-add."""
+"""What linears cost alone: the floor is not their doing, and what counts is the cost by multiply-add."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from piston.calibration.schemes.prepared import Prepared
-from piston.calibration.search.sensitivity import CANDIDATES, SoloSensitivity, few, most_harmful
+from piston.calibration.search.sensitivity import CANDIDATES, SoloSensitivity, few, most_sensitive
 from piston.core.console import Progress
 
 FLOOR = 0.0125
@@ -31,37 +31,37 @@ def ranked(count, known="abcde"):
     meter = Meter()
     prepared = Prepared(weights=dict.fromkeys(known), errors=dict.fromkeys("abcde", 1.0))
     linears = [SimpleNamespace(name=name, shape=SIZES[name]) for name in SIZES]
-    return most_harmful(meter, prepared, linears, ROWS, count, Progress(quiet=True)), meter.passes
+    return most_sensitive(meter, prepared, linears, ROWS, count, Progress(quiet=True)), meter.passes
 
 
 def test_what_is_there_without_any_linear_in_integers_is_taken_off():
     meter = Meter()
     alone = SoloSensitivity(meter, ROWS)
     assert alone.floor == FLOOR
-    assert alone.harm(["a", "c"]) == pytest.approx(0.06)
+    assert alone.cost_alone(["a", "c"]) == pytest.approx(0.06)
     assert meter.passes == [(), ("a", "c")]
 
 
 def test_a_floor_that_is_known_is_not_measured_again():
     meter = Meter()
-    assert SoloSensitivity(meter, ROWS, floor=0.03).harm(["a"]) == pytest.approx(FLOOR + 0.04 - 0.03)
+    assert SoloSensitivity(meter, ROWS, floor=0.03).cost_alone(["a"]) == pytest.approx(FLOOR + 0.04 - 0.03)
     assert meter.passes == [("a",)]
 
 
 def test_a_linear_that_costs_less_than_nothing_costs_nothing():
-    assert SoloSensitivity(Meter(), ROWS, floor=1.0).harm(["a"]) == 0
+    assert SoloSensitivity(Meter(), ROWS, floor=1.0).cost_alone(["a"]) == 0
 
 
 def test_the_worst_come_first_by_multiply_add():
-    harm, passes = ranked(2)
-    assert list(harm) == ["e", "b", "c", "a", "d"]
-    assert harm["a"] == pytest.approx(KL["a"])
+    cost_alone, passes = ranked(2)
+    assert list(cost_alone) == ["e", "b", "c", "a", "d"]
+    assert cost_alone["a"] == pytest.approx(KL["a"])
     assert passes == [(), *((name,) for name in "abcde")]
 
 
 def test_only_the_linears_with_the_largest_errors_are_measured():
-    harm, passes = ranked(1)
-    assert list(harm) == ["b", "c", "a"]
+    cost_alone, passes = ranked(1)
+    assert list(cost_alone) == ["b", "c", "a"]
     assert len(passes) == 1 + CANDIDATES
 
 

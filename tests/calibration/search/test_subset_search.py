@@ -1,4 +1,4 @@
-"""The search for what to keep in float, on sets and numbers: every subset's harm is known here."""
+"""The search for what to keep in float, on sets and numbers: every subset's cost is known here."""
 
 import itertools
 
@@ -8,21 +8,21 @@ import pytest
 from piston.calibration.search.subset_search import Group, OutOfTimeError, search
 
 
-def problem(seed, num_groups=12, num_harmful=3):
+def problem(seed, num_groups=12, num_costly=3):
     """Groups of one to three linears; harms add up, and a few groups have most of it."""
     rng = np.random.default_rng(seed)
     groups = []
     for number in range(num_groups):
         names = [f"{number}.{part}" for part in range(int(rng.integers(1, 4)))]
-        harm = float(rng.uniform(1, 2) if number < num_harmful else rng.uniform(0.001, 0.01))
-        groups.append(Group({name: int(rng.integers(1, 10)) for name in names}, harm))
+        cost = float(rng.uniform(1, 2) if number < num_costly else rng.uniform(0.001, 0.01))
+        groups.append(Group({name: int(rng.integers(1, 10)) for name in names}, cost))
     rng.shuffle(groups)
     return groups
 
 
-def harm_of(groups, kept):
-    parts = [(group.harm / len(group.linears), name) for group in groups for name in group.linears]
-    return sum(harm for harm, name in parts if name not in kept)
+def cost_of(groups, kept):
+    parts = [(group.cost / len(group.linears), name) for group in groups for name in group.linears]
+    return sum(cost for cost, name in parts if name not in kept)
 
 
 def searched(groups, bound):
@@ -30,7 +30,7 @@ def searched(groups, bound):
 
     def is_met(kept):
         measured.append(kept)
-        return harm_of(groups, kept) <= bound
+        return cost_of(groups, kept) <= bound
 
     return search(groups, is_met), measured
 
@@ -39,19 +39,19 @@ def searched(groups, bound):
 def test_the_harmful_linears_are_kept_and_no_others(seed):
     groups = problem(seed)
     found, measured = searched(groups, 0.2)
-    harmful = {name for group in groups if group.harm >= 1 for name in group.linears}
-    assert found.kept == harmful
+    costly = {name for group in groups if group.cost >= 1 for name in group.linears}
+    assert found.kept == costly
     assert found.is_complete
-    assert len(set(measured)) <= 8 + len(harmful)
+    assert len(set(measured)) <= 8 + len(costly)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_nothing_that_is_kept_could_be_quantized_by_itself(seed):
-    groups = problem(seed, num_harmful=6)
-    bound = harm_of(groups, frozenset()) / 2
+    groups = problem(seed, num_costly=6)
+    bound = cost_of(groups, frozenset()) / 2
     found, _ = searched(groups, bound)
-    assert harm_of(groups, found.kept) <= bound
-    assert all(harm_of(groups, found.kept - {name}) > bound for name in found.kept)
+    assert cost_of(groups, found.kept) <= bound
+    assert all(cost_of(groups, found.kept - {name}) > bound for name in found.kept)
 
 
 def test_nothing_is_kept_where_nothing_must_be():
@@ -68,13 +68,13 @@ def test_a_bound_that_only_a_float_model_meets_is_not_met():
 
 @pytest.mark.parametrize("limit", range(12))
 def test_when_time_runs_out_the_best_so_far_is_the_answer(limit):
-    groups, passed = problem(1, num_harmful=5), []
+    groups, passed = problem(1, num_costly=5), []
     clock = itertools.count()
 
     def is_met(kept):
         if next(clock) == limit:
             raise OutOfTimeError
-        met = harm_of(groups, kept) <= 0.2
+        met = cost_of(groups, kept) <= 0.2
         passed.extend([kept] if met else [])
         return met
 
