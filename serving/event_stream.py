@@ -63,18 +63,22 @@ async def send_events(
 
 
 class _Stream:
-    """The response, begun by the first thing that is written."""
+    """The response, begun by the first thing that is written; two tasks write, one at a time."""
 
     def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send, self._headers = send, headers
         self._written_at = time.monotonic()
+        self._writing = asyncio.Lock()
         self.is_started = False
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, *, more: bool = True) -> None:
         """Send a part of the body."""
         self._written_at = time.monotonic()
-        await self._start()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        async with self._writing:
+            if not self.is_started:
+                await self._start()
+                self.is_started = True
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def ping(self) -> None:
         """Send comments into silence, for ever."""
@@ -87,13 +91,9 @@ class _Stream:
 
     async def end(self) -> None:
         """End the body."""
-        await self._start()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self.write(b"", more=False)
 
     async def _start(self) -> None:
-        if self.is_started:
-            return
-        self.is_started = True
         known = {
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-cache",
