@@ -1,4 +1,4 @@
-"""A stream of events as an ASGI server gets it: its order, its pings, and what errors and clients that leave do to it."""
+"""A stream of events as an ASGI server gets it: its order, its pings, errors, and clients that leave."""
 
 import asyncio
 
