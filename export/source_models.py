@@ -145,7 +145,6 @@ def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Mani
             round_graph(work / ENCODER, dtype, widen=False)
             round_graph(work / DECODER, dtype)
         own, cross = own.with_dtype(dtype), cross.with_dtype(dtype)
-        inputs = tuple(dataclasses.replace(item, dtype=dtype) if item.role == "audio" else item for item in inputs)
     with progress.phase("hashing"):
         manifest = Manifest(
             kind="model",

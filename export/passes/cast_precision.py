@@ -1,4 +1,4 @@
-"""A float32 graph becomes float16 or bfloat16: weights, activations and cache; logits leave as float32.
+"""A float32 graph becomes float16 or bfloat16: weights, activations, states; audio comes and logits leave as float32.
 
 RMSNormalization and LayerNormalization still compute in float32 inside (stash_type 1), Attention as the backend does.
 """
@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from piston.core.bundle.interface import is_state
 from piston.core.errors import CheckpointError
 
 TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
@@ -37,16 +38,23 @@ class CastPrecisionPass(ir.passes.InPlacePass):
             if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
                 value.const_value = self._converted(value.const_value, value.name or "")
                 value.dtype = target
-        for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        audio = [value for value in graph.inputs if value.dtype == ir.DataType.FLOAT and not is_state(value.name)]
+        states = [value for value in graph.inputs if is_state(value.name)]
+        for value in (*states, *(output for node in graph for output in node.outputs)):
             if value.dtype == ir.DataType.FLOAT:
                 value.dtype = target
-        for node in graph:
-            to = node.attributes.get("to") if node.op_type == "Cast" else None
-            if to is not None and to.as_int() == ir.DataType.FLOAT:
-                node.attributes["to"] = ir.AttrInt64("to", target)
+        self._narrow_casts(graph)
+        for value in audio:
+            self._narrow_input(graph, value)
         if self.widen:
             self._widen_result(graph)
         return ir.passes.PassResult(model, modified=True)
+
+    def _narrow_casts(self, graph: ir.Graph) -> None:
+        for node in graph:
+            to = node.attributes.get("to") if node.op_type == "Cast" else None
+            if to is not None and to.as_int() == ir.DataType.FLOAT:
+                node.attributes["to"] = ir.AttrInt64("to", TYPES[self.dtype])
 
     def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
         numpy_type = NUMPY_TYPES[self.dtype]
@@ -64,6 +72,15 @@ class CastPrecisionPass(ir.passes.InPlacePass):
         if largest > float(limit):
             wider = "--dtype bf16 or fp32" if self.dtype == "float16" else "--dtype fp32"
             raise CheckpointError(f"{name} reaches {largest:.3g}, beyond {self.dtype}; use {wider}.")
+
+    def _narrow_input(self, graph: ir.Graph, value: ir.Value) -> None:
+        """Cast an input, such as audio, behind it: who feeds it need not know the type of the weights."""
+        narrowed = ir.node("Cast", [value], {"to": TYPES[self.dtype]}, name=f"step/Cast_{value.name}")
+        output = narrowed.outputs[0]
+        output.shape, output.dtype, output.name = value.shape, TYPES[self.dtype], f"{value.name}_narrow"
+        for node, index in [use for use in value.uses() if use[0] is not narrowed]:
+            node.replace_input_with(index, output)
+        graph.insert_before(graph[0], narrowed)
 
     def _widen_result(self, graph: ir.Graph) -> None:
         result = graph.outputs[0]

@@ -1,10 +1,11 @@
 import json
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
-from encoder_decoders import write_speech_checkpoint
+from encoder_decoders import SPEECH_SETTINGS, write_speech_checkpoint
 
 from piston.checkpoint.checkpoint import locate
 from piston.core.console import Progress
@@ -129,3 +130,24 @@ def test_settings_that_the_model_cannot_have_are_refused(whole, tmp_path, name, 
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError, match=reason):
         exported(tmp_path / "checkpoint", tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_hears_float32_and_is_built_for_the_cpu(tmp_path, dtype):
+    """Large Whispers are published in float16; samples come in float32 whatever the weights have."""
+    model = write_speech_checkpoint(tmp_path / "checkpoint")
+    model.to(dtype).save_pretrained(tmp_path / "checkpoint")
+    settings = tmp_path / "checkpoint/generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | SPEECH_SETTINGS))
+    manifest = exported(tmp_path / "checkpoint", tmp_path / "model")
+    assert (f"torch.{manifest.model.dtype}", manifest.graphs["encoder"].inputs[0].dtype) == (str(dtype), "float32")
+    build(tmp_path / "model", tmp_path / "bundle", max_batch=1)
+    bundle = Bundle.open(tmp_path / "bundle")
+    audio = np.random.default_rng(4).uniform(-1, 1, (1, 8, 24)).astype(np.float32)
+    with closing(open_engine(bundle, bundle.engine(), Sizes(num_slots=1, capacity=20))) as engine:
+        slot = engine.cache.admit()
+        engine.encode(slot, Source({"audio": audio}, 0, 12))
+        logits = engine.prefill(slot, [3, 7, 9])[-1].copy()
+    model = model.float()  # of the rounded weights
+    expected = model(input_features=torch.from_numpy(audio), decoder_input_ids=torch.tensor([[3, 7, 9]])).logits[0, -1]
+    np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-3, rtol=1e-3)
