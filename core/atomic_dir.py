@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.console import note
-from piston.core.errors import Error, MisuseError, OutputExistsError, ShortfallError
+from piston.core.errors import Error, HostMemoryError, MisuseError, OutputExistsError, ShortfallError
 from piston.core.outputs import check_apart, check_replaceable
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk without room
 _LEFTOVER = re.compile(r"\.(?P<goal>.+)\.[a-z0-9_]{8}\.part")
 
 
@@ -85,11 +86,12 @@ def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iter
 
     One process at a time works in it: two that write the same goal would overwrite each other's files. The directory is
     also kept when a result misses its bound, so that a run with another bound, or another choice of layers, resumes
-    from it, and when the disk is full.
+    from it, and when the disk or the memory is full.
 
     Raises:
         MisuseError: the directory contains one of `reads`.
         Error: another process works in it, or the place cannot be written.
+        HostMemoryError: there was not enough memory.
     """
     place = Path(os.path.abspath(goal.parent)) / f".{goal.name}.{stage}"  # noqa: PTH100 - as in atomic_dir
     check_apart(place, reads)
@@ -101,6 +103,12 @@ def resumable_dir(goal: Path, stage: str, *, reads: Iterable[Path] = ()) -> Iter
             raise
         raise ShortfallError(
             f"{problem} The work so far is kept in {place}; run the same command with another bound to resume."
+        ) from problem
+    except MemoryError as problem:
+        reason = str(problem).rstrip(".") or "an allocation failed"
+        raise HostMemoryError(
+            f"Out of memory: {reason}. The work so far is kept in {place}; free some and run the same command again to "
+            "resume."
         ) from problem
     except Exception as problem:
         if (full := _full(problem)) is not None:
@@ -239,7 +247,7 @@ def _full(problem: BaseException) -> OSError | None:
     """The error of a full disk that `problem` is or was caused by."""
     cause: BaseException | None = problem
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in FULL:
             return cause
         cause = cause.__cause__
     return None

@@ -78,7 +78,7 @@ def _logged(log: Path | None) -> dict[int, dict]:
 
 
 def _prepare(toys: dict[str, Path]) -> None:
-    """Write the toys and export each here once: the cases' processes then begin with all that an export loads."""
+    """Write the toys, export and compare each here once: the cases' processes then begin with all that this loads."""
     import torch
     from zoo import share_tables_of_torch
 
@@ -89,7 +89,9 @@ def _prepare(toys: dict[str, Path]) -> None:
     for name, directory in toys.items():
         _write_toy(name, directory)
         with tempfile.TemporaryDirectory() as scratch:
-            assert piston(["export", str(_given(directory)), "-o", f"{scratch}/out", "--quiet"]) == 0
+            given, out = _given(directory), Path(scratch) / "out"
+            assert piston(["export", str(given), "-o", str(out), "--quiet"]) == 0
+            assert _compare(given, out, "") == 0, name
 
 
 def _given(directory: Path) -> Path:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from piston.core.atomic_dir import FULL
 from piston.core.bundle import is_graph_file
 from piston.core.bundle.interface import DECODER
 from piston.core.bundle.manifest import EngineSpec, Manifest, record_files, stays_inside
@@ -55,7 +56,11 @@ class EngineCache:
         self.limit = limit
 
     def take(self, key: str, work: Path) -> EngineSpec | None:
-        """Copy an entry's files below `work`; None where there is none, or where its bytes are not those put there."""
+        """Copy an entry's files below `work`; None where there is none, or where its bytes are not those put there.
+
+        Raises:
+            OSError: the disk of `work` is full.
+        """
         entry = self.directory / key
         if not entry.is_dir():
             return None
@@ -66,7 +71,9 @@ class EngineCache:
                 is_whole = spec.path in data["files"] and all(
                     _copy_hashed(entry / "files", name, Path(scratch)) == sha for name, sha in data["files"].items()
                 )
-            except (OSError, ValueError, KeyError, TypeError, SchemaError):
+            except (OSError, ValueError, KeyError, TypeError, SchemaError) as problem:
+                if isinstance(problem, OSError) and problem.errno in FULL:
+                    raise  # the disk below `work`: the entry is whole
                 is_whole = False
             if not is_whole:
                 self._drop(entry)

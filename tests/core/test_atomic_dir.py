@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from piston.core.atomic_dir import atomic_dir, resumable_dir, sweep
-from piston.core.errors import Error, OutputExistsError
+from piston.core.errors import Error, HostMemoryError, OutputExistsError
 
 WRITER = """
 import sys, time
@@ -330,6 +330,13 @@ def test_an_error_leaves_nothing_to_go_on_from(goal):
     with pytest.raises(ValueError, match="wrong"):
         count_to_three(goal, ValueError("wrong"))
     assert beside(goal) == []
+
+
+def test_what_was_there_when_memory_ran_out_is_kept_and_that_is_said(goal):
+    with pytest.raises(HostMemoryError, match=r"Out of memory: 9 GB asked\. The work so far is kept in .*counting; "):
+        count_to_three(goal, MemoryError("9 GB asked."))
+    with resumable_dir(goal, "counting") as place:
+        assert contents(place) == {"so-far": "3"}
 
 
 def test_an_interrupt_before_anything_was_kept_leaves_no_directory(goal):

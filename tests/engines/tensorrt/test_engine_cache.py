@@ -135,6 +135,22 @@ def test_a_disk_that_fails_costs_no_finished_engine(tmp_path, monkeypatch, faili
     assert failing == "rename" or "No space left on device" in capsys.readouterr().err
 
 
+def test_a_full_disk_below_the_build_drops_no_engine_that_was_kept(tmp_path, monkeypatch):
+    cache, spec = EngineCache(tmp_path / "cache"), built(tmp_path / "one")
+    cache.put("key", tmp_path / "one", spec)
+    (tmp_path / "two").mkdir()
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("piston.engines.tensorrt.engine_cache._copy_hashed", full)
+    with pytest.raises(OSError, match="No space"):
+        cache.take("key", tmp_path / "two")
+    monkeypatch.undo()
+    assert cache.take("key", tmp_path / "two") == spec
+    assert [item.name for item in (tmp_path / "two").iterdir()] == ["tensorrt-rtx-sm89"]
+
+
 def test_an_entry_that_another_build_removes_while_sizes_are_taken_costs_no_engine(tmp_path, monkeypatch):
     cache = EngineCache(tmp_path / "cache", limit=1)
     for key in ("a", "b"):
