@@ -96,9 +96,8 @@ def _labels(given: Path, model: Any) -> None:
 
     for text in TEXTS:
         with _reference():
-            expected = {
-                item["label"]: item["score"] for item in pipeline("text-classification", str(given), top_k=None)(text)
-            }
+            (items,) = pipeline("text-classification", str(given), top_k=None)([text])
+            expected = {item["label"]: item["score"] for item in items}
         found = {item.label: item.score for item in model.classify([text], truncate=True)[0]}
         assert found.keys() == expected.keys(), (text, found, expected)
         assert all(abs(found[label] - score) < ABSOLUTE for label, score in expected.items()), (text, found, expected)
