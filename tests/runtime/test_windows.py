@@ -1,11 +1,10 @@
 """A Python without the modules and functions that Windows lacks: bundles are loaded and run there, not written."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from toy_model import write_bundle
+from windows import on_windows
 
 from piston.cli.main import main
 from piston.core.bundle.manifest import EngineSpec
@@ -13,17 +12,6 @@ from piston.runtime import SamplingParams, load
 
 pytest.importorskip("onnxruntime")
 
-# What the library reference lists as available on Unix alone, as far as this Python has it.
-HIDE = """
-import os, signal, sys
-for name in ("fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"):
-    sys.modules[name] = None
-for name in ("fork", "getuid", "geteuid", "getgid", "getpgid", "killpg", "mkfifo", "sched_getaffinity", "setsid",
-             "sysconf", "wait4", "posix_fadvise", "chown", "O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK"):
-    vars(os).pop(name, None)
-for name in ("SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGALRM", "setitimer", "pthread_sigmask"):
-    vars(signal).pop(name, None)
-"""
 LOAD = """
 import json
 from piston.runtime import SamplingParams, load
@@ -35,11 +23,6 @@ COMMAND = """
 from piston.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def on_windows(code, *words):
-    words = [sys.executable, "-c", HIDE + code, *map(str, words)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
