@@ -42,17 +42,26 @@ class Ran:
 class Child:
     """A loaded system. Leaving the context ends its process.
 
+    Args:
+        contender: the system.
+        options: what it is opened with.
+        timeout: seconds that it may take to load, and for each answer.
+        script: words behind its Python that speak for it, instead of adapters/serve.py: they are followed by kind, path
+            and options.
+
     Raises:
         EngineError: it cannot be started, fails, is silent for `timeout` seconds or breaks the protocol.
     """
 
-    def __init__(self, contender: Contender, options: dict[str, Any], *, timeout: float) -> None:
+    def __init__(
+        self, contender: Contender, options: dict[str, Any], *, timeout: float, script: Sequence[str] | None = None
+    ) -> None:
         self.contender = contender
         self._timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         # Another system's Python must not see our paths. Ours must, as Piston may be on one (`pip install --user`).
         shield = "-P" if contender.python == sys.executable else "-I"
-        words = [contender.python, shield, str(SERVE), contender.kind, contender.path]
+        words = [contender.python, shield, *(script or [str(SERVE)]), contender.kind, contender.path]
         self.started = time.perf_counter()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the rival the caller named
@@ -73,8 +82,8 @@ class Child:
     def run(self, prompts: Sequence[Sequence[int] | Sequence[str]], gen_len: int, num_beams: int = 1) -> Ran:
         """Generate; every row of text must come back with `gen_len` tokens."""
         search = {"num_beams": num_beams} if num_beams > 1 else {}
-        self._send({"prompts": [list(prompt) for prompt in prompts], "gen_len": gen_len, **search})
-        answer = self._receive("ran")
+        asked = {"prompts": [list(prompt) for prompt in prompts], "gen_len": gen_len, **search}
+        answer = self.ask(asked, "ran")
         token_ids = tuple(tuple(row) for row in answer["token_ids"])
         lengths = {len(row) for row in token_ids}
         is_text = not isinstance(prompts[0][0], str)
@@ -86,6 +95,11 @@ class Child:
         return Ran(
             times=tuple(answer["times"]), token_ids=token_ids, parts=answer["parts"], peak_bytes=answer["peak_bytes"]
         )
+
+    def ask(self, message: dict[str, Any], event: str) -> dict[str, Any]:
+        """Send one message; the answer must be this event."""
+        self._send(message)
+        return self._receive(event)
 
     def close(self) -> None:
         """End the process."""

@@ -29,20 +29,29 @@ def ratios_of(systems: Sequence[System]) -> tuple[Ratio, ...]:
     return tuple(found)
 
 
+def ratio_of_pairs(
+    ours: Sequence[float], theirs: Sequence[float], rng: np.random.Generator, *, is_better_high: bool = False
+) -> ConfidenceInterval:
+    """The median over pairs of neighbouring runs: what drifts between pairs drops out of each ratio.
+
+    Above 1 ours are better, whether the figures are times or, with `is_better_high`, rates.
+    """
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    return median_estimate(ratios if is_better_high else [1 / ratio for ratio in ratios], rng)
+
+
 def _paired(
     ours: Sequence[dict[str, Array]], theirs: Sequence[dict[str, Array]], names: Sequence[str]
 ) -> list[tuple[str, ConfidenceInterval]]:
-    """The median over pairs of neighbouring runs: what drifts between pairs drops out of each ratio."""
+    """Ratios of the medians of each run, by figure."""
     if not ours:
         return []
-    rng = np.random.default_rng(_SEED)
-    known = [name for name in names if all(_is_positive(sample, name) for sample in (*ours, *theirs))]
-    return [(name, median_estimate(_better(ours, theirs, name), rng)) for name in known]
-
-
-def _better(ours: Sequence[dict[str, Array]], theirs: Sequence[dict[str, Array]], name: str) -> list[float]:
-    ratios = [float(np.median(mine[name]) / np.median(other[name])) for mine, other in zip(ours, theirs, strict=True)]
-    return ratios if metric_of(name).is_better_high else [1 / ratio for ratio in ratios]
+    rng, found = np.random.default_rng(_SEED), []
+    for name in names:
+        if all(_is_positive(sample, name) for sample in (*ours, *theirs)):
+            mine, other = ([float(np.median(sample[name])) for sample in samples] for samples in (ours, theirs))
+            found.append((name, ratio_of_pairs(mine, other, rng, is_better_high=metric_of(name).is_better_high)))
+    return found
 
 
 def _is_positive(sample: dict[str, Array], name: str) -> bool:

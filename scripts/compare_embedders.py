@@ -4,110 +4,61 @@
 
 PYTHON is the interpreter of an environment with torch, sentence-transformers, optimum-intel, openvino and fastembed.
 DIR is a checkpoint in the layout of sentence-transformers. Every system has its own process, with as many threads as
-there are cores, and embeds the same 256 texts of 4 to 128 words, then one short text again and again; the systems take
-turns. What is printed: texts a second and the median time of one text, with each rival's ratio; the peak memory of each
-process; and the least cosine of each system's vectors with those of sentence-transformers.
+there are cores, and embeds the same 256 texts of 4 to 128 words, and one short text again and again; the systems take
+turns. What is printed: texts a second and the time of one text; the peak memory of each process, which in that of a
+rival counts what converts the checkpoint; the least cosine of each system's vectors with those of
+sentence-transformers; and the ratios of speed.
 """
 
 import argparse
-import contextlib
 import json
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RIVALS = ("sentence-transformers", "openvino", "fastembed")
-ONE_TEXT_RUNS = 20
+from interleaved import Found, Run, bundles_and_rivals, machine_line, measured, ratio_lines
+
+EXACT = "sentence-transformers"
+RIVALS = (EXACT, "openvino", "fastembed")
+WORKS = {"texts": 1, "one text": 20}  # calls in one turn
 Embed = Callable[[list[str]], Any]
 
 
 def main() -> None:
-    """Measure and print; or be one of the systems."""
-    if sys.argv[1:2] == ["--worker"]:
-        work(*sys.argv[2:])
-        return
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", nargs="+", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     parser.add_argument("--rivals", required=True, metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=6)
     arguments = parser.parse_args()
     from piston.bench.encoders import made_texts
+    from piston.core.machine import num_cores
 
-    with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        texts = scratch / "texts.json"
+    checkpoints = dict.fromkeys(RIVALS, arguments.checkpoint)
+    bundles, rivals = bundles_and_rivals(arguments.bundle, checkpoints, arguments.rivals)
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = Path(scratch) / "texts.json"
         texts.write_text(json.dumps(made_texts()), encoding="utf-8")
-        systems: dict[str, tuple[str, str, Path]] = {
-            path.name: (sys.executable, "piston", path) for path in arguments.bundle
-        }
-        systems |= {name: (arguments.rivals, name, arguments.checkpoint) for name in RIVALS}
-        workers = {
-            name: stack.enter_context(worker_of(*command, texts, scratch / name)) for name, command in systems.items()
-        }
-        seconds = measured(workers, arguments.rounds)
-        peaks = {name: float(ask(worker, "peak")) for name, worker in workers.items()}
-        tell(seconds, peaks, {name: json.loads((scratch / name).read_text()) for name in systems})
+        options = {"threads": num_cores(), "texts": str(texts)}
+        found = measured(__file__, [*bundles, *rivals], WORKS, options, arguments.rounds)
+    print(machine_line(num_cores(), arguments.rounds))
+    tell(found)
+    print()
+    print("\n".join(ratio_lines(found, [item.name for item in bundles], dict.fromkeys(RIVALS), {w: w for w in WORKS})))
 
 
-@contextlib.contextmanager
-def worker_of(python: str, kind: str, path: Path, texts: Path, vectors: Path) -> "Iterator[subprocess.Popen[str]]":
-    """A process that embeds when it is asked to."""
-    command = [python, __file__, "--worker", kind, str(path), str(texts), str(vectors)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            if answer(process) != "ready":
-                raise SystemExit(f"{kind} did not start.")
-            yield process
-        finally:
-            process.kill()
-
-
-def answer(process: "subprocess.Popen[str]") -> str:
-    """The next line of a worker's answers, which begin with a mark: libraries print too."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("answer "):
-            return line.split(maxsplit=1)[1].strip()
-    return ""
-
-
-def ask(process: "subprocess.Popen[str]", what: str) -> str:
-    """One answer of a worker."""
-    assert process.stdin is not None
-    print(what, file=process.stdin, flush=True)
-    return answer(process)
-
-
-def measured(workers: "dict[str, subprocess.Popen[str]]", rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of all texts and of one text, by system; the first round only warms up."""
-    found: dict[str, dict[str, list[float]]] = {name: {"all": [], "one": []} for name in workers}
-    for turn in range(rounds + 1):
-        for name, worker in workers.items():
-            for what, seconds in found[name].items():
-                took = json.loads(ask(worker, what))
-                if turn > 0:
-                    seconds.extend(took)
-    return found
-
-
-def tell(
-    seconds: dict[str, dict[str, list[float]]], peaks: dict[str, float], vectors: dict[str, list[list[float]]]
-) -> None:
+def tell(found: dict[str, Found]) -> None:
     """Print a table: the systems by rows."""
-    exact = vectors["sentence-transformers"]
-    print("| | texts/s | one short text, p50 | peak memory | least cosine |\n|---|---|---|---|---|")
-    for name, times in seconds.items():
-        cosine = min(cosine_of(*pair) for pair in zip(vectors[name], exact, strict=True))
-        per_second = len(exact) / statistics.median(times["all"])
-        one = 1e3 * statistics.median(times["one"])
-        print(f"| {name} | {per_second:,.0f} | {one:.2f} ms | {peaks[name] / 1e6:,.0f} MB | {cosine:.4f} |")
+    from piston.core.units import shown
+
+    exact = found[EXACT].answers["texts"]
+    print("\n| | texts/s | one short text | peak memory | least cosine |\n|---|---|---|---|---|")
+    for name, item in found.items():
+        cosine = min(cosine_of(*pair) for pair in zip(item.answers["texts"], exact, strict=True))
+        cells = [f"{len(exact) / item.median('texts'):,.0f}", shown(item.median("one text"), "s")]
+        print(f"| {name} | {' | '.join(cells)} | {shown(item.peak_bytes, 'bytes')} | {cosine:.4f} |")
 
 
 def cosine_of(one: list[float], other: list[float]) -> float:
@@ -116,45 +67,34 @@ def cosine_of(one: list[float], other: list[float]) -> float:
     return float(product / (sum(x * x for x in one) * sum(y * y for y in other)) ** 0.5)
 
 
-def work(kind: str, path: str, texts_path: str, vectors: str) -> None:
-    """In a worker: embed as asked on standard input. Only the standard library and the system itself are imported."""
-    embed, texts = OPENERS[kind](Path(path)), json.loads(Path(texts_path).read_text(encoding="utf-8"))
-    Path(vectors).write_text(json.dumps([[float(item) for item in vector] for vector in embed(texts)]))
-    print("answer ready", flush=True)
-    one = [min(texts, key=len)]
-    for line in sys.stdin:
-        if line.strip() == "peak":
-            print("answer", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
-            continue
-        took = []
-        for _ in range(ONE_TEXT_RUNS if line.strip() == "one" else 1):
-            began = time.perf_counter()
-            embed(one if line.strip() == "one" else texts)
-            took.append(time.perf_counter() - began)
-        print("answer", json.dumps(took), flush=True)
+def embedding(embed: Embed, options: dict[str, Any]) -> Run:
+    """What a system does in its turns."""
+    texts = json.loads(Path(options["texts"]).read_text(encoding="utf-8"))
+    works = {"texts": texts, "one text": [min(texts, key=len)]}
+    return lambda work: embed(works[work])
 
 
-def open_piston(path: Path) -> Embed:
+def open_piston(path: Path, options: dict[str, Any]) -> Run:
     """A bundle."""
     from piston.runtime import load
 
-    return load(path).embed
+    return embedding(load(path, threads=options["threads"]).embed, options)
 
 
-def open_sentence_transformers(path: Path, **options: Any) -> Embed:
+def open_sentence_transformers(path: Path, options: dict[str, Any], **settings: Any) -> Run:
     """The checkpoint in PyTorch, or in another backend of sentence-transformers."""
     from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
 
-    model = SentenceTransformer(str(path), device="cpu", **options)
-    return lambda texts: model.encode(texts, normalize_embeddings=True)
+    model = SentenceTransformer(str(path), device="cpu", **settings)
+    return embedding(lambda texts: model.encode(texts, normalize_embeddings=True), options)
 
 
-def open_openvino(path: Path) -> Embed:
+def open_openvino(path: Path, options: dict[str, Any]) -> Run:
     """The checkpoint in OpenVINO, exported by optimum-intel."""
-    return open_sentence_transformers(path, backend="openvino", model_kwargs={"export": True})
+    return open_sentence_transformers(path, options, backend="openvino", model_kwargs={"export": True})
 
 
-def open_fastembed(path: Path) -> Embed:
+def open_fastembed(path: Path, options: dict[str, Any]) -> Run:
     """The checkpoint in FastEmbed, which runs an ONNX file: that of torch.onnx."""
     import shutil
 
@@ -183,13 +123,13 @@ def open_fastembed(path: Path) -> Embed:
         dim=384,
         model_file="model.onnx",
     )
-    model = TextEmbedding("local", specific_model_path=str(folder / "model"))
-    return lambda texts: list(model.embed(texts))
+    model = TextEmbedding("local", specific_model_path=str(folder / "model"), threads=options["threads"])
+    return embedding(lambda texts: list(model.embed(texts)), options)
 
 
-OPENERS: dict[str, Callable[[Path], Embed]] = {
+OPENERS = {
     "piston": open_piston,
-    "sentence-transformers": open_sentence_transformers,
+    EXACT: open_sentence_transformers,
     "openvino": open_openvino,
     "fastembed": open_fastembed,
 }

@@ -38,13 +38,13 @@ def main() -> None:
     if "port" in options:
         words = _module(FILES[kind]).server(path, options)
         os.execv(words[0], words)  # noqa: S606 - no shell is wanted
-    out = _private_stdout()
+    out = private_stdout()
     try:
         adapter = _open(kind, path, options, out)
         for line in sys.stdin:
-            _send(out, _ran(adapter, json.loads(line)))
+            send(out, _ran(adapter, json.loads(line)))
     except Exception as problem:  # noqa: BLE001 - whatever a rival raises becomes one line
-        _send(out, {"event": "error", "message": f"{type(problem).__name__}: {problem}"})
+        send(out, {"event": "error", "message": f"{type(problem).__name__}: {problem}"})
         sys.exit(1)
 
 
@@ -55,13 +55,13 @@ def _open(kind: str, path: str, options: dict[str, Any], out: TextIO) -> Any:
     imported = time.perf_counter()
     adapter = module.Adapter(library, path, options)
     loaded = time.perf_counter()
-    _send(
+    send(
         out,
         {
             "event": "ready",
             "import_s": imported - start,
             "load_s": loaded - imported,
-            "versions": _versions(module.PACKAGES),
+            "versions": versions(module.PACKAGES),
         },
     )
     return adapter
@@ -108,7 +108,8 @@ def _module(name: str) -> Any:
     return module
 
 
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Those of this Python and of the packages that are installed."""
     from importlib import metadata
 
     found = {"python": sys.version.split()[0]}
@@ -120,14 +121,15 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _private_stdout() -> TextIO:
+def private_stdout() -> TextIO:
     """Keep stdout for the protocol and send what libraries print to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return out
 
 
-def _send(out: TextIO, message: dict[str, Any]) -> None:
+def send(out: TextIO, message: dict[str, Any]) -> None:
+    """Write one line."""
     out.write(json.dumps(message) + "\n")
     out.flush()
 
