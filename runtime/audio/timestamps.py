@@ -41,33 +41,38 @@ class TimestampRules(Constraint):
         Timestamps come in pairs between segments and never go back; the text begins with one; and where all of them
         together are likelier than every other token, the next token is one of them.
         """
-        mask = np.ones(logits.size, np.bool_)
-        mask[self._no_timestamps] = False
-        was_stamp = [token >= self._first for token in self._ids[-2:]]
-        if was_stamp and was_stamp[-1]:
-            if len(was_stamp) == 1 or was_stamp[0]:
-                mask[self._first :] = False  # a pair is complete: text follows
-            else:
-                mask[: self._end] = False  # its second half, or the end
-        stamps = [token for token in self._ids if token >= self._first]
-        if stamps:
-            repeats = was_stamp == [False, True]  # the end of a segment may be the beginning of the next
-            mask[self._first : stamps[-1] + (0 if repeats else 1)] = False
-        if not self._ids:
-            mask[: self._first] = False
-            if self._latest_start is not None:
-                mask[self._first + self._latest_start + 1 :] = False
-        if self._prefers_stamp(np.where(mask, logits, np.float32(-np.inf))):
-            mask[: self._first] = False
+        text, stamps = self._ranges(logits.size)
+        if self._prefers_stamp(logits[text], logits[stamps]):
+            text = slice(0, 0)
+        mask = np.zeros(logits.size, np.bool_)
+        mask[text] = mask[stamps] = True
         return mask
 
-    def _prefers_stamp(self, logits: Logits) -> bool:
-        text, stamps = logits[: self._first], logits[self._first :].astype(np.float64)
-        highest = float(logits.max())
-        if not np.isfinite(highest) or not stamps.size:
+    def _ranges(self, vocab_size: int) -> tuple[slice, slice]:
+        """The other tokens and the timestamps that may come next by what was said, whatever the logits are."""
+        if not self._ids:
+            last = vocab_size if self._latest_start is None else self._first + self._latest_start + 1
+            return slice(0, 0), slice(self._first, last)
+        text, start = 0, self._first
+        was_stamp = [token >= self._first for token in self._ids[-2:]]
+        if was_stamp[-1]:
+            if len(was_stamp) == 1 or was_stamp[0]:
+                start = vocab_size  # a pair is complete: text follows
+            else:
+                text = self._end  # its second half, or the end
+        latest = next((token for token in reversed(self._ids) if token >= self._first), None)
+        if latest is not None:
+            repeats = was_stamp == [False, True]  # the end of a segment may be the beginning of the next
+            start = max(start, latest + (0 if repeats else 1))
+        return slice(text, self._no_timestamps), slice(start, vocab_size)
+
+    @staticmethod
+    def _prefers_stamp(text: Logits, stamps: Logits) -> bool:
+        """Whether all timestamps together are likelier than the likeliest other token."""
+        if not stamps.size or not np.isfinite(highest := float(stamps.max())):
             return False
-        total = np.exp(stamps - highest).sum()
-        return bool(total > 0 and np.log(total) + highest > float(text.max()))
+        total = np.exp(stamps.astype(np.float64) - highest).sum()
+        return bool(np.log(total) + highest > float(text.max(initial=-np.inf)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,11 +80,20 @@ class CrossStates(Sources):
 
     def write(self, slot: int, states: Sequence[NDArray[Any]], length: int, key: Hashable, used: Iterable[int]) -> None:
         """Store the states [1, heads, positions, head_dim] of a source of `length` positions; `used` slots are kept."""
-        self.check(length)
+        for place, state in zip(self.places(slot, length, used), states, strict=True):
+            place[:] = state[:, :, :length]
         self.hold(slot, length, key)
+
+    def places(self, slot: int, length: int, used: Iterable[int]) -> list[NDArray[Any]]:
+        """Where the states of a source go: views [1, heads, length, head_dim]. Once they are there, hold its key.
+
+        Raises:
+            PromptTooLongError: the source does not fit.
+        """
+        self.check(length)
+        self.hold(slot, length, None)
         self._fit([other for other in used if other != slot], length)
-        for view, state in zip(self.arrays, states, strict=True):
-            view[slot, :, :length] = state[0, :, :length]
+        return [view[slot : slot + 1, :, :length] for view in self.arrays]
 
     def copy(self, source: int, goal: int) -> None:
         """Let a slot have the source of another; nothing is copied where it has."""

@@ -1,7 +1,6 @@
 """The engine of an encoder-decoder over ONNX Runtime: a session for the encoder, an OrtEngine for the decoder."""
 
 from pathlib import Path
-from typing import Any
 
 from piston.core.bundle.interface import CacheSpec, GraphInterface
 from piston.runtime.backends.cross_states import CrossStates
@@ -46,9 +45,10 @@ class OrtEncoderDecoder(OrtEngine):
         assert cross is not None
         if not needs_encoding(cache, slot, source):
             return
-        found: dict[str, Any] = self.encoder.run(source.feeds)
-        states = [found[state.output] for state in cross.spec.states]
-        cross.write(slot, states, source.length, source.key, cache.used)
+        places = cross.places(slot, source.length, cache.used)
+        names = [state.output for state in cross.spec.states]
+        self.encoder.run_into(source.feeds, dict(zip(names, places, strict=True)))
+        cross.hold(slot, source.length, source.key)
 
     def close(self) -> None:
         """Drop both sessions."""

@@ -21,6 +21,7 @@ from piston.runtime.backends.engine import Engine, Logits
 from piston.runtime.generate.request import Request
 
 EarlyStopping = bool | Literal["never"]
+BLOCK = 64  # values of a group of which the largest is taken first
 EXCLUDED = np.float32(-1e9)  # added to the score of what may not be chosen, as in transformers
 
 
@@ -85,10 +86,12 @@ class Search:
     Args:
         request: with its `beams`.
         slots: one for each beam; the first holds the prompt. Others are empty, and may be added until the first step.
+        is_read: whether the first slot holds the whole prompt; else the next step reads its last token.
     """
 
     request: Request
     slots: list[int]
+    is_read: bool = True
     params: BeamParams = field(init=False)
     beams: list[_Beam] = field(init=False)
     finished: list[Hypothesis] = field(default_factory=list)  # at most num_beams, the best first
@@ -99,7 +102,8 @@ class Search:
         """Begin at the end of the prompt."""
         assert self.request.beams is not None
         self.params, first = self.request.beams, self.slots[0]
-        self.held = {first: list(self.request.prompt_ids)}
+        prompt = self.request.prompt_ids
+        self.held = {first: list(prompt if self.is_read else prompt[:-1])}
         # All begin alike: beams but the first are excluded, so that not every beam takes the same token.
         scores = [np.float32(0), *[EXCLUDED] * (self.params.num_beams - 1)]
         self.beams = [_Beam([], score, first) for score in scores]
@@ -112,8 +116,10 @@ class Search:
     def advance(self, engine: Engine, logits: Mapping[int, Logits]) -> None:
         """Choose the next beams by the logits of each slot, float32 [vocab], and bring their states into place."""
         size, sampler = self.params.num_beams, self.request.sampler
-        rows = [beam.score + self._processed(logits[beam.slot], beam.token_ids) for beam in self.beams]
-        totals, vocab = np.concatenate(rows), rows[0].size
+        vocab = logits[self.beams[0].slot].size
+        totals = np.empty(len(self.beams) * vocab, np.float32)
+        for beam, row in zip(self.beams, totals.reshape(-1, vocab), strict=True):
+            np.add(beam.score, self._processed(logits[beam.slot], beam.token_ids), out=row)
         count = min(max(2, 1 + len(sampler.end_ids)) * size, totals.size)
         best = _largest(totals, count)
         length = len(self.beams[0].token_ids) + 1
@@ -136,8 +142,8 @@ class Search:
                 f"The highest of {logits.size:,} logits is {highest}, so no token can be picked: the engine's "
                 "arithmetic failed; use a bundle of higher precision."
             )
-        shifted = logits - highest
-        log_probs = shifted - np.log(np.exp(shifted).sum(dtype=np.float32))
+        log_probs = logits - highest
+        log_probs -= np.log(np.exp(log_probs).sum(dtype=np.float32))
         return self.request.sampler.processed(log_probs, token_ids)
 
     def _finish(self, candidates: list[tuple[_Beam, int, np.float32]], ends: NDArray[np.bool_]) -> None:
@@ -189,17 +195,19 @@ class Search:
 
     def next_tokens(self) -> dict[int, int]:
         """The last token of each beam, which the next step reads, by slot."""
-        for beam in self.beams:
-            self.held[beam.slot].append(beam.token_ids[-1])
-        return {beam.slot: beam.token_ids[-1] for beam in self.beams}
+        tokens = {beam.slot: [*self.request.prompt_ids, *beam.token_ids][-1] for beam in self.beams}
+        for slot, token in tokens.items():
+            self.held[slot].append(token)
+        return tokens
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Indices of the `count` largest values, largest first, equals by their index."""
-    if count < values.size:
-        # Every index whose value reaches the count-th largest: among equals the lowest are kept.
-        least = np.partition(values, values.size - count)[values.size - count]
-        found = np.flatnonzero(values >= least)
+    if (width := values.size // BLOCK) >= count:
+        # At least `count` values reach the count-th largest of the groups' largest ones, and few others do. It would
+        # take ten times as long to partition all values.
+        groups = values[: width * BLOCK].reshape(BLOCK, width).max(axis=0)
+        found = np.flatnonzero(values >= np.partition(groups, width - count)[width - count])
     else:
         found = np.arange(values.size)
     return found[np.argsort(-values[found], kind="stable")][:count]

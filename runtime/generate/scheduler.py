@@ -206,6 +206,9 @@ class Scheduler:
         try:
             if request.source is not None:
                 encode(self.engine, slot, request.source)
+                if stop - start == 1 and is_last and not wants_all:
+                    yield from self._join(slot, request, time.perf_counter() - began)
+                    return
             num_logits = stop - start if wants_all else int(is_last)
             logits = self.engine.prefill(slot, request.prompt_ids[start:stop], num_logits=num_logits)
             seconds = time.perf_counter() - began
@@ -229,6 +232,16 @@ class Scheduler:
         self._running[slot] = request
         yield from self._deliver(slot, [token])
 
+    def _join(self, slot: int, request: Request, seconds: float) -> Iterator[Found | Ended]:
+        """Let the next step of all rows read the last token of a prompt, instead of a step of its own."""
+        request.num_prefilled += 1
+        request.times.prefill += seconds
+        del self._prefilling[slot]
+        if request.beams is None:
+            self._running[slot] = request
+        else:
+            yield from self._searches.begin(slot, request, None)
+
     def _decode(self) -> Iterator[Token | Found | Ended]:
         """One token for each running row and beam, or several for a row whose drafts are accepted."""
         running = dict(self._running)
@@ -236,6 +249,7 @@ class Scheduler:
             return
         began = time.perf_counter()
         on_host = bool(self._searches) or any(map(drafts_wanted, running.values()))
+        on_host |= any(not request.output_ids for request in running.values())
         picked = None if on_host else self._device_runs.step(running)
         tokens, failed, found = self._advance(running) if picked is None else ({}, {}, [])
         if self._chunk_size is not None:
@@ -260,12 +274,12 @@ class Scheduler:
         failed: dict[int, Exception] = {}
         for slot, request in running.items():
             try:
-                if draft := draft_of(self.engine, slot, request, len(running) - 1):
+                if request.output_ids and (draft := draft_of(self.engine, slot, request, len(running) - 1)):
                     tokens[slot] = verified(self.engine, slot, request, draft)
             except Exception as problem:  # noqa: BLE001 - whatever it is, it is this row's
                 failed[slot] = problem
         rest = {
-            slot: request.output_ids[-1]
+            slot: (request.output_ids or request.prompt_ids)[-1]
             for slot, request in running.items()
             if slot not in tokens and slot not in failed
         }

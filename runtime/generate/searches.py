@@ -35,19 +35,22 @@ class Searches:
         """Slots that they hold."""
         return sum(len(search.slots) for search in self._open)
 
-    def begin(self, slot: int, request: Request, logits: Logits) -> Events:
+    def begin(self, slot: int, request: Request, logits: Logits | None) -> Events:
         """Take the slots of the other beams, and the first step; `slot` holds the prompt, whose last logits these are.
+
+        Without logits it holds all but the last token, which the next step reads.
 
         An error, such as slots that were taken during the prefill, is that of the request alone, as in `advance`.
         """
-        search, first = Search(request, [slot]), logits.copy()  # taking a slot may copy rows
+        search = Search(request, [slot], is_read=logits is not None)
+        first = None if logits is None else logits.copy()  # taking a slot may copy rows
         self._open.append(search)
         try:
             while len(search.slots) < request.num_slots:
                 search.slots.append(self._new_slot(request, []))
         except Exception as problem:  # noqa: BLE001 - whatever it is, it is this request's
             return [self._failed(search, problem)]
-        return self._advance(search, {slot: first})
+        return [] if first is None else self._advance(search, {slot: first})
 
     def next_tokens(self) -> dict[int, int]:
         """What the next step reads, by slot."""

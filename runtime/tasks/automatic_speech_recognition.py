@@ -199,7 +199,7 @@ class WindowDecoder:
         sampler = self._sampler(prompt_ids, temperature, scored := _Scored(constraint))
         no_speech = 0.0
         if tokens.no_speech is not None:
-            start = rows[list(prompt_ids).index(tokens.start)].astype(np.float64)
+            start = rows[list(prompt_ids).index(tokens.start)]
             no_speech = float(np.exp(start[tokens.no_speech] - _log_sum(start)))
         logits = rows[-1]
         assert self._slot is not None
@@ -277,25 +277,25 @@ class _Scored(Constraint):
 
     rules: TimestampRules | None
     logprobs: list[float] = field(default_factory=list)
-    _logits: NDArray[np.float64] | None = None
+    _logits: "Logits | None" = None
 
     def allowed(self, logits: "Logits") -> NDArray[np.bool_]:
         """See Constraint."""
         mask = np.ones(logits.size, np.bool_) if self.rules is None else self.rules.allowed(logits)
-        self._logits = np.where(mask, logits, -np.inf).astype(np.float64)
+        self._logits = np.where(mask, logits, np.float32(-np.inf))
         return mask
 
     def accept(self, token_id: int) -> None:
         """See Constraint."""
         assert self._logits is not None
-        self.logprobs.append(float(self._logits[token_id] - _log_sum(self._logits)))
+        self.logprobs.append(float(self._logits[token_id]) - _log_sum(self._logits))
         if self.rules is not None:
             self.rules.accept(token_id)
 
 
-def _log_sum(logits: NDArray[np.float64]) -> float:
-    highest = float(logits.max())
-    return highest + float(np.log(np.exp(logits - highest).sum()))
+def _log_sum(logits: "Logits") -> float:
+    highest = logits.max()
+    return float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
 
 
 def _ids(generation: Mapping[str, Any], name: str) -> tuple[int, ...]:
