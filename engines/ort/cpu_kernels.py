@@ -13,6 +13,7 @@ from piston.engines.lowering.kernels.attention import KernelAttentionPass
 from piston.engines.lowering.kernels.bidirectional import KernelBidirectionalPass
 from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGatedBlocksPass, KernelGeluBlocksPass
 from piston.engines.lowering.kernels.copies import KernelCopiesPass
+from piston.engines.lowering.kernels.cross import KernelCrossAttentionPass
 from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelGeluPass, KernelLinearPass
 from piston.engines.lowering.kernels.norm import KernelLayerNormPass, KernelNormPass
 from piston.engines.lowering.kernels.pooling import KernelSumTokensPass
@@ -62,26 +63,22 @@ def build_kernels(lowered: Path, engine_dir: Path, *, pack_sparse: bool = False)
         EngineError: nothing in it is of a form that the kernels take.
     """
     model = ir.load(lowered)
-    attention, texts, gated, gelu = (
-        KernelAttentionPass(),
-        KernelBidirectionalPass(),
-        KernelGatedPass(),
-        KernelGeluPass(),
-    )
+    attention, texts, cross = KernelAttentionPass(), KernelBidirectionalPass(), KernelCrossAttentionPass()
+    gated, gelu = KernelGatedPass(), KernelGeluPass()
     linears, norms, layer_norms = KernelLinearPass(), KernelNormPass(), KernelLayerNormPass()
     tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
     gelu_blocks, sparse = KernelGeluBlocksPass(), KernelSparsePass()
     products = gated, gelu, linears, tables, gated_blocks, gelu_blocks, blocks, KernelCopiesPass()
-    passes = attention, texts, norms, layer_norms, KernelSumTokensPass(), *products
+    passes = attention, texts, cross, norms, layer_norms, KernelSumTokensPass(), *products
     ir.passes.Sequential(*passes, *([sparse] if pack_sparse else []))(model)
-    if not any(each.fused for each in (attention, texts, *products)):
+    if not any(each.fused for each in (attention, texts, cross, *products)):
         raise EngineError("Nothing in this model runs on Piston's own kernels; build it for ort-cpu.")
     engine_dir.mkdir(parents=True)
     path = engine_dir / GRAPH
     ir.save(model, path, external_data=GRAPH_DATA, size_threshold_bytes=EXTERNAL_FROM)
     return KernelBuild(
         path=path,
-        attention=attention.fused + texts.fused,
+        attention=attention.fused + texts.fused + cross.fused,
         linears=linears.fused,
         gated=gated.fused + gated_blocks.fused,
         gelu=gelu.fused + gelu_blocks.fused,

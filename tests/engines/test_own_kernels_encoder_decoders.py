@@ -12,7 +12,7 @@ from piston.core.errors import EngineError
 from piston.engines import build
 from piston.runtime import kernels, load
 
-# Sizes that the kernels take; attentions stay with ONNX Runtime in the decoder.
+# Sizes that the kernels take; T5's attention of the decoder over itself has a bias, and stays with ONNX Runtime.
 T5 = {"d_model": 128, "d_kv": 32, "d_ff": 192, "num_heads": 4, "num_decoder_layers": 2}
 BART = {
     "d_model": 128,
@@ -23,7 +23,10 @@ BART = {
     "decoder_attention_heads": 4,
     "activation_function": "gelu",
 }
-MODELS = {"flan-t5": T5, "bart": BART}
+MARIAN = BART | {"activation_function": "swish"}
+MODELS = {"flan-t5": T5, "bart": BART, "marian": MARIAN}
+# Attentions of the encoder, and of the decoder: over itself and over its source.
+ATTENTIONS = {"flan-t5": (2, 2), "bart": (2, 4), "marian": (1, 4)}
 SOURCES = [" ".join(WORDS[first : first + 6]) for first in range(8)]
 TEXTS = [" ".join(WORDS[:count]) for count in (1, 3, 9)]
 
@@ -51,6 +54,8 @@ def test_products_of_both_graphs_are_replaced_and_logits_are_those_of_ort_cpu(bu
     for found in (actual["own_kernels"], actual["encoder"]["own_kernels"]):
         assert sum(found[kind] for kind in products) > 0
         assert found["parity"]["kernels"] > 0
+    found = [part["own_kernels"]["attention"] for part in (actual["encoder"], actual)]
+    assert tuple(found) == ATTENTIONS[name]
     logits = []
     for target in ("ort-cpu", kernels.TARGET):
         with load(path, target=target) as model:
@@ -73,6 +78,6 @@ def test_both_targets_verify(bundle):
 
 def test_a_float_model_has_nothing_that_the_kernels_take(toys, tmp_path):
     need_kernels()
-    model = toys.exported(write_text_checkpoint, "bart", **BART)
+    model = toys.exported(write_text_checkpoint, "bart", **BART | {"d_model": 96})  # heads of 24 are none of theirs
     with pytest.raises(EngineError, match="Nothing in this model runs on Piston's own kernels; build it for ort-cpu"):
         build(model, tmp_path / "bundle", (kernels.TARGET,), max_batch=2, max_length=32)

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from piston.engines.lowering.kernels.addends import codes_reader
+from piston.engines.lowering.kernels.heads import HEAD_STEP, unscaled
 from piston.engines.lowering.kernels.kernel_pass import KERNELS, KernelPass
 from piston.graph.pattern import (
     MICROSOFT,
@@ -17,7 +18,6 @@ from piston.graph.pattern import (
 )
 from piston.graph.weight import derived_weight
 
-HEAD_STEP = 32  # head_dim must be a multiple
 HEADS, PAST, LENGTHS, ROTARY, SCALES = slice(0, 3), slice(3, 5), 5, slice(7, 9), slice(12, 14)
 CODE_SCALE = 8  # where the kernel has it
 DEFAULTS = {"local_window_size": -1, "rotary_interleaved": 0, "smooth_softmax": -1, "causal": 1, "qk_output": 0}
@@ -26,8 +26,8 @@ DEFAULTS = {"local_window_size": -1, "rotary_interleaved": 0, "smooth_softmax": 
 class KernelAttentionPass(KernelPass):
     """GroupQueryAttention (-> QuantizeLinear) becomes Attention(Int8)(Codes), the same values.
 
-    Query, key and value may be packed or apart. Windows, soft-capping, sinks and interleaved rotation stay with ONNX
-    Runtime's kernel.
+    Query, key and value may be packed or apart, rotated or not. Windows, soft-capping, sinks and interleaved rotation
+    stay with ONNX Runtime's kernel.
     """
 
     def fits(self, node: ir.Node) -> bool:
@@ -46,27 +46,29 @@ def _fits(node: ir.Node) -> bool:
     plain = all(int_attribute(node, name, value) == value for name, value in DEFAULTS.items())
     extras = [*inputs[9:12]] + ([] if inputs[12] is not None else inputs[13:14])
     heads = inputs[0] is not None and (inputs[1] is None) == (inputs[2] is None)
-    rotary = int_attribute(node, "do_rotary") == 1 and inputs[7] is not None and inputs[8] is not None
+    is_rotated, tables = int_attribute(node, "do_rotary") == 1, inputs[ROTARY]
     dims = static_dims(inputs[3])
     return (
         heads
         and plain
-        and rotary
+        and is_rotated == all(table is not None for table in tables)
         and not any(value is not None for value in extras)
         and not float_attribute(node, "softcap")
         and len(dims) == 4  # noqa: PLR2004
         and dims[3] % HEAD_STEP == 0
-        and static_dims(inputs[7])[-1:] == [dims[3] // 2]
+        and (not is_rotated or static_dims(inputs[7])[-1:] == [dims[3] // 2])
         and "scale" in node.attributes
     )
 
 
 def _rewrite(node: ir.Node) -> None:
     query, key, value, lengths = *node.inputs[HEADS], node.inputs[LENGTHS]
-    past, rotary = node.inputs[PAST], node.inputs[ROTARY]
+    past, rotary = node.inputs[PAST], [*node.inputs, None, None][ROTARY]
+    assert query is not None
+    assert past[0] is not None
+    query, factor = unscaled(query)
     kind = "Attention"
     inputs: list[ir.Value | None] = [query, *past, lengths, *rotary]
-    assert past[0] is not None
     if past[0].dtype == ir.DataType.INT8:
         kind += "Int8"
         inputs += [_by_channel(node, value, static_dims(past[0])) for value in node.inputs[SCALES]]
@@ -83,7 +85,7 @@ def _rewrite(node: ir.Node) -> None:
         inputs.pop()
     attributes: dict[str, int | float] = {
         "num_heads": int_attribute(node, "num_heads"),
-        "scale": float_attribute(node, "scale"),
+        "scale": factor * float_attribute(node, "scale"),
     }
     made = emit(node, kind, inputs, attributes, domain=KERNELS, num_outputs=3, like=result, dims=dims)
     for present, old in zip(made.outputs[1:], node.outputs[1:], strict=True):

@@ -17,6 +17,7 @@ from piston.graph.pattern import (
     constants,
     dims_of,
     emit,
+    float_attribute,
     graph_of,
     replace,
     sole_consumer,
@@ -26,7 +27,15 @@ from piston.graph.weight import derived_weight
 
 OUTPUTS, INPUTS, DEPTH = 16, 4, 64  # of a tile; and what the depth of a product must be a multiple of
 BIAS = 6  # where MatMulIntegerToFloat has it
-GELUS = {("", "Gelu"), (MICROSOFT, "Gelu"), (MICROSOFT, "FastGelu")}
+# Of the activation functions that are finished in a product, the kernel; QuickGelu is silu where alpha is 1.
+ACTIVATIONS = {
+    ("", "Gelu"): "GeluLinear",
+    (MICROSOFT, "Gelu"): "GeluLinear",
+    (MICROSOFT, "FastGelu"): "GeluLinear",
+    (MICROSOFT, "QuickGelu"): "SiluLinear",
+    ("", "Relu"): "ReluLinear",
+}
+GELUS = {key for key, kernel in ACTIVATIONS.items() if kernel == "GeluLinear"}
 
 
 class KernelLinearPass(KernelPass):
@@ -74,7 +83,7 @@ class KernelGatedPass(KernelPass):
 
 
 class KernelGeluPass(KernelPass):
-    """MatMulIntegerToFloat -> Gelu (or FastGelu) becomes GeluLinear, or GeluLinearCodes where codes are read."""
+    """MatMulIntegerToFloat -> Gelu becomes GeluLinear, or GeluLinearCodes where codes are read; likewise silu, relu."""
 
     def fits(self, node: ir.Node) -> bool:
         """See KernelPass."""
@@ -87,13 +96,17 @@ class KernelGeluPass(KernelPass):
         assert product is not None
         bias = product.inputs[BIAS] if len(product.inputs) > BIAS else None
         inputs = [product.inputs[0], tiled(product), offsets(product), scales(product), bias]
-        _emit_activated(node, "GeluLinear", inputs, {"tanh": int(is_tanh(node))})
+        kind = ACTIVATIONS[node.domain, node.op_type]
+        _emit_activated(node, kind, inputs, {"tanh": int(is_tanh(node))} if kind == "GeluLinear" else None)
 
 
 def _gelu_product(node: ir.Node) -> ir.Node | None:
-    """What gives the input of a Gelu that reads nothing else, if nothing else reads it."""
-    is_gelu = (node.domain, node.op_type) in GELUS and all(value is None for value in node.inputs[1:])
-    value = node.inputs[0] if is_gelu else None
+    """What gives the input of an activation function that reads nothing else, if nothing else reads it."""
+    if (node.domain, node.op_type) not in ACTIVATIONS or any(value is not None for value in node.inputs[1:]):
+        return None
+    if node.op_type == "QuickGelu" and float_attribute(node, "alpha", 1.702) != 1.0:
+        return None
+    value = node.inputs[0]
     return value.producer() if value is not None and sole_consumer(value) is node else None
 
 

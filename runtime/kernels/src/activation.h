@@ -3,6 +3,6 @@
 
 namespace piston {
 
-enum Activation { kLinear, kGelu, kGeluTanh };
+enum Activation { kLinear, kGelu, kGeluTanh, kSilu, kRelu };
 
 }  // namespace piston

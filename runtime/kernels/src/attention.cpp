@@ -19,7 +19,7 @@ void fetch(const Cache& cache, int64_t at, int64_t dim) {
   const int64_t item = cache.values != nullptr ? 4 : 1;
   const char* base = cache.values != nullptr ? reinterpret_cast<const char*>(cache.values)
                                              : reinterpret_cast<const char*>(cache.codes);
-  for (int64_t i = 0; i < dim * item; i += 64) _mm_prefetch(base + at * item + i, _MM_HINT_T0);
+  for (int64_t i = 0; i < dim * item; i += 64) _mm_prefetch(base + at * item + i, _MM_HINT_T1);
 }
 
 // The cache that is read is this operator's own output: what new tokens are written to.
@@ -41,6 +41,7 @@ struct Pair {
 
 Pair rotated(const NewTokens& tokens, int64_t half, const float* head, int64_t position, int64_t channel) {
   const __m512 low = _mm512_loadu_ps(head + channel), high = _mm512_loadu_ps(head + half + channel);
+  if (tokens.cos == nullptr) return {low, high};
   const __m512 cos = _mm512_loadu_ps(tokens.cos + position * half + channel);
   const __m512 sin = _mm512_loadu_ps(tokens.sin + position * half + channel);
   return {_mm512_fmsub_ps(low, cos, _mm512_mul_ps(high, sin)), _mm512_fmadd_ps(high, cos, _mm512_mul_ps(low, sin))};

@@ -1,4 +1,5 @@
-// Attention: causal, of new tokens over a cache, rotary embedding and writing the cache included; or of a whole text over itself.
+// Attention: causal, of new tokens over a cache, rotary embedding and writing the cache included; of a whole text over itself;
+// or of tokens over another text.
 #pragma once
 #include <cstdint>
 
@@ -13,12 +14,19 @@ struct Cache {
   const float* scales;  // [kv_heads, head_dim] of codes, laid out for every channel
 };
 
+// What a token sees.
+enum Sight {
+  kText,    // the text whose tokens are the first positions of its row
+  kBefore,  // what comes before it: the last `seq` positions of each row are new tokens
+  kSource,  // another text
+};
+
 struct Attention {
   Cache keys, values;
   int64_t row_step, head_step, step;  // items of keys and values from one row, kv_head and position to the next
   const int32_t* last;                // [rows] position of the last token
   int64_t rows, seq, heads, kv_heads, head_dim;
-  bool is_causal;        // the last `seq` positions of each row are new tokens; else the first of them are all there are
+  Sight sight;
   const float* queries;  // [rows, seq, query_stride], of which the first heads * head_dim are read, times `factor`
   int64_t query_stride;
   float factor;
@@ -30,9 +38,9 @@ struct Attention {
 
   int64_t start(int64_t row) const { return length(row) - seq; }
   int64_t length(int64_t row) const { return int64_t{last[row]} + 1; }
-  int64_t tokens(int64_t row) const { return is_causal ? seq : length(row); }
+  int64_t tokens(int64_t row) const { return sight == kText ? length(row) : seq; }
   // How many positions a token sees.
-  int64_t visible(int64_t row, int64_t token) const { return is_causal ? start(row) + token + 1 : length(row); }
+  int64_t visible(int64_t row, int64_t token) const { return sight == kBefore ? start(row) + token + 1 : length(row); }
   int64_t at(int64_t row, int64_t kv_head) const { return row * row_step + kv_head * head_step; }
   int64_t out_at(int64_t row, int64_t token, int64_t head) const { return ((row * seq + token) * heads + head) * head_dim; }
   const float* query_at(int64_t row, int64_t token, int64_t head) const {
@@ -47,7 +55,7 @@ struct Attention {
 struct NewTokens {
   const float *query, *key, *value;
   int64_t query_stride, key_stride, value_stride;
-  const float *cos, *sin;  // [positions, head_dim / 2]
+  const float *cos, *sin;  // [positions, head_dim / 2], or null
   float scale;
   float* queries;  // [rows, seq, heads, head_dim]: rotated and scaled
 };

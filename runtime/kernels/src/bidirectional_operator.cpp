@@ -54,7 +54,7 @@ bool take_bias(const Context& context, size_t index, Attention* call) {
 }  // namespace
 
 ort::Status* run_bidirectional(const Context& context, const Kernel& kernel, bool gives_codes) {
-  // query, key and value [batch, seq, heads * head_dim], or all packed in the first, lengths, [code_scale], [bias] -> out
+  // query, key and value [batch, seq, heads * head_dim], or all packed in the first, [lengths], [code_scale], [bias] -> out
   static thread_local Scratch last_of_rows;
   const Tensor query = context.input(0), key = context.input(1), value = context.input(2);
   if (query.rank != 3 || kernel.integer <= 0 || key.is_given != value.is_given)
@@ -75,11 +75,12 @@ ort::Status* run_bidirectional(const Context& context, const Kernel& kernel, boo
   call.row_step = call.seq * call.step;
   call.factor = kernel.real;
   const auto* lengths = context.sized<int64_t>(3, call.rows);
-  if (lengths == nullptr && call.rows > 0) return context.failure("piston: attention needs one length for each row");
+  if (lengths == nullptr && context.input(3).is_given) return context.failure("piston: attention needs one length for each row, or none");
   auto* last = last_of_rows.at_least<int32_t>(static_cast<size_t>(call.rows));
   for (int64_t row = 0; row < call.rows; ++row) {
-    if (lengths[row] < 0 || lengths[row] > call.seq) return context.failure("piston: lengths lie outside the texts");
-    last[row] = static_cast<int32_t>(lengths[row] - 1);
+    const int64_t length = lengths == nullptr ? call.seq : lengths[row];
+    if (length < 0 || length > call.seq) return context.failure("piston: lengths lie outside the texts");
+    last[row] = static_cast<int32_t>(length - 1);
   }
   call.last = last;
   if (!take_bias(context, 5, &call)) return context.failure("piston: a bias does not fit the scores");

@@ -31,6 +31,7 @@ void share(const Context& context, int64_t count, int64_t worth, const Work& wor
 inline int64_t worth_reading(int64_t bytes) { return 1 + (int64_t{1} << 16) / (bytes < 1 ? 1 : bytes); }
 
 ort::Status* run_attention(const Context& context, const Kernel& kernel, bool gives_codes);
+ort::Status* run_cross_attention(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_bidirectional(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated, Activation activation);
 ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split, bool has_bias, Activation activation);

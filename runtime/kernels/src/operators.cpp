@@ -94,6 +94,16 @@ ort::Status* attention(const Context& context, const Kernel& kernel) {
   return run_attention(context, kernel, GivesCodes);
 }
 
+template <bool GivesCodes>
+ort::Status* cross_attention(const Context& context, const Kernel& kernel) {
+  return run_cross_attention(context, kernel, GivesCodes);
+}
+
+template <bool GivesCodes, Activation Last>
+ort::Status* activated_linear(const Context& context, const Kernel&) {
+  return run_linear(context, GivesCodes, false, Last);
+}
+
 template <bool IsGated, bool IsSplit>
 ort::Status* block_linear(const Context& context, const Kernel& kernel) {
   return run_block_linear(context, kernel, IsGated, IsSplit, false, kLinear);
@@ -108,7 +118,8 @@ constexpr ort::ElementType F = ort::kFloat, U = ort::kUint8, S = ort::kInt8, I =
 
 // Inputs of which a bit is set may be left out, and so may outputs.
 constexpr uint32_t from(int first) { return ~0u << first; }
-constexpr uint32_t kKeyValue = 1u << 1 | 1u << 2, kHeads = from(9), kCode = 1u << 8, kScales = 1u << 6 | 1u << 7;
+constexpr uint32_t kKeyValue = 1u << 1 | 1u << 2, kHeads = from(9), kCode = 1u << 8, kScales = 1u << 6 | 1u << 7, kRotary = 1u << 4 | 1u << 5;
+constexpr uint32_t kLengths = 1u << 3;
 
 const Operator* operators(size_t* count) {
   static const Operator all[] = {
@@ -117,6 +128,10 @@ const Operator* operators(size_t* count) {
       filled({{}, "GatedLinearCodes", linear<true, true>, 7, 3, {U, S, I, F, F, L, F}, {U, F, U}, from(5), from(1), nullptr, nullptr}),
       filled({{}, "GeluLinear", gelu_linear<false>, 5, 1, {U, S, I, F, F}, {F}, from(4), 0, "tanh", nullptr}),
       filled({{}, "GeluLinearCodes", gelu_linear<true>, 8, 3, {U, S, I, F, F, F, L, F}, {U, F, U}, 1u << 4 | from(6), from(1), "tanh", nullptr}),
+      filled({{}, "SiluLinear", activated_linear<false, kSilu>, 5, 1, {U, S, I, F, F}, {F}, from(4), 0, nullptr, nullptr}),
+      filled({{}, "SiluLinearCodes", activated_linear<true, kSilu>, 8, 3, {U, S, I, F, F, F, L, F}, {U, F, U}, 1u << 4 | from(6), from(1), nullptr, nullptr}),
+      filled({{}, "ReluLinear", activated_linear<false, kRelu>, 5, 1, {U, S, I, F, F}, {F}, from(4), 0, nullptr, nullptr}),
+      filled({{}, "ReluLinearCodes", activated_linear<true, kRelu>, 8, 3, {U, S, I, F, F, F, L, F}, {U, F, U}, 1u << 4 | from(6), from(1), nullptr, nullptr}),
       filled({{}, "BlockLinear", block_linear<false, false>, 7, 3, {F, U, F, U, F, U, F}, {F, F, F}, from(3), from(1), "block_size", nullptr}),
       filled({{}, "BiasBlockLinear", bias_block_linear<kLinear>, 10, 3, {F, U, F, F, U, F, F, U, F, F}, {F, F, F}, from(4), from(1), "block_size", nullptr}),
       filled({{}, "GeluBlockLinear", bias_block_linear<kGelu>, 4, 1, {F, U, F, F}, {F}, 0, 0, "block_size", nullptr}),
@@ -129,12 +144,14 @@ const Operator* operators(size_t* count) {
       filled({{}, "LayerNorm", layer_norm<false>, 6, 2, {F, F, F, F, F, F}, {F, F}, 1u << 1 | from(3), from(1), nullptr, "epsilon"}),
       filled({{}, "LayerNormCodes", layer_norm<true>, 6, 3, {F, F, F, F, F, F}, {U, F, F}, 1u << 1 | 1u << 3 | from(5), from(1), nullptr, "epsilon"}),
       filled({{}, "SumTokens", run_sum_tokens, 2, 1, {F, F}, {F}, 0, 0, nullptr, nullptr}),
-      filled({{}, "BidirectionalAttention", bidirectional<false>, 6, 1, {F, F, F, L, F, F}, {F}, kKeyValue | from(4), 0, "num_heads", "scale"}),
-      filled({{}, "BidirectionalAttentionCodes", bidirectional<true>, 6, 1, {F, F, F, L, F, F}, {U}, kKeyValue | from(5), 0, "num_heads", "scale"}),
-      filled({{}, "Attention", attention<false>, 11, 3, {F, F, F, I, F, F, F, F, F, F, F}, {F, F, F}, kScales | kCode | kHeads, 0, "num_heads", "scale"}),
-      filled({{}, "AttentionCodes", attention<true>, 11, 3, {F, F, F, I, F, F, F, F, F, F, F}, {U, F, F}, kScales | kHeads, 0, "num_heads", "scale"}),
-      filled({{}, "AttentionInt8", attention<false>, 11, 3, {F, S, S, I, F, F, F, F, F, F, F}, {F, S, S}, kCode | kHeads, 0, "num_heads", "scale"}),
-      filled({{}, "AttentionInt8Codes", attention<true>, 11, 3, {F, S, S, I, F, F, F, F, F, F, F}, {U, S, S}, kHeads, 0, "num_heads", "scale"}),
+      filled({{}, "BidirectionalAttention", bidirectional<false>, 6, 1, {F, F, F, L, F, F}, {F}, kKeyValue | from(3), 0, "num_heads", "scale"}),
+      filled({{}, "BidirectionalAttentionCodes", bidirectional<true>, 6, 1, {F, F, F, L, F, F}, {U}, kKeyValue | kLengths | from(5), 0, "num_heads", "scale"}),
+      filled({{}, "CrossAttention", cross_attention<false>, 5, 1, {F, F, F, L, F}, {F}, from(3), 0, "num_heads", "scale"}),
+      filled({{}, "CrossAttentionCodes", cross_attention<true>, 5, 1, {F, F, F, L, F}, {U}, kLengths, 0, "num_heads", "scale"}),
+      filled({{}, "Attention", attention<false>, 11, 3, {F, F, F, I, F, F, F, F, F, F, F}, {F, F, F}, kRotary | kScales | kCode | kHeads, 0, "num_heads", "scale"}),
+      filled({{}, "AttentionCodes", attention<true>, 11, 3, {F, F, F, I, F, F, F, F, F, F, F}, {U, F, F}, kRotary | kScales | kHeads, 0, "num_heads", "scale"}),
+      filled({{}, "AttentionInt8", attention<false>, 11, 3, {F, S, S, I, F, F, F, F, F, F, F}, {F, S, S}, kRotary | kCode | kHeads, 0, "num_heads", "scale"}),
+      filled({{}, "AttentionInt8Codes", attention<true>, 11, 3, {F, S, S, I, F, F, F, F, F, F, F}, {U, S, S}, kRotary | kHeads, 0, "num_heads", "scale"}),
       // What engines made before BlockLinear took weights of both widths call it.
       filled({{}, "BlockLinear4", block_linear<false, false>, 3, 1, {F, U, F}, {F}, 0, 0, "block_size", nullptr}),
   };

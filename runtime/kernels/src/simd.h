@@ -67,6 +67,8 @@ inline __m512 activated(Activation activation, __m512 x) {
   switch (activation) {
     case kGelu: return gelu_ps(x);
     case kGeluTanh: return gelu_tanh_ps(x);
+    case kSilu: return silu_ps(x);
+    case kRelu: return _mm512_max_ps(x, _mm512_setzero_ps());
     default: return x;
   }
 }

@@ -96,6 +96,10 @@ VALID = {
     "BlockRows": ([np.array([[0, 63]], np.int64), *blocks()], 1, {"block_size": BLOCK}),
     "GeluLinear": ([*INTEGER, floats(WIDTH)], 1, {"tanh": 0}),
     "GeluLinearCodes": ([*INTEGER, floats(WIDTH), SCALE, np.array([1, 63], np.int64), SCALE], 3, {"tanh": 1}),
+    "SiluLinear": ([*INTEGER, floats(WIDTH)], 1, {}),
+    "SiluLinearCodes": ([*INTEGER, floats(WIDTH), SCALE, np.array([1, 63], np.int64), SCALE], 3, {}),
+    "ReluLinear": ([*INTEGER, floats(WIDTH)], 1, {}),
+    "ReluLinearCodes": ([*INTEGER, floats(WIDTH), SCALE, np.array([1, 63], np.int64), SCALE], 3, {}),
     "LayerNorm": (
         [floats(1, ROWS, 48), floats(1, ROWS, 48), floats(48), floats(48), None, floats(48)],
         2,
@@ -110,6 +114,8 @@ VALID = {
     "BidirectionalAttention": ([*TEXTS, LENGTHS, None, floats(3, 1, 1, ROWS)], 1, ATTENTION),
     "BidirectionalAttentionCodes": ([*TEXTS, LENGTHS, SCALE, floats(3, HEADS, ROWS, ROWS)], 1, ATTENTION),
     "NormCodes": ([floats(1, ROWS, 48), floats(1, ROWS, 48), floats(48), SCALE], 2, {"epsilon": 1e-5}),
+    "CrossAttention": ([floats(2, ROWS, HEADS * DIM), *CACHES, np.array([1, CAPACITY], np.int64)], 1, ATTENTION),
+    "CrossAttentionCodes": ([floats(2, ROWS, HEADS * DIM), *CACHES, LENGTHS[:2], SCALE], 1, ATTENTION),
     "Attention": ([PACKED, *CACHES, LAST, *ROTARY], 3, ATTENTION),
     "AttentionCodes": (
         [PACKED[..., : HEADS * DIM], *CACHES, LAST, *ROTARY, None, None, SCALE, *APART],
@@ -120,7 +126,7 @@ VALID = {
     "AttentionInt8Codes": ([PACKED, *INT8, LAST, *ROTARY, *CHANNELS, SCALE], 3, ATTENTION),
 }
 # Of which any number may be given: tokens, and channels that are given in float too.
-FREE = {("BlockRows", 0), ("GatedLinearCodes", 5), ("GeluLinearCodes", 6)}
+FREE = {("BlockRows", 0), ("GatedLinearCodes", 5), *((f"{name}LinearCodes", 6) for name in ("Gelu", "Silu", "Relu"))}
 
 SHORTER = {
     "last axis": lambda array: array[..., :-1],
@@ -213,6 +219,21 @@ def test_lengths_outside_the_texts_are_refused(length):
     changed = [*inputs[:3], np.array([1, length, 2], np.int64), *inputs[4:]]
     with pytest.raises(InvalidArgument, match="outside the texts"):
         run_alone("BidirectionalAttention", changed, num_outputs, **attributes)
+
+
+@pytest.mark.parametrize("length", [-1, 0, CAPACITY + 1, 2**40])
+def test_lengths_outside_the_source_are_refused(length):
+    need_kernels()
+    inputs, num_outputs, attributes = VALID["CrossAttention"]
+    with pytest.raises(InvalidArgument, match="outside the source"):
+        run_alone("CrossAttention", [*inputs[:3], np.array([1, length], np.int64)], num_outputs, **attributes)
+
+
+def test_one_rotary_table_without_the_other_is_refused():
+    need_kernels()
+    inputs, num_outputs, attributes = VALID["Attention"]
+    with pytest.raises(InvalidArgument, match="rotary tables are not"):
+        run_alone("Attention", [*inputs[:4], inputs[4], None], num_outputs, **attributes)
 
 
 @pytest.mark.parametrize("heads", [-4, 0, 3, 8])
