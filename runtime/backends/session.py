@@ -83,10 +83,10 @@ class OrtSession:
 
         What is contiguous is written by the graph itself, without a copy.
         """
-        given = self._given(feeds)
+        given = {name: np.ascontiguousarray(array) for name, array in self._given(feeds).items()}
         binding = self._session.io_binding()
         for name, array in given.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_cpu_input(name, array)
         for name, array in outputs.items():
             if array.flags.c_contiguous and self._types[name] == array.dtype:
                 binding.bind_output(name, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
