@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.bundle import GRAPH
+from piston.core.bundle.examples import same_infinities
 from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
@@ -42,10 +43,10 @@ Samples = Sequence[Mapping[str, Array]]
 def compare(candidate: Path, reference: Path, rows: Samples, progress: Progress) -> Comparison:
     """The outputs of two model directories for the same inputs, all of them taken together.
 
-    Numbers that are not finite in the float model, such as the minus infinity of a mask, are left out.
+    Infinities, such as those of a mask, must be the float model's; they, and its NaN, are left out of the figures.
 
     Raises:
-        EngineError: the candidate gives a number that is not finite where the float model's is.
+        EngineError: the candidate gives NaN, or other infinities.
     """
     found, wanted = (_outputs(path, rows, progress) for path in (candidate, reference))
     values: dict[str, float] = {}
@@ -54,11 +55,13 @@ def compare(candidate: Path, reference: Path, rows: Samples, progress: Progress)
             share = float(np.mean(found[name] == exact))
             values[AGREEMENT.name] = min(share, values.get(AGREEMENT.name, 1.0))
             continue
-        left, right = (array[np.isfinite(exact)].astype(np.float64) for array in (found[name], exact))
-        if not np.isfinite(left).all():
+        is_number = ~np.isnan(exact)
+        if not same_infinities(found[name][is_number], exact[is_number]):
             raise EngineError(
-                f"The output {name!r} of {candidate} has numbers that are not finite; use another scheme."
+                f"The output {name!r} of {candidate} has NaN, or other infinities than that of {reference}; use "
+                "another scheme."
             )
+        left, right = (array[np.isfinite(exact)].astype(np.float64) for array in (found[name], exact))
         length = max(float(np.linalg.norm(right)), 1e-30)
         error = float(np.linalg.norm(left - right)) / length
         cosine = float(left @ right) / max(length * float(np.linalg.norm(left)), 1e-30)

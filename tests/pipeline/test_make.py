@@ -9,7 +9,7 @@ import pytest
 from making import EXPECTED, Commands, write_recipe
 from toy_model import edit_manifest, write_bundle
 
-from piston.core.bundle.golden import Golden, GoldenAnswer
+from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenExample
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import Error, MisuseError, OutputExistsError
 from piston.pipeline import cache as cache_module
@@ -465,6 +465,29 @@ def test_tokens_too_close_to_tell_may_differ_and_others_may_not(place):
     place.commands.expected = with_answers(5, 4, margins=(2.0, 0.005))
     report = place.make(locked=True)
     assert (report.lock.equality, report.is_met, report.is_published) == ("none", False, False)
+
+
+INFINITE = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "equality"),
+    [
+        ((1.0, -INFINITE, 2.00001), "numerically-equal"),
+        ((1.0, INFINITE, 2.0), "none"),
+        ((1.0, -INFINITE), "none"),
+        ((1.0, -3.0, 2.0), "none"),
+        ((1.0, -INFINITE, 2.5), "none"),
+    ],
+)
+def test_outputs_of_another_graph_are_compared_with_their_infinities(place, values, equality):
+    def with_outputs(*numbers):
+        return Golden(examples=(GoldenExample(values={"scores": numbers}),), noise=0.0, by="engine")
+
+    place.commands.expected = with_outputs(1.0, -INFINITE, 2.0)
+    place.make()
+    place.commands.graph, place.commands.expected = b"other graph", with_outputs(*values)
+    assert place.make(locked=True).lock.equality == equality
 
 
 @pytest.mark.parametrize(

@@ -37,5 +37,11 @@ def test_numbers_that_are_not_finite_in_the_float_model_are_left_out(compare):
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_a_number_that_is_not_finite_is_an_error_whatever_other_outputs_are(compare, wrong):
     exact = {"first": np.array([3.0, 4.0]), "second": np.array([3.0, 4.0])}
-    with pytest.raises(EngineError, match=r"The output 'first' of quantized has numbers that are not finite"):
+    with pytest.raises(EngineError, match=r"The output 'first' of quantized has NaN, or other infinities"):
         compare(exact, {"first": np.array([3.0, wrong]), "second": np.array([3.0, 4.0])})
+
+
+@pytest.mark.parametrize("lost", [-65504.0, np.inf, np.nan])
+def test_an_infinity_that_is_lost_is_an_error(compare, lost):
+    with pytest.raises(EngineError, match="other infinities than that of float"):
+        compare({"scores": np.array([3.0, -np.inf, 4.0])}, {"scores": np.array([3.0, lost, 4.0])})
