@@ -12,6 +12,7 @@ from piston.calibration.calibrate import calibrate
 from piston.calibration.check import CheckOptions, evaluation_of
 from piston.calibration.observe.observers import Method
 from piston.calibration.recipe import GRANULARITIES, PRUNINGS, ROUNDINGS, SCHEMES, Recipe, Storage
+from piston.calibration.refusals import check_searches
 from piston.calibration.report import page_of, remainders_text
 from piston.calibration.result import Calibrated
 from piston.calibration.search.budget import Budget
@@ -138,6 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = evaluation_of(task).METRICS
     if arguments.report is not None and task != TEXT_GENERATION:
         raise MisuseError(f"--report is of language models; {arguments.model_dir} is for {task}: leave it out.")
+    # Before the bound is read: figures of other tasks would be named as if they could be searched by.
+    check_searches(task, keep_worst=bool(arguments.keep_worst), budget=arguments.budget is not None)
     recipe = recipe_of(arguments)
     result = calibrate(
         arguments.model_dir,

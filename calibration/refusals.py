@@ -29,14 +29,20 @@ def check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None
         raise MisuseError("--budget finds linears to leave in float, and fp leaves all; state --require instead.")
 
 
+def check_searches(task: str, *, keep_worst: bool, budget: bool) -> None:
+    """Refuse to measure linears one by one in models of two graphs, and in modules of one's own."""
+    if task == TEXT_GENERATION or hasattr(evaluation_of(task), "moved") or not (keep_worst or budget):
+        return
+    option = "--budget" if budget else "--keep-worst"
+    raise MisuseError(f"{option} is for language models and encoders, and this model is for {task}; leave it out.")
+
+
 def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
     """Refuse what needs a cache, or one graph whose linears are switched in turn."""
     if task == TEXT_GENERATION:
         return
-    is_encoder = hasattr(evaluation_of(task), "moved")
+    check_searches(task, keep_worst=bool(keep_worst), budget=budget is not None)
     asked = {
-        "--budget": budget is not None and not is_encoder,
-        "--keep-worst": bool(keep_worst) and not is_encoder,
         "--kv int8": recipe.kv != "float",
         "--rounding gptq": task == MODULE and recipe.rounding == "gptq",
         "--rounding awq": task == MODULE and recipe.rounding == "awq",
@@ -45,9 +51,7 @@ def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budge
     if given := [option for option, is_given in asked.items() if is_given]:
         remedies = {"--rounding": "give --rounding nearest", "--pruning": "give --pruning magnitude"}
         remedy = remedies.get(given[0].split()[0], "leave it out")
-        searches = {"--budget", "--keep-worst"}
-        able = "language models and encoders" if given[0] in searches else "language models"
-        able = "models of transformers" if given[0].split()[0] in remedies else able
+        able = "models of transformers" if given[0].split()[0] in remedies else "language models"
         raise MisuseError(f"{given[0]} is for {able}, and this model is for {task}; {remedy}.")
 
 
