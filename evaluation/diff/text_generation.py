@@ -6,7 +6,7 @@ from piston.core.console import Progress
 from piston.evaluation.answers import check_prompts_fit, compare_answers
 from piston.evaluation.diff import Change, Diff, DiffOptions, worst_first
 from piston.evaluation.prompts import read_prompts
-from piston.evaluation.report import Answer
+from piston.evaluation.report import Answer, Answers
 from piston.runtime.model import LanguageModel
 
 DATA = 'prompts: one a line, or records with a "prompt" or "messages"'
@@ -28,12 +28,17 @@ def differences(
         options.answer_tokens,
         lambda done, total: progress.step("answering", done, total),
     )
+    return diff_of(answers, "text-generation")
+
+
+def diff_of(answers: Answers, task: str) -> Diff:
+    """The answers that differ, as changes."""
     changed = [_change(number, answer) for number, answer in enumerate(answers.prompts, 1) if not answer.is_same]
-    same = 1 - len(changed) / len(prompts)
+    meaning = f"greedy answers of up to {answers.max_tokens} tokens that are equal"
     return Diff(
-        task="text-generation",
-        num_records=len(prompts),
-        figures=(("equal_answers", same, f"greedy answers of up to {options.answer_tokens} tokens that are equal"),),
+        task=task,
+        num_records=answers.num_prompts,
+        figures=(("equal_answers", answers.same.value, meaning),),
         changes=worst_first(changed),
     )
 

@@ -37,7 +37,7 @@ def compare_models(
 def quality(model: TextToText, path: Path) -> Mapping[str, float]:
     """ChrF and BLEU of greedy answers next to the targets of a file's examples."""
     examples = with_targets(read_examples(path), path)
-    generations = [_prepared(model, example, DEFAULT_TOKENS)[0] for example in examples]
+    generations = [prepared(model, example, DEFAULT_TOKENS)[0] for example in examples]
     for _ in run(model.engine, generations):
         pass
     found = [generation.completion().text for generation in generations]
@@ -63,7 +63,7 @@ def forced_answers(
     found: list[ForcedAnswer | None] = []
     waiting: list[tuple[int, Generation]] = []
     for example in examples[:num_answers]:
-        generation, forced = _prepared(model, example, NUM_TOKENS)
+        generation, forced = prepared(model, example, NUM_TOKENS)
         if example.target is None:
             waiting.append((len(found), generation))
             found.append(None)
@@ -79,8 +79,8 @@ def forced_answers(
     return [answer for answer in found if answer is not None]
 
 
-def _prepared(model: TextToText, example: Example, num_tokens: int) -> tuple[Generation, int | None]:
-    """A greedy generation, and the token that begins its answer, if one is forced."""
+def prepared(model: TextToText, example: Example, num_tokens: int, **options: object) -> tuple[Generation, int | None]:
+    """A greedy generation with these options of sampling, and the token that begins its answer, if one is forced."""
     if not isinstance(example.source, str):
         raise MisuseError(f"{example.source} is no text; {model.manifest.model.name} reads texts.")
     language, prompt = None, ""
@@ -89,7 +89,7 @@ def _prepared(model: TextToText, example: Example, num_tokens: int) -> tuple[Gen
         language, forced, prompt = model.translation(*example.languages)
         settings |= {} if forced is None else {"forced_bos_token_id": forced}
     room = model.engine.cache.capacity - len(model.prefix)
-    sampling = model.sampling(**settings, max_tokens=min(num_tokens, room))
+    sampling = model.sampling(**settings, **options, max_tokens=min(num_tokens, room))
     (generation,) = model.prepare([prompt + example.source], sampling, truncate=True, language=language)
     return generation, sampling.forced_bos_token_id
 
