@@ -95,12 +95,22 @@ class LocalRun:
         return [self._model.prepare(list(prompt), sampling) for prompt in prompts]
 
     def _searched(self, generations: "list[Generation]", step: Callable[[], None], num_beams: int) -> list[list[int]]:
-        """The best answer to each: a token of all beams is chosen when the engine's next step begins, or at the end."""
+        """The best answer to each: a token of all beams is chosen when the engine's next step begins, or at the end.
+
+        The first step is no such end where it reads the prompts, which no prefill did.
+        """
         from piston.runtime.generate.beam_search import BeamParams
         from piston.runtime.generate.hypotheses import search
 
-        with before_each(self._model.engine, "step", step):
-            found = search(self._model.engine, generations, BeamParams(num_beams=num_beams))
+        engine, has_read = self._model.engine, list[bool]()
+
+        def begins() -> None:
+            if has_read:
+                step()
+            has_read.append(True)
+
+        with before_each(engine, "prefill", lambda: has_read.append(True)), before_each(engine, "step", begins):
+            found = search(engine, generations, BeamParams(num_beams=num_beams))
         step()
         return [list(completion.token_ids) for completion in found]
 
@@ -117,9 +127,9 @@ def before_each(engine: "Engine", method: str, call: Callable[[], None]) -> Iter
     """Call something before each call of a method of an engine, as long as the block lasts."""
     whole = getattr(engine, method)
 
-    def watched(*arguments: Any) -> Any:
+    def watched(*arguments: Any, **options: Any) -> Any:
         call()
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
     setattr(engine, method, watched)
     try:

@@ -33,7 +33,7 @@ def test_rows_are_the_models_own_answers_to_the_sources_past_the_end_token(trans
     assert (len(steps), {len(row) for row in rows}) == (6, {6})
     assert local.parts["encode"] == pytest.approx(2 * 0.25)  # a run of the encoder for each source
     assert "sample" in local.parts or num_beams > 1
-    assert {"encode", "step"}.isdisjoint(vars(translator.engine))
+    assert {"encode", "prefill", "step"}.isdisjoint(vars(translator.engine))
 
 
 def test_every_window_of_a_sound_gets_the_tokens_that_were_asked_for(recognizer, tmp_path):
