@@ -66,7 +66,7 @@ def _rewrite(node: ir.Node) -> None:
     past, rotary = node.inputs[PAST], [*node.inputs, None, None][ROTARY]
     assert query is not None
     assert past[0] is not None
-    query, factor = unscaled(query)
+    query, factor = (query, 1.0) if key is None else unscaled(query)  # packed, it would be one of values, too
     kind = "Attention"
     inputs: list[ir.Value | None] = [query, *past, lengths, *rotary]
     if past[0].dtype == ir.DataType.INT8:
