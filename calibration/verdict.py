@@ -13,7 +13,7 @@ ON_GPUS = "TensorRT may multiply by them faster, on GPUs from compute capability
 FLOAT_ZEROS = f"2:4 zeros take as many bytes as other weights in float; {ON_GPUS}"
 ZEROS = (
     "2:4 zeros take as many bytes as other weights in this directory; --target ort-cpu:avx512 stores 5/8 of the bytes "
-    f"of INT8 weights and 3/4 of INT4's, which decodes faster; {ON_GPUS}"
+    f"of INT8 weights and 3/4 of INT4's, and decodes faster; {ON_GPUS}"
 )
 
 

@@ -1,4 +1,5 @@
 // Linear layers by blocks, and tables of that form, as ONNX Runtime calls them.
+#include <algorithm>
 #include <cstring>
 
 #include "blocks.h"
@@ -11,18 +12,19 @@ namespace {
 
 constexpr int64_t kLanes = 16, kTileDepth = 64;  // columns of a tile; what a tile register takes of the depth
 
-// Weights [tiles, depth / 4 or 8, 64], shorter where they are sparse, and scales [tiles, blocks or 1, 16] at inputs `index` and the next; whether they fit.
+// Weights [tiles, depth / 4 or 8, 64], sparse ones [tiles, depth / 8, 80 or 48], and scales [tiles, blocks or 1, 16] at inputs `index` and the next; whether they fit.
 bool find_weights(const Context& context, size_t index, int64_t depth, int64_t blocks, BlockWeights* found) {
   const Tensor weights = context.input(index), scales = context.input(index + 1);
   if (weights.rank != 3 || scales.rank != 3 || scales.dims[2] != kLanes) return false;
   found->codes = weights.as<uint8_t>();
   found->scales = scales.as<float>();
   found->tiles = weights.dims[0];
-  found->bits = weights.dims[1] * 4 == depth ? 8 : 4;
   found->row_bytes = weights.dims[2];
+  const bool is_byte = found->is_sparse() ? found->row_bytes == kSparseRow : weights.dims[1] * 4 == depth;
+  found->bits = is_byte ? 8 : 4;
   found->scale_blocks = scales.dims[1];
-  if (found->is_sparse() && found->row_bytes != (found->bits == 8 ? kSparseRow : kSparseNibbles)) return false;
-  return weights.dims[1] * 32 == depth * found->bits && scales.dims[0] == found->tiles && (scales.dims[1] == blocks || scales.dims[1] == 1);
+  if (found->is_sparse() && !is_byte && found->row_bytes != kSparseNibbles) return false;
+  return weights.dims[1] * (found->is_sparse() || !is_byte ? 8 : 4) == depth && scales.dims[0] == found->tiles && (scales.dims[1] == blocks || scales.dims[1] == 1);
 }
 
 // Which inputs are copied, at input `index`; whether all are there and a block of them has room.
@@ -58,7 +60,7 @@ void multiply(const Context& context, const BlockProduct& product, int64_t num_p
 ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split, bool has_bias, Activation activation) {
   // input, source if it is split, weights, scales and perhaps bias of one to three parts, or of gate and up -> one output
   // of each part, or of both
-  static thread_local Scratch codes, scales, sums;
+  static thread_local Scratch codes, counted, scales, sums;
   const Tensor given = context.input(0);
   if (!given.has_axes()) return context.failure("piston: the input of a linear layer has no such rank");
   BlockProduct product{};
@@ -94,6 +96,8 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
   }
   if (input.rows == 0) return nullptr;
   input.codes = codes.at_least<int8_t>(static_cast<size_t>(input.rows * input.depth));
+  if (std::any_of(product.parts, product.parts + num_parts, [](const BlockWeights& part) { return part.is_sparse(); }))
+    input.counted = counted.at_least<uint8_t>(static_cast<size_t>(input.rows * input.depth));
   input.scales = scales.at_least<float>(static_cast<size_t>(input.rows * input.blocks));
   input.sums = sums.at_least<int32_t>(static_cast<size_t>(input.rows * input.blocks));
   share(context, input.rows, 16, [&](int64_t begin, int64_t end) { round_blocks(input, begin, end); });

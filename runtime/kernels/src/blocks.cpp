@@ -4,9 +4,8 @@
 #include "blocks.h"
 
 #include "block_pairs.h"
-#include "cpu.h"
-#include "expand.h"
 #include "simd.h"
+#include "sparse_rows.h"
 
 namespace piston {
 namespace {
@@ -14,57 +13,24 @@ namespace {
 constexpr int kMaxRows = 8;
 constexpr float kLargest = 127.0f;
 
-enum Form { kBytes, kNibbles, kSparseBytes, kSparseHalves };
-
-// The weights of a tile.
-struct TileWeights {
-  const uint8_t* codes;
-  Form form;
-};
-
-// Those of a part, or of sparse ones a copy as bytes in `room`, unless they are read `as_stored`.
-TileWeights weights_of(const BlockWeights& part, int64_t tile, int64_t depth, bool as_stored, Scratch& room) {
-  const uint8_t* codes = part.tile(tile, depth);
-  if (!part.is_sparse()) return {codes, part.bits == 8 ? kBytes : kNibbles};
-  if (as_stored) return {codes, part.bits == 8 ? kSparseBytes : kSparseHalves};
-  uint8_t* bytes = room.at_least<uint8_t>(static_cast<size_t>(depth * kLanes));
-  expand_tile(codes, depth * part.bits / 32, part.bits, static_cast<uint8_t>(part.zero()), bytes);
-  return {bytes, kBytes};
-}
-
-// Bytes of eight inputs by 16 columns.
-constexpr int64_t bytes_of_eight(Form form) {
-  switch (form) {
-    case kSparseBytes: return 2 * kSparseRow;
-    case kSparseHalves: return kSparseNibbles;
-    case kBytes: return 2 * kDenseRow;
-    default: return kDenseRow;
-  }
-}
-
 // Weights of eight inputs by 16 columns: of the first four, and of the next.
-template <Form Stored>
-void load_eight(const uint8_t* weights, __m512i (&eight)[2]) {
-  if constexpr (Stored == kSparseBytes) {
-    const __m512i zeros = _mm512_set1_epi8(static_cast<char>(128));
-    eight[0] = expand_row(zeros, weights);
-    eight[1] = expand_row(zeros, weights + kSparseRow);
-  } else if constexpr (Stored == kSparseHalves) {
-    expand_nibbles(_mm512_set1_epi8(8), weights, eight);
-  } else if constexpr (Stored == kBytes) {
-    eight[0] = _mm512_loadu_si512(weights);
-    eight[1] = _mm512_loadu_si512(weights + kDenseRow);
+template <int Bits>
+void load_eight(const uint8_t* weights, int64_t k, __m512i (&eight)[2]) {
+  if constexpr (Bits == 8) {
+    eight[0] = _mm512_loadu_si512(weights + k * kLanes);
+    eight[1] = _mm512_loadu_si512(weights + (k + 4) * kLanes);
   } else {
-    const __m512i both = _mm512_loadu_si512(weights), low = _mm512_set1_epi8(0x0F);
+    const __m512i both = _mm512_loadu_si512(weights + k * kLanes / 2), low = _mm512_set1_epi8(0x0F);
     eight[0] = _mm512_and_si512(both, low);
     eight[1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
   }
 }
 
-template <int Rows, Form Stored>
-void totals_of(const BlockInput& input, const BlockWeights& part, const uint8_t* weights, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
+template <int Rows, int Bits>
+void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
   // Two chains of sums where there are few rows: one alone would wait for its own additions.
   constexpr int kChains = Rows <= 2 ? 2 : 1;
+  const uint8_t* weights = part.tile(tile, input.depth);
   const int8_t* codes = input.codes + row * input.depth;
   for (auto& total : totals) total = _mm512_setzero_ps();
   for (int64_t b = 0; b < input.blocks; ++b) {
@@ -76,8 +42,7 @@ void totals_of(const BlockInput& input, const BlockWeights& part, const uint8_t*
     const int64_t first = b * input.block, rest = input.depth - first;
     for (int64_t k = first; k < first + (rest < input.block ? rest : input.block); k += 8) {
       __m512i eight[2];
-      load_eight<Stored>(weights, eight);
-      weights += bytes_of_eight(Stored);
+      load_eight<Bits>(weights, k, eight);
       for (int half = 0; half < 2; ++half) {
         for (int r = 0; r < Rows; ++r) {
           int32_t word;
@@ -95,34 +60,59 @@ void totals_of(const BlockInput& input, const BlockWeights& part, const uint8_t*
   }
 }
 
-template <int Rows>
-void totals_of(const BlockInput& input, const BlockWeights& part, const TileWeights& weights, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
-  switch (weights.form) {
-    case kBytes: return totals_of<Rows, kBytes>(input, part, weights.codes, row, tile, totals);
-    case kNibbles: return totals_of<Rows, kNibbles>(input, part, weights.codes, row, tile, totals);
-    case kSparseBytes: return totals_of<Rows, kSparseBytes>(input, part, weights.codes, row, tile, totals);
-    case kSparseHalves: return totals_of<Rows, kSparseHalves>(input, part, weights.codes, row, tile, totals);
+// The same of sparse weights. They are the signed side here, since what is selected of the activations differs by column:
+// what counting activations from 0 adds is 128 times the sum of a column's weights.
+template <int Rows, int Bits>
+void sparse_totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
+  const uint8_t* weights = part.tile(tile, input.depth);
+  const uint8_t* codes = input.counted + row * input.depth;
+  const __m512i zeros = _mm512_set1_epi8(static_cast<char>(128));
+  for (auto& total : totals) total = _mm512_setzero_ps();
+  for (int64_t b = 0; b < input.blocks; ++b) {
+    __m512i sums[Rows], added_by_zeros = _mm512_setzero_si512();
+    for (auto& sum : sums) sum = _mm512_setzero_si512();
+    const int64_t first = b * input.block, rest = input.depth - first;
+    for (int64_t k = first; k < first + (rest < input.block ? rest : input.block); k += 8) {
+      const SparseRow eight = load_sparse<Bits>(weights);
+      weights += part.row_bytes;
+      added_by_zeros = _mm512_dpbusd_epi32(added_by_zeros, zeros, eight.weights);
+      for (int r = 0; r < Rows; ++r)
+        sums[r] = _mm512_dpbusd_epi32(sums[r], eight.select(codes + r * input.depth + k), eight.weights);
+    }
+    const __m512 scale = _mm512_loadu_ps(part.scale(tile, b));
+    for (int r = 0; r < Rows; ++r) {
+      const __m512i sum = _mm512_sub_epi32(sums[r], added_by_zeros);
+      totals[r] = added(totals[r], sum, scale, input.scales[(row + r) * input.blocks + b]);
+    }
   }
 }
 
-// A pair and the weights of its tiles.
-struct LoadedPair : BlockPair {
-  TileWeights left_weights, right_weights;
-};
+template <int Rows>
+void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
+  if (part.is_sparse() && part.bits == 8) {
+    sparse_totals_of<Rows, 8>(input, part, row, tile, totals);
+  } else if (part.is_sparse()) {
+    sparse_totals_of<Rows, 4>(input, part, row, tile, totals);
+  } else if (part.bits == 8) {
+    totals_of<Rows, 8>(input, part, row, tile, totals);
+  } else {
+    totals_of<Rows, 4>(input, part, row, tile, totals);
+  }
+}
 
 template <int Rows>
-void pair_rows(const BlockProduct& product, const LoadedPair& pair, int64_t row) {
+void pair_rows(const BlockProduct& product, const BlockPair& pair, int64_t row) {
   __m512 left[Rows], right[Rows];
-  totals_of<Rows>(product.input, *pair.left, pair.left_weights, row, pair.left_tile, left);
+  totals_of<Rows>(product.input, *pair.left, row, pair.left_tile, left);
   if (pair.right != nullptr) {
-    totals_of<Rows>(product.input, *pair.right, pair.right_weights, row, pair.right_tile, right);
+    totals_of<Rows>(product.input, *pair.right, row, pair.right_tile, right);
   } else {
     for (auto& total : right) total = _mm512_setzero_ps();
   }
   for (int r = 0; r < Rows; ++r) store_pair(product, pair, row + r, left[r], right[r]);
 }
 
-void rows_of(const BlockProduct& product, const LoadedPair& pair, int64_t row, int64_t count) {
+void rows_of(const BlockProduct& product, const BlockPair& pair, int64_t row, int64_t count) {
   switch (count) {
     case 1: return pair_rows<1>(product, pair, row);
     case 2: return pair_rows<2>(product, pair, row);
@@ -160,7 +150,12 @@ void round_blocks(const BlockInput& input, int64_t begin_row, int64_t end_row) {
     __m512i sum = _mm512_setzero_si512();
     for (int64_t i = 0; i < block; i += kLanes) {
       const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from + i), inverse));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtsepi32_epi8(codes));
+      const __m128i bytes = _mm512_cvtsepi32_epi8(codes);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), bytes);
+      if (input.counted != nullptr) {
+        auto* counted = reinterpret_cast<__m128i*>(input.counted + row * input.depth + first + i);
+        _mm_storeu_si128(counted, _mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(128))));
+      }
       sum = _mm512_add_epi32(sum, codes);
     }
     input.scales[index] = most / kLargest;
@@ -169,14 +164,8 @@ void round_blocks(const BlockInput& input, int64_t begin_row, int64_t end_row) {
 }
 
 void multiply_blocks_vnni(const BlockProduct& product, int64_t part, int64_t begin_pair, int64_t end_pair) {
-  static thread_local Scratch left_room, right_room;
-  const int64_t depth = product.input.depth;
-  // Sparse weights that several passes read are expanded once.
-  const bool as_stored = product.input.rows <= kMaxRows && level() >= kVbmi2;
   for (int64_t index = begin_pair; index < end_pair; ++index) {
-    LoadedPair pair{pair_of(product, part, index), {}, {}};
-    pair.left_weights = weights_of(*pair.left, pair.left_tile, depth, as_stored, left_room);
-    if (pair.right != nullptr) pair.right_weights = weights_of(*pair.right, pair.right_tile, depth, as_stored, right_room);
+    const BlockPair pair = pair_of(product, part, index);
     for (int64_t row = 0; row < product.input.rows; row += kMaxRows) {
       const int64_t left = product.input.rows - row;
       rows_of(product, pair, row, left < kMaxRows ? left : kMaxRows);

@@ -8,20 +8,22 @@
 namespace piston {
 
 // Activations, and room for what they are rounded to: row by row and block by block, by the largest of each block.
+// For sparse weights the codes are counted from 0, too.
 struct BlockInput {
   const float* values;    // [rows, given]
   int64_t given;          // up to `depth`: what is beyond are copies of those that `source` names
   const int64_t* source;  // [depth - given]
   int64_t rows, depth, blocks, block;  // the last block may be shorter
   int8_t* codes;   // [rows, depth]
+  uint8_t* counted;  // [rows, depth], 128 more each; null where no weights are sparse
   float* scales;   // [rows, blocks]
   int32_t* sums;   // [rows, blocks] of codes
 };
 
 struct BlockWeights {
   const uint8_t* codes;  // counted from 0. 8 bits: [tiles, depth / 4, 16, 4]. 4 bits: [tiles, depth / 8, 16, 4] bytes,
-                         // the first four inputs in the low halves, the next four in the high ones. Sparse ones have
-                         // shorter rows instead of 16 by 4 bytes (sparse.h)
+                         // the first four inputs in the low halves, the next four in the high ones. Sparse ones:
+                         // [tiles, depth / 8, 80 or 48] (sparse.h)
   const float* scales;   // [tiles, blocks, 16], or [tiles, 1, 16] where all blocks of a column have one
   const float* bias;     // [16 * tiles] or null
   int64_t tiles;         // of 16 columns
@@ -34,7 +36,7 @@ struct BlockWeights {
   const float* scale(int64_t tile, int64_t block) const {
     return scales + (scale_blocks == 1 ? tile : tile * scale_blocks + block) * 16;
   }
-  int64_t tile_bytes(int64_t depth) const { return depth * bits / 32 * row_bytes; }
+  int64_t tile_bytes(int64_t depth) const { return depth / (is_sparse() ? 8 : 32 / bits) * row_bytes; }
   const uint8_t* tile(int64_t index, int64_t depth) const { return codes + index * tile_bytes(depth); }
 };
 

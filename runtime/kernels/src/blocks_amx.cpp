@@ -16,7 +16,7 @@ constexpr int64_t kTileRows = 16, kTileBytes = 64, kTile = 256, kRows = 2 * kTil
 const uint8_t* widened(const BlockWeights& weights, int64_t tile, int64_t depth, uint8_t* room) {
   const uint8_t* from = weights.tile(tile, depth);
   if (weights.is_sparse()) {
-    expand_tile(from, depth * weights.bits / 32, weights.bits, static_cast<uint8_t>(weights.zero()), room);
+    expand_tile(from, depth / 8, weights.bits, weights.zero(), room);
     return room;
   }
   if (weights.bits == 8) return from;

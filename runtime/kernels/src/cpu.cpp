@@ -30,8 +30,7 @@ bool has_amx() {
 
 Level detect() {
   if (!has_vnni()) return kUnsupported;
-  if (!__builtin_cpu_supports("avx512vbmi2")) return kVnni;
-  return has_amx() ? kAmx : kVbmi2;
+  return has_amx() ? kAmx : kVnni;
 }
 
 Level detected() {

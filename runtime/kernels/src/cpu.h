@@ -3,7 +3,7 @@
 
 namespace piston {
 
-enum Level : int { kUnsupported = 0, kVnni = 1, kVbmi2 = 2, kAmx = 3 };  // each with all before it
+enum Level : int { kUnsupported = 0, kVnni = 1, kAmx = 2 };
 
 Level level();                  // the best this machine has, or what set_level made it
 Level set_level(Level wanted);  // for tests: never above what the machine has

@@ -1,8 +1,8 @@
 // From INT32 sums to what the layer gives out. Include after the pragma that names the instructions.
 #pragma once
-#include "expand.h"
 #include "linear.h"
 #include "simd.h"
+#include "sparse_rows.h"
 
 namespace piston {
 
@@ -10,26 +10,31 @@ struct Sums {
   __m512i first, second;
 };
 
-// Weights of four inputs of a tile, as bytes.
-inline __m512i load_group(const int8_t* tile, int64_t group, bool is_sparse) {
-  if (!is_sparse) return _mm512_loadu_si512(tile + group * kDenseRow);
-  return expand_row(_mm512_setzero_si512(), reinterpret_cast<const uint8_t*>(tile) + group * kSparseRow);
+// Of a tile the product of four inputs' codes, and of as many zeros.
+inline void add_group(const int8_t* tile, int64_t group, bool is_sparse, uint32_t codes, __m512i& sums, __m512i& offsets) {
+  constexpr uint32_t kZeros = 0x80808080;
+  if (is_sparse) {
+    const SparseRow row = load_sparse<8>(reinterpret_cast<const uint8_t*>(tile) + group / 2 * kSparseRow);
+    const int shift = group % 2 * 32;  // of eight inputs the other four are none
+    const uint64_t eight[2] = {uint64_t{codes} << shift, uint64_t{kZeros} << shift};
+    sums = _mm512_dpbusd_epi32(sums, row.select(reinterpret_cast<const uint8_t*>(&eight[0])), row.weights);
+    offsets = _mm512_dpbusd_epi32(offsets, row.select(reinterpret_cast<const uint8_t*>(&eight[1])), row.weights);
+  } else {
+    const __m512i weights = _mm512_loadu_si512(tile + group * kDenseRow);
+    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(static_cast<int>(codes)), weights);
+    offsets = _mm512_dpbusd_epi32(offsets, _mm512_set1_epi32(static_cast<int>(kZeros)), weights);
+  }
 }
 
 // Of a remainder's codes, in both tiles of a strip: the few groups that are not all zero.
 inline Sums remainder_sums(const Remainder& remainder, int64_t row, const Strip& strip) {
-  const __m512i middle = _mm512_set1_epi8(static_cast<char>(128));
   Sums sums{_mm512_setzero_si512(), _mm512_setzero_si512()}, offset = sums;
   for (int64_t i = remainder.first[row]; i < remainder.first[row + 1]; ++i) {
     const int64_t group = remainder.groups[i];
-    int32_t word;
-    __builtin_memcpy(&word, remainder.codes + row * remainder.depth + 4 * group, sizeof word);
-    const __m512i codes = _mm512_set1_epi32(word);
-    const __m512i first = load_group(strip.left, group, strip.is_sparse), second = load_group(strip.right, group, strip.is_sparse);
-    sums.first = _mm512_dpbusd_epi32(sums.first, codes, first);
-    sums.second = _mm512_dpbusd_epi32(sums.second, codes, second);
-    offset.first = _mm512_dpbusd_epi32(offset.first, middle, first);
-    offset.second = _mm512_dpbusd_epi32(offset.second, middle, second);
+    uint32_t codes;
+    __builtin_memcpy(&codes, remainder.codes + row * remainder.depth + 4 * group, sizeof codes);
+    add_group(strip.left, group, strip.is_sparse, codes, sums.first, offset.first);
+    add_group(strip.right, group, strip.is_sparse, codes, sums.second, offset.second);
   }
   return {_mm512_sub_epi32(sums.first, offset.first), _mm512_sub_epi32(sums.second, offset.second)};
 }

@@ -43,7 +43,7 @@ struct Epilogue {
 
 struct Product {
   const uint8_t* codes;   // [rows, depth]
-  const int8_t* weights;  // [columns / 16, depth / 4, 16, 4]; of sparse ones [columns / 16, depth / 4, 40] (sparse.h)
+  const int8_t* weights;  // [columns / 16, depth / 4, 16, 4]; of sparse ones [columns / 16, depth / 8, 80] (sparse.h)
   int64_t rows, depth, columns;
   bool is_sparse;
   Epilogue epilogue;

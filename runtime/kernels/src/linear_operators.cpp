@@ -85,7 +85,7 @@ const char* take_codes(const Context& context, size_t index, Product& product, i
 }  // namespace
 
 ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated, Activation activation) {
-  // codes, weights [columns / 16, depth / 4, 64] or, of sparse ones, 40 (sparse.h), offset, scale, of what is not gated [bias], then
+  // codes, weights [columns / 16, depth / 4, 64] or of sparse ones [.., depth / 8, 80], offset, scale, of what is not gated [bias], then
   // of floats [outliers [.., k]], [outlier_weights [k, columns]], [remainder], [ratio];
   // of codes code_scale, [channels [k]], [coarse_scale], which asks for the remainder as output 2
   const Tensor codes = context.input(0), weights = context.input(1);
@@ -97,7 +97,7 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated,
   product.depth = codes.last();
   product.columns = weights.dims[0] * 16;
   product.is_sparse = weights.dims[2] == kSparseRow;
-  if (weights.dims[1] * 4 != product.depth || (weights.dims[2] != kDenseRow && !product.is_sparse) || product.depth % 64 != 0 || product.depth == 0)
+  if (weights.dims[1] * (product.is_sparse ? 8 : 4) != product.depth || (weights.dims[2] != kDenseRow && !product.is_sparse) || product.depth % 64 != 0 || product.depth == 0)
     return context.failure("piston: codes and weights of a linear layer do not fit");
   if (is_gated && weights.dims[0] % 2 != 0) return context.failure("piston: a gated layer has an odd number of tiles");
   Epilogue& epilogue = product.epilogue;

@@ -1,6 +1,5 @@
 // Products of few rows: each weight is read once from memory and multiplied into every row while it is in a register.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
-#include "cpu.h"
 #include "epilogue.h"
 #include "linear.h"
 
@@ -15,8 +14,8 @@ inline __m512i four_codes(const uint8_t* codes) {
   return _mm512_set1_epi32(word);
 }
 
-template <int Rows, bool IsSparse>
-void strip_rows(const Product& product, int64_t row, const Strip& strip) {
+template <int Rows>
+void dense_rows(const Product& product, int64_t row, const Strip& strip) {
   fetch_goal(product.epilogue, row, Rows, strip.index);
   const int64_t depth = product.depth;
   const uint8_t* codes = product.codes + row * depth;
@@ -26,12 +25,12 @@ void strip_rows(const Product& product, int64_t row, const Strip& strip) {
   for (auto& row_sums : sums)
     for (auto& tile_sums : row_sums)
       for (auto& sum : tile_sums) sum = _mm512_setzero_si512();
-  for (int64_t first = 0; first < depth / 4; first += kChains) {
+  for (int64_t k = 0; k < depth; k += 4 * kChains) {
     for (int chain = 0; chain < kChains; ++chain) {
-      const int64_t group = first + chain;
-      const __m512i weights[2] = {load_group(strip.left, group, IsSparse), load_group(strip.right, group, IsSparse)};
+      const int64_t at = k + 4 * chain;
+      const __m512i weights[2] = {_mm512_loadu_si512(strip.left + at * kLanes), _mm512_loadu_si512(strip.right + at * kLanes)};
       for (int r = 0; r < Rows; ++r) {
-        const __m512i word = four_codes(codes + r * depth + 4 * group);
+        const __m512i word = four_codes(codes + r * depth + at);
         for (int t = 0; t < 2; ++t) sums[r][t][chain] = _mm512_dpbusd_epi32(sums[r][t][chain], word, weights[t]);
       }
     }
@@ -46,17 +45,43 @@ void strip_rows(const Product& product, int64_t row, const Strip& strip) {
   }
 }
 
-template <bool IsSparse>
+template <int Rows>
+void sparse_rows(const Product& product, int64_t row, const Strip& strip) {
+  fetch_goal(product.epilogue, row, Rows, strip.index);
+  const int64_t depth = product.depth;
+  const uint8_t* codes = product.codes + row * depth;
+  const uint8_t *left = reinterpret_cast<const uint8_t*>(strip.left), *right = reinterpret_cast<const uint8_t*>(strip.right);
+  __m512i sums[Rows][2];
+  for (auto& row_sums : sums)
+    for (auto& sum : row_sums) sum = _mm512_setzero_si512();
+  for (int64_t k = 0; k < depth; k += 8, left += kSparseRow, right += kSparseRow) {
+    const SparseRow tiles[2] = {load_sparse<8>(left), load_sparse<8>(right)};
+    for (int r = 0; r < Rows; ++r)
+      for (int t = 0; t < 2; ++t)
+        sums[r][t] = _mm512_dpbusd_epi32(sums[r][t], tiles[t].select(codes + r * depth + k), tiles[t].weights);
+  }
+  for (int r = 0; r < Rows; ++r) finish(product.epilogue, sums[r][0], sums[r][1], row + r, strip);
+}
+
+template <int Rows>
+void strip_rows(const Product& product, int64_t row, const Strip& strip) {
+  if (strip.is_sparse) {
+    sparse_rows<Rows>(product, row, strip);
+  } else {
+    dense_rows<Rows>(product, row, strip);
+  }
+}
+
 void rows_of(const Product& product, int64_t row, int64_t count, const Strip& strip) {
   switch (count) {
-    case 1: return strip_rows<1, IsSparse>(product, row, strip);
-    case 2: return strip_rows<2, IsSparse>(product, row, strip);
-    case 3: return strip_rows<3, IsSparse>(product, row, strip);
-    case 4: return strip_rows<4, IsSparse>(product, row, strip);
-    case 5: return strip_rows<5, IsSparse>(product, row, strip);
-    case 6: return strip_rows<6, IsSparse>(product, row, strip);
-    case 7: return strip_rows<7, IsSparse>(product, row, strip);
-    default: return strip_rows<kMaxRows, IsSparse>(product, row, strip);
+    case 1: return strip_rows<1>(product, row, strip);
+    case 2: return strip_rows<2>(product, row, strip);
+    case 3: return strip_rows<3>(product, row, strip);
+    case 4: return strip_rows<4>(product, row, strip);
+    case 5: return strip_rows<5>(product, row, strip);
+    case 6: return strip_rows<6>(product, row, strip);
+    case 7: return strip_rows<7>(product, row, strip);
+    default: return strip_rows<kMaxRows>(product, row, strip);
   }
 }
 
@@ -78,17 +103,11 @@ void find_groups(const uint8_t* codes, int64_t rows, int64_t depth, int32_t* gro
 }
 
 void multiply_vnni(const Product& product, int64_t begin, int64_t end) {
-  // Sparse weights that several passes read are expanded once.
-  const bool as_stored = product.rows <= kMaxRows && level() >= kVbmi2;
   for (int64_t index = begin; index < end; ++index) {
-    const Strip strip = strip_of(product, index, as_stored);
+    const Strip strip = strip_of(product, index, true);
     for (int64_t row = 0; row < product.rows; row += kMaxRows) {
-      const int64_t left = product.rows - row, count = left < kMaxRows ? left : kMaxRows;
-      if (strip.is_sparse) {
-        rows_of<true>(product, row, count, strip);
-      } else {
-        rows_of<false>(product, row, count, strip);
-      }
+      const int64_t left = product.rows - row;
+      rows_of(product, row, left < kMaxRows ? left : kMaxRows, strip);
     }
   }
 }

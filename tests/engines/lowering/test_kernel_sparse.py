@@ -58,7 +58,7 @@ def stored_rows(model):
 @pytest.mark.parametrize(
     ("codes", "is_packed"), [(SPARSE, True), (FEWER, True), (THREE, False)], ids=["sparse", "fewer", "three"]
 )
-@pytest.mark.parametrize(("form", "row"), [("integers", 40), (8, 40), (4, 48)])
+@pytest.mark.parametrize(("form", "row"), [("integers", 80), (8, 80), (4, 48)])
 def test_a_weight_is_packed_if_no_four_of_its_inputs_have_three(codes, is_packed, form, row):
     model = in_integers(codes) if form == "integers" else by_blocks(codes, form)
     assert stored_rows(model) == ([row if is_packed else 64], int(is_packed))

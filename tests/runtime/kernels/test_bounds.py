@@ -30,7 +30,7 @@ INTEGER = [
     floats(WIDTH),
 ]
 COPIES = np.array([0, 5, 9, 127] * 4, np.int64)
-SPARSE = [INTEGER[0], codes(TILES, DEPTH // 4, 40, dtype=np.int8), *INTEGER[2:]]
+SPARSE = [INTEGER[0], codes(TILES, DEPTH // 8, 80, dtype=np.int8), *INTEGER[2:]]
 ROTARY = [floats(CAPACITY, DIM // 2), floats(CAPACITY, DIM // 2)]
 LAST = np.array([4, CAPACITY - 1], np.int32)
 CACHES = [floats(2, KV_HEADS, CAPACITY, DIM) for _ in range(2)]
@@ -44,7 +44,7 @@ ATTENTION = {"num_heads": HEADS, "scale": 0.2}
 
 
 def sparse_blocks(depth=DEPTH, bits=8):
-    return [codes(TILES, depth * bits // 32, 40 if bits == 8 else 48), floats(TILES, -(-depth // BLOCK), 16)]
+    return [codes(TILES, depth // 8, 80 if bits == 8 else 48), floats(TILES, -(-depth // BLOCK), 16)]
 
 
 # Of each operator: valid inputs, how many outputs, attributes. What follows its name says how its weights are stored.
