@@ -82,7 +82,7 @@ def packed_rows(tiles: NDArray[Any], bits: int) -> NDArray[Any]:
         array[stored].reshape(*weights.shape[:-1], LEFT).swapaxes(2, 3).reshape(*weights.shape[:2], ROW)
         for array in (weights, inputs)
     )
-    values = kept.view(np.uint8)
+    values: NDArray[Any] = kept.view(np.uint8)
     if bits == NIBBLE:
         values = values + np.uint8(1 << (NIBBLE - 1))
         values = values[..., : ROW // 2] | (values[..., ROW // 2 :] << NIBBLE)
