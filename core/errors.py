@@ -20,6 +20,7 @@ Error:
     +-- EngineError (RuntimeError)           the backend failed while it ran
     |   +-- NoDeviceError                    no GPU, or none that this engine was built for
     |   +-- DeviceMemoryError (MemoryError)  the GPU is too small, or full: the message has both numbers
+    |   +-- NotFiniteError                   the engine ran, and its numbers for one input are NaN or infinite
     +-- MissingExtraError (ImportError)      a package is not installed: the message names the extra
 
 A message says what happened, the values involved, and what to do.
@@ -96,6 +97,10 @@ class CalibrationError(Error, ArithmeticError):
 
 class EngineError(Error, RuntimeError):
     """The backend failed while loading or running an engine."""
+
+
+class NotFiniteError(EngineError):
+    """The engine ran, and what it computed for one input is NaN or infinite; it works for others."""
 
 
 class NoDeviceError(EngineError):

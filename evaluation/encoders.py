@@ -79,8 +79,10 @@ def qualities(candidate: TaskModel, reference: TaskModel | None, path: Path) -> 
 
 
 def with_changes(values: Mapping[str, float], wanted: Mapping[str, float]) -> dict[str, float]:
-    """Figures together with those of a reference, and the relative change of each."""
-    changes = {f"{name}_change": value / wanted[name] - 1 for name, value in values.items() if wanted[name]}
+    """Figures together with those of a reference, and the relative change of each, positive where it is higher."""
+    changes = {
+        f"{name}_change": (value - wanted[name]) / abs(wanted[name]) for name, value in values.items() if wanted[name]
+    }
     return dict(values) | {f"{name}_reference": value for name, value in wanted.items()} | changes
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from piston.core.bundle.hashing import Hashing
 from piston.core.bundle.interface import ENCODER
 from piston.core.data_files import check_text
-from piston.core.errors import BundleCorruptError, EngineError, MisuseError, PromptTooLongError
+from piston.core.errors import BundleCorruptError, MisuseError, NotFiniteError, PromptTooLongError
 from piston.runtime.bundle import Bundle
 from piston.runtime.ragged import Row, batches, padded
 
@@ -69,7 +69,7 @@ class EncoderModel:
         """The graph's output for each row of token ids, with the row's index, batch by batch from the shortest row.
 
         An output is float32 [width], or [tokens, width] of a graph that has one for every token. `types` are the
-        segments of the rows' tokens. Raises EngineError, also for numbers that are not finite.
+        segments of the rows' tokens. Raises EngineError, for numbers that are not finite NotFiniteError.
         """
         is_per_token = len(self._output.shape) > 2  # noqa: PLR2004 - [batch, width]
         for batch in batches([len(row) for row in rows], tokens=self.max_batch * self.max_length):
@@ -78,7 +78,7 @@ class EncoderModel:
             for index, whole in zip(batch, found, strict=True):
                 output = whole[: len(rows[index])] if is_per_token else whole
                 if not np.isfinite(output).all():
-                    raise EngineError(
+                    raise NotFiniteError(
                         f"{self.manifest.model.name} computes NaN or infinity on {self.target or 'this engine'} for a "
                         f"text of {len(rows[index])} tokens; build it for ort-cpu, or for a GPU with --dtype bf16."
                     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from piston.core.errors import NotFiniteError
 from piston.serving.engine_thread import EngineThread, Limits, QueueObserver, reported
 from piston.serving.errors import DeadlineError, RequestError
 from piston.serving.tracing import current_context
@@ -159,10 +160,13 @@ class BatchThread(EngineThread[BatchTicket[Row]], Generic[Row]):
         return [], None
 
     def _end_failed(self, ticket: BatchTicket[Row], problem: Exception) -> bool:
-        """End a request with an error; whether that is of the request, such as its deadline, and not of the engine."""
+        """End a request with an error; whether that is of the request, such as its deadline, and not of the engine.
+
+        A text whose numbers are not finite says nothing about the next one; such texts do not make /health fail.
+        """
         error = reported(ticket, problem)
         self._end(ticket, error, "error")
-        return error is problem or error.status < 500  # noqa: PLR2004 - the class of statuses
+        return error is problem or isinstance(problem, NotFiniteError) or error.status < 500  # noqa: PLR2004 - the class of statuses
 
     def _take(self) -> Taken[Row]:
         """Rows of the next batch: one of each request in turn, until the tokens are enough."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from piston.core.errors import MisuseError
+from piston.core.errors import MisuseError, NotFiniteError
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.engine_thread import FAILURES, Limits
 from piston.serving.errors import DeadlineError, QueueFullError, RequestError
@@ -162,6 +162,26 @@ def test_what_a_request_is_at_fault_for_is_its_own_and_no_failure_of_the_engine(
         for _ in range(FAILURES + 1):
             (wrong,) = await asyncio.gather(thread.answer(BatchTicket([-1], [1], "x")), return_exceptions=True)
             assert wrong.status == 400
+        assert thread.problem() is None
+        await asyncio.to_thread(thread.stop)
+
+    asyncio.run(main())
+
+
+def test_texts_whose_numbers_are_not_finite_end_their_requests_alone_and_leave_the_engine_well():
+    def run(rows):
+        if min(rows) < 0:
+            raise NotFiniteError("toy computes NaN")
+        return rows
+
+    async def main():
+        thread = BatchThread(
+            "toy", run, Counts(), max_batch_tokens=50, limits=Limits(num_rows=1, max_open=9, max_queue_tokens=99)
+        )
+        thread.start()
+        for _ in range(FAILURES + 1):
+            (wrong,) = await asyncio.gather(thread.answer(BatchTicket([-1], [1], "x")), return_exceptions=True)
+            assert wrong.status == 500
         assert thread.problem() is None
         await asyncio.to_thread(thread.stop)
 
