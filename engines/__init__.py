@@ -45,8 +45,8 @@ def build(  # noqa: PLR0913 - the options of one command
     user says otherwise; its rotary tables end at `max_length`. `lm_head` says in what weights a float head is stored;
     by default it stays float32 in a float model, and becomes INT8 in blocks in a quantized one. Without `sparsity`
     weights that are 2:4 sparse are stored and multiplied like others, where a target would not. `dtype` (default fp16,
-    or bf16 where the model's values go beyond fp16) and `compiler` are for TensorRT targets; their engines are kept in
-    `cache_dir` and taken from there.
+    or bf16 where the model's values go beyond fp16) and `compiler` are for TensorRT targets, whose engines are kept in
+    `cache_dir` and taken from there; with bf16 the float products of encoders on `ort-cpu:avx512` are of bfloat16.
 
     Raises:
         MisuseError: an unknown target, an option no target has, a size the model does not have, or an output that is
@@ -120,7 +120,9 @@ def _check_options(targets: Sequence[str], options: BuildOptions) -> None:
             f"--no-sparsity is for {TARGET} and TensorRT targets, and none was given; {', '.join(targets)} stores 2:4 "
             "sparse weights like others."
         )
-    given = [*options.compiler.given, *(["dtype"] if options.dtype else [])]
+    if options.dtype and not any(family_of(target).has_compiler or target == TARGET for target in targets):
+        raise MisuseError(f"--dtype is for {TARGET} and TensorRT targets, and none was given: {', '.join(targets)}.")
+    given = options.compiler.given
     if given and not any(family_of(target).has_compiler for target in targets):
         option = given[0].replace("_", "-")
         raise MisuseError(f"--{option} is for TensorRT targets, and none was given: {', '.join(targets)}.")

@@ -133,6 +133,8 @@ def _print_engine(spec: EngineSpec) -> None:
                 f"{parity['bound']:.1e}) over {parity['rows']} rows of {parity['shortest']} to {parity['longest']} "
                 "tokens"
             )
+        if moved := got.get("own_kernels", {}).get("bfloat16_moved"):
+            print_text(f"products in bfloat16: outputs within {moved:.1e} of those in float32 over the same rows")
         return
     print_text(
         f"{spec.target}: {got['dtype']}, cache {got['cache']}, batch up to {asked['max_batch']}, "

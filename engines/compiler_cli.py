@@ -15,7 +15,8 @@ def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype",
         choices=PRECISIONS,
-        help="of activations, cache and float weights (default: fp16, or bf16 where the model goes beyond fp16)",
+        help="of activations, cache and float weights (default: fp16, or bf16 where the model goes beyond fp16); of "
+        "encoders on ort-cpu:avx512 bf16, of float products",
     )
     group.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="measured kernels: read if there, then written"

@@ -14,6 +14,7 @@ from piston.core.bundle.hashing import Hashing
 from piston.core.bundle.interface import ENCODER
 from piston.core.data_files import check_text
 from piston.core.errors import BundleCorruptError, MisuseError, NotFiniteError, PromptTooLongError
+from piston.core.machine import num_cores
 from piston.runtime.bundle import Bundle
 from piston.runtime.ragged import Row, batches, padded
 
@@ -30,6 +31,9 @@ Array = NDArray[np.float32]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CHUNK = 512  # inputs that are encoded at once
+# Of a run on a CPU: what a layer makes of more does not stay in the cores' caches. Runs of 2,048 tokens on two cores
+# take 5 to 10 % more time than runs of 512 (MiniLM; docs/performance.md).
+TOKENS_PER_THREAD = 256
 
 
 class EncoderModel:
@@ -41,6 +45,9 @@ class EncoderModel:
         tokenizer: its tokenizer.
         max_length: tokens of a row, special tokens included.
         max_batch: rows of that length that are run at once; of shorter ones more are.
+
+    Attributes:
+        batch_tokens: tokens of one run at most, padding included.
     """
 
     TASK: str
@@ -52,6 +59,7 @@ class EncoderModel:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.max_batch = max_batch
+        self.batch_tokens = max_batch * max_length
         self.target = ""  # of the engine, as the bundle names it
         self.remarks: tuple[str, ...] = ()  # where `load` deviated from what the bundle was built for, and why
         self._session = session
@@ -72,7 +80,7 @@ class EncoderModel:
         segments of the rows' tokens. Raises EngineError, for numbers that are not finite NotFiniteError.
         """
         is_per_token = len(self._output.shape) > 2  # noqa: PLR2004 - [batch, width]
-        for batch in batches([len(row) for row in rows], tokens=self.max_batch * self.max_length):
+        for batch in batches([len(row) for row in rows], tokens=self.batch_tokens):
             segments = None if types is None else [types[index] for index in batch]
             found = self._session.run(padded([rows[index] for index in batch], segments))[self._output.name]
             for index, whole in zip(batch, found, strict=True):
@@ -130,18 +138,18 @@ class EncoderModel:
         texts = (text,) if pair is None else (text, pair)
         row = self._encoding(texts, what)
         limit = self.max_length if max_tokens is None else min(max_tokens, self.max_length)
-        if len(row.ids) <= limit:
+        if len(row) <= limit:
             return row
         if max_tokens is None:
             raise PromptTooLongError(
-                f"{what} has {len(row.ids)} tokens; {self.manifest.model.name} reads up to {self.max_length}. Shorten "
+                f"{what} has {len(row)} tokens; {self.manifest.model.name} reads up to {self.max_length}. Shorten "
                 "it, or let its end be cut off (truncate)."
             )
         parts = [self.tokenizer.encoding(each, add_special_tokens=False) for each in texts]
         room = limit - self.tokenizer.num_special_tokens(is_pair=pair is not None)
         if room < len(parts):
             raise MisuseError(f"{what} cannot be cut to {limit} tokens; special tokens take {limit - room} of them.")
-        for part, size in zip(parts, longest_first([len(part.ids) for part in parts], room), strict=True):
+        for part, size in zip(parts, longest_first([len(part) for part in parts], room), strict=True):
             part.truncate(size)
         return self.tokenizer.with_special_tokens(parts[0], *parts[1:])
 
@@ -156,10 +164,10 @@ class EncoderModel:
         if stride < 0:
             raise MisuseError(f"stride is {stride}; it must be at least 0.")
         whole = self._encoding(texts, what)
-        if len(whole.ids) <= length:
+        if len(whole) <= length:
             return [whole]
         *first, last = (self.tokenizer.encoding(each, add_special_tokens=False) for each in texts)
-        room = length - self.tokenizer.num_special_tokens(is_pair=len(texts) > 1) - sum(len(part.ids) for part in first)
+        room = length - self.tokenizer.num_special_tokens(is_pair=len(texts) > 1) - sum(len(part) for part in first)
         if stride >= room:
             raise MisuseError(
                 f"{what} leaves {max(room, 0)} of {length} tokens to each window, and windows overlap by {stride}; "
@@ -173,7 +181,7 @@ class EncoderModel:
         for text in texts:
             check_input(text, what)
         row = self.tokenizer.encoding(*texts)
-        if not row.ids:
+        if not len(row):
             raise MisuseError(f"{what} has no character that the tokenizer of {self.manifest.model.name} knows.")
         return row
 
@@ -232,7 +240,7 @@ def open_encoder(
     """Load an engine of a bundle that was opened unverified; arguments and errors as of `piston.runtime.load`."""
     bundle.manifest.require_task(model_class.TASK, bundle.directory)
     hashing = Hashing.begin(bundle.manifest, bundle.directory)
-    from piston.runtime.backends.registry import Sizes, candidates, open_session
+    from piston.runtime.backends.registry import Sizes, candidates, family_of, open_session
     from piston.runtime.loading import open_first, open_verified
     from piston.runtime.memory_budget import MOST_ROWS
 
@@ -249,6 +257,8 @@ def open_encoder(
         parts = open_verified(bundle, spec, sizes, hashing, opening=open_session)
         model = model_class(bundle.manifest, parts.engine, parts.tokenizer, max_length=length, max_batch=batch)
         model.target = spec.target
+        if family_of(spec.target) == "ort-cpu":
+            model.batch_tokens = min(model.batch_tokens, TOKENS_PER_THREAD * (threads or num_cores()))
         return model
 
     model, remarks = open_first(candidates(bundle, target), opened)

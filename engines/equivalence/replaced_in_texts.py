@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from piston.core.bundle.interface import GraphInterface
 from piston.core.bundle.manifest import Manifest
-from piston.engines.equivalence.ragged import random_batches, without_padding
+from piston.engines.equivalence.ragged import Bounds, RaggedPair, random_batches, without_padding
 from piston.engines.equivalence.replaced_nodes import ReplacedParity, isolate
 from piston.graph.tap import GIVEN, OWN, GraphTap, saved_beside
 from piston.runtime.backends.session import OrtOptions, OrtSession, open_session
 
+MOST_MOVED = 0.05  # of an output row, by its length, by products in bfloat16: as golden outputs of that type may be
 Array = NDArray[Any]
 
 
@@ -50,6 +51,22 @@ def check_replaced_in_texts(
                 pair = (without_padding(values, feeds) for values in (given[f"{name}{GIVEN}"], found[f"{name}{OWN}"]))
                 tape.compare(name, *pair)
     return tape.parity()
+
+
+def check_bfloat16(before: Path, after: Path, interface: GraphInterface, model: Manifest, *, max_length: int) -> float:
+    """How far products in bfloat16 move the outputs: the largest distance of a row, by its length.
+
+    Raises:
+        ParityError: it is more than MOST_MOVED.
+        EngineError: an engine is not of the interface.
+    """
+    batches, _ = random_batches(interface, model.model.vocab_size, max_length)
+    with (
+        closing(OrtSession.open(before, interface)) as exact,
+        closing(OrtSession.open(after, interface, OrtOptions(kernels=True))) as rounded,
+    ):
+        pair = RaggedPair(interface, exact, rounded, (), {}, Bounds(output=MOST_MOVED))
+        return max(pair.compare(feeds) for feeds in batches)
 
 
 def has_same_bits(engine: Path, interface: GraphInterface, model: Manifest, *, max_length: int) -> bool:

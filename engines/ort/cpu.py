@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.bundle import GRAPH
-from piston.core.bundle.interface import DECODER, MODULE
+from piston.core.bundle.interface import DECODER, ENCODER, MODULE
 from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.errors import MisuseError
 from piston.engines.options import BuildJob, BuildOptions, check_lm_head
@@ -30,6 +30,12 @@ def ask_ort_cpu(target: str, model: Manifest, options: BuildOptions) -> dict[str
     """What the engine is built with."""
     check_lm_head(model, options)
     asked = {"require_int8": options.require_int8, **(options.without_sparsity if target == TARGET else {})}
+    if options.dtype is not None and target == TARGET:
+        if {*model.graphs} != {ENCODER} or options.dtype != "bf16":
+            raise MisuseError(
+                f"{target} takes --dtype bf16, of encoders alone; {model.model.name} is for {model.task}."
+            )
+        asked["dtype"] = "bfloat16"
     if DECODER not in model.graphs:
         sizes = {} if MODULE in model.graphs else {"max_batch": options.max_batch, "max_length": options.max_length}
         return {**sizes, **asked}

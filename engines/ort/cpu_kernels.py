@@ -10,6 +10,7 @@ import onnx_ir as ir
 from piston.core.bundle import GRAPH, GRAPH_DATA
 from piston.core.errors import EngineError
 from piston.engines.lowering.kernels.attention import KernelAttentionPass
+from piston.engines.lowering.kernels.bfloat16 import KernelBfloat16Pass
 from piston.engines.lowering.kernels.bidirectional import KernelBidirectionalPass
 from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGatedBlocksPass, KernelGeluBlocksPass
 from piston.engines.lowering.kernels.copies import KernelCopiesPass
@@ -34,12 +35,13 @@ class KernelBuild:
     norms: int
     blocks: int
     tables: int
+    bfloat16: int
     packed: int  # linear layers that are stored without the zeros of 2:4 sparsity
     weights_bytes: int
 
     def replaced(self) -> dict[str, int]:
         """How many groups of nodes of each kind were replaced, for the manifest."""
-        names = ("attention", "linears", "gated", "gelu", "norms", "blocks", "tables")
+        names = ("attention", "linears", "gated", "gelu", "norms", "blocks", "tables", "bfloat16")
         return {name: getattr(self, name) for name in names}
 
     def describe(self, plain: Mapping[str, Any], **checks: Any) -> dict[str, Any]:
@@ -54,10 +56,13 @@ class KernelBuild:
         }
 
 
-def build_kernels(lowered: Path, engine_dir: Path, *, pack_sparse: bool = False) -> KernelBuild:
+def build_kernels(
+    lowered: Path, engine_dir: Path, *, pack_sparse: bool = False, in_bfloat16: bool = False
+) -> KernelBuild:
     """Rewrite the engine at `lowered` and write engine_dir/model.onnx with its weights beside it, in tiles.
 
-    With `pack_sparse` weights that are 2:4 sparse are looked for, and stored without their zeros.
+    With `pack_sparse` weights that are 2:4 sparse are looked for, and stored without their zeros. With `in_bfloat16`
+    products of floats become products of bfloat16.
 
     Raises:
         EngineError: nothing in it is of a form that the kernels take.
@@ -67,8 +72,9 @@ def build_kernels(lowered: Path, engine_dir: Path, *, pack_sparse: bool = False)
     gated, gelu = KernelGatedPass(), KernelGeluPass()
     linears, norms, layer_norms = KernelLinearPass(), KernelNormPass(), KernelLayerNormPass()
     tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
-    gelu_blocks, sparse = KernelGeluBlocksPass(), KernelSparsePass()
+    gelu_blocks, sparse, bfloat16 = KernelGeluBlocksPass(), KernelSparsePass(), KernelBfloat16Pass()
     products = gated, gelu, linears, tables, gated_blocks, gelu_blocks, blocks, KernelCopiesPass()
+    products = (*products, bfloat16) if in_bfloat16 else products
     passes = attention, texts, cross, norms, layer_norms, KernelSumTokensPass(), *products
     ir.passes.Sequential(*passes, *([sparse] if pack_sparse else []))(model)
     if not any(each.fused for each in (attention, texts, cross, *products)):
@@ -85,6 +91,7 @@ def build_kernels(lowered: Path, engine_dir: Path, *, pack_sparse: bool = False)
         norms=norms.fused + layer_norms.fused,
         blocks=blocks.fused,
         tables=tables.fused,
+        bfloat16=bfloat16.fused,
         packed=sparse.packed,
         weights_bytes=(engine_dir / GRAPH_DATA).stat().st_size,
     )

@@ -12,7 +12,7 @@ from piston.core.bundle.interface import ENCODER
 from piston.core.bundle.manifest import EngineSpec
 from piston.engines.equivalence.packed_products import check_packed_products
 from piston.engines.equivalence.ragged import check_ragged
-from piston.engines.equivalence.replaced_in_texts import check_replaced_in_texts, has_same_bits
+from piston.engines.equivalence.replaced_in_texts import check_bfloat16, check_replaced_in_texts, has_same_bits
 from piston.engines.equivalence.sparse_weights import check_sparse
 from piston.engines.linear_work import ARITHMETIC, check_int8, linear_work, product_of
 from piston.engines.lowering.int8_tables import Int8TablesPass
@@ -55,16 +55,22 @@ def _build_kernels(plain: EngineSpec, aside: Path, job: BuildJob) -> EngineSpec:
     interface = job.model.graphs[ENCODER]
     with job.progress.phase(f"lowering for {TARGET}"):
         has_sparse = "sparse" in plain.actual and job.options.sparsity
-        built = build_kernels(aside / plain.path, job.work / TARGET.replace(":", "-"), pack_sparse=has_sparse)
+        goal, in_bfloat16 = job.work / TARGET.replace(":", "-"), job.requested.get("dtype") == "bfloat16"
+        built = build_kernels(aside / plain.path, goal, pack_sparse=has_sparse, in_bfloat16=in_bfloat16)
     with job.progress.phase("checking the kernels against what they replace"):
         longest = job.requested["max_length"]
         parity = check_replaced_in_texts(aside / plain.path, built.path, interface, job.model, max_length=longest)
         same_bits = has_same_bits(built.path, interface, job.model, max_length=longest)
+        checks = {"parity": dataclasses.asdict(parity), "same_bits_in_batches": same_bits}
+        if in_bfloat16:
+            moved = check_bfloat16(aside / plain.path, built.path, interface, job.model, max_length=longest)
+            checks["bfloat16_moved"] = moved
+    got = built.describe(plain.actual, **checks)
     return EngineSpec.of(
         target=TARGET,
         path=built.path.relative_to(job.work).as_posix(),
         requested=dict(job.requested),
-        actual=built.describe(plain.actual, parity=dataclasses.asdict(parity), same_bits_in_batches=same_bits),
+        actual=got | ({"dtype": "bfloat16"} if in_bfloat16 else {}),
         graph=ENCODER,
     )
 

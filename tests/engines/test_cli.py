@@ -33,7 +33,7 @@ def test_json_is_one_object(model_dir, tmp_path, capsys):
     ("arguments", "status", "message"),
     [
         (["--target", "tensorrt-rtx:h100"], 2, "names the GPU 'h100'"),
-        (["--dtype", "bf16"], 2, "--dtype is for TensorRT targets, and none was given: ort-cpu"),
+        (["--dtype", "bf16"], 2, "--dtype is for ort-cpu:avx512 and TensorRT targets, and none was given: ort-cpu"),
         (["--target", "tensorrt-rtx", "--refit"], 2, "--refit is not for tensorrt-rtx: its compiler needs a GPU"),
         (["--target", "tensorrt-rtx", "--workspace", "2"], 2, "Cannot read --workspace '2'"),
         (["--target", "tensorrt-rtx", "--lm-head", "int8"], 2, "--lm-head int8 is for ort-cpu"),

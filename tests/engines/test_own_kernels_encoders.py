@@ -11,7 +11,7 @@ from own_kernels import need_kernels
 from piston.calibration.recipe import Recipe
 from piston.core.bundle.interface import ENCODER
 from piston.core.bundle.manifest import Manifest
-from piston.core.errors import EngineError, ParityError
+from piston.core.errors import EngineError, MisuseError, ParityError
 from piston.engines import build
 from piston.engines.equivalence.replaced_in_texts import check_replaced_in_texts, has_same_bits
 from piston.runtime import kernels, load
@@ -31,13 +31,18 @@ TEXTS = [" ".join(WORDS[:count]) for count in (1, 3, 14, 7)]
 
 @pytest.fixture(scope="session")
 def bundle(toys):
-    """bundle(name, scheme) -> a bundle for ort-cpu and own kernels, of sizes that the kernels take."""
+    """bundle(name, scheme) -> a bundle for ort-cpu and own kernels, of sizes that the kernels take.
+
+    The scheme bf16 is fp, with products of bfloat16 on own kernels.
+    """
     need_kernels()
     text = "\n".join(f"{one} {two}" for one in TEXTS for two in TEXTS)
 
     def of(name, scheme):
         model_type, config = MODELS[name]
         model = toys.exported(write_sentence_checkpoint, model_type, max_length=MAX_LENGTH, config=config)
+        if scheme == "bf16":
+            return toys.built(model, ("ort-cpu", kernels.TARGET), dtype="bf16")
         if scheme != "fp":
             recipe = Recipe(scheme=scheme, block=32 if scheme == "w4" else 0)
             given = text if scheme == "w8a8" else None
@@ -53,7 +58,9 @@ REPLACED = [
     ("mpnet", "w8a8", {"attention": 0, "linears": 10, "gelu": 2, "norms": 5}),  # its graph adds a bias to scores itself
     ("bert", "w8", {"attention": 2, "blocks": 6, "gelu": 2, "norms": 5}),
     ("bert", "w4", {"attention": 2, "blocks": 6, "gelu": 2, "norms": 5}),
-    ("bert", "fp", {"attention": 2, "norms": 5}),
+    ("bert", "fp", {"attention": 2, "norms": 5, "bfloat16": 0}),
+    ("bert", "bf16", {"attention": 2, "norms": 5, "bfloat16": 12}),
+    ("tanh", "bf16", {"attention": 2, "norms": 5, "bfloat16": 12}),
 ]
 
 
@@ -70,7 +77,10 @@ def test_embeddings_are_those_of_ort_cpu_and_every_group_of_nodes_is_replaced(bu
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
 
 
-@pytest.mark.parametrize(("name", "scheme"), [(name, "w8a8") for name in MODELS] + [("bert", "w8"), ("bert", "w4")])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [(name, "w8a8") for name in MODELS] + [("bert", scheme) for scheme in ("w8", "w4", "fp", "bf16")],
+)
 def test_padding_changes_no_bit(bundle, name, scheme):
     with load(bundle(name, scheme), target=kernels.TARGET) as model:
         together = model.embed(TEXTS)
@@ -161,3 +171,42 @@ def test_sparse_weights_are_stored_without_zeros_and_give_the_same_bits(toys):
     assert packed == [12, 0]  # of two layers: query, key, value, output and two of the MLP
     assert sizes[1] - sizes[0] == pytest.approx(2 * (4 * 128 * 128 + 2 * 128 * 192) * 24 / 64, rel=0.02)
     np.testing.assert_array_equal(vectors[0], vectors[1])
+
+
+def test_what_bfloat16_moves_is_recorded_and_verified(bundle, piston):
+    directory = bundle("bert", "bf16")
+    plain, rounded = Manifest.read(directory).engines
+    assert (plain.actual["dtype"], rounded.actual["dtype"]) == ("float32", "bfloat16")
+    assert 1e-4 < rounded.actual["own_kernels"]["bfloat16_moved"] < 0.05
+    assert rounded.actual["weights_bytes"] < 0.8 * plain.actual["weights_bytes"]
+    assert piston("verify", directory).status == 0
+
+
+def test_a_wrong_weight_of_bfloat16_is_found(bundle, tmp_path):
+    directory = bundle("bert", "bf16")
+    manifest = Manifest.read(directory)
+    before, after = (directory / spec.path for spec in manifest.engines)
+    model = ir.load(after)
+    node = [node for node in model.graph if node.op_type == "GeluBfloat16Linear"][-1]
+    array = np.ascontiguousarray(np.roll(node.inputs[1].const_value.numpy(), 1, axis=1))
+    wrong = ir.Value(name="wrong", const_value=ir.tensor(array), shape=ir.Shape(array.shape), type=node.inputs[1].type)
+    model.graph.register_initializer(wrong)
+    node.replace_input_with(1, wrong)
+    ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data")
+    with pytest.raises(ParityError, match="differs from what it replaced"):
+        check_replaced_in_texts(
+            before, tmp_path / "model.onnx", manifest.graphs[ENCODER], manifest, max_length=MAX_LENGTH
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": ["ort-cpu"], "dtype": "bf16"}, "--dtype is for ort-cpu:avx512 and TensorRT targets"),
+        ({"targets": [kernels.TARGET], "dtype": "fp16"}, "takes --dtype bf16, of encoders alone"),
+    ],
+)
+def test_other_types_and_targets_are_refused(sentence_model, tmp_path, options, message):
+    need_kernels()
+    with pytest.raises(MisuseError, match=message):
+        build(sentence_model[0], tmp_path / "bundle", options.pop("targets"), **options)

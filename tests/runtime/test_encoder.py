@@ -105,3 +105,13 @@ def test_numbers_that_are_not_finite_are_an_error_of_the_engine_but_for_those_of
     run = padded._session.run
     padded._session.run = lambda feeds: {"logits": np.where(run(feeds)["logits"] == 9, np.nan, run(feeds)["logits"])}
     assert len(padded.tag(["a b c", "a"], aggregation="none", ignore_labels=())[1]) == 1
+
+
+@pytest.mark.parametrize(("threads", "longest"), [(1, 256), (2, 512)])
+def test_a_run_on_a_cpu_has_as_many_tokens_as_stay_in_its_caches(encoder_toys, monkeypatch, threads, longest):
+    with load(encoder_toys.bundle("single"), max_batch=4096, threads=threads) as model:
+        fed, run = [], model._session.run
+        monkeypatch.setattr(model._session, "run", lambda feeds: fed.append(feeds["input_ids"].size) or run(feeds))
+        model.classify(["a b c"] * 300)
+    assert sum(fed) == 300 * 5
+    assert longest - 5 < max(fed) <= longest

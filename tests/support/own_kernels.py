@@ -17,6 +17,7 @@ TYPES = {
     np.dtype(np.float32): 1,
     np.dtype(np.uint8): 2,
     np.dtype(np.int8): 3,
+    np.dtype(np.uint16): 4,
     np.dtype(np.int32): 6,
     np.dtype(np.int64): 7,
 }

@@ -9,6 +9,7 @@ namespace piston {
 namespace {
 
 constexpr int kRequestPermission = 0x1023;  // arch_prctl ARCH_REQ_XCOMP_PERM
+constexpr unsigned kAvx512Bf16 = 1u << 5;   // of cpuid 7.1 eax
 constexpr int kTileData = 18;               // the state component of the tile registers
 
 bool has_vnni() {
@@ -24,8 +25,7 @@ bool has_amx() {
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
   if ((edx & kAll) != kAll) return false;
   __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
-  const bool has_avx512_bf16 = (eax & (1u << 5)) != 0;
-  return has_avx512_bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return (eax & kAvx512Bf16) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 Level detect() {
@@ -50,6 +50,14 @@ Level level() { return current(); }
 Level set_level(Level wanted) {
   current() = wanted < detected() ? wanted : detected();
   return current();
+}
+
+bool has_bfloat16() {
+  static const bool found = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvx512Bf16) != 0;
+  }();
+  return found && level() > kVnni;
 }
 
 int num_cores() {

@@ -79,6 +79,12 @@ ort::Status* gelu_linear(const Context& context, const Kernel& kernel) {
   return run_linear(context, GivesCodes, false, kernel.integer != 0 ? kGeluTanh : kGelu);
 }
 
+ort::Status* bfloat16_linear(const Context& context, const Kernel&) { return run_bfloat16_linear(context, kLinear); }
+
+ort::Status* gelu_bfloat16_linear(const Context& context, const Kernel& kernel) {
+  return run_bfloat16_linear(context, kernel.integer != 0 ? kGeluTanh : kGelu);
+}
+
 template <bool GivesCodes>
 ort::Status* layer_norm(const Context& context, const Kernel& kernel) {
   return run_layer_norm(context, kernel, GivesCodes);
@@ -114,7 +120,7 @@ ort::Status* bias_block_linear(const Context& context, const Kernel& kernel) {
   return run_block_linear(context, kernel, false, false, true, Last);
 }
 
-constexpr ort::ElementType F = ort::kFloat, U = ort::kUint8, S = ort::kInt8, I = ort::kInt32, L = ort::kInt64;
+constexpr ort::ElementType F = ort::kFloat, U = ort::kUint8, S = ort::kInt8, H = ort::kUint16, I = ort::kInt32, L = ort::kInt64;
 
 // Inputs of which a bit is set may be left out, and so may outputs.
 constexpr uint32_t from(int first) { return ~0u << first; }
@@ -132,6 +138,8 @@ const Operator* operators(size_t* count) {
       filled({{}, "SiluLinearCodes", activated_linear<true, kSilu>, 8, 3, {U, S, I, F, F, F, L, F}, {U, F, U}, 1u << 4 | from(6), from(1), nullptr, nullptr}),
       filled({{}, "ReluLinear", activated_linear<false, kRelu>, 5, 1, {U, S, I, F, F}, {F}, from(4), 0, nullptr, nullptr}),
       filled({{}, "ReluLinearCodes", activated_linear<true, kRelu>, 8, 3, {U, S, I, F, F, F, L, F}, {U, F, U}, 1u << 4 | from(6), from(1), nullptr, nullptr}),
+      filled({{}, "Bfloat16Linear", bfloat16_linear, 3, 1, {F, H, F}, {F}, from(2), 0, nullptr, nullptr}),
+      filled({{}, "GeluBfloat16Linear", gelu_bfloat16_linear, 3, 1, {F, H, F}, {F}, from(2), 0, "tanh", nullptr}),
       filled({{}, "BlockLinear", block_linear<false, false>, 7, 3, {F, U, F, U, F, U, F}, {F, F, F}, from(3), from(1), "block_size", nullptr}),
       filled({{}, "BiasBlockLinear", bias_block_linear<kLinear>, 10, 3, {F, U, F, F, U, F, F, U, F, F}, {F, F, F}, from(4), from(1), "block_size", nullptr}),
       filled({{}, "GeluBlockLinear", bias_block_linear<kGelu>, 4, 1, {F, U, F, F}, {F}, 0, 0, "block_size", nullptr}),

@@ -73,7 +73,7 @@ def test_int8_activations_are_refused_by_name(model_of, tmp_path):
     [
         ("ort-cuda:sm89", {}, "There is no target 'ort-cuda:sm89'"),
         ("ort-cuda", {"lm_head": "int8"}, "--lm-head int8 is not for ort-cuda"),
-        ("ort-cuda", {"dtype": "bf16"}, "--dtype is for TensorRT targets"),
+        ("ort-cuda", {"dtype": "bf16"}, "--dtype is for ort-cpu:avx512 and TensorRT targets"),
     ],
 )
 def test_what_it_has_not_got_is_refused(model_dir, tmp_path, target, options, said):

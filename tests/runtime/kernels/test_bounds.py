@@ -100,6 +100,12 @@ VALID = {
     "SiluLinearCodes": ([*INTEGER, floats(WIDTH), SCALE, np.array([1, 63], np.int64), SCALE], 3, {}),
     "ReluLinear": ([*INTEGER, floats(WIDTH)], 1, {}),
     "ReluLinearCodes": ([*INTEGER, floats(WIDTH), SCALE, np.array([1, 63], np.int64), SCALE], 3, {}),
+    "Bfloat16Linear": ([floats(1, ROWS, DEPTH), codes(TILES, DEPTH // 2, 32, dtype=np.uint16), floats(WIDTH)], 1, {}),
+    "GeluBfloat16Linear": (
+        [floats(1, ROWS, DEPTH), codes(TILES, DEPTH // 2, 32, dtype=np.uint16), floats(WIDTH)],
+        1,
+        {"tanh": 1},
+    ),
     "LayerNorm": (
         [floats(1, ROWS, 48), floats(1, ROWS, 48), floats(48), floats(48), None, floats(48)],
         2,

@@ -139,3 +139,51 @@ def test_a_sum_over_tokens_is_the_same_bits_whatever_lies_beyond_a_text(level):
     for row, length in enumerate(lengths):
         alone = [np.ascontiguousarray(array[row : row + 1, :length]) for array in (values, weights)]
         np.testing.assert_array_equal(run_alone("SumTokens", alone)[0][0], found[row])
+
+
+def bfloat16(values):
+    """Rounded to 8 bits of mantissa, halves to even, as float64."""
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    return np.ldexp(np.rint(mantissa * 256) / 256, exponent)
+
+
+def bfloat16_tiles(weight):
+    """[in, out] as the kernel reads it: 16 outputs by 2 inputs of the upper halves of rounded floats."""
+    depth, width = weight.shape
+    bits = (bfloat16(weight).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    columns = [bits[:, column : column + 16].reshape(depth // 2, 2, 16) for column in range(0, width, 16)]
+    return np.stack([tile.transpose(0, 2, 1).reshape(depth // 2, 32) for tile in columns])
+
+
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize(("rows", "depth", "width"), [(1, 32, 16), (5, 64, 48), (13, 96, 80), (40, 384, 64)])
+def test_a_product_of_bfloat16_is_that_of_the_rounded_numbers(every_level, rows, depth, width, has_bias):
+    rng = np.random.default_rng(rows)
+    values, weight = rng.standard_normal((1, rows, depth), np.float32), rng.standard_normal((depth, width), np.float32)
+    bias = rng.standard_normal(width, np.float32)
+    expected = bfloat16(values) @ bfloat16(weight) + (bias if has_bias else 0)
+    inputs = [values, bfloat16_tiles(weight), *([bias] if has_bias else [])]
+    (found,) = run_alone("Bfloat16Linear", inputs)
+    np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
+    for tanh in (False, True):
+        (found,) = run_alone("GeluBfloat16Linear", inputs, tanh=int(tanh))
+        np.testing.assert_allclose(found, gelu(expected, tanh=tanh), atol=5e-6 * np.abs(expected).max())
+
+
+def test_a_row_gets_the_same_bits_of_bfloat16_among_any_others_and_on_any_threads(level):
+    rng = np.random.default_rng(0)
+    values, weight = rng.standard_normal((1, 40, 96), np.float32), rng.standard_normal((96, 48), np.float32)
+    (whole,) = run_alone("Bfloat16Linear", [values, bfloat16_tiles(weight)])
+    for begin, end in ((0, 1), (3, 5), (7, 20), (27, 40)):
+        part = np.ascontiguousarray(values[:, begin:end])
+        (found,) = run_alone("Bfloat16Linear", [part, bfloat16_tiles(weight)], threads=3)
+        np.testing.assert_array_equal(found, whole[:, begin:end])
+
+
+def test_what_is_not_finite_stays_so_in_bfloat16(level):
+    values = np.zeros((1, 4, 32), np.float32)
+    values[0, :, 5] = [np.nan, np.inf, -np.inf, 3.4e38]  # the last is infinite once it is rounded
+    with np.errstate(over="ignore"):
+        weight = np.ones((32, 16), np.float32)
+    (found,) = run_alone("Bfloat16Linear", [values, bfloat16_tiles(weight)])
+    np.testing.assert_array_equal(found[0, :, 0], [np.nan, np.inf, -np.inf, np.inf])
