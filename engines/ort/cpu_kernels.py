@@ -15,6 +15,7 @@ from piston.engines.lowering.kernels.bidirectional import KernelBidirectionalPas
 from piston.engines.lowering.kernels.blocks import KernelBlocksPass, KernelGatedBlocksPass, KernelGeluBlocksPass
 from piston.engines.lowering.kernels.copies import KernelCopiesPass
 from piston.engines.lowering.kernels.cross import KernelCrossAttentionPass
+from piston.engines.lowering.kernels.kernel_pass import KernelPass
 from piston.engines.lowering.kernels.linear import KernelGatedPass, KernelGeluPass, KernelLinearPass
 from piston.engines.lowering.kernels.norm import KernelLayerNormPass, KernelNormPass
 from piston.engines.lowering.kernels.pooling import KernelSumTokensPass
@@ -73,8 +74,8 @@ def build_kernels(
     linears, norms, layer_norms = KernelLinearPass(), KernelNormPass(), KernelLayerNormPass()
     tables, gated_blocks, blocks = KernelTablePass(), KernelGatedBlocksPass(), KernelBlocksPass()
     gelu_blocks, sparse, bfloat16 = KernelGeluBlocksPass(), KernelSparsePass(), KernelBfloat16Pass()
-    products = gated, gelu, linears, tables, gated_blocks, gelu_blocks, blocks, KernelCopiesPass()
-    products = (*products, bfloat16) if in_bfloat16 else products
+    products: list[KernelPass] = [gated, gelu, linears, tables, gated_blocks, gelu_blocks, blocks, KernelCopiesPass()]
+    products += [bfloat16] if in_bfloat16 else []
     passes = attention, texts, cross, norms, layer_norms, KernelSumTokensPass(), *products
     ir.passes.Sequential(*passes, *([sparse] if pack_sparse else []))(model)
     if not any(each.fused for each in (attention, texts, cross, *products)):
