@@ -30,7 +30,7 @@ FLAGS = (
 )
 # Its threads run as long as the process, so their code must not be unloaded.
 LINKING = ("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wl,-z,nodelete")
-LEVELS = ("none", "avx512-vnni", "amx")  # levels that the library reports for the processor
+LEVELS = ("none", "avx512-vnni", "avx512-bf16", "amx")  # levels that the library reports for the processor
 
 
 def more_flags() -> list[str]:

@@ -109,7 +109,7 @@ void round_to_bfloat16(const float* values, int64_t count, uint16_t* rounded) {
 }
 
 void multiply_bfloat16(const Bfloat16Product& product, int64_t begin, int64_t end) {
-  if (has_bfloat16()) return multiply<true>(product, begin, end);
+  if (level() >= kBfloat16) return multiply<true>(product, begin, end);
   multiply<false>(product, begin, end);
 }
 

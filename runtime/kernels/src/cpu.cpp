@@ -19,18 +19,22 @@ bool has_vnni() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+bool has_bfloat16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvx512Bf16) != 0;
+}
+
 bool has_amx() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
-  if ((edx & kAll) != kAll) return false;
-  __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
-  return (eax & kAvx512Bf16) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return (edx & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 Level detect() {
   if (!has_vnni()) return kUnsupported;
-  return has_amx() ? kAmx : kVnni;
+  if (!has_bfloat16()) return kVnni;
+  return has_amx() ? kAmx : kBfloat16;
 }
 
 Level detected() {
@@ -50,14 +54,6 @@ Level level() { return current(); }
 Level set_level(Level wanted) {
   current() = wanted < detected() ? wanted : detected();
   return current();
-}
-
-bool has_bfloat16() {
-  static const bool found = [] {
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvx512Bf16) != 0;
-  }();
-  return found && level() > kVnni;
 }
 
 int num_cores() {

@@ -3,11 +3,10 @@
 
 namespace piston {
 
-enum Level : int { kUnsupported = 0, kVnni = 1, kAmx = 2 };
+enum Level : int { kUnsupported = 0, kVnni = 1, kBfloat16 = 2, kAmx = 3 };  // each with all before it
 
 Level level();                  // the best this machine has, or what set_level made it
 Level set_level(Level wanted);  // for tests: never above what the machine has
-bool has_bfloat16();  // whether products of bfloat16 have instructions, at a level of more than VNNI
 int num_cores();
 
 }  // namespace piston

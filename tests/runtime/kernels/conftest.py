@@ -6,13 +6,25 @@ from own_kernels import need_kernels
 from piston.runtime import kernels
 
 
-@pytest.fixture(params=[1, 2], ids=["avx512", "amx"])
+@pytest.fixture(params=["avx512-bf16", "amx"])
 def level(request):
+    """The best of the vector unit, which may be less than bfloat16, and tiles."""
+    yield from at_level(request.param, exact=request.param == "amx")
+
+
+@pytest.fixture(params=["avx512-vnni", "avx512-bf16", "amx"])
+def every_level(request):
+    """Each level of which the processor has the instructions."""
+    yield from at_level(request.param, exact=True)
+
+
+def at_level(name, *, exact):
     need_kernels()
     library = kernels.open_library()
     best = library.piston_kernels_level()
-    if library.piston_kernels_set_level(request.param) != request.param:
+    found = library.piston_kernels_set_level(kernels.LEVELS.index(name))
+    if exact and kernels.LEVELS[found] != name:
         library.piston_kernels_set_level(best)
-        pytest.skip("the processor has no AMX")
-    yield request.param
+        pytest.skip(f"the processor has no {name}")
+    yield kernels.LEVELS[found]
     library.piston_kernels_set_level(best)

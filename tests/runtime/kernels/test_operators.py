@@ -10,8 +10,6 @@ import pytest
 from kernel_cases import SCALE, assert_codes, codes_of, gelu, linear, tiled
 from own_kernels import need_kernels, run_alone
 
-ON_VECTORS = 1  # the level
-
 
 @pytest.mark.parametrize(
     ("rows", "depth", "width"), [(1, 64, 16), (2, 128, 48), (7, 64, 32), (9, 192, 80), (33, 64, 64)]
@@ -277,7 +275,7 @@ def test_a_prompt_gets_the_same_bits_however_it_is_cut(level, heads, kv_heads, d
     rng = np.random.default_rng(heads)
     whole = Heads(1, 150, [21], heads=heads, kv_heads=kv_heads, dim=dim, int8=int8)
     expected = whole.run()
-    shortest = 1 if level == ON_VECTORS else 17  # tile registers attend more than 16 tokens in other arithmetic
+    shortest = 17 if level == "amx" else 1  # tile registers attend more than 16 tokens in other arithmetic
     for _ in range(3):
         part, done, found = copy.copy(whole), 0, []
         while done < whole.seq:
