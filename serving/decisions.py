@@ -19,8 +19,8 @@ from starlette.types import ASGIApp
 
 from piston.runtime.generate.generation import Generation, prepare
 from piston.runtime.sampling.params import SamplingParams
+from piston.serving.decision_answers import answer_to, options_of
 from piston.serving.decision_fields import (
-    ChoiceQuestion,
     CustomCall,
     DecisionsRequest,
     FunctionCall,
@@ -28,7 +28,6 @@ from piston.serving.decision_fields import (
     Instructions,
     Item,
     Message,
-    Predicate,
     Question,
     Refusal,
 )
@@ -61,22 +60,7 @@ class Asked:
         (position,) = self.generation.logprobs
         of_token = {token.token_id: np.exp(token.logprob) for token in position.top}
         whole = np.array([sum(of_token[token_id] for token_id in ids) for ids in self.labels])
-        shares = (whole / whole.sum()).tolist() if whole.sum() else [1 / len(whole)] * len(whole)
-        question, best = self.question, int(whole.argmax())
-        named: dict[str, Any] = {"name": question.name}
-        if isinstance(question, Predicate):
-            return named | {"type": "predicate", "probability": shares[0]}
-        named["confidence"] = float(whole[best])
-        if isinstance(question, ChoiceQuestion):
-            values = [choice.value for choice in question.choices]
-            listed = [{"value": value, "probability": share} for value, share in zip(values, shares, strict=True)]
-            return named | {"type": "choice", "choice": values[best], "probabilities": listed}
-        levels = [
-            {"label": level.label, "value": value, "probability": share}
-            for value, (level, share) in enumerate(zip(question.levels, shares, strict=True))
-        ]
-        score = sum(value * share for value, share in enumerate(shares))
-        return named | {"type": "score", "score": score, "probabilities": levels}
+        return answer_to(self.question, whole)
 
 
 async def decide(served: Any, body: DecisionsRequest, call: Call) -> ASGIApp:
@@ -125,13 +109,13 @@ async def _run(thread: GenerationThread, ticket: Ticket, caller: Caller, *, is_f
 
 def _asked(model: "LanguageModel", body: DecisionsRequest, caller: Caller) -> list[Asked]:
     """The rows of a request; errors as of `chat_work`, or the tokenizer has too few letters."""
-    evidence = _evidence(body.input)
-    most = max(len(_options(question)) for question in body.questions)
+    evidence = evidence_of(body.input)
+    most = max(len(options_of(question)) for question in body.questions)
     letters = _letters(model, most)
     salt = f"{caller.salt}:{body.cache_salt or ''}"
     asked = []
     for question in body.questions:
-        labels = [ids for _, ids in letters[: len(_options(question))]]
+        labels = [ids for _, ids in letters[: len(options_of(question))]]
         listed = tuple(token_id for ids in labels for token_id in ids)
         sampling = SamplingParams(max_tokens=1, logprobs=True, logprob_token_ids=listed)
         prompt = _prompt(model, f"{evidence}\n\n{_text(question, [letter for letter, _ in letters])}")
@@ -173,31 +157,12 @@ def _letters(model: "LanguageModel", count: int) -> list[tuple[str, tuple[int, .
 
 def _text(question: Question, letters: Sequence[str]) -> str:
     lines = [_joined(question.instructions), ""]
-    for letter, (name, described) in zip(letters, _options(question), strict=False):
+    for letter, (name, described) in zip(letters, options_of(question), strict=False):
         lines.append(f"{letter}. {name}" + (f": {described}" if described else ""))
     return "\n".join([*lines, "", "Answer with the letter of one option alone."])
 
 
-def _options(question: Question) -> list[tuple[str, str | None]]:
-    """Name and description of each; raises RequestError where one is there twice."""
-    if isinstance(question, Predicate):
-        return [("Yes", None), ("No", None)]
-    if isinstance(question, ChoiceQuestion):
-        names = [
-            choice.value if isinstance(choice.value, str) else json.dumps(choice.value) for choice in question.choices
-        ]
-        num_different = len({(type(choice.value), choice.value) for choice in question.choices})
-        described = [choice.description for choice in question.choices]
-    else:
-        names = [level.label for level in question.levels]
-        num_different = len(set(names))
-        described = [level.description for level in question.levels]
-    if num_different < len(names):
-        raise RequestError("The choices or levels of a question must differ from each other.", param="questions")
-    return list(zip(names, described, strict=True))
-
-
-def _evidence(given: str | list[Any]) -> str:
+def evidence_of(given: str | list[Any]) -> str:
     """What is judged, as one text: a conversation is written out, with who said what."""
     if isinstance(given, str):
         return given

@@ -134,7 +134,10 @@ class Manifest:
     def require_task(self, task: str, source: str | Path) -> None:
         """Raise MisuseError for a manifest of another task; `source` is the directory that it is of."""
         if self.task != task:
-            raise MisuseError(f"{source} is for {self.task}, and this is for {task}; `piston run {source}` answers.")
+            raise MisuseError(
+                f"{source} is for {self.task}, and a model for {task} is needed here; `piston run {source}` does what it "
+                "is for."
+            )
 
     @classmethod
     def of_decoder(cls, *, cache: CacheSpec, model: ModelSpec, **fields: Any) -> Self:

@@ -1,4 +1,4 @@
-"""Text classification: /classify as vLLM has it, and /v1/moderations of models with several labels a text."""
+"""Text classification: /classify as vLLM has it, /v1/moderations where a text may have several labels, decisions."""
 
 import time
 from collections.abc import Mapping
@@ -8,6 +8,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
+from piston.serving.classifier_decisions import decide
+from piston.serving.decision_fields import REFUSED as DECISIONS_REFUSED
+from piston.serving.decision_fields import DecisionsRequest
 from piston.serving.encoders import REFUSED, ServedEncoder, Truncate, max_tokens_of, num_texts, texts_of, usage_of
 from piston.serving.endpoint import Call, Endpoint
 from piston.serving.errors import RequestError
@@ -128,5 +131,6 @@ serve = ServedClassifier
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/classify": Endpoint(ClassifyRequest, classify, REFUSED),
     "/v1/moderations": Endpoint(ModerationsRequest, moderate),
+    "/v1/decisions": Endpoint(DecisionsRequest, decide, DECISIONS_REFUSED),
     **OF_TEXT,
 }

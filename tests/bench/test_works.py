@@ -116,7 +116,7 @@ def test_what_is_not_of_the_task_is_refused_before_anything_is_measured(works, t
 def test_bundles_of_different_tasks_are_not_compared(works, tmp_path):
     write_bundle(tmp_path / "other")
     found = works(TEXT_TO_TEXT, "--prompt-len", "8", "--against", f"piston:{tmp_path / 'other'}")
-    assert "other is for text-generation, and this is for text2text-generation" in found
+    assert "other is for text-generation, and a model for text2text-generation is needed here" in found
 
 
 def test_every_task_of_a_bundle_is_measured():

@@ -71,7 +71,10 @@ def test_options_of_another_task_are_refused_naming_that_of_the_bundle(refused, 
 
 
 def test_a_chat_with_an_embedding_model_is_refused(refused, sentence_bundle):
-    assert "is for feature-extraction, and this is for text-generation" in refused("chat", sentence_bundle)[1]
+    assert (
+        "is for feature-extraction, and a model for text-generation is needed here"
+        in refused("chat", sentence_bundle)[1]
+    )
 
 
 def calibrated(sentence_model, out, recipe, **options):

@@ -44,6 +44,59 @@ def test_moderations_of_a_model_of_one_label_are_refused(server):
         server.client.moderations.create(model="one", input="a")
 
 
+ASKED = [
+    {
+        "type": "choice",
+        "name": "which",
+        "instructions": "Which is it?",
+        "choices": [{"value": "b-ish"}, {"value": "a-ish"}],
+    },
+    {"type": "predicate", "name": "b-ish", "instructions": "Is it b?"},
+    {"type": "score", "instructions": "How b?", "levels": [{"label": "a-ish"}, {"label": "b-ish"}]},
+]
+
+
+def test_decisions_are_the_probabilities_of_labels(server):
+    found = server.client.decisions.create(model="one", input="a a b", questions=ASKED)
+    which, is_b, how = found.answers
+    share = math.exp(2) / (math.exp(2) + math.exp(1))  # of a, which is there twice
+    assert (which.choice, which.confidence) == ("a-ish", pytest.approx(share))
+    assert [(item.value, item.probability) for item in which.probabilities] == [
+        ("b-ish", pytest.approx(1 - share)),
+        ("a-ish", pytest.approx(share)),
+    ]
+    assert is_b.probability == pytest.approx(1 - share)
+    assert how.score == pytest.approx(1 - share)
+    assert (found.usage.input_tokens, found.usage.output_tokens) == (5, 0)
+
+
+def test_a_decision_between_labels_of_which_a_text_may_have_several_is_by_their_share(server):
+    message = [{"role": "user", "content": "a b b"}]
+    found = server.client.decisions.create(model="many", input=message, questions=ASKED[:2])
+    scores = [1 / (1 + math.exp(-count)) for count in (1, 2)]
+    which, is_b = found.answers
+    assert (which.choice, which.confidence) == ("b-ish", pytest.approx(scores[1]))
+    assert which.probabilities[0].probability == pytest.approx(scores[1] / sum(scores))
+    assert is_b.probability == pytest.approx(scores[1])
+
+
+@pytest.mark.parametrize(
+    ("model", "question", "message"),
+    [
+        ("one", ASKED[1] | {"name": "c-ish"}, "'c-ish' is none; its labels are a-ish, b-ish"),
+        ("one", {"type": "predicate", "instructions": "Is it?"}, "name of a predicate must be a label of toy"),
+        ("one", ASKED[0] | {"choices": [{"value": True}, {"value": "a-ish"}]}, "Each choice and level must be a label"),
+        ("value", ASKED[0], "is a regression, which gives a text a value and decides nothing; use /classify"),
+    ],
+)
+def test_what_a_classifier_cannot_decide_is_400_in_a_line(live, model, question, message):
+    models = {"one": classifier(), "value": classifier("regression")}
+    status, answer = live(None, models=[*models.items()]).post(
+        "/v1/decisions", {"model": model, "input": "a", "questions": [question]}
+    )
+    assert (status, message in answer["error"]["message"]) == (400, True)
+
+
 @pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
 def test_documents_come_best_first_in_the_form_of_jina(server, path):
     body = {"model": "rank", "query": "c", "documents": ["b", {"text": "a a"}, "a"], "top_n": 2}
