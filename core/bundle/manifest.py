@@ -135,8 +135,8 @@ class Manifest:
         """Raise MisuseError for a manifest of another task; `source` is the directory that it is of."""
         if self.task != task:
             raise MisuseError(
-                f"{source} is for {self.task}, and a model for {task} is needed here; `piston run {source}` does what it "
-                "is for."
+                f"{source} is for {self.task}, and a model for {task} is needed here; `piston run {source}` does what "
+                "it is for."
             )
 
     @classmethod
