@@ -35,7 +35,9 @@ async function listModels() {
 
 function showJobs() {
   const model = models.find((item) => item.id === $("model").value);
-  const offered = [...document.querySelectorAll("section")].filter((job) => model.endpoints.includes(job.dataset.path));
+  // A classifier decides between its own labels, which its job "Classify" shows: it needs no list of choices.
+  const offers = ({ path, unless }) => model.endpoints.includes(path) && !model.endpoints.includes(unless);
+  const offered = [...document.querySelectorAll("section")].filter((job) => offers(job.dataset));
   $("jobs").replaceChildren(...offered.map((job) => {
     const tab = make("button", job.dataset.name);
     tab.type = "button";
