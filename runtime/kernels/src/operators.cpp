@@ -3,6 +3,7 @@
 
 #include "cpu.h"
 #include "kernel.h"
+#include "sparse.h"
 
 namespace piston {
 namespace {
@@ -199,6 +200,11 @@ __attribute__((visibility("default"))) void piston_kernels_set_threads(int count
 // For tests: use no more than this level from now on; what it became.
 __attribute__((visibility("default"))) int piston_kernels_set_level(int wanted) {
   return piston::set_level(static_cast<piston::Level>(wanted));
+}
+
+// For tests on processors without tile registers, which alone read what this writes.
+__attribute__((visibility("default"))) void piston_kernels_expand(const uint8_t* from, int64_t rows, int bits, int zero, uint8_t* to) {
+  piston::expand_tile(from, rows, bits, zero, to);
 }
 
 }

@@ -1,13 +1,15 @@
 """Products by 2:4 sparse weights that are stored without their zeros give the same bits as with them."""
 
+import ctypes
 import itertools
 
 import numpy as np
 import pytest
 from kernel_cases import linear, tiled
-from own_kernels import run_alone
+from own_kernels import need_kernels, run_alone
 
 from piston.engines.lowering.kernels.sparse import packed_rows
+from piston.runtime import kernels
 
 ROWS = [1, 2, 3, 8, 9, 33, 70]
 
@@ -64,6 +66,26 @@ def test_packing_is_that_of_the_definition():
     for bits in (8, 4):
         (whole, _), (sparse, _) = sparse_blocks(rng, 64, 48, 32, bits)
         np.testing.assert_array_equal(packed_rows(whole, bits), sparse)
+
+
+def expanded(sparse, bits, zero):
+    need_kernels()
+    out = np.zeros((len(sparse), 2 * sparse.shape[1], 64), np.uint8)
+    given, made = (array.ctypes.data_as(ctypes.c_void_p) for array in (sparse, out))
+    rows = ctypes.c_int64(sparse.shape[0] * sparse.shape[1])
+    kernels.open_library().piston_kernels_expand(given, rows, bits, zero, made)
+    return out
+
+
+def test_tile_registers_read_the_weights_with_their_zeros():
+    rng = np.random.default_rng(0)
+    _, whole, sparse, _ = sparse_linear(rng, 1, 128, 48)
+    np.testing.assert_array_equal(expanded(sparse, 8, 0).view(np.int8), whole)
+    (whole, _), (sparse, _) = sparse_blocks(rng, 80, 48, 32, 8)
+    np.testing.assert_array_equal(expanded(sparse, 8, 128), whole)
+    (whole, _), (sparse, _) = sparse_blocks(rng, 80, 48, 32, 4)
+    as_bytes = np.stack([whole & 0xF, whole >> 4], axis=2).reshape(3, -1, 64)
+    np.testing.assert_array_equal(expanded(sparse, 4, 8), as_bytes)
 
 
 @pytest.mark.parametrize(("depth", "width"), [(64, 16), (128, 48), (192, 80), (896, 32)])
