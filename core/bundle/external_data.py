@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from piston.core.atomic_dir import scratch_dir
 from piston.core.bundle.manifest import FILE_NAME, Manifest
 from piston.core.bundle.onnx_header import OnnxHeader
-from piston.core.errors import BundleCorruptError, BundleError
+from piston.core.errors import BundleCorruptError, BundleError, Error
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def plain_files(directory: Path, goal: Path) -> Iterator[Path]:
 
     onnx_ir refuses weights behind symbolic links and in files with a second hard link, because a graph could point
     anywhere. Package managers and the hub's cache create such directories. Here the manifest's hashes decide what is
-    read. The copy temporarily takes the size of the model on disk.
+    read. The copy temporarily takes the size of the model on disk; errors of the block name the directory in its place.
 
     Raises:
         BundleCorruptError: the directory has links, and a file differs from the recorded one.
@@ -37,7 +37,11 @@ def plain_files(directory: Path, goal: Path) -> Iterator[Path]:
         for name in (*manifest.files, FILE_NAME):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(directory / name, copy / name)
-        yield copy
+        try:
+            yield copy
+        except Error as problem:
+            problem.args = tuple(str(word).replace(str(copy), str(directory)) for word in problem.args)
+            raise
 
 
 def check_external_data(directory: Path, manifest: Manifest) -> None:

@@ -261,3 +261,12 @@ def test_a_model_directory_of_links_is_quantized_as_any_other(model_dir, tmp_pat
         for source in (model_dir, tmp_path / "linked")
     )
     assert plain.manifest.files == linked.manifest.files
+
+
+def test_an_error_about_a_model_directory_of_links_names_it_and_not_its_copy(model_dir, tmp_path):
+    calibrate(model_dir, tmp_path / "q", RECIPES["w8"], checked=CheckOptions(bounds=("kl<=1000",), data="builtin"))
+    (tmp_path / "linked").mkdir()
+    for path in (tmp_path / "q").iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    with pytest.raises(MisuseError, match=rf"^{tmp_path}/linked is quantized already"):
+        calibrate(tmp_path / "linked", tmp_path / "again", RECIPES["w8"])
