@@ -142,6 +142,9 @@ def open_session(path: Path, options: OrtOptions, graph: bytes | None = None) ->
     """Make an onnxruntime.InferenceSession; raises as OrtSession.open does, and as kernels.require does.
 
     `graph` is the serialized model in place of the file's, whose weights it reads.
+
+    Raises:
+        MisuseError: the directory's name is not UTF-8.
     """
     try:
         import onnxruntime
@@ -150,6 +153,9 @@ def open_session(path: Path, options: OrtOptions, graph: bytes | None = None) ->
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads = options.threads or num_cores()
     settings.log_severity_level = 3
+    folder = str(path.parent if graph is None else path.parent.resolve())
+    if not _is_utf8(folder):
+        raise MisuseError(f"The name of {folder!a} is not UTF-8, and ONNX Runtime takes no other; move the bundle.")
     levels = onnxruntime.GraphOptimizationLevel
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
     if options.profile is not None:
@@ -164,9 +170,16 @@ def open_session(path: Path, options: OrtOptions, graph: bytes | None = None) ->
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [(options.provider, dict(options.provider_options))]
         if graph is not None:
-            folder = str(path.parent.resolve())
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         return onnxruntime.InferenceSession(str(path) if graph is None else graph, settings, providers=providers)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

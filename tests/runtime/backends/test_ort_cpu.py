@@ -346,6 +346,12 @@ def test_threads_that_no_machine_can_use_are_misuse(threads):
         OrtOptions(threads=threads)
 
 
+@pytest.mark.parametrize("graph", [None, b"a graph whose weights are elsewhere"])
+def test_a_directory_whose_name_is_not_utf8_is_misuse(graph):
+    with pytest.raises(MisuseError, match="udcff' is not UTF-8, and ONNX Runtime takes no other; move the bundle"):
+        open_session(Path("a", "bad\udcff", "model.onnx"), OPTIONS, graph)
+
+
 def test_bindings_are_kept_for_the_ranges_of_rows_that_were_stepped_last(make, monkeypatch):
     monkeypatch.setattr("piston.runtime.backends.ort_cpu.MAX_BINDINGS", 3)
     engine = make(num_slots=4)
