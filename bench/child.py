@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from piston.core.errors import EngineError
+from piston.core.json_text import json_text
 
 SERVE = Path(__file__).parent / "adapters" / "serve.py"
 _SHOWN = 400  # characters of the system's stderr to keep
@@ -65,7 +66,7 @@ class Child:
         self.started = time.perf_counter()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the rival the caller named
-                [*words, json.dumps(options | {"target": contender.target})],
+                [*words, json_text(options | {"target": contender.target})],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -130,7 +131,7 @@ class Child:
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.write(json_text(message) + "\n")
             self._process.stdin.flush()
         except OSError:
             raise self._failure("ended before the first request") from None

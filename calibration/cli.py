@@ -21,6 +21,7 @@ from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
 from piston.core.gates import Metric, add_gate_arguments, from_older, gates_of
+from piston.core.json_text import json_text
 from piston.core.outputs import check_output_files, write_output
 from piston.core.tasks import task_module, task_names
 from piston.data.rows import RowOptions
@@ -162,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         if arguments.save_recipe is not None:
-            write_output(arguments.save_recipe, json.dumps(result.recipe.to_json(), indent=1) + "\n")
+            write_output(arguments.save_recipe, json_text(result.recipe.to_json(), indent=1) + "\n")
         if arguments.report is not None:
             write_output(arguments.report, page_of(result))
     finally:  # what was measured is told all the same

@@ -22,9 +22,8 @@ class Calibrated:
     weight_only: list[str]  # of these, those whose weights are in INT8 all the same
     size: Size
     sensitivity: dict[str, float]  # w8a8: each linear's error in INT8, worst first
-    cost_alone: dict[
-        str, float
-    ]  # with keep_worst: KL of the linears that were measured alone, worst by multiply-add first
+    # With keep_worst: the KL divergence of each linear that was measured alone, the most per multiply-add first.
+    cost_alone: dict[str, float]
     check: Check | TaskCheck
     spent: BudgetResult | None  # on a budget
     saturated: dict[str, Saturated]  # by what reads the value, or its cache; empty unless asked for

@@ -12,6 +12,7 @@ from typing import Any
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.checkpoint.json_files import read_object
 from piston.core.errors import CheckpointError, MisuseError
+from piston.core.json_text import json_text
 from piston.runtime.sampling.params import SamplingParams
 
 FILE_NAME = "generation_config.json"
@@ -166,7 +167,7 @@ def _is_supported(name: str, value: Any) -> bool:
 
 
 def _listed(sampling: dict[str, Any], names: list[str]) -> str:
-    shown = (f"{name} {json.dumps(sampling[name])}" for name in names)
+    shown = (f"{name} {json_text(sampling[name])}" for name in names)
     return ", ".join(textwrap.shorten(text, 60, placeholder=" ...") for text in shown)
 
 

@@ -3,7 +3,6 @@
 With PISTON_LOG_FORMAT=json (or --log-format json) stderr carries one JSON object a line, for log collectors.
 """
 
-import json
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 from piston.core.errors import MisuseError
+from piston.core.json_text import json_text
 from piston.core.standard_streams import OutputError, silence
 
 LOG_FORMAT = "PISTON_LOG_FORMAT"
@@ -22,8 +22,8 @@ Level = Literal["info", "error"]
 
 def print_json(value: Any) -> None:
     """Print one object as JSON on stdout, escaped where stdout cannot encode it."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    print_text(text if _as_shown(text) == text else json.dumps(value, indent=1))
+    text = json_text(value, indent=1, ensure_ascii=False)
+    print_text(text if _as_shown(text) == text else json_text(value, indent=1))
 
 
 def print_text(text: str, end: str = "\n") -> None:
@@ -73,7 +73,7 @@ def logs_json() -> bool:
 
 def log_line(level: Level, **fields: Any) -> str:
     """One JSON object on one line: the time in UTC (ISO 8601), the level, and the message."""
-    return json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level} | fields)
+    return json_text({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level} | fields)
 
 
 def is_coloured(stream: TextIO) -> bool:

@@ -1,7 +1,8 @@
 """Turns parsed JSON or TOML into frozen dataclasses, or raises an error that names the wrong value.
 
 Unknown fields are errors, unless they are to be ignored. Types may be dataclasses, `tuple[X, ...]`, `Mapping[str, X]`,
-`Literal`, unions such as `X | None` and `int | str`, Any, str, bool, float and int (not negative).
+`Literal`, unions such as `X | None` and `int | str`, Any, str, bool, float and int (not negative). A float that is not
+finite may be a string, as `piston.core.json_text` writes it.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
+
+from piston.core.json_text import NOT_FINITE
 
 Path = tuple[str | int, ...]
 
@@ -100,6 +103,8 @@ def _choice(choices: tuple[Any, ...], value: object, path: Path) -> object:
 
 def _plain(expected: Any, value: object, path: Path) -> object:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if expected is float and isinstance(value, str) and value in NOT_FINITE:
         return float(value)
     if not isinstance(value, expected) or (expected is int and (isinstance(value, bool) or value < 0)):
         raise SchemaError(f"{dotted(path)} is {value!r:.80}, it must be a {expected.__name__}", path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.cache_dir import expand_user
 from piston.core.console import Progress
 from piston.core.errors import MisuseError, NoDeviceError
+from piston.core.json_text import json_text
 from piston.core.outputs import write_output
 from piston.data.rows import BUILTIN
 from piston.distillation.importance import Ranking, rank
@@ -171,7 +171,7 @@ class _Distillation:
             tuple(self.notes),
         )
         record = {"piston": version("piston"), "key": key, "data": data.rows.to_json(), **result.to_json()}
-        (work / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (work / RECORD).write_text(json_text(record, indent=1) + "\n", encoding="utf-8")
         return result
 
     def _student(self, data: Data) -> tuple[Any, Ranking, tuple[int, ...]]:
@@ -264,7 +264,7 @@ class _Distillation:
             scales = trained_scales(linears).to_bytes()
             (work / SCALES).write_bytes(scales)
             recipe = recipe_of(scheme, block, student, linears, scales)
-            write_output(work / RECIPE, json.dumps(recipe, indent=1) + "\n")
+            write_output(work / RECIPE, json_text(recipe, indent=1) + "\n")
 
     def _key(self, data: Data) -> str:
         """Of everything that shapes the run but its length."""
@@ -274,7 +274,7 @@ class _Distillation:
         shaping |= {"teacher": self.source.checkpoint.hashes(), "rows": data.rows.sha256}
         if self.options.start is not None:
             shaping["start"] = hashlib.sha256((self.options.start / "manifest.json").read_bytes()).hexdigest()
-        return hashlib.sha256(json.dumps(shaping, sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json_text(shaping, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@
 | feature-extraction   | "sentence1", "sentence2" and "score"; a table without a header has them in this order         |
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from piston.core.data_files import Record, field_of, first_row, read_text, records_of, text_field
 from piston.core.errors import MisuseError
+from piston.core.json_text import json_text
 
 TEXT, PAIR, LABEL = ("text", "sentence", "text1", "sentence1"), ("text_pair", "text2", "sentence2"), ("label", "labels")
 TOKENS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "labels")
@@ -145,7 +145,7 @@ def _name(label: Any, labels: Sequence[str], where: str) -> str:
         return label
     if _is_number(label) and float(label).is_integer() and 0 <= float(label) < len(labels):
         return labels[int(float(label))]
-    raise MisuseError(f"{where}: the model has no label {label!r:.60}; it has {json.dumps(labels)[:200]}.")
+    raise MisuseError(f"{where}: the model has no label {label!r:.60}; it has {json_text(labels)[:200]}.")
 
 
 def _number(value: Any, where: str) -> float:

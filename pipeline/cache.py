@@ -19,6 +19,7 @@ from piston.core.atomic_dir import atomic_dir, locks, sweep, try_lock
 from piston.core.bundle.manifest import sha256_of
 from piston.core.console import note
 from piston.core.errors import Error
+from piston.core.json_text import json_text
 from piston.pipeline.cache_key import digest_of
 
 RECORD, OUTPUT, LOCKS = "entry.json", "output", "locks"
@@ -198,7 +199,7 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
         name: {"sha256": sha256_of(output / name), "size": (output / name).stat().st_size} for name in _files(output)
     }
     whole = {**record, "files": files}
-    text = json.dumps({"record": whole, "sha256": digest_of(whole)}, indent=1)
+    text = json_text({"record": whole, "sha256": digest_of(whole)}, indent=1)
     (directory / RECORD).write_text(text + "\n", encoding="utf-8")
 
 

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import Any
 
 from piston.core.bundle.manifest import sha256_of
 from piston.core.errors import MisuseError
+from piston.core.json_text import json_text
 from piston.core.machine import num_cpus
 
 TOOLS = {  # verb: the distributions whose version may change its result
@@ -75,7 +75,7 @@ PACKAGES = {  # verb: the packages whose code may change its result
 
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    text = json_text(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -21,6 +21,7 @@ from piston.core.bundle.golden import Golden, GoldenByTarget
 from piston.core.bundle.manifest import Manifest
 from piston.core.bundle.provenance import checkpoint_hashes
 from piston.core.errors import Error, MisuseError, OutputExistsError
+from piston.core.json_text import json_text
 from piston.core.outputs import write_output
 from piston.core.schema import SchemaError, validated
 from piston.pipeline.cache_key import machine
@@ -87,7 +88,7 @@ def write_lock(path: Path, lock: Lock) -> None:
     """Write a lock file atomically, if its contents changed."""
     values = sorted(dataclasses.asdict(lock).items())
     # Answers are long and read by programs: one line. People review changes of the rest.
-    lines = [f' "{key}": {json.dumps(value, indent=None if key == "answers" else 2)}' for key, value in values]
+    lines = [f' "{key}": {json_text(value, indent=None if key == "answers" else 2)}' for key, value in values]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     try:
         if path.read_text(encoding="utf-8") == text:

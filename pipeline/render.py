@@ -1,12 +1,12 @@
 """A report as text, as Markdown for a pull request, and as JUnit XML."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from piston.core.bundle.manifest import Manifest
 from piston.core.bundle.sbom import sbom_of
 from piston.core.errors import Error
+from piston.core.json_text import json_text
 from piston.core.outputs import write_output
 from piston.core.report import code
 from piston.core.report.junit import Case
@@ -21,7 +21,7 @@ from piston.pipeline.report import FILES, SBOM, EngineReport, Report, StageRepor
 def write_reports(directory: Path, report: Report) -> None:
     """Write all four forms; raises Error where the directory cannot be written."""
     texts = (
-        json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n",
+        json_text(report.to_json(), indent=1, ensure_ascii=False) + "\n",
         junit_of(report),
         "\n".join(markdown_of(report)) + "\n",
         page_of(report),
@@ -38,7 +38,7 @@ def write_sbom(directory: Path, report: Report, model_license: str | None) -> No
     """Write the bill of materials of the bundle that was published; raises as write_reports does."""
     bundle = Path(report.bundle)
     document = sbom_of(bundle, Manifest.read(bundle), model_license)
-    write_output(directory / SBOM, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_output(directory / SBOM, json_text(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def lines_of(report: Report) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """What a question of /v1/decisions is answered with, whoever decides: a language model or a classifier."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from piston.core.json_text import json_text
 from piston.serving.decision_fields import ChoiceQuestion, Predicate, Question
 from piston.serving.errors import RequestError
 
@@ -17,7 +17,7 @@ def options_of(question: Question) -> list[tuple[str, str | None]]:
         return [("Yes", None), ("No", None)]
     if isinstance(question, ChoiceQuestion):
         names = [
-            choice.value if isinstance(choice.value, str) else json.dumps(choice.value) for choice in question.choices
+            choice.value if isinstance(choice.value, str) else json_text(choice.value) for choice in question.choices
         ]
         num_different = len({(type(choice.value), choice.value) for choice in question.choices})
         described = [choice.description for choice in question.choices]

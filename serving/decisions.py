@@ -6,7 +6,6 @@ questions but the first find it among the kept prefixes.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import msgspec
 import numpy as np
 from starlette.types import ASGIApp
 
+from piston.core.json_text import json_text
 from piston.runtime.generate.generation import Generation, prepare
 from piston.runtime.sampling.params import SamplingParams
 from piston.serving.decision_answers import answer_to, options_of
@@ -199,7 +199,7 @@ def _joined(content: "Instructions | list[Any]") -> str:
     if isinstance(content, str):
         return content
     return "\n".join(
-        json.dumps(part.data, ensure_ascii=False)
+        json_text(part.data, ensure_ascii=False)
         if isinstance(part, InputJson)
         else part.refusal
         if isinstance(part, Refusal)

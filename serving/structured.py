@@ -1,7 +1,6 @@
 """Structured output: what an answer must be becomes a grammar, and that a mask over the vocabulary (llguidance)."""
 
 import asyncio
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from piston.core.errors import MisuseError
+from piston.core.json_text import json_text
 from piston.runtime.model import LanguageModel
 from piston.runtime.sampling.processors import Logits
 from piston.runtime.sampling.sampler import Constraint
@@ -178,7 +178,7 @@ async def in_compiler(call: Call, work: Callable[[], Result]) -> Result:
 def json_grammar(schema: Mapping[str, Any] | str, param: str) -> str:
     """The grammar of a JSON schema; what in it cannot be enforced is refused when it is compiled."""
     try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
+        text = schema if isinstance(schema, str) else json_text(schema)
         return llguidance.LLMatcher.grammar_from_json_schema(text, overrides={"lenient": False})
     except ValueError as problem:
         raise RequestError(f"{param} is no JSON schema: {_one_line(str(problem))}.", param=param) from None
@@ -210,7 +210,7 @@ def _grammar(name: str, kind: str, value: Any) -> str:
     if kind == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
             raise needs(NEEDS[kind])
-        return llguidance.grammar_from("choice", json.dumps(value))
+        return llguidance.grammar_from("choice", json_text(value))
     if kind not in KINDS:
         raise RequestError(f"{name} has no kind {kind!r}; there are {', '.join(KINDS)}.", param=name)
     if kind not in TEXTS or not isinstance(value, str) or not value:

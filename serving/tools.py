@@ -1,12 +1,12 @@
 """Functions that a model may call: what a request offers, and the grammar where calls are demanded or strict."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from msgspec import UNSET
 
+from piston.core.json_text import json_text
 from piston.runtime.text.tokenizer import Tokenizer
 from piston.serving.errors import RequestError
 from piston.serving.generation_fields import ChatRequest
@@ -82,7 +82,7 @@ def tool_grammar(tools: Tools, form: ToolFormat, tokenizer: Tokenizer) -> str:
     value: dict[str, Any] = {"anyOf": calls} if len(calls) > 1 else calls[0]
     if form.end is None:
         value = {"type": "array", "items": value, "minItems": 1} | ({"maxItems": 1} if tools.is_one else {})
-    call = f"%json {json.dumps(value)}"
+    call = f"%json {json_text(value)}"
     is_one = tools.is_one or len(tools.names) == 1 or form.end is None
     if tools.wanted == "call":
         body = f"start: call{'' if is_one else ' (SPACE call)*'}\ncall: {begin} SPACE {call} SPACE {end}\n"
@@ -111,7 +111,7 @@ def _schema(function: Mapping[str, Any], *, held: bool) -> dict[str, Any]:
 def _marker(text: str, tokenizer: Tokenizer) -> str:
     """A marker in a grammar: the token itself where it is no text."""
     token_id = tokenizer.id_of(text)
-    return f"<[{token_id}]>" if token_id is not None and tokenizer.is_special(token_id) else json.dumps(text)
+    return f"<[{token_id}]>" if token_id is not None and tokenizer.is_special(token_id) else json_text(text)
 
 
 def _name(tool: Any, n: int) -> str:

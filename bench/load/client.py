@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from piston.bench.load.setting import LoadRequest
 from piston.core.errors import EngineError
+from piston.core.json_text import json_text
 
 REFUSALS = {429, 503}  # statuses of a server that has too much to do
 _OK = 200
@@ -145,7 +146,7 @@ def _read(events: Iterator[tuple[float, bytes]]) -> Parsed:
         except ValueError:
             return Parsed(times=(), problem=f"an event is not JSON: {text[:60]!r}")
         if "error" in event:
-            return Parsed(times=(), problem=f"an error event: {json.dumps(event['error'])[:200]}")
+            return Parsed(times=(), problem=f"an error event: {json_text(event['error'])[:200]}")
         usage = event.get("usage") or usage
         if any(choice.get("text") for choice in event.get("choices", ())):
             times.append(at)

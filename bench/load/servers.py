@@ -16,6 +16,7 @@ from piston.bench.child import SERVE, Contender
 from piston.bench.load.client import Endpoint
 from piston.bench.systems import URL
 from piston.core.errors import EngineError
+from piston.core.json_text import json_text
 
 ECHO = "echo"
 START = 300.0  # seconds that a server may take to load
@@ -110,7 +111,7 @@ def _words(contender: Contender, options: dict[str, Any]) -> list[str]:
     # As in piston.bench.child: another system's Python must not see our paths.
     shield = "-P" if contender.python == sys.executable else "-I"
     words = [contender.python, shield, str(SERVE), contender.kind, contender.path]
-    return [*words, json.dumps(options | {"target": contender.target})]
+    return [*words, json_text(options | {"target": contender.target})]
 
 
 def _free_port() -> int:

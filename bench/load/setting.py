@@ -1,11 +1,12 @@
 """One load: how requests arrive, how long they are, and what their prompts share."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from piston.core.json_text import json_text
 
 _SEED = 21
 _FIRST_WORD = 100  # lower ids are often special tokens
@@ -67,7 +68,7 @@ class LoadRequest:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        return json.dumps(fields, separators=(",", ":")).encode()
+        return json_text(fields, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)

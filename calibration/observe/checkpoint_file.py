@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.json_text import json_text
+
 State = dict[str, NDArray[Any]]
 INTERVAL = 20.0  # seconds between saves, and at least
 SPARING = 20.0  # times as long as the last save took
@@ -22,7 +24,7 @@ SPARING = 20.0  # times as long as the last save took
 
 def key_of(settings: Mapping[str, Any]) -> str:
     """A hash of settings that are plain JSON."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_text(settings, sort_keys=True).encode()).hexdigest()
 
 
 class ProgressFile:
@@ -71,7 +73,7 @@ class ProgressFile:
         arrays = {f"array{place}": states[name][part] for place, (name, part) in enumerate(parts)}
         partial = self.path.with_suffix(".part")
         with partial.open("wb") as file:
-            np.savez(file, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
+            np.savez(file, head=np.array(json_text(head)), **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.path)

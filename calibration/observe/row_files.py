@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piston.core.errors import CalibrationError
+from piston.core.json_text import json_text
 
 HEAD = 128  # bytes before an array's own: its dtype and shape as JSON
 
@@ -43,7 +44,7 @@ class RowFiles:
             self.directory.mkdir(parents=True, exist_ok=True)
             path.touch()
         with path.open("r+b") as file:
-            file.write(json.dumps([array.dtype.str, array.shape]).encode().ljust(HEAD))
+            file.write(json_text([array.dtype.str, array.shape]).encode().ljust(HEAD))
             file.write(array.reshape(-1).view(np.uint8).data)
             file.truncate()
 

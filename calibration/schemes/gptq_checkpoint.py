@@ -16,6 +16,7 @@ import numpy as np
 from piston.calibration.graph.linears import Linear
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.channel_splitting import Source
+from piston.core.json_text import json_text
 from piston.graph.rounding import Quantized
 
 ROUNDED = "rounded"  # the directory, in the work directory of a calibration
@@ -44,7 +45,7 @@ class RoundedFiles:
         if not _is_of(head, key):
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
-            head.write_text(json.dumps(key), encoding="utf-8")
+            head.write_text(json_text(key), encoding="utf-8")
 
     def load(self, groups: Sequence[Sequence[Linear]], recipe: Recipe) -> list[RoundedGroup]:
         """What the first groups became; of files that cannot be read, or miss one, nothing: the work starts over."""

@@ -28,6 +28,7 @@ from piston.core.bundle.manifest import sha256_of
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import Gate, GateResult, Metric
+from piston.core.json_text import json_text
 from piston.data.packing import Ids
 from piston.data.rows import hash_rows
 
@@ -103,8 +104,9 @@ class BudgetResult:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "BudgetResult":
         """Read what was measured; what was found is to be found again."""
-        points = [Point(**point) for point in data["points"]]
-        return cls(data["bound"], dict(data["cost_alone"]), data["floor"], points)
+        points = [Point(**{**point, "figures": _floats(point["figures"])}) for point in data["points"]]
+        floor = None if data["floor"] is None else float(data["floor"])
+        return cls(data["bound"], _floats(data["cost_alone"]), floor, points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,8 +261,13 @@ class _Search:
 
     def _save(self) -> None:
         partial = self.path.with_suffix(".part")
-        partial.write_text(json.dumps({"key": self.key, "spent": self.spent.to_json()}), encoding="utf-8")
+        partial.write_text(json_text({"key": self.key, "spent": self.spent.to_json()}), encoding="utf-8")
         partial.replace(self.path)
+
+
+def _floats(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of a file, where those that are not finite are strings."""
+    return {name: float(value) for name, value in figures.items()}
 
 
 def _complaint(spent: BudgetResult, budget: Budget) -> str:

@@ -17,6 +17,7 @@ from typing import Literal, Self
 
 from piston.core.bundle.manifest import stays_inside
 from piston.core.errors import BundleCorruptError, BundleNotFoundError
+from piston.core.json_text import json_text
 from piston.core.schema import SchemaError, validated
 
 FILE_NAME = "verify.json"
@@ -141,5 +142,5 @@ class GoldenByTarget:
 
     def write(self, directory: Path) -> None:
         """Write directory/verify.json."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        text = json_text(dataclasses.asdict(self), indent=1, ensure_ascii=False)
         (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 from piston.core.bundle.interface import DECODER, CacheSpec, FloatType, GraphInterface, StateSpec, decoder_interface
 from piston.core.bundle.schema1 import upgraded
 from piston.core.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError, MisuseError
+from piston.core.json_text import json_text
 from piston.core.schema import SchemaError, validated
 
 SCHEMA = 2
@@ -211,7 +212,7 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write directory/manifest.json."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        text = json_text(dataclasses.asdict(self), indent=1, ensure_ascii=False)
         (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
     def verify(self, directory: Path) -> None:

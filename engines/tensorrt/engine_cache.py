@@ -21,6 +21,7 @@ from piston.core.bundle import is_graph_file
 from piston.core.bundle.interface import DECODER
 from piston.core.bundle.manifest import EngineSpec, Manifest, record_files, stays_inside
 from piston.core.console import note
+from piston.core.json_text import json_text
 from piston.core.schema import SchemaError, validated
 from piston.engines.tensorrt.target import Target
 from piston.runtime.backends.tensorrt.log import open_module
@@ -45,7 +46,7 @@ def key_of(target: Target, model: Manifest, asked: Mapping[str, Any], graph: str
         "compiler": [target.module, str(module.__version__)],
         "code": _code_hash(),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_text(parts, sort_keys=True).encode()).hexdigest()
 
 
 class EngineCache:
@@ -102,7 +103,7 @@ class EngineCache:
             except shutil.Error as problem:  # a list of what happened to each file
                 raise OSError(problem.args[0][0][2]) from problem
             files = {name: record.sha256 for name, record in record_files(entry / "files").items()}
-            text = json.dumps({"spec": dataclasses.asdict(spec), "files": files})
+            text = json_text({"spec": dataclasses.asdict(spec), "files": files})
             (entry / SPEC).write_text(text, encoding="utf-8")
             with suppress(OSError):  # somebody else was first
                 entry.rename(self.directory / key)

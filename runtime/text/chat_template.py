@@ -211,7 +211,7 @@ def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
     plain = {}
     for name, value in given.items():
         try:
-            plain[name] = json.loads(json.dumps(value, default=_to_dict))
+            plain[name] = json.loads(json.dumps(value, default=_to_dict))  # noqa: TID251 - not written
         except (TypeError, ValueError, RecursionError) as error:
             raise MisuseError(f"{name} must consist of plain JSON values: {_what(error)}") from error
     return plain

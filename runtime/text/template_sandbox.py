@@ -165,10 +165,11 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:
-    """JSON as transformers writes it: unlike Jinja's own, characters stay as they are."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    """JSON as transformers writes it, NaN included: unlike Jinja's own, characters stay as they are."""
+    dumps = json.dumps  # noqa: TID251
+    text = dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
     # Marks are not escaped: the text between them is found by them.
-    return _ESCAPABLE.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
+    return _ESCAPABLE.sub(lambda match: dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 
 def _raise_exception(message: str) -> NoReturn:

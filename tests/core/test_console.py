@@ -35,6 +35,11 @@ def test_results_go_to_stdout_and_remarks_to_stderr(capsys):
     assert capsys.readouterr() == ("result\n", "remark\n")
 
 
+def test_json_on_stdout_has_no_nan(capsys):
+    print_json({"error": float("inf")})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"error": "Infinity"}
+
+
 def test_json_keeps_characters_readable(capsys):
     print_json({"text": "é👍"})
     out = capsys.readouterr().out

@@ -51,6 +51,13 @@ def test_what_is_wrong_and_where_is_said(value, path, said):
     assert (caught.value.path, said in str(caught.value)) == (path, True)
 
 
+def test_a_float_that_is_not_finite_may_be_the_string_that_json_has_for_it():
+    assert validated(tuple[float, ...], ["-Infinity", "Infinity", 1]) == (-float("inf"), float("inf"), 1.0)
+    assert validated(float | None, "NaN") != validated(float | None, "NaN")
+    with pytest.raises(SchemaError):
+        validated(tuple[float, ...], ["nan"])
+
+
 def test_a_choice_is_not_met_by_an_equal_value_of_another_type():
     with pytest.raises(SchemaError):
         validated(Literal[1], True)

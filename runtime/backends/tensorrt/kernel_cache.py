@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+from piston.core.json_text import json_text
 from piston.runtime.backends.tensorrt.log import accepted
 
 SUFFIX = ".kernels"
@@ -55,7 +56,7 @@ class KernelCache:
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _replace(self.path, data)
-            _replace(self.record_path, json.dumps(record).encode())
+            _replace(self.record_path, json_text(record).encode())
             self._saved = digest
 
     def _verified(self) -> bytes | None:

@@ -10,12 +10,13 @@ from piston.calibration.calibrate import calibrate
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.w8a8 import round_all
-from piston.calibration.search.budget import Budget
+from piston.calibration.search.budget import Budget, BudgetResult, Point
 from piston.calibration.search.meter import Meter
 from piston.cli.main import main
 from piston.core.console import Progress
 from piston.core.errors import ShortfallError
 from piston.core.gates import parse_gate
+from piston.core.json_text import json_text
 from piston.data.rows import RowOptions, load_rows
 from piston.evaluation.tasks.text_generation import METRICS
 from piston.runtime.bundle import Bundle
@@ -102,6 +103,12 @@ def test_an_interrupted_search_goes_on_where_it_stopped(model_dir, text, tmp_pat
     assert not done & set(passes)
     assert len(passes) == 1 + 8 - 6 + 1  # the floor, eight groups alone, and all together
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_search_goes_on_after_a_model_whose_figures_are_infinite():
+    point = Point(kept=["a"], share=0.5, size=3, figures={"ppl": float("inf"), "kl": 0.1})
+    spent = BudgetResult("kl<=0.1", {"a": float("inf")}, 0.25, [point])
+    assert BudgetResult.from_json(json.loads(json_text(spent.to_json()))) == spent
 
 
 def test_ranking_takes_half_the_time_at_most_and_begins_with_the_worst(model_dir, text, tmp_path, monkeypatch):
