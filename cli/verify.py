@@ -73,15 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
 def describe(target: str, verdict: Verdict | OutputVerdict) -> str:
     """The verdict in one line."""
     if isinstance(verdict, OutputVerdict):
-        counts = (
-            f"outputs for {verdict.num_prompts} {verdict.given} were compared, the largest distance is "
-            f"{verdict.worst:.2g}"
-        )
+        counts = f"outputs for {verdict.num_prompts} {verdict.given} were compared, {_distance(verdict)}"
         if verdict.is_passed:
             return f"{target} answers as built; {counts}"
         return f"{target} does NOT answer as built: {len(verdict.mismatches)} {verdict.given} differ; {counts}"
     counts = (
         f"{verdict.num_decided} of {verdict.num_tokens} tokens of {verdict.num_prompts} {verdict.given} were compared"
+        f"{'' if verdict.encoded is None else f'; of the outputs of the encoder {_distance(verdict.encoded)}'}"
     )
     if verdict.is_passed:
         return f"{target} answers as built; {counts}"
@@ -90,14 +88,20 @@ def describe(target: str, verdict: Verdict | OutputVerdict) -> str:
     return f"{target} does NOT answer as built: {len(verdict.mismatches)} {verdict.given} differ; {counts}"
 
 
+def _distance(outputs: OutputVerdict) -> str:
+    return f"the largest distance is {outputs.worst:.2g}, allowed are {outputs.tolerance:.2g}"
+
+
 def to_json(
     bundle: Path, target: str, expected: Golden, threshold: float, verdict: Verdict | OutputVerdict
 ) -> dict[str, Any]:
-    """The verdict as JSON."""
-    if isinstance(verdict, OutputVerdict):
-        counts: dict[str, Any] = {"max_distance": verdict.worst}
-    else:
-        counts = {"num_tokens": verdict.num_tokens, "num_decided": verdict.num_decided}
+    """The verdict as JSON; outputs, also those of a speech model's encoder, have their distance and tolerance."""
+    outputs = verdict if isinstance(verdict, OutputVerdict) else verdict.encoded
+    counts: dict[str, Any] = {}
+    if isinstance(verdict, Verdict):
+        counts |= {"num_tokens": verdict.num_tokens, "num_decided": verdict.num_decided}
+    if outputs is not None:
+        counts |= {"max_distance": outputs.worst, "tolerance": outputs.tolerance}
     return {
         "bundle": str(bundle),
         "target": target,

@@ -25,6 +25,8 @@ from piston.pipeline.plan import EVAL_PAGE, Checkpoint, Stage, locate, plan, wor
 from piston.pipeline.recipe import Recipe
 from piston.pipeline.report import EngineReport, Report, StageReport
 from piston.pipeline.values import values_of
+from piston.runtime.verify import Mismatch
+from piston.runtime.verify_outputs import OutputMismatch
 
 GIB = 2**30
 DEFAULT_CACHE_BYTES = 20 * GIB
@@ -255,19 +257,13 @@ def _report(stage: Stage, entry: Entry, *, is_cached: bool) -> StageReport:
 
 def _mismatches(verdict: Mapping[str, Any]) -> tuple[str, ...]:
     """Why `verify` did not pass; the mismatches alone do not say that nothing could be compared."""
-    found = tuple(_mismatch(item) for item in verdict.get("mismatches", ()))
+    found = tuple(
+        str(OutputMismatch(**item) if "distance" in item else Mismatch(**item))
+        for item in verdict.get("mismatches", ())
+    )
     if not found and verdict.get("num_decided") == 0:
         return (f"none of {verdict['num_tokens']} tokens leads the second best clearly enough to be compared",)
     return found
-
-
-def _mismatch(item: Mapping[str, Any]) -> str:
-    if "distance" in item:
-        return f"{item['what']} on {item['prompt']!r:.60}: distance {item['distance']}, allowed {item['allowed']:.2g}"
-    return (
-        f"{item['what']}, token {item['position']} of {item['prompt']!r:.60}: "
-        f"expected {item['expected_id']} {item['expected_text']!r}, got {item['got_id']} {item['got_text']!r}"
-    )
 
 
 def _engine(target: str, got: Mapping[str, Any]) -> EngineReport:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenExample
+from piston.core.bundle.golden import Golden, GoldenAnswer
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import BundleError
 from piston.runtime.backends.engine import Engine, Logits, Source, encode
 from piston.runtime.text.tokenizer import Tokenizer
-from piston.runtime.verify_outputs import OutputMismatch, comparable_distance
+from piston.runtime.verify_outputs import OutputMismatch, OutputVerdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,7 @@ class Verdict:
     num_decided: int = 0
     given: str = "prompts"  # what the answers are to
     mismatches: list[Mismatch | OutputMismatch] = field(default_factory=list)  # the first of each prompt
+    encoded: OutputVerdict | None = None  # on the outputs of a speech model's encoder; its mismatches are among these
 
     @property
     def is_passed(self) -> bool:
@@ -99,8 +100,9 @@ def verify(
             verdict.given = "sounds"
         else:
             _compare_prompt(tokenizer, answer, verdict)
-    for answer, example in zip(expected.answers, expected.examples, strict=bool(expected.examples)):
-        _compare_encoded(engine, answer, example, sources, tolerance, verdict)
+    if expected.examples:
+        verdict.encoded = _compare_encoded(engine, expected, sources, tolerance)
+        verdict.mismatches += verdict.encoded.mismatches
     for start in range(0, len(expected.answers), engine.cache.num_slots):
         group = expected.answers[start : start + engine.cache.num_slots]
         _Group(engine, tokenizer, verdict, threshold, sources).run(group)
@@ -147,27 +149,22 @@ def _compare_prompt(tokenizer: Tokenizer, answer: GoldenAnswer, verdict: Verdict
     )
 
 
-def _compare_encoded(
-    engine: Engine,
-    answer: GoldenAnswer,
-    example: GoldenExample,
-    sources: SourceOf,
-    tolerance: float,
-    verdict: Verdict,
-) -> None:
-    """The output of the encoder that is furthest from the recorded one."""
+def _compare_encoded(engine: Engine, expected: Golden, sources: SourceOf, tolerance: float) -> OutputVerdict:
+    """The outputs of the encoder for each sound, up to the first that is too far from the recorded one."""
     from piston.runtime.golden_sounds import encoded
 
-    source = sources(answer)
-    assert source is not None
-    (found,) = encoded(engine, [source])
-    if found.keys() != example.values.keys():
-        raise BundleError(f"The golden outputs are of {', '.join(example.values)}, not of the encoder; build it again.")
-    far = {name: comparable_distance(found[name], np.array(values)) for name, values in example.values.items()}
-    worst, distance = max(far.items(), key=lambda item: float("inf") if item[1] is None else item[1])
-    if distance is None or distance > tolerance:
-        what = f"{answer.prompt}, {worst} of the encoder"
-        verdict.mismatches.append(OutputMismatch(what="engine", prompt=what, distance=distance, allowed=tolerance))
+    verdict = OutputVerdict(len(expected.answers), tolerance, given="sounds")
+    for answer, example in zip(expected.answers, expected.examples, strict=True):
+        source = sources(answer)
+        assert source is not None
+        (found,) = encoded(engine, [source])
+        if found.keys() != example.values.keys():
+            names = ", ".join(example.values)
+            raise BundleError(f"The golden outputs are of {names}, not of the encoder; build it again.")
+        for name, values in example.values.items():
+            if not verdict.compare(f"{answer.prompt}, {name} of the encoder", found[name], np.array(values)):
+                break
+    return verdict
 
 
 @dataclass(slots=True)

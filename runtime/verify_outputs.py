@@ -3,6 +3,7 @@
 Those of encoders are for some texts, those of modules for the examples that the bundle carries.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,20 @@ class OutputMismatch:
 
 @dataclass(slots=True)
 class OutputVerdict:
-    """The result; passed without a mismatch."""
+    """The result; passed without a mismatch.
+
+    Attributes:
+        num_prompts: what was compared.
+        tolerance: the largest distance that is allowed, by the length of the recorded output.
+        worst: the largest distance of all; infinite where an output has NaN, or other infinities than the recorded one.
+        given: what the outputs are for.
+        mismatches: the first of each text, example or sound.
+    """
 
     num_prompts: int
+    tolerance: float
     worst: float = 0.0
-    given: str = "texts"  # what the outputs are for
+    given: str = "texts"
     mismatches: list[OutputMismatch] = field(default_factory=list)
 
     @property
@@ -71,13 +81,13 @@ class OutputVerdict:
         """Whether every output is the recorded one, and there was at least one."""
         return not self.mismatches and self.num_prompts > 0
 
-    def compare(self, prompt: str, found: NDArray[Any], known: NDArray[Any], tolerance: float) -> bool:
+    def compare(self, prompt: str, found: NDArray[Any], known: NDArray[Any]) -> bool:
         """Compare the numbers of one output with the recorded ones; whether they are near enough."""
         far = comparable_distance(found, known)
-        self.worst = max(self.worst, far or 0.0)
-        if far is not None and far <= tolerance:
+        self.worst = max(self.worst, math.inf if far is None else far)
+        if far is not None and far <= self.tolerance:
             return True
-        self.mismatches.append(OutputMismatch(what="engine", prompt=prompt, distance=far, allowed=tolerance))
+        self.mismatches.append(OutputMismatch(what="engine", prompt=prompt, distance=far, allowed=self.tolerance))
         return False
 
 
@@ -107,7 +117,7 @@ def verify_outputs(model: EncoderModel, expected: Golden, tolerance: float) -> O
         BundleError: a recorded text does not fit the engine.
         EngineError: the engine failed.
     """
-    verdict = OutputVerdict(len(expected.outputs))
+    verdict = OutputVerdict(len(expected.outputs), tolerance)
     for wanted in expected.outputs:
         prompt = " | ".join(wanted.texts)
         if len(wanted.ids) > model.max_length:
@@ -117,7 +127,7 @@ def verify_outputs(model: EncoderModel, expected: Golden, tolerance: float) -> O
             verdict.mismatches.append(OutputMismatch(what="tokenizer", prompt=prompt, distance=None, allowed=tolerance))
             continue
         (found,) = _outputs(model, [row])
-        verdict.compare(prompt, found, np.array(wanted.values, np.float32), tolerance)
+        verdict.compare(prompt, found, np.array(wanted.values, np.float32))
     return verdict
 
 
@@ -144,12 +154,12 @@ def verify_examples(model: Module, expected: Golden, tolerance: float) -> Output
         raise BundleCorruptError(
             f"The bundle has {len(examples)} examples and golden outputs of {len(expected.examples)}; build it again."
         )
-    verdict = OutputVerdict(len(examples), given="examples")
+    verdict = OutputVerdict(len(examples), tolerance, given="examples")
     for number, (example, wanted) in enumerate(zip(examples, expected.examples, strict=True)):
         found = model.run(example.inputs)
         for name, values in wanted.values.items():
             what, known = f"example {number}, output {name}", np.array(values, np.float64)
-            if not verdict.compare(what, numbers_of(found[name]), known, tolerance):
+            if not verdict.compare(what, numbers_of(found[name]), known):
                 break  # one line for each example
     return verdict
 

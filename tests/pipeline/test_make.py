@@ -17,6 +17,8 @@ from piston.pipeline.cache import Cache
 from piston.pipeline.make import MakeOptions, make
 from piston.pipeline.plan import locate, plan
 from piston.pipeline.recipe import read_recipe
+from piston.runtime.verify import Mismatch
+from piston.runtime.verify_outputs import OutputMismatch
 
 ALL = ["export", "calibrate", "build", "verify", "eval"]
 
@@ -292,6 +294,18 @@ def test_a_bundle_that_does_not_verify_is_not_published_where_no_gate_names_veri
     report = place.make()
     assert (report.gates[0].expression, report.gates[0].is_met, report.is_published) == ("verify", False, False)
     assert not place.bundle.exists()
+
+
+def test_the_report_says_of_a_mismatch_what_verify_says(place):
+    place.commands.passed = False
+    place.commands.mismatches = (
+        OutputMismatch(what="engine", prompt="a", distance=None, allowed=0.05),
+        Mismatch(
+            what="engine", prompt="b", position=2, expected_id=3, got_id=4, expected_text="x", got_text="y", margin=0.5
+        ),
+    )
+    assert place.make().mismatches == tuple(map(str, place.commands.mismatches))
+    assert "NaN or infinite where the recorded one is not" in str(place.commands.mismatches[0])
 
 
 def test_verify_is_left_out_where_it_is_skipped_by_name(place):

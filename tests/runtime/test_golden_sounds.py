@@ -13,7 +13,7 @@ from speech import CONTEXT, IDS, MELS, RATE
 from transformers import WhisperFeatureExtractor
 
 from piston.cli.main import main
-from piston.core.bundle.golden import GoldenByTarget
+from piston.core.bundle.golden import OUTPUT_FLOORS, GoldenByTarget
 from piston.core.bundle.interface import DECODER, ENCODER
 from piston.core.bundle.manifest import Manifest, record_files
 from piston.core.errors import BundleCorruptError, MisuseError
@@ -80,8 +80,12 @@ def test_the_bundle_verifies(bundle, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["passed"], found["num_prompts"], found["num_tokens"]) == (True, 2, 32)
     assert found["num_decided"] > 20
+    assert 0 <= found["max_distance"] <= found["tolerance"] == OUTPUT_FLOORS["float32"]
     assert main(["verify", str(bundle), "--quiet"]) == 0
-    assert "tokens of 2 sounds were compared" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tokens of 2 sounds were compared" in said
+    figures = f"{found['max_distance']:.2g}, allowed are {found['tolerance']:.2g}"
+    assert f"of the outputs of the encoder the largest distance is {figures}" in said
 
 
 @pytest.mark.parametrize(
@@ -97,8 +101,11 @@ def test_a_bundle_with_one_weight_matrix_that_was_changed_does_not(bundle, tmp_p
     weight.CopyFrom(numpy_helper.from_array(array[::-1].copy(), weight.name))
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
     dataclasses.replace(manifest, files=record_files(tmp_path / "b")).write(tmp_path / "b")
-    assert main(["verify", str(tmp_path / "b"), "--quiet"]) == 1
-    assert said in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "b"), "--quiet", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert said in printed.err
+    found = json.loads(printed.out)
+    assert (found["max_distance"] > found["tolerance"]) == (graph == ENCODER)
 
 
 def test_a_bundle_that_was_built_without_answers_says_so(bundle, tmp_path, capsys):
@@ -133,8 +140,10 @@ def test_recorded_numbers_that_cannot_be_the_encoders_are_a_mismatch(bundle, tmp
     (tmp_path / "b/verify.json").write_text(json.dumps(data))
     manifest = Manifest.read(tmp_path / "b")
     dataclasses.replace(manifest, files=record_files(tmp_path / "b")).write(tmp_path / "b")
-    assert main(["verify", str(tmp_path / "b"), "--quiet"]) == 1
-    assert "verify.0.wav, cross.0.key of the encoder" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "b"), "--quiet", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert "verify.0.wav, cross.0.key of the encoder" in printed.err
+    assert json.loads(printed.out)["max_distance"] == "Infinity"
 
 
 def test_a_sound_outside_the_bundle_is_refused(bundle, tmp_path):

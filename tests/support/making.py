@@ -126,6 +126,7 @@ class Commands:
         self.calls: list[str] = []
         self.change = 0.01  # of the perplexity
         self.passed = True
+        self.mismatches = ()
         self.engine = b"engine"
         self.graph = b"graph"
         self.expected = EXPECTED
@@ -150,7 +151,7 @@ class Commands:
         elif verb == "build":
             self._bundle(out, (source / "model.onnx").read_bytes())
         elif verb == "verify":
-            result = {"passed": self.passed, "mismatches": []}
+            result = {"passed": self.passed, "mismatches": [dataclasses.asdict(item) for item in self.mismatches]}
         elif verb == "eval":
             html = next(Path(word.removeprefix("--html=")) for word in words if word.startswith("--html="))
             html.write_text("a page of piston eval")
