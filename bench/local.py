@@ -99,8 +99,8 @@ class LocalRun:
 
         The first step is no such end where it reads the prompts, which no prefill did.
         """
-        from piston.runtime.generate.beam_search import BeamParams
         from piston.runtime.generate.hypotheses import search
+        from piston.runtime.sampling.beam_params import BeamParams
 
         engine, has_read = self._model.engine, list[bool]()
 

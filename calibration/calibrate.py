@@ -30,6 +30,7 @@ from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.budget import MEASURED, SEARCHES, Budget
 from piston.calibration.size import Size, actual_bytes, promised_bytes
 from piston.calibration.task_check import TaskCheck, check_task, refit_task
+from piston.core.arguments import checked_arguments
 from piston.core.atomic_dir import atomic_dir, check_free, resumable_dir
 from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE
@@ -50,6 +51,7 @@ STATES = "states"  # of the sources of an encoder-decoder
 CalibrationData = Rows | Arrays | AnswerRows
 
 
+@checked_arguments
 def calibrate(  # noqa: PLR0913
     model_dir: str | Path,
     out: str | Path,

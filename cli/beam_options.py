@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from piston.core.errors import MisuseError
 
 if TYPE_CHECKING:
-    from piston.runtime.generate.beam_search import BeamParams
+    from piston.runtime.sampling.beam_params import BeamParams
 
 WORDS = {"true": True, "false": False, "never": "never"}
 
@@ -29,7 +29,7 @@ def beams_from(arguments: argparse.Namespace, recommended: "BeamParams | None" =
     Raises:
         MisuseError: a value is out of range, or an option is without effect, since there are no beams.
     """
-    from piston.runtime.generate.beam_search import BeamParams
+    from piston.runtime.sampling.beam_params import BeamParams
 
     given: dict[str, Any] = {
         name: getattr(arguments, name)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from piston.core.arguments import checked_arguments
 from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle import GRAPH
 from piston.core.bundle.external_data import check_external_data, plain_files
@@ -23,6 +24,7 @@ DEFAULT_TARGETS = ("ort-cpu",)
 DEFAULT_BATCH, DEFAULT_LENGTH = 8, 4096
 
 
+@checked_arguments
 def build(  # noqa: PLR0913 - the options of one command
     model_dir: str | Path,
     out: str | Path,

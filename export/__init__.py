@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from piston.core.arguments import checked_arguments
 from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle.interface import FloatType
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
@@ -40,6 +41,7 @@ class ExportOptions:
     check_parity: bool = True
 
 
+@checked_arguments
 def export_model(
     source: str | Path, out: str | Path, options: ExportOptions | None = None, progress: Progress | None = None
 ) -> Manifest:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from piston.checkpoint.quiet import quiet
+from piston.core.arguments import checked_arguments
 from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle import GRAPH
 from piston.core.bundle.examples import EXAMPLES, Example, write_examples
@@ -44,6 +45,7 @@ TASK = "module"
 Array = NDArray[Any]
 
 
+@checked_arguments
 def export_module(  # noqa: PLR0913 - the options of one command
     module: nn.Module,
     example_inputs: Inputs,

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from piston.runtime.backends.engine import Engine
     from piston.runtime.backends.scripted import ScriptedEngine
     from piston.runtime.conversation import Conversation
-    from piston.runtime.generate.beam_search import BeamParams
     from piston.runtime.generate.completion import Completion, Drafts, PositionLogprobs, Timings, TokenLogprob
     from piston.runtime.model import LanguageModel, Stream, load
+    from piston.runtime.sampling.beam_params import BeamParams
     from piston.runtime.sampling.params import SamplingParams
     from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer
     from piston.runtime.tasks.feature_extraction import Embedder
@@ -108,7 +108,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "piston.runtime.generate.beam_search": ("BeamParams",),
+    "piston.runtime.sampling.beam_params": ("BeamParams",),
     "piston.runtime.generate.completion": ("Completion", "Drafts", "PositionLogprobs", "Timings", "TokenLogprob"),
     "piston.runtime.conversation": ("Conversation",),
     "piston.runtime.backends.engine": ("Engine",),

@@ -208,12 +208,6 @@ def check_input(text: str, what: str) -> None:
     check_text(text, what)
 
 
-def check_list(texts: object, verb: str) -> None:
-    """Raise MisuseError for one text where a list is needed."""
-    if isinstance(texts, str):
-        raise MisuseError(f"{verb} takes a list of texts; for one text give [text].")
-
-
 def longest_first(sizes: Sequence[int], room: int) -> list[int]:
     """Sizes that fit into `room` together: the longer of two is cut to the length of the other, then both alike.
 

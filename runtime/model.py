@@ -4,7 +4,6 @@ Modules that compute are imported when needed: `load` hashes files while numpy i
 """
 
 import dataclasses
-import operator
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +11,17 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from piston.core.arguments import checked_arguments
 from piston.core.errors import MisuseError, TemplateError
 from piston.core.tasks import task_module
 from piston.runtime.bundle import Bundle
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from piston.core.bundle.manifest import Manifest
     from piston.runtime.backends.engine import Engine
     from piston.runtime.conversation import Conversation
-    from piston.runtime.generate.beam_search import BeamParams
     from piston.runtime.generate.completion import Completion
     from piston.runtime.generate.generation import Generation
     from piston.runtime.text.chat_template import ChatTemplate
@@ -76,12 +76,13 @@ class LanguageModel:
         self.remarks: tuple[str, ...] = ()  # where `load` deviated from what the bundle was built for, and why
         self.verification = Verification()  # of drafted tokens: measured once for all rows
 
+    @checked_arguments
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
         sampling: SamplingParams | None = None,
         *,
-        beams: "BeamParams | None" = None,
+        beams: BeamParams | None = None,
     ) -> "Completion | list[Completion]":
         """Complete one prompt (text or token ids), or a list of them together.
 
@@ -102,6 +103,7 @@ class LanguageModel:
             return found[0] if is_single and beams.num_return_sequences == 1 else found
         return self._complete([self.encode(item) for item in prompts], sampling, began, is_single=is_single)
 
+    @checked_arguments
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Stream:
         """Complete one prompt piece by piece; raises as `generate` does, before the first piece."""
         from piston.runtime.generate.request import check_fits
@@ -113,6 +115,7 @@ class LanguageModel:
         check_fits(self.engine, generation.request)
         return Stream(self.engine, generation)
 
+    @checked_arguments
     def chat(
         self,
         messages: Sequence[Message],
@@ -125,6 +128,7 @@ class LanguageModel:
         ids = self.render(messages, sanitize_control_tokens=sanitize_control_tokens)
         return self._complete([ids], sampling or SamplingParams(), began, is_single=True)
 
+    @checked_arguments
     def conversation(
         self, system: str | None = None, sampling: SamplingParams | None = None, *, sanitize_control_tokens: bool = True
     ) -> "Conversation":
@@ -166,9 +170,10 @@ class LanguageModel:
             messages, self.tokenizer, sanitize_control_tokens=sanitize_control_tokens, tools=tools, **variables
         )
 
+    @checked_arguments
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; ids pass through."""
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [operator.index(item) for item in prompt]
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     @property
     def default_sampling(self) -> SamplingParams:
@@ -223,6 +228,7 @@ class LanguageModel:
         return generations
 
 
+@checked_arguments
 def load(
     bundle: str | os.PathLike[str],
     *,

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from piston.runtime import load
-from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams
 
 SCORE = 1e-3
 

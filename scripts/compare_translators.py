@@ -198,7 +198,7 @@ def read_sources(options: dict[str, Any]) -> list[list[str]]:
 def open_piston(path: Path, options: dict[str, Any]) -> Run:
     """A bundle."""
     from piston.runtime import load
-    from piston.runtime.generate.beam_search import BeamParams
+    from piston.runtime.sampling.beam_params import BeamParams
 
     model, gen_len = load(path, threads=options["threads"]), options["gen_len"]
     texts = [" ".join(words) for words in read_sources(options)]

@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.serving.errors import RequestError
 from piston.serving.generation_fields import Options
 

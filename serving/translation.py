@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from piston.core.errors import MisuseError
-from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.serving.answers import Answers
 from piston.serving.beams import DEFAULT_BEAMS
 from piston.serving.endpoint import Caller

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from piston.core.errors import MissingExtraError, MisuseError
 from piston.runtime.audio.resample import Samples, resampled
 from piston.runtime.audio.wave_file import read_header, read_samples
 
-Audio = str | Path | bytes | tuple[NDArray[Any], int]  # a path, a file's bytes, or samples with their rate
+Audio = Annotated[
+    str | Path | bytes | tuple[Any, int], "a path, the bytes of a file, or a tuple of samples and their rate"
+]
 RATES = (1_000, 768_000)  # samples a second that are believed
 BLOCK = 1 << 16
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.arguments import check_fields
 from piston.core.errors import MisuseError
 from piston.runtime.audio.alignment import words_of
 from piston.runtime.audio.timestamps import Span, TimestampRules, cut
@@ -71,6 +72,12 @@ class TranscribeOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self)
+        if not self.temperatures:
+            raise MisuseError("temperatures is empty; it must name at least one, such as (0.0,).")
 
 
 @dataclass(frozen=True, slots=True)

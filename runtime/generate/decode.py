@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from piston.runtime.backends.engine import Engine
-from piston.runtime.generate.beam_search import BeamParams, Hypothesis
+from piston.runtime.generate.beam_search import Hypothesis
 from piston.runtime.generate.request import Ended, Found, Request, Token, check_beams
 from piston.runtime.generate.scheduler import Scheduler
+from piston.runtime.sampling.beam_params import BeamParams
 
 
 def decode(engine: Engine, requests: Iterable[Request]) -> Iterator[Token]:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from piston.core.errors import MisuseError
 from piston.runtime.backends.engine import Engine
-from piston.runtime.generate.beam_search import BeamParams, Hypothesis
+from piston.runtime.generate.beam_search import Hypothesis
 from piston.runtime.generate.completion import Completion, Timings
 from piston.runtime.generate.decode import beam_search
 from piston.runtime.generate.generation import Generation
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.runtime.text.stream_decoder import StreamDecoder
 
 

@@ -12,7 +12,8 @@ from piston.runtime.sampling.processors import logprobs
 from piston.runtime.sampling.sampler import FinishReason, Pick, RowSampler
 
 if TYPE_CHECKING:
-    from piston.runtime.generate.beam_search import BeamParams, Hypothesis
+    from piston.runtime.generate.beam_search import Hypothesis
+    from piston.runtime.sampling.beam_params import BeamParams
 
 EndReason = Literal["cancelled", "deadline", "error"]
 

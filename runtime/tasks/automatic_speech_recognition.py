@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.arguments import checked_arguments
 from piston.core.bundle.interface import ALIGNMENT, DECODER
 from piston.core.errors import BundleCorruptError, MisuseError
 from piston.runtime.audio.alignment import token_times
@@ -68,6 +69,7 @@ class SpeechRecognizer:
             text=joined(segments), language=stream.language, segments=segments, duration=stream.duration
         )
 
+    @checked_arguments
     def stream(
         self,
         audio: Audio,

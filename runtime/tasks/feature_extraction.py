@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.arguments import checked_arguments
 from piston.core.errors import MisuseError
-from piston.runtime.encoder import CHUNK, EncoderModel, check_input, check_list, open_encoder
+from piston.runtime.encoder import CHUNK, EncoderModel, check_input, open_encoder
 
 
 class Embedder(EncoderModel):
@@ -25,6 +26,7 @@ class Embedder(EncoderModel):
         """What the checkpoint's authors put in front of texts, by name."""
         return dict(self.manifest.settings.get("prompts") or {})
 
+    @checked_arguments
     def embed(
         self,
         texts: Sequence[str],
@@ -43,11 +45,11 @@ class Embedder(EncoderModel):
                 length 1 again where the model does so.
 
         Raises:
-            MisuseError: a text is empty or is no Unicode, there is no such prompt, or there are fewer dimensions.
+            MisuseError: an argument is of another type, a text is empty or is no Unicode, there is no such prompt, or
+                there are fewer dimensions.
             PromptTooLongError: a text is too long.
             EngineError: the backend fails.
         """
-        check_list(texts, "embed")
         if dimensions is not None and not 1 <= dimensions <= self.dimensions:
             raise MisuseError(f"dimensions is {dimensions}; it must be from 1 to {self.dimensions}.")
         max_tokens = self.max_length if truncate else None

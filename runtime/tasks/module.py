@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.arguments import checked_arguments
 from piston.core.bundle.examples import EXAMPLES, Example, read_examples
 from piston.core.bundle.hashing import Hashing
 from piston.core.bundle.interface import MODULE, GraphInterface
@@ -45,6 +46,7 @@ class Module:
         """Inputs, and the outputs that the module gave for them when it was exported; raises BundleCorruptError."""
         return read_examples(self._directory / EXAMPLES)
 
+    @checked_arguments
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Compute every output by name.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.arguments import checked_arguments
 from piston.core.errors import MisuseError
 from piston.runtime.encoder import CHUNK, EncoderModel, check_input, open_encoder
 from piston.runtime.scores import softmax
@@ -45,6 +46,7 @@ class QuestionAnswerer(EncoderModel):
 
     TASK = "question-answering"
 
+    @checked_arguments
     def answer(
         self,
         question: str,
@@ -67,7 +69,8 @@ class QuestionAnswerer(EncoderModel):
             stride: tokens by which windows overlap, by default 128 or half a window.
 
         Raises:
-            MisuseError: a text is empty or is no Unicode, a number is below 1, or the question fills the window.
+            MisuseError: an argument is of another type, a text is empty or is no Unicode, a number is below 1, or the
+                question fills the window.
             EngineError: the backend fails.
         """
         return self.answer_all(
@@ -78,6 +81,7 @@ class QuestionAnswerer(EncoderModel):
             stride=stride,
         )[0]
 
+    @checked_arguments
     def answer_all(
         self,
         pairs: Sequence[tuple[str, str]],

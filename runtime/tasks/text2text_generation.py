@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from piston.core.arguments import checked_arguments
 from piston.core.data_files import check_text
 from piston.core.errors import MisuseError, PromptTooLongError
 from piston.runtime.encoder_decoder import open_encoder_decoder
 from piston.runtime.model import Stream
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from piston.core.bundle.manifest import Manifest
     from piston.runtime.backends.engine import EncoderDecoderEngine
-    from piston.runtime.generate.beam_search import BeamParams
     from piston.runtime.generate.completion import Completion
     from piston.runtime.generate.generation import Generation
     from piston.runtime.text.tokenizer import Tokenizer
@@ -69,10 +70,8 @@ class TextToText:
         return SamplingParams.from_mapping(options)
 
     @property
-    def default_beams(self) -> "BeamParams | None":
+    def default_beams(self) -> BeamParams | None:
         """The beam search that the checkpoint's authors recommend, if they do."""
-        from piston.runtime.generate.beam_search import BeamParams
-
         options = {name: self.manifest.generation[name] for name in BEAMS if name in self.manifest.generation}
         return BeamParams(**options) if (options.get("num_beams") or 1) > 1 else None
 
@@ -81,6 +80,7 @@ class TextToText:
         room = self.engine.cache.capacity - len(self.prefix)
         return SamplingParams.from_mapping({"max_tokens": min(room, DEFAULT_TOKENS)} | options)
 
+    @checked_arguments
     def generate(
         self,
         texts: Sequence[str],
@@ -88,7 +88,7 @@ class TextToText:
         *,
         truncate: bool = False,
         prefix: Sequence[int] | None = None,
-        beams: "BeamParams | None" = None,
+        beams: BeamParams | None = None,
         language: str | None = None,
     ) -> "list[Completion]":
         """Answer each text: n answers to the first, then to the second.
@@ -102,15 +102,13 @@ class TextToText:
             language: code of the texts' language, one of `languages`; by default the tokenizer's.
 
         Raises:
-            MisuseError: a text is empty or is no Unicode, the options contradict each other, or there are more beams
-                than slots.
+            MisuseError: an argument is of another type, a text is empty or is no Unicode, the options contradict each
+                other, or there are more beams than slots.
             PromptTooLongError: a text, or an answer of max_tokens, is too long.
             EngineError: the backend fails.
         """
         from piston.runtime.generate.generation import run
 
-        if isinstance(texts, str):
-            raise MisuseError("generate takes a list of texts; for one text give [text].")
         generations = self.prepare(texts, sampling, truncate=truncate, prefix=prefix, language=language)
         if beams is not None:
             from piston.runtime.generate.hypotheses import search
@@ -120,6 +118,7 @@ class TextToText:
             pass
         return [generation.completion() for generation in generations]
 
+    @checked_arguments
     def translate(
         self,
         texts: Sequence[str],
@@ -128,7 +127,7 @@ class TextToText:
         target: str,
         sampling: SamplingParams | None = None,
         truncate: bool = False,
-        beams: "BeamParams | None" = None,
+        beams: BeamParams | None = None,
     ) -> "list[Completion]":
         """Translate texts from one language to another, as transformers' translation pipeline does.
 
@@ -161,7 +160,7 @@ class TextToText:
         sampling = sampling or self.sampling()
         if forced is not None:
             sampling = dataclasses.replace(sampling, forced_bos_token_id=forced)
-        given = [prompt + text if isinstance(text, str) and text.strip() else text for text in texts]
+        given = [prompt + text if text.strip() else text for text in texts]
         return language, sampling, given
 
     @property
@@ -191,6 +190,7 @@ class TextToText:
             raise MisuseError(f"{name} has no translation {pair}; it has: {', '.join(sorted(pairs))}.")
         return None, None, pairs[pair]
 
+    @checked_arguments
     def stream(
         self,
         text: str,

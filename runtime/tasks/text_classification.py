@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.arguments import checked_arguments
 from piston.core.errors import BundleCorruptError, MisuseError
-from piston.runtime.encoder import EncoderModel, check_list, labels_in, open_encoder
+from piston.runtime.encoder import EncoderModel, labels_in, open_encoder
 from piston.runtime.scores import sigmoid, softmax
 
 PROBLEMS = ("single_label", "multi_label", "regression")
@@ -43,6 +44,7 @@ class TextClassifier(EncoderModel):
         """From which probability a text has a label; of models that give a text several. Kept in the bundle."""
         return {label: float(bound) for label, bound in (self.manifest.settings.get("thresholds") or {}).items()}
 
+    @checked_arguments
     def classify(self, texts: Texts, *, top_k: int | None = None, truncate: bool = False) -> list[list[LabelScore]]:
         """The labels of each text with their scores, best first.
 
@@ -55,7 +57,7 @@ class TextClassifier(EncoderModel):
             truncate: cut texts of more than `max_length` tokens; without it they are refused.
 
         Raises:
-            MisuseError: a text is empty or is no Unicode.
+            MisuseError: an argument is of another type, or a text is empty or is no Unicode.
             PromptTooLongError: a text is too long.
             EngineError: the backend fails.
         """
@@ -72,13 +74,15 @@ class TextClassifier(EncoderModel):
         """The scores of `classify` as an array, float32 [texts, labels], in the order of `labels`."""
         return self.scores_of(self.logits(texts, truncate=truncate))
 
+    @checked_arguments
     def logits(self, texts: Texts, *, truncate: bool = False) -> NDArray[np.float32]:
         """What the graph gives, float32 [texts, labels]."""
-        check_list(texts, "classify")
         found = self.each(
             texts,
             lambda index, text: self.row(
-                *_parts(text, index), what=f"Text {index}", max_tokens=self.max_length if truncate else None
+                *((text,) if isinstance(text, str) else text),
+                what=f"Text {index}",
+                max_tokens=self.max_length if truncate else None,
             ),
             lambda _index, _row, output: output.copy(),
         )
@@ -89,16 +93,6 @@ class TextClassifier(EncoderModel):
         if self.problem_type == "regression":
             return logits
         return softmax(logits) if self.problem_type == "single_label" else sigmoid(logits)
-
-
-def _parts(text: str | tuple[str, str], index: int) -> tuple[str, ...]:
-    if isinstance(text, str):
-        return (text,)
-    if not isinstance(text, tuple) or len(text) != 2:  # noqa: PLR2004
-        raise MisuseError(
-            f"Text {index} is {text!r:.40}; it must be a string, or a tuple of two that are read together."
-        )
-    return text
 
 
 MODEL = TextClassifier

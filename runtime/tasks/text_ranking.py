@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.arguments import checked_arguments
 from piston.core.errors import BundleCorruptError, MisuseError, PromptTooLongError
-from piston.runtime.encoder import EncoderModel, check_input, check_list, open_encoder
+from piston.runtime.encoder import EncoderModel, check_input, open_encoder
 from piston.runtime.scores import sigmoid, softmax
 from piston.runtime.text.tokenizer import TokenRow
 
@@ -98,6 +99,7 @@ class Reranker(EncoderModel):
         if instruction is not None and self.instruction is None:
             raise MisuseError(f"{self.manifest.model.name} takes no instruction; leave it out.")
 
+    @checked_arguments
     def rerank(
         self,
         query: str,
@@ -120,7 +122,8 @@ class Reranker(EncoderModel):
             instruction: what a language model is to look for, instead of `instruction`.
 
         Raises:
-            MisuseError: a text is empty or is no Unicode, top_n is below 1, or the model takes no instruction.
+            MisuseError: an argument is of another type, a text is empty or is no Unicode, top_n is below 1, or the
+                model takes no instruction.
             PromptTooLongError: query and document are too long together.
             EngineError: the backend fails.
         """
@@ -130,6 +133,7 @@ class Reranker(EncoderModel):
         order = np.argsort(-scores, kind="stable")[:top_n]
         return [Ranked(int(index), float(scores[index])) for index in order]
 
+    @checked_arguments
     def scores(
         self,
         query: str,
@@ -140,11 +144,11 @@ class Reranker(EncoderModel):
         instruction: str | None = None,
     ) -> NDArray[np.float32]:
         """The score of each document, float32 [documents]; arguments and errors as of `rerank`."""
-        check_list(documents, "rerank")
         check_input(query, "The query")
         pairs = [(query, document) for document in documents]
         return self.pair_scores(pairs, raw_scores=raw_scores, truncate=truncate, instruction=instruction)
 
+    @checked_arguments
     def pair_scores(
         self,
         pairs: Sequence[tuple[str, str]],

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from piston.core.arguments import checked_arguments
 from piston.core.errors import MisuseError
-from piston.runtime.encoder import CHUNK, EncoderModel, check_list, labels_in, open_encoder
+from piston.runtime.encoder import CHUNK, EncoderModel, labels_in, open_encoder
 from piston.runtime.scores import softmax
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class TokenClassifier(EncoderModel):
         self._marks_subwords = bool(self.tokenizer.continuing_subword_prefix)
         self._unknown_id = self.tokenizer.id_of(self.manifest.tokenizer.special_tokens.get("unk_token", ""))
 
+    @checked_arguments
     def tag(
         self,
         texts: Sequence[str],
@@ -87,13 +89,10 @@ class TokenClassifier(EncoderModel):
             stride: read such texts in windows instead, which overlap by so many tokens.
 
         Raises:
-            MisuseError: a text is empty or is no Unicode, there is no such aggregation, or the stride does not fit.
+            MisuseError: an argument is of another type, a text is empty or is no Unicode, or the stride does not fit.
             PromptTooLongError: a text is too long.
             EngineError: the backend fails.
         """
-        check_list(texts, "tag")
-        if aggregation not in AGGREGATIONS:
-            raise MisuseError(f"aggregation is {aggregation!r}; it must be one of {', '.join(AGGREGATIONS)}.")
         if stride is not None and (truncate or aggregation == "none"):
             other = "truncate" if truncate else "aggregation 'none'"
             raise MisuseError(f"stride reads a text in windows, and {other} does not go with it; leave one out.")

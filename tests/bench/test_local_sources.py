@@ -5,7 +5,7 @@ from speech import RATE, write_sound
 
 from piston.bench.local_sources import SourceRun, SpeechRun
 from piston.runtime import load
-from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams
 
 TEXTS = ["the sea is calm", "wind blows from the north"]
 

@@ -1,9 +1,12 @@
 """What users give encoders by mistake: one line in Python, by command and over HTTP, and no harm to what follows."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
+from columns import Column
 from encoder_matrix import ROWS
 from live_server import serving
 from toy_model import edit_manifest
@@ -120,6 +123,62 @@ def test_an_unpaired_surrogate_is_refused(served, name):
         ask(models, name, "paris \ud800")
     status, answer = post(server, name, "paris \ud800")  # as JSON escapes it
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
+LIST = "must be a list of strings"
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "arguments", "message"),
+    [
+        ("embedder", "embed", (3,), f"texts is 3; it {LIST}"),
+        ("embedder", "embed", ("paris",), f"texts is 'paris'; it {LIST}; for one text, give [text]"),
+        ("embedder", "embed", (["a"], {"dimensions": "3"}), "dimensions is '3'; it must be an integer or None"),
+        ("embedder", "embed", (["a"], {"truncate": "no"}), "truncate is 'no'; it must be True or False"),
+        ("single", "classify", (3,), "texts is 3; it must be a list of strings or tuples of two strings"),
+        ("single", "classify", ("paris",), "texts is 'paris'; it must be a list"),
+        ("single", "classify", ([["a", "b"]],), "must be a string or a tuple of two strings"),
+        ("single", "classify", (["a"], {"top_k": "3"}), "top_k is '3'; it must be an integer or None"),
+        ("single", "scores", ({"a": 1},), "texts is {'a': 1}; it must be a list"),
+        ("tagger", "tag", (None,), f"texts is None; it {LIST}"),
+        ("tagger", "tag", ("paris",), f"texts is 'paris'; it {LIST}; for one text, give [text]"),
+        (
+            "tagger",
+            "tag",
+            (["a"], {"aggregation": "best"}),
+            "aggregation is 'best'; it must be one of 'none', ",
+        ),
+        ("tagger", "tag", (["a"], {"ignore_labels": "O"}), f"ignore_labels is 'O'; it {LIST}"),
+        ("tagger", "tag", (["a"], {"stride": 1.5}), "stride is 1.5; it must be an integer or None"),
+        ("answerer", "answer", (3, "a"), "question is 3; it must be a string"),
+        ("answerer", "answer", ("a", ["b"]), r"context is ['b']; it must be a string"),
+        ("answerer", "answer", ("a", "b", {"max_answer_len": None}), "max_answer_len is None; it must be an integer"),
+        ("answerer", "answer_all", (["ab"],), "pairs[0] is 'ab'; it must be a tuple of two strings"),
+        ("reranker", "rerank", (3, ["a"]), "query is 3; it must be a string"),
+        ("reranker", "rerank", ("a", "bc"), f"documents is 'bc'; it {LIST}; for one text, give [text]"),
+        ("reranker", "rerank", ("a", ["b"], {"top_n": "1"}), "top_n is '1'; it must be an integer or None"),
+        ("reranker", "scores", ("a", 3), f"documents is 3; it {LIST}"),
+        ("reranker", "pair_scores", (["ab"],), "pairs[0] is 'ab'; it must be a tuple of two strings"),
+    ],
+)
+def test_an_argument_of_another_type_is_named_with_what_it_takes(served, name, method, arguments, message):
+    models, _ = served
+    *given, last = arguments
+    options = last if method != "scores" and isinstance(last, dict) else {}
+    with pytest.raises(MisuseError, match=re.escape(message)):
+        getattr(models[name], method)(*given, *([] if options else [last]), **options)
+
+
+def test_a_column_of_a_table_is_read_in_its_order_whatever_its_labels(served):
+    models, _ = served
+    shuffled = Column({1: "hello", 0: "paris is far"})
+    texts = list(shuffled)
+    np.testing.assert_array_equal(models["single"].scores(shuffled), models["single"].scores(texts))
+    assert [models["single"].classify(shuffled), models["tagger"].tag(shuffled)] == [
+        models["single"].classify(texts),
+        models["tagger"].tag(texts),
+    ]
+    np.testing.assert_array_equal(models["embedder"].embed(shuffled), models["embedder"].embed(np.array(texts)))
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "answerer"])  # which reads any context in windows

@@ -7,7 +7,7 @@ from piston.core.errors import MisuseError
 from piston.engines import build
 from piston.export import export_model
 from piston.runtime import load
-from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams
 
 TEXT = "the sea is calm and the wind blows"
 

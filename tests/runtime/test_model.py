@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -86,6 +87,49 @@ def test_an_empty_prompt_is_refused_before_any_work(prompt):
     with pytest.raises(EmptyPromptError):
         model.generate(prompt, SHORT)
     assert model.engine.calls == []
+
+
+PROMPTS = "it must be a string, a list of integers or a list of strings or lists of integers"
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("generate", {"prompt": 3}, f"prompt is 3; {PROMPTS}"),
+        ("generate", {"prompt": None}, f"prompt is None; {PROMPTS}"),
+        ("generate", {"prompt": b"hello"}, f"prompt is b'hello'; {PROMPTS}"),
+        ("generate", {"prompt": [1.5]}, f"prompt is [1.5]; {PROMPTS}"),
+        (
+            "generate",
+            {"prompt": "a", "sampling": {"top_k": 1}},
+            "sampling is {'top_k': 1}; it must be a Sampling",
+        ),
+        ("generate", {"prompt": "a", "beams": 4}, "beams is 4; it must be a BeamParams or None"),
+        ("stream", {"prompt": ["a"]}, "prompt[0] is 'a'; it must be an integer"),
+        ("encode", {"prompt": 3}, "prompt is 3; it must be a string or a list of integers"),
+        ("chat", {"messages": "hi"}, "messages is 'hi'; it must be a list of dictionaries"),
+        ("chat", {"messages": ["hi"]}, "messages[0] is 'hi'; it must be a dictionary"),
+        ("conversation", {"system": 3}, "system is 3; it must be a string or None"),
+    ],
+)
+def test_an_argument_of_another_type_is_named_with_what_it_takes(method, arguments, message):
+    model = toy_model(SCRIPT)
+    with pytest.raises(MisuseError, match=re.escape(message)):
+        getattr(model, method)(**arguments)
+    assert model.engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bundle": 3}, "bundle is 3; it must be a string or a path"),
+        ({"bundle": "b", "target": 3}, "target is 3; it must be a string or None"),
+        ({"bundle": "b", "max_batch": "2"}, "max_batch is '2'; it must be an integer or None"),
+    ],
+)
+def test_load_names_an_argument_of_another_type(options, message):
+    with pytest.raises(MisuseError, match=re.escape(message)):
+        load(**options)
 
 
 @pytest.mark.parametrize("use", ["generate", "stream"])

@@ -1,7 +1,7 @@
 import pytest
 from toy_model import history_script, toy_model
 
-from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.runtime.sampling.params import SamplingParams
 
 SCRIPT = history_script()

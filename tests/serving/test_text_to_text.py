@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 import pytest
 
 from piston.runtime import load
-from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams
 
 PATH = "/v1/completions"
 

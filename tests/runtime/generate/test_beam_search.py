@@ -5,10 +5,10 @@ from toy_model import VOCAB_SIZE, byte_tokenizer, history_script
 
 from piston.core.errors import MisuseError
 from piston.runtime.backends.scripted import ScriptedEngine
-from piston.runtime.generate.beam_search import BeamParams
 from piston.runtime.generate.decode import beam_search
 from piston.runtime.generate.hypotheses import search
 from piston.runtime.generate.request import Request
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import RowSampler
 

@@ -8,12 +8,12 @@ from toy_model import history_script
 
 from piston.core.errors import EmptyPromptError, EngineError, MisuseError, PromptTooLongError
 from piston.runtime.backends.scripted import ScriptedEngine
-from piston.runtime.generate.beam_search import BeamParams
 from piston.runtime.generate.chunk_size import LEAST_CHUNK
 from piston.runtime.generate.decode import beam_search
 from piston.runtime.generate.request import Ended, Found, Request, Token
 from piston.runtime.generate.scheduler import Scheduler
 from piston.runtime.generate.speculation import PROBE_SIZES, Speculator, Verification
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import Constraint, RowSampler
 

@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -220,6 +221,12 @@ def test_what_on_step_raises_ends_the_work_before_the_next_run(model, monkeypatc
     [
         ({"language": "xx"}, "it knows: de, en"),
         ({"language": "en", "beams": 4}, "beams"),
+        ({"language": 3}, "language is 3; it must be a string or None"),
+        ({"timestamps": "word"}, "timestamps is 'word'; it must be True or False"),
+        ({"temperatures": 0.0}, "temperatures is 0.0; it must be a list of numbers"),
+        ({"temperatures": ()}, "temperatures is empty"),
+        ({"initial_prompt": 3}, "initial_prompt is 3; it must be a string or None"),
+        ({"on_step": 3}, "on_step is 3; it must be a function"),
         ({"language": "en", "initial_prompt": " ".join(["sea"] * 60), "condition_on_previous": True}, None),
     ],
 )
@@ -229,6 +236,23 @@ def test_options_that_do_not_fit_are_refused(model, options, reason):
         return
     with pytest.raises(MisuseError, match=reason):
         model.transcribe((sound(0.9), RATE), **options)
+
+
+WHAT = "a path, the bytes of a file, or a tuple of samples and their rate"
+
+
+@pytest.mark.parametrize(
+    ("audio", "reason"),
+    [
+        (3, f"audio is 3; it must be {WHAT}"),
+        (np.zeros(8, np.float32), f"audio is an array [8] of float32; it must be {WHAT}"),
+        ([0.5, 0.5], f"audio is [0.5, 0.5]; it must be {WHAT}"),
+        ((np.zeros(8, np.float32), "16000"), "audio[1] is '16000'; it must be an integer"),
+    ],
+)
+def test_what_is_no_audio_is_refused(model, audio, reason):
+    with pytest.raises(MisuseError, match=re.escape(reason)):
+        model.transcribe(audio)
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from embedded import MAX_LENGTH, SEP, WORDS, embedder
@@ -45,12 +47,12 @@ def test_truncate_cuts_the_text_and_keeps_what_frames_it():
         (["a", ""], "Text 1 is empty"),
         ([" \n"], "Text 0 is empty"),
         (["a\ud83d"], "must be a string of Unicode characters"),
-        ([None], "Text 0 is None; it must be a string"),
-        ("a", "a list of texts"),
+        ([None], "texts[0] is None; it must be a string"),
+        ("a", "texts is 'a'; it must be a list of strings; for one text, give [text]"),
     ],
 )
 def test_what_is_no_text_is_refused(texts, message):
-    with pytest.raises(MisuseError, match=message):
+    with pytest.raises(MisuseError, match=re.escape(message)):
         embedder().embed(texts)
 
 

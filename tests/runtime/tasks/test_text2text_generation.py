@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from piston.core.bundle.golden import GoldenByTarget
 from piston.core.errors import MisuseError, PromptTooLongError
 from piston.runtime import load
 from piston.runtime.backends.engine import Source
-from piston.runtime.generate.beam_search import BeamParams
 from piston.runtime.generate.scheduler import Scheduler
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.runtime.verify import verify
 
 TEXTS = [
@@ -89,10 +90,23 @@ def test_a_text_beyond_the_engine_is_refused_with_both_numbers_or_cut_as_asked(m
     assert answer.num_source_tokens == 64
 
 
-@pytest.mark.parametrize(("texts", "reason"), [(["wind", " "], "Text 1 is empty"), ("wind", "takes a list of texts")])
-def test_what_is_no_list_of_texts_is_refused(model, texts, reason):
-    with pytest.raises(MisuseError, match=reason):
-        model.generate(texts)
+@pytest.mark.parametrize(
+    ("method", "given", "options", "reason"),
+    [
+        ("generate", ["wind", " "], {}, "Text 1 is empty"),
+        ("generate", "wind", {}, "texts is 'wind'; it must be a list of strings; for one text, give [text]"),
+        ("generate", 3, {}, "texts is 3; it must be a list of strings"),
+        ("generate", ["wind"], {"sampling": {"top_k": 3}}, "sampling is {'top_k': 3}; it must be a SamplingParams"),
+        ("generate", ["wind"], {"beams": 4}, "beams is 4; it must be a BeamParams or None"),
+        ("generate", ["wind"], {"prefix": "de"}, "prefix is 'de'; it must be a list of integers or None"),
+        ("translate", "wind", {"source": "en", "target": "de"}, "texts is 'wind'; it must be a list of strings"),
+        ("translate", ["wind"], {"source": 1, "target": "de"}, "source is 1; it must be a string"),
+        ("stream", ["wind"], {}, "text is ['wind']; it must be a string"),
+    ],
+)
+def test_an_argument_of_another_type_is_named_with_what_it_takes(model, method, given, options, reason):
+    with pytest.raises(MisuseError, match=re.escape(reason)):
+        getattr(model, method)(given, **options)
 
 
 def test_an_answer_beyond_the_engine_is_refused(model):

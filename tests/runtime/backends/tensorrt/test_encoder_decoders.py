@@ -9,7 +9,7 @@ from piston.cli.main import main
 from piston.core.errors import EngineError, MisuseError, PromptTooLongError
 from piston.runtime import load
 from piston.runtime.backends.engine import Source
-from piston.runtime.generate.beam_search import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
