@@ -25,7 +25,7 @@ from piston.bench.ratios import ratios_of
 from piston.bench.report import Options, Report
 from piston.bench.systems import KINDS, SERVED_KINDS, bundle_contender, named_apart, read_against
 from piston.bench.workload import Work
-from piston.bench.works import GEN_LENS, TASKS, numbers, works_of
+from piston.bench.works import GEN_LENS, TASKS, check_positions, numbers, works_of
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
@@ -118,7 +118,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N,N...",
             help=f"{text} (default: {default or '128,512'})",
         )
-    parser.add_argument("--audio-len", metavar="S,S...", help="of speech: seconds of made sound (default: 30)")
+    parser.add_argument(
+        "--audio-len", metavar="S,S...", help="of speech: seconds of made sound, to the millisecond (default: 30)"
+    )
     parser.add_argument(
         "--prompts",
         metavar="FILE",
@@ -230,6 +232,7 @@ def _plan(arguments: argparse.Namespace, scratch: Path) -> Plan:
             contenders.append(reference.contender)
         reference.check(options, [work.setting for work in works])
     _check_systems(contenders[1:], task, works)
+    check_positions(contenders, [work.setting for work in works])
     _check_gates(gates, options, works, reference, arguments.alpha)
     return Plan(tuple(named_apart(contenders)), tuple(works), options, gates, reference)
 

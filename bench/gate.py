@@ -105,22 +105,27 @@ def check_measured(gate: Gate, options: Options, settings: Sequence[Setting], le
     is_of_start = figure.known.is_of_start
     if is_of_start and not options.starts:
         raise MisuseError(f"--require {gate.text!r} needs new processes; raise --starts.")
-    if figure.metric in {"tpot", "itl", "decode"} and all(setting.gen_len == 1 for setting in settings):
+    if is_of_start:
+        check_samples(gate, options.starts, level, "--starts")
+        return
+    check_known(gate, settings)
+    check_samples(gate, options.repeats, level)
+
+
+def check_known(gate: Gate, settings: Sequence[Setting | LoadSetting]) -> None:
+    """Refuse a bound on a figure that runs of none of these settings have; raises MisuseError."""
+    metric, known = gate.metric.metric, set.union(*map(names_of, settings))
+    if metric in known:
+        return
+    first = settings[0]
+    longer = dataclasses.replace(first, gen_len=2) if isinstance(first, Setting) else None
+    if longer is None or metric in names_of(longer):
         raise MisuseError(f"--require {gate.text!r} needs a second token; raise --gen-len.")
-    known = set.union(*map(names_of, settings))
-    if not is_of_start and figure.metric not in known:
-        raise MisuseError(
-            f"--require {gate.text!r} is not measured of {settings[0].task}; its figures are "
-            f"{', '.join(name for name, metric in METRICS.items() if name in known or metric.is_of_start)}."
-        )
-    _check_samples(
-        gate, options.starts if is_of_start else options.repeats, "--starts" if is_of_start else "--repeats", level
+    assert isinstance(first, Setting)
+    raise MisuseError(
+        f"--require {gate.text!r} is not measured of {first.task}; its figures are "
+        f"{', '.join(name for name, metric in METRICS.items() if name in known or metric.is_of_start)}."
     )
-
-
-def check_loads(gate: Gate, num_runs: int, level: float = ALPHA) -> None:
-    """Refuse a bound over a baseline that so few runs of a load cannot decide, as `check_measured` does."""
-    _check_samples(gate, num_runs, "--repeats", level)
 
 
 def check_stages(gate: Gate, num_runs: int, verbs: Sequence[str], level: float = ALPHA) -> None:
@@ -130,10 +135,11 @@ def check_stages(gate: Gate, num_runs: int, verbs: Sequence[str], level: float =
         raise MisuseError(f"--require {gate.text!r} is for a bundle; for recipes write {STAGES[0]}.{figure.metric}.")
     if figure.verb not in verbs:
         raise MisuseError(f"--require {gate.text!r}: no recipe has this stage; the recipes have {', '.join(verbs)}.")
-    _check_samples(gate, num_runs, "--repeats", level)
+    check_samples(gate, num_runs, level)
 
 
-def _check_samples(gate: Gate, num_samples: int, option: str, level: float) -> None:
+def check_samples(gate: Gate, num_samples: int, level: float = ALPHA, option: str = "--repeats") -> None:
+    """Refuse a bound over a baseline that so few runs cannot decide; raises MisuseError."""
     if gate.change_of is not None and num_samples < (fewest := fewest_samples(level)):
         raise MisuseError(
             f"--require {gate.text!r}: {num_samples} runs on each side cannot show a significant change (level "

@@ -40,7 +40,7 @@ class Setting:
         """A short name, for tables."""
         parts = [] if self.audio else [f"batch {self.batch}"]
         parts += [f"{self.num_beams} beams"] if self.num_beams > 1 else []
-        parts += [f"{self.audio:g} s of audio"] if self.audio else [f"prompt {self.prompt_len:,}"]
+        parts += [f"{self.audio:.15g} s of audio"] if self.audio else [f"prompt {self.prompt_len:,}"]
         parts += [f"{self.gen_len:,} tokens{' a window' if self.audio else ''}"] if self.gen_len else []
         if self.neighbours:
             parts.append(f"{self.neighbours} busy neighbour{'s' * (self.neighbours > 1)}")

@@ -2,11 +2,12 @@
 
 import argparse
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from piston.bench.child import Contender
+from piston.bench.load.setting import LoadSetting
 from piston.bench.workload import Setting, Work, settings_of, work_of_file
 from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.data_files import read_bytes
@@ -18,6 +19,7 @@ from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.made_sounds import write_voice
 from piston.runtime.audio.reading import read_audio
 from piston.runtime.bundle import Bundle
+from piston.runtime.golden_sounds import least_length
 from piston.runtime.tasks.automatic_speech_recognition import TASK as SPEECH
 from piston.runtime.tasks.module import TASK as MODULE
 from piston.runtime.tasks.text2text_generation import TASK as TEXT_TO_TEXT
@@ -25,7 +27,6 @@ from piston.runtime.tasks.text2text_generation import TASK as TEXT_TO_TEXT
 TASKS = (TEXT_GENERATION, TEXT_TO_TEXT, SPEECH)  # whose bundles are measured at settings
 PROMPT_LENS, AUDIO_LENS = [128, 512], [30.0]  # by default
 GEN_LENS = "64"
-PROMPT_TOKENS = 8  # of speech: more than come before the text that is written down
 # Options of texts, and of speech, with their defaults.
 OF_TEXTS = {"--batch": [1], "--prompt-len": None, "--num-beams": [1]}
 OF_SPEECH = {"--audio-len": None}
@@ -64,16 +65,9 @@ def _of_texts(arguments: argparse.Namespace, bundle: Bundle) -> list[Work]:
     if min(arguments.num_beams, default=0) < 1:
         raise MisuseError("--num-beams must be a list of numbers of at least 1.")
     task, beams = bundle.manifest.task, list(dict.fromkeys(arguments.num_beams))
-    works = [
+    return [
         replace(work, setting=replace(work.setting, task=task, num_beams=count)) for work in works for count in beams
     ]
-    for work in works:
-        if work.setting.num_positions > model.max_positions:
-            raise MisuseError(
-                f"{work.setting.name} needs {work.setting.num_positions:,} positions; the model has "
-                f"{model.max_positions:,}. Lower --prompt-len or --gen-len."
-            )
-    return works
 
 
 def _of_speech(arguments: argparse.Namespace, bundle: Bundle, scratch: Path) -> list[Work]:
@@ -86,18 +80,36 @@ def _of_speech(arguments: argparse.Namespace, bundle: Bundle, scratch: Path) -> 
         longest = max(sum(map(len, read_audio(path, features.rate))) / features.rate for path in paths)
         setting = Setting(1, 1, 0, digest, task=SPEECH, audio=round(longest, 3))
         return [Work(setting, model.vocab_size, audios=tuple(map(str, paths)))]
-    gen_lens = lengths(arguments.gen_len, "--gen-len")
-    if min(gen_lens) < 1 or max(gen_lens) + PROMPT_TOKENS > model.max_positions:
-        raise MisuseError(
-            f"--gen-len is {arguments.gen_len}; the decoder writes from 1 to {model.max_positions - PROMPT_TOKENS} "
-            "tokens a window."
-        )
-    works = []
-    for seconds, gen_len in itertools.product(_seconds(arguments.audio_len), gen_lens):
-        path = scratch / f"{seconds:g}.wav"
+    settings, works = settings_of([1], [1], lengths(arguments.gen_len, "--gen-len")), []
+    for number, seconds in enumerate(_seconds(arguments.audio_len)):
+        path = scratch / f"sound-{number}.wav"
         write_voice(path, seconds, features.rate)
-        works.append(Work(Setting(1, 1, gen_len, task=SPEECH, audio=seconds), model.vocab_size, audios=(str(path),)))
+        works += [
+            Work(replace(setting, task=SPEECH, audio=seconds), model.vocab_size, audios=(str(path),))
+            for setting in settings
+        ]
     return works
+
+
+def check_positions(contenders: Sequence[Contender], settings: Sequence[Setting | LoadSetting]) -> None:
+    """Refuse settings that need more positions than the engines of the bundles were built for. Raises MisuseError."""
+    for contender in contenders:
+        if contender.kind != "piston":
+            continue
+        bundle = Bundle.open(contender.path, verify=False)
+        model, specs = bundle.manifest.model, bundle.engines(contender.target)
+        held = max(int(spec.actual.get("max_positions", model.max_positions)) for spec in specs)
+        for setting in settings:
+            needed = setting.num_positions
+            if isinstance(setting, Setting) and setting.audio:
+                needed = least_length(bundle.manifest) - 1 + setting.gen_len if setting.gen_len else 0
+            if needed > held:
+                is_model = held == model.max_positions
+                more = "" if is_model else ", or build the bundle with a larger --max-length"
+                raise MisuseError(
+                    f"{setting.name} needs {needed:,} positions; {'the model' if is_model else contender.name} has "
+                    f"{held:,}. Lower --prompt-len or --gen-len{more}."
+                )
 
 
 def lengths(text: str, option: str) -> list[int]:
@@ -117,8 +129,9 @@ def numbers(text: str) -> list[int]:
 
 
 def _seconds(text: str | None) -> Sequence[float]:
+    """To the millisecond, each once."""
     try:
-        found = AUDIO_LENS if text is None else list(dict.fromkeys(float(part) for part in text.split(",")))
+        found = AUDIO_LENS if text is None else list(dict.fromkeys(round(float(part), 3) for part in text.split(",")))
     except ValueError:
         found = []
     if not found or not all(0.5 <= seconds <= 86_400 for seconds in found):  # noqa: PLR2004 - a day

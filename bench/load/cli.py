@@ -10,7 +10,7 @@ from pathlib import Path
 from piston.bench.baseline import Reference, read_reference
 from piston.bench.child import Contender
 from piston.bench.fingerprint import take_fingerprint
-from piston.bench.gate import LOAD_FIGURES, Gate, check_loads, judge, strictest
+from piston.bench.gate import LOAD_FIGURES, Gate, check_known, check_samples, judge, strictest
 from piston.bench.load.measure import measure_loads
 from piston.bench.load.setting import LoadSetting, LoadWork, Range, product
 from piston.bench.load.slo import parse_slo
@@ -19,6 +19,7 @@ from piston.bench.ratios import ratios_of
 from piston.bench.report import Options, Report
 from piston.bench.systems import bundle_contender, named_apart, read_against, url_contender
 from piston.bench.workload import prompts_of_file
+from piston.bench.works import check_positions
 from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
@@ -78,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     if reference is not None and reference.contender is not None:
         contenders.append(reference.contender)
     contenders = named_apart(contenders)
+    check_positions(contenders, [work.setting for work in works])
     date, machine = datetime.now(UTC).isoformat(timespec="seconds"), take_fingerprint(options.threads)
     progress = Progress(quiet=arguments.quiet)
     systems = tuple(measure_loads(contenders, works, options, progress, engine=arguments.engine))
@@ -146,14 +148,7 @@ def _works(arguments: argparse.Namespace) -> list[LoadWork]:
             raise MisuseError("--prompts needs the tokenizer of a bundle, and has its own lengths; leave out the rest.")
         texts, digest = prompts_of_file(arguments.prompts, bundle.tokenizer())
         prompt_lens = [(min(map(len, texts)), max(map(len, texts)))]
-    settings = _settings(arguments, prompt_lens, digest)
-    for setting in settings:
-        if bundle is not None and setting.num_positions > bundle.manifest.model.max_positions:
-            raise MisuseError(
-                f"{setting.name} needs {setting.num_positions:,} positions; the model has "
-                f"{bundle.manifest.model.max_positions:,}. Lower the lengths."
-            )
-    return [LoadWork(setting, vocab_size, texts) for setting in settings]
+    return [LoadWork(setting, vocab_size, texts) for setting in _settings(arguments, prompt_lens, digest)]
 
 
 def _settings(arguments: argparse.Namespace, prompt_lens: list[Range], digest: str | None) -> list[LoadSetting]:
@@ -193,6 +188,8 @@ def _reference(
 ) -> Reference | None:
     if not arguments.engine and (unmeasured := [gate for gate in gates if gate.metric.metric == "efficiency"]):
         raise MisuseError(f"--require {unmeasured[0].text!r} needs the engine without HTTP; add --engine.")
+    for gate in gates:
+        check_known(gate, [work.setting for work in works])
     changes = [gate for gate in gates if gate.change_of is not None]
     if arguments.baseline is None:
         if changes:
@@ -207,7 +204,7 @@ def _reference(
     there = reference.samples(options)
     level = strictest(gates, lambda _: len(works), arguments.alpha)
     for gate in changes:
-        check_loads(gate, min(options.repeats, options.repeats if there is None else there.repeats), level)
+        check_samples(gate, min(options.repeats, options.repeats if there is None else there.repeats), level)
     return reference
 
 

@@ -32,7 +32,7 @@ class LoadSetting:
     @property
     def name(self) -> str:
         """A short name, for tables."""
-        arriving = f"{self.concurrency} at a time" if self.rate is None else f"{self.rate:g} a second"
+        arriving = f"{self.concurrency} at a time" if self.rate is None else f"{self.rate:.15g} a second"
         parts = [arriving, f"prompt {_written(self.prompt_len)}", f"{_written(self.gen_len)} tokens"]
         if self.shared_prefix:
             parts.append(f"{self.shared_prefix:,} shared")

@@ -1,9 +1,10 @@
+import dataclasses
 import tracemalloc
 
 import numpy as np
 import pytest
 from speech import RATE, write_sound
-from toy_model import VOCAB_SIZE, write_bundle
+from toy_model import VOCAB_SIZE, manifest_of, write_bundle
 
 from piston.bench.works import is_measured
 from piston.runtime.audio.made_sounds import PIECE, made_voice, write_voice
@@ -11,6 +12,7 @@ from piston.runtime.audio.reading import read_audio
 
 TEXT_TO_TEXT, SPEECH = "text2text-generation", "automatic-speech-recognition"
 FEATURES = {"feature_size": 80, "sampling_rate": RATE, "n_fft": 400, "hop_length": 160, "chunk_length": 30}
+TOKENS = {"start": 1, "end": 2, "no_timestamps": 3}  # a prompt of two tokens: the start, no timestamps
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def works(monkeypatch, tmp_path, piston):
     """works(task, *words) -> what the options come to, without measuring: a list of Work, or the error."""
     from piston.bench import cli
 
-    def of(task, *words):
+    def of(task, *words, **changes):
         seen = []
 
         def measure(_contenders, found, *_):
@@ -26,7 +28,7 @@ def works(monkeypatch, tmp_path, piston):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli, "measure", measure)
-        write_bundle(tmp_path / "bundle", task=task, settings={"features": FEATURES})
+        write_bundle(tmp_path / "bundle", task=task, settings={"features": FEATURES, "speech": TOKENS}, **changes)
         result = piston("bench", tmp_path / "bundle", "--quiet", *words)
         return seen or result.err
 
@@ -51,6 +53,26 @@ def test_source_and_answer_of_a_translator_need_positions_apart(works):
     assert "the model has 96" in works(TEXT_TO_TEXT, "--prompt-len", "8", "--gen-len", "96")
 
 
+@pytest.mark.parametrize(
+    ("task", "words", "needed"),
+    [
+        ("text-generation", ("--prompt-len", "32", "--gen-len", "29"), 61),
+        (TEXT_TO_TEXT, ("--prompt-len", "8", "--gen-len", "60"), 61),
+        (SPEECH, ("--audio-len", "1", "--gen-len", "59"), 61),
+    ],
+)
+def test_what_the_engine_was_built_for_is_the_limit_and_not_what_the_model_has(works, tmp_path, task, words, needed):
+    (spec,) = manifest_of().engines
+    short = (dataclasses.replace(spec, actual={"max_positions": 60}),)
+    said = works(task, *words, engines=short)
+    assert f"needs {needed} positions; bundle has 60" in said
+    assert "or build the bundle with a larger --max-length" in said
+    *rest, last = words
+    assert isinstance(works(task, *rest, str(int(last) - 1), engines=short), list)
+    write_bundle(tmp_path / "short", task=task, settings={"features": FEATURES, "speech": TOKENS}, engines=short)
+    assert "short has 60" in works(task, *words, "--against", f"piston:{tmp_path / 'short'}")
+
+
 def test_made_sounds_have_the_length_that_was_asked_for(works, monkeypatch):
     from piston.bench import works as module
 
@@ -61,8 +83,34 @@ def test_made_sounds_have_the_length_that_was_asked_for(works, monkeypatch):
         "10 s of audio, 20 tokens a window",
         "2.5 s of audio, 20 tokens a window",
     ]
-    assert written == [("10.wav", 10.0, RATE), ("2.5.wav", 2.5, RATE)]
+    assert written == [("sound-0.wav", 10.0, RATE), ("sound-1.wav", 2.5, RATE)]
     assert found[0].rows(0) == found[0].rows(5)
+
+
+def test_made_sounds_differ_by_a_millisecond_or_are_one(works, monkeypatch):
+    from piston.bench import works as module
+
+    written = []
+    monkeypatch.setattr(module, "write_voice", lambda path, seconds, rate: written.append((path.name, seconds, rate)))
+    found = works(SPEECH, "--audio-len", "30,30.0000001,1234.567,1234.568", "--gen-len", "4,5")
+    assert [work.setting.name for work in found[::2]] == [
+        "30 s of audio, 4 tokens a window",
+        "1234.567 s of audio, 4 tokens a window",
+        "1234.568 s of audio, 4 tokens a window",
+    ]
+    assert len({setting.name for setting in (work.setting for work in found)}) == len(found) == 6
+    assert written == [
+        (f"sound-{number}.wav", seconds, RATE) for number, seconds in enumerate((30, 1234.567, 1234.568))
+    ]
+
+
+def test_one_token_a_window_has_a_speed_and_one_token_of_a_text_has_none(works):
+    words = ("--gen-len", "1", "--require", "decode>=1tokens/s")
+    (work,) = works(SPEECH, "--audio-len", "1", *words)
+    assert work.setting.gen_len == 1
+    assert "'decode>=1tokens/s' needs a second token; raise --gen-len" in works(
+        "text-generation", "--prompt-len", "8", *words
+    )
 
 
 def test_sounds_of_a_list_follow_one_another_and_say_what_they_say(works, tmp_path):
@@ -84,7 +132,8 @@ def test_sounds_of_a_list_follow_one_another_and_say_what_they_say(works, tmp_pa
         (SPEECH, ["--num-beams", "4"], "--num-beams is not for"),
         (SPEECH, ["--audio-len", "0"], "write seconds such as 30 or 10,60"),
         (SPEECH, ["--audio-len", "x"], "write seconds such as 30 or 10,60"),
-        (SPEECH, ["--gen-len", "90"], "the decoder writes from 1 to 88 tokens a window"),
+        (SPEECH, ["--gen-len", "95", "--audio-len", "1"], "needs 97 positions; the model has 96"),
+        (SPEECH, ["--gen-len", "0"], "--gen-len is 0; every number must be at least 1"),
         (SPEECH, ["--prompts", "a.wav", "--audio-len", "3"], "leave out --audio-len and --gen-len"),
         (SPEECH, ["--profile"], "--profile is for language models"),
         (

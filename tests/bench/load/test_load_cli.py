@@ -120,6 +120,8 @@ def test_the_page_has_a_plot_for_each_figure_against_the_concurrency(bench, tmp_
         (("--require", "ttft<=105%"), "give --baseline"),
         (("--require", "efficiency>=90%"), "needs the engine without HTTP; add --engine"),
         (("--profile",), "--profile is not for servers"),
+        (("--gen-len", "1", "--require", "tpot<=1s"), "'tpot<=1s' needs a second token; raise --gen-len"),
+        (("--gen-len", "1", "--require", "stall<=5"), "'stall<=5' needs a second token; raise --gen-len"),
         (("--engine", "--rate", "1"), "--engine needs a closed loop"),
         (("--against", "genai:/tmp"), "KIND is piston, openvino, llama.cpp, url"),
         (("--alpha", "2"), "--alpha is 2.0"),

@@ -51,3 +51,11 @@ def test_lengths_are_fixed_or_ranges():
     for text in ("0", "9-3", "x", "1-", "", "-5"):
         with pytest.raises(MisuseError, match="--prompt-len"):
             ranges(text, "--prompt-len")
+
+
+def test_settings_of_near_rates_have_different_names():
+    assert {setting_of(rate=rate).name.partition(",")[0] for rate in (2.0, 1234.567, 1234.568)} == {
+        "2 a second",
+        "1234.567 a second",
+        "1234.568 a second",
+    }
