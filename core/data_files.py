@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from piston.core.errors import MisuseError
+from piston.core.unicode import check_unicode, check_unicode_in
 
 BYTE_ORDER_MARK = "\ufeff"
 _LINES, _DELIMITERS = {".jsonl", ".ndjson"}, {".csv": ",", ".tsv": "\t"}
@@ -73,10 +74,10 @@ def as_text(data: bytes, name: str | Path) -> str:
 
 
 def check_text(text: str, name: str | Path) -> str:
-    """Return the text; raises MisuseError if it has NUL characters."""
+    """Return the text; raises MisuseError if it has NUL characters or unpaired surrogates."""
     if (place := text.find("\0")) >= 0:
         raise MisuseError(f"{name} is not UTF-8 text: character {place:,} is NUL, as in UTF-16 and binary files.")
-    return text
+    return check_unicode(text, str(name))
 
 
 def has_records(path: Path) -> bool:
@@ -179,7 +180,8 @@ def _items(text: str, path: Path) -> Iterator[Record]:
         raise MisuseError(f"{path} is not JSON ({problem}).") from None
     else:
         for number, item in enumerate(value if isinstance(value, list) else [value], 1):
-            yield f"{path}, item {number}", item
+            where = f"{path}, item {number}"
+            yield where, _unicode(item, where)
 
 
 def first_row(text: str, path: Path) -> list[str]:
@@ -215,6 +217,15 @@ def _row(row: dict[str, Any], reader: "csv.DictReader[str]", path: Path) -> Reco
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise MisuseError(f"{where}, is not JSON ({problem}).") from None
+    return _unicode(value, where)
+
+
+def _unicode(value: Any, where: str) -> Any:
+    try:
+        check_unicode_in(value, f"{where}:")
+    except RecursionError:
+        raise MisuseError(f"{where}, is JSON of too many levels.") from None
+    return value

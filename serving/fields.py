@@ -4,12 +4,15 @@ A field that is null counts as not given, as in OpenAI's API. A field that is ne
 is unknown, and refused as well. docs/serving.md shows every field of every endpoint.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from piston.core.errors import MisuseError
+from piston.core.unicode import check_unicode_in
 from piston.serving.errors import RequestError
 
 Meta = msgspec.Meta
@@ -30,13 +33,29 @@ class Refused:
 
 def decoded(body: bytes) -> dict[str, Any]:
     """The JSON object of a request; raises RequestError where it is none."""
-    try:
-        given = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise RequestError(f"The body is no JSON: {problem}.") from None
+    given = parsed(body)
     if not isinstance(given, dict):
         raise RequestError("The body must be a JSON object.")
     return given
+
+
+def parsed(data: bytes | str, name: str = "") -> Any:
+    """The value of JSON: of a request's body, or of the text in its field `name`; raises RequestError where it is none.
+
+    An unpaired surrogate, of which msgspec says that the text ends there or that the pair is invalid, is named with the
+    field that has it.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        try:
+            check_unicode_in(json.loads(data), name)
+        except MisuseError as surrogate:
+            place = str(surrogate).partition(" has ")[0]
+            raise RequestError(str(surrogate), param=None if " " in place else place) from None
+        except (ValueError, RecursionError):
+            pass
+        raise RequestError(f"{name or 'The body'} is no JSON: {problem}.", param=name or None) from None
 
 
 def read(

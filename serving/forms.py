@@ -31,8 +31,12 @@ async def form_of(headers: Headers, body: bytes) -> dict[str, Any] | None:
     if not headers.get("content-type", "").lower().startswith(URLENCODED) or body.lstrip()[:1] in (b"{", b"["):
         return None
     try:
-        items = parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=MOST_FIELDS)
-    except (ValueError, UnicodeDecodeError):
+        items = parse_qsl(
+            body.decode(), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MOST_FIELDS
+        )
+    except UnicodeDecodeError as problem:
+        raise RequestError(f"The form is not UTF-8 ({problem.reason}).") from None
+    except ValueError:
         return None
     given: dict[str, Any] = {}
     for name, value in items:

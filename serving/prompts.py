@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from piston.runtime.model import LanguageModel
 from piston.runtime.text.chat_template import text_of
 from piston.serving.errors import RequestError
+from piston.serving.fields import parsed
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KEYS = {
@@ -110,10 +109,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
         raise RequestError(f"{where} must have a function with a name.", param=where)
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        try:
-            arguments = msgspec.json.decode(arguments or "{}")
-        except msgspec.DecodeError as problem:
-            raise RequestError(f"{where}.function.arguments is no JSON: {problem}.", param=where) from None
+        arguments = parsed(arguments or "{}", f"{where}.function.arguments")
     return {**call, "function": {**function, "arguments": arguments}}
 
 

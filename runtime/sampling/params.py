@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from piston.core.errors import MisuseError
+from piston.core.unicode import check_unicode
 from piston.core.units import parse_count
 
 
@@ -226,7 +227,7 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
         raise _refusal(name, value, "a non-empty string or a list of them")
-    return tuple(texts)
+    return tuple(check_unicode(text, f"{name}[{i}]") for i, text in enumerate(texts))
 
 
 def _token_ids(name: str, value: Any) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from piston.core.errors import BundleCorruptError, MisuseError
+from piston.core.unicode import check_unicode
 from piston.runtime.text.control_tokens import any_of, control_tokens
 from piston.runtime.text.stream_decoder import StreamDecoder
 from piston.runtime.text.vocabulary import Vocabulary
@@ -257,7 +258,10 @@ def _encoding(text: str | tuple[str, str]) -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        raise MisuseError(f"Cannot encode {text!r:.80}: text must be a string of Unicode characters") from error
+        for part in text if isinstance(text, tuple) else (text,):
+            if isinstance(part, str):
+                check_unicode(part, "Cannot encode the text, which")
+        raise MisuseError(f"Cannot encode {text!r:.80}: it must be a string of Unicode characters.") from error
     except Exception as error:  # the library raises bare Exception for everything
         raise BundleCorruptError(
             f"The tokenizer cannot encode this text: {_one_line(error)}; make the bundle again"

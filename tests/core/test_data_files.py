@@ -65,6 +65,8 @@ def test_records_are_read_as_the_suffix_says(tmp_path, name, text, expected):
         ("a.csv", "id,text\n1\n", "line 2, has a different number of columns than the first row, 2"),
         ("a.csv", 'text\n"a" b\n', "not a table with ',' between columns"),
         ("a.csv", "messages\nhi\n", "line 2, is not JSON"),
+        ("a.jsonl", '"a"\n{"text": "b \\ud800"}', r"a.jsonl, line 2: text has the unpaired surrogate \\ud800 at char"),
+        ("a.json", '[{"text": ["\\udfff"]}]', r"a.json, item 1: text\[0\] has the unpaired surrogate \\udfff at char"),
     ],
 )
 def test_what_is_not_as_the_suffix_says_is_refused_naming_the_line(tmp_path, name, text, message):

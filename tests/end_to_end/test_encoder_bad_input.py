@@ -119,10 +119,13 @@ def test_unknown_and_invisible_characters_are_a_text(served, name, text):
 @pytest.mark.parametrize("name", TASKS)
 def test_an_unpaired_surrogate_is_refused(served, name):
     models, server = served
-    with pytest.raises(MisuseError, match="Unicode"):
+    half = r"has the unpaired surrogate \ud800 at character 6; it must be a string of Unicode characters."
+    with pytest.raises(MisuseError, match=re.escape(half)):
         ask(models, name, "paris \ud800")
     status, answer = post(server, name, "paris \ud800")  # as JSON escapes it
-    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    place = {"answerer": "context", "reranker": "documents[1]"}.get(name, "input[1]")
+    assert (status, answer["error"]["message"]) == (400, f"{place} {half}")
+    assert (answer["error"]["type"], answer["error"]["param"]) == ("invalid_request_error", place)
 
 
 LIST = "must be a list of strings"

@@ -101,6 +101,36 @@ def test_bodies_in_chunks_and_connections_that_are_kept_are_served(server):
     assert found.count(b"HTTP/1.1 200") == 2
 
 
+HALF = "has the unpaired surrogate \\ud800 at character 2; it must be a string of Unicode characters."
+CALL = {"type": "function", "id": "1", "function": {"name": "f", "arguments": '{"a": "b \\ud800"}'}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "b \ud800"}]}, "messages[0].content"),
+        ("/v1/chat/completions", CHAT | {"stop": ["a", "b \ud800"]}, "stop[1]"),
+        (
+            "/v1/chat/completions",
+            CHAT | {"messages": [*CHAT["messages"], {"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+            "messages[1].tool_calls[0].function.arguments.a",
+        ),
+        ("/v1/completions", {"prompt": ["a", "b \ud800"]}, "prompt[1]"),
+        ("/v1/completions", {"prompt": "a", "b \ud800": 1}, "The name b \\ud800"),
+        ("/v1/responses", {"input": "b \ud800"}, "input"),
+    ],
+)
+def test_an_unpaired_surrogate_is_400_and_says_in_which_field_it_is(server, path, body, place):
+    status, answer = server.post(path, {"model": "toy"} | body)
+    assert (status, answer["error"]["message"]) == (400, f"{place} {HALF}")
+    assert answer["error"]["param"] == (None if " " in place else place)
+
+
+def test_a_body_that_is_not_utf_8_is_no_json(server):
+    status, _, data = server.request("POST", "/v1/completions", b'{"model": "toy", "prompt": "\xff"}')
+    assert (status, json.loads(data)["error"]["message"]) == (400, "The body is no JSON: Invalid UTF-8 encoded string.")
+
+
 @pytest.mark.parametrize(
     "schema",
     [

@@ -140,6 +140,18 @@ def test_a_form_is_read_as_libretranslates_clients_send_it(translator):
     )
 
 
+def test_a_form_that_is_not_utf_8_is_refused(translator):
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, _, data = translator.request("POST", "/translate", b"q=wind%FF&source=en&target=de", kind)
+    assert (status, json.loads(data)["error"]["message"]) == (400, "The form is not UTF-8 (invalid start byte).")
+
+
+def test_an_unpaired_surrogate_is_named_with_its_text(translator):
+    status, answer = translate(translator, q=["wind", "the \udc00 sea"])
+    assert status == 400
+    assert answer["error"]["message"].startswith("q[1] has the unpaired surrogate \\udc00 at character 4; ")
+
+
 def test_json_that_curl_calls_a_form_is_json(translator):
     body = json.dumps({"q": "wind", "source": "en", "target": "de", "max_tokens": 2}).encode()
     kind = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -167,6 +167,12 @@ def test_a_wrong_value_is_refused_naming_option_value_and_what_is_allowed(name, 
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("name", ["stop", "bad_words"])
+def test_a_text_that_is_no_unicode_is_refused_with_its_place(name):
+    with pytest.raises(MisuseError, match=rf"^{name}\[1\] has the unpaired surrogate \\ud800 at character 1;"):
+        SamplingParams(**{name: ["a", "b\ud800"]})
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
