@@ -1,11 +1,10 @@
 """Options of `piston run` that the tasks of encoders share."""
 
 import argparse
-import sys
 from collections.abc import Iterable
 
-from piston.core.console import reading_input
-from piston.core.data_files import BYTE_ORDER_MARK, check_text, lines_of
+from piston.core.data_files import lines_of
+from piston.core.standard_input import DASH, read_standard_input
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, purpose: str) -> None:
@@ -30,12 +29,5 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def texts_of(given: Iterable[str]) -> list[str]:
-    """The texts of a repeatable option, with those of standard input for -."""
-    return [text for item in given for text in (_lines() if item == "-" else [item])]
-
-
-def _lines() -> list[str]:
-    """Texts of standard input; empty lines are none."""
-    with reading_input():
-        read = check_text(sys.stdin.read().removeprefix(BYTE_ORDER_MARK), "Standard input")
-    return lines_of(read)
+    """The texts of a repeatable option; for - the lines of standard input that are not empty, of which it must have."""
+    return [text for item in given for text in (lines_of(read_standard_input()) if item == DASH else [item])]

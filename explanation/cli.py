@@ -10,6 +10,7 @@ from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress, note, print_json, print_text
 from piston.core.errors import MisuseError
 from piston.core.outputs import check_output_files, write_output
+from piston.core.standard_input import text_of
 from piston.core.tasks import task_module, task_names
 from piston.explanation import tasks
 from piston.explanation.attention import engine_of
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the directory `piston build` wrote")
     for name in INPUTS:
         takers = [task for task in task_names(tasks) if name in task_module(tasks, task).TAKES]
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=f"input of {', '.join(takers)}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", metavar="TEXT", help=f"input of {', '.join(takers)}; - reads standard input"
+        )
     parser.add_argument("--label", help="of text-classification: the label to explain (default: the best)")
     for name in ("source", "target"):
         parser.add_argument(f"--{name}-lang", metavar="CODE", help=f"of translators: the language of the {name}")
@@ -107,7 +110,7 @@ def _asked(arguments: argparse.Namespace) -> Asked:
     if languages.count(None) == 1:
         raise MisuseError("--source-lang and --target-lang need one another.")
     return Asked(
-        texts=given,
+        texts={name: text_of(value) for name, value in given.items()},
         languages=None if None in languages else languages,
         label=arguments.label,
         max_tokens=16 if arguments.max_tokens is None else arguments.max_tokens,

@@ -1,12 +1,12 @@
 """`piston run` on a speech model: the text of audio files, with times."""
 
 import argparse
-import sys
 from typing import Any
 
 from piston.cli.shared_options import load_from
-from piston.core.console import Progress, print_json, print_text, reading_input
+from piston.core.console import Progress, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.standard_input import DASH, read_standard_input_bytes
 from piston.runtime.audio.transcription import Transcription, by_words, joined, to_srt, to_vtt
 
 TASK = "automatic-speech-recognition"
@@ -45,10 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--format text shows no times; --timestamps word needs --format json, srt or vtt.")
     if arguments.timestamps == "none" and form in {"srt", "vtt"}:
         raise MisuseError(f"--format {form} needs --timestamps segment.")
-    audio = arguments.audio
-    if audio == "-":
-        with reading_input():
-            audio = sys.stdin.buffer.read()
+    audio = read_standard_input_bytes() if arguments.audio == DASH else arguments.audio
     progress = Progress(quiet=arguments.quiet)
     with load_from(arguments, TASK) as model:
         options: dict[str, Any] = {

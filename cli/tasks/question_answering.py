@@ -2,13 +2,12 @@
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 from piston.cli.encoder_options import add_json_argument
 from piston.cli.shared_options import load_from
-from piston.core.console import print_json, print_text, reading_input
-from piston.core.data_files import BYTE_ORDER_MARK, check_text, read_text
+from piston.core.console import print_json, print_text
+from piston.core.standard_input import text_of
 
 TASK = "question-answering"
 
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer the question."""
-    context = _context(arguments)
+    context = text_of(arguments.context, arguments.context_file)
     with load_from(arguments, TASK) as model:
         answer = model.answer(
             arguments.question,
@@ -46,12 +45,3 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print_text(f"{answer.text} ({answer.score:.4f}, characters {answer.start} to {answer.end})")
     return 0
-
-
-def _context(arguments: argparse.Namespace) -> str:
-    if arguments.context_file is not None:
-        return read_text(arguments.context_file)
-    if arguments.context != "-":
-        return str(arguments.context)
-    with reading_input():
-        return check_text(sys.stdin.read().removeprefix(BYTE_ORDER_MARK), "Standard input")

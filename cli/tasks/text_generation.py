@@ -2,17 +2,15 @@
 
 import argparse
 import dataclasses
-import sys
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piston.cli.sampling_options import add_sampling_arguments, sampling_from
 from piston.cli.shared_options import load_from
 from piston.core.bundle.manifest import TEXT_GENERATION
-from piston.core.console import note, print_json, print_text, reading_input
-from piston.core.data_files import BYTE_ORDER_MARK, check_text, read_text
+from piston.core.console import note, print_json, print_text
 from piston.core.errors import MisuseError
+from piston.core.standard_input import text_of
 from piston.runtime.model import LanguageModel
 from piston.runtime.sampling.params import SamplingParams
 
@@ -54,7 +52,7 @@ def sampling_for(arguments: argparse.Namespace, model: LanguageModel) -> Samplin
 
 def run(arguments: argparse.Namespace) -> int:
     """Complete the prompt."""
-    text = _prompt_text(arguments)
+    text = text_of(arguments.prompt, arguments.prompt_file)
     if arguments.system is not None and not arguments.chat:
         raise MisuseError("--system needs --chat; a plain prompt has no roles.")
     if arguments.no_sanitize_control_tokens and not arguments.chat:
@@ -140,17 +138,6 @@ def _stream(model: LanguageModel, prompt: Any, sampling: SamplingParams, *, quie
         print_text("")
         if not quiet and stream.completion.token_ids:
             report_speed(stream.completion)
-
-
-def _prompt_text(arguments: argparse.Namespace) -> str:
-    if arguments.prompt_file is not None:
-        return read_text(arguments.prompt_file)
-    if arguments.prompt != "-":
-        return str(arguments.prompt)
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(newline="")  # line ends stay as they are, as in a file
-    with reading_input():
-        return check_text(sys.stdin.read().removeprefix(BYTE_ORDER_MARK), "Standard input")
 
 
 def _messages(text: str, system: str | None) -> list[dict[str, str]]:

@@ -65,6 +65,9 @@ def _read(audio: Audio, rate: int) -> Iterator[Samples]:
         yield from resampled(_blocks(_mono(samples)), given, rate)
         return
     with _opened(audio) as file:
+        if not file.read(1):
+            raise MisuseError(f"{_name(audio)} is empty; give a file with sound.")
+        file.seek(0)
         try:
             form = read_header(file)
             if form is not None:

@@ -71,6 +71,16 @@ def test_a_prompt_that_is_not_utf8_is_misuse(refused, bundle, tmp_path, options)
     assert "is not UTF-8" in message
 
 
+@pytest.mark.parametrize("options", [("--prompt", "-"), ("--prompt-file", "FILE"), ("--chat", "--prompt", "-")])
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_prompt_without_text_is_misuse(refused, bundle, tmp_path, options, text):
+    (tmp_path / "FILE").write_text(text)
+    words = [tmp_path / word if word == "FILE" else word for word in options]
+    status, message = refused("run", bundle, *words, *SHORT, stdin=text)
+    name = "Standard input" if "-" in options else tmp_path / "FILE"
+    assert (status, message.partition(";")[0]) == (2, f"{name} has no text")
+
+
 def test_chat_puts_the_prompt_into_the_template(piston, bundle):
     script = answer("<system>brief<end><user>hi<end><bot>", "hello")
     assert (

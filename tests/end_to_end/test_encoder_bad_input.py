@@ -41,6 +41,8 @@ def words_of(name, text):
         ("-", LONG, " tokens"),
         ("-", b"paris \x80", "UTF-8"),
         ("-", "paris\0", "NUL"),
+        ("-", "", "Standard input has no text"),
+        ("-", "\ufeff\n \n", "Standard input has no text"),
     ],
 )
 def test_a_command_says_in_a_line_what_is_wrong_with_a_text(refused, encoder_toys, name, text, stdin, message):
@@ -48,6 +50,13 @@ def test_a_command_says_in_a_line_what_is_wrong_with_a_text(refused, encoder_toy
         pytest.skip("a context of any length is read in windows")
     status, said = refused("run", encoder_toys.bundle(name), *words_of(name, text), stdin=stdin)
     assert (status, message in said) == (2, True), said
+
+
+def test_a_context_file_without_text_is_refused(refused, encoder_toys, tmp_path):
+    (tmp_path / "context").write_text("\n")
+    words = ("--question", "in paris?", "--context-file", tmp_path / "context")
+    status, said = refused("run", encoder_toys.bundle("answerer"), *words)
+    assert (status, said.startswith(f"{tmp_path / 'context'} has no text")) == (2, True)
 
 
 @pytest.mark.parametrize("name", TASKS)

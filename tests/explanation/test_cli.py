@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from pathlib import Path
@@ -76,6 +77,15 @@ def test_options_of_other_tasks_are_refused(encoder_toys, name, words, reason, c
     status, _, error = explain(capsys, encoder_toys.bundle(name), *words)
     assert status == 2
     assert reason in error
+
+
+def test_a_dash_reads_standard_input_which_must_have_text(encoder_toys, capsys, monkeypatch):
+    bundle = encoder_toys.bundle("single")
+    monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
+    expected = explain(capsys, bundle, "--text", TEXT, "--json")
+    assert explain(capsys, bundle, "--text", "-", "--json") == expected
+    status, _, said = explain(capsys, bundle, "--text", "-")
+    assert (status, said.startswith("error: Standard input has no text; ")) == (2, True)
 
 
 def test_a_translation_needs_both_languages_and_those_that_the_model_has(text_bundle, capsys):

@@ -1,4 +1,5 @@
 import gc
+import io
 import json
 import os
 import re
@@ -280,6 +281,16 @@ def test_a_pipe_and_standard_input_are_read_once_and_give_the_text_of_the_file(m
         for name, data in ((str(path), b""), ("-", path.read_bytes()))
     ]
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("audio", ["-", "FILE"])
+def test_audio_without_a_byte_is_refused(bundle, tmp_path, monkeypatch, capsys, audio):
+    (tmp_path / "FILE").write_bytes(b"")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    given = "-" if audio == "-" else str(tmp_path / audio)
+    assert main(["run", str(bundle), "--audio", given, "--quiet"]) == 2
+    name = "Standard input" if audio == "-" else given
+    assert capsys.readouterr().err.startswith(f"error: {name} is empty")
 
 
 def test_times_of_words_need_a_format_that_shows_them(bundle, path, capsys):

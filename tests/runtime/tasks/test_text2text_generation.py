@@ -109,6 +109,11 @@ def test_an_argument_of_another_type_is_named_with_what_it_takes(model, method, 
         getattr(model, method)(given, **options)
 
 
+def test_standard_input_without_text_is_refused(refused, text_bundle):
+    status, said = refused("run", text_bundle, "--text", "-", stdin="\n")
+    assert (status, said.partition(";")[0]) == (2, "Standard input has no text")
+
+
 def test_an_answer_beyond_the_engine_is_refused(model):
     with pytest.raises(PromptTooLongError, match="max_tokens is 80"):
         model.generate(["wind"], model.sampling(max_tokens=80))
