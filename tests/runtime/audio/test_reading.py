@@ -143,7 +143,7 @@ def test_a_video_without_sound_is_refused():
 @pytest.mark.parametrize(
     ("audio", "reason"),
     [
-        (b"", "no audio that can be read"),
+        (b"", "The audio is empty; give a file with sound"),
         (b"these are no samples at all" * 9, "no audio that can be read"),
         (wav(SAMPLES.astype("<f4").tobytes()[:-40], bits=32, tag=3, size=16_000), "cut off"),
         (wav(b"", size=0), "no samples"),
