@@ -1,4 +1,4 @@
-"""Every architecture that exports, by the class its config.json names.
+"""Every architecture that exports: decoders by the class that config.json names, others by their model type.
 
 The mechanism in trace.py knows none of them: a line here says that a seeded two-layer model of the class was exported
 and matched transformers in float32 (tests/export/test_zoo.py runs exactly this table). To add one, add its line and
@@ -52,6 +52,24 @@ ARCHITECTURES = {
     "Starcoder2ForCausalLM": "starcoder2",
     "VaultGemmaForCausalLM": "vaultgemma",
 }
+# Model types of encoders; tests/export/test_encoder.py runs this table and the next.
+ENCODER_TYPES = (
+    "albert",
+    "bert",
+    "camembert",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
+# Decoders that classify or embed by their last token.
+DECODER_TYPES = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+# Encoder-decoders of texts (tests/export/test_encoder_decoder.py runs this table), and of speech.
+TEXT_TYPES = ("bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5", "umt5")
+SPEECH_TYPES = ("whisper",)
 
 
 def check_supported(architecture: str) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from piston.core.arguments import checked_arguments
 from piston.core.atomic_dir import atomic_dir, check_free
 from piston.core.bundle.interface import FloatType
-from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
+from piston.core.bundle.manifest import Manifest
 from piston.core.cache_dir import expand_user
 from piston.core.console import Progress
-from piston.core.tasks import task_module, task_names
+from piston.core.tasks import task_module
 from piston.export import tasks
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ def export_model(
 
 
 def _module(job: "ExportJob") -> Any:
-    """The module of the task that was asked for, or that recognises the checkpoint."""
-    if job.options.task is not None:
-        return task_module(tasks, job.options.task)
-    found = [module for name in task_names(tasks) if (module := task_module(tasks, name)).recognises(job.checkpoint)]
-    return found[0] if found else task_module(tasks, TEXT_GENERATION)
+    """The module of the task that was asked for, or that the checkpoint is for."""
+    from piston.checkpoint.task import task_of
+
+    found = job.checkpoint
+    return task_module(tasks, job.options.task or task_of(found.directory / (found.gguf or "")))
 
 
 def __getattr__(name: str) -> Any:

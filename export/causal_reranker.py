@@ -12,11 +12,11 @@ from typing import Any
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.checkpoint.json_files import is_token_id, read_json, read_object, read_optional
 from piston.checkpoint.quiet import quiet
+from piston.checkpoint.task import is_causal_reranker
 from piston.core.errors import CheckpointError, UnsupportedModelError
 from piston.export.heads import TokenScore
-from piston.export.pooling import TRANSFORMER, module_kinds, module_path
+from piston.export.pooling import module_path
 
-LOGIT_SCORE = "LogitScore"
 CAUSAL = "ForCausalLM"
 YES, NO = "yes", "no"
 BEFORE = (
@@ -52,11 +52,6 @@ class CausalReranker:
     remarks: tuple[str, ...]
 
 
-def is_causal_reranker(checkpoint: Checkpoint) -> bool:
-    """Whether sentence-transformers saved it as one."""
-    return module_kinds(checkpoint) == [TRANSFORMER, LOGIT_SCORE]
-
-
 def read_causal_reranker(checkpoint: Checkpoint, config: Any) -> CausalReranker:
     """Read the prompt and the tokens.
 
@@ -70,7 +65,7 @@ def read_causal_reranker(checkpoint: Checkpoint, config: Any) -> CausalReranker:
         raise UnsupportedModelError(f"{checkpoint.name} caps its logits, which reranking by two tokens does not have.")
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(**checkpoint.arguments)
-    if not is_causal_reranker(checkpoint):
+    if checkpoint.gguf or not is_causal_reranker(checkpoint.directory):
         found = {text: tokenizer.convert_tokens_to_ids(text) for text in (YES, NO)}
         if config.model_type != "qwen3" or None in found.values() or tokenizer.unk_token_id in found.values():
             raise UnsupportedModelError(

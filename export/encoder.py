@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.onnx import ops
 
+from piston.checkpoint.architectures import DECODER_TYPES, ENCODER_TYPES
 from piston.checkpoint.quiet import quiet
 from piston.core.bundle.interface import BATCH, GraphInterface, TensorSpec
 from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
@@ -33,21 +34,6 @@ from piston.export.layers import replace_linear, replace_norm
 from piston.export.signature import OPSET
 
 ATTENTION = "piston-encoder"
-# Seeded two-layer models of these model types match transformers (tests/export/test_encoder.py runs this table).
-MODEL_TYPES = (
-    "albert",
-    "bert",
-    "camembert",
-    "deberta-v2",
-    "distilbert",
-    "electra",
-    "modernbert",
-    "mpnet",
-    "roberta",
-    "xlm-roberta",
-)
-# Decoders that classify or embed by their last token; the same test runs this table.
-DECODER_TYPES = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 # The masks have what a window says.
 IGNORED_OPTIONS = {
     "deterministic",
@@ -65,7 +51,7 @@ TOKEN_TYPES = TensorSpec(name="token_type_ids", dtype="int64", shape=(BATCH, "se
 
 def check_encoder(config: Any) -> None:
     """Raise UnsupportedModelError for the config of what is no encoder that Piston exports."""
-    known = (*MODEL_TYPES, *DECODER_TYPES)
+    known = (*ENCODER_TYPES, *DECODER_TYPES)
     if config.model_type not in known:
         raise UnsupportedModelError(
             f"Encoders of model type {config.model_type!r} are not supported; supported: {', '.join(known)}."

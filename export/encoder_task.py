@@ -80,17 +80,6 @@ class Parity:
     rows: int
 
 
-def architecture_of(checkpoint: Checkpoint) -> str:
-    """The class that config.json names, of an encoder that Piston exports; "" of everything else."""
-    config = checkpoint.written_config()
-    try:
-        named = config.get("architectures") or [""]
-        check_encoder(type("Config", (), {"model_type": "", **config}))
-    except Exception:  # noqa: BLE001 - the export itself reports what is wrong
-        return ""
-    return str(named[0])
-
-
 def summary(manifest: Manifest) -> str:
     """How near the graph is to transformers."""
     parity = manifest.made_by["parity"]

@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from piston.checkpoint.checkpoint import Checkpoint, translated
 from piston.checkpoint.json_files import read_json, read_object, read_optional
+from piston.checkpoint.task import MODULES, TRANSFORMER
 from piston.core.bundle.manifest import stays_inside
 from piston.core.errors import CheckpointError, UnsupportedModelError
 from piston.export.heads import last_token
 
-MODULES = "modules.json"
-TRANSFORMER, POOLING, DENSE, NORMALIZE = "Transformer", "Pooling", "Dense", "Normalize"
+POOLING, DENSE, NORMALIZE = "Pooling", "Dense", "Normalize"
 # Key of the older form, which has one for each mode, in the order in which several are joined.
 OLDER = {
     "pooling_mode_cls_token": "cls",
@@ -143,17 +143,6 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
     if length is not None and (not isinstance(length, int) or length < 2):  # noqa: PLR2004
         raise CheckpointError(f"max_seq_length of {checkpoint.name} is {length!r}; it must be an integer from 2.")
     return SentenceModules(head.eval(), length, bool(texts.get("do_lower_case")), prompts, default, remarks)
-
-
-def module_kinds(checkpoint: Checkpoint) -> list[str]:
-    """The names of the modules that modules.json lists; none where there is no such file, or no such list in it."""
-    path = checkpoint.directory / MODULES
-    if checkpoint.gguf is not None or not path.is_file():
-        return []
-    try:
-        return [str(item["type"]).rpartition(".")[2] for item in read_json(path)]
-    except (CheckpointError, TypeError, KeyError):
-        return []  # the export itself reports what is wrong
 
 
 def _head(directory: Path) -> SentenceHead:

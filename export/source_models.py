@@ -64,12 +64,6 @@ class SourceKind:
     has_remarks: bool = True
 
 
-def is_of(checkpoint: Checkpoint, model_types: Sequence[str]) -> bool:
-    """Whether config.json names an encoder-decoder of one of these model types."""
-    config = checkpoint.written_config()
-    return config.get("model_type") in model_types and bool(config.get("is_encoder_decoder", True))
-
-
 def summary(manifest: Manifest) -> str:
     """How near the graphs are to transformers."""
     parity = manifest.made_by["parity"]

@@ -2,9 +2,8 @@
 
 A module has
 
-    recognises(checkpoint) -> bool  # whether this is the checkpoint's task where no --task is given
     export(job, work) -> Manifest  # writes the model directory
     summary(manifest) -> str  # how near the graph is to transformers, in a line for people
 
-A checkpoint that no other task recognises is for text-generation.
+Where no --task is given, `piston.checkpoint.task` says which of them a checkpoint is for.
 """

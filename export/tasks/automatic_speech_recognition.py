@@ -5,28 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from piston.checkpoint.architectures import SPEECH_TYPES
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.checkpoint.json_files import is_token_id, read_object, read_optional
 from piston.core.bundle.interface import BATCH, TensorSpec
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 from piston.export.job import ExportJob
-from piston.export.source_models import SourceKind, decoder_start, export_encoder_decoder, is_of, summary
+from piston.export.source_models import SourceKind, decoder_start, export_encoder_decoder, summary
 from piston.runtime.audio.reading import RATES
 from piston.runtime.backends.engine import Source
 
 TASK = "automatic-speech-recognition"
-MODEL_TYPES = ("whisper",)
 FEATURE_NAMES = ("feature_size", "sampling_rate", "n_fft", "hop_length", "chunk_length")
 FEATURES, SETTINGS = "preprocessor_config.json", "generation_config.json"
 STRIDE = 2  # frames of audio that become one position: the encoder's second convolution
 
-__all__ = ["export", "recognises", "summary"]
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """A speech model of a supported type."""
-    return is_of(checkpoint, MODEL_TYPES)
+__all__ = ["export", "summary"]
 
 
 def export(job: ExportJob, work: Path) -> Manifest:
@@ -168,7 +163,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
 SPEECH = SourceKind(
     task=TASK,
     auto="AutoModelForSpeechSeq2Seq",
-    model_types=MODEL_TYPES,
+    model_types=SPEECH_TYPES,
     argument="input_features",
     inputs=_inputs,
     num_positions=lambda config: int(config.max_source_positions),

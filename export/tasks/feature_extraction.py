@@ -5,26 +5,16 @@ from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.bundle.manifest import Manifest
-from piston.export.encoder_task import EncoderTask, architecture_of, export_encoder, summary
+from piston.export.encoder_task import EncoderTask, export_encoder, summary
 from piston.export.heads import Pooled
 from piston.export.job import ExportJob
-from piston.export.pooling import MODULES, SentenceModules, read_modules
-from piston.export.tasks.text_ranking import is_reranker
+from piston.export.pooling import SentenceModules, read_modules
 
-__all__ = ["TASK", "export", "recognises", "summary"]
+__all__ = ["TASK", "export", "summary"]
 
 TASK = "feature-extraction"
 # Not read for token embeddings: the classifier's pooler, and the heads of what the model was trained by.
 UNUSED = ("pooler.", "cls.", "lm_head.", "vocab_", "discriminator_predictions.", "predictions.")
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """A checkpoint of sentence-transformers, or a bare encoder."""
-    if checkpoint.gguf is not None:
-        return False
-    if (checkpoint.directory / MODULES).is_file():
-        return not is_reranker(checkpoint)
-    return architecture_of(checkpoint).endswith("Model")
 
 
 def export(job: ExportJob, work: Path) -> Manifest:

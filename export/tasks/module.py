@@ -2,18 +2,11 @@
 
 from pathlib import Path
 
-from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError
 from piston.export.job import ExportJob
 
 TASK = "module"
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """No checkpoint is one."""
-    del checkpoint
-    return False
 
 
 def export(job: ExportJob, work: Path) -> Manifest:

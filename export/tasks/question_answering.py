@@ -5,18 +5,13 @@ from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.bundle.manifest import Manifest
-from piston.export.encoder_task import POOLERS, EncoderTask, architecture_of, export_encoder, summary
+from piston.export.encoder_task import POOLERS, EncoderTask, export_encoder, summary
 from piston.export.heads import SpanLogits
 from piston.export.job import ExportJob
 
-__all__ = ["TASK", "export", "recognises", "summary"]
+__all__ = ["TASK", "export", "summary"]
 
 TASK = "question-answering"
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """A head for spans."""
-    return architecture_of(checkpoint).endswith("ForQuestionAnswering")
 
 
 def export(job: ExportJob, work: Path) -> Manifest:

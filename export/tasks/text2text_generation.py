@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from piston.checkpoint.architectures import TEXT_TYPES
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.bundle.interface import SOURCE_INPUTS
 from piston.core.bundle.manifest import Manifest
@@ -12,21 +13,14 @@ from piston.core.errors import MisuseError
 from piston.export.job import ExportJob
 from piston.export.languages import language_settings
 from piston.export.positions import is_position_embedding
-from piston.export.source_models import SourceKind, decoder_start, export_encoder_decoder, is_of, summary
+from piston.export.source_models import SourceKind, decoder_start, export_encoder_decoder, summary
 from piston.runtime.backends.engine import Source
 
 TASK = "text2text-generation"
-# Seeded models of these model types match transformers (tests/export/test_encoder_decoder.py runs this table).
-MODEL_TYPES = ("bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5", "umt5")
 LENGTHS = (1, 3, 8, 21)  # tokens of the sources, one batch
 UNLIMITED = 512  # positions of models that have no table of positions, unless --context says more
 
-__all__ = ["export", "recognises", "summary"]
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """An encoder-decoder of a supported type."""
-    return is_of(checkpoint, MODEL_TYPES)
+__all__ = ["export", "summary"]
 
 
 def export(job: ExportJob, work: Path) -> Manifest:
@@ -61,7 +55,7 @@ def _settings(checkpoint: Checkpoint, model: Any) -> dict[str, Any]:
 TEXT = SourceKind(
     task=TASK,
     auto="AutoModelForSeq2SeqLM",
-    model_types=MODEL_TYPES,
+    model_types=TEXT_TYPES,
     argument="input_ids",
     inputs=lambda _: SOURCE_INPUTS,
     num_positions=lambda _: None,

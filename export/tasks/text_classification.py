@@ -5,22 +5,15 @@ from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.bundle.manifest import Manifest
-from piston.export.encoder_task import EncoderTask, architecture_of, export_encoder, summary
+from piston.export.encoder_task import EncoderTask, export_encoder, summary
 from piston.export.heads import Logits
 from piston.export.job import ExportJob
 from piston.export.labels import MULTI_LABEL, labels_of, problem_of
-from piston.export.tasks.text_ranking import is_cross_encoder
 
-__all__ = ["TASK", "export", "recognises", "summary"]
+__all__ = ["TASK", "export", "summary"]
 
 TASK = "text-classification"
 THRESHOLD = 0.5  # of a label's probability, where a text may have several labels
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """A head on the whole text that is not a cross-encoder of sentence-transformers."""
-    is_classifier = architecture_of(checkpoint).endswith("ForSequenceClassification")
-    return is_classifier and not is_cross_encoder(checkpoint)
 
 
 def export(job: ExportJob, work: Path) -> Manifest:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from piston.checkpoint.checkpoint import (
-    Checkpoint,
     cache_spec_of,
     check_weights,
     load_config,
@@ -23,12 +22,6 @@ from piston.export.rotary import positions_of
 from piston.export.trace import trace
 
 LEAST_POSITIONS = 2  # a prompt of one token, and one of an answer
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """None is recognised: what no other task recognises is a language model."""
-    del checkpoint
-    return False
 
 
 def summary(manifest: Manifest) -> str:

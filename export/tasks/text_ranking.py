@@ -10,38 +10,19 @@ from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.checkpoint.json_files import read_optional
+from piston.checkpoint.task import OLDER, architecture_of, is_causal_reranker
 from piston.core.bundle.manifest import Manifest
 from piston.core.errors import UnsupportedModelError
-from piston.export.causal_reranker import CAUSAL, is_causal_reranker, read_causal_reranker
-from piston.export.encoder_task import EncoderTask, architecture_of, export_encoder, summary
+from piston.export.causal_reranker import CAUSAL, read_causal_reranker
+from piston.export.encoder_task import EncoderTask, export_encoder, summary
 from piston.export.heads import Logits
 from piston.export.job import ExportJob
 from piston.export.labels import labels_of
-from piston.export.pooling import TRANSFORMER, module_kinds
 
-__all__ = ["TASK", "export", "is_cross_encoder", "is_reranker", "recognises", "summary"]
+__all__ = ["TASK", "export", "summary"]
 
 TASK = "text-ranking"
-OLDER = "sbert_ce_default_activation_function"
-CLASSIFIER = "ForSequenceClassification"
 ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "identity"}
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """A cross-encoder that sentence-transformers saved, with one logit or two, or a language model with two tokens."""
-    return is_reranker(checkpoint)
-
-
-def is_reranker(checkpoint: Checkpoint) -> bool:
-    """Whether sentence-transformers saved it as a CrossEncoder."""
-    is_classifier = architecture_of(checkpoint).endswith(CLASSIFIER)
-    return is_causal_reranker(checkpoint) or (is_classifier and is_cross_encoder(checkpoint))
-
-
-def is_cross_encoder(checkpoint: Checkpoint) -> bool:
-    """Whether config.json has what sentence-transformers writes into it, or modules.json the model alone."""
-    config = checkpoint.written_config()
-    return "sentence_transformers" in config or OLDER in config or module_kinds(checkpoint) == [TRANSFORMER]
 
 
 def export(job: ExportJob, work: Path) -> Manifest:
@@ -50,7 +31,8 @@ def export(job: ExportJob, work: Path) -> Manifest:
 
 
 def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
-    if is_causal_reranker(checkpoint) or architecture_of(checkpoint).endswith(CAUSAL):
+    is_causal = not checkpoint.gguf and is_causal_reranker(checkpoint.directory)
+    if is_causal or architecture_of(checkpoint.written_config()).endswith(CAUSAL):
         return _causal_task(checkpoint, config)
     labels, _ = labels_of(checkpoint.name, config)
     if len(labels) > 2:  # noqa: PLR2004

@@ -5,19 +5,14 @@ from typing import Any
 
 from piston.checkpoint.checkpoint import Checkpoint
 from piston.core.bundle.manifest import Manifest
-from piston.export.encoder_task import POOLERS, EncoderTask, architecture_of, export_encoder, summary
+from piston.export.encoder_task import POOLERS, EncoderTask, export_encoder, summary
 from piston.export.heads import Logits
 from piston.export.job import ExportJob
 from piston.export.labels import labels_of
 
-__all__ = ["TASK", "export", "recognises", "summary"]
+__all__ = ["TASK", "export", "summary"]
 
 TASK = "token-classification"
-
-
-def recognises(checkpoint: Checkpoint) -> bool:
-    """A head on every token."""
-    return architecture_of(checkpoint).endswith("ForTokenClassification")
 
 
 def export(job: ExportJob, work: Path) -> Manifest:

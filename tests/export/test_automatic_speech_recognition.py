@@ -8,12 +8,13 @@ import torch
 from encoder_decoders import SPEECH_SETTINGS, write_speech_checkpoint
 
 from piston.checkpoint.checkpoint import locate
+from piston.checkpoint.task import task_of
 from piston.core.console import Progress
 from piston.core.errors import CheckpointError
 from piston.engines import build
 from piston.export import ExportOptions
 from piston.export.job import ExportJob
-from piston.export.tasks.automatic_speech_recognition import export, recognises
+from piston.export.tasks.automatic_speech_recognition import export
 from piston.runtime.backends.engine import Source
 from piston.runtime.backends.registry import Sizes, open_engine
 from piston.runtime.bundle import Bundle
@@ -23,7 +24,7 @@ def exported(checkpoint, work):
     """The manifest of the model directory `work`."""
     work.mkdir()
     found = locate(str(checkpoint))
-    assert recognises(found)
+    assert task_of(checkpoint) == "automatic-speech-recognition"
     return export(ExportJob(found, ExportOptions(), Progress(quiet=True)), work)
 
 

@@ -5,6 +5,7 @@ import torch
 from encoder_decoders import ENCODER_DECODERS, POSITIONS, make_encoder_decoder, write_text_checkpoint
 from transformers import AutoConfig
 
+from piston.checkpoint.architectures import TEXT_TYPES
 from piston.core.bundle.interface import decoder_interface, source_encoder_interface
 from piston.core.errors import MisuseError, ParityError, UnsupportedModelError
 from piston.export import export_model
@@ -12,7 +13,7 @@ from piston.export.encoder_decoder import states_of, trace_encoder_decoder
 from piston.export.job import save_graph
 from piston.export.source_models import check_encoder_decoder
 from piston.export.source_parity import check_source_parity, take_source_reference
-from piston.export.tasks.text2text_generation import MODEL_TYPES, positions_of
+from piston.export.tasks.text2text_generation import positions_of
 from piston.runtime.backends.engine import Source
 
 RNG = np.random.default_rng(5)
@@ -45,7 +46,7 @@ def exported(tmp_path_factory):
 
 
 def test_every_supported_model_type_is_tested():
-    assert {model_type for model_type, _ in ENCODER_DECODERS.values()} == set(MODEL_TYPES)
+    assert {model_type for model_type, _ in ENCODER_DECODERS.values()} == set(TEXT_TYPES)
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
@@ -82,7 +83,7 @@ def test_a_reference_of_another_model_is_a_parity_error_that_names_the_state(exp
 
 def test_another_model_type_is_refused_with_the_list_of_those_supported():
     with pytest.raises(UnsupportedModelError, match=r"'led' are not supported; supported: bart, m2m_100,"):
-        check_encoder_decoder(AutoConfig.for_model("led"), MODEL_TYPES)
+        check_encoder_decoder(AutoConfig.for_model("led"), TEXT_TYPES)
 
 
 def test_a_table_of_positions_ends_and_a_bias_by_distance_does_not():

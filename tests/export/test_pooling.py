@@ -3,9 +3,9 @@ import torch
 from encoders import HIDDEN, write_json, write_sentence_checkpoint
 
 from piston.checkpoint.checkpoint import locate
+from piston.checkpoint.task import task_of
 from piston.core.errors import CheckpointError, UnsupportedModelError
 from piston.export.pooling import POOLINGS, read_modules
-from piston.export.tasks.feature_extraction import recognises
 
 # Two rows: three tokens, and one token with two of padding that must not count.
 HIDDEN_STATES = torch.tensor([[[1.0, -4.0], [3.0, -1.0], [5.0, -7.0]], [[2.0, -2.0], [100.0, 100.0], [-100.0, 9.0]]])
@@ -54,7 +54,7 @@ def test_a_bare_encoder_gets_the_mean_and_a_remark(tmp_path):
     found = read_modules(locate(str(tmp_path)))
     assert (found.head.modes, found.is_normalized) == (("mean",), False)
     assert "no modules.json" in found.remarks[0]
-    assert recognises(locate(str(tmp_path)))
+    assert task_of(tmp_path) == "feature-extraction"
 
 
 def last_module(directory, kind):
