@@ -25,7 +25,7 @@ from piston.bench.ratios import ratios_of
 from piston.bench.report import Options, Report
 from piston.bench.systems import KINDS, SERVED_KINDS, bundle_contender, named_apart, read_against
 from piston.bench.workload import Work
-from piston.bench.works import GEN_LENS, TASKS, check_positions, numbers, works_of
+from piston.bench.works import TASKS, check_positions, check_task, is_measured, numbers, works_of
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
@@ -33,28 +33,11 @@ from piston.core.gates import add_gate_arguments, gates_of
 from piston.core.machine import num_cores
 from piston.runtime.backends.session import check_threads
 from piston.runtime.bundle import Bundle
+from piston.runtime.tasks.module import TASK as MODULE
 
 REPEATS, WARMUP = 10, 2
-# Options that bundles of encoders and modules do not have, with their defaults.
-OF_LANGUAGE_MODELS = {
-    "--alpha": 0.05,
-    "--checkpoint": None,
-    "--batch": [1],
-    "--prompt-len": None,
-    "--gen-len": GEN_LENS,
-    "--num-beams": [1],
-    "--audio-len": None,
-    "--neighbours": [0],
-    "--starts": 3,
-    "--against": [],
-    "--env": [],
-    "--rivals": None,
-    "--baseline": None,
-    "--profile": False,
-    "--html": None,
-    "--junit": None,
-    "--markdown": None,
-}
+ENCODERS = Bench(of_encoders.METRICS, of_encoders.measure_texts)
+MODULES = Bench(of_modules.METRICS, of_modules.measure_runs)
 _EPILOG = f"""rivals: --against KIND:PATH, where KIND is {", ".join(KINDS)};
 --env KIND=DIR names the virtual environment (or Python) that has the rival. --rivals FILE takes all that
 scripts/prepare_rivals.py made.
@@ -159,12 +142,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print, judge. Wrong options are refused before a system is started."""
     if arguments.serve is not None:
         return of_servers.run(arguments)
-    if len(arguments.bundle) == 1 and of_encoders.is_encoder(arguments.bundle[0]):
-        of_servers.check_unserved(arguments)
-        return of_encoders.run(arguments, Bench(of_encoders.METRICS, OF_LANGUAGE_MODELS, of_encoders.measure_texts))
-    if len(arguments.bundle) == 1 and of_modules.is_module(arguments.bundle[0]):
-        of_servers.check_unserved(arguments)
-        return of_encoders.run(arguments, Bench(of_modules.METRICS, OF_LANGUAGE_MODELS, of_modules.measure_runs))
+    of_servers.check_unserved(arguments)
+    if not arguments.bundle:
+        raise MisuseError("Name a bundle or recipes (*.toml), or a server with --serve.")
+    (path,) = arguments.bundle
+    task = Manifest.read(path).task
+    if not is_measured(task):
+        raise MisuseError(f"{path} is for {task}, which is not measured.")
+    check_arguments(arguments, task)
+    if task not in TASKS:
+        return of_encoders.run(arguments, MODULES if task == MODULE else ENCODERS)
     with tempfile.TemporaryDirectory() as scratch:
         return _measured(arguments, Path(scratch))
 
@@ -196,24 +183,11 @@ def _measured(arguments: argparse.Namespace, scratch: Path) -> int:
 
 
 def _plan(arguments: argparse.Namespace, scratch: Path) -> Plan:
-    options = Options(
-        repeats=REPEATS if arguments.repeats is None else arguments.repeats,
-        warmup=WARMUP if arguments.warmup is None else arguments.warmup,
-        starts=arguments.starts,
-        threads=num_cores() if arguments.threads is None else arguments.threads,
-    )
-    of_servers.check_unserved(arguments)
-    _check_options(options, arguments)
+    options = _options(arguments)
     gates = gates_of(arguments, FIGURES, "--fail-on")
-    if not arguments.bundle:
-        raise MisuseError("Name a bundle or recipes (*.toml), or a server with --serve.")
     (path,) = arguments.bundle
     bundle = Bundle.open(path)
     task = bundle.manifest.task
-    if task not in TASKS:
-        raise MisuseError(f"{path} is for {task}, which is not measured; tasks that are: {', '.join(TASKS)}.")
-    if arguments.profile and task != TEXT_GENERATION:
-        raise MisuseError(f"--profile is for language models, and {path} is for {task}; leave it out.")
     works = works_of(arguments, bundle, scratch)
     contenders = [
         bundle_contender(path, arguments.target),
@@ -248,7 +222,19 @@ def _check_systems(others: Sequence[Contender], task: str, works: Sequence[Work]
             raise MisuseError(f"{other.name} is measured on greedy answers of language models; of {what} only bundles.")
 
 
-def _check_options(options: Options, arguments: argparse.Namespace) -> None:
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        repeats=REPEATS if arguments.repeats is None else arguments.repeats,
+        warmup=WARMUP if arguments.warmup is None else arguments.warmup,
+        starts=arguments.starts,
+        threads=num_cores() if arguments.threads is None else arguments.threads,
+    )
+
+
+def check_arguments(arguments: argparse.Namespace, task: str) -> None:
+    """Refuse options that are wrong for every bundle of a task; raises MisuseError."""
+    check_task(arguments, task)
+    options = _options(arguments)
     for name, value, least in (
         ("--repeats", options.repeats, 1),
         ("--warmup", options.warmup, 0),
@@ -262,8 +248,6 @@ def _check_options(options: Options, arguments: argparse.Namespace) -> None:
         raise MisuseError("--checkpoint is for recipes; leave it out for a bundle.")
     if not 0 < arguments.alpha < 1:
         raise MisuseError(f"--alpha is {arguments.alpha}; it must be a probability between 0 and 1.")
-    if arguments.prompts is not None and arguments.prompt_len is not None:
-        raise MisuseError("--prompts have their own lengths; leave out --prompt-len.")
     check_outputs(arguments)
 
 

@@ -18,7 +18,6 @@ from piston.bench.fingerprint import take_fingerprint
 from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress, print_json, print_text
 from piston.core.data_files import texts_of
-from piston.core.errors import MisuseError
 from piston.core.gates import Metric, gates_of, tell_gates
 from piston.core.machine import num_cores
 from piston.core.schema import to_plain
@@ -48,39 +47,27 @@ NUM_TEXTS, SHORT, LONG = 256, 4, 128  # made texts, and their words: from SHORT 
 LATENCY_RUNS = 10  # of one text, for each round
 
 
-def is_encoder(path: Path) -> bool:
-    """Whether a bundle is for an encoder task."""
-    return path.is_dir() and hasattr(task_module(tasks, Manifest.read(path).task), "MODEL")
-
-
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What is measured of bundles of a kind, and on what.
 
     Args:
         metrics: by name.
-        of_language_models: options that these bundles do not have, with their defaults.
         measure: measures a loaded model, given the file of --prompts, repeats, warm-up and progress: the values, what
             JSON says of the work, and the work in words.
     """
 
     metrics: Mapping[str, Metric]
-    of_language_models: Mapping[str, Any]
     measure: Callable[[Any, Path | None, int, int, Progress], tuple[dict[str, float], dict[str, Any], str]]
 
 
 def run(arguments: argparse.Namespace, bench: Bench) -> int:
-    """Measure in this process, print, judge."""
+    """Measure in this process, print, judge; the options are checked."""
     (path,) = arguments.bundle
     task = Manifest.read(path).task
-    for option, default in bench.of_language_models.items():
-        if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
-            raise MisuseError(f"{option} is for language models, and {path} is for {task}; leave it out.")
     gates = gates_of(arguments, bench.metrics, "--fail-on")
     repeats = 10 if arguments.repeats is None else arguments.repeats
     warmup = 2 if arguments.warmup is None else arguments.warmup
-    if repeats < 1 or warmup < 0:
-        raise MisuseError(f"--repeats is {repeats} and --warmup {warmup}; they must be at least 1 and 0.")
     threads = num_cores() if arguments.threads is None else arguments.threads
     began = time.perf_counter()
     module = task_module(tasks, task)

@@ -12,10 +12,9 @@ import numpy as np
 
 from piston.bench.encoders import LOAD_AND_PEAK
 from piston.core.arrays import read_arrays
-from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress
 from piston.core.gates import Metric
-from piston.runtime.tasks.module import TASK, Module
+from piston.runtime.tasks.module import Module
 
 METRICS = {
     metric.name: metric
@@ -27,11 +26,6 @@ METRICS = {
     )
 }
 RUNS = 10  # of a round
-
-
-def is_module(path: Path) -> bool:
-    """Whether a bundle is of a module."""
-    return path.is_dir() and Manifest.read(path).task == TASK
 
 
 def measure_runs(

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from piston.core.bundle.manifest import Manifest
 from piston.core.console import Progress, print_json, print_text
 from piston.core.errors import MisuseError
 from piston.core.gates import Gate, Metric, add_gate_arguments, gates_of, tell_gates
+from piston.core.given import given_option
 from piston.core.outputs import check_output_files, write_output
 from piston.evaluation.answers import check_prompts_fit
 from piston.evaluation.corpus import Corpus, read_corpus
@@ -84,8 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print, judge. Everything that can be refused is refused before a model is loaded."""
-    if has_figures(arguments.path):
-        return run_task(arguments, OF_LANGUAGE_MODELS)
+    task = Manifest.read(arguments.path).task
+    check_arguments(arguments, task)
+    if has_figures(task):
+        return run_task(arguments)
     windowing = Windowing(length=arguments.window, stride=arguments.stride)
     gates = gates_of(arguments, METRICS, "--fail-on")
     _check_options(arguments, gates)
@@ -111,16 +115,25 @@ def run(arguments: argparse.Namespace) -> int:
     return _publish(report, arguments)
 
 
-def _check_options(arguments: argparse.Namespace, gates: Sequence[Gate[Metric]]) -> None:
+def check_arguments(arguments: argparse.Namespace, task: str) -> None:
+    """Refuse options that are wrong for every model of a task; raises MisuseError."""
+    if has_figures(task):
+        if (option := given_option(arguments, OF_LANGUAGE_MODELS)) is not None:
+            raise MisuseError(f"{option} is for language models, and this model is for {task}; leave it out.")
+        return
+    Windowing(length=arguments.window, stride=arguments.stride)
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise MisuseError(f"--max-tokens is {arguments.max_tokens}; it must be at least 1.")
     if arguments.answer_tokens < 0:
         raise MisuseError(f"--answer-tokens is {arguments.answer_tokens}; it must be at least 0.")
+    if arguments.reference is None and arguments.prompts is not None:
+        raise MisuseError("--prompts are answered by two models and compared; give the other as --reference.")
+
+
+def _check_options(arguments: argparse.Namespace, gates: Sequence[Gate[Metric]]) -> None:
     reads = [arguments.path, arguments.data, arguments.reference, arguments.prompts]
     check_output_files({"--html": arguments.html}, reads)
     if arguments.reference is None:
-        if arguments.prompts is not None:
-            raise MisuseError("--prompts are answered by two models and compared; give the other as --reference.")
         for gate in gates:
             if gate.needs_reference:
                 raise MisuseError(f"--require {gate.text!r} bounds a comparison; give the other model as --reference.")

@@ -29,22 +29,19 @@ from piston.runtime.encoder import EncoderModel
 TEXT_ONLY = {"text", "prompt", "messages", "document"}  # fields of records that are no labelled examples
 
 
-def has_figures(path: Path) -> bool:
-    """Whether a bundle or model directory is for a task that has figures of its own on labelled examples."""
-    return hasattr(task_module(tasks, Manifest.read(path).task), "quality")
+def has_figures(task: str) -> bool:
+    """Whether a task has figures of its own on labelled examples."""
+    return task in task_names(tasks) and hasattr(task_module(tasks, task), "quality")
 
 
 def is_evaluated(task: str) -> bool:
     """Whether `piston eval` has figures of bundles of a task."""
-    return task == TEXT_GENERATION or (task in task_names(tasks) and hasattr(task_module(tasks, task), "quality"))
+    return task == TEXT_GENERATION or has_figures(task)
 
 
-def run(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> int:
-    """Evaluate, print, judge; `defaults` are those of the options that are for language models."""
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate, print, judge; the options are checked."""
     task = Manifest.read(arguments.path).task
-    for option, default in defaults.items():
-        if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
-            raise MisuseError(f"{option} is for language models, and {arguments.path} is for {task}; leave it out.")
     gates = gates_of(arguments, task_module(tasks, task).METRICS, "--fail-on")
     check_output_files({"--html": arguments.html}, [arguments.path, arguments.data, arguments.reference])
     is_labelled = _is_labelled(arguments.data, task)

@@ -4,9 +4,9 @@ import argparse
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from piston.core.errors import Error, MissingExtraError
+from piston.core.errors import Error, MissingExtraError, MisuseError
 from piston.core.schema import Path, SchemaError
 
 JUDGED = ("eval", "bench")  # verbs whose gates `piston make` judges itself
@@ -91,6 +91,25 @@ def options_of(verb: str) -> dict[str, Option]:
     }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise MisuseError(message)
+
+
+def arguments_of(verb: str, table: Mapping[str, Any]) -> argparse.Namespace:
+    """A table as the verb reads its command line.
+
+    Raises:
+        MisuseError: the verb needs another option, or cannot read a value.
+    """
+    from piston.cli.main import VERBS
+
+    parser = _Parser(add_help=False)
+    importlib.import_module(VERBS[verb][0]).add_arguments(parser)
+    output = ["--output=OUTPUT"] if "--output" in parser._option_string_actions else []  # noqa: SLF001
+    return parser.parse_args([*words_of(verb, table), *output, "--", "INPUT"])
+
+
 def check_table(verb: str, table: Mapping[str, Any]) -> None:
     """Raise SchemaError for an option or a value that the verb does not have."""
     from piston.cli.main import VERBS
@@ -102,6 +121,10 @@ def check_table(verb: str, table: Mapping[str, Any]) -> None:
         if name not in known:
             raise SchemaError(f"unknown field {verb}.{name}; it has {', '.join(sorted(known))}", (verb, name))
         known[name].check(value, (verb, name))
+    try:
+        arguments_of(verb, table)
+    except MisuseError as problem:
+        raise SchemaError(f"[{verb}] cannot be run: {problem}", (verb,)) from None
 
 
 def words_of(verb: str, table: Mapping[str, Any]) -> list[str]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piston.bench.works import is_measured
+from piston.checkpoint.task import task_of as task_of_checkpoint
 from piston.core.bundle.manifest import Manifest
 from piston.core.cache_dir import expand_user
 from piston.core.errors import BundleError, Error, MisuseError
-from piston.evaluation.task_cli import is_evaluated
 from piston.pipeline.cache_key import (
     code_of,
     digest_of,
@@ -22,6 +21,7 @@ from piston.pipeline.cache_key import (
 )
 from piston.pipeline.options import words_of
 from piston.pipeline.recipe import FLOAT, VERIFY, Recipe
+from piston.pipeline.task_checks import check_task
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 KEY_LENGTH = 32  # hex digits of the SHA-256 in the name of an entry
@@ -105,9 +105,9 @@ def plan(recipe: Recipe, base: Path, checkpoint: Checkpoint) -> tuple[Stage, ...
     """The stages that the recipe asks for, in the order in which they run.
 
     Raises:
-        MisuseError: one of them measures nothing of the checkpoint's task, as far as that is known before the export.
+        MisuseError: a stage, an option or a gate is not for the task, where that is known before the export.
     """
-    _check_task(recipe, checkpoint)
+    check_task(recipe, task_of(recipe, checkpoint))
     origin: Mapping[str, Any] = checkpoint.files or {"hub": checkpoint.source, "commit": checkpoint.revision}
     more = {"checkpoint": origin, "name": Path(checkpoint.source).name}  # of the first stage
     writers = [*([] if checkpoint.is_exported else ["export"]), *([] if recipe.calibrate is None else ["calibrate"])]
@@ -125,11 +125,12 @@ def plan(recipe: Recipe, base: Path, checkpoint: Checkpoint) -> tuple[Stage, ...
     return tuple(stages)
 
 
-def _check_task(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    task = Manifest.read(Path(checkpoint.source)).task if checkpoint.is_exported else recipe.export.get("task")
-    for verb, measures in (("eval", is_evaluated), ("bench", is_measured)):
-        if task is not None and recipe.table(verb) is not None and not measures(task):
-            raise MisuseError(f"The recipe has [{verb}], and `piston {verb}` measures nothing of {task}; leave it out.")
+def task_of(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
+    """What the bundle will be for; None where only the export finds it out, of a hub id without export.task."""
+    if checkpoint.is_exported:
+        return Manifest.read(Path(checkpoint.source)).task
+    stated: str | None = recipe.export.get("task")
+    return stated or (task_of_checkpoint(Path(checkpoint.source)) if checkpoint.files else None)
 
 
 def words_for(stage: Stage, recipe: Recipe, checkpoint: Checkpoint, outputs: Sequence[Path], work: Path) -> list[str]:

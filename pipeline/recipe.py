@@ -139,6 +139,8 @@ def _check_gates(recipe: Recipe) -> None:
             raise SchemaError(str(problem).rstrip("."), path) from None
         if recipe.table(needed := stage_of(parsed)) is None:
             raise SchemaError(f"{gate!r} needs a table [{needed}]", path)
+        if parsed.needs_reference and "reference" not in (recipe.eval or {}):
+            raise SchemaError(f"{gate!r} needs eval.reference, such as {FLOAT!r}", path)
         if parsed.change_of == "baseline" and "baseline" not in (recipe.bench or {}):
             raise SchemaError(f"{gate!r} needs bench.baseline, a bundle or the file of an earlier run", path)
     if VERIFY in recipe.gates.skip and (recipe.verify or any(gate.strip() == VERIFY for gate in recipe.gates.require)):

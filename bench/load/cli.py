@@ -24,6 +24,7 @@ from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.core.gates import gates_of
+from piston.core.given import given_option
 from piston.core.machine import num_cores
 from piston.core.units import parse_count
 from piston.runtime.backends.session import check_threads
@@ -38,6 +39,16 @@ OF_BUNDLES = {
     "--num-beams": [1],
     "--audio-len": None,
     "--starts": 3,
+}
+# And those that only servers have.
+OF_SERVERS = {
+    "--concurrency": None,
+    "--rate": None,
+    "--requests": None,
+    "--shared-prefix": "0",
+    "--long-prompt": 0,
+    "--slo": "",
+    "--engine": False,
 }
 CONCURRENCY = [1, 8]
 REQUESTS, PER_CLIENT, OPEN = 16, 4, 64  # least requests of a run, those of each client, and those of an open loop
@@ -112,9 +123,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     check_threads(options.threads)
     if arguments.bundle:
         raise MisuseError(f"--serve takes the place of BUNDLE; leave out {arguments.bundle[0]}, or use --against.")
-    for name, default in OF_BUNDLES.items():
-        if getattr(arguments, name.removeprefix("--").replace("-", "_")) != default:
-            raise MisuseError(f"{name} is not for servers; leave it out, or --serve.")
+    if (option := given_option(arguments, OF_BUNDLES)) is not None:
+        raise MisuseError(f"{option} is not for servers; leave it out, or --serve.")
     if arguments.target is not None and is_url(arguments.serve):
         raise MisuseError("--target names an engine of a bundle; leave it out for the URL of a server.")
     if arguments.engine and is_url(arguments.serve):
@@ -242,14 +252,5 @@ def _rates(text: str) -> list[float]:
 
 def check_unserved(arguments: argparse.Namespace) -> None:
     """Refuse options of --serve without it; raises MisuseError."""
-    for name, default in (
-        ("concurrency", None),
-        ("rate", None),
-        ("requests", None),
-        ("shared_prefix", "0"),
-        ("long_prompt", 0),
-        ("slo", ""),
-        ("engine", False),
-    ):
-        if getattr(arguments, name) != default:
-            raise MisuseError(f"--{name.replace('_', '-')} is for servers; give --serve BUNDLE or URL.")
+    if (option := given_option(arguments, OF_SERVERS)) is not None:
+        raise MisuseError(f"{option} is for servers; give --serve BUNDLE or URL.")

@@ -1,0 +1,58 @@
+"""What of a recipe does not suit the task of its model, refused before any stage runs."""
+
+import re
+from collections.abc import Sequence
+
+from piston.bench.cli import check_arguments as check_bench
+from piston.bench.works import TASKS as MEASURED_AT_SETTINGS
+from piston.bench.works import figures_of, is_measured
+from piston.core.bundle.manifest import TEXT_GENERATION
+from piston.core.errors import MisuseError
+from piston.core.tasks import task_module
+from piston.evaluation import tasks
+from piston.evaluation.cli import check_arguments as check_eval
+from piston.evaluation.metrics import METRICS
+from piston.evaluation.task_cli import is_evaluated
+from piston.pipeline.gates import stage_of
+from piston.pipeline.options import arguments_of
+from piston.pipeline.recipe import Recipe
+
+_QUANTILE = re.compile(r"\.p\d+$")
+
+
+def check_task(recipe: Recipe, task: str | None) -> None:
+    """Refuse [eval] and [bench], their options, and gates on their figures, that are not for a task.
+
+    Nothing is refused where the task is None. Raises MisuseError.
+    """
+    if task is None:
+        return
+    for verb, measures in (("eval", is_evaluated), ("bench", is_measured)):
+        table = recipe.table(verb)
+        if table is None:
+            continue
+        if not measures(task):
+            raise MisuseError(f"The recipe has [{verb}], and `piston {verb}` measures nothing of {task}; leave it out.")
+        arguments = arguments_of(verb, table)
+        try:
+            (check_eval if verb == "eval" else check_bench)(arguments, task)
+        except MisuseError as problem:
+            raise MisuseError(f"[{verb}] of the recipe cannot be run: {problem}") from None
+        _check_gates(recipe, verb, task, _eval_figures(task) if verb == "eval" else figures_of(arguments, task))
+
+
+def _eval_figures(task: str) -> list[str]:
+    return [*(METRICS if task == TEXT_GENERATION else task_module(tasks, task).METRICS)]
+
+
+def _check_gates(recipe: Recipe, verb: str, task: str, figures: Sequence[str]) -> None:
+    for gate in recipe.parsed_gates:
+        if stage_of(gate) != verb:
+            continue
+        name = gate.metric.name.removeprefix(f"{verb}.")
+        has_median_only = verb == "bench" and task not in MEASURED_AT_SETTINGS
+        if _QUANTILE.sub("", name) not in figures or (has_median_only and _QUANTILE.search(name.removesuffix(".p50"))):
+            raise MisuseError(
+                f"The gate {gate.text!r} is not measured of {task}; the figures of `piston {verb}` are "
+                f"{', '.join(figures)}."
+            )

@@ -1,0 +1,134 @@
+"""What does not suit the task of the model is refused before a stage runs, and by --dry-run."""
+
+import json
+
+import pytest
+from making import Commands
+
+from piston.core.errors import MisuseError
+from piston.pipeline.cache_key import digest_of_files, files_of_checkpoint
+from piston.pipeline.forecast import forecast
+from piston.pipeline.make import MakeOptions, make
+from piston.pipeline.plan import locate, task_of
+from piston.pipeline.recipe import read_recipe
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+CLASSIFIER = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+WHISPER = {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}
+MARIAN = {"model_type": "marian", "architectures": ["MarianMTModel"]}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """recipe(config, tables) -> the path of a recipe for a checkpoint that has this config."""
+
+    def write(config, tables):
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint/config.json").write_text(json.dumps(config))
+        sha256 = digest_of_files(files_of_checkpoint(tmp_path / "checkpoint"))
+        path = tmp_path / "piston.toml"
+        path.write_text(
+            f'[checkpoint]\nsource = "checkpoint"\nsha256 = "{sha256}"\n[output]\nbundle = "bundle"\n{tables}\n'
+        )
+        return path
+
+    return write
+
+
+def refused(path):
+    """What a run and a dry run say; neither runs a command."""
+    commands = Commands()
+    options = MakeOptions(cache_dir=path.parent / "cache", run=commands, quiet=True)
+    said = set()
+    for work in (make, forecast):
+        with pytest.raises(MisuseError) as caught:
+            work(read_recipe(path), path, options)
+        said.add(str(caught.value))
+    assert commands.calls == []
+    (one,) = said
+    return one
+
+
+@pytest.mark.parametrize(
+    ("config", "tables", "reason"),
+    [
+        (LLAMA, '[bench]\naudio_len = "30"', "--audio-len is not for text-generation"),
+        (CLASSIFIER, '[bench]\nprompt_len = "8"', "--prompt-len is for language models, and this model is for text-cl"),
+        (
+            CLASSIFIER,
+            '[eval]\ndata = "x"\nwindow = 64',
+            "--window is for language models, and this model is for text-cl",
+        ),
+        (WHISPER, '[bench]\nbatch = "2"', "--batch is not for automatic-speech-recognition"),
+        (WHISPER, '[bench]\ngen_len = "0"', "--gen-len is 0"),
+        (MARIAN, "[bench]\nprofile = true", "--profile is for language models, and this model is for text2text-gener"),
+        (LLAMA, "[bench]\nrepeats = 0", "--repeats is 0; it must be at least 1"),
+        (CLASSIFIER, "[bench]\nrepeats = 0", "--repeats is 0; it must be at least 1"),
+        (LLAMA, '[eval]\ndata = "x"\nwindow = 64\nstride = 65', "the stride must be at least 1 and below the window"),
+        (LLAMA, '[bench]\n[gates]\nrequire = ["bench.rtf<=1"]', "'bench.rtf<=1' is not measured of text-generation"),
+        (LLAMA, '[bench]\n[gates]\nrequire = ["bench.latency<=1s"]', "the figures of `piston bench` are ttft, tpot"),
+        (LLAMA, '[bench]\ngen_len = "1"\n[gates]\nrequire = ["bench.tpot<=1s"]', "'bench.tpot<=1s' is not measured"),
+        (LLAMA, "[bench]\nstarts = 0\n[gates]\nrequire = ['bench.load<=1s']", "'bench.load<=1s' is not measured"),
+        (CLASSIFIER, '[bench]\n[gates]\nrequire = ["bench.ttft<=1s"]', "are latency, latency_p90, texts_per_second"),
+        (CLASSIFIER, '[bench]\n[gates]\nrequire = ["bench.peak.p95<=1GB"]', "'bench.peak.p95<=1GB' is not measured of"),
+        (
+            CLASSIFIER,
+            '[eval]\ndata = "x"\n[gates]\nrequire = ["eval.ppl<=9"]',
+            "'eval.ppl<=9' is not measured of text-cl",
+        ),
+        (
+            LLAMA,
+            '[eval]\ndata = "x"\n[gates]\nrequire = ["eval.wer<=9%"]',
+            "'eval.wer<=9%' is not measured of text-gen",
+        ),
+    ],
+)
+def test_what_is_not_of_the_task_is_refused_before_any_work(recipe, config, tables, reason):
+    assert reason in refused(recipe(config, tables))
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        ('[bench]\nbatch = "x"', r"\[bench\] cannot be run: argument --batch: 'x' is not a list of integers"),
+        ("[eval]\nwindow = 64", r"\[eval\] cannot be run: the following arguments are required: --data"),
+        (
+            '[eval]\ndata = "x"\n[gates]\nrequire = ["eval.kl<=1"]',
+            r"'eval.kl<=1' needs eval.reference, such as 'float'",
+        ),
+    ],
+)
+def test_what_no_verb_could_run_is_refused_when_the_recipe_is_read(recipe, tables, reason):
+    with pytest.raises(MisuseError, match=reason):
+        read_recipe(recipe(LLAMA, tables))
+
+
+@pytest.mark.parametrize(
+    ("config", "tables"),
+    [
+        (
+            LLAMA,
+            '[bench]\nprompt_len = "8"\nbatch = "1,2"\n[gates]\nrequire = ["bench.tpot.p90<=1s", "bench.load<=9s"]',
+        ),
+        (CLASSIFIER, '[bench]\nrepeats = 2\n[gates]\nrequire = ["bench.latency<=1s", "bench.peak<=1GB"]'),
+        (WHISPER, '[bench]\naudio_len = "30"\n[gates]\nrequire = ["bench.rtf<=1", "bench.encode<=1s"]'),
+        (MARIAN, '[bench]\nnum_beams = "1,4"\n[gates]\nrequire = ["bench.encode<=1s"]'),
+    ],
+)
+def test_what_suits_the_task_is_planned(recipe, tmp_path, config, tables):
+    path = recipe(config, tables)
+    stages = forecast(read_recipe(path), path, MakeOptions(cache_dir=tmp_path / "cache")).stages
+    assert [stage.name for stage in stages] == ["export", "build", "verify", "bench"]
+
+
+def test_the_task_that_the_recipe_asks_for_comes_before_the_checkpoints(recipe, tmp_path):
+    path = recipe(LLAMA, '[export]\ntask = "text-ranking"\n[bench]\nprompt_len = "8"')
+    assert "this model is for text-ranking" in refused(path)
+
+
+def test_of_a_hub_id_the_task_is_not_known_before_the_export(tmp_path):
+    path = tmp_path / "piston.toml"
+    revision = "a" * 40
+    path.write_text(f'[checkpoint]\nsource = "a/b"\nrevision = "{revision}"\n[output]\nbundle = "b"\n[bench]\n')
+    recipe = read_recipe(path)
+    assert task_of(recipe, locate(recipe, tmp_path)) is None
