@@ -11,6 +11,7 @@ from piston.pipeline.make import MakeOptions
 from piston.pipeline.outputs import check_outputs
 from piston.pipeline.plan import Stage, locate, plan
 from piston.pipeline.recipe import Recipe
+from piston.pipeline.task_checks import check_files
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ def forecast(recipe: Recipe, path: Path, options: MakeOptions) -> Forecast:
     checkpoint = locate(recipe, base, options.checkpoint)
     bundle = base / recipe.output.bundle
     check_outputs(recipe, path, checkpoint, options.pages)
+    check_files(recipe, base)
     return Forecast(
         recipe=str(path),
         checkpoint=checkpoint.source,

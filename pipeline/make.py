@@ -24,6 +24,7 @@ from piston.pipeline.outputs import check_outputs
 from piston.pipeline.plan import EVAL_PAGE, Checkpoint, Stage, locate, plan, words_for
 from piston.pipeline.recipe import Recipe
 from piston.pipeline.report import EngineReport, Report, StageReport
+from piston.pipeline.task_checks import check_files
 from piston.pipeline.values import values_of
 from piston.runtime.verify import Mismatch
 from piston.runtime.verify_outputs import OutputMismatch
@@ -56,6 +57,7 @@ def make(recipe: Recipe, path: Path, options: MakeOptions) -> Report:
     checkpoint = locate(recipe, base, options.checkpoint)
     bundle, lock_path = base / recipe.output.bundle, base / recipe.output.lock
     check_outputs(recipe, path, checkpoint, options.pages)
+    check_files(recipe, base)
     baseline = _baseline(recipe, base)
     stages = plan(recipe, base, checkpoint)
     cache = Cache(options.cache_dir.absolute(), options.cache_bytes)

@@ -1,7 +1,8 @@
-"""What of a recipe does not suit the task of its model, refused before any stage runs."""
+"""What the last stages of a recipe could not run with, refused before the first: options, gates and missing files."""
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from piston.bench.cli import check_arguments as check_bench
 from piston.bench.works import TASKS as MEASURED_AT_SETTINGS
@@ -15,7 +16,7 @@ from piston.evaluation.metrics import METRICS
 from piston.evaluation.task_cli import is_evaluated
 from piston.pipeline.gates import stage_of
 from piston.pipeline.options import arguments_of
-from piston.pipeline.recipe import Recipe
+from piston.pipeline.recipe import FLOAT, VERIFY, Recipe
 
 _QUANTILE = re.compile(r"\.p\d+$")
 
@@ -39,6 +40,17 @@ def check_task(recipe: Recipe, task: str | None) -> None:
         except MisuseError as problem:
             raise MisuseError(f"[{verb}] of the recipe cannot be run: {problem}") from None
         _check_gates(recipe, verb, task, _eval_figures(task) if verb == "eval" else figures_of(arguments, task))
+
+
+def check_files(recipe: Recipe, base: Path) -> None:
+    """Refuse files of [verify], [eval] and [bench] that do not exist, relative to `base`; raises MisuseError."""
+    for verb in (VERIFY, "eval", "bench"):
+        table = recipe.table(verb) or {}
+        arguments = vars(arguments_of(verb, table)) if table else {}
+        for name in table:
+            path = arguments[name]
+            if isinstance(path, Path) and table[name] != FLOAT and not (base / path).exists():
+                raise MisuseError(f"{verb}.{name} of the recipe is {path}, which does not exist in {base}.")
 
 
 def _eval_figures(task: str) -> list[str]:

@@ -56,7 +56,7 @@ def refused(path):
         (CLASSIFIER, '[bench]\nprompt_len = "8"', "--prompt-len is for language models, and this model is for text-cl"),
         (
             CLASSIFIER,
-            '[eval]\ndata = "x"\nwindow = 64',
+            '[eval]\ndata = "piston.toml"\nwindow = 64',
             "--window is for language models, and this model is for text-cl",
         ),
         (WHISPER, '[bench]\nbatch = "2"', "--batch is not for automatic-speech-recognition"),
@@ -64,7 +64,11 @@ def refused(path):
         (MARIAN, "[bench]\nprofile = true", "--profile is for language models, and this model is for text2text-gener"),
         (LLAMA, "[bench]\nrepeats = 0", "--repeats is 0; it must be at least 1"),
         (CLASSIFIER, "[bench]\nrepeats = 0", "--repeats is 0; it must be at least 1"),
-        (LLAMA, '[eval]\ndata = "x"\nwindow = 64\nstride = 65', "the stride must be at least 1 and below the window"),
+        (
+            LLAMA,
+            '[eval]\ndata = "piston.toml"\nwindow = 64\nstride = 65',
+            "the stride must be at least 1",
+        ),
         (LLAMA, '[bench]\n[gates]\nrequire = ["bench.rtf<=1"]', "'bench.rtf<=1' is not measured of text-generation"),
         (LLAMA, '[bench]\n[gates]\nrequire = ["bench.latency<=1s"]', "the figures of `piston bench` are ttft, tpot"),
         (LLAMA, '[bench]\ngen_len = "1"\n[gates]\nrequire = ["bench.tpot<=1s"]', "'bench.tpot<=1s' is not measured"),
@@ -73,12 +77,12 @@ def refused(path):
         (CLASSIFIER, '[bench]\n[gates]\nrequire = ["bench.peak.p95<=1GB"]', "'bench.peak.p95<=1GB' is not measured of"),
         (
             CLASSIFIER,
-            '[eval]\ndata = "x"\n[gates]\nrequire = ["eval.ppl<=9"]',
+            '[eval]\ndata = "piston.toml"\n[gates]\nrequire = ["eval.ppl<=9"]',
             "'eval.ppl<=9' is not measured of text-cl",
         ),
         (
             LLAMA,
-            '[eval]\ndata = "x"\n[gates]\nrequire = ["eval.wer<=9%"]',
+            '[eval]\ndata = "piston.toml"\n[gates]\nrequire = ["eval.wer<=9%"]',
             "'eval.wer<=9%' is not measured of text-gen",
         ),
     ],
@@ -93,7 +97,7 @@ def test_what_is_not_of_the_task_is_refused_before_any_work(recipe, config, tabl
         ('[bench]\nbatch = "x"', r"\[bench\] cannot be run: argument --batch: 'x' is not a list of integers"),
         ("[eval]\nwindow = 64", r"\[eval\] cannot be run: the following arguments are required: --data"),
         (
-            '[eval]\ndata = "x"\n[gates]\nrequire = ["eval.kl<=1"]',
+            '[eval]\ndata = "piston.toml"\n[gates]\nrequire = ["eval.kl<=1"]',
             r"'eval.kl<=1' needs eval.reference, such as 'float'",
         ),
     ],
@@ -119,6 +123,18 @@ def test_what_suits_the_task_is_planned(recipe, tmp_path, config, tables):
     path = recipe(config, tables)
     stages = forecast(read_recipe(path), path, MakeOptions(cache_dir=tmp_path / "cache")).stages
     assert [stage.name for stage in stages] == ["export", "build", "verify", "bench"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        ('[eval]\ndata = "held_out.txt"', "eval.data of the recipe is held_out.txt, which does not exist in"),
+        ('[eval]\ndata = "piston.toml"\nreference = "old"', "eval.reference of the recipe is old"),
+        ('[bench]\nprompts = "p.txt"', "bench.prompts of the recipe is p.txt"),
+    ],
+)
+def test_a_file_that_a_late_stage_reads_must_be_there_before_the_first(recipe, tables, reason):
+    assert reason in refused(recipe(LLAMA, tables))
 
 
 def test_the_task_that_the_recipe_asks_for_comes_before_the_checkpoints(recipe, tmp_path):
