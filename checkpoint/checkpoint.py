@@ -11,12 +11,19 @@ import torch
 from torch import nn
 
 from piston.checkpoint.architectures import check_supported
-from piston.checkpoint.config_checks import check_config, check_written_sizes, num_layers_of
+from piston.checkpoint.config_checks import check_config, check_written_labels, check_written_sizes, num_layers_of
 from piston.checkpoint.gguf.config import gguf_config, set_sampling
 from piston.checkpoint.gguf.tensors import alone, check_tensors, restore_head_order
 from piston.checkpoint.json_files import read_object
 from piston.checkpoint.quiet import quiet
-from piston.checkpoint.weight_files import StoredTensor, check_sizes, float_type_of, is_buffer, stored_tensors
+from piston.checkpoint.weight_files import (
+    StoredTensor,
+    check_sizes,
+    float_type_of,
+    is_buffer,
+    other_shape,
+    stored_tensors,
+)
 from piston.core.bundle.gguf_header import GgufHeader
 from piston.core.bundle.interface import CacheSpec, FloatType
 from piston.core.bundle.manifest import sha256_of
@@ -132,7 +139,9 @@ def load_config(checkpoint: Checkpoint, check: Callable[[Any], None] = check_dec
             else:
                 config = AutoConfig.from_pretrained(**checkpoint.arguments)
     except CheckpointError:
-        check_written_sizes(checkpoint.name, checkpoint.written_config())  # a size of 0 is a division by zero in there
+        written = checkpoint.written_config()
+        check_written_sizes(checkpoint.name, written)  # a size of 0 is a division by zero in there
+        check_written_labels(checkpoint.name, written)
         raise
     check(config)
     if getattr(config, "quantization_config", None):
@@ -194,10 +203,7 @@ def load_model(checkpoint: Checkpoint, auto: str = CAUSAL_LM, unused: tuple[str,
     if missing := sorted(name for name in loading["missing_keys"] if not name.startswith(unused)):
         raise CheckpointError(f"{checkpoint.name} lacks {len(missing)} tensors, {missing[0]} first; it is incomplete.")
     if wrong := sorted(loading["mismatched_keys"], key=str):
-        name, stored, expected = wrong[0]
-        raise CheckpointError(
-            f"{checkpoint.name} stores {name} as {list(stored)}, but its config says {list(expected)}; one is wrong."
-        )
+        raise other_shape(checkpoint.name, model, *wrong[0])
     if checkpoint.header is not None:
         restore_head_order(model, checkpoint.header)
         set_sampling(model.generation_config, checkpoint.header)

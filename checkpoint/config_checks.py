@@ -65,6 +65,15 @@ def check_written_sizes(name: str, sizes: Mapping[str, Any]) -> None:
     _check(name, {field: sizes.get(field) for field in SIZES})
 
 
+def check_written_labels(name: str, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if labels are not written as {"0": "bad", "1": "good"}, or the other way around."""
+    for field, form in (("id2label", '{"0": "bad", "1": "good"}'), ("label2id", '{"bad": 0, "good": 1}')):
+        labels = config.get(field)
+        is_object = labels is None or isinstance(labels, dict)
+        if not is_object or (field == "id2label" and not all(map(str.isdecimal, labels or {}))):
+            raise CheckpointError(f"{field} in the config of {name} must be an object such as {form}.")
+
+
 def _check(name: str, sizes: Mapping[str, Any]) -> None:
     for field, value in sizes.items():
         for item in value if isinstance(value, list) else [] if value is None else [value]:

@@ -3,7 +3,7 @@
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -80,6 +80,17 @@ def float_type_of(stored: Mapping[str, StoredTensor]) -> tuple[FloatType, str | 
     return widest, f"the checkpoint mixes {listed}: exported as {widest}, which holds them all (--dtype chooses)."
 
 
+def other_shape(name: str, model: Any, key: str, stored: Sequence[int], expected: Sequence[int]) -> CheckpointError:
+    """The error that a tensor is stored in another shape than the model of its config has."""
+    said = f"its config says {list(expected)}"
+    num_labels = getattr(model.config, "num_labels", None)
+    if (
+        "Classification" in type(model).__name__ and expected[0] == num_labels and [*stored[1:]] == [*expected[1:]]
+    ):  # the head
+        said = f"its config has {num_labels} labels (id2label, num_labels)"
+    return CheckpointError(f"{name} stores {key} as {list(stored)}, but {said}; one is wrong.")
+
+
 def check_sizes(name: str, model: Any, stored: Mapping[str, StoredTensor]) -> None:
     """Compare a model on torch's meta device with the files, before memory is taken for it.
 
@@ -89,9 +100,7 @@ def check_sizes(name: str, model: Any, stored: Mapping[str, StoredTensor]) -> No
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     for key, shape in expected.items():
         if key in stored and stored[key].shape != shape:
-            raise CheckpointError(
-                f"{name} stores {key} as {list(stored[key].shape)}, but its config says {list(shape)}; one is wrong."
-            )
+            raise other_shape(name, model, key, stored[key].shape, shape)
     wanted = sum(prod(parameter.shape) for parameter in model.parameters())  # tied ones once
     held = sum(prod(tensor.shape) for tensor in stored.values())
     if wanted > 2 * held:

@@ -22,7 +22,7 @@ def export(job: ExportJob, work: Path) -> Manifest:
 
 
 def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
-    labels, remarks = labels_of(checkpoint.name, config)
+    labels, remarks = labels_of(checkpoint.name, config, checkpoint.written_config())
     problem = problem_of(checkpoint.name, config, len(labels))
     settings: dict[str, Any] = {"labels": labels, "problem_type": problem}
     if problem == MULTI_LABEL:

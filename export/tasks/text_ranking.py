@@ -34,7 +34,7 @@ def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
     is_causal = not checkpoint.gguf and is_causal_reranker(checkpoint.directory)
     if is_causal or architecture_of(checkpoint.written_config()).endswith(CAUSAL):
         return _causal_task(checkpoint, config)
-    labels, _ = labels_of(checkpoint.name, config)
+    labels, _ = labels_of(checkpoint.name, config, checkpoint.written_config())
     if len(labels) > 2:  # noqa: PLR2004
         raise UnsupportedModelError(
             f"{checkpoint.name} has {len(labels)} logits ({', '.join(labels)}), and documents are ranked by one logit, "

@@ -21,7 +21,7 @@ def export(job: ExportJob, work: Path) -> Manifest:
 
 
 def _task(checkpoint: Checkpoint, config: Any) -> EncoderTask:
-    labels, remarks = labels_of(checkpoint.name, config)
+    labels, remarks = labels_of(checkpoint.name, config, checkpoint.written_config())
     return EncoderTask(
         name=TASK,
         auto="AutoModelForTokenClassification",

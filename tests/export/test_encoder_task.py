@@ -32,12 +32,15 @@ def test_a_checkpoint_as_transformers_writes_it_says_its_task(tmp_path, task, co
     assert task_of(tmp_path) == task
 
 
-def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path):
-    write_task_checkpoint(tmp_path / "in", "token-classification")
+@pytest.mark.parametrize("task", ["token-classification", "text-classification"])
+@pytest.mark.parametrize("weight", ["bert.embeddings.word_embeddings.weight", "classifier.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path, task, weight, value):
+    write_task_checkpoint(tmp_path / "in", task)
     weights = load_file(tmp_path / "in/model.safetensors")
-    weights["bert.embeddings.word_embeddings.weight"][95, 3] = float("nan")  # of a token that no text needs to have
+    weights[weight][-1, 3] = value  # of a token that no text needs to have, or of a label
     save_file(weights, tmp_path / "in/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"word_embeddings\.weight of in has values that are NaN or infinite"):
+    with pytest.raises(CheckpointError, match=rf"{weight} of in has values that are NaN or infinite"):
         export_model(tmp_path / "in", tmp_path / "out")
 
 
@@ -49,11 +52,26 @@ def test_a_context_of_special_tokens_alone_is_refused_before_anything_is_traced(
     assert not (tmp_path / "out").exists()
 
 
-def test_fewer_labels_than_logits_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}},
+            r"stores classifier\.(weight|bias) as \[3.*, but its config has 2 labels \(id2label, num_labels\)",
+        ),
+        ({"id2label": {"0": "bad", "1": "good"}, "num_labels": 3}, "names 2 labels, but num_labels says 3"),
+        ({"id2label": ["bad", "fair", "good"]}, r'id2label in the config of in must be an object such as \{"0": "bad"'),
+        ({"id2label": {"a": "bad", "b": "fair", "c": "good"}}, "id2label in the config of in must be an object"),
+        ({"label2id": ["bad", "fair", "good"]}, "label2id in the config of in must be an object"),
+        ({"id2label": {"0": "bad", "1": None, "2": "good"}}, "id2label of in names label 1 None; it must be a text"),
+    ],
+)
+def test_labels_that_are_not_those_of_the_logits_are_refused(tmp_path, config, message):
     write_task_checkpoint(tmp_path / "in", "text-classification", num_labels=3)
-    changed(tmp_path / "in", id2label={"0": "bad", "1": "good"}, label2id={"bad": 0, "good": 1})
-    with pytest.raises(CheckpointError, match=r"classifier\.(weight|bias)"):
+    changed(tmp_path / "in", **config)
+    with pytest.raises(CheckpointError, match=message):
         export_model(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_three_logits_are_no_rank(tmp_path):
