@@ -19,7 +19,6 @@ from piston.calibration.refusals import (
     check_choice,
     check_data,
     check_labels,
-    check_shared,
     check_tables,
     check_task_options,
 )
@@ -76,7 +75,8 @@ def calibrate(  # noqa: PLR0913
         data: text, JSONL or token files, or "builtin"; of a module of one's own .npz files, of speech audio. Not needed
             to round weights to nearest without a budget.
         rows: how the data is packed; of a module only how many samples are taken, by default all.
-        keep_worst: linears to leave in float, those whose INT8 moves the model furthest by multiply-add (w8a8).
+        keep_worst: linears to leave in float, those whose INT8 moves the model furthest by multiply-add (w8a8); those
+            that share a weight count as one.
         budget: what the result may cost at most; finds what to leave in float.
         checked: the bound on the result, and on which text.
         trained: the scales that the recipe names.
@@ -112,7 +112,6 @@ def calibrate(  # noqa: PLR0913
         manifest, graphs = Manifest.read(plain), open_graphs(plain)
         recipe = _for_model(recipe, graphs, model_dir)
         check_tables(recipe, graphs)
-        check_shared(graphs, keep_worst, budget)
         found: tuple[CalibrationData | None, HeldOut | HeldOutArrays | HeldOutAnswers]
         if task == MODULE:
             found = load_arrays(data, plain, manifest.graphs[MODULE], rows, checked.data)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from piston.calibration.check import evaluation_of
 from piston.calibration.float_graph import ModelGraph
-from piston.calibration.graph.names import REPEATED, module_of
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.embeddings import embedding_of
 from piston.calibration.search.budget import Budget
@@ -53,19 +52,6 @@ def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budge
         remedy = remedies.get(given[0].split()[0], "leave it out")
         able = "models of transformers" if given[0].split()[0] in remedies else "language models"
         raise MisuseError(f"{given[0]} is for {able}, and this model is for {task}; {remedy}.")
-
-
-def check_shared(graphs: Sequence[ModelGraph], keep_worst: int, budget: Budget | None) -> None:
-    """Refuse to measure linears alone where several have one weight: those can only be kept together."""
-    if not keep_worst and budget is None:
-        return
-    for graph in graphs:
-        if repeated := next((linear.name for linear in graph.linears if REPEATED in linear.name), None):
-            option = "--keep-worst" if keep_worst else "--budget"
-            raise MisuseError(
-                f"{graph.manifest.model.name} shares weights between its layers ({module_of(repeated)}), and {option} "
-                "measures linears one by one; choose them with --keep."
-            )
 
 
 def check_tables(recipe: Recipe, graphs: Sequence[ModelGraph]) -> None:

@@ -71,6 +71,14 @@ def by_input(linears: Iterable[Linear]) -> dict[str, list[Linear]]:
     return groups
 
 
+def by_weight(linears: Iterable[Linear]) -> dict[str, list[Linear]]:
+    """Name of the first linear that reads a weight: all that read it, such as the runs of a module in every layer."""
+    groups: dict[ir.Value, list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault(linear.weight, []).append(linear)
+    return {group[0].name: group for group in groups.values()}
+
+
 def sum_beside(linear: Linear, kind: str, read: ir.Value, weight: ir.Value | None) -> None:
     """Add the product of another value by another weight to what the linear gives, behind its bias."""
     last, graph = linear.matmul, linear.matmul.graph

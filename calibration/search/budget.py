@@ -8,14 +8,14 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from piston.calibration.check import ROW_LEN
 from piston.calibration.float_graph import ModelGraph
-from piston.calibration.graph.linears import by_input
+from piston.calibration.graph.linears import Linear, by_input, by_weight
 from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.schemes.kv_cache import Scales
 from piston.calibration.schemes.prepared import Prepared
@@ -126,19 +126,24 @@ class SearchContext:
         return DECODER not in self.graph.manifest.graphs
 
     @property
+    def runs(self) -> dict[str, list[Linear]]:
+        """The linears that can be quantized, those of one weight together: what is decided holds for all of them."""
+        return by_weight(linear for linear in self.graph.linears if linear.name in self.prepared.weights)
+
+    @property
     def work(self) -> dict[str, int]:
-        """Multiply-adds a token of each linear that can be quantized."""
-        linears = [linear for linear in self.graph.linears if linear.name in self.prepared.weights]
-        return {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
+        """Multiply-adds a token of each weight that can be quantized, in all linears that read it."""
+        return {name: _size(linears[0]) * len(linears) for name, linears in self.runs.items()}
 
     def size(self, kept: Kept) -> int:
         """Bytes of all weights with these linears kept and the others in integers."""
         recorded = self.graph.manifest.files.get(GRAPH_DATA) or self.graph.manifest.files[GRAPH]
         saved = 0
-        for name, work in self.work.items():
+        for name, linears in self.runs.items():
             weight = self.prepared.kept.get(name) if name in kept else self.prepared.weights[name]
             if weight is not None:
-                saved += FLOAT_BYTES * work - work * weight.grid.bits // 8 - weight.scales.nbytes
+                values = _size(linears[0])
+                saved += FLOAT_BYTES * values - values * weight.grid.bits // 8 - weight.scales.nbytes
         return recorded.size - saved
 
     @property
@@ -188,7 +193,7 @@ class _Search:
         self.started = started
         self.key = ground.key
         self.spent = self._load()
-        self.work = ground.work
+        self.runs, self.work = ground.runs, ground.work
 
     def run(self) -> BudgetResult:
         """Rank, search, and say what was found."""
@@ -207,10 +212,10 @@ class _Search:
 
     def _rank(self) -> list[Group]:
         """Half the time at most: groups that seem least sensitive come last, and rank last where time is over."""
-        linears = [linear for linear in self.ground.graph.linears if linear.name in self.work]
-        groups = [[linear.name for linear in group] for group in by_input(linears).values()]
+        first = [linears[0] for linears in self.runs.values()]
+        groups = [[linear.name for linear in group] for group in by_input(first).values()]
         errors = self.ground.prepared.errors
-        groups.sort(key=lambda group: -max(errors.get(name, 0.0) for name in group))
+        groups.sort(key=lambda group: -max(errors.get(name, 0.0) for name in self._all(group)))
         name, alone = "measuring each group alone", None
         with self.progress.phase(name):
             for done, group in enumerate(groups):
@@ -220,7 +225,7 @@ class _Search:
                         break
                     alone = alone or SoloSensitivity(self.meter, self.ground.rows, self.spent.floor)
                     self.spent.floor = alone.floor
-                    self.spent.cost_alone[",".join(group)] = alone.cost_alone(group)
+                    self.spent.cost_alone[",".join(group)] = alone.cost_alone(self._all(group))
                     self._save()
         if not self.spent.cost_alone:
             raise OutOfTimeError
@@ -235,14 +240,19 @@ class _Search:
             self._check_time()
             quantized = set(self.work) - kept
             share = sum(self.work[name] for name in quantized) / sum(self.work.values())
-            figures = self.meter.figures(quantized, self.ground.held_out) | self.meter.quality()
-            point = Point(sorted(kept), share, self.ground.size(kept), figures)
+            figures = self.meter.figures(self._all(quantized), self.ground.held_out) | self.meter.quality()
+            point = Point(sorted(self._all(kept)), share, self.ground.size(kept), figures)
             self.spent.points.append(point)
             self._save()
         return self.budget.aim.judge(point.figures).is_met
 
     def _known(self, kept: Kept) -> Point | None:
-        return next((point for point in self.spent.points if set(point.kept) == kept), None)
+        names = set(self._all(kept))
+        return next((point for point in self.spent.points if set(point.kept) == names), None)
+
+    def _all(self, names: Iterable[str]) -> list[str]:
+        """The linears of the weights that these stand for."""
+        return [linear.name for name in names for linear in self.runs[name]]
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
@@ -263,6 +273,11 @@ class _Search:
         partial = self.path.with_suffix(".part")
         partial.write_text(json_text({"key": self.key, "spent": self.spent.to_json()}), encoding="utf-8")
         partial.replace(self.path)
+
+
+def _size(linear: Linear) -> int:
+    rows, columns = linear.shape
+    return rows * columns
 
 
 def _floats(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from piston.calibration.graph.linears import Linear
+from piston.calibration.graph.linears import Linear, by_weight
 from piston.calibration.schemes.prepared import Prepared
 from piston.calibration.search.meter import AnyMeter, cost_of
 from piston.core.console import Progress
@@ -48,7 +48,8 @@ def most_sensitive(
 ) -> dict[str, float]:
     """The cost of `CANDIDATES` times `count` linears, those whose own outputs INT8 moves furthest; the worst first.
 
-    Worst is by multiply-add: what is kept is multiplied in float, and that is what it costs.
+    Worst is by multiply-add: what is kept is multiplied in float, and that is what it costs. Linears that share a
+    weight are measured together and stand for one, under the name of the first.
 
     Args:
         meter: open, with `rows` among its texts.
@@ -58,11 +59,14 @@ def most_sensitive(
         count: linears that are to be kept.
         progress: shows the linears measured.
     """
-    names = [name for name in prepared.errors if name in prepared.weights][: CANDIDATES * count]
-    work = {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
+    runs = by_weight(linear for linear in linears if linear.name in prepared.weights)
+    first = {linear.name: name for name, group in runs.items() for linear in group}
+    ranked = dict.fromkeys(first[name] for name in prepared.errors if name in first)
+    names = [*ranked][: CANDIDATES * count]
+    work = {name: len(group) * group[0].shape[0] * group[0].shape[1] for name, group in runs.items()}
     alone, cost_alone, title = SoloSensitivity(meter, rows), dict[str, float](), "measuring the worst alone"
     with progress.phase(title):
         for done, name in enumerate(names):
             progress.step(title, done, len(names))
-            cost_alone[name] = alone.cost_alone([name])
+            cost_alone[name] = alone.cost_alone([linear.name for linear in runs[name]])
     return dict(sorted(cost_alone.items(), key=lambda item: -item[1] / work[item[0]]))

@@ -76,7 +76,8 @@ def write_switched(directory: Path, prepared: Prepared, kv_scales: Scales, cache
         RoundCachePass(kv_scales, cache)(model)
     for linear in find_linears(model):
         if linear.name in prepared.weights or linear.name in prepared.kept:
-            model.graph.inputs.append(linear.weight)
+            if linear.weight not in model.graph.inputs:  # several linears may read it
+                model.graph.inputs.append(linear.weight)
             if linear.name in prepared.weights and linear.input_name in prepared.scales:
                 _add_switch(model, linear, prepared)
     ir.save(model, directory / NAME)

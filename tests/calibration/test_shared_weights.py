@@ -10,9 +10,13 @@ from piston.calibration.calibrate import CheckOptions, calibrate
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.names import module_of
 from piston.calibration.recipe import Recipe
+from piston.calibration.search.budget import Budget
 from piston.core.errors import MisuseError
+from piston.core.gates import parse_gate
+from piston.core.tasks import task_module
 from piston.data.rows import RowOptions
 from piston.engines import build
+from piston.evaluation import tasks
 from piston.export import export_model
 from piston.runtime import load
 
@@ -84,9 +88,41 @@ def test_a_pattern_that_names_one_run_keeps_the_module_in_all_its_runs(albert, d
     assert found.recipe.keep == (module,)
 
 
-def test_linears_that_share_a_weight_are_not_measured_one_by_one(albert, data, tmp_path):
-    with pytest.raises(MisuseError, match=r"shares weights .* and --keep-worst measures linears one by one"):
-        calibrate(albert, tmp_path / "out", Recipe(scheme="w8a8"), [data], rows=ROWS, keep_worst=1)
+def kept_modules(found):
+    """The modules kept in float; each of them in all its runs."""
+    runs = Counter(module_of(name) for name in found.kept)
+    assert set(runs.values()) <= {1, LAYERS}
+    assert not {module_of(name) for name in found.quantized} & set(runs)
+    return set(runs)
+
+
+def test_keep_worst_keeps_weights_in_all_their_runs(albert, data, tmp_path):
+    found = calibrate(albert, tmp_path / "out", Recipe(scheme="w8a8"), [data], rows=ROWS, keep_worst=2)
+    assert len(kept_modules(found)) == 2
+    again = calibrate(albert, tmp_path / "again", found.recipe, [data], rows=ROWS)
+    assert again.kept == found.kept
+
+
+def test_a_budget_decides_for_all_runs_of_a_weight(albert, data, tmp_path):
+    recipe = Recipe(scheme="w8a8", kept="float")
+    whole = calibrate(albert, tmp_path / "whole", recipe, [data], rows=ROWS).check.comparison.values
+    bound = 1 - (1 - whole["cosine"]) / 2  # some of what is lost may be lost
+    budget = Budget(bound=parse_gate(f"cosine>={bound}", task_module(tasks, "feature-extraction").METRICS))
+    found = calibrate(albert, tmp_path / "out", recipe, [data], rows=ROWS, budget=budget)
+    assert found.check.comparison.values["cosine"] >= bound
+    assert kept_modules(found)
+    spent = found.spent
+    assert set(spent.best.kept) == set(found.kept)
+    assert not any("@" in names for names in spent.cost_alone)
+    linears = ModelGraph.open(albert).linears
+    work = {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
+    share = sum(work[name] for name in found.quantized) / sum(work.values())
+    assert spent.best.share == pytest.approx(share)
+    # A weight is stored once: three bytes less a value, and four for the scale of each output.
+    shapes = {module_of(linear.name): linear.shape for linear in linears if linear.name in found.quantized}
+    saved = sum(3 * rows * columns - 4 * columns for rows, columns in shapes.values())
+    files = [albert / "model.onnx.data", albert / "model.onnx"]
+    assert spent.best.size == next(path for path in files if path.exists()).stat().st_size - saved
 
 
 def test_gptq_of_shared_weights_is_refused(albert, data, tmp_path):

@@ -27,10 +27,11 @@ class Meter:
         return {"kl": FLOOR + sum(KL[name] for name in names)}
 
 
-def ranked(count, known="abcde"):
+def ranked(count, known="abcde", weights=None):
     meter = Meter()
     prepared = Prepared(weights=dict.fromkeys(known), errors=dict.fromkeys("abcde", 1.0))
-    linears = [SimpleNamespace(name=name, shape=SIZES[name]) for name in SIZES]
+    weights = weights or {}
+    linears = [SimpleNamespace(name=name, shape=SIZES[name], weight=weights.get(name, name)) for name in SIZES]
     return most_sensitive(meter, prepared, linears, ROWS, count, Progress(quiet=True)), meter.passes
 
 
@@ -50,6 +51,13 @@ def test_a_floor_that_is_known_is_not_measured_again():
 
 def test_a_linear_that_costs_less_than_nothing_costs_nothing():
     assert SoloSensitivity(Meter(), ROWS, floor=1.0).cost_alone(["a"]) == 0
+
+
+def test_linears_that_share_a_weight_are_measured_together_and_count_as_one():
+    cost_alone, passes = ranked(1, weights={"d": "a"})  # a and d are runs of one module
+    assert passes == [(), ("a", "d"), ("b",), ("c",)]
+    assert list(cost_alone) == ["b", "c", "a"]
+    assert cost_alone["a"] == pytest.approx(KL["a"] + KL["d"])
 
 
 def test_the_worst_come_first_by_multiply_add():
