@@ -14,13 +14,12 @@ from piston.core.outputs import check_output_files, write_output
 from piston.data.rows import BUILTIN
 from piston.distillation.distill import RECIPE, distill, rank_only
 from piston.distillation.importance import Ranking
-from piston.distillation.options import DistillOptions
+from piston.distillation.options import DTYPES, DistillOptions, TrainingOptions
 from piston.distillation.pruning import Goal
 from piston.distillation.report import page_of
 from piston.distillation.result import Distilled
 from piston.distillation.scheme import SCHEMES
 from piston.distillation.source import DEFAULT_LENGTH
-from piston.distillation.training import TrainingOptions
 
 W4_BLOCK = 128
 DEFAULTS = TrainingOptions(steps=1)
@@ -60,9 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--seq-len", type=int, metavar="N", help=f"tokens of a row (default {DEFAULT_LENGTH}, at most the model's)"
     )
-    training.add_argument("--lr", type=float, default=DEFAULTS.learning_rate, help="learning rate (default 1e-4)")
     training.add_argument(
-        "--scale-lr", type=float, default=DEFAULTS.scale_rate, help="of rounding scales, relative (default 1e-3)"
+        "--layerwise",
+        action="store_true",
+        help="train each layer by itself, towards what the teacher's layer gives (--steps of each, --minutes of all)",
+    )
+    training.add_argument("--lr", type=float, help="learning rate (default 1e-4, with --layerwise 3e-3)")
+    training.add_argument(
+        "--scale-lr", type=float, default=DEFAULTS.scale_rate, help="of rounding scales, relative (default 1e-4)"
     )
     training.add_argument("--temperature", type=float, default=1.0, help="of both distributions (default 1)")
     training.add_argument("--hidden", type=float, default=0.0, metavar="W", help="weight of hidden states (default 0)")
@@ -72,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument(
         "--save-every", type=float, default=DEFAULTS.save_every, metavar="M", help="minutes between states (default 5)"
+    )
+    training.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DEFAULTS.dtype,
+        help="of the products in passes that train; bf16 is faster where the processor multiplies it (default fp32)",
     )
     training.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     training.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default auto)")
@@ -104,12 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         minutes=arguments.minutes,
         rows=arguments.rows,
+        layerwise=arguments.layerwise,
         learning_rate=arguments.lr,
         scale_rate=arguments.scale_lr,
         temperature=arguments.temperature,
         hidden=arguments.hidden,
         seed=arguments.seed,
         save_every=arguments.save_every,
+        dtype=arguments.dtype,
     )
     remark = (lambda _: None) if arguments.quiet else note
     with contextlib.redirect_stdout(sys.stderr):  # what a checkpoint's own code prints

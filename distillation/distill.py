@@ -21,7 +21,8 @@ from piston.core.json_text import json_text
 from piston.core.outputs import write_output
 from piston.data.rows import BUILTIN
 from piston.distillation.importance import Ranking, rank
-from piston.distillation.options import DistillOptions
+from piston.distillation.layerwise import LayerTrainer
+from piston.distillation.options import DistillOptions, TrainingOptions
 from piston.distillation.pruning import pruned
 from piston.distillation.result import Distilled
 from piston.distillation.rounding import StudentLinear
@@ -40,7 +41,7 @@ from piston.distillation.sparsity import sparse_already, two_of_four
 from piston.distillation.structure import linears_of
 from piston.distillation.student import from_config
 from piston.distillation.teacher import Teacher
-from piston.distillation.training import STATE, Trainer, TrainingOptions
+from piston.distillation.training import STATE, Trainer
 from piston.graph.sparsity import GROUP
 from piston.graph.trained_scales import FILE_NAME as SCALES
 
@@ -88,6 +89,10 @@ def distill(  # noqa: PLR0913
         OutputExistsError: `out` is there. In every case nothing is left at `out`.
         Error: the disk is full: the state of the last saved step is kept, and the same call with `resume` goes on.
     """
+    if training.layerwise and (options.config is not None or options.prune.layers is not None):
+        raise MisuseError(
+            "--layerwise trains a layer towards the same layer of the teacher; leave --student and --prune layers out."
+        )
     progress = progress or Progress(quiet=True)
     reads = [expand_user(place), *(Path(item) for item in data if str(item) != BUILTIN)]
     reads += [item for item in (options.config, options.start) if item is not None]
@@ -152,21 +157,21 @@ class _Distillation:
         key = self._key(data)
         answers = Teacher(teacher, self._answers(key), options.cache_bytes, [place for _, place in pairs])
         numbered = tuple((own, number) for number, (own, _) in enumerate(pairs))
-        trainer = Trainer(student, linears, answers, data, self.training, self.scratch, numbered)
+        given = (student, linears, answers, data, self.training, self.scratch, numbered)
+        trainer = LayerTrainer(*given, model=teacher) if self.training.layerwise else Trainer(*given)
         if trainer.resume(key):
             self.remark(f"going on from step {trainer.run.step:,}")
         with self.progress.phase("training"):
             self._train(trainer, key)
         with self.progress.phase("writing"):
             self._write(student, linears, scheme, block, work)
-        run, steps = trainer.run, trainer.run.step
         result = Distilled(
             self.source.checkpoint.name,
             type(student).__name__,
             sizes,
             ranking,
-            run,
-            steps * self.training.rows / len(data.train),
+            trainer.run,
+            trainer.epochs,
             len(data.train),
             tuple(self.notes),
         )

@@ -1,11 +1,17 @@
-"""What a distillation is asked for."""
+"""What a distillation is asked for: a student, and how it is trained."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from piston.core.errors import MisuseError
 from piston.distillation.pruning import Goal
 from piston.distillation.scheme import SCHEMES, Scheme
+
+Dtype = Literal["fp32", "bf16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+LARGEST = 1e9  # of a number that is given: float32 holds its square
+RATES = {"model": 1e-4, "layers": 3e-3}  # default learning rates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +53,58 @@ class DistillOptions:
             raise MisuseError(
                 "w8a8 needs scales of activations: give --start DIR, which `piston calibrate --scheme w8a8` wrote."
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """How to train.
+
+    One of `steps` and `minutes`, or both, ends the training; 0 steps train nothing. With `layerwise` each layer is
+    trained by itself: `steps` are of each, `minutes` of all together. `learning_rate` is of weights, by default 1e-4 of
+    the whole model and 3e-3 layer by layer; `scale_rate` of rounding scales, relative to their size; `hidden` weighs
+    the distance of hidden states next to the KL divergence; `save_every` is in minutes. With `dtype` bf16 the products
+    of the passes that train are of bfloat16; weights, their rounding, the loss and every judgement are float32.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    rows: int = 4
+    layerwise: bool = False
+    learning_rate: float | None = None
+    scale_rate: float = 1e-4
+    temperature: float = 1.0
+    hidden: float = 0.0
+    seed: int = 0
+    save_every: float = 5.0
+    dtype: Dtype = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise MisuseError(f"No dtype {self.dtype!r} to train in; there are {', '.join(DTYPES)}.")
+        if self.steps is None and self.minutes is None:
+            raise MisuseError("Give --steps N or --minutes M: how long to train.")
+        if self.steps is not None and self.steps < 0:
+            raise MisuseError(f"--steps {self.steps} must be 0 or more; 0 makes the student and trains nothing.")
+        if not 0 <= self.seed < 1 << 63:
+            raise MisuseError(f"--seed {self.seed} must be 0 or more, and below 2**63.")
+        for option, value in (
+            ("minutes", self.minutes),
+            ("rows", self.rows),
+            ("lr", self.learning_rate),
+            ("temperature", self.temperature),
+            ("save-every", self.save_every),
+        ):
+            if value is not None and not 0 < value <= LARGEST:
+                raise MisuseError(f"--{option} {value} must be more than 0, and {LARGEST:.0e} at most.")
+        for option, value in (("hidden", self.hidden), ("scale-lr", self.scale_rate)):
+            if not 0 <= value <= LARGEST:
+                raise MisuseError(f"--{option} {value} must be from 0 to {LARGEST:.0e}.")
+        if self.layerwise and (self.hidden or self.temperature != 1):
+            raise MisuseError(
+                "--layerwise compares what layers give, not answers; leave --hidden and --temperature out."
+            )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of weights."""
+        return RATES["layers" if self.layerwise else "model"] if self.learning_rate is None else self.learning_rate

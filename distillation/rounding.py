@@ -113,5 +113,6 @@ class StudentLinear(nn.Linear):
         scale = self.input_scale()
         if scale is None:
             return value
+        value = value.float()  # bfloat16 where products are
         fine = rounded(value, scale, INT8)
         return fine + rounded(value - fine, scale * self.ratio, INT8) if self.ratio else fine

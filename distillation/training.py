@@ -1,67 +1,32 @@
 """The training loop: gradients of the distance to the teacher, row by row; its state on disk, to resume from."""
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import AdamW, lr_scheduler
 
 from piston.core.console import Progress
 from piston.core.errors import Error, MisuseError
 from piston.distillation.loss import Judged, cross_entropy, hidden_distance, kl_divergence
+from piston.distillation.options import TrainingOptions
 from piston.distillation.rounding import StudentLinear
 from piston.distillation.source import Data
-from piston.distillation.teacher import Answer, Teacher
+from piston.distillation.teacher import Teacher
 
 STATE = "state.pt"
-LARGEST = 1e9  # of a number that is given: float32 holds its square
+PASS_LOGITS = 1 << 26  # of the rows that pass the student together, at most: 256 MiB of float32
+BETAS = (0.9, 0.98)  # of AdamW
 WARM_UP, LAST = 0.05, 0.05  # shares: of the run in which the rate rises, and of the rate that is left at its end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingOptions:
-    """How to train.
-
-    One of `steps` and `minutes`, or both, ends the training; 0 steps train nothing. `scale_rate` is the learning rate
-    of rounding scales, relative to their size; `hidden` weighs the distance of hidden states next to the KL divergence;
-    `save_every` is in minutes.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    rows: int = 4
-    learning_rate: float = 1e-4
-    scale_rate: float = 1e-3
-    temperature: float = 1.0
-    hidden: float = 0.0
-    seed: int = 0
-    save_every: float = 5.0
-
-    def __post_init__(self) -> None:
-        if self.steps is None and self.minutes is None:
-            raise MisuseError("Give --steps N or --minutes M: how long to train.")
-        if self.steps is not None and self.steps < 0:
-            raise MisuseError(f"--steps {self.steps} must be 0 or more; 0 makes the student and trains nothing.")
-        if not 0 <= self.seed < 1 << 63:
-            raise MisuseError(f"--seed {self.seed} must be 0 or more, and below 2**63.")
-        for option, value in (
-            ("minutes", self.minutes),
-            ("rows", self.rows),
-            ("lr", self.learning_rate),
-            ("temperature", self.temperature),
-            ("save-every", self.save_every),
-        ):
-            if value is not None and not 0 < value <= LARGEST:
-                raise MisuseError(f"--{option} {value} must be more than 0, and {LARGEST:.0e} at most.")
-        for option, value in (("hidden", self.hidden), ("scale-lr", self.scale_rate)):
-            if not 0 <= value <= LARGEST:
-                raise MisuseError(f"--{option} {value} must be from 0 to {LARGEST:.0e}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +44,7 @@ class Run:
     """What was reached."""
 
     step: int = 0
+    layers: int = 0  # that are trained, where each is trained by itself
     seconds: float = 0.0
     moments: list[Moment] = field(default_factory=list)
 
@@ -117,8 +83,8 @@ class Trainer:
         scales = list({id(parameter): parameter for parameter in found}.values())  # some are shared
         ours = {id(parameter) for parameter in scales}
         others = [item for item in student.parameters() if item.requires_grad and id(item) not in ours]
-        groups = [{"params": others, "lr": options.learning_rate}, {"params": scales, "lr": options.scale_rate}]
-        self.optimizer = AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.0)
+        groups = [{"params": others, "lr": options.rate}, {"params": scales, "lr": options.scale_rate}]
+        self.optimizer = AdamW([group for group in groups if group["params"]], betas=BETAS, weight_decay=0.0)
         self.schedule = lr_scheduler.LambdaLR(self.optimizer, lambda _: rate_at(self.fraction))
 
     @property
@@ -128,6 +94,18 @@ class Trainer:
         by_steps = 0.0 if steps is None else self.run.step / steps if steps else 1.0
         by_time = 0.0 if minutes is None else self.run.seconds / (60 * minutes)
         return min(1.0, max(by_steps, by_time))
+
+    @property
+    def epochs(self) -> float:
+        """How often the data was read."""
+        return self.run.step * self.options.rows / len(self.data.train)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """What is inside counts as time of training."""
+        began = time.monotonic()
+        yield
+        self.run.seconds += time.monotonic() - began
 
     def resume(self, key: str) -> bool:
         """Take over the state of an earlier run with the same key; whether there was one.
@@ -147,7 +125,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         moments = [Moment(item[0], item[1], item[2], Judged(*item[3])) for item in state["moments"]]
-        self.run = Run(state["step"], state["seconds"], moments)
+        self.run = Run(state["step"], state["layers"], state["seconds"], moments)
         return True
 
     def begin(self, remark: Callable[[str], None]) -> Moment:
@@ -164,10 +142,9 @@ class Trainer:
         """
         losses, saved = list[float](), time.monotonic()
         while self.fraction < 1:
-            began = time.monotonic()
-            losses.append(self._step())
+            with self.timed():
+                losses.append(self._step())
             self.run.step += 1
-            self.run.seconds += time.monotonic() - began
             self.schedule.step()
             self._show(losses[-1], progress)
             if time.monotonic() - saved > 60 * self.options.save_every and self.fraction < 1:
@@ -184,6 +161,7 @@ class Trainer:
         state = {
             "key": key,
             "step": self.run.step,
+            "layers": self.run.layers,
             "seconds": self.run.seconds,
             "moments": [(item.step, item.seconds, item.loss, tuple(item.held_out)) for item in self.run.moments],
             "student": self.student.state_dict(),
@@ -218,10 +196,12 @@ class Trainer:
     def _step(self) -> float:
         options = self.options
         rows = self.data.batch(self.run.step, options.rows, options.seed)
+        together = max(
+            1, PASS_LOGITS // (self.data.train.shape[1] * self.student.get_output_embeddings().weight.shape[0])
+        )
         total = 0.0
-        for row in rows:
-            ids = self.data.train[row]
-            loss = self._loss(self.teacher.answer(int(row), ids), torch.from_numpy(ids)) / len(rows)
+        for first in range(0, len(rows), together):  # weights are rounded once for all rows of a pass
+            loss = self._loss(rows[first : first + together]) / len(rows)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         if not math.isfinite(total):
@@ -230,16 +210,23 @@ class Trainer:
         self.optimizer.zero_grad()
         return total
 
-    def _loss(self, answer: Answer, ids: Tensor) -> Tensor:
-        with_hidden = bool(self.pairs)
-        found = self.student(ids[None].to(self.student.device), use_cache=False, output_hidden_states=with_hidden)
-        loss = kl_divergence(answer.logits, found.logits[0], self.options.temperature)
-        if with_hidden:
-            assert answer.hidden is not None
-            own = torch.stack([found.hidden_states[place][0] for place, _ in self.pairs])
-            theirs = answer.hidden[[place for _, place in self.pairs]]
-            loss = loss + self.options.hidden * hidden_distance(theirs, own)
-        return loss
+    def _loss(self, rows: NDArray[np.int64]) -> Tensor:
+        """The sum over rows, by their numbers in the data."""
+        options, device, with_hidden = self.options, self.student.device, bool(self.pairs)
+        ids = torch.from_numpy(self.data.train[rows]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bf16"):
+            found = self.student(ids, use_cache=False, output_hidden_states=with_hidden)
+        losses = []
+        for place, row in enumerate(rows):
+            answer = self.teacher.answer(int(row), self.data.train[row])
+            loss = kl_divergence(answer.logits, found.logits[place].float(), options.temperature)
+            if with_hidden:
+                assert answer.hidden is not None
+                own = torch.stack([found.hidden_states[layer][place].float() for layer, _ in self.pairs])
+                theirs = answer.hidden[[layer for _, layer in self.pairs]]
+                loss = loss + options.hidden * hidden_distance(theirs, own)
+            losses.append(loss)
+        return torch.stack(losses).sum()
 
     def _judge(self, losses: list[float], remark: Callable[[str], None]) -> None:
         judged = self.judge()
@@ -259,8 +246,7 @@ class Trainer:
         return f", {seconds // 60}:{seconds % 60:02d} left"
 
     def _show(self, loss: float, progress: Progress) -> None:
-        steps = self.options.steps
-        total = steps if steps is not None else max(self.run.step, round(self.run.step / max(self.fraction, 1e-9)))
+        total = max(self.run.step, round(self.run.step / max(self.fraction, 1e-9)))
         progress.step(f"training, loss {loss:.4f}", self.run.step, total)
 
 

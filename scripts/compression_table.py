@@ -20,7 +20,7 @@ NEAR = 512  # tokens of a window
 BUILTIN = ("--data", "builtin")
 ANYTHING = ("--require", "ppl<=100000%")  # rows that are there for contrast
 W4 = ("--scheme", "w4", "--block", "128", *BUILTIN)
-TRAINING = ("--rows", "2", "--save-every", "3")
+TRAINING = ("--rows", "8", "--dtype", "bf16", "--save-every", "3")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ LAYERS = ("--prune", "layers=24", "--lr", "2e-4")
 ROWS = (
     Row("w4, GPTQ", W4),
     Row("w4, GPTQ, no split", (*W4, "--split", "0", *ANYTHING)),
-    Row("w4, distilled", distill=("--scheme", "w4", "--lr", "2e-5"), start="w4, GPTQ, no split"),
+    Row("w4, distilled", distill=("--scheme", "w4", "--layerwise"), start="w4, GPTQ, no split"),
     Row("24 of 30 layers", distill=LAYERS, is_trained=False),
     Row("24 of 30 layers, distilled", distill=LAYERS),
     Row("2:4, magnitude", ("--scheme", "fp", "--sparsity", "2:4", "--pruning", "magnitude", *ANYTHING)),

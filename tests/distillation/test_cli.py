@@ -9,11 +9,11 @@ from piston.cli.main import main
 from piston.distillation.distill import distill
 from piston.distillation.importance import Ranking
 from piston.distillation.loss import Judged
-from piston.distillation.options import DistillOptions
+from piston.distillation.options import DistillOptions, TrainingOptions
 from piston.distillation.pruning import Goal
 from piston.distillation.report import page_of
 from piston.distillation.result import Distilled
-from piston.distillation.training import Moment, Run, TrainingOptions
+from piston.distillation.training import Moment, Run
 
 
 def words(teacher, text, *more):

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from piston.core.errors import Error, MisuseError, UnsupportedModelError
 from piston.distillation import training
 from piston.distillation.distill import distill
-from piston.distillation.options import DistillOptions
+from piston.distillation.options import DistillOptions, TrainingOptions
 from piston.distillation.pruning import Goal
 from piston.distillation.source import Source
 from piston.distillation.sparsity import is_sparse, two_of_four
 from piston.distillation.student import from_config
-from piston.distillation.training import Trainer, TrainingOptions
+from piston.distillation.training import Trainer
 
 SPARSE = DistillOptions(prune=Goal(sparsity=True), seq_len=24)
 

@@ -21,10 +21,9 @@ from piston.core.bundle.manifest import Manifest
 from piston.core.errors import MisuseError
 from piston.data.rows import RowOptions
 from piston.distillation.distill import distill
-from piston.distillation.options import DistillOptions
+from piston.distillation.options import DistillOptions, TrainingOptions
 from piston.distillation.scheme import load_weights, read_start, round_student
 from piston.distillation.sparsity import is_sparse
-from piston.distillation.training import TrainingOptions
 from piston.export import ExportOptions, export_model
 from piston.graph.pattern import array_of
 from piston.graph.qdq import activation_pair, quantized_weight

@@ -1,0 +1,162 @@
+"""Training layer by layer: each layer of the student learns to give what the teacher's layer gives.
+
+A layer reads what the student's layers before it give, and is trained towards what the teacher's layer gives of the
+teacher's own input, so it also makes up for what the layers before it changed (Li et al., "BRECQ", ICLR 2021; Chen et
+al., "EfficientQAT", 2024). Every token says something about every weight of a layer, which asks for less data than the
+answers of the whole model do.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from piston.core.console import Progress
+from piston.core.errors import Error
+from piston.distillation.loss import hidden_distance
+from piston.distillation.structure import layers_of
+from piston.distillation.training import BETAS, Run, Trainer, rate_at
+
+MOST_VALUES = 1 << 27  # of the hidden states that are kept, float32; there are three of them: 512 MiB each
+
+
+class LayerTrainer(Trainer):
+    """Trains the layers of a student one after another; its state is written between layers."""
+
+    def __init__(self, *arguments: Any, model: nn.Module) -> None:
+        """As a Trainer; `model` is the teacher's, with a layer for each of the student's."""
+        self.own, self.theirs = layers_of(arguments[0]), layers_of(model)
+        self.begun, self.layer_step = 0.0, 0  # of this layer: seconds of training before it, its steps
+        super().__init__(*arguments)
+        values = self.data.train.shape[1] * self.student.get_input_embeddings().weight.shape[1]
+        self.ids = torch.from_numpy(self.data.train[: max(self.options.rows, MOST_VALUES // values)])
+        self.calls = _calls(self.student, self.own, self.ids[:1].to(self.student.device))
+
+    @property
+    def layer_fraction(self) -> float:
+        """Of the training of the present layer that is over."""
+        steps, minutes = self.options.steps, self.options.minutes
+        by_steps = 0.0 if steps is None else self.layer_step / steps if steps else 1.0
+        seconds = self.run.seconds - self.begun
+        by_time = 0.0 if minutes is None else seconds * len(self.own) / (60 * minutes)
+        return min(1.0, max(by_steps, by_time))
+
+    @property
+    def fraction(self) -> float:
+        """Of the training that is over, 0 to 1."""
+        if self.run.layers == len(self.own) or self.options.steps == 0:
+            return 1.0
+        return (self.run.layers + self.layer_fraction) / len(self.own)
+
+    @property
+    def epochs(self) -> float:
+        """How often each layer read the data."""
+        return super().epochs / len(self.own)
+
+    def train(self, key: str, progress: Progress, remark: Callable[[str], None]) -> Run:
+        """Train each layer, behind `begin`; the state is written after each.
+
+        Raises:
+            Error: the loss is not finite, or the disk is full; the state of the last saved layer stays.
+        """
+        if self.options.steps == 0:
+            return self.run
+        read = _first_inputs(self.student, self.own, self.ids, self.options.rows)
+        exact = read
+        for number, (own, theirs) in enumerate(zip(self.own, self.theirs, strict=True)):
+            call = self.calls[number]
+            goal = _outputs(theirs, exact, call, self.options.rows)
+            if number >= self.run.layers:
+                self.begun, self.layer_step = self.run.seconds, 0
+                losses = self._train_layer(own, read, goal, call, progress)
+                self.run.layers, self.layer_step, self.begun = number + 1, 0, self.run.seconds
+                self._judge(losses, remark)
+                self.save(key)
+            read, exact = _outputs(own, read, call, self.options.rows), goal
+        return self.run
+
+    def _train_layer(
+        self, layer: nn.Module, read: Tensor, goal: Tensor, call: Mapping[str, Any], progress: Progress
+    ) -> list[float]:
+        options, device = self.options, self.student.device
+        learned = [item for item in layer.parameters() if item.requires_grad]
+        weights = [item for name, item in layer.named_parameters() if item.requires_grad and name.endswith("weight")]
+        matrices = [item for item in weights if item.dim() > 1]
+        vectors = [item for item in learned if all(item is not other for other in matrices)]  # gains, biases, scales
+        groups = [{"params": matrices, "lr": options.rate}, {"params": vectors, "lr": options.scale_rate}]
+        optimizer = AdamW([group for group in groups if group["params"]], betas=BETAS, weight_decay=0.0)
+        bases = [group["lr"] for group in optimizer.param_groups]
+        order = np.random.default_rng([options.seed, self.run.layers])
+        losses = list[float]()
+        while self.layer_fraction < 1:
+            with self.timed():
+                for group, base in zip(optimizer.param_groups, bases, strict=True):
+                    group["lr"] = base * rate_at(self.layer_fraction)
+                rows = torch.from_numpy(order.choice(len(read), options.rows, replace=False))
+                with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bf16"):
+                    found = _output(layer(read[rows].to(device), **call))
+                loss = hidden_distance(goal[rows].to(device), found.float())
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+            if not np.isfinite(losses[-1]):
+                raise Error(f"The loss is {losses[-1]} in layer {self.run.layers}; give a smaller --lr.")
+            self.run.step += 1
+            self.layer_step += 1
+            self._show(losses[-1], progress)
+        return losses
+
+
+class _Stopped(Exception):  # noqa: N818 - no error: the rest of a model is not computed
+    pass
+
+
+@torch.no_grad()
+def _calls(model: Any, layers: nn.ModuleList, ids: Tensor) -> list[dict[str, Any]]:
+    """What each layer is called with besides its input: positions, masks."""
+    found: list[dict[str, Any]] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, __, named: found.append(named), with_kwargs=True) for layer in layers
+    ]
+    try:
+        model(ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [{name: value for name, value in call.items() if name != "hidden_states"} for call in found]
+
+
+@torch.no_grad()
+def _first_inputs(model: Any, layers: nn.ModuleList, ids: Tensor, rows: int) -> Tensor:
+    """What the first layer reads of all rows: float32 [rows, tokens, hidden], in the CPU's memory."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        found.append((inputs[0] if inputs else named["hidden_states"]).cpu())
+        raise _Stopped
+
+    handle = layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        for part in torch.split(ids, rows):
+            try:
+                model(part.to(model.device), use_cache=False)
+            except _Stopped:
+                continue
+    finally:
+        handle.remove()
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _outputs(layer: nn.Module, read: Tensor, call: Mapping[str, Any], rows: int) -> Tensor:
+    """What a layer gives of all rows, in float32."""
+    device = next(layer.parameters()).device
+    return torch.cat([_output(layer(part.to(device), **call)).cpu() for part in torch.split(read, rows)])
+
+
+def _output(found: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return found[0] if isinstance(found, tuple) else found
