@@ -64,9 +64,7 @@ def test_layers_are_trained_on_what_the_trained_layers_before_them_give(teacher,
     torch.testing.assert_close(goal, answers[0])
 
 
-def test_a_run_that_was_killed_between_layers_ends_bit_for_bit_as_one_that_was_not(
-    teacher, text, w4_student, tmp_path
-):
+def test_a_run_that_was_killed_between_layers_ends_bit_for_bit_as_one_that_was_not(teacher, text, w4_student, tmp_path):
     train = LayerTrainer._train_layer
 
     def killed(trainer, *rest):
