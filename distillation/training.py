@@ -44,9 +44,9 @@ class Run:
     """What was reached."""
 
     step: int = 0
-    layers: int = 0  # that are trained, where each is trained by itself
     seconds: float = 0.0
     moments: list[Moment] = field(default_factory=list)
+    layers: int = 0  # that are trained, where each is trained by itself
 
 
 class Trainer:
@@ -125,7 +125,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         moments = [Moment(item[0], item[1], item[2], Judged(*item[3])) for item in state["moments"]]
-        self.run = Run(state["step"], state["layers"], state["seconds"], moments)
+        self.run = Run(state["step"], state["seconds"], moments, state["layers"])
         return True
 
     def begin(self, remark: Callable[[str], None]) -> Moment:
