@@ -5,7 +5,7 @@ transformers decides which of the two files counts: generation_config.json where
 
 import json
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,6 +158,14 @@ def _remarks(sampling: dict[str, Any], unknown: list[str]) -> list[str]:
     return remarks
 
 
+def not_applied(sampling: Mapping[str, Any]) -> list[str]:
+    """A remark that settings of a checkpoint are recorded and not applied; none where there are none."""
+    if not sampling:
+        return []
+    listed = _listed(sampling, [*sampling])
+    return [f"Piston does not apply these generation settings: {listed}; transformers' generate may answer otherwise."]
+
+
 def _is_supported(name: str, value: Any) -> bool:
     try:
         SamplingParams.from_mapping({name: value} | ({"temperature": 1.0} if name == "num_return_sequences" else {}))
@@ -166,7 +174,7 @@ def _is_supported(name: str, value: Any) -> bool:
     return True
 
 
-def _listed(sampling: dict[str, Any], names: list[str]) -> str:
+def _listed(sampling: Mapping[str, Any], names: list[str]) -> str:
     shown = (f"{name} {json_text(sampling[name])}" for name in names)
     return ", ".join(textwrap.shorten(text, 60, placeholder=" ...") for text in shown)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from piston.checkpoint.checkpoint import Checkpoint, check_weights, load_config, load_model, translated
-from piston.checkpoint.generation_defaults import check_readable, read_defaults
+from piston.checkpoint.generation_defaults import GenerationDefaults, check_readable, read_defaults
 from piston.checkpoint.tokenizer import write_tokenizer
 from piston.core.bundle import GRAPH
 from piston.core.bundle.interface import (
@@ -49,7 +49,7 @@ class SourceKind:
         positions: of the decoder, by the model and --context.
         sources: a few to compare on, of different lengths where they may have, by the config and the positions.
         settings: the manifest's, by the checkpoint, the model and the tokens that begin an answer.
-        has_remarks: whether generation settings that Piston's sampling does not apply are worth a remark.
+        remarks: on generation settings that Piston does not apply, by what the checkpoint says and the config.
     """
 
     task: str
@@ -61,7 +61,7 @@ class SourceKind:
     positions: Callable[[Any, int | None], int]
     sources: Callable[[Any, int], list[Source]]
     settings: Callable[[Checkpoint, Any], dict[str, Any]]
-    has_remarks: bool = True
+    remarks: Callable[[GenerationDefaults, Any], Sequence[str]] = lambda defaults, _: defaults.remarks
 
 
 def summary(manifest: Manifest) -> str:
@@ -107,7 +107,7 @@ def export_encoder_decoder(job: ExportJob, work: Path, kind: SourceKind) -> Mani
     defaults = read_defaults(checkpoint, model.generation_config, APPLIED)
     with translated(f"The tokenizer of {checkpoint.name} cannot be used"):
         tokenizer, remarks = write_tokenizer(checkpoint, config, defaults, work)
-    job.remarks += [*remarks, *(defaults.remarks if kind.has_remarks else ())]
+    job.remarks += [*remarks, *kind.remarks(defaults, config)]
     positions, settings = kind.positions(model, options.context), _settings(checkpoint, model, kind)
     vocab_size, architecture = int(model.get_output_embeddings().weight.shape[0]), type(model).__name__
     sources, inputs = kind.sources(config, positions), kind.inputs(config)

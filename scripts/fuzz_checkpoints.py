@@ -91,7 +91,7 @@ def _prepare(toys: dict[str, Path]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             given, out = _given(directory), Path(scratch) / "out"
             assert piston(["export", str(given), "-o", str(out), "--quiet"]) == 0
-            assert _compare(given, out, "") == 0, name
+            assert _compare(given, out, "", []) == 0, name
 
 
 def _given(directory: Path) -> Path:
@@ -157,7 +157,7 @@ def _case(number: int, seed: int, toys: dict[str, Path], scratch: Path) -> dict:
     kind = _judged(ended, out)
     said = ended.said[-3000:]
     if kind == "exported":
-        compared = _apart(lambda: _compare(given, out, ended.said), scratch / "log")
+        compared = _apart(lambda: _compare(given, out, ended.said, done), scratch / "log")
         kind = {0: "equal", 3: "told", 4: "transformers fails"}.get(compared.status, "DIFFERENT")
         said += compared.said[-3000:]
     return {
@@ -204,8 +204,11 @@ def _write_toy(name: str, directory: Path) -> None:
         write_checkpoint(directory, name, **({"num_hidden_layers": 1} if name != "gemma2" else {}))
 
 
-def _compare(given: Path, out: Path, said: str) -> int:
-    """0: same tokens for the same texts; 3: they may differ, as the export said; 4: transformers answers nothing."""
+def _compare(given: Path, out: Path, said: str, done: list[str]) -> int:
+    """0: same tokens for the same texts; 3: they may differ, as the export said; 4: transformers answers nothing.
+
+    `done` is the damage, which what is said must name.
+    """
     import fuzz_kinds
 
     from piston.core.bundle.manifest import Manifest
@@ -215,7 +218,7 @@ def _compare(given: Path, out: Path, said: str) -> int:
     manifest = Manifest.read(out)
     manifest.verify(out)
     if manifest.task != "text-generation":
-        return fuzz_kinds.compare(given, out, manifest)
+        return fuzz_kinds.compare(given, out, manifest, said, done)
     with contextlib.ExitStack() as stack:
         engine = None
         if manifest.model.dtype == "float32":  # the only type that ONNX Runtime computes on a CPU

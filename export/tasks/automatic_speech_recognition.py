@@ -7,6 +7,7 @@ import numpy as np
 
 from piston.checkpoint.architectures import SPEECH_TYPES
 from piston.checkpoint.checkpoint import Checkpoint
+from piston.checkpoint.generation_defaults import HARMLESS_TO_GREEDY, GenerationDefaults, not_applied
 from piston.checkpoint.json_files import is_token_id, read_object, read_optional
 from piston.core.bundle.interface import BATCH, TensorSpec
 from piston.core.bundle.manifest import Manifest
@@ -19,6 +20,7 @@ from piston.runtime.backends.engine import Source
 TASK = "automatic-speech-recognition"
 FEATURE_NAMES = ("feature_size", "sampling_rate", "n_fft", "hop_length", "chunk_length")
 FEATURES, SETTINGS = "preprocessor_config.json", "generation_config.json"
+APPLIED = {"begin_suppress_tokens", "suppress_tokens"}  # of the settings of sampling
 STRIDE = 2  # frames of audio that become one position: the encoder's second convolution
 
 __all__ = ["export", "summary"]
@@ -160,6 +162,16 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
     return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True) if path.is_file() else {}
 
 
+def _remarks(defaults: GenerationDefaults, config: Any) -> list[str]:
+    """On settings of sampling and length; what else Whisper's settings have is in the manifest's settings."""
+    applied, longest = set(APPLIED), defaults.sampling.get("max_length")
+    if isinstance(longest, int) and longest >= int(config.max_target_positions):
+        applied.add("max_length")
+    if not defaults.sampling.get("do_sample"):
+        applied |= HARMLESS_TO_GREEDY - {"max_length", "max_new_tokens"}
+    return not_applied({name: value for name, value in defaults.sampling.items() if name not in applied})
+
+
 SPEECH = SourceKind(
     task=TASK,
     auto="AutoModelForSpeechSeq2Seq",
@@ -170,5 +182,5 @@ SPEECH = SourceKind(
     positions=positions_of,
     sources=_sources,
     settings=_settings,
-    has_remarks=False,  # what Whisper's settings have beside sampling is in `settings`
+    remarks=_remarks,
 )

@@ -1,6 +1,7 @@
 import json
 import shutil
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import torch
 from encoder_decoders import SPEECH_SETTINGS, write_speech_checkpoint
 
 from piston.checkpoint.checkpoint import locate
+from piston.checkpoint.generation_defaults import GenerationDefaults
 from piston.checkpoint.task import task_of
 from piston.core.console import Progress
 from piston.core.errors import CheckpointError
 from piston.engines import build
 from piston.export import ExportOptions
 from piston.export.job import ExportJob
-from piston.export.tasks.automatic_speech_recognition import export
+from piston.export.tasks.automatic_speech_recognition import _remarks, export
 from piston.runtime.backends.engine import Source
 from piston.runtime.backends.registry import Sizes, open_engine
 from piston.runtime.bundle import Bundle
@@ -152,3 +154,19 @@ def test_a_checkpoint_in_half_precision_hears_float32_and_is_built_for_the_cpu(t
     model = model.float()  # of the rounded weights
     expected = model(input_features=torch.from_numpy(audio), decoder_input_ids=torch.tensor([[3, 7, 9]])).logits[0, -1]
     np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "named"),
+    [
+        ({"num_beams": 3, "suppress_tokens": [5]}, ["num_beams 3"]),
+        ({"max_length": 5, "repetition_penalty": 1.3}, ["max_length 5", "repetition_penalty 1.3"]),
+        ({"do_sample": True, "temperature": 0.5}, ["do_sample true", "temperature 0.5"]),
+        ({"max_length": 448, "temperature": 0.5, "begin_suppress_tokens": [5, 6]}, []),
+    ],
+)
+def test_settings_of_sampling_that_no_transcription_applies_are_named(sampling, named):
+    defaults = GenerationDefaults(eos_token_ids=(1,), bos_token_id=None, pad_token_id=None, sampling=sampling)
+    remarks = _remarks(defaults, SimpleNamespace(max_target_positions=448))
+    assert len(remarks) == bool(named)
+    assert all(f"settings: {', '.join(named)};" in remark for remark in remarks)
