@@ -82,16 +82,16 @@ def test_an_error_of_a_comparison_that_names_no_damage_is_a_failure(monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("toy", "file", "key", "value", "outcome"),
+    ("toy", "damage", "outcome"),
     [
-        ("translations", "config.json", "max_position_embeddings", 8, fuzz_kinds.TOLD),
-        ("speech", "generation_config.json", "num_beams", 3, fuzz_kinds.TOLD),
-        ("speech", "generation_config.json", "max_length", 5, fuzz_kinds.TOLD),
-        ("labels", "tokenizer_config.json", "model_max_length", 3, fuzz_kinds.EQUAL),
+        ("translations", ("config.json", "max_position_embeddings", 8), fuzz_kinds.TOLD),
+        ("speech", ("generation_config.json", "num_beams", 3), fuzz_kinds.TOLD),
+        ("speech", ("generation_config.json", "max_length", 5), fuzz_kinds.TOLD),
+        ("labels", ("tokenizer_config.json", "model_max_length", 3), fuzz_kinds.EQUAL),
     ],
 )
-def test_a_damage_that_was_found_ends_as_it_should(fuzz, tmp_path, capsys, toy, file, key, value, outcome):
-    given, out = tmp_path / "checkpoint", tmp_path / "out"
+def test_a_damage_that_was_found_ends_as_it_should(fuzz, tmp_path, capsys, toy, damage, outcome):
+    (file, key, value), given, out = damage, tmp_path / "checkpoint", tmp_path / "out"
     fuzz._write_toy(toy, given)
     path = given / file
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
