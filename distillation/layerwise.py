@@ -6,6 +6,7 @@ al., "EfficientQAT", 2024). Every token says something about every weight of a l
 answers of the whole model do.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,7 +58,7 @@ class LayerTrainer(Trainer):
         return super().epochs / len(self.own)
 
     def train(self, key: str, progress: Progress, remark: Callable[[str], None]) -> Run:
-        """Train each layer, behind `begin`; the state is written after each.
+        """Train each layer, behind `begin`; the state is written between layers, every few minutes, and at the end.
 
         Raises:
             Error: the loss is not finite, or the disk is full; the state of the last saved layer stays.
@@ -66,15 +67,18 @@ class LayerTrainer(Trainer):
             return self.run
         read = _first_inputs(self.student, self.own, self.ids, self.options.rows)
         exact = read
+        losses, saved = list[float](), time.monotonic()
         for number, (own, theirs) in enumerate(zip(self.own, self.theirs, strict=True)):
             call = self.calls[number]
             goal = _outputs(theirs, exact, call, self.options.rows)
             if number >= self.run.layers:
                 self.begun, self.layer_step = self.run.seconds, 0
-                losses = self._train_layer(own, read, goal, call, progress)
+                losses += self._train_layer(own, read, goal, call, progress)
                 self.run.layers, self.layer_step, self.begun = number + 1, 0, self.run.seconds
-                self._judge(losses, remark)
-                self.save(key)
+                if time.monotonic() - saved > 60 * self.options.save_every or self.run.layers == len(self.own):
+                    self._judge(losses, remark)
+                    self.save(key)
+                    saved = time.monotonic()
             read, exact = _outputs(own, read, call, self.options.rows), goal
         return self.run
 

@@ -26,7 +26,7 @@ def weights(directory):
 @pytest.fixture(scope="module")
 def w4_student(teacher, text, tmp_path_factory):
     out = tmp_path_factory.mktemp("layerwise") / "student"
-    return out, distill(str(teacher), out, [text], W4, layerwise())
+    return out, distill(str(teacher), out, [text], W4, layerwise(save_every=1e-9))
 
 
 def test_each_layer_is_trained_and_rows_that_are_not_trained_on_gain(w4_student):
@@ -76,7 +76,7 @@ def test_a_run_that_was_killed_between_layers_ends_bit_for_bit_as_one_that_was_n
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LayerTrainer, "_train_layer", killed)
         with pytest.raises(KeyboardInterrupt):
-            distill(str(teacher), out, [text], W4, layerwise())
+            distill(str(teacher), out, [text], W4, layerwise(save_every=1e-9))
     remarks = []
     distill(str(teacher), out, [text], W4, layerwise(), resume=True, remark=remarks.append)
     assert remarks[0] == "going on from step 20"
@@ -99,7 +99,7 @@ def test_products_of_bfloat16_train_too(teacher, text, tmp_path):
 
 
 def test_minutes_are_of_all_layers(teacher, text, tmp_path):
-    result = distill(str(teacher), tmp_path / "student", [text], W4, layerwise(None, minutes=0.02))
+    result = distill(str(teacher), tmp_path / "student", [text], W4, layerwise(None, minutes=0.02, save_every=1e-9))
     assert len(result.run.moments) == 3
     assert result.run.seconds < 2 * 1.2
 
