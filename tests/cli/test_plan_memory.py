@@ -12,6 +12,7 @@ from piston.cli.plan_memory import DEVICE_TARGETS, Planned, planned
 from piston.core.bundle.interface import CacheSpec, cross_states
 from piston.core.bundle.manifest import EngineSpec, ModelSpec
 from piston.core.errors import BundleCorruptError, MissingExtraError, MisuseError
+from piston.runtime import load
 from piston.runtime.backends.registry import select_engine
 from piston.runtime.bundle import Bundle
 
@@ -216,3 +217,37 @@ def test_a_module_is_measured_instead(tmp_path):
     manifest = dataclasses.replace(manifest_of(kind="model", engines=()), task="module", graphs={"module": None})
     with pytest.raises(MisuseError, match="measure it: `piston bench BUNDLE`"):
         planned(tmp_path, manifest, "ort-cpu")
+
+
+def test_an_encoder_on_the_cpu_is_planned_for_the_tokens_that_one_run_reads(encoder_toys):
+    directory = encoder_toys.bundle("single")
+    manifest = Bundle.open(directory).manifest
+    with load(directory, max_batch=1 << 10) as model:
+        run_tokens = model.batch_tokens
+    plan = planned(directory, manifest, "ort-cpu")
+    assert plan.run_tokens == run_tokens
+    rows = run_tokens // 16
+    assert plan.at(100 * rows, 16).total == plan.at(rows, 16).total > plan.at(1, 16).total
+
+
+def test_the_embedding_of_an_encoder_stays_in_its_file(encoder_toys):
+    directory = encoder_toys.bundle("single")
+    manifest = Bundle.open(directory).manifest
+    files = sum(path.stat().st_size for path in (directory / "ort-cpu").iterdir())
+    embedding = 4 * manifest.model.vocab_size * manifest.model.hidden_size
+    assert planned(directory, manifest, "ort-cpu").weights == files - embedding
+
+
+def test_both_graphs_of_an_encoder_decoder_have_an_embedding(text_bundle):
+    """That of the encoder stays in its file; that of the decoder is tied to a float head and is there twice."""
+    manifest = Bundle.open(text_bundle).manifest
+    files = sum(path.stat().st_size for name in ("encoder", "decoder") for path in (text_bundle / name).rglob("*.*"))
+    assert planned(text_bundle, manifest, "ort-cpu").weights == files
+
+
+def test_an_encoder_in_w8a8_has_sums_in_int32_besides(encoder_toys):
+    directory = encoder_toys.bundle("single")
+    plan = planned(directory, Bundle.open(directory).manifest, "ort-cpu")
+    quantized = dataclasses.replace(plan, is_w8a8=True)
+    assert quantized.at(1, 16).activations > plan.at(1, 16).activations
+    assert dataclasses.replace(quantized, target="ort-cpu:avx512").at(1, 16).activations < plan.at(1, 16).activations
