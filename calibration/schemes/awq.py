@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import apply_fold, find_fold
+from piston.calibration.graph.linears import by_weight
 from piston.calibration.observe.inputs import RowsLike
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.prepared import Prepared
@@ -49,14 +50,19 @@ def round_aware(graph: ModelGraph, recipe: Recipe, rows: RowsLike, work: Path, p
             found = search(activation, [weight_of(linear) for linear in group], grids, fold.shared)
             apply_fold(fold, activation.group, found.factors)
             activation.sample = activation.sample / found.factors
+    importance = {
+        linear.name: np.square(unit_tokens(activation.sample)).mean(axis=0)
+        for activation in activations.values()
+        for linear in activation.group
+    }
+    runs = by_weight(linear for linear in graph.linears if linear.name in chosen and linear.name in importance)
     rounded: dict[str, Quantized] = {}
-    for done, activation in enumerate(activations.values()):  # only now: folds divide weights of layers before
-        progress.step("rounding weights", done, len(activations))
-        importance = np.square(unit_tokens(activation.sample)).mean(axis=0)
-        for linear in activation.group:
-            if linear.name in chosen:
-                rounded[linear.name] = round_weighted(weight_of(linear), recipe.grid_of(linear), importance)
-    return Prepared(rounded)
+    for done, linears in enumerate(runs.values()):  # only now: folds divide weights of layers before
+        progress.step("rounding weights", done, len(runs))
+        read = np.mean([importance[linear.name] for linear in linears], axis=0)
+        weight = round_weighted(weight_of(linears[0]), recipe.grid_of(linears[0]), read)
+        rounded |= dict.fromkeys((linear.name for linear in linears), weight)
+    return Prepared({linear.name: rounded[linear.name] for linear in graph.linears if linear.name in rounded})
 
 
 def search(

@@ -8,17 +8,21 @@ from encoders import write_sentence_checkpoint
 
 from piston.calibration.calibrate import CheckOptions, calibrate
 from piston.calibration.float_graph import ModelGraph
+from piston.calibration.graph.linears import by_weight
 from piston.calibration.graph.names import module_of
 from piston.calibration.recipe import Recipe
+from piston.calibration.schemes.awq import round_aware
 from piston.calibration.search.budget import Budget
+from piston.core.console import Progress
 from piston.core.errors import MisuseError
 from piston.core.gates import parse_gate
 from piston.core.tasks import task_module
-from piston.data.rows import RowOptions
+from piston.data.rows import RowOptions, load_rows
 from piston.engines import build
 from piston.evaluation import tasks
 from piston.export import export_model
 from piston.runtime import load
+from piston.runtime.bundle import Bundle
 
 WORDS = ["a", "girl", "is", "styling", "her", "hair", "men", "play", "football", "on", "the", "beach"]
 ROWS = RowOptions(num_rows=6, seq_len=12, seed=1)
@@ -86,6 +90,16 @@ def test_a_pattern_that_names_one_run_keeps_the_module_in_all_its_runs(albert, d
     found = calibrate(albert, tmp_path / "out", Recipe(scheme="w8a8", keep=(second,)), [data], rows=ROWS)
     assert found.kept == [module, f"{module}@2", f"{module}@3"]
     assert found.recipe.keep == (module,)
+
+
+def test_awq_rounds_a_shared_weight_once_for_what_all_its_runs_read(albert, data, tmp_path):
+    graph = ModelGraph.open(albert)
+    recipe, rows = Recipe(scheme="w4", rounding="awq", block=16), load_rows([data], Bundle.open(albert), ROWS).ids
+    rounded = round_aware(graph, recipe, rows, tmp_path, Progress(quiet=True)).weights
+    runs = by_weight(linear for linear in graph.linears if linear.name in rounded)
+    assert max(map(len, runs.values())) == LAYERS
+    for linears in runs.values():
+        assert len({id(rounded[linear.name]) for linear in linears}) == 1
 
 
 def kept_modules(found):
