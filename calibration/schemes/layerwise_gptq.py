@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from piston.calibration.float_graph import ModelGraph
 from piston.calibration.graph.folding import Fold, apply_fold, find_fold
 from piston.calibration.graph.linears import Linear, by_input
-from piston.calibration.graph.names import module_of
 from piston.calibration.numeric.min_max import extremes
 from piston.calibration.observe.checkpoint_file import key_of
 from piston.calibration.observe.inputs import RowsLike, inputs_of
@@ -28,10 +27,9 @@ from piston.calibration.schemes.channel_splitting import Source, apply_split, nu
 from piston.calibration.schemes.gptq import Hessian, gptq
 from piston.calibration.schemes.gptq_checkpoint import ROUNDED, Rounded, RoundedFiles, RoundedGroup
 from piston.calibration.schemes.prepared import Prepared
-from piston.calibration.schemes.segments import Segment, StreamedModel, cut
+from piston.calibration.schemes.segments import Segment, StreamedModel, check_unshared, cut
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
-from piston.core.errors import MisuseError
 from piston.graph.rounding import CLIPS, Floats, Quantized
 
 Matrix = NDArray[np.float64]
@@ -119,7 +117,7 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: RowsLike, work: Path,
 
     Stopped at any moment, the same call with the same `work` goes on from the last group that it was through with.
     """
-    _check_alone(graph)
+    check_unshared(graph, "GPTQ", "give --rounding nearest or awq")
     segments = cut(graph.model.graph, by_input(recipe.chosen(graph.linears)))
     files = RoundedFiles(work / ROUNDED, _key(graph, recipe, rows))
     sparse = {linear.name for linear in recipe.sparse(graph.linears)}
@@ -143,16 +141,6 @@ def round_in_turn(graph: ModelGraph, recipe: Recipe, rows: RowsLike, work: Path,
             apply_fold(fold, segment.group, factors)
             apply_split(segment.group, new.source)
     return Prepared({name: weight for new in rounded for name, weight in new.weights.items()})
-
-
-def _check_alone(graph: ModelGraph) -> None:
-    """Refuse weights that several layers share: their codes cannot make up for what went before each of them."""
-    repeated = next((linear for linear in graph.linears if linear.name != module_of(linear.name)), None)
-    if repeated is not None:
-        raise MisuseError(
-            f"{graph.manifest.model.name} shares weights between its layers ({module_of(repeated.name)}), and GPTQ "
-            "rounds each layer by what the layers before it give; give --rounding nearest or awq."
-        )
 
 
 def _round_group(segment: Segment, relay: StreamedModel, recipe: Recipe, sparse: Container[str]) -> RoundedGroup:

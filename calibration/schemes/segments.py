@@ -17,13 +17,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from piston.calibration.float_graph import ModelGraph
-from piston.calibration.graph.linears import Linear, by_input, find_linears
+from piston.calibration.graph.linears import Linear, by_input, by_weight, find_linears
 from piston.calibration.graph.qdq import write_weight
 from piston.calibration.observe.inputs import RowsLike, inputs_of
 from piston.calibration.observe.row_files import RowFiles
 from piston.calibration.schemes.channel_splitting import num_copies, read_copies
 from piston.calibration.schemes.gptq_checkpoint import RoundedGroup
 from piston.calibration.schemes.ordered_pool import imap_bounded
+from piston.core.errors import MisuseError
 from piston.core.machine import num_cores
 from piston.graph.rounding import Floats
 from piston.runtime.backends.buffers import step_feed
@@ -64,6 +65,16 @@ def cut(graph: ir.Graph, groups: Mapping[str, list[Linear]]) -> list[Segment]:
         )
         before = place
     return segments
+
+
+def check_unshared(graph: ModelGraph, method: str, remedy: str) -> None:
+    """Refuse weights that several layers share: one cannot make up for what went before each of its layers."""
+    shared = next((linears[0] for linears in by_weight(graph.linears).values() if len(linears) > 1), None)
+    if shared is not None:
+        raise MisuseError(
+            f"{graph.manifest.model.name} shares weights between its layers ({shared.name}), and {method} changes "
+            f"each by what the layers before it give; {remedy}."
+        )
 
 
 class StreamedModel:

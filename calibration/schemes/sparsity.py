@@ -19,7 +19,7 @@ from piston.calibration.observe.inputs import RowsLike
 from piston.calibration.recipe import Recipe
 from piston.calibration.schemes.gptq import LAZY, damped, inverse_factor
 from piston.calibration.schemes.layerwise_gptq import InputSums, every_of
-from piston.calibration.schemes.segments import StreamedModel, cut
+from piston.calibration.schemes.segments import StreamedModel, check_unshared, cut
 from piston.calibration.schemes.w8a8 import weight_of
 from piston.core.console import Progress
 from piston.core.errors import CalibrationError
@@ -33,6 +33,7 @@ def sparsify(graph: ModelGraph, recipe: Recipe, rows: RowsLike | None, work: Pat
     """Make the weights that the recipe names 2:4 sparse in the float graph; returns their names in its order.
 
     Raises:
+        MisuseError: SparseGPT of weights that layers share.
         CalibrationError: an activation is not finite, or an output would be left without weights.
     """
     chosen = recipe.sparse(graph.linears)
@@ -41,6 +42,7 @@ def sparsify(graph: ModelGraph, recipe: Recipe, rows: RowsLike | None, work: Pat
         made = {linear.name: masked(linear, weight_of(linear)) for linear in chosen}
     else:
         assert rows is not None
+        check_unshared(graph, "SparseGPT", "give --pruning magnitude")
         made = _in_turn(graph, chosen, rows, work, progress)
     for linear in chosen:
         linear.weight.const_value = ir.tensor(made[linear.name], name=linear.weight.name)

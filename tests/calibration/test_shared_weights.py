@@ -3,6 +3,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from encoders import write_sentence_checkpoint
 
@@ -21,6 +22,7 @@ from piston.data.rows import RowOptions, load_rows
 from piston.engines import build
 from piston.evaluation import tasks
 from piston.export import export_model
+from piston.graph.sparsity import sparse_matmuls
 from piston.runtime import load
 from piston.runtime.bundle import Bundle
 
@@ -139,6 +141,21 @@ def test_a_budget_decides_for_all_runs_of_a_weight(albert, data, tmp_path):
     assert spent.best.size == next(path for path in files if path.exists()).stat().st_size - saved
 
 
-def test_gptq_of_shared_weights_is_refused(albert, data, tmp_path):
-    with pytest.raises(MisuseError, match="shares weights between its layers"):
-        calibrate(albert, tmp_path / "out", Recipe(scheme="w8", rounding="gptq"), [data], rows=ROWS)
+@pytest.mark.parametrize(
+    ("recipe", "remedy"),
+    [
+        (Recipe(scheme="w8", rounding="gptq"), "GPTQ .* give --rounding nearest or awq"),
+        (Recipe(scheme="w8", sparsity="2:4"), "SparseGPT .* give --pruning magnitude"),
+    ],
+)
+def test_what_makes_up_for_the_layers_before_is_refused(albert, data, tmp_path, recipe, remedy):
+    with pytest.raises(MisuseError, match=f"shares weights between its layers .*{remedy}"):
+        calibrate(albert, tmp_path / "out", recipe, [data], rows=ROWS)
+
+
+def test_shared_weights_become_sparse_by_magnitude(albert, tmp_path):
+    recipe = Recipe(scheme="w8", sparsity="2:4", pruning="magnitude")
+    calibrate(albert, tmp_path / "out", recipe, checked=CheckOptions(bounds=("cosine>=0",)))
+    linears = ModelGraph.open(albert).linears
+    found = sparse_matmuls(ir.load(tmp_path / "out/model.onnx").graph)
+    assert sum(found.values()) == len(recipe.sparse(linears)) > LAYERS
