@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train each layer by itself, towards what the teacher's layer gives (--steps of each, --minutes of all)",
     )
-    training.add_argument("--lr", type=float, help="learning rate (default 1e-4, with --layerwise 3e-3)")
+    training.add_argument(
+        "--lr", type=float, help="learning rate (default 1e-4); with --layerwise relative to the size of weights (0.05)"
+    )
     training.add_argument(
         "--scale-lr", type=float, default=DEFAULTS.scale_rate, help="of rounding scales, relative (default 1e-4)"
     )

@@ -86,12 +86,13 @@ class LayerTrainer(Trainer):
         self, layer: nn.Module, read: Tensor, goal: Tensor, call: Mapping[str, Any], progress: Progress
     ) -> list[float]:
         options, device = self.options, self.student.device
-        learned = [item for item in layer.parameters() if item.requires_grad]
-        weights = [item for name, item in layer.named_parameters() if item.requires_grad and name.endswith("weight")]
-        matrices = [item for item in weights if item.dim() > 1]
-        vectors = [item for item in learned if all(item is not other for other in matrices)]  # gains, biases, scales
-        groups = [{"params": matrices, "lr": options.rate}, {"params": vectors, "lr": options.scale_rate}]
-        optimizer = AdamW([group for group in groups if group["params"]], betas=BETAS, weight_decay=0.0)
+        groups = []
+        for name, item in layer.named_parameters():
+            if item.requires_grad:
+                is_matrix = item.dim() > 1 and not name.endswith("growth")  # or a scale, a gain, a bias
+                size = float(item.detach().abs().mean())
+                groups.append({"params": [item], "lr": options.rate * size if is_matrix else options.scale_rate})
+        optimizer = AdamW(groups, betas=BETAS, weight_decay=0.0)
         bases = [group["lr"] for group in optimizer.param_groups]
         order = np.random.default_rng([options.seed, self.run.layers])
         losses = list[float]()

@@ -16,7 +16,7 @@ W4 = DistillOptions(scheme="w4", block=32, seq_len=24)
 
 
 def layerwise(steps=20, **options):
-    return TrainingOptions(**{"steps": steps, "rows": 4, "layerwise": True, "learning_rate": 1e-3} | options)
+    return TrainingOptions(**{"steps": steps, "rows": 4, "layerwise": True, "learning_rate": 0.01} | options)
 
 
 def weights(directory):
@@ -115,3 +115,31 @@ def test_minutes_are_of_all_layers(teacher, text, tmp_path):
 def test_what_has_no_meaning_for_layers_alone_is_refused(teacher, text, tmp_path, goal, options, reason):
     with pytest.raises(MisuseError, match=reason):
         distill(str(teacher), tmp_path / "s", [text], DistillOptions(prune=goal, seq_len=24), layerwise(**options))
+
+
+def test_the_rate_is_relative_to_the_size_of_each_matrix(teacher, text, tmp_path, monkeypatch):
+    """Of a layer whose matrices differ a hundredfold each moves by the same share: steps of AdamW are of the rate."""
+    moved = {}
+    train = LayerTrainer._train_layer
+
+    def watched(trainer, layer, *rest):
+        before = {name: item.detach().clone() for name, item in layer.named_parameters()}
+        losses = train(trainer, layer, *rest)
+        for name, item in layer.named_parameters():
+            if name.endswith("proj.weight"):
+                moved[name] = float((item.detach() - before[name]).abs().mean() / before[name].abs().mean())
+        return losses
+
+    source = Source.open(str(teacher)).model
+    with torch.no_grad():
+        for layer in source.model.layers:
+            layer.mlp.up_proj.weight *= 100
+            layer.mlp.down_proj.weight /= 100
+    source.save_pretrained(tmp_path / "teacher")
+    for path in teacher.iterdir():
+        if path.name.startswith("tokenizer"):
+            (tmp_path / "teacher" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(LayerTrainer, "_train_layer", watched)
+    distill(str(tmp_path / "teacher"), tmp_path / "student", [text], W4, layerwise(1))
+    up, down = moved["mlp.up_proj.weight"], moved["mlp.down_proj.weight"]
+    assert 0.5 < up / down < 2
