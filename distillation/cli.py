@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train each layer by itself, towards what the teacher's layer gives (--steps of each, --minutes of all)",
     )
     training.add_argument(
-        "--lr", type=float, help="learning rate (default 1e-4); with --layerwise relative to the size of weights (0.05)"
+        "--lr", type=float, help="learning rate (default 1e-4); with --layerwise in steps of the grid (0.1)"
     )
     training.add_argument(
         "--scale-lr", type=float, default=DEFAULTS.scale_rate, help="of rounding scales, relative (default 1e-4)"

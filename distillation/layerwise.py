@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from piston.core.console import Progress
 from piston.core.errors import Error
 from piston.distillation.loss import hidden_distance
+from piston.distillation.rounding import StudentLinear
 from piston.distillation.structure import layers_of
 from piston.distillation.training import BETAS, Run, Trainer, rate_at
 
@@ -86,12 +87,14 @@ class LayerTrainer(Trainer):
         self, layer: nn.Module, read: Tensor, goal: Tensor, call: Mapping[str, Any], progress: Progress
     ) -> list[float]:
         options, device = self.options, self.student.device
-        groups = []
-        for name, item in layer.named_parameters():
-            if item.requires_grad:
-                is_matrix = item.dim() > 1 and not name.endswith("growth")  # or a scale, a gain, a bias
-                size = float(item.detach().abs().mean())
-                groups.append({"params": [item], "lr": options.rate * size if is_matrix else options.scale_rate})
+        groups = [
+            {"params": [item], "lr": options.rate * _step(module, item)}
+            if isinstance(module, nn.Linear) and name == "weight"
+            else {"params": [item], "lr": options.scale_rate}  # scales, gains, biases
+            for module in layer.modules()
+            for name, item in module.named_parameters(recurse=False)
+            if item.requires_grad
+        ]
         optimizer = AdamW(groups, betas=BETAS, weight_decay=0.0)
         bases = [group["lr"] for group in optimizer.param_groups]
         order = np.random.default_rng([options.seed, self.run.layers])
@@ -114,6 +117,16 @@ class LayerTrainer(Trainer):
             self.layer_step += 1
             self._show(losses[-1], progress)
         return losses
+
+
+@torch.no_grad()
+def _step(linear: nn.Linear, weight: Tensor) -> float:
+    """What a rate is relative to: the mean step of the grid, or a quarter of the mean weight where nothing is rounded.
+
+    Matrices of one layer may differ a hundredfold: by smoothing, and by 4 and 8 bits.
+    """
+    scales = linear.weight_scales() if isinstance(linear, StudentLinear) else None
+    return float(weight.abs().mean()) / 4 if scales is None else float(scales.mean())
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the rest of a model is not computed

@@ -11,7 +11,7 @@ from piston.distillation.scheme import SCHEMES, Scheme
 Dtype = Literal["fp32", "bf16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 LARGEST = 1e9  # of a number that is given: float32 holds its square
-RATES = {"model": 1e-4, "layers": 0.05}  # default learning rates
+RATES = {"model": 1e-4, "layers": 0.1}  # default learning rates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,8 @@ class TrainingOptions:
     One of `steps` and `minutes`, or both, ends the training; 0 steps train nothing. `learning_rate` is of weights, by
     default 1e-4; `scale_rate` of rounding scales, relative to their size; `hidden` weighs the distance of hidden states
     next to the KL divergence; `save_every` is in minutes. With `layerwise` each layer is trained by itself: `steps` are
-    of each, `minutes` of all together, and `learning_rate` is relative to the mean size of a matrix's weights, by
-    default 0.05, as smoothing makes matrices of one layer differ a hundredfold. With `dtype` bf16 the products of the
+    of each, `minutes` of all together, and `learning_rate` is relative to the steps of a matrix's grid (a quarter of
+    the mean weight where nothing is rounded), by default 0.1. With `dtype` bf16 the products of the
     passes that train are of bfloat16; weights, their rounding, the loss and every judgement are float32.
     """
 

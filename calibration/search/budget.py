@@ -36,7 +36,7 @@ FLOAT_BYTES = 4
 MEASURED = "budget.json"  # the file of what was measured
 AIM = 0.9  # of what the bound allows: on SmolLM2-135M a set that the search saw at +2.9 % was +3.2 % as written
 SAFETY = 0.97  # of the same, where the search is repeated because the written model missed the bound
-SEARCHES = 3  # for a written model that meets the bound, the first one included
+SEARCHES = 5  # for a written model that meets the bound, the first one included
 RANKING = 0.5  # of the time at most goes into what each group costs alone
 
 

@@ -16,7 +16,7 @@ W4 = DistillOptions(scheme="w4", block=32, seq_len=24)
 
 
 def layerwise(steps=20, **options):
-    return TrainingOptions(**{"steps": steps, "rows": 4, "layerwise": True, "learning_rate": 0.01} | options)
+    return TrainingOptions(**{"steps": steps, "rows": 4, "layerwise": True, "learning_rate": 0.03} | options)
 
 
 def weights(directory):
@@ -117,7 +117,7 @@ def test_what_has_no_meaning_for_layers_alone_is_refused(teacher, text, tmp_path
         distill(str(teacher), tmp_path / "s", [text], DistillOptions(prune=goal, seq_len=24), layerwise(**options))
 
 
-def test_the_rate_is_relative_to_the_size_of_each_matrix(teacher, text, tmp_path, monkeypatch):
+def test_the_rate_is_in_steps_of_each_matrix(teacher, text, tmp_path, monkeypatch):
     """Of a layer whose matrices differ a hundredfold each moves by the same share: steps of AdamW are of the rate."""
     moved = {}
     train = LayerTrainer._train_layer
