@@ -150,7 +150,7 @@ def test_a_share_that_makes_no_sense_is_misuse(model_dirs, tmp_path, capsys, sha
 
 @pytest.mark.parametrize("options", [{"require_int8": 95}, {"require_int8": 0}, {"lm_head": "int4"}])
 def test_options_that_make_no_sense_are_misuse(model_dirs, tmp_path, options):
-    with pytest.raises(MisuseError, match=r"no share above 0|no lm_head 'int4'"):
+    with pytest.raises(MisuseError, match=r"no share above 0|lm_head is 'int4'; it must be one of"):
         build(model_dirs["w8a8"], tmp_path / "bundle", **options)
 
 
