@@ -87,14 +87,13 @@ class LayerTrainer(Trainer):
         self, layer: nn.Module, read: Tensor, goal: Tensor, call: Mapping[str, Any], progress: Progress
     ) -> list[float]:
         options, device = self.options, self.student.device
-        groups = [
-            {"params": [item], "lr": options.rate * _step(module, item)}
-            if isinstance(module, nn.Linear) and name == "weight"
-            else {"params": [item], "lr": options.scale_rate}  # scales, gains, biases
-            for module in layer.modules()
-            for name, item in module.named_parameters(recurse=False)
-            if item.requires_grad
-        ]
+        rates: dict[nn.Parameter, float] = {}  # a scale that linears share is there once
+        for module in layer.modules():
+            for name, item in module.named_parameters(recurse=False):
+                is_weight = isinstance(module, nn.Linear) and name == "weight"  # or a scale, a gain, a bias
+                if item.requires_grad:
+                    rates[item] = options.rate * _step(module, item) if is_weight else options.scale_rate
+        groups = [{"params": [item], "lr": rate} for item, rate in rates.items()]
         optimizer = AdamW(groups, betas=BETAS, weight_decay=0.0)
         bases = [group["lr"] for group in optimizer.param_groups]
         order = np.random.default_rng([options.seed, self.run.layers])
@@ -120,7 +119,7 @@ class LayerTrainer(Trainer):
 
 
 @torch.no_grad()
-def _step(linear: nn.Linear, weight: Tensor) -> float:
+def _step(linear: nn.Module, weight: Tensor) -> float:
     """What a rate is relative to: the mean step of the grid, or a quarter of the mean weight where nothing is rounded.
 
     Matrices of one layer may differ a hundredfold: by smoothing, and by 4 and 8 bits.

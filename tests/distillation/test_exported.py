@@ -62,6 +62,14 @@ def w8a8(toys, teacher, text, tmp_path_factory):
     return place, result
 
 
+def test_linears_that_share_the_scale_of_their_input_are_trained_layer_by_layer(w8a8, teacher, text, tmp_path):
+    options = DistillOptions(scheme="w8a8", start=w8a8[0] / "start", seq_len=24)
+    layers = TrainingOptions(steps=4, rows=2, layerwise=True, learning_rate=0.01)
+    first, last = distill(str(teacher), tmp_path / "student", [text], options, layers).ends
+    assert last.step == 8
+    assert last.held_out.kl < 2 * first.held_out.kl
+
+
 def graph_logits(directory, cache):
     """Of the graph as it is written: optimized, ONNX Runtime would round activations of weight-only linears too."""
     session, plain = CanonicalSession(directory / "model.onnx", cache, 1, len(IDS)), onnxruntime.SessionOptions()
