@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from pathlib import Path
 
 from embedded import embedder
@@ -30,7 +31,9 @@ def test_what_was_done_is_counted_under_vllms_names(live):
     assert value(text, "vllm:time_to_first_token_seconds_count") == 2
     assert value(text, "vllm:inter_token_latency_seconds_count") == 2 * (output - 1)
     assert value(text, "vllm:e2e_request_latency_seconds_count") == 2
-    assert value(text, "vllm:num_requests_running") == 0
+    deadline = time.monotonic() + 10  # the engine's thread may free the row a moment after the answer
+    while value(server.request("GET", "/metrics")[2].decode(), "vllm:num_requests_running"):
+        assert time.monotonic() < deadline
     assert 'vllm:request_success_total{finished_reason="stop",model_name="toy"} 2.0' in text
 
 
