@@ -66,6 +66,10 @@ class LayerTrainer(Trainer):
         """
         if self.options.steps == 0:
             return self.run
+        if len(self.ids) < len(self.data.train):
+            remark(
+                f"layers are trained on {len(self.ids):,} of {len(self.data.train):,} rows, whose states fit in memory"
+            )
         read = _first_inputs(self.student, self.own, self.ids, self.options.rows)
         exact = read
         losses, saved = list[float](), time.monotonic()

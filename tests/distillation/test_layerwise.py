@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from piston.core.errors import MisuseError
+from piston.distillation import layerwise as layerwise_module
 from piston.distillation.distill import distill
 from piston.distillation.layerwise import LayerTrainer
 from piston.distillation.options import DistillOptions, TrainingOptions
@@ -143,3 +144,10 @@ def test_the_rate_is_in_steps_of_each_matrix(teacher, text, tmp_path, monkeypatc
     distill(str(tmp_path / "teacher"), tmp_path / "student", [text], W4, layerwise(1))
     up, down = moved["mlp.up_proj.weight"], moved["mlp.down_proj.weight"]
     assert 0.5 < up / down < 2
+
+
+def test_rows_that_are_left_out_are_told(teacher, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(layerwise_module, "MOST_VALUES", 5 * 24 * 64)
+    remarks = []
+    distill(str(teacher), tmp_path / "student", [text], W4, layerwise(1), remark=remarks.append)
+    assert any("layers are trained on 5 of " in remark for remark in remarks)
