@@ -15,13 +15,7 @@ from piston.calibration.observe.inputs import AnswerInputs, Inputs, SourceInputs
 from piston.calibration.part import Part, QuantizedPart, recipes_of
 from piston.calibration.quantizer import Quantizer
 from piston.calibration.recipe import Recipe
-from piston.calibration.refusals import (
-    check_choice,
-    check_data,
-    check_labels,
-    check_tables,
-    check_task_options,
-)
+from piston.calibration.refusals import check_options, check_tables
 from piston.calibration.result import Calibrated
 from piston.calibration.schemes.gptq_checkpoint import ROUNDED
 from piston.calibration.schemes.mixed_precision import usual_int8
@@ -35,6 +29,7 @@ from piston.core.bundle.external_data import plain_files
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE
 from piston.core.bundle.manifest import TEXT_GENERATION, Manifest
 from piston.core.console import Progress, note
+from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError, ShortfallError
 from piston.core.gates import Gate, Metric, MissedGateError
 from piston.data.arrays import Arrays, HeldOutArrays, load_arrays
@@ -104,10 +99,9 @@ def calibrate(  # noqa: PLR0913
     if bool(recipe.trained) != (trained is not None):
         raise MisuseError("A recipe that names trained scales is given together with them, and no other.")
     bounds = (*bounds_of(checked.bounds, recipe.scheme, task), *([] if budget is None else [budget.bound]))
-    check_choice(recipe, keep_worst, budget)
-    check_task_options(task, recipe, keep_worst, budget)
-    check_data(task, recipe, data, budget)
-    check_labels(task, bounds, checked.labelled)
+    check_options(task, recipe, data, keep_worst, budget, bounds, labelled=checked.labelled)
+    if checked.labelled is not None:
+        read_bytes(checked.labelled)  # a file that is not there is told before the work
     with plain_files(model_dir, out) as plain:
         manifest, graphs = Manifest.read(plain), open_graphs(plain)
         recipe = _for_model(recipe, graphs, model_dir)

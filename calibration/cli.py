@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 from piston.calibration.calibrate import calibrate
-from piston.calibration.check import CheckOptions, evaluation_of
+from piston.calibration.check import CheckOptions, bounds_of, evaluation_of
 from piston.calibration.observe.observers import Method
 from piston.calibration.recipe import GRANULARITIES, PRUNINGS, ROUNDINGS, SCHEMES, Recipe, Storage
-from piston.calibration.refusals import check_searches
+from piston.calibration.refusals import check_options, check_searches
 from piston.calibration.report import page_of, remainders_text
 from piston.calibration.result import Calibrated
 from piston.calibration.search.budget import Budget
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         action="append",
         default=[],
+        type=Path,
         metavar="FILE",
         help="text, JSONL or ids, or builtin; of a module of your own .npz files of its inputs (repeatable)",
     )
@@ -133,16 +134,11 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.recipe,
             arguments.check_data,
             arguments.labelled,
-            *map(Path, arguments.data),
+            *arguments.data,
         ],
     )
     task = Manifest.read(arguments.model_dir).task
-    metrics = evaluation_of(task).METRICS
-    if arguments.report is not None and task != TEXT_GENERATION:
-        raise MisuseError(f"--report is of language models; {arguments.model_dir} is for {task}: leave it out.")
-    # Before the bound is read: figures of other tasks would be named as if they could be searched by.
-    check_searches(task, keep_worst=bool(arguments.keep_worst), budget=arguments.budget is not None)
-    recipe = recipe_of(arguments)
+    recipe, budget, bounds = _asked(arguments, task)
     result = calibrate(
         arguments.model_dir,
         arguments.output,
@@ -150,9 +146,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.data,
         rows=_rows_of(arguments),
         keep_worst=arguments.keep_worst or 0,
-        budget=budget_of(arguments, metrics),
+        budget=budget,
         checked=CheckOptions(
-            bounds=tuple(gate.text for gate in gates_of(arguments, metrics, "--check")),
+            bounds=bounds,
             data=arguments.check_data,
             labelled=arguments.labelled,
         ),
@@ -175,6 +171,26 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _print(arguments.output, result)
     return 0
+
+
+def check_arguments(arguments: argparse.Namespace, task: str) -> None:
+    """Refuse options that are wrong for every model of a task, or contradict each other; raises MisuseError."""
+    recipe, budget, bounds = _asked(arguments, task)
+    keep_worst, labelled = arguments.keep_worst or 0, arguments.labelled
+    check_options(
+        task, recipe, arguments.data, keep_worst, budget, bounds_of(bounds, recipe.scheme, task), labelled=labelled
+    )
+
+
+def _asked(arguments: argparse.Namespace, task: str) -> tuple[Recipe, Budget | None, tuple[str, ...]]:
+    """The recipe, the budget and the gates that were stated."""
+    metrics = evaluation_of(task).METRICS
+    if arguments.report is not None and task != TEXT_GENERATION:
+        raise MisuseError(f"--report is for language models, and this model is for {task}; leave it out.")
+    # Before the bound is read: figures of other tasks would be named as if they could be searched by.
+    check_searches(task, keep_worst=bool(arguments.keep_worst), budget=arguments.budget is not None)
+    bounds = tuple(gate.text for gate in gates_of(arguments, metrics, "--check"))
+    return recipe_of(arguments), budget_of(arguments, metrics), bounds
 
 
 def _rows_of(arguments: argparse.Namespace) -> RowOptions | None:

@@ -10,13 +10,29 @@ from piston.calibration.schemes.embeddings import embedding_of
 from piston.calibration.search.budget import Budget
 from piston.core.bundle.interface import MODULE
 from piston.core.bundle.manifest import TEXT_GENERATION
-from piston.core.data_files import read_bytes
 from piston.core.errors import MisuseError
 from piston.core.gates import Gate, Metric
 from piston.evaluation.encoders import needs_labels
 
 
-def check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
+def check_options(  # noqa: PLR0913
+    task: str,
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    keep_worst: int,
+    budget: Budget | None,
+    bounds: Sequence[Gate[Metric]],
+    *,
+    labelled: Path | None,
+) -> None:
+    """Refuse options that do not suit the task or contradict each other; reads no file. Raises MisuseError."""
+    _check_choice(recipe, keep_worst, budget)
+    _check_task(task, recipe, keep_worst, budget)
+    _check_data(task, recipe, data, budget)
+    _check_labels(task, bounds, labelled)
+
+
+def _check_choice(recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
     """Refuse options about what stays in float that contradict each other."""
     if keep_worst < 0:
         raise MisuseError(f"--keep-worst {keep_worst} must be at least 0.")
@@ -36,7 +52,7 @@ def check_searches(task: str, *, keep_worst: bool, budget: bool) -> None:
     raise MisuseError(f"{option} is for language models and encoders, and this model is for {task}; leave it out.")
 
 
-def check_task_options(task: str, recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
+def _check_task(task: str, recipe: Recipe, keep_worst: int, budget: Budget | None) -> None:
     """Refuse what needs a cache, or one graph whose linears are switched in turn."""
     if task == TEXT_GENERATION:
         return
@@ -64,7 +80,7 @@ def check_tables(recipe: Recipe, graphs: Sequence[ModelGraph]) -> None:
             raise MisuseError(f"The model has no {name} that --{option} int8 could quantize; leave it out.")
 
 
-def check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | None) -> None:
+def _check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | None) -> None:
     """Refuse labelled examples of a task that has no figures for them, and bounds that need examples without them."""
     if task == TEXT_GENERATION or not hasattr(evaluation_of(task), "quality"):
         if labelled is not None:
@@ -74,11 +90,9 @@ def check_labels(task: str, bounds: Sequence[Gate[Metric]], labelled: Path | Non
         return
     if missing := [gate.text for gate in bounds if labelled is None and needs_labels(gate.metric)]:
         raise MisuseError(f"--require {missing[0]!r} is measured on labelled examples; give them as --labelled FILE.")
-    if labelled is not None:
-        read_bytes(labelled)
 
 
-def check_data(task: str, recipe: Recipe, data: Sequence[str | Path], budget: Budget | None) -> None:
+def _check_data(task: str, recipe: Recipe, data: Sequence[str | Path], budget: Budget | None) -> None:
     """Refuse data that is missing, or that nothing reads."""
     reads_text = recipe.reads_text or budget is not None
     described = recipe.described if recipe.reads_text else f"{recipe.described} within a budget"

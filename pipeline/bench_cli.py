@@ -3,10 +3,10 @@
 import argparse
 
 from piston.bench import cli as of_bundles
-from piston.bench.cli import add_arguments
+from piston.bench.cli import add_arguments, check_arguments
 from piston.pipeline.stage_cli import is_of_recipes, run_recipes
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "check_arguments", "run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

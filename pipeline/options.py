@@ -10,9 +10,10 @@ from piston.core.errors import Error, MissingExtraError, MisuseError
 from piston.core.schema import Path, SchemaError
 
 JUDGED = ("eval", "bench")  # verbs whose gates `piston make` judges itself
-# Options that `piston make` sets itself, or that make no sense in an unattended run.
+# Options that `piston make` sets itself, that make no sense in an unattended run, or that write a file which would be
+# missing where the stage is taken from the cache.
 RESERVED = frozenset(
-    {"help", "output", "overwrite", "quiet", "json", "html", "fail_on", "debug", "junit", "markdown"}
+    {"help", "output", "overwrite", "quiet", "json", "html", "report", "fail_on", "debug", "junit", "markdown"}
     | {"cache_dir", "no_cache", "save_recipe", "recipe", "log_format", "checkpoint"}
     | {
         "serve",
@@ -70,17 +71,22 @@ class Option:
         return [f"{self.flag}={item}" for item in (value if self.is_list else [value])]
 
 
+def module_of(verb: str) -> Any:
+    """The module of a verb's command line; raises ImportError where its packages are not installed."""
+    from piston.cli.main import VERBS
+
+    return importlib.import_module(VERBS[verb][0])
+
+
 def options_of(verb: str) -> dict[str, Option]:
     """The options of a verb by their names in a recipe, where dashes are underscores.
 
     Raises:
         MissingExtraError: the verb's packages are not installed.
     """
-    from piston.cli.main import VERBS
-
     parser = argparse.ArgumentParser(add_help=False)
     try:
-        importlib.import_module(VERBS[verb][0]).add_arguments(parser)
+        module_of(verb).add_arguments(parser)
     except ImportError as problem:
         raise MissingExtraError(f"`piston {verb}` needs {problem.name}; pip install 'piston[{verb}]'.") from None
     found = {action.dest: _option(action) for action in parser._actions if action.option_strings}  # noqa: SLF001
@@ -102,10 +108,8 @@ def arguments_of(verb: str, table: Mapping[str, Any]) -> argparse.Namespace:
     Raises:
         MisuseError: the verb needs another option, or cannot read a value.
     """
-    from piston.cli.main import VERBS
-
     parser = _Parser(add_help=False)
-    importlib.import_module(VERBS[verb][0]).add_arguments(parser)
+    module_of(verb).add_arguments(parser)
     output = ["--output=OUTPUT"] if "--output" in parser._option_string_actions else []  # noqa: SLF001
     return parser.parse_args([*words_of(verb, table), *output, "--", "INPUT"])
 

@@ -4,53 +4,54 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from piston.bench.cli import check_arguments as check_bench
 from piston.bench.works import TASKS as MEASURED_AT_SETTINGS
 from piston.bench.works import figures_of, is_measured
 from piston.core.bundle.manifest import TEXT_GENERATION
 from piston.core.errors import MisuseError
 from piston.core.tasks import task_module
+from piston.data.rows import BUILTIN
 from piston.evaluation import tasks
-from piston.evaluation.cli import check_arguments as check_eval
 from piston.evaluation.metrics import METRICS
 from piston.evaluation.task_cli import is_evaluated
 from piston.pipeline.gates import stage_of
-from piston.pipeline.options import arguments_of
+from piston.pipeline.options import arguments_of, module_of
 from piston.pipeline.recipe import FLOAT, VERIFY, Recipe
 
+NO_FILES = (FLOAT, BUILTIN)  # what stands for one
 _QUANTILE = re.compile(r"\.p\d+$")
 
 
 def check_task(recipe: Recipe, task: str | None) -> None:
-    """Refuse [eval] and [bench], their options, and gates on their figures, that are not for a task.
+    """Refuse what is not for a task: [eval] and [bench], options of them and of [calibrate], gates on their figures.
 
     Nothing is refused where the task is None. Raises MisuseError.
     """
     if task is None:
         return
-    for verb, measures in (("eval", is_evaluated), ("bench", is_measured)):
+    for verb, measures in (("calibrate", None), ("eval", is_evaluated), ("bench", is_measured)):
         table = recipe.table(verb)
         if table is None:
             continue
-        if not measures(task):
+        if measures is not None and not measures(task):
             raise MisuseError(f"The recipe has [{verb}], and `piston {verb}` measures nothing of {task}; leave it out.")
         arguments = arguments_of(verb, table)
         try:
-            (check_eval if verb == "eval" else check_bench)(arguments, task)
+            module_of(verb).check_arguments(arguments, task)
         except MisuseError as problem:
             raise MisuseError(f"[{verb}] of the recipe cannot be run: {problem}") from None
-        _check_gates(recipe, verb, task, _eval_figures(task) if verb == "eval" else figures_of(arguments, task))
+        if measures is not None:
+            _check_gates(recipe, verb, task, _eval_figures(task) if verb == "eval" else figures_of(arguments, task))
 
 
 def check_files(recipe: Recipe, base: Path) -> None:
-    """Refuse files of [verify], [eval] and [bench] that do not exist, relative to `base`; raises MisuseError."""
-    for verb in (VERIFY, "eval", "bench"):
+    """Refuse files of stages after the export that do not exist, relative to `base`; raises MisuseError."""
+    for verb in ("calibrate", VERIFY, "eval", "bench"):
         table = recipe.table(verb) or {}
         arguments = vars(arguments_of(verb, table)) if table else {}
         for name in table:
-            path = arguments[name]
-            if isinstance(path, Path) and table[name] != FLOAT and not (base / path).exists():
-                raise MisuseError(f"{verb}.{name} of the recipe is {path}, which does not exist in {base}.")
+            for path in arguments[name] if isinstance(arguments[name], list) else [arguments[name]]:
+                if isinstance(path, Path) and str(path) not in NO_FILES and not (base / path).exists():
+                    raise MisuseError(f"{verb}.{name} of the recipe is {path}, which does not exist in {base}.")
 
 
 def _eval_figures(task: str) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self
 
+from piston.core.arguments import checked_arguments
 from piston.core.errors import MisuseError
 from piston.runtime.generate.completion import Completion
 from piston.runtime.generate.generation import Generation, run
@@ -44,6 +45,7 @@ class Conversation:
         # The last answer. Only the iterator of `say` keeps it alive, so a forgotten iterator does not block.
         self._steps: weakref.ref[Generator[tuple[Generation, str]]] | None = None
 
+    @checked_arguments
     def say(self, text: str) -> Generator[str]:
         """Send a user message and stream the answer.
 

@@ -1,4 +1,4 @@
-"""The public functions of the stages refuse what is of another type, before anything is read."""
+"""Public functions refuse what is of another type, before anything is read."""
 
 import re
 
@@ -9,6 +9,7 @@ from piston.calibration.recipe import Recipe
 from piston.core.errors import MisuseError
 from piston.engines import build
 from piston.export import export_model, export_module
+from piston.runtime.conversation import Conversation
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,7 @@ from piston.export import export_model, export_module
             ("a", "b", Recipe(scheme="w8"), "rows.txt"),
             "data is 'rows.txt'; it must be a list of strings or Paths",
         ),
+        (Conversation.say, (None, 5), "text is 5; it must be a string"),
         (export_model, ("a", "b", {}), "options is {}; it must be an ExportOptions or None"),
         (export_module, ("a", {}, "b"), "module is 'a'; it must be a Module"),
     ],

@@ -49,42 +49,38 @@ def refused(path):
     return one
 
 
+EVAL = '[eval]\ndata = "piston.toml"'
+
+
+def gated(tables, gate):
+    return f"{tables}\n[gates]\nrequire = ['{gate}']"
+
+
 @pytest.mark.parametrize(
     ("config", "tables", "reason"),
     [
         (LLAMA, '[bench]\naudio_len = "30"', "--audio-len is not for text-generation"),
         (CLASSIFIER, '[bench]\nprompt_len = "8"', "--prompt-len is for language models, and this model is for text-cl"),
-        (
-            CLASSIFIER,
-            '[eval]\ndata = "piston.toml"\nwindow = 64',
-            "--window is for language models, and this model is for text-cl",
-        ),
+        (CLASSIFIER, f"{EVAL}\nwindow = 64", "--window is for language models, and this model is for text-cl"),
         (WHISPER, '[bench]\nbatch = "2"', "--batch is not for automatic-speech-recognition"),
         (WHISPER, '[bench]\ngen_len = "0"', "--gen-len is 0"),
         (MARIAN, "[bench]\nprofile = true", "--profile is for language models, and this model is for text2text-gener"),
         (LLAMA, "[bench]\nrepeats = 0", "--repeats is 0; it must be at least 1"),
         (CLASSIFIER, "[bench]\nrepeats = 0", "--repeats is 0; it must be at least 1"),
-        (
-            LLAMA,
-            '[eval]\ndata = "piston.toml"\nwindow = 64\nstride = 65',
-            "the stride must be at least 1",
-        ),
-        (LLAMA, '[bench]\n[gates]\nrequire = ["bench.rtf<=1"]', "'bench.rtf<=1' is not measured of text-generation"),
-        (LLAMA, '[bench]\n[gates]\nrequire = ["bench.latency<=1s"]', "the figures of `piston bench` are ttft, tpot"),
-        (LLAMA, '[bench]\ngen_len = "1"\n[gates]\nrequire = ["bench.tpot<=1s"]', "'bench.tpot<=1s' is not measured"),
-        (LLAMA, "[bench]\nstarts = 0\n[gates]\nrequire = ['bench.load<=1s']", "'bench.load<=1s' is not measured"),
-        (CLASSIFIER, '[bench]\n[gates]\nrequire = ["bench.ttft<=1s"]', "are latency, latency_p90, texts_per_second"),
-        (CLASSIFIER, '[bench]\n[gates]\nrequire = ["bench.peak.p95<=1GB"]', "'bench.peak.p95<=1GB' is not measured of"),
-        (
-            CLASSIFIER,
-            '[eval]\ndata = "piston.toml"\n[gates]\nrequire = ["eval.ppl<=9"]',
-            "'eval.ppl<=9' is not measured of text-cl",
-        ),
-        (
-            LLAMA,
-            '[eval]\ndata = "piston.toml"\n[gates]\nrequire = ["eval.wer<=9%"]',
-            "'eval.wer<=9%' is not measured of text-gen",
-        ),
+        (LLAMA, f"{EVAL}\nwindow = 64\nstride = 65", "the stride must be at least 1"),
+        (LLAMA, gated("[bench]", "bench.rtf<=1"), "'bench.rtf<=1' is not measured of text-generation"),
+        (LLAMA, gated("[bench]", "bench.latency<=1s"), "the figures of `piston bench` are ttft, tpot"),
+        (LLAMA, gated('[bench]\ngen_len = "1"', "bench.tpot<=1s"), "'bench.tpot<=1s' is not measured"),
+        (LLAMA, gated("[bench]\nstarts = 0", "bench.load<=1s"), "'bench.load<=1s' is not measured"),
+        (CLASSIFIER, gated("[bench]", "bench.ttft<=1s"), "are latency, latency_p90, texts_per_second"),
+        (CLASSIFIER, gated("[bench]", "bench.peak.p95<=1GB"), "'bench.peak.p95<=1GB' is not measured of"),
+        (CLASSIFIER, gated(EVAL, "eval.ppl<=9"), "'eval.ppl<=9' is not measured of text-cl"),
+        (LLAMA, gated(EVAL, "eval.wer<=9%"), "'eval.wer<=9%' is not measured of text-gen"),
+        (CLASSIFIER, '[calibrate]\nscheme = "w8"\nkv = "int8"', "--kv int8 is for language models, and this model is"),
+        (MARIAN, '[calibrate]\nscheme = "w8"\nbudget = "kl<=1"', "--budget is for language models and encoders"),
+        (LLAMA, '[calibrate]\nscheme = "w8"\nlabelled = "piston.toml"', "--labelled is for tasks with labelled ex"),
+        (LLAMA, '[calibrate]\nscheme = "w8a8"', "w8a8 rounded to nearest needs data: give --data FILE"),
+        (CLASSIFIER, '[calibrate]\nscheme = "w8"\nrequire = ["wer<=1"]', "wer"),
     ],
 )
 def test_what_is_not_of_the_task_is_refused_before_any_work(recipe, config, tables, reason):
@@ -95,6 +91,7 @@ def test_what_is_not_of_the_task_is_refused_before_any_work(recipe, config, tabl
     ("tables", "reason"),
     [
         ('[bench]\nbatch = "x"', r"\[bench\] cannot be run: argument --batch: 'x' is not a list of integers"),
+        ('[calibrate]\nreport = "page.html"', r"unknown field calibrate.report; it has"),
         ("[eval]\nwindow = 64", r"\[eval\] cannot be run: the following arguments are required: --data"),
         (
             '[eval]\ndata = "piston.toml"\n[gates]\nrequire = ["eval.kl<=1"]',
@@ -131,6 +128,8 @@ def test_what_suits_the_task_is_planned(recipe, tmp_path, config, tables):
         ('[eval]\ndata = "held_out.txt"', "eval.data of the recipe is held_out.txt, which does not exist in"),
         ('[eval]\ndata = "piston.toml"\nreference = "old"', "eval.reference of the recipe is old"),
         ('[bench]\nprompts = "p.txt"', "bench.prompts of the recipe is p.txt"),
+        ('[calibrate]\nscheme = "w8a8"\ndata = ["builtin", "t.txt"]', "calibrate.data of the recipe is t.txt, which"),
+        ('[calibrate]\nscheme = "w8"\ncheck_data = "t.txt"', "calibrate.check_data of the recipe is t.txt"),
     ],
 )
 def test_a_file_that_a_late_stage_reads_must_be_there_before_the_first(recipe, tables, reason):
