@@ -124,7 +124,8 @@ def test_a_cache_is_compared_with_the_same_scheme_near_and_far(script, tmp_path,
 def test_the_words_of_every_row_are_words_of_the_command(script):
     import argparse
 
-    from piston.calibration.cli import add_arguments, budget_of, recipe_of
+    from piston.calibration.cli import add_arguments
+    from piston.calibration.recipe_cli import budget_of, recipe_of
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
