@@ -1,16 +1,23 @@
 """`piston run` on a speech model: the text of audio files, with times."""
 
 import argparse
-from typing import Any
+from typing import Any, get_args
 
 from piston.cli.shared_options import load_from
 from piston.core.console import Progress, print_json, print_text
 from piston.core.errors import MisuseError
 from piston.core.standard_input import DASH, read_standard_input_bytes
 from piston.runtime.audio.transcription import Transcription, by_words, joined, to_srt, to_vtt
+from piston.runtime.audio.voice_activity import VadMethod, VadOptions
 
 TASK = "automatic-speech-recognition"
 FORMATS = ("text", "srt", "vtt", "json")
+VAD_NUMBERS = {
+    "threshold": "score from which sound is speech (default 0.5)",
+    "min_speech": "seconds; shorter speech is left out (default 0.1)",
+    "min_silence": "seconds of silence that are left out (default 2)",
+    "padding": "seconds kept before and after speech (default 0.4)",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--condition-on-previous", action="store_true", help="give the decoder the text of the windows before"
     )
+    parser.add_argument(
+        "--vad",
+        choices=get_args(VadMethod),
+        help="read only where somebody speaks: silero, a network (pip install --no-deps silero-vad), or energy, what "
+        "is louder than the quietest tenth",
+    )
+    for name, what in VAD_NUMBERS.items():
+        parser.add_argument(f"--vad-{name.replace('_', '-')}", type=float, metavar="N", help=f"with --vad: {what}")
     parser.add_argument("--json", action="store_true", help="the same as --format json")
 
 
@@ -45,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--format text shows no times; --timestamps word needs --format json, srt or vtt.")
     if arguments.timestamps == "none" and form in {"srt", "vtt"}:
         raise MisuseError(f"--format {form} needs --timestamps segment.")
+    vad = _vad_of(arguments)
     audio = read_standard_input_bytes() if arguments.audio == DASH else arguments.audio
     progress = Progress(quiet=arguments.quiet)
     with load_from(arguments, TASK) as model:
@@ -55,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             "word_timestamps": arguments.timestamps == "word",
             "initial_prompt": arguments.initial_prompt,
             "condition_on_previous": arguments.condition_on_previous,
+            "vad": vad,
         }
         with progress.phase("transcribing"):
             stream = model.stream(
@@ -79,3 +96,13 @@ def run(arguments: argparse.Namespace) -> int:
             for segment in stream:
                 print_text(segment.text.strip())
     return 0
+
+
+def _vad_of(arguments: argparse.Namespace) -> VadOptions | None:
+    numbers = {name: getattr(arguments, f"vad_{name}") for name in VAD_NUMBERS}
+    given = {name: value for name, value in numbers.items() if value is not None}
+    if arguments.vad is not None:
+        return VadOptions(method=arguments.vad, **given)
+    if given:
+        raise MisuseError(f"--vad-{next(iter(given)).replace('_', '-')} needs --vad.")
+    return None

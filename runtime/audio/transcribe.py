@@ -18,6 +18,7 @@ from piston.core.errors import MisuseError
 from piston.runtime.audio.alignment import words_of
 from piston.runtime.audio.timestamps import Span, TimestampRules, cut
 from piston.runtime.audio.transcription import Segment, Word
+from piston.runtime.audio.voice_activity import Clip, VadOptions
 from piston.runtime.audio.windows import MelWindows
 
 LEAST = 10  # frames (0.1 s) at the end of an audio that are worth a window
@@ -60,6 +61,7 @@ class TranscribeOptions:
         compression_ratio_threshold: of the text's bytes to their zlib form; above it the text repeats itself.
         logprob_threshold: mean log probability of the tokens; below it the decoding failed.
         no_speech_threshold: above it, where the decoding also failed, the window is taken for silence.
+        vad: voice activity detection: only clips in which somebody speaks are read; None reads all.
     """
 
     language: str | None = None
@@ -72,6 +74,7 @@ class TranscribeOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
+    vad: VadOptions | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -131,8 +134,11 @@ def transcribe(
     tokens: SpeechTokens,
     options: TranscribeOptions,
     on_progress: Callable[[float, float], None] = lambda _done, _total: None,
+    clips: Sequence[Clip] | None = None,
 ) -> Iterator[Segment]:
     """Segments as they become certain; `on_progress` gets seconds done and seconds in all.
+
+    `clips` are starts and ends in seconds, in order; what is outside them is not read. A clip ends a window.
 
     Raises:
         MisuseError: the audio is longer than one window and there are to be no timestamps.
@@ -144,7 +150,11 @@ def transcribe(
             f"The audio takes {windows.seconds:.1f} s; without timestamps at most {windows.settings.window_seconds} s "
             "can be read. Ask for segment timestamps."
         )
-    return _Loop(windows, decoder, tokens, options, options.language).run(on_progress)
+    rate = windows.settings.frames_per_second
+    frames: list[tuple[int, int | None]] = [(0, None)]
+    if clips is not None:
+        frames = [(round(start * rate), min(round(end * rate), windows.spoken_frames)) for start, end in clips]
+    return _Loop(windows, decoder, tokens, options, options.language).run(frames, on_progress)
 
 
 @dataclass(slots=True)
@@ -164,11 +174,21 @@ class _Loop:
         """Seconds at which the window begins."""
         return self.start / self.windows.settings.frames_per_second
 
-    def run(self, on_progress: Callable[[float, float], None]) -> Iterator[Segment]:
+    def run(
+        self, clips: Sequence[tuple[int, int | None]], on_progress: Callable[[float, float], None]
+    ) -> Iterator[Segment]:
+        """Segments of clips: the first frame of each, and the one behind its last, or None for the audio's end."""
+        for start, end in clips:
+            self.start = max(self.start, start)
+            yield from self._clip(end, on_progress)
+        on_progress(self.windows.seconds, self.windows.seconds)
+
+    def _clip(self, clip_end: int | None, on_progress: Callable[[float, float], None]) -> Iterator[Segment]:
         windows = self.windows
-        while windows.spoken_frames - self.start >= LEAST:
+        end = windows.spoken_frames if clip_end is None else clip_end
+        while end - self.start >= LEAST:
             on_progress(self.offset, windows.seconds)
-            window, frames = windows.at(self.start)
+            window, frames = windows.at(self.start, clip_end)
             if float(np.ptp(window[:, :, :frames])) < SILENT:
                 self.start += frames
                 continue
@@ -182,15 +202,14 @@ class _Loop:
             if self.options.timestamps:
                 spans, advance = cut(result.decoded.token_ids, self.tokens.first_timestamp, frames)
             else:
-                end = frames / windows.settings.frames_per_second
-                spans, advance = [Span(0.0, end, result.decoded.token_ids)], frames
+                duration = frames / windows.settings.frames_per_second
+                spans, advance = [Span(0.0, duration, result.decoded.token_ids)], frames
             ends = self._token_ends(window, prompt_ids, result.decoded, frames)
             yield from self._segments(spans, result, ends)
             # Text that was found at a high temperature misleads: the reference's rule.
             is_sure = self.options.condition_on_previous and result.temperature <= 0.5  # noqa: PLR2004
             self.former = [*self.former, *(token for span in spans for token in span.token_ids)] if is_sure else []
             self.start += advance if 0 < advance <= frames else frames
-        on_progress(windows.seconds, windows.seconds)
 
     def _segments(self, spans: Sequence[Span], result: "_Result", ends: Ends) -> Iterator[Segment]:
         """Segments that have text and begin within the audio."""

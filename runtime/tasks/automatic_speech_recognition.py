@@ -19,6 +19,8 @@ from piston.runtime.audio.resample import Samples
 from piston.runtime.audio.timestamps import TimestampRules
 from piston.runtime.audio.transcribe import Decoded, SpeechTokens, TranscribeOptions, transcribe
 from piston.runtime.audio.transcription import Segment, Transcription, joined
+from piston.runtime.audio.voice_activity import RATE as VAD_RATE
+from piston.runtime.audio.voice_activity import Clip, VoiceActivity
 from piston.runtime.audio.windows import MelWindows
 from piston.runtime.encoder_decoder import open_encoder_decoder
 from piston.runtime.sampling.params import SamplingParams
@@ -88,11 +90,11 @@ class SpeechRecognizer:
             on_step: called before each block of audio is read and before each run of the encoder or the decoder. What
                 it raises ends the work, and is raised here or by the stream.
             options: of TranscribeOptions: language, task, timestamps, word_timestamps, condition_on_previous,
-                temperatures, thresholds.
+                temperatures, thresholds, vad.
 
         Raises:
             MisuseError: the audio cannot be read, or the model does not have the language or task.
-            MissingExtraError: the audio needs PyAV, which is not installed.
+            MissingExtraError: the audio needs PyAV, or vad silero-vad, which is not installed.
             EngineError: the backend fails.
         """
         prompt = () if not initial_prompt else tuple(self.text_ids(" " + initial_prompt.strip()))
@@ -115,7 +117,15 @@ class SpeechRecognizer:
                 yield block
 
         decoder = WindowDecoder(self, chosen.language, on_step)
-        return SegmentStream(decoder, MelWindows(blocks, self.features), chosen, on_progress)
+        if chosen.vad is None:
+            return SegmentStream(decoder, MelWindows(blocks, self.features), chosen, on_progress)
+        if rate != VAD_RATE:
+            raise MisuseError(
+                f"Voice activity is detected at {VAD_RATE:,} samples a second, and the model reads {rate:,}."
+            )
+        activity = VoiceActivity(chosen.vad)
+        windows = MelWindows(blocks, self.features, activity.take)
+        return SegmentStream(decoder, windows, chosen, on_progress, activity.clips())
 
     def close(self) -> None:
         """Free the engine."""
@@ -141,10 +151,11 @@ class SegmentStream(Iterator[Segment]):
         windows: MelWindows,
         options: TranscribeOptions,
         on_progress: Callable[[float, float], None],
+        clips: Sequence[Clip] | None = None,
     ) -> None:
         self.duration = windows.seconds
         self._decoder = decoder
-        segments = transcribe(windows, decoder, decoder.tokens, options, on_progress)
+        segments = transcribe(windows, decoder, decoder.tokens, options, on_progress, clips)
         self._segments = _closing(segments, decoder)
 
     @property

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from piston.runtime.audio.transcription import Segment, Transcription, joined, to_srt, to_vtt
+from piston.runtime.audio.voice_activity import VadOptions
 from piston.serving.batch_thread import BatchThread, BatchTicket
 from piston.serving.endpoint import Call, Endpoint
 from piston.serving.errors import UNFINISHED, DeadlineError, RequestError, ShuttingDownError, request_error
@@ -37,6 +38,9 @@ class TranslationRequest(msgspec.Struct, kw_only=True):
         Annotated[float, Meta(ge=0, le=2, description="of the only try; without it 0, then warmer where that fails")]
         | UnsetType
     ) = UNSET
+    vad_filter: Annotated[
+        bool, Meta(description="only where somebody speaks is read, as Silero's network finds it (needs silero-vad)")
+    ] = False
     user: Annotated[str | UnsetType, Meta(description="accepted; nothing depends on it")] = UNSET
     metadata: Annotated[Json | UnsetType, Meta(description="accepted; nothing depends on it")] = UNSET
 
@@ -52,7 +56,7 @@ class TranscriptionRequest(TranslationRequest, kw_only=True):
 
 
 REFUSED = {
-    "chunking_strategy": Refused("the whole audio is read in windows", ("auto",)),
+    "chunking_strategy": Refused("send vad_filter to leave out where nobody speaks", ("auto",)),
     "include": Refused("verbose_json has the mean log probability of each segment"),
     "known_speaker_names": Refused("speakers are not told apart"),
     "known_speaker_references": Refused("speakers are not told apart"),
@@ -168,6 +172,8 @@ def _options(served: ServedSpeech, body: TranslationRequest) -> dict[str, Any]:
     options: dict[str, Any] = {} if body.prompt is UNSET else {"initial_prompt": body.prompt}
     if body.temperature is not UNSET and body.temperature > 0:
         options["temperatures"] = (body.temperature,)
+    if body.vad_filter:
+        options["vad"] = VadOptions()
     return options
 
 

@@ -15,6 +15,7 @@ from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.reading import read_audio
 from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions
 from piston.runtime.audio.transcription import Segment
+from piston.runtime.audio.voice_activity import VadOptions
 from piston.serving.app import Server
 from piston.serving.engine_thread import FAILURES
 from piston.serving.settings import Settings
@@ -121,6 +122,8 @@ def test_the_text_of_a_file_comes_back_to_the_official_client(server):
 def test_options_reach_the_recognizer(server):
     create(server, language="de", prompt="Names", temperature=0.5)
     assert server.model.given[-1] == {"initial_prompt": "Names", "language": "de", "temperatures": (0.5,)}
+    create(server, extra_body={"vad_filter": True})
+    assert server.model.given[-1] == {"initial_prompt": None, "vad": VadOptions()}
     create(server, temperature=0)
     assert server.model.given[-1] == {"initial_prompt": None}
 

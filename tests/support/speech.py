@@ -108,9 +108,14 @@ def sound(seconds, seed=0):
 
 def write_sound(path, seconds, seed=0):
     """A WAV file of `sound`."""
+    return write_samples(path, sound(seconds, seed) * 20_000 / 32_767)
+
+
+def write_samples(path, samples):
+    """A WAV file of float32 [samples] from -1 to 1."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(RATE)
-        file.writeframes((sound(seconds, seed) * 20_000).astype("<i2").tobytes())
+        file.writeframes((samples * 32_767).astype("<i2").tobytes())
     return path

@@ -25,13 +25,14 @@ class Script:
     """A Decoder that says what is written for each call: tokens, mean log probability, probability of no speech."""
 
     def __init__(self, *said):
-        self.said, self.calls = list(said), []
+        self.said, self.calls, self.windows = list(said), [], []
 
     def detect_language(self, window):
         return "de"
 
     def decode(self, window, prompt_ids, *, temperature, constraint):
         self.calls.append((list(prompt_ids), temperature, constraint is not None))
+        self.windows.append(window)
         ids, avg, no_speech = self.said.pop(0)
         return Decoded(tuple(ids), (avg,) * (len(ids) + 1), no_speech)
 
@@ -86,6 +87,27 @@ def test_a_window_where_nobody_speaks_gives_nothing():
 def test_digital_silence_is_not_even_decoded():
     script = Script()
     assert list(transcribe(windows(40, loudness=0.0), script, TOKENS, TranscribeOptions())) == []
+    assert script.calls == []
+
+
+def test_only_clips_are_read_each_from_its_start():
+    script = Script(
+        ([stamp(0), 1, stamp(2)], -0.1, 0.0),
+        ([stamp(0), 2, stamp(20), stamp(20)], -0.1, 0.0),
+        ([stamp(0), 3, stamp(12)], -0.1, 0.0),
+    )
+    heard, clips = windows(80), [(3.0, 5.5), (40.0, 75.0)]
+    found = list(transcribe(heard, script, TOKENS, TranscribeOptions(language="en"), clips=clips))
+    assert texts(found) == [(3, 5, " w1"), (40, 60, " w2"), (60, 72, " w3")]
+    whole = windows(80)
+    for window, (start, frames) in zip(script.windows, [(300, 250), (4000, 3000), (6000, 1500)], strict=True):
+        expected, _ = whole.at(start)
+        np.testing.assert_array_equal(window[:, :, :frames], expected[:, :, :frames])
+        assert not window[:, :, frames:].any()
+
+
+def test_without_a_clip_nothing_is_read():
+    assert list(transcribe(windows(5), script := Script(), TOKENS, TranscribeOptions(), clips=[])) == []
     assert script.calls == []
 
 

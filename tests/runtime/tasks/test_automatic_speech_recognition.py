@@ -11,7 +11,7 @@ import wave
 import numpy as np
 import pytest
 import torch
-from speech import CONTEXT, HEADS, IDS, MELS, RATE, make_whisper, sound, write_whisper_checkpoint
+from speech import CONTEXT, HEADS, IDS, MELS, RATE, make_whisper, sound, write_samples, write_whisper_checkpoint
 from transformers import GenerationMixin, WhisperFeatureExtractor
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
@@ -19,6 +19,8 @@ from piston.cli.main import main
 from piston.core.errors import CheckpointError, MisuseError
 from piston.export import export_model
 from piston.runtime import load
+from piston.runtime.audio.made_sounds import made_voice
+from piston.runtime.audio.voice_activity import VadOptions
 
 QUIET = {"temperatures": (0.0,), "compression_ratio_threshold": None, "logprob_threshold": None}
 
@@ -281,6 +283,39 @@ def test_a_pipe_and_standard_input_are_read_once_and_give_the_text_of_the_file(m
         for name, data in ((str(path), b""), ("-", path.read_bytes()))
     ]
     assert outputs[0] == outputs[1]
+
+
+@pytest.fixture(scope="module")
+def voice_in_noise():
+    """Six seconds of faint noise, and from second 2 to 4 a voice."""
+    samples = (np.random.default_rng(0).standard_normal(6 * RATE) * 0.003).astype(np.float32)
+    samples[2 * RATE : 4 * RATE] += made_voice(2, RATE)
+    return samples
+
+
+@pytest.mark.parametrize("method", ["silero", "energy"])
+def test_with_voice_activity_detection_only_speech_is_read(model, voice_in_noise, method):
+    options = {"language": "en", **QUIET}
+    starts = [one.start for one in model.transcribe((voice_in_noise, RATE), **options).segments]
+    assert min(starts) < 1  # the toy finds text in noise
+    assert max(starts) >= 5
+    found = model.transcribe((voice_in_noise, RATE), vad=VadOptions(method=method), **options)
+    assert found.segments
+    assert all(1.5 < one.start < one.end < 4.6 for one in found.segments)
+    assert found.duration == 6
+    nothing = model.transcribe((voice_in_noise[: 2 * RATE], RATE), vad=VadOptions(method=method), **options)
+    assert (nothing.text, nothing.segments) == ("", ())
+
+
+def test_the_command_leaves_out_where_nobody_speaks(bundle, voice_in_noise, tmp_path, capsys):
+    path = write_samples(tmp_path / "voice.wav", voice_in_noise)
+    words = ["run", str(bundle), "--audio", str(path), "--language", "en", "--json", "--quiet"]
+    assert main([*words, "--vad", "silero", "--vad-padding", "0.1"]) == 0
+    assert all(one["start"] > 1.8 for one in json.loads(capsys.readouterr().out)["segments"])
+    assert main([*words, "--vad", "silero", "--vad-threshold", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["segments"] == []
+    assert main([*words, "--vad-min-silence", "1"]) == 2
+    assert capsys.readouterr().err == "error: --vad-min-silence needs --vad.\n"
 
 
 @pytest.mark.parametrize("audio", ["-", "FILE"])
