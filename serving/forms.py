@@ -24,7 +24,7 @@ async def form_of(headers: Headers, body: bytes) -> dict[str, Any] | None:
     What begins as JSON is none, whatever its content type: curl says of all that it sends it is a urlencoded form.
 
     Raises:
-        RequestError: it is damaged, or a name comes twice.
+        RequestError: it is damaged or not UTF-8, or a name comes twice.
     """
     if is_multipart(headers):
         return await _multipart_of(headers, body)
@@ -57,6 +57,9 @@ async def _multipart_of(headers: Headers, body: bytes) -> dict[str, Any]:
     given: dict[str, Any] = {}
     try:
         for name, value in form.multi_items():
+            if isinstance(value, str) and not value.isascii() and value.encode() not in body:
+                # Starlette reads what is not UTF-8 as Latin-1, without a word.
+                raise RequestError(f"{name} of the form is not UTF-8; encode it so.", param=name)
             _put(given, name, await value.read() if isinstance(value, UploadFile) else value)
     finally:
         await form.close()

@@ -1,6 +1,7 @@
 """/v1/audio over a recognizer that says what is written, without an engine."""
 
 import io
+import json
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -243,6 +244,23 @@ def test_a_form_without_a_file_and_one_that_is_damaged_are_refused(server):
     assert (status, "file" in answer["error"]["message"]) == (400, True)
     headers = {"content-type": "multipart/form-data; boundary=x"}
     assert server.request("POST", "/v1/audio/transcriptions", b"--y\r\nnothing", headers)[0] == 400
+
+
+@pytest.mark.parametrize(("prompt", "status"), [("Grüße".encode(), 200), ("Grüße".encode("latin-1"), 400)])
+def test_text_of_a_form_must_be_utf_8(server, prompt, status):
+    parts = [
+        b'Content-Disposition: form-data; name="model"\r\n\r\nspeech',
+        b'Content-Disposition: form-data; name="prompt"\r\n\r\n' + prompt,
+        b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + wav(),
+    ]
+    body = b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + b"--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    found, _, answer = server.request("POST", "/v1/audio/transcriptions", body, headers)
+    assert found == status
+    if status == 200:
+        assert server.model.given[-1]["initial_prompt"] == "Grüße"
+    else:
+        assert json.loads(answer)["error"]["message"] == "prompt of the form is not UTF-8; encode it so."
 
 
 def test_texts_are_refused_by_the_task_that_the_bundle_has(server):
