@@ -17,6 +17,7 @@ pytest_plugins = [
     "speech_fixtures",
     "encoder_fixtures",
     "embedding_fixtures",
+    "sequence_fixtures",
 ]
 
 VERSIONS = ("numpy", "onnxruntime", "onnx", "torch", "transformers", "tokenizers")

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from encoder_matrix import matrix_table
+from task_matrix import matrix_table
 
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE
 from piston.core.errors import MisuseError

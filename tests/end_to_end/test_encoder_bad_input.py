@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 from columns import Column
-from encoder_matrix import ROWS
 from live_server import serving
+from task_matrix import ROWS
 from toy_model import edit_manifest
 
 from piston.core.errors import BundleCorruptError, MisuseError, PromptTooLongError

@@ -4,23 +4,18 @@ On ONNX Runtime and on Piston's own kernels; and as a plan that the real compile
 docs/tasks.md has the table of these cases (tests/test_task_targets.py).
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from encoder_matrix import CONTEXT, CPU_TARGETS, PLAN, QUESTION, ROWS, SCHEMES, TEXTS
 from encoders import mean_of_tokens
-from live_server import serving
 from own_kernels import need_kernels
+from task_answers import by_command, check_plans, opened, over_http
+from task_matrix import CONTEXT, CPU_TARGETS, QUESTION, ROWS, SCHEMES, TEXTS
 from transformers import AutoTokenizer
 
-from piston.core.bundle.manifest import Manifest
-from piston.core.bundle.plan_header import PlanHeader
 from piston.runtime import kernels, load
 from piston.runtime.ragged import batches
 from piston.runtime.tasks.question_answering import ANSWER_LEN
-from piston.serving.settings import Settings
 
 # Of the length of all numbers: rounding of float32, and what `piston calibrate` allows w8a8 by default.
 MOST_MOVED = {"fp": 2e-5, "w8a8": 0.25}
@@ -111,28 +106,16 @@ def flat(numbers):
 @pytest.mark.parametrize("target", CPU_TARGETS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ROWS)
-def test_python_command_and_http_give_the_answers_of_transformers(piston, encoder_toys, name, scheme, target):
-    if target == kernels.TARGET:
-        need_kernels()
-    row, bundle = ROWS[name], encoder_toys.everywhere(name, scheme)
-    manifest = Manifest.read(bundle)
-    assert (manifest.task, manifest.model.scheme) == (row.task, scheme)
-    if scheme == "w8a8":
-        assert all(spec.actual["linears"]["int8"] > 0.9 for spec in manifest.engines)
-    with load(bundle, target=target) as model:
-        assert model.target == target
-        assert callable(getattr(model, row.method))
+def test_python_command_and_http_give_the_answers_of_transformers(real_piston, encoder_toys, name, scheme, target):
+    row = ROWS[name]
+    with opened(encoder_toys, row, name, scheme, target) as (bundle, model):
         found, labels = flat(of_python(model, name)), getattr(model, "labels", ())
-        with serving([("toy", model)], Settings()) as server:
-            status, answer = server.post(row.path, {"model": "toy", **row.body})
-    assert status == 200, answer
+        (answer,) = over_http(model, row)
     expected = flat(of_transformers(encoder_toys, name))
     assert np.linalg.norm(found - expected) <= MOST_MOVED[scheme] * np.linalg.norm(expected)
     np.testing.assert_allclose(flat(of_http(answer, name, labels)), found, rtol=1e-5, atol=1e-6)
-    result = piston("run", bundle, *row.words, "--target", target, "--json")
-    assert (result.status, result.err) == (0, "")
-    printed = of_command(json.loads(result.out), name, labels)
-    np.testing.assert_allclose(flat(printed), found, rtol=1e-5, atol=1e-6)
+    (printed,) = by_command(real_piston, bundle, row, target)
+    np.testing.assert_allclose(flat(of_command(printed, name, labels)), found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", CPU_TARGETS)
@@ -157,9 +140,4 @@ def test_padding_changes_no_output_and_on_own_kernels_no_bit(encoder_toys, name,
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in {"multi", "regression"}])  # graphs of one form
 def test_the_compiler_of_tensorrt_rtx_builds_its_plan(toys, encoder_toys, name, scheme):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
-    bundle = toys.built(encoder_toys.model(name, scheme), (PLAN,), max_batch=2)
-    (spec,) = Manifest.read(bundle).engines
-    assert PlanHeader.read(bundle / spec.path).compute_capabilities == ("sm89",)
-    assert spec.actual["linears"]["int8" if scheme == "w8a8" else "float"] > 0.9
-    assert [parity["dtype"] for parity in spec.actual["parities"]] == ["float32", "float16"]
+    check_plans(toys, encoder_toys.model(name, scheme), scheme)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import VOCAB_SIZE
-from encoder_decoders import END, SPECIAL, make_encoder_decoder, write_translation_checkpoint
+from encoder_decoders import END, SPECIAL
 from encoder_decoders import WORDS as VOCABULARY
 from zoo import make
 
@@ -222,13 +222,10 @@ def test_words_of_a_source_change_the_probability_of_each_token(text_bundle, tex
 
 
 @pytest.mark.parametrize("source", ["eng_Latn", "fra_Latn"])
-def test_words_of_a_translation_are_read_behind_the_code_of_their_language(toys, explained, source):
-    exported = toys.exported(write_translation_checkpoint)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(exported.parent / "checkpoint", src_lang=source)
-    model = make_encoder_decoder(
-        "m2m_100", vocab_size=len(tokenizer), pad_token_id=1, eos_token_id=2, decoder_start_token_id=2
-    )
-    bundle, text = toys.built(exported, max_batch=2, max_length=32), "the sea is calm"
+def test_words_of_a_translation_are_read_behind_the_code_of_their_language(sequence_toys, explained, source):
+    checkpoint, model = sequence_toys.checkpoint("nllb"), sequence_toys.reference("nllb")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, src_lang=source)
+    bundle, text = sequence_toys.everywhere("nllb", "fp"), "the sea is calm"
     options = {"languages": (source, "deu_Latn"), "max_tokens": 4, "with_attention": True}
     found = explained(text2text_generation, bundle, {"text": text}, **options)
     given = [2, tokenizer.convert_tokens_to_ids("deu_Latn")]

@@ -1,5 +1,4 @@
 import pytest
-from encoder_decoders import write_translation_checkpoint
 from sentencepiece_files import SOURCES, write_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -7,37 +6,29 @@ from piston.core.errors import MisuseError
 from piston.engines import build
 from piston.export import export_model
 from piston.runtime import load
-from piston.runtime.sampling.beam_params import BeamParams
 
 TEXT = "the sea is calm and the wind blows"
 
 
 @pytest.fixture(scope="module")
-def translator(toys):
+def translator(sequence_toys):
     """(the loaded bundle, transformers' model, its tokenizer) of a seeded NLLB."""
-    exported = toys.exported(write_translation_checkpoint)
-    checkpoint = exported.parent / "checkpoint"
-    reference = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).eval()
-    with load(toys.built(exported, max_batch=3)) as opened:
-        yield opened, reference, AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(sequence_toys.checkpoint("nllb"))
+    with load(sequence_toys.everywhere("nllb", "fp"), target="ort-cpu") as opened:
+        yield opened, sequence_toys.reference("nllb"), tokenizer
 
 
-@pytest.mark.parametrize(("source", "target"), [("eng_Latn", "deu_Latn"), ("deu_Latn", "fra_Latn")])
-def test_a_translation_begins_with_its_language_and_is_that_of_transformers(translator, source, target):
+def test_a_translation_from_another_language_than_the_tokenizers_is_that_of_transformers(translator):
+    """tests/end_to_end/test_sequence_matrix.py translates from the tokenizer's own."""
     model, reference, tokenizer = translator
-    tokenizer.src_lang = source
+    tokenizer.src_lang, forced = "deu_Latn", tokenizer.convert_tokens_to_ids("fra_Latn")
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
-    assert model.encode(TEXT, frame=model.frame(source)) == ids[0].tolist()
-    forced = tokenizer.convert_tokens_to_ids(target)
-    for beams in (1, 3):
-        expected = reference.generate(
-            ids, forced_bos_token_id=forced, num_beams=beams, do_sample=False, max_new_tokens=10
-        )
-        params = None if beams == 1 else BeamParams(num_beams=beams)
-        sampling = model.sampling(max_tokens=10)
-        (found,) = model.translate([TEXT], source=source, target=target, sampling=sampling, beams=params)
-        assert found.token_ids[0] == forced
-        assert list(found.token_ids) == expected[0, 1 : 1 + len(found.token_ids)].tolist()
+    assert model.encode(TEXT, frame=model.frame("deu_Latn")) == ids[0].tolist()
+    expected = reference.generate(ids, forced_bos_token_id=forced, do_sample=False, num_beams=1, max_new_tokens=10)
+    sampling = model.sampling(max_tokens=10)
+    (found,) = model.translate([TEXT], source="deu_Latn", target="fra_Latn", sampling=sampling)
+    assert found.token_ids[0] == forced
+    assert list(found.token_ids) == expected[0, 1 : 1 + len(found.token_ids)].tolist()
 
 
 def test_a_language_that_the_model_lacks_is_refused_with_those_it_has(translator):
@@ -61,17 +52,17 @@ def test_prompts_of_pairs_are_those_that_the_checkpoint_names(translator):
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-@pytest.mark.parametrize("codes", [(), (">>de<<", ">>nl<<")])
-def test_marian_of_sentencepiece_files_translates_its_pairs_as_transformers_does(tmp_path, codes):
-    tokenizer = write_marian(tmp_path / "checkpoint", codes=codes)
+def test_marian_of_one_pair_translates_it_as_transformers_does(tmp_path):
+    """tests/end_to_end/test_sequence_matrix.py has one of several targets."""
+    tokenizer = write_marian(tmp_path / "checkpoint")
     export_model(tmp_path / "checkpoint", tmp_path / "model")
     build(tmp_path / "model", tmp_path / "bundle", max_batch=2)
     reference = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "checkpoint")
     with load(tmp_path / "bundle") as model:
-        assert model.pairs == ([("en", "de"), ("en", "nl")] if codes else [("en", "de")])
+        assert model.pairs == [("en", "de")]
         found = model.translate(SOURCES, source="en", target="de", sampling=model.sampling(max_tokens=12))
         for text, completion in zip(SOURCES, found, strict=True):
-            ids = tokenizer(f"{codes[0]} {text}" if codes else text, return_tensors="pt")["input_ids"]
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
             expected = reference.generate(ids, do_sample=False, num_beams=1, max_new_tokens=12)[0, 1:]
             assert list(completion.token_ids) == expected.tolist()
             assert completion.text.strip() == tokenizer.decode(expected, skip_special_tokens=True)

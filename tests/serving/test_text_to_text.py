@@ -39,15 +39,6 @@ def test_a_stream_joins_to_the_whole_answer(server):
     assert "".join(choice.text for piece in pieces for choice in piece.choices) == whole
 
 
-def test_completions_by_beam_search_are_those_of_python(server, model):
-    texts, beams = ["the sea", "wind"], BeamParams(num_beams=3, num_return_sequences=2, length_penalty=0.6)
-    expected = model.generate(texts, model.sampling(max_tokens=6), beams=beams)
-    body = {"model": "texts", "prompt": texts, "max_tokens": 6, "n": 2, "best_of": 3}
-    status, answer = server.post(PATH, body | {"use_beam_search": True, "length_penalty": 0.6})
-    assert status == 200, answer
-    assert [choice["text"] for choice in answer["choices"]] == [completion.text for completion in expected]
-
-
 def test_a_chat_is_refused_with_the_reason(server):
     status, answer = server.post(
         "/v1/chat/completions", {"model": "texts", "messages": [{"role": "user", "content": "hi"}]}

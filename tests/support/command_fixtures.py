@@ -24,11 +24,10 @@ def bundle(tmp_path):
 
 
 @pytest.fixture
-def piston(monkeypatch, capsys):
-    """Run a command line in this process; gives its exit status, stdout and stderr."""
+def real_piston(monkeypatch, capsys):
+    """Run a command line in this process, on the engines of bundles; gives its exit status, stdout and stderr."""
 
-    def run(*words, script=None, stdin=""):
-        script_engines(script or replying("hello you"), monkeypatch.setattr)
+    def run(*words, stdin=""):
         text = io.TextIOWrapper(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode()), encoding="utf-8")
         monkeypatch.setattr("sys.stdin", text)
         capsys.readouterr()
@@ -38,6 +37,17 @@ def piston(monkeypatch, capsys):
             status = leaving.code
         out, err = capsys.readouterr()
         return SimpleNamespace(status=status, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def piston(monkeypatch, real_piston):
+    """The same on scripted engines of language models."""
+
+    def run(*words, script=None, stdin=""):
+        script_engines(script or replying("hello you"), monkeypatch.setattr)
+        return real_piston(*words, stdin=stdin)
 
     return run
 

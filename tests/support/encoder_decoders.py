@@ -132,7 +132,7 @@ def write_speech_checkpoint(directory: Path, **overrides: object) -> torch.nn.Mo
     return model.requires_grad_(requires_grad=False)
 
 
-def write_translation_checkpoint(directory: Path) -> torch.nn.Module:
+def write_translation_checkpoint(directory: Path, **overrides: object) -> torch.nn.Module:
     """A seeded NLLB of three languages, whose tokenizer puts the source's code in front; returns the model."""
     from transformers import NllbTokenizer
 
@@ -158,7 +158,7 @@ def write_translation_checkpoint(directory: Path) -> torch.nn.Module:
     tokenizer = NllbTokenizer(vocab=vocabulary, merges=merges, src_lang="eng_Latn", additional_special_tokens=languages)
     size = len(tokenizer)
     settings = {"vocab_size": size, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-    model = make_encoder_decoder("m2m_100", **settings)
+    model = make_encoder_decoder("m2m_100", **settings | overrides)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return model

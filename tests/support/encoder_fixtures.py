@@ -1,6 +1,7 @@
 """Tiny models of every encoder task, exported and built once."""
 
 import pytest
+from task_toys import TaskToys
 
 NER = dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))
 # name -> task, and the config of its checkpoint
@@ -28,29 +29,23 @@ PARTS = ["hello", "world", "in", "paris", "wo", "rld", "a", "b", "c", "?"]
 CALIBRATED_ON = "\n".join(f"{first} {second} in paris" for first in PARTS for second in PARTS)
 
 
-class EncoderToys:
-    """Checkpoints, model directories and bundles by name of MODELS, each made when it is first asked for."""
+class EncoderToys(TaskToys):
+    """Toys by name of MODELS."""
 
-    def __init__(self, toys):
-        self.toys = toys
-
-    def model(self, name, scheme="fp"):
-        """The model directory, in float or calibrated."""
+    def exported(self, name):
+        """See TaskToys."""
         from encoders import write_task_checkpoint
 
         task, config = MODELS[name]
-        model_dir = self.toys.exported(write_task_checkpoint, task, **SIZES, **config)
-        if scheme == "fp":
-            return model_dir
+        return self.toys.exported(write_task_checkpoint, task, **SIZES, **config)
+
+    def calibrated(self, name, scheme):
+        """See TaskToys."""
         from piston.calibration.recipe import Recipe
 
-        bound = "cosine>=0.5" if task == "feature-extraction" else "distance<=100%"  # the weights are random
+        bound = "cosine>=0.5" if MODELS[name][0] == "feature-extraction" else "distance<=100%"  # the weights are random
         rows = {"num_rows": 8, "seq_len": 12, "seed": 1}
-        return self.toys.calibrated(model_dir, Recipe(scheme=scheme), CALIBRATED_ON, bounds=(bound,), **rows)
-
-    def checkpoint(self, name):
-        """The directory of the checkpoint."""
-        return self.model(name).parent / "checkpoint"
+        return self.toys.calibrated(self.exported(name), Recipe(scheme=scheme), CALIBRATED_ON, bounds=(bound,), **rows)
 
     def reference(self, name):
         """The module of transformers."""
@@ -59,19 +54,6 @@ class EncoderToys:
 
         auto = getattr(transformers, HEADS[MODELS[name][0]])
         return auto.from_pretrained(self.checkpoint(name)).eval()
-
-    def bundle(self, name, scheme="fp"):
-        """The bundle for ort-cpu."""
-        return self.toys.built(self.model(name, scheme))
-
-    def everywhere(self, name, scheme):
-        """The bundle for ort-cpu, and for Piston's own kernels where they run."""
-        from own_kernels import why_not
-
-        from piston.runtime import kernels
-
-        targets = ("ort-cpu",) if why_not() else ("ort-cpu", kernels.TARGET)
-        return self.toys.built(self.model(name, scheme), targets)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,13 @@ class Live:
         status, _, data = self.request("POST", path, body, headers)
         return status, json.loads(data)
 
+    def form(self, path, fields, file):
+        """(status, JSON) of a form with a file, given by its path."""
+        heads = [f'name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
+        heads.append(f'name="file"; filename="{file.name}"\r\n\r\n'.encode() + file.read_bytes() + b"\r\n")
+        data = b"".join(b"--part\r\nContent-Disposition: form-data; " + head for head in heads) + b"--part--\r\n"
+        return self.post(path, data, {"Content-Type": "multipart/form-data; boundary=part"})
+
 
 @contextlib.contextmanager
 def serving(models, settings):

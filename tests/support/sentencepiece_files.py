@@ -45,8 +45,8 @@ def write_model(directory, size, name="marian", **changes):
     make_encoder_decoder(name, vocab_size=size, **changes).save_pretrained(directory)
 
 
-def write_marian(directory, *, kind="unigram", left_out=0, codes=(), **settings):
-    """A checkpoint of Marian: two SentencePiece models, one vocabulary that lacks some pieces."""
+def write_marian(directory, *, kind="unigram", left_out=0, codes=(), model=None, **settings):
+    """A checkpoint of Marian: two SentencePiece models, one vocabulary that lacks some pieces; `model` has changes."""
     directory.mkdir()
     source = trained(directory / "source.spm", SOURCES, kind, 120)
     target = trained(directory / "target.spm", TARGETS, kind, 90)
@@ -58,5 +58,6 @@ def write_marian(directory, *, kind="unigram", left_out=0, codes=(), **settings)
     settings = {"source_lang": "en", "target_lang": "de", "tokenizer_class": "MarianTokenizer"} | settings
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     pad = len(vocabulary) - 1
-    write_model(directory, len(vocabulary), pad_token_id=pad, eos_token_id=0, decoder_start_token_id=pad)
+    tokens = {"pad_token_id": pad, "eos_token_id": 0, "decoder_start_token_id": pad}
+    write_model(directory, len(vocabulary), **tokens, **model or {})
     return MarianTokenizer.from_pretrained(directory)

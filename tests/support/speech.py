@@ -3,12 +3,18 @@
 import json
 import wave
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 from zoo import spread
 
 RATE = 16_000
@@ -32,28 +38,33 @@ IDS = {token: index for index, token in enumerate(VOCABULARY)}
 END, START = IDS["<|endoftext|>"], IDS["<|startoftranscript|>"]
 
 
-def make_whisper(seed="whisper"):
-    """The float32 model, the same on every machine."""
-    config = WhisperConfig(
-        vocab_size=len(VOCABULARY),
-        num_mel_bins=MELS,
-        d_model=48,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=56,
-        decoder_ffn_dim=56,
-        max_source_positions=POSITIONS,
-        max_target_positions=CONTEXT,
-        pad_token_id=END,
-        bos_token_id=END,
-        eos_token_id=END,
-        decoder_start_token_id=START,
-    )
-    torch.manual_seed(zlib.crc32(seed.encode()))
-    model = WhisperForConditionalGeneration(config).eval()
+CONFIG = {
+    "vocab_size": len(VOCABULARY),
+    "num_mel_bins": MELS,
+    "d_model": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 56,
+    "decoder_ffn_dim": 56,
+    "max_source_positions": POSITIONS,
+    "max_target_positions": CONTEXT,
+    "pad_token_id": END,
+    "bos_token_id": END,
+    "eos_token_id": END,
+    "decoder_start_token_id": START,
+}
+
+
+def make_whisper(sharpness=1, **config):
+    """The float32 model, the same on every machine, its logits multiplied by `sharpness`; `config` changes CONFIG."""
+    torch.manual_seed(zlib.crc32(b"whisper"))
+    model = WhisperForConditionalGeneration(WhisperConfig(**CONFIG | config)).eval()
     spread(model)
+    with torch.no_grad():
+        for parameter in model.model.decoder.layer_norm.parameters():
+            parameter.mul_(sharpness)
     generation = model.generation_config
     generation._from_model_config = False  # else from_pretrained makes it anew from config.json
     settings = {
@@ -61,7 +72,7 @@ def make_whisper(seed="whisper"):
         "eos_token_id": END,
         "pad_token_id": END,
         "bos_token_id": END,
-        "max_length": CONTEXT,
+        "max_length": model.config.max_target_positions,
         "no_timestamps_token_id": IDS["<|notimestamps|>"],
         "is_multilingual": True,
         "lang_to_id": {"<|en|>": IDS["<|en|>"], "<|de|>": IDS["<|de|>"]},
@@ -77,10 +88,10 @@ def make_whisper(seed="whisper"):
     return model.requires_grad_(requires_grad=False)
 
 
-def write_whisper_checkpoint(directory: Path, **overrides: object):
-    """Write a whole checkpoint; `overrides` change preprocessor_config.json. Returns the model that was saved."""
-    model = make_whisper()
-    model.save_pretrained(directory)
+def write_whisper_checkpoint(directory: Path, *, model: Mapping[str, object] | None = None, **features: object):
+    """Write a whole checkpoint of `make_whisper(**model)`; `features` change preprocessor_config.json. Returns it."""
+    made = make_whisper(**model or {})
+    made.save_pretrained(directory)
     backend = Tokenizer(models.WordLevel(IDS, unk_token="Ġand"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -94,8 +105,8 @@ def write_whisper_checkpoint(directory: Path, **overrides: object):
         "hop_length": 160,
         "chunk_length": 1,
     }
-    (directory / "preprocessor_config.json").write_text(json.dumps(settings | overrides))
-    return model
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings | features))
+    return made
 
 
 def sound(seconds, seed=0):
@@ -119,3 +130,48 @@ def write_samples(path, samples):
         file.setframerate(RATE)
         file.writeframes((samples * 32_767).astype("<i2").tobytes())
     return path
+
+
+def write_clips(directory):
+    """A list of 24 sounds of less than a window, as a file next to them."""
+    names = [write_sound(directory / f"{seed}.wav", 0.5 + 0.02 * seed, seed).name for seed in range(24)]
+    (directory / "clips.txt").write_text("\n".join(names))
+    return directory / "clips.txt"
+
+
+def samples_of(path):
+    """The samples of a file of `write_sound`, float32 [samples]."""
+    with wave.open(str(path), "rb") as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 2**15
+
+
+def features_of(samples):
+    """What transformers' extractor makes of samples: log-mel features of one window, or of all beyond it."""
+    is_long = len(samples) > RATE
+    return WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)(
+        samples,
+        sampling_rate=RATE,
+        return_tensors="pt",
+        truncation=not is_long,
+        padding="longest" if is_long else "max_length",
+    ).input_features
+
+
+def segments_of(model, samples, **options):
+    """What transformers' model says of them: (start, end, tokens) of each segment."""
+    found = model.generate(
+        features_of(samples),
+        return_timestamps=True,
+        return_segments=True,
+        max_new_tokens=model.config.max_target_positions - 3,
+        **{"language": "en", "task": "transcribe"} | options,
+    )
+    return [
+        (round(float(segment["start"]), 2), round(float(segment["end"]), 2), segment["tokens"].tolist())
+        for segment in found["segments"][0]
+    ]
+
+
+def words_of(token_ids):
+    """The tokens that are text."""
+    return [token_id for token_id in token_ids if token_id < END]

@@ -14,9 +14,6 @@ def speech_model(toys):
 @pytest.fixture(scope="session")
 def sounds(tmp_path_factory):
     """A list of 24 audio files of less than a window, as a file."""
-    from speech import write_sound
+    from speech import write_clips
 
-    root = tmp_path_factory.mktemp("sounds")
-    names = [write_sound(root / f"{seed}.wav", 0.5 + 0.02 * seed, seed).name for seed in range(24)]
-    (root / "clips.txt").write_text("\n".join(names))
-    return root / "clips.txt"
+    return write_clips(tmp_path_factory.mktemp("sounds"))

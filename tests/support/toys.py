@@ -27,6 +27,7 @@ MAKERS = (
     "checkpoints.py",
     "encoders.py",
     "encoder_decoders.py",
+    "sentencepiece_files.py",
     "speech.py",
     "canonical.py",
     "quantized.py",
@@ -124,31 +125,42 @@ class Toys:
         return self._copy("exported", what, "export", make) / "model"
 
     def calibrated(
-        self, model_dir: Path, recipe: Any, text: str | None = None, *, bounds: tuple[str, ...] = (), **rows: Any
+        self,
+        model_dir: Path,
+        recipe: Any,
+        data: str | Callable[[Path], Path] | None = None,
+        *,
+        bounds: tuple[str, ...] = (),
+        **rows: Any,
     ) -> Path:
         """The model directory that `piston calibrate` makes of another.
 
         Args:
             model_dir: in float.
             recipe: a piston.calibration Recipe.
-            text: to calibrate on, where the recipe reads some.
+            data: a text to calibrate on, or a function of a module in MAKERS that writes files below a directory and
+                returns the one to read; None where the recipe reads nothing.
             bounds: of its check; without one those of the task.
-            rows: of RowOptions, for that text and for the text of the check.
+            rows: of RowOptions, for that data and for the data of the check.
         """
 
         def make(out: Path) -> None:
             from piston.calibration.calibrate import CheckOptions, calibrate
             from piston.data.rows import RowOptions
 
-            data = []
-            if text is not None:
-                data = [out / "data.txt"]
-                data[0].write_text(text, encoding="utf-8")
+            paths = []
+            if callable(data):
+                (out / "data").mkdir()
+                paths = [data(out / "data")]
+            elif data is not None:
+                paths = [out / "data.txt"]
+                paths[0].write_text(data, encoding="utf-8")
             calibrate(
-                model_dir, out / "model", recipe, data, rows=RowOptions(**rows), checked=CheckOptions(bounds=bounds)
+                model_dir, out / "model", recipe, paths, rows=RowOptions(**rows), checked=CheckOptions(bounds=bounds)
             )
 
-        what = {"recipe": recipe.to_json(), "text": text, "rows": rows, "bounds": bounds}
+        named = data.__qualname__ if callable(data) else data
+        what = {"recipe": recipe.to_json(), "data": named, "rows": rows, "bounds": bounds}
         what["model"] = sha256_of(model_dir / "manifest.json")
         return self._copy("calibrated", what, "calibrate", make) / "model"
 

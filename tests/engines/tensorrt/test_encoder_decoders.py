@@ -1,11 +1,12 @@
-"""Encoder-decoders for TensorRT-RTX: both graphs lowered, compared with the canonical ones, and compiled."""
+"""Encoder-decoders for TensorRT-RTX: both graphs lowered and compared with the canonical ones.
+
+tests/end_to_end/test_sequence_matrix.py compiles them.
+"""
 
 import pytest
 from encoder_decoders import write_speech_checkpoint, write_text_checkpoint
 
-from piston.cli.main import main
 from piston.core.bundle.manifest import EngineSpec, Manifest
-from piston.core.bundle.plan_header import PlanHeader
 from piston.core.console import Progress
 from piston.engines import build
 from piston.engines.encoder_decoder import build_both
@@ -43,18 +44,6 @@ def test_both_graphs_are_compared_and_described(name, model_of, tmp_path, fake_c
         assert spec.actual["encoder"]["profiles"]["rows"]["input_ids"] == [[1, 1], [1, 40], [1, 40]]
     assert got["max_source"] == (40 if name != "whisper" else 12)
     assert [shape[2] for shape in profiles["prefill"]["cross.0.key"]] == [got["max_source"]] * 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_both_graphs_are_compiled(name, model_of, tmp_path, capsys):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'piston[rtx]'")
-    arguments = ["build", str(model_of(name)), "-o", str(tmp_path / "bundle"), "--target", RTX, "--no-cache", "--quiet"]
-    assert main([*arguments, "--max-batch", "2", "--max-length", "40"]) == 0
-    assert capsys.readouterr().out.count("parity in float16, on ONNX Runtime: ") == 2
-    (spec,) = Manifest.read(tmp_path / "bundle").engines
-    for path in spec.files.values():
-        assert PlanHeader.read(tmp_path / "bundle" / path).compute_capabilities == ("sm89",)
 
 
 def test_where_one_graph_needs_bfloat16_both_have_it(model_of, tmp_path):

@@ -11,8 +11,20 @@ import wave
 import numpy as np
 import pytest
 import torch
-from speech import CONTEXT, HEADS, IDS, MELS, RATE, make_whisper, sound, write_samples, write_whisper_checkpoint
-from transformers import GenerationMixin, WhisperFeatureExtractor
+from speech import (
+    CONTEXT,
+    HEADS,
+    IDS,
+    RATE,
+    features_of,
+    make_whisper,
+    segments_of,
+    sound,
+    words_of,
+    write_samples,
+    write_whisper_checkpoint,
+)
+from transformers import GenerationMixin
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from piston.cli.main import main
@@ -41,52 +53,21 @@ def model(bundle):
         yield opened
 
 
-def segments_of(whisper, samples, **options):
-    """transformers' own: (start, end, tokens) of each segment that has text."""
-    extractor = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)
-    is_long = len(samples) > RATE
-    features = extractor(
-        samples,
-        sampling_rate=RATE,
-        return_tensors="pt",
-        truncation=not is_long,
-        padding="longest" if is_long else "max_length",
-    )
-    found = whisper.generate(
-        features.input_features,
-        return_timestamps=True,
-        return_segments=True,
-        max_new_tokens=CONTEXT - 3,
-        **{"language": "en", "task": "transcribe"} | options,
-    )
-    return [
-        (round(float(segment["start"]), 2), round(float(segment["end"]), 2), segment["tokens"].tolist())
-        for segment in found["segments"][0]
-    ]
-
-
-def words(token_ids):
-    return [token_id for token_id in token_ids if token_id < IDS["<|endoftext|>"]]
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_segments_of_a_long_audio_are_those_of_transformers(model, whisper, seed):
     samples = sound(2.7, seed)
     # transformers also gives what the model says of the silence behind the end.
-    expected = [item for item in segments_of(whisper, samples) if words(item[2]) and item[0] < 2.7]
+    expected = [item for item in segments_of(whisper, samples) if words_of(item[2]) and item[0] < 2.7]
     found = model.transcribe((samples, RATE), language="en", **QUIET).segments
-    assert [(round(one.start, 2), round(one.end, 2), words(one.token_ids)) for one in found] == [
-        (start, end, words(ids)) for start, end, ids in expected
+    assert [(round(one.start, 2), round(one.end, 2), words_of(one.token_ids)) for one in found] == [
+        (start, end, words_of(ids)) for start, end, ids in expected
     ]
 
 
 def test_the_language_is_the_likeliest_of_transformers(model, whisper):
     for seed in range(4):
         samples = sound(0.9, seed)
-        features = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)(
-            samples, sampling_rate=RATE, return_tensors="pt"
-        )
-        (expected,) = whisper.detect_language(input_features=features.input_features).tolist()
+        (expected,) = whisper.detect_language(input_features=features_of(samples)).tolist()
         found = model.transcribe((samples, RATE), **QUIET).language
         assert IDS[f"<|{found}|>"] == expected
 
@@ -94,8 +75,8 @@ def test_the_language_is_the_likeliest_of_transformers(model, whisper):
 def test_the_task_and_the_language_are_in_the_prompt(model, whisper):
     samples = sound(2.2, 5)
     for options in ({"language": "de"}, {"language": "en", "task": "translate"}):
-        expected = [words(item[2]) for item in segments_of(whisper, samples, **options) if item[0] < 2.2]
-        found = [words(one.token_ids) for one in model.transcribe((samples, RATE), **options, **QUIET).segments]
+        expected = [words_of(item[2]) for item in segments_of(whisper, samples, **options) if item[0] < 2.2]
+        found = [words_of(one.token_ids) for one in model.transcribe((samples, RATE), **options, **QUIET).segments]
         assert found == [ids for ids in expected if ids]
 
 
@@ -104,8 +85,7 @@ def plain(whisper, samples):
 
     Its generate for Whisper cuts at timestamps all the same, and goes round for ever where the model says them.
     """
-    extractor = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)
-    features = extractor(samples, sampling_rate=RATE, return_tensors="pt").input_features
+    features = features_of(samples)
     prompt = [IDS[f"<|{name}|>"] for name in ("startoftranscript", "en", "transcribe", "notimestamps")]
     return GenerationMixin.generate(
         whisper,
@@ -122,7 +102,7 @@ def spoken(whisper):
     """A sound that the model has words for, and what transformers generates."""
     for seed in range(40):
         found = plain(whisper, samples := sound(0.9, seed))
-        if words(found.sequences[0, 4:].tolist()):
+        if words_of(found.sequences[0, 4:].tolist()):
             return samples, found
     raise AssertionError
 
@@ -130,7 +110,7 @@ def spoken(whisper):
 def test_text_without_timestamps_is_that_of_transformers(model, spoken):
     samples, expected = spoken
     (found,) = model.transcribe((samples, RATE), language="en", timestamps=False, **QUIET).segments
-    assert words(found.token_ids) == words(expected.sequences[0, 4:].tolist())
+    assert words_of(found.token_ids) == words_of(expected.sequences[0, 4:].tolist())
     assert (found.start, found.end) == (0, 1)
 
 
@@ -143,8 +123,7 @@ def test_the_average_log_probability_is_over_the_tokens_that_were_allowed(model,
 
 
 def test_each_token_ends_where_the_attention_of_transformers_goes_on(model, whisper):
-    extractor = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)
-    features = extractor(sound(0.9, 2), sampling_rate=RATE, return_tensors="pt").input_features
+    features = features_of(sound(0.9, 2))
     prompt, ids = [IDS["<|startoftranscript|>"], IDS["<|en|>"]], [0, 5, 3, 20, 7, 8, 1, 2]
     whisper.set_attn_implementation("eager")
     with torch.no_grad():
