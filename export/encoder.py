@@ -31,6 +31,7 @@ from piston.checkpoint.quiet import quiet
 from piston.core.bundle.interface import BATCH, GraphInterface, TensorSpec
 from piston.core.errors import CheckpointError, MisuseError, UnsupportedModelError
 from piston.export.layers import replace_linear, replace_norm
+from piston.export.onnx_program import onnx_of
 from piston.export.signature import OPSET
 
 ATTENTION = "piston-encoder"
@@ -144,21 +145,8 @@ def trace_encoder(encoder: CanonicalEncoder, interface: GraphInterface) -> ir.Mo
         for tensor in interface.inputs
     }
     with quiet(), torch.no_grad(), _replaced(encoder):
-        program = torch.onnx.export(
-            encoder.eval(),
-            (),
-            kwargs={name: example[name] for name in shapes},
-            input_names=interface.input_names,
-            output_names=interface.output_names,
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=True,
-            dynamic_shapes=shapes,
-            optimize=False,  # see piston.export.trace
-            verbose=False,
-        )
-    assert program is not None
-    return program.model
+        given = {name: example[name] for name in shapes}
+        return onnx_of(encoder.eval(), interface.input_names, interface.output_names, given, shapes)
 
 
 @contextmanager

@@ -39,9 +39,9 @@ from piston.core.bundle.interface import (
 )
 from piston.core.errors import UnsupportedModelError
 from piston.export.layers import is_tied, replace_linear, replace_norm
+from piston.export.onnx_program import onnx_of
 from piston.export.operators import keep_rows
 from piston.export.positions import is_position_embedding, replace_bias, replace_positions
-from piston.export.signature import OPSET
 from piston.export.source_attention import Caches, CrossCache, Traced, Uncached, attention_of, no_mask
 from piston.export.step import Step, StepCache
 
@@ -209,21 +209,7 @@ def trace_encoder_decoder(
 
 
 def _export(module: nn.Module, interface: GraphInterface, example: dict[str, Any], shapes: dict[str, Any]) -> ir.Model:
-    program = torch.onnx.export(
-        module.eval(),
-        (),
-        kwargs=example,
-        input_names=interface.input_names,
-        output_names=interface.output_names,
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=True,
-        dynamic_shapes=shapes,
-        optimize=False,  # see piston.export.trace
-        verbose=False,
-    )
-    assert program is not None
-    return program.model
+    return onnx_of(module.eval(), interface.input_names, interface.output_names, example, shapes)
 
 
 def _shapes_of(interface: GraphInterface) -> dict[str, Any]:

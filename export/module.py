@@ -37,8 +37,8 @@ from piston.export.example_inputs import (
 )
 from piston.export.job import provenance_of, save_graph
 from piston.export.module_parity import check_examples, shown
+from piston.export.onnx_program import onnx_of
 from piston.export.passes.linear_form import LinearFormPass
-from piston.export.signature import OPSET
 from piston.export.untraceable import first_line, untraceable
 
 TASK = "module"
@@ -192,20 +192,9 @@ class _Export:
         try:
             with quiet(), silent, torch.no_grad():
                 traced = torch.export.export(self.module, (), dict(self.inputs), dynamic_shapes=shapes)
-                program = torch.onnx.export(
-                    traced,
-                    input_names=list(self.inputs),
-                    output_names=self.output_names,
-                    opset_version=OPSET,
-                    dynamo=True,
-                    external_data=True,
-                    optimize=False,  # see piston.export.trace
-                    verbose=False,
-                )
+                graph = onnx_of(traced, list(self.inputs), self.output_names)
         except Exception as problem:
             raise UnsupportedModelError(untraceable(problem)) from problem
-        assert program is not None
-        graph = program.model
         symbols = _symbols(graph.graph, self.shapes)
         for value, name in zip(graph.graph.outputs, self.output_names, strict=True):
             if value.is_graph_input():

@@ -18,9 +18,9 @@ from piston.checkpoint.quiet import quiet
 from piston.core.bundle.interface import CacheSpec, decoder_interface
 from piston.core.errors import UnsupportedModelError
 from piston.export.layers import is_tied, replace_linear, replace_norm, replace_rotary
+from piston.export.onnx_program import onnx_of
 from piston.export.operators import attention_of, keep_rows, mask_of, rotary_of
 from piston.export.rotary import RotaryTables, tables_of
-from piston.export.signature import OPSET
 from piston.export.step import Step, StepCache, StepHolder
 
 ATTENTION = "piston"
@@ -67,21 +67,7 @@ def trace(model: nn.Module, cache: CacheSpec, positions: int) -> ir.Model:
     """
     decoder, interface = CanonicalDecoder(model).eval(), decoder_interface(cache, vocab_size=0)
     with quiet(), torch.no_grad(), _replaced(decoder, tables_of(model, positions)):
-        program = torch.onnx.export(
-            decoder,
-            (),
-            kwargs=_example(cache),
-            input_names=interface.input_names,
-            output_names=interface.output_names,
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=True,
-            dynamic_shapes=_dynamic_shapes(cache),
-            optimize=False,  # its constant folding would hold a second copy of every weight; passes/ does better
-            verbose=False,
-        )
-    assert program is not None
-    return program.model
+        return onnx_of(decoder, interface.input_names, interface.output_names, _example(cache), _dynamic_shapes(cache))
 
 
 def _example(cache: CacheSpec) -> dict[str, Any]:

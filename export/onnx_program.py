@@ -1,0 +1,107 @@
+"""torch.onnx.export as every graph is traced with it, without the second trace where the first needs none.
+
+torch.onnx.export decomposes a program into operators that have an ONNX translation by tracing it again. That takes as
+long as the trace and the translation together, and for most models it only renames operators. Here a program is traced
+again only where an operator has no translation or changes its input.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from piston.export.signature import OPSET
+
+ATEN = torch.ops.aten
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001
+# Composite operators that torch.onnx translates as they are. Another one may have to be decomposed.
+TRANSLATED = {
+    ATEN.chunk.default,
+    ATEN.contiguous.default,
+    ATEN.layer_norm.default,
+    ATEN.linear.default,
+    ATEN.matmul.default,
+    ATEN.reshape.default,
+    ATEN.rms_norm.default,
+    ATEN.softmax.int,
+    ATEN.sym_size.int,
+    ATEN.type_as.default,
+}
+# Operators without a translation, and what computes the same from the same arguments (detach_ changes no value).
+EQUAL = {
+    ATEN.__and__.Tensor: ATEN.bitwise_and.Tensor,
+    ATEN.__or__.Tensor: ATEN.bitwise_or.Tensor,
+    ATEN.detach_.default: ATEN.detach.default,
+    ATEN.min.other: ATEN.minimum.default,
+}
+
+
+def onnx_of(
+    model: nn.Module | ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    example: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, Any] | None = None,
+) -> ir.Model:
+    """The graph of a module in inference mode, or of a program that torch.export made of one.
+
+    Args:
+        model: its weights are shared with the graph.
+        inputs: names of the graph's inputs.
+        outputs: names of its outputs.
+        example: arguments of the module by name; None for a program.
+        shapes: of each, as torch.export takes dynamic_shapes; None for a program.
+    """
+    with mock.patch.object(ExportedProgram, "run_decompositions", _where_needed(ExportedProgram.run_decompositions)):
+        program = torch.onnx.export(
+            model,
+            (),
+            kwargs=None if example is None else dict(example),
+            dynamic_shapes=None if shapes is None else dict(shapes),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=True,
+            optimize=False,  # its constant folding would hold a second copy of every weight; passes/ does better
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _where_needed(decompose: Callable[..., ExportedProgram]) -> Callable[..., ExportedProgram]:
+    def run_decompositions(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram:
+        """`table` has a decomposition of every operator that has no translation but may be kept."""
+        for node in program.graph.nodes:
+            _simplify(node)
+        needed = any(_is_decomposed(node.target, table) for node in program.graph.nodes if node.op == "call_function")
+        return decompose(program, table) if needed else program
+
+    return run_decompositions
+
+
+def _simplify(node: fx.Node) -> None:
+    """Replace an operator without a translation by one that has it."""
+    if node.target in EQUAL:
+        node.target = EQUAL[node.target]
+    elif node.target == ATEN.square.default:
+        node.target, node.args = ATEN.pow.Tensor_Scalar, (node.args[0], 2)
+    elif node.target == ATEN.dropout.default and node.args[2] is False:
+        node.target, node.args = ATEN.alias.default, node.args[:1]
+    elif isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket is ATEN.to:  # noqa: SLF001
+        source, dtype = node.all_input_nodes[0], node.meta["val"].dtype
+        is_cast = source.meta["val"].dtype != dtype
+        node.target = ATEN._to_copy.default if is_cast else ATEN.alias.default  # noqa: SLF001
+        node.args, node.kwargs = (source,), {"dtype": dtype} if is_cast else {}
+
+
+def _is_decomposed(operator: Any, table: Mapping[Any, Any]) -> bool:
+    if not isinstance(operator, torch._ops.OpOverload):  # noqa: SLF001
+        return isinstance(operator, torch._ops.HigherOrderOperator)  # noqa: SLF001
+    composite = operator.has_kernel_for_dispatch_key(COMPOSITE) and operator not in TRANSLATED
+    return operator in table or composite or operator._schema.is_mutable  # noqa: SLF001
