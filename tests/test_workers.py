@@ -1,11 +1,12 @@
 """Two workers: the fixtures of a file are made once."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from workers import group_of
+from workers import TOGETHER, group_of
 
 SUPPORT = Path(__file__).parent / "support"
 FILE = """
@@ -38,5 +39,14 @@ def test_a_file_goes_to_one_worker_and_sets_up_its_fixtures_once(tmp_path):
 
 
 def test_files_that_share_the_demo_model_are_one_group():
-    assert group_of("tests/end_to_end/test_a.py::test[x]") == group_of("tests/end_to_end/test_b.py::test")
+    assert len({group_of(f"tests/{file}::test[x]") for file in TOGETHER}) == 1
     assert group_of("tests/export/test_a.py::test[a::b]") == "export/test_a.py"
+
+
+def test_they_are_the_files_that_use_its_fixtures():
+    tests = SUPPORT.parent
+    made = re.findall(r"^def (\w+)\(", (tests / "end_to_end/conftest.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "demo_model_dir" in made
+    uses = re.compile(rf"def \w+\([^)]*\b({'|'.join(made)})\b")
+    found = [path for path in tests.glob("end_to_end/test_*.py") if uses.search(path.read_text(encoding="utf-8"))]
+    assert {path.relative_to(tests).as_posix() for path in found} == set(TOGETHER)

@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-TOGETHER = ("end_to_end/",)  # its files share the demo model, which is exported and built once
+# Files that share the demo model, which is exported and built once.
+TOGETHER = (
+    "end_to_end/test_clean_environment.py",
+    "end_to_end/test_gpu_doubles.py",
+    "end_to_end/test_real_calibration.py",
+    "end_to_end/test_real_model.py",
+    "end_to_end/test_tensorrt_rtx.py",
+)
+DEMO = "end_to_end/ with the demo model"  # their group
 LONGEST = (
+    DEMO,
+    "end_to_end/test_sequence_matrix.py",
     "end_to_end/",
     "export/test_zoo.py",
     "export/test_encoder_decoder.py",
@@ -42,9 +52,9 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 
 
 def group_of(nodeid: str) -> str:
-    """What one worker runs as a whole: a file, or a folder of TOGETHER."""
+    """What one worker runs as a whole: a file, or the files of TOGETHER."""
     file = nodeid.partition("::")[0].removeprefix(f"{TESTS.name}/")
-    return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+    return DEMO if file in TOGETHER else file
 
 
 def place_of(nodeid: str) -> int:
