@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from piston.bench.local import Clock, LocalRun, Timed
 from piston.runtime.audio.reading import read_audio
 from piston.runtime.audio.transcribe import TranscribeOptions, prompt_of
+from piston.runtime.audio.window_decoder import WindowDecoder
 from piston.runtime.audio.windows import MelWindows
 from piston.runtime.backends.engine import Source
 from piston.runtime.golden_sounds import language_of
 from piston.runtime.sampling.params import SamplingParams
 from piston.runtime.sampling.sampler import Constraint, RowSampler
 from piston.runtime.tasks.automatic_speech_recognition import TASK as SPEECH
-from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer, WindowDecoder
+from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer
 from piston.runtime.tasks.text2text_generation import TASK as TEXT_TO_TEXT
 
 if TYPE_CHECKING:

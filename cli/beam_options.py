@@ -11,12 +11,10 @@ if TYPE_CHECKING:
 WORDS = {"true": True, "false": False, "never": "never"}
 
 
-def add_beam_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare them; what is not given keeps its default."""
+def add_beam_arguments(parser: argparse.ArgumentParser, remark: str = "-n returns several") -> None:
+    """Declare them; what is not given keeps its default. `remark` is on what comes of the search."""
     group = parser.add_argument_group("beam search")
-    group.add_argument(
-        "--num-beams", type=int, metavar="N", help="search among N answers at a time; -n returns several"
-    )
+    group.add_argument("--num-beams", type=int, metavar="N", help=f"search among N answers at a time; {remark}")
     group.add_argument("--length-penalty", type=float, metavar="X", help="above 0 favours long answers (default 1)")
     group.add_argument("--early-stopping", choices=WORDS, help="when the search ends (default false)")
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, get_args
 
+from piston.cli.beam_options import add_beam_arguments, beams_from
 from piston.cli.shared_options import load_from
 from piston.core.console import Progress, print_json, print_text
 from piston.core.errors import MisuseError
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in VAD_NUMBERS.items():
         parser.add_argument(f"--vad-{name.replace('_', '-')}", type=float, metavar="N", help=f"with --vad: {what}")
     parser.add_argument("--json", action="store_true", help="the same as --format json")
+    add_beam_arguments(parser, "needs a --max-batch of N")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisuseError("--format text shows no times; --timestamps word needs --format json, srt or vtt.")
     if arguments.timestamps == "none" and form in {"srt", "vtt"}:
         raise MisuseError(f"--format {form} needs --timestamps segment.")
-    vad = _vad_of(arguments)
+    vad, beams = _vad_of(arguments), beams_from(arguments)
     audio = read_standard_input_bytes() if arguments.audio == DASH else arguments.audio
     progress = Progress(quiet=arguments.quiet)
     with load_from(arguments, TASK) as model:
@@ -72,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             "initial_prompt": arguments.initial_prompt,
             "condition_on_previous": arguments.condition_on_previous,
             "vad": vad,
+            "beams": beams,
         }
         with progress.phase("transcribing"):
             stream = model.stream(

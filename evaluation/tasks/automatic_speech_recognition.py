@@ -17,8 +17,9 @@ from piston.evaluation.references import WER, word_error_rate
 from piston.evaluation.tasks import Comparison
 from piston.runtime.audio.reading import read_audio
 from piston.runtime.audio.transcribe import Decoded, TranscribeOptions, prompt_of, transcribe
+from piston.runtime.audio.window_decoder import WindowDecoder
 from piston.runtime.audio.windows import MelWindows
-from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer, WindowDecoder
+from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer
 
 METRICS = {metric.name: metric for metric in (KL, TOP1, WER)}
 DEFAULTS = {"fp": "kl<=0.001", "w8": "kl<=0.02", "w8a8": "kl<=0.1", "w4": "kl<=0.3"}

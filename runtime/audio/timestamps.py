@@ -36,31 +36,35 @@ class TimestampRules(Constraint):
         self._ids.append(token_id)
 
     def allowed(self, logits: Logits) -> NDArray[np.bool_]:
-        """Which tokens may come next, bool [vocab].
+        """See Constraint."""
+        return self.allowed_after(self._ids, logits)
+
+    def allowed_after(self, token_ids: Sequence[int], logits: Logits) -> NDArray[np.bool_]:
+        """Which tokens may come next behind these, bool [vocab].
 
         Timestamps come in pairs between segments and never go back; the text begins with one; and where all of them
         together are likelier than every other token, the next token is one of them.
         """
-        text, stamps = self._ranges(logits.size)
+        text, stamps = self._ranges(token_ids, logits.size)
         if self._prefers_stamp(logits[text], logits[stamps]):
             text = slice(0, 0)
         mask = np.zeros(logits.size, np.bool_)
         mask[text] = mask[stamps] = True
         return mask
 
-    def _ranges(self, vocab_size: int) -> tuple[slice, slice]:
+    def _ranges(self, token_ids: Sequence[int], vocab_size: int) -> tuple[slice, slice]:
         """The other tokens and the timestamps that may come next by what was said, whatever the logits are."""
-        if not self._ids:
+        if not token_ids:
             last = vocab_size if self._latest_start is None else self._first + self._latest_start + 1
             return slice(0, 0), slice(self._first, last)
         text, start = 0, self._first
-        was_stamp = [token >= self._first for token in self._ids[-2:]]
+        was_stamp = [token >= self._first for token in token_ids[-2:]]
         if was_stamp[-1]:
             if len(was_stamp) == 1 or was_stamp[0]:
                 start = vocab_size  # a pair is complete: text follows
             else:
                 text = self._end  # its second half, or the end
-        latest = next((token for token in reversed(self._ids) if token >= self._first), None)
+        latest = next((token for token in reversed(token_ids) if token >= self._first), None)
         if latest is not None:
             repeats = was_stamp == [False, True]  # the end of a segment may be the beginning of the next
             start = max(start, latest + (0 if repeats else 1))

@@ -20,6 +20,7 @@ from piston.runtime.audio.timestamps import Span, TimestampRules, cut
 from piston.runtime.audio.transcription import Segment, Word
 from piston.runtime.audio.voice_activity import Clip, VadOptions
 from piston.runtime.audio.windows import MelWindows
+from piston.runtime.sampling.beam_params import BeamParams
 
 LEAST = 10  # frames (0.1 s) at the end of an audio that are worth a window
 Ends = NDArray[np.float64] | None  # seconds in the window at which each token ends
@@ -61,6 +62,7 @@ class TranscribeOptions:
         compression_ratio_threshold: of the text's bytes to their zlib form; above it the text repeats itself.
         logprob_threshold: mean log probability of the tokens; below it the decoding failed.
         no_speech_threshold: above it, where the decoding also failed, the window is taken for silence.
+        beams: search for the likeliest tokens at temperature 0; each beam takes a slot. Higher temperatures draw.
         vad: voice activity detection: only clips in which somebody speaks are read; None reads all.
     """
 
@@ -74,6 +76,7 @@ class TranscribeOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
+    beams: BeamParams | None = None
     vad: VadOptions | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +84,10 @@ class TranscribeOptions:
         check_fields(self)
         if not self.temperatures:
             raise MisuseError("temperatures is empty; it must name at least one, such as (0.0,).")
+        if self.beams is not None and self.beams.num_return_sequences != 1:
+            raise MisuseError("A transcription has one text; num_return_sequences must be 1.")
+        if self.beams is not None and 0 not in self.temperatures:
+            raise MisuseError("beams are for temperature 0, which temperatures does not have; leave one of them out.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,13 +163,7 @@ def check_beams(engine: Engine, request: Request, num_free: int) -> None:
     size, sampling = request.num_slots, request.sampler.sampling
     if request.beams is None:
         return
-    if size > num_free:
-        raise MisuseError(
-            f"num_beams is {size}, but the engine has {num_free} free slots; load with a larger max_batch, or use "
-            "fewer beams."
-        )
-    if size > 1 and not engine.cache.can_copy:
-        raise MisuseError("Beam search copies rows of the cache, which this engine cannot; use an ort-cpu engine.")
+    check_slots(engine, size, num_free)
     given = {
         "temperature": sampling.temperature,
         "stop": sampling.stop,
@@ -180,3 +174,14 @@ def check_beams(engine: Engine, request: Request, num_free: int) -> None:
     }
     if named := next((name for name, value in given.items() if value), None):
         raise MisuseError(f"Beam search does not support {named}; leave it out, or use num_beams 1.")
+
+
+def check_slots(engine: Engine, num_beams: int, num_free: int) -> None:
+    """Refuse more beams than `num_free` slots, and a cache that cannot be copied; raises MisuseError."""
+    if num_beams > num_free:
+        raise MisuseError(
+            f"num_beams is {num_beams}, but the engine has {num_free} free slots; load with a larger max_batch, or use "
+            "fewer beams."
+        )
+    if num_beams > 1 and not engine.cache.can_copy:
+        raise MisuseError("Beam search copies rows of the cache, which this engine cannot; use an ort-cpu engine.")

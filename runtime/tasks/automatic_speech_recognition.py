@@ -1,38 +1,30 @@
 """Speech recognition: a bundle becomes a SpeechRecognizer."""
 
-import hashlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from piston.core.arguments import checked_arguments
 from piston.core.bundle.interface import ALIGNMENT, DECODER
 from piston.core.errors import BundleCorruptError, MisuseError
-from piston.runtime.audio.alignment import token_times
 from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.reading import Audio, read_audio, rereadable
 from piston.runtime.audio.resample import Samples
-from piston.runtime.audio.timestamps import TimestampRules
-from piston.runtime.audio.transcribe import Decoded, SpeechTokens, TranscribeOptions, transcribe
+from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions, transcribe
 from piston.runtime.audio.transcription import Segment, Transcription, joined
 from piston.runtime.audio.voice_activity import RATE as VAD_RATE
 from piston.runtime.audio.voice_activity import Clip, VoiceActivity
+from piston.runtime.audio.window_decoder import WindowDecoder
 from piston.runtime.audio.windows import MelWindows
 from piston.runtime.encoder_decoder import open_encoder_decoder
-from piston.runtime.sampling.params import SamplingParams
-from piston.runtime.sampling.sampler import Constraint, RowSampler
+from piston.runtime.generate.request import check_slots
 
 if TYPE_CHECKING:
     from piston.core.bundle.manifest import Manifest
-    from piston.runtime.backends.engine import EncoderDecoderEngine, Logits, Source
+    from piston.runtime.backends.engine import EncoderDecoderEngine
     from piston.runtime.text.tokenizer import Tokenizer
 
 TASK = "automatic-speech-recognition"
-SEED = 0  # of draws at temperatures above 0, so that the same audio gives the same text
 
 
 class SpeechRecognizer:
@@ -90,10 +82,11 @@ class SpeechRecognizer:
             on_step: called before each block of audio is read and before each run of the encoder or the decoder. What
                 it raises ends the work, and is raised here or by the stream.
             options: of TranscribeOptions: language, task, timestamps, word_timestamps, condition_on_previous,
-                temperatures, thresholds, vad.
+                temperatures, thresholds, vad, beams.
 
         Raises:
-            MisuseError: the audio cannot be read, or the model does not have the language or task.
+            MisuseError: the audio cannot be read, the model does not have the language or task, or there are more
+                beams than slots.
             MissingExtraError: the audio needs PyAV, or vad silero-vad, which is not installed.
             EngineError: the backend fails.
         """
@@ -109,6 +102,8 @@ class SpeechRecognizer:
             )
         if chosen.word_timestamps and not hasattr(self.engine, "around_run"):
             raise MisuseError(f"{self.target} does not tell the times of words; use an engine for ort-cpu (--target).")
+        if chosen.beams is not None:
+            check_slots(self.engine, chosen.beams.num_beams, self.engine.cache.num_free)
         source, rate = rereadable(audio), self.features.rate
 
         def blocks() -> Iterator[Samples]:
@@ -116,7 +111,7 @@ class SpeechRecognizer:
                 on_step()
                 yield block
 
-        decoder = WindowDecoder(self, chosen.language, on_step)
+        decoder = WindowDecoder(self, chosen.language, on_step, chosen.beams)
         if chosen.vad is None:
             return SegmentStream(decoder, MelWindows(blocks, self.features), chosen, on_progress)
         if rate != VAD_RATE:
@@ -147,7 +142,7 @@ class SegmentStream(Iterator[Segment]):
 
     def __init__(
         self,
-        decoder: "WindowDecoder",
+        decoder: WindowDecoder,
         windows: MelWindows,
         options: TranscribeOptions,
         on_progress: Callable[[float, float], None],
@@ -171,148 +166,11 @@ class SegmentStream(Iterator[Segment]):
         self._segments.close()
 
 
-def _closing(segments: Iterator[Segment], decoder: "WindowDecoder") -> Generator[Segment]:
+def _closing(segments: Iterator[Segment], decoder: WindowDecoder) -> Generator[Segment]:
     try:
         yield from segments
     finally:
         decoder.close()
-
-
-class WindowDecoder:
-    """Decodes windows in one slot of the engine; see piston.runtime.audio.transcribe.Decoder.
-
-    `on_step` is called before each run of the encoder or the decoder; what it raises is raised.
-    """
-
-    def __init__(
-        self, model: SpeechRecognizer, language: str | None, on_step: Callable[[], None] = lambda: None
-    ) -> None:
-        self.language = language
-        self.tokens = model.tokens
-        self._model, self._engine, self._on_step = model, model.engine, on_step
-        self._slot: int | None = None
-
-    def detect_language(self, window: NDArray[np.float32]) -> str:
-        """The language whose token is likeliest behind the start token."""
-        logits = self._begin(window, [self.tokens.start])[-1]
-        codes = list(self.tokens.languages)
-        self.language = codes[int(np.argmax(logits[[self.tokens.languages[code] for code in codes]]))]
-        return self.language
-
-    def decode(
-        self,
-        window: NDArray[np.float32],
-        prompt_ids: Sequence[int],
-        *,
-        temperature: float,
-        constraint: TimestampRules | None,
-    ) -> Decoded:
-        """The tokens behind a prompt, greedy or drawn."""
-        tokens, rows = self.tokens, self._begin(window, prompt_ids)
-        sampler = self._sampler(prompt_ids, temperature, scored := _Scored(constraint))
-        no_speech = 0.0
-        if tokens.no_speech is not None:
-            start = rows[list(prompt_ids).index(tokens.start)]
-            no_speech = float(np.exp(start[tokens.no_speech] - _log_sum(start)))
-        logits = rows[-1]
-        assert self._slot is not None
-        while True:
-            token_id = sampler.pick(logits).token_id
-            if sampler.finish_reason is not None:
-                break
-            self._on_step()
-            logits = self._engine.step({self._slot: token_id})[self._slot]
-        found = tuple(token_id for token_id in sampler.output_ids if token_id != tokens.end)
-        return Decoded(found, tuple(scored.logprobs), no_speech)
-
-    def source(self, window: NDArray[np.float32]) -> "Source":
-        """What the encoder reads of a window."""
-        from piston.runtime.backends.engine import Source
-
-        return Source({"audio": window}, hashlib.sha256(window.tobytes()).digest(), self._engine.max_source)
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, the space in front of it included."""
-        return self._model.tokenizer.decode([token_id for token_id in token_ids if token_id < self.tokens.end])
-
-    def token_ends(
-        self, window: NDArray[np.float32], prompt_ids: Sequence[int], token_ids: Sequence[int], frames: int
-    ) -> NDArray[np.float64]:
-        """When the decoder, having read a token, looks on: it is run once more over the whole text."""
-        from piston.runtime.backends.ort_cpu import OrtEngine
-
-        engine, found = self._engine, list[NDArray[np.float32]]()
-        assert isinstance(engine, OrtEngine)
-        engine.around_run = lambda run: found.append(run.fetch([ALIGNMENT])[ALIGNMENT])
-        try:
-            self._begin(window, [*prompt_ids, *token_ids], num_logits=0)
-        finally:
-            engine.around_run = None
-        attention = np.concatenate(found, axis=2)[0, :, len(prompt_ids) :]
-        return token_times(attention.astype(np.float32), frames)
-
-    def close(self) -> None:
-        """Give the slot back."""
-        if self._slot is not None:
-            self._engine.cache.release(self._slot)
-            self._slot = None
-
-    def _begin(self, window: NDArray[np.float32], prompt_ids: Sequence[int], num_logits: int | None = None) -> "Logits":
-        """Empty the slot, encode the window unless it is held, read the prompt; logits of its last tokens or all."""
-        if self._slot is None:
-            self._slot = self._engine.cache.admit()
-        self._engine.cache.rewind(self._slot, 0)
-        self._on_step()
-        self._engine.encode(self._slot, self.source(window))
-        self._on_step()
-        return self._engine.prefill(
-            self._slot, list(prompt_ids), num_logits=len(prompt_ids) if num_logits is None else num_logits
-        ).copy()
-
-    def _sampler(self, prompt_ids: Sequence[int], temperature: float, constraint: Constraint) -> RowSampler:
-        generation = self._model.manifest.generation
-        room = min(self.tokens.context, self._engine.cache.capacity) - len(prompt_ids)
-        if room < 1:
-            raise MisuseError(f"The prompt has {len(prompt_ids)} tokens, and the model holds {self.tokens.context}.")
-        sampling = SamplingParams(
-            temperature=temperature,
-            max_tokens=room,
-            seed=SEED,
-            suppress_tokens=_ids(generation, "suppress_tokens"),
-            begin_suppress_tokens=_ids(generation, "begin_suppress_tokens"),
-        )
-        return RowSampler(sampling, prompt_ids, eos_token_ids=[self.tokens.end], constraint=constraint)
-
-
-@dataclass(slots=True)
-class _Scored(Constraint):
-    """A constraint that keeps the log probabilities of what is picked, among what it allows."""
-
-    rules: TimestampRules | None
-    logprobs: list[float] = field(default_factory=list)
-    _logits: "Logits | None" = None
-
-    def allowed(self, logits: "Logits") -> NDArray[np.bool_]:
-        """See Constraint."""
-        mask = np.ones(logits.size, np.bool_) if self.rules is None else self.rules.allowed(logits)
-        self._logits = np.where(mask, logits, np.float32(-np.inf))
-        return mask
-
-    def accept(self, token_id: int) -> None:
-        """See Constraint."""
-        assert self._logits is not None
-        self.logprobs.append(float(self._logits[token_id]) - _log_sum(self._logits))
-        if self.rules is not None:
-            self.rules.accept(token_id)
-
-
-def _log_sum(logits: "Logits") -> float:
-    highest = logits.max()
-    return float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
-
-
-def _ids(generation: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    return tuple(int(token_id) for token_id in generation.get(name) or ())
 
 
 open_model = partial(open_encoder_decoder, SpeechRecognizer)
