@@ -7,7 +7,7 @@ With --check nothing is written; exit status 1 where the table is not what the c
 
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -67,6 +67,8 @@ def _type(kind: Any) -> str:
         Any: "any",
         StreamOptions: "object",
     }
+    if get_origin(kind) is Literal:
+        return "text"
     return names[kind] if kind in names else " or ".join(dict.fromkeys(map(_type, inner)))
 
 

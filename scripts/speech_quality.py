@@ -1,6 +1,6 @@
 """Word error rates of speech bundles on clips with transcripts, next to the checkpoint in transformers.
 
-    python scripts/speech_quality.py TRANSCRIPTS.tsv BUNDLE [BUNDLE ...] [--checkpoint DIR] [--language en]
+    python scripts/speech_quality.py TRANSCRIPTS.tsv BUNDLE [...] [--checkpoint DIR] [--language en] [--num-beams N]
 
 A line of the table has the name of an audio file next to it, a tab, and what is said. Texts are compared without case
 and punctuation (Whisper's basic normalization); jiwer counts the words (`pip install jiwer`).
@@ -16,6 +16,7 @@ import numpy as np
 
 from piston.runtime import load
 from piston.runtime.audio.reading import read_audio
+from piston.runtime.sampling.beam_params import BeamParams
 
 RATE = 16_000
 
@@ -27,14 +28,17 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="*")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--language", default="en")
+    parser.add_argument("--num-beams", type=int, default=1)
     arguments = parser.parse_args()
+    num_beams = arguments.num_beams
     lines = arguments.transcripts.read_text(encoding="utf-8").splitlines()
     clips = [(arguments.transcripts.parent / name, said) for name, _, said in (line.partition("\t") for line in lines)]
     if arguments.checkpoint is not None:
-        report("transformers", of_transformers(arguments.checkpoint, arguments.language), clips)
+        report("transformers", of_transformers(arguments.checkpoint, arguments.language, num_beams), clips)
+    options = {"language": arguments.language} | ({"beams": BeamParams(num_beams=num_beams)} if num_beams > 1 else {})
     for path in arguments.bundles:
-        with load(path) as model:
-            report(str(path), lambda audio: model.transcribe(audio, language=arguments.language).text, clips)
+        with load(path, max_batch=num_beams) as model:
+            report(str(path), lambda audio: model.transcribe(audio, **options).text, clips)
 
 
 def report(name: str, transcribe: Callable[[Path], str], clips: list[tuple[Path, str]]) -> None:
@@ -52,8 +56,8 @@ def report(name: str, transcribe: Callable[[Path], str], clips: list[tuple[Path,
     print(f"{name}: {words.wer:.2%} ({errors} of {total} words), {spoken / seconds:.1f}x real time")
 
 
-def of_transformers(checkpoint: Path, language: str) -> Callable[[Path], str]:
-    """The unmodified model in float32, greedy, with timestamps."""
+def of_transformers(checkpoint: Path, language: str, num_beams: int) -> Callable[[Path], str]:
+    """The unmodified model in float32, greedy or with beams, with timestamps."""
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -70,7 +74,8 @@ def of_transformers(checkpoint: Path, language: str) -> Callable[[Path], str]:
             truncation=not is_long,
             padding="longest" if is_long else "max_length",
         )
-        ids = model.generate(inputs.input_features, language=language, task="transcribe", return_timestamps=True)
+        options = {"language": language, "task": "transcribe", "return_timestamps": True, "num_beams": num_beams}
+        ids = model.generate(inputs.input_features, **options)
         return str(processor.batch_decode(ids, skip_special_tokens=True)[0])
 
     return transcribe

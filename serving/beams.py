@@ -1,11 +1,13 @@
-"""Beam search as requests ask for it, in vLLM's fields."""
+"""Beam search as requests ask for it: in vLLM's fields, and under endpoints without such in those of transformers."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import UNSET
+import msgspec
+from msgspec import UNSET, UnsetType
 
-from piston.runtime.sampling.beam_params import BeamParams
+from piston.runtime.sampling.beam_params import BeamParams, EarlyStopping
 from piston.serving.errors import RequestError
+from piston.serving.fields import Meta
 from piston.serving.generation_fields import Options
 
 DEFAULT_BEAMS = 4  # where a search returns one answer
@@ -13,6 +15,33 @@ DEFAULT_BEAMS = 4  # where a search returns one answer
 OF_SAMPLES = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"})
 
 WITHOUT_SAMPLES = {"top_k": (0, -1), "top_p": (1,), "min_p": (0,), "typical_p": (1,)}  # values that ask for nothing
+
+
+class SearchFields(msgspec.Struct, kw_only=True):
+    """Fields of endpoints that translate or transcribe."""
+
+    num_beams: Annotated[int | UnsetType, Meta(description="beams of a search")] = UNSET
+    length_penalty: Annotated[float | UnsetType, Meta(description="of a search; above 0 for longer answers")] = UNSET
+    early_stopping: Annotated[EarlyStopping | UnsetType, Meta(description='of a search; true, false or "never"')] = (
+        UNSET
+    )
+
+
+def search_of(request: SearchFields, num_answers: int = 1) -> BeamParams | None:
+    """The search that such a request asks for, if it does, or needs for several answers.
+
+    Raises:
+        RequestError: an option of a search without one.
+        MisuseError: a value is out of range.
+    """
+    names = ("num_beams", "length_penalty", "early_stopping")
+    options = {name: getattr(request, name) for name in names if getattr(request, name) is not UNSET}
+    if num_answers == 1 and "num_beams" not in options:
+        if options:
+            name = next(iter(options))
+            raise RequestError(f"{name} is for beam search; send num_beams, or leave it out.", param=name)
+        return None
+    return BeamParams(**{"num_beams": max(DEFAULT_BEAMS, num_answers)} | options, num_return_sequences=num_answers)
 
 
 def beams_of(request: Options) -> BeamParams | None:

@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
 from piston.core.errors import MisuseError
-from piston.runtime.sampling.beam_params import BeamParams
 from piston.serving.answers import Answers
-from piston.serving.beams import DEFAULT_BEAMS
+from piston.serving.beams import SearchFields, search_of
 from piston.serving.endpoint import Caller
 from piston.serving.errors import RequestError
 from piston.serving.fields import Meta, Refused
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from piston.serving.tasks.text2text_generation import ServedTextToText
 
 
-class TranslateRequest(msgspec.Struct, kw_only=True):
+class TranslateRequest(SearchFields, kw_only=True):
     """/translate."""
 
     q: Annotated[str | list[str], Meta(description="a text or a list of texts")]
@@ -31,10 +29,9 @@ class TranslateRequest(msgspec.Struct, kw_only=True):
     model: Annotated[str | UnsetType, Meta(description="one of /v1/models; default: the first that translates so")] = (
         UNSET
     )
-    alternatives: Annotated[int, Meta(ge=0, description="further translations of each text, by beam search")] = 0
-    num_beams: Annotated[int | UnsetType, Meta(description="beams of a search; default: none, or 4")] = UNSET
-    length_penalty: Annotated[float | UnsetType, Meta(description="of a search; above 0 for longer answers")] = UNSET
-    early_stopping: Annotated[bool | str | UnsetType, Meta(description='of a search; true, false or "never"')] = UNSET
+    alternatives: Annotated[
+        int, Meta(ge=0, description="further translations of each text, by a search of 4 beams or num_beams")
+    ] = 0
     max_tokens: Annotated[int | UnsetType, Meta(description="of a translation")] = UNSET
     truncate: Annotated[bool, Meta(description="cut ends of longer texts; else refused")] = False
     split_sentences: Annotated[bool, Meta(description="cut longer texts between sentences")] = False
@@ -77,7 +74,7 @@ def translation_work(model: "TextToText", grammars: None, request: TranslateRequ
     flat = [piece for found in pieces for piece in found]
     language, sampling, prompted = model.for_translation(flat, request.source, request.target, model.sampling(**given))
     generations = model.prepare(prompted, sampling, truncate=request.truncate, language=language)
-    beams = _beams_of(request)
+    beams = search_of(request, request.alternatives + 1)
     for generation in generations:
         generation.started, generation.tokenizing = began, time.perf_counter() - began
         generation.request.deadline, generation.request.cache_salt = caller.deadline, caller.salt
@@ -129,19 +126,3 @@ def languages_of(models: "list[ServedTextToText]") -> list[dict[str, Any]]:
         for source, target in served.model.pairs:
             targets.setdefault(source, set()).add(target)
     return [{"code": code, "name": code, "targets": sorted(found)} for code, found in sorted(targets.items())]
-
-
-def _beams_of(request: TranslateRequest) -> BeamParams | None:
-    """The search that is asked for; raises RequestError for an option of a search without one."""
-    options = {
-        name: getattr(request, name)
-        for name in ("num_beams", "length_penalty", "early_stopping")
-        if getattr(request, name) is not UNSET
-    }
-    if not request.alternatives and "num_beams" not in options:
-        if options:
-            name = next(iter(options))
-            raise RequestError(f"{name} is for beam search; send num_beams, or leave it out.", param=name)
-        return None
-    num_answers = request.alternatives + 1
-    return BeamParams(**{"num_beams": max(DEFAULT_BEAMS, num_answers)} | options, num_return_sequences=num_answers)

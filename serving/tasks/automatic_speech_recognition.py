@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from piston.runtime.audio.transcription import Segment, Transcription, joined, to_srt, to_vtt
 from piston.runtime.audio.voice_activity import VadOptions
 from piston.serving.batch_thread import BatchThread, BatchTicket
+from piston.serving.beams import SearchFields, search_of
 from piston.serving.endpoint import Call, Endpoint
 from piston.serving.errors import UNFINISHED, DeadlineError, RequestError, ShuttingDownError, request_error
 from piston.serving.event_stream import DONE, ClientLeftError, event, send_events, until_left
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
 
 
-class TranslationRequest(msgspec.Struct, kw_only=True):
+class TranslationRequest(SearchFields, kw_only=True):
     """/v1/audio/translations, a form with a file."""
 
     model: Annotated[str, Meta(description="one of /v1/models")]
@@ -174,6 +175,8 @@ def _options(served: ServedSpeech, body: TranslationRequest) -> dict[str, Any]:
         options["temperatures"] = (body.temperature,)
     if body.vad_filter:
         options["vad"] = VadOptions()
+    if (beams := search_of(body)) is not None:
+        options["beams"] = beams
     return options
 
 

@@ -18,6 +18,7 @@ from piston.runtime.backends.engine import Source
 from piston.runtime.sampling.beam_params import BeamParams
 
 BEAMS = {"num_beams": NUM_BEAMS, "num_return_sequences": NUM_ANSWERS, "length_penalty": LENGTH_PENALTY}
+SPEECH_BEAMS = {"num_beams": NUM_BEAMS, "length_penalty": LENGTH_PENALTY}
 # Of the length of all logits: rounding of float32, and what INT8 costs a random model, which has no redundancy.
 MOST_MOVED = {"fp": 2e-5, "w8a8": 0.25}
 TEXTS = {name: row for name, row in SEQUENCES.items() if row.method != "transcribe"}
@@ -117,27 +118,27 @@ def test_speech_gets_the_text_of_transformers_in_python_by_command_and_over_http
 ):
     row, sound = SPEECH[name], write_sound(tmp_path / "sound.wav", SECONDS, SEED)
     task = "translate" if "translate" in row.words else "transcribe"
-    language = row.body.get("language")
+    options = {"language": row.body.get("language"), "task": task}
     with opened(sequence_toys, row, row.toy, scheme, target) as (bundle, model):
-        found = model.transcribe(sound, language=language, task=task)
-        (answer,) = over_http(model, row, sound)
+        found = [model.transcribe(sound, beams=beams, **options) for beams in (None, BeamParams(**SPEECH_BEAMS))]
+        answers = list(over_http(model, row, sound))
         features = features_of(samples_of(sound)[:RATE])
         source = Source({"audio": features.numpy()}, "sound", model.engine.max_source)
-        check_logits(
-            sequence_toys, row.toy, scheme, model, source, [IDS["<|startoftranscript|>"]], input_features=features
-        )
-    (printed,) = by_command(real_piston, bundle, row, target, sound)
+        start = [IDS["<|startoftranscript|>"]]
+        check_logits(sequence_toys, row.toy, scheme, model, source, start, input_features=features)
+    printed = list(by_command(real_piston, bundle, row, target, sound))
     if scheme == "fp":
-        assert found.language == (language or "en")
-        expected = segments_of(sequence_toys.reference(row.toy), samples_of(sound), language=language, task=task)
-        assert [(round(one.start, 2), round(one.end, 2), words_of(one.token_ids)) for one in found.segments] == [
-            (start, end, ids)
-            for start, end, ids in ((*times, words_of(ids)) for *times, ids in expected)
-            if ids and start < SECONDS
-        ]
-    assert found.segments
-    assert printed == found.to_json()
-    assert answer == {"task": task, **found.to_json()}
+        reference = sequence_toys.reference(row.toy)
+        for one, search in zip(found, ({}, SPEECH_BEAMS), strict=True):
+            assert one.language == (options["language"] or "en")
+            expected = segments_of(reference, samples_of(sound), **options, **search)
+            assert [(round(part.start, 2), round(part.end, 2), words_of(part.token_ids)) for part in one.segments] == [
+                (start, end, words_of(ids)) for start, end, ids in expected if words_of(ids) and start < SECONDS
+            ]
+    for one, result, answer in zip(found, printed, answers, strict=True):
+        assert one.segments
+        assert result == one.to_json()
+        assert answer == {"task": task, **one.to_json()}
 
 
 @pytest.mark.parametrize(

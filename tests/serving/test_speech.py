@@ -17,6 +17,7 @@ from piston.runtime.audio.reading import read_audio
 from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions
 from piston.runtime.audio.transcription import Segment
 from piston.runtime.audio.voice_activity import VadOptions
+from piston.runtime.sampling.beam_params import BeamParams
 from piston.serving.app import Server
 from piston.serving.engine_thread import FAILURES
 from piston.serving.settings import Settings
@@ -125,6 +126,10 @@ def test_options_reach_the_recognizer(server):
     assert server.model.given[-1] == {"initial_prompt": "Names", "language": "de", "temperatures": (0.5,)}
     create(server, extra_body={"vad_filter": True})
     assert server.model.given[-1] == {"initial_prompt": None, "vad": VadOptions()}
+    beams = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": "true"}
+    create(server, extra_body=beams)
+    found = BeamParams(num_beams=3, length_penalty=0.5, early_stopping=True)
+    assert server.model.given[-1] == {"initial_prompt": None, "beams": found}
     create(server, temperature=0)
     assert server.model.given[-1] == {"initial_prompt": None}
 
@@ -172,6 +177,8 @@ def test_translations_are_into_english(server):
         ({"response_format": "srt", "stream": True}, "does not go with it"),
         ({"include": ["logprobs"]}, "include is not supported"),
         ({"temperature": 9}, "temperature"),
+        ({"temperature": 0.5, "extra_body": {"num_beams": 2}}, "beams are for temperature 0"),
+        ({"extra_body": {"length_penalty": 2}}, "length_penalty is for beam search; send num_beams"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_400(server, fields, reason):

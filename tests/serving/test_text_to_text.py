@@ -121,13 +121,24 @@ def test_alternatives_are_found_by_beam_search(translator, model):
 
 
 def test_a_form_is_read_as_libretranslates_clients_send_it(translator):
-    fields = {"q": "the sea & wind", "source": "en", "target": "de", "max_tokens": "6", "num_beams": "2"}
+    fields = {
+        "q": "the sea & wind",
+        "source": "en",
+        "target": "de",
+        "max_tokens": "6",
+        "num_beams": "2",
+        "early_stopping": "true",
+    }
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
     status, _, data = translator.request("POST", "/translate", urlencode(fields).encode(), kind)
     assert status == 200, data
     assert (
         json.loads(data)["translatedText"]
-        == (translate(translator, q="the sea & wind", max_tokens=6, num_beams=2)[1]["translatedText"])
+        == (
+            translate(translator, q="the sea & wind", max_tokens=6, num_beams=2, early_stopping=True)[1][
+                "translatedText"
+            ]
+        )
     )
 
 

@@ -107,6 +107,10 @@ NUM_TOKENS, NUM_BEAMS, NUM_ANSWERS, LENGTH_PENALTY = 8, 3, 2, 0.6
 AUDIO = "AUDIO.wav"
 _TEXTS = (*_each("--text", SOURCES), "--max-tokens", str(NUM_TOKENS))
 _BEAMS = ("--num-beams", str(NUM_BEAMS), "-n", str(NUM_ANSWERS), "--length-penalty", str(LENGTH_PENALTY))
+_SPEECH_BEAMS: dict[str, Any] = {
+    "beam_words": ("--num-beams", str(NUM_BEAMS), "--length-penalty", str(LENGTH_PENALTY)),
+    "beam_body": {"num_beams": NUM_BEAMS, "length_penalty": LENGTH_PENALTY},
+}
 
 
 def _translations(source: str, target: str) -> Row:
@@ -146,6 +150,7 @@ SEQUENCES = {
         path="/v1/audio/transcriptions",
         body={"language": "de", "response_format": "verbose_json"},
         toy="whisper",
+        **_SPEECH_BEAMS,
     ),
     "translation": Row(
         task="automatic-speech-recognition",
@@ -154,6 +159,7 @@ SEQUENCES = {
         path="/v1/audio/translations",
         body={"response_format": "verbose_json"},
         toy="whisper",
+        **_SPEECH_BEAMS,
     ),
 }
 HIDDEN = {"--aggregation", "--ignore-label", "--max-tokens", "--length-penalty"}  # details of what the tests ask
