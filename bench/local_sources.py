@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from piston.bench.local import Clock, LocalRun, Timed
 from piston.runtime.audio.reading import read_audio
-from piston.runtime.audio.transcribe import TranscribeOptions, prompt_of
+from piston.runtime.audio.transcribe_options import TranscribeOptions, prompt_of
 from piston.runtime.audio.window_decoder import WindowDecoder
 from piston.runtime.audio.windows import MelWindows
 from piston.runtime.backends.engine import Source

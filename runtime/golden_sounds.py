@@ -14,7 +14,7 @@ from piston.core.bundle.manifest import Manifest
 from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.made_sounds import write_voice
 from piston.runtime.audio.reading import read_audio
-from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions, prompt_of
+from piston.runtime.audio.transcribe_options import SpeechTokens, TranscribeOptions, prompt_of
 from piston.runtime.audio.windows import MelWindows
 from piston.runtime.backends.engine import Source
 from piston.runtime.verify_outputs import numbers_of

@@ -16,7 +16,8 @@ from piston.evaluation.examples import Example, read_audio_list, with_targets
 from piston.evaluation.references import WER, word_error_rate
 from piston.evaluation.tasks import Comparison
 from piston.runtime.audio.reading import read_audio
-from piston.runtime.audio.transcribe import Decoded, TranscribeOptions, prompt_of, transcribe
+from piston.runtime.audio.transcribe import Decoded, transcribe
+from piston.runtime.audio.transcribe_options import TranscribeOptions, prompt_of
 from piston.runtime.audio.window_decoder import WindowDecoder
 from piston.runtime.audio.windows import MelWindows
 from piston.runtime.tasks.automatic_speech_recognition import SpeechRecognizer

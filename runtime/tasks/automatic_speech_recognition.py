@@ -10,7 +10,8 @@ from piston.core.errors import BundleCorruptError, MisuseError
 from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.reading import Audio, read_audio, rereadable
 from piston.runtime.audio.resample import Samples
-from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions, transcribe
+from piston.runtime.audio.transcribe import transcribe
+from piston.runtime.audio.transcribe_options import SpeechTokens, TranscribeOptions
 from piston.runtime.audio.transcription import Segment, Transcription, joined
 from piston.runtime.audio.voice_activity import RATE as VAD_RATE
 from piston.runtime.audio.voice_activity import Clip, VoiceActivity

@@ -14,7 +14,7 @@ from piston.core.bundle.manifest import Manifest, ModelSpec, TokenizerSpec
 from piston.core.errors import MisuseError
 from piston.runtime.audio.log_mel import LogMel
 from piston.runtime.audio.reading import read_audio
-from piston.runtime.audio.transcribe import SpeechTokens, TranscribeOptions
+from piston.runtime.audio.transcribe_options import SpeechTokens, TranscribeOptions
 from piston.runtime.audio.transcription import Segment
 from piston.runtime.audio.voice_activity import VadOptions
 from piston.runtime.sampling.beam_params import BeamParams

@@ -3,7 +3,8 @@ import pytest
 
 from piston.core.errors import MisuseError
 from piston.runtime.audio.log_mel import LogMel
-from piston.runtime.audio.transcribe import Decoded, SpeechTokens, TranscribeOptions, prompt_of, transcribe
+from piston.runtime.audio.transcribe import Decoded, transcribe
+from piston.runtime.audio.transcribe_options import SpeechTokens, TranscribeOptions, prompt_of
 from piston.runtime.audio.windows import MelWindows
 
 FIRST = 101
