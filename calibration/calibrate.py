@@ -139,12 +139,14 @@ def calibrate(  # noqa: PLR0913
                             progress=progress,
                         ).run(work, scratch)
                 except ShortfallError as error:
-                    tighter = budget.after(error.gates) if budget and isinstance(error, MissedGateError) else None
+                    gates = error.gates if isinstance(error, MissedGateError) else ()
+                    tighter = budget.after(gates) if budget is not None else None
                     if tighter is None or not searches_left:
                         _keep_work(scratch)
                         raise
                     budget = tighter
-                    note(f"The written model misses {budget.bound.text}; searching again, further inside it.")
+                    missed = ", ".join(str(gate) for gate in gates if not gate.is_met)
+                    note(f"The written model misses {missed}; searching again, further inside it.")
     raise AssertionError("every search returns or raises")
 
 

@@ -54,7 +54,7 @@ ROWS = (
     Row("w8a8, naive min-max", (*W8A8, "--no-smooth", "--no-remainder", *ANYTHING)),
     Row("w8a8", W8A8),
     Row("w8a8, no remainder, six kept", (*W8A8, "--no-remainder", "--keep-worst", "6"), is_optional=True),
-    Row("w8a8, --budget 'kl<=0.009'", (*W8A8, "--budget", "kl<=0.009")),
+    Row("w8a8, --budget 'kl<=0.01'", (*W8A8, "--budget", "kl<=0.01")),
     Row("w8", W8),
     Row("w8 GPTQ, block 32", W8_GPTQ),
     Row("w4 nearest, block 128", (*W4[:4], "--rounding", "nearest", "--int8", "none", *ANYTHING)),

@@ -10,7 +10,7 @@ from piston.cli.main import VERBS, main
 
 # verb: options that name a file to write, and those that name what is read
 FILES = {
-    "calibrate": ({"--save-recipe", "--report"}, {"--check-data", "--labelled", "--recipe"}),
+    "calibrate": ({"--save-recipe", "--report"}, {"--check-data", "--data", "--labelled", "--recipe"}),
     "distill": ({"--report"}, {"--student", "--start"}),
     "build": ({"--timing-cache"}, set()),
     "eval": ({"--html"}, {"--data", "--reference", "--prompts"}),

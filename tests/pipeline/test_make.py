@@ -508,7 +508,7 @@ def test_outputs_of_another_graph_are_compared_with_their_infinities(place, valu
     ("change", "said"),
     [
         (lambda place: (place.directory / "rows.txt").write_text("other"), "The data"),
-        (lambda place: place.edit('scheme = "w8a8"', 'scheme = "w8"'), "The options"),
+        (lambda place: place.edit('scheme = "w8a8"', 'scheme = "w8a8"\nno_smooth = true'), "The options"),
     ],
 )
 def test_a_locked_run_of_other_inputs_is_refused_before_any_work(place, change, said):
