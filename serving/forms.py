@@ -57,8 +57,8 @@ async def _multipart_of(headers: Headers, body: bytes) -> dict[str, Any]:
     given: dict[str, Any] = {}
     try:
         for name, value in form.multi_items():
-            if isinstance(value, str) and not value.isascii() and value.encode() not in body:
-                # Starlette reads what is not UTF-8 as Latin-1, without a word.
+            # Starlette reads what is not UTF-8 as Latin-1, without a word; encoded again it is not what was sent.
+            if isinstance(value, str) and f"\r\n\r\n{value}\r\n--".encode(errors="surrogatepass") not in body:
                 raise RequestError(f"{name} of the form is not UTF-8; encode it so.", param=name)
             _put(given, name, await value.read() if isinstance(value, UploadFile) else value)
     finally:

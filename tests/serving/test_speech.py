@@ -253,15 +253,23 @@ def test_a_form_without_a_file_and_one_that_is_damaged_are_refused(server):
     assert server.request("POST", "/v1/audio/transcriptions", b"--y\r\nnothing", headers)[0] == 400
 
 
-@pytest.mark.parametrize(("prompt", "status"), [("Grüße".encode(), 200), ("Grüße".encode("latin-1"), 400)])
-def test_text_of_a_form_must_be_utf_8(server, prompt, status):
+@pytest.mark.parametrize(
+    ("prompt", "charset", "status"),
+    [
+        ("Grüße".encode(), "utf-8", 200),
+        ("Grüße".encode("latin-1"), "utf-8", 400),
+        (b"\xe9", "utf-8", 400),  # in UTF-8 two bytes, which the audio has by chance
+        ("Grüße".encode("latin-1"), "latin-1", 400),
+    ],
+)
+def test_text_of_a_form_must_be_utf_8(server, prompt, charset, status):
     parts = [
         b'Content-Disposition: form-data; name="model"\r\n\r\nspeech',
         b'Content-Disposition: form-data; name="prompt"\r\n\r\n' + prompt,
-        b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + wav(),
+        b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + wav() + "é".encode(),
     ]
     body = b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + b"--x--\r\n"
-    headers = {"content-type": "multipart/form-data; boundary=x"}
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
     found, _, answer = server.request("POST", "/v1/audio/transcriptions", body, headers)
     assert found == status
     if status == 200:
