@@ -15,6 +15,9 @@ from piston.core.errors import EngineError
 from piston.core.json_text import json_text
 
 SERVE = Path(__file__).parent / "adapters" / "serve.py"
+# Seconds before each turn. Threads of a system wait actively for more work after an answer, those of OpenMP for 0.2
+# seconds by default, and would take the cores from the next system's first token.
+REST = 0.3
 _SHOWN = 400  # characters of the system's stderr to keep
 
 
@@ -59,6 +62,7 @@ class Child:
     ) -> None:
         self.contender = contender
         self._timeout = timeout
+        self._has_answered = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         # Another system's Python must not see our paths. Ours must, as Piston may be on one (`pip install --user`).
         shield = "-P" if contender.python == sys.executable else "-I"
@@ -98,7 +102,10 @@ class Child:
         )
 
     def ask(self, message: dict[str, Any], event: str) -> dict[str, Any]:
-        """Send one message; the answer must be this event."""
+        """Send one message, the machine at rest; the answer must be this event."""
+        if self._has_answered:  # the first message is part of a measured start
+            time.sleep(REST)
+        self._has_answered = True
         self._send(message)
         return self._receive(event)
 

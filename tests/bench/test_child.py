@@ -48,6 +48,16 @@ def test_what_the_far_side_tells_arrives(started):
     assert len(child.run([[1]], 1).times) == 1
 
 
+def test_threads_of_the_turn_before_come_to_rest_first_but_a_start_is_measured_at_once(started, monkeypatch):
+    slept = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    child = started(READY + "CHANGES = {}" + RAN)
+    child.run([[1]], 1)
+    assert slept == []
+    child.run([[1]], 1)
+    assert slept == [module.REST]
+
+
 @pytest.mark.parametrize(("is_ours", "seen"), [(True, "there"), (False, "")])
 def test_our_own_python_keeps_our_paths_and_a_rivals_does_not(started, tmp_path, monkeypatch, is_ours, seen):
     (tmp_path / "paths").mkdir()
