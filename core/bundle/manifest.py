@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from piston.core.bundle.interface import DECODER, CacheSpec, FloatType, GraphInterface, StateSpec, decoder_interface
-from piston.core.bundle.schema1 import upgraded
 from piston.core.errors import BundleCorruptError, BundleNotFoundError, BundleTooNewError, MisuseError
 from piston.core.json_text import json_text
 from piston.core.schema import SchemaError, validated
@@ -176,7 +175,11 @@ class Manifest:
                 f"{source} has schema {schema}, but this Piston reads up to {SCHEMA}; upgrade Piston or build it again."
             )
         try:
-            found = typing.cast("Self", validated(cls, upgraded(data), ignore_unknown=True))
+            if schema < SCHEMA:
+                from piston.core.bundle.schema1 import upgraded  # rare: every start would pay for its classes
+
+                data = upgraded(data)
+            found = typing.cast("Self", validated(cls, data, ignore_unknown=True))
         except SchemaError as problem:
             raise BundleCorruptError(f"{source}: {problem}; make the directory again.") from None
         known = {item.name for item in dataclasses.fields(cls)}

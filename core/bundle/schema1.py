@@ -41,9 +41,7 @@ class _Manifest:
 
 
 def upgraded(data: Any) -> Any:
-    """The manifest in schema 2; other schemas are returned unchanged. Raises SchemaError."""
-    if data["schema"] != 1:
-        return data
+    """The manifest in schema 2. Raises SchemaError."""
     old: _Manifest = validated(_Manifest, data, ignore_unknown=True)
     interface = decoder_interface(old.cache.spec(), old.model.vocab_size)
     engines = [
