@@ -47,12 +47,20 @@ class Live:
         return self.post(path, data, {"Content-Type": "multipart/form-data; boundary=part"})
 
 
+async def until_told(uvicorn):
+    """uvicorn's own loop looks ten times a second, and hundreds of tests would wait for it."""
+    while not await uvicorn.on_tick(0):
+        await asyncio.sleep(0.01)
+
+
 @contextlib.contextmanager
 def serving(models, settings):
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # who connects before uvicorn accepts waits
     server, loop, started = Server(models, settings), asyncio.new_event_loop(), threading.Event()
     uvicorn = _http_server(server)
+    uvicorn.main_loop = lambda: until_told(uvicorn)
 
     async def run():
         server.start()
