@@ -1,11 +1,13 @@
-"""torch.onnx.export as every graph is traced with it, without the second trace where the first needs none.
+"""torch.onnx.export as every graph is traced with it, without computing again what the first trace found.
 
 torch.onnx.export decomposes a program into operators that have an ONNX translation by tracing it again. That takes as
 long as the trace and the translation together, and for most models it only renames operators. Here a program is traced
-again only where an operator has no translation or changes its input.
+again only where an operator has no translation or changes its input. Its pass that makes type promotion explicit runs
+every operator on fake tensors; here it takes what the trace recorded, and runs those that it inserts or changes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -56,7 +58,8 @@ def onnx_of(
         example: arguments of the module by name; None for a program.
         shapes: of each, as torch.export takes dynamic_shapes; None for a program.
     """
-    with mock.patch.object(ExportedProgram, "run_decompositions", _where_needed(ExportedProgram.run_decompositions)):
+    decompose = _where_needed(ExportedProgram.run_decompositions)
+    with mock.patch.object(ExportedProgram, "run_decompositions", decompose), _promotion_by_record():
         program = torch.onnx.export(
             model,
             (),
@@ -83,6 +86,30 @@ def _where_needed(decompose: Callable[..., ExportedProgram]) -> Callable[..., Ex
         return decompose(program, table) if needed else program
 
     return run_decompositions
+
+
+@contextlib.contextmanager
+def _promotion_by_record() -> Iterator[None]:
+    """The pass for type promotion takes the values of operators it leaves alone from the trace (torch 2.13)."""
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    interpreter = getattr(type_promotion, "_TypePromotionInterpreter", None)
+    if interpreter is None:  # another torch: slower, and the same graph
+        yield
+        return
+    run = interpreter.run_node
+
+    def run_node(self: Any, node: fx.Node) -> Any:
+        rule = type_promotion.get_type_promotion_rule(node, self.type_promotion_table)
+        if node.op != "call_function" or "val" not in node.meta:
+            return run(self, node)
+        if rule is not None:
+            with self._set_current_node(node):
+                self._maybe_promote_node(node, rule)
+        return node.meta["val"]  # of a changed operator that of its second run
+
+    with mock.patch.object(interpreter, "run_node", run_node):
+        yield
 
 
 def _simplify(node: fx.Node) -> None:

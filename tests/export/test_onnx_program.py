@@ -1,5 +1,6 @@
 """Against torch: what is traced once, and what is decomposed by a second trace, computes what the module computes."""
 
+import contextlib
 from unittest import mock
 
 import numpy as np
@@ -7,8 +8,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.onnx._internal.fx.passes import type_promotion
 from zoo import share_tables_of_torch
 
 from piston.checkpoint.quiet import quiet
@@ -47,6 +49,18 @@ DECOMPOSED = {
 }
 
 
+PROMOTED = {
+    "an integer and a float": lambda x, y: (x > 0).to(torch.int64) + y,
+    "a truth value and a float": lambda x, y: (x > y) * y,
+    "integers divided": lambda x, y: x.to(torch.int32) / y.to(torch.int32).clamp_min(3),
+    "a truth value and half precision": lambda x, y: (
+        (x > 0) * (y > 0).half()
+    ).float(),  # no rounding that ONNX Runtime may leave out
+    "a size": lambda x, y: x.to(torch.int64) * 0.5 + x.shape[0] + y,
+    "behind a promoted one": lambda x, y: (((x > 0) + y) > 1) * x.to(torch.int32) - y,
+}
+
+
 class Computing(nn.Module):
     def __init__(self, compute):
         super().__init__()
@@ -80,6 +94,7 @@ def check(compute):
         found = session.run(None, {"x": x.numpy(), "y": y.numpy()})[0]
         assert found.dtype == expected.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    return model
 
 
 @pytest.mark.parametrize("compute", [pytest.param(KEPT[name], id=name) for name in KEPT])
@@ -115,3 +130,20 @@ def test_a_program_is_traced_with_the_axes_and_constants_it_has(decomposed):
     rows = X.reshape(6, 4)
     np.testing.assert_allclose(session.run(None, {"x": rows.numpy()})[0], module(rows).detach().numpy(), atol=1e-6)
     assert not decomposed.called
+
+
+@pytest.mark.parametrize("name", PROMOTED)
+def test_types_are_promoted_as_by_running_every_operator_again(name, monkeypatch):
+    by_record = check(PROMOTED[name])
+    monkeypatch.setattr(onnx_program, "_promotion_by_record", contextlib.nullcontext)
+    by_running = check(PROMOTED[name])
+    assert str(ir.to_proto(by_record).graph) == str(ir.to_proto(by_running).graph)
+
+
+def test_operators_that_are_not_promoted_are_not_run_again():
+    run = fx.Interpreter.run_node
+    with mock.patch.object(fx.Interpreter, "run_node", autospec=True, side_effect=run) as runs:
+        check(KEPT["rms_norm"])
+    pass_class = type_promotion._TypePromotionInterpreter
+    nodes = [node for interpreter, node in (call.args for call in runs.mock_calls) if type(interpreter) is pass_class]
+    assert {node.op for node in nodes} == {"placeholder", "output"}

@@ -49,7 +49,7 @@ class Live:
 
 async def until_told(uvicorn):
     """uvicorn's own loop looks ten times a second, and hundreds of tests would wait for it."""
-    while not await uvicorn.on_tick(0):
+    while not await uvicorn.on_tick(0):  # noqa: ASYNC110 - there is no event
         await asyncio.sleep(0.01)
 
 
