@@ -32,7 +32,7 @@ class Row:
     calibrate: tuple[str, ...] = ()
     distill: tuple[str, ...] = ()
     is_trained: bool = True  # or only made, as distill begins
-    start: str = ""  # the row whose calibration distill begins from
+    start: str = ""  # the row that distill begins from: a calibration, or a student
 
     @property
     def place(self) -> str:
@@ -50,7 +50,8 @@ ROWS = (
     Row("2:4, magnitude", ("--scheme", "fp", "--sparsity", "2:4", "--pruning", "magnitude", *ANYTHING)),
     Row("2:4, SparseGPT", ("--scheme", "fp", "--sparsity", "2:4", *BUILTIN, *ANYTHING)),
     Row("2:4, SparseGPT, w8a8", ("--scheme", "w8a8", "--sparsity", "2:4", *BUILTIN, *ANYTHING)),
-    Row("2:4, distilled", distill=("--prune", "sparsity=2:4", "--lr", "1e-4")),
+    Row("2:4, distilled layer by layer", distill=("--layerwise",), start="2:4, SparseGPT"),
+    Row("2:4, distilled", distill=("--lr", "1e-4"), start="2:4, distilled layer by layer"),
 )
 
 
@@ -111,7 +112,7 @@ def student_of(row: Row, arguments: argparse.Namespace) -> Path:
     if row.start:
         start = next(other for other in ROWS if other.name == row.start)
         make(start, arguments)
-        words += ["--start", work / start.place]
+        words += ["--start", work / (f"{start.place}.model" if start.distill else start.place)]
     words += ["--report", work / f"{row.place}.html", "--resume"]
     made(student, "distill", arguments.teacher, "-o", student, *BUILTIN, *arguments.more, *words)
     made(model, "export", student, "-o", model, "--dtype", "fp32")
