@@ -15,9 +15,9 @@ from piston.core.errors import EngineError
 from piston.core.json_text import json_text
 
 SERVE = Path(__file__).parent / "adapters" / "serve.py"
-# Seconds before each turn. Threads of a system wait actively for more work after an answer, those of OpenMP for 0.2
+# Seconds before each turn. Threads of a system busy-wait for more work after an answer, those of OpenMP for 0.2
 # seconds by default, and would take the cores from the next system's first token.
-REST = 0.3
+PAUSE = 0.3
 _SHOWN = 400  # characters of the system's stderr to keep
 
 
@@ -102,9 +102,9 @@ class Child:
         )
 
     def ask(self, message: dict[str, Any], event: str) -> dict[str, Any]:
-        """Send one message, the machine at rest; the answer must be this event."""
+        """Send one message, after a pause; the answer must be this event."""
         if self._has_answered:  # the first message is part of a measured start
-            time.sleep(REST)
+            time.sleep(PAUSE)
         self._has_answered = True
         self._send(message)
         return self._receive(event)

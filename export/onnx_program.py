@@ -91,19 +91,19 @@ def _where_needed(decompose: Callable[..., ExportedProgram]) -> Callable[..., Ex
 @contextlib.contextmanager
 def _promotion_by_record() -> Iterator[None]:
     """The pass for type promotion takes the values of operators it leaves alone from the trace (torch 2.13)."""
-    from torch.onnx._internal.fx.passes import type_promotion
+    try:
+        from torch.onnx._internal.fx.passes import type_promotion
 
-    interpreter = getattr(type_promotion, "_TypePromotionInterpreter", None)
-    if interpreter is None:  # another torch: slower, and the same graph
+        interpreter = type_promotion._TypePromotionInterpreter  # noqa: SLF001
+    except (ImportError, AttributeError):  # another torch: slower, and the same graph
         yield
         return
     run = interpreter.run_node
 
     def run_node(self: Any, node: fx.Node) -> Any:
-        rule = type_promotion.get_type_promotion_rule(node, self.type_promotion_table)
         if node.op != "call_function" or "val" not in node.meta:
             return run(self, node)
-        if rule is not None:
+        if rule := type_promotion.get_type_promotion_rule(node, self.type_promotion_table):
             with self._set_current_node(node):
                 self._maybe_promote_node(node, rule)
         return node.meta["val"]  # of a changed operator that of its second run

@@ -55,7 +55,7 @@ def test_threads_of_the_turn_before_come_to_rest_first_but_a_start_is_measured_a
     child.run([[1]], 1)
     assert slept == []
     child.run([[1]], 1)
-    assert slept == [module.REST]
+    assert slept == [module.PAUSE]
 
 
 @pytest.mark.parametrize(("is_ours", "seen"), [(True, "there"), (False, "")])

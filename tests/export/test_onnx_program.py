@@ -53,9 +53,8 @@ PROMOTED = {
     "an integer and a float": lambda x, y: (x > 0).to(torch.int64) + y,
     "a truth value and a float": lambda x, y: (x > y) * y,
     "integers divided": lambda x, y: x.to(torch.int32) / y.to(torch.int32).clamp_min(3),
-    "a truth value and half precision": lambda x, y: (
-        (x > 0) * (y > 0).half()
-    ).float(),  # no rounding that ONNX Runtime may leave out
+    # Nothing here is rounded to half precision, which ONNX Runtime may leave out.
+    "a truth value and half precision": lambda x, y: ((x > 0) * (y > 0).half()).float(),
     "a size": lambda x, y: x.to(torch.int64) * 0.5 + x.shape[0] + y,
     "behind a promoted one": lambda x, y: (((x > 0) + y) > 1) * x.to(torch.int32) - y,
 }
