@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from piston.calibration.check import Check
+from piston.calibration.check import Check, bounds_of
 from piston.calibration.result import Calibrated
+from piston.evaluation.metrics import measured
 from piston.evaluation.table import number
 
 WORTH = 0.05  # of the bytes: what saves less is not worth another model to look after
@@ -54,7 +55,10 @@ class Verdict:
 
 
 def verdict_of(result: Calibrated) -> Verdict:
-    """Of a calibration that passed its check."""
+    """Of a calibration that passed its check.
+
+    Worth having is what saves enough bytes and stays within the scheme's default limit, whatever limit was asked for.
+    """
     size, scheme = result.size, result.manifest.model.scheme
     saved = 1 - size.actual / size.whole
     is_sparse = bool(result.recipe.sparsity)
@@ -63,9 +67,20 @@ def verdict_of(result: Calibrated) -> Verdict:
     heads, float_row, own_row, cost = _quality(result)
     rows = (("float", megabytes[0], *float_row), (name, megabytes[1], *own_row))
     change = f"{saved:.0%} fewer bytes" if saved >= 0 else f"{-saved:.0%} more bytes"
+    missed = _missed_default(result)
+    beyond = f", beyond the default limit of {result.recipe.scheme} ({missed})" if missed else ""
+    reason, is_worth_it = f"{change} for {cost}{beyond}", saved >= WORTH and not missed
     zeros = FLOAT_ZEROS if scheme.partition("+")[0] == "fp" else ZEROS
     notes = (SPEED, zeros) if is_sparse else (SPEED,)
-    return Verdict(("", "weights, MB", *heads), rows, saved, saved >= WORTH, f"{change} for {cost}", notes)
+    return Verdict(("", "weights, MB", *heads), rows, saved, is_worth_it, reason, notes)
+
+
+def _missed_default(result: Calibrated) -> str | None:
+    """The scheme's default limit where the result is beyond it, such as "ppl<=2%"."""
+    found = result.check
+    values = measured(found.near) if isinstance(found, Check) else found.comparison.values
+    (gate,) = bounds_of([], result.recipe.scheme, result.manifest.task)
+    return None if gate.judge(values).is_met else gate.text
 
 
 def _quality(result: Calibrated) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], str]:

@@ -3,6 +3,7 @@
 With PISTON_LOG_FORMAT=json (or --log-format json) stderr carries one JSON object a line, for log collectors.
 """
 
+import math
 import os
 import sys
 import time
@@ -105,13 +106,12 @@ class Progress:
             raise
         self._end(name, time.perf_counter() - start, stopped=False)
 
-    def step(self, name: str, done: int, total: int) -> None:
-        """Redraw the bar of the current phase, with the estimated time left."""
+    def step(self, name: str, done: int, total: int, seconds_left: float | None = None) -> None:
+        """Redraw the bar of the current phase, with the time left: the given one, or an estimate by the pace so far."""
         width = 24
         filled = width * done // max(total, 1)
-        self._write(
-            f"  {name} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}{self._left(done, total)}", live=True
-        )
+        left = self._left(done, total) if seconds_left is None else time_left(seconds_left)
+        self._write(f"  {name} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}{left}", live=True)
 
     def _end(self, name: str, seconds: float, *, stopped: bool) -> None:
         if self._json:
@@ -127,8 +127,7 @@ class Progress:
         start, before = self._first
         if not before < done < total:
             return ""
-        seconds = round((time.perf_counter() - start) / (done - before) * (total - done))
-        return f", {seconds // 60}:{seconds % 60:02d} left"
+        return time_left((time.perf_counter() - start) / (done - before) * (total - done))
 
     def _write(self, text: str, *, live: bool) -> None:
         if self._quiet or (live and not self._live):
@@ -138,6 +137,14 @@ class Progress:
 
     def _painted(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(self._stream) else text
+
+
+def time_left(seconds: float) -> str:
+    """Such as ", 1:05 left"; nothing where that is not known: infinite."""
+    if math.isinf(seconds):
+        return ""
+    whole = round(seconds)
+    return f", {whole // 60}:{whole % 60:02d} left"
 
 
 def _say(stream: TextIO | None, text: str) -> None:

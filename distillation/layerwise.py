@@ -6,12 +6,14 @@ al., "EfficientQAT", 2024). Every token says something about every weight of a l
 answers of the whole model do.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -19,6 +21,7 @@ from piston.core.console import Progress
 from piston.core.errors import Error
 from piston.distillation.loss import hidden_distance
 from piston.distillation.rounding import StudentLinear
+from piston.distillation.source import batch
 from piston.distillation.structure import layers_of
 from piston.distillation.training import BETAS, Run, Trainer, rate_at
 
@@ -34,8 +37,16 @@ class LayerTrainer(Trainer):
         self.begun, self.layer_step = 0.0, 0  # of this layer: seconds of training before it, its steps
         super().__init__(*arguments)
         values = self.data.train.shape[1] * self.student.get_input_embeddings().weight.shape[1]
-        self.ids = torch.from_numpy(self.data.train[: max(self.options.rows, MOST_VALUES // values)])
+        self.fitting = max(self.options.rows, MOST_VALUES // values)
+        self.ids = torch.from_numpy(self.data.train[self._rows()])
+        self.passes, self.pass_seconds = 0.0, 0.0  # of layers over the rows, besides the training
         self.calls = _calls(self.student, self.own, self.ids[:1].to(self.student.device))
+
+    def _rows(self) -> NDArray[np.int64]:
+        """The numbers of the rows whose hidden states are computed: those that fit, and no more than are trained on."""
+        count, options = len(self.data.train), self.options
+        read = count if options.steps is None else options.steps * options.rows
+        return batch(count, 0, max(options.rows, min(count, self.fitting, read)), options.seed)
 
     @property
     def layer_fraction(self) -> float:
@@ -66,7 +77,7 @@ class LayerTrainer(Trainer):
         """
         if self.options.steps == 0:
             return self.run
-        if len(self.ids) < len(self.data.train):
+        if len(self.ids) == self.fitting < len(self.data.train):
             remark(
                 f"layers are trained on {len(self.ids):,} of {len(self.data.train):,} rows, whose states fit in memory"
             )
@@ -74,18 +85,38 @@ class LayerTrainer(Trainer):
         exact = read
         losses, saved = list[float](), time.monotonic()
         for number, (own, theirs) in enumerate(zip(self.own, self.theirs, strict=True)):
-            call = self.calls[number]
-            goal = _outputs(theirs, exact, call, self.options.rows)
+            goal = self._outputs(number, theirs, exact, progress)
             if number >= self.run.layers:
                 self.begun, self.layer_step = self.run.seconds, 0
-                losses += self._train_layer(own, read, goal, call, progress)
+                losses += self._train_layer(own, read, goal, self.calls[number], progress)
                 self.run.layers, self.layer_step, self.begun = number + 1, 0, self.run.seconds
                 if time.monotonic() - saved > 60 * self.options.save_every or self.run.layers == len(self.own):
                     self._judge(losses, remark)
                     self.save(key)
                     saved = time.monotonic()
-            read, exact = _outputs(own, read, call, self.options.rows), goal
+            if number + 1 < len(self.own):
+                read, exact = self._outputs(number, own, read, progress), goal
         return self.run
+
+    @property
+    def seconds_left(self) -> float:
+        """By the pace so far: of the training, and of the passes that compute what layers read and learn to give."""
+        if not self.passes:
+            return math.inf
+        return super().seconds_left + self.pass_seconds / self.passes * (2 * len(self.own) - 1 - self.passes)
+
+    @torch.no_grad()
+    def _outputs(self, number: int, layer: nn.Module, read: Tensor, progress: Progress) -> Tensor:
+        """What a layer gives of all rows: float32 [rows, tokens, hidden], in the CPU's memory."""
+        name, found, done = f"outputs of layer {number + 1} of {len(self.own)}", list[Tensor](), 0
+        for part in torch.split(read, self.options.rows):
+            began = time.monotonic()
+            found.append(_output(layer(part.to(self.student.device), **self.calls[number])).cpu())
+            self.pass_seconds += time.monotonic() - began
+            self.passes += len(part) / len(read)
+            done += len(part)
+            progress.step(name, done, len(read), self.seconds_left)
+        return torch.cat(found)
 
     def _train_layer(
         self, layer: nn.Module, read: Tensor, goal: Tensor, call: Mapping[str, Any], progress: Progress
@@ -100,13 +131,12 @@ class LayerTrainer(Trainer):
         groups = [{"params": [item], "lr": rate} for item, rate in rates.items()]
         optimizer = AdamW(groups, betas=BETAS, weight_decay=0.0)
         bases = [group["lr"] for group in optimizer.param_groups]
-        order = np.random.default_rng([options.seed, self.run.layers])
         losses = list[float]()
         while self.layer_fraction < 1:
             with self.timed():
                 for group, base in zip(optimizer.param_groups, bases, strict=True):
                     group["lr"] = base * rate_at(self.layer_fraction)
-                rows = torch.from_numpy(order.choice(len(read), options.rows, replace=False))
+                rows = torch.from_numpy(batch(len(read), self.layer_step, options.rows, options.seed, self.run.layers))
                 with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bf16"):
                     found = _output(layer(read[rows].to(device), **call))
                 loss = hidden_distance(goal[rows].to(device), found.float())
@@ -170,13 +200,6 @@ def _first_inputs(model: Any, layers: nn.ModuleList, ids: Tensor, rows: int) -> 
     finally:
         handle.remove()
     return torch.cat(found)
-
-
-@torch.no_grad()
-def _outputs(layer: nn.Module, read: Tensor, call: Mapping[str, Any], rows: int) -> Tensor:
-    """What a layer gives of all rows, in float32."""
-    device = next(layer.parameters()).device
-    return torch.cat([_output(layer(part.to(device), **call)).cpu() for part in torch.split(read, rows)])
 
 
 def _output(found: Tensor | tuple[Tensor, ...]) -> Tensor:

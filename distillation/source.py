@@ -120,11 +120,11 @@ class Data:
         rows = load_rows(sources, bundle, options)
         return cls(rows.ids[:-NUM_HELD_OUT], rows.ids[-NUM_HELD_OUT:], rows)
 
-    def batch(self, step: int, size: int, seed: int) -> NDArray[np.int64]:
-        """Which rows a step trains on: the epochs' permutations one after another, from the seed alone."""
-        count = len(self.train)
-        places = range(step * size, (step + 1) * size)
-        orders = {
-            epoch: np.random.default_rng([seed, epoch]).permutation(count) for epoch in {p // count for p in places}
-        }
-        return np.array([orders[place // count][place % count] for place in places])
+
+def batch(count: int, step: int, size: int, *seeds: int) -> NDArray[np.int64]:
+    """Which of `count` rows a step trains on: the epochs' permutations one after another, from the seeds alone."""
+    places = range(step * size, (step + 1) * size)
+    orders = {
+        epoch: np.random.default_rng([*seeds, epoch]).permutation(count) for epoch in {p // count for p in places}
+    }
+    return np.array([orders[place // count][place % count] for place in places])

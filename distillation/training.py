@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import AdamW, lr_scheduler
 
-from piston.core.console import Progress
+from piston.core.console import Progress, time_left
 from piston.core.errors import Error, MisuseError
 from piston.distillation.loss import Judged, cross_entropy, hidden_distance, kl_divergence
 from piston.distillation.options import TrainingOptions
 from piston.distillation.rounding import StudentLinear
-from piston.distillation.source import Data
+from piston.distillation.source import Data, batch
 from piston.distillation.teacher import Teacher
 
 STATE = "state.pt"
@@ -195,7 +195,7 @@ class Trainer:
 
     def _step(self) -> float:
         options = self.options
-        rows = self.data.batch(self.run.step, options.rows, options.seed)
+        rows = batch(len(self.data.train), self.run.step, options.rows, options.seed)
         together = max(
             1, PASS_LOGITS // (self.data.train.shape[1] * self.student.get_output_embeddings().weight.shape[0])
         )
@@ -239,15 +239,17 @@ class Trainer:
             f"{judged.student_ppl:.2f} (teacher {judged.teacher_ppl:.2f}){self._left()}"
         )
 
+    @property
+    def seconds_left(self) -> float:
+        """By the pace so far; infinite before the first step."""
+        return self.run.seconds * (1 - self.fraction) / self.fraction if self.fraction else math.inf
+
     def _left(self) -> str:
-        if not 0 < self.fraction < 1:
-            return ""
-        seconds = round(self.run.seconds * (1 - self.fraction) / self.fraction)
-        return f", {seconds // 60}:{seconds % 60:02d} left"
+        return time_left(self.seconds_left) if self.fraction < 1 else ""
 
     def _show(self, loss: float, progress: Progress) -> None:
         total = max(self.run.step, round(self.run.step / max(self.fraction, 1e-9)))
-        progress.step(f"training, loss {loss:.4f}", self.run.step, total)
+        progress.step(f"training, loss {loss:.4f}", self.run.step, total, self.seconds_left)
 
 
 def rate_at(fraction: float) -> float:

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import math
 
 import pytest
 
@@ -114,6 +115,13 @@ def test_a_bar_tells_the_time_left_at_the_pace_since_the_first_step(monkeypatch,
         now[0] = seconds
         progress.step("loading", 1, 4)
     assert f" 1/4{left}\r" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(65.0, ", 1:05 left"), (math.inf, "")])
+def test_a_bar_tells_the_time_left_that_it_is_given(seconds, left):
+    stream = Terminal()
+    Progress(stream=stream).step("training", 1, 4, seconds)
+    assert stream.getvalue().endswith(f"] 1/4{left}")
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """Training layer by layer on a toy: what it reaches, what it leaves alone, how it goes on after a kill."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,7 +13,7 @@ from piston.distillation.distill import distill
 from piston.distillation.layerwise import LayerTrainer
 from piston.distillation.options import DistillOptions, TrainingOptions
 from piston.distillation.pruning import Goal
-from piston.distillation.source import Source
+from piston.distillation.source import Data, Source
 from piston.distillation.sparsity import is_sparse
 
 W4 = DistillOptions(scheme="w4", block=32, seq_len=24)
@@ -149,5 +152,31 @@ def test_the_rate_is_in_steps_of_each_matrix(teacher, text, tmp_path, monkeypatc
 def test_rows_that_are_left_out_are_told(teacher, text, tmp_path, monkeypatch):
     monkeypatch.setattr(layerwise_module, "MOST_VALUES", 5 * 24 * 64)
     remarks = []
-    distill(str(teacher), tmp_path / "student", [text], W4, layerwise(1), remark=remarks.append)
+    distill(str(teacher), tmp_path / "student", [text], W4, layerwise(2), remark=remarks.append)
     assert any("layers are trained on 5 of " in remark for remark in remarks)
+
+
+def test_no_more_rows_are_computed_than_are_trained_on(teacher, text, tmp_path, monkeypatch):
+    read = []
+    train = LayerTrainer._train_layer
+
+    def seen(trainer, layer, inputs, *rest):
+        read.append((len(inputs), len(trainer.data.train)))
+        return train(trainer, layer, inputs, *rest)
+
+    monkeypatch.setattr(LayerTrainer, "_train_layer", seen)
+    distill(str(teacher), tmp_path / "student", [text], W4, layerwise(3))
+    assert read[0][1] > 12
+    assert [count for count, _ in read] == [12, 12]
+
+
+def test_the_time_left_has_the_passes_that_train_nothing(teacher, text, tmp_path):
+    """Two layers take three passes over all rows; one is over, and of the first layer's training a half."""
+    source = Source.open(str(teacher)).model.requires_grad_(requires_grad=True)
+    data = Data(np.zeros((8, 24), np.int64), np.zeros((1, 24), np.int64), None)
+    trainer = LayerTrainer(source, {}, None, data, layerwise(2), tmp_path, model=source)
+    assert trainer.seconds_left == math.inf
+    trainer.passes, trainer.pass_seconds = 1.0, 10.0
+    assert trainer.seconds_left == math.inf
+    trainer.run.seconds, trainer.layer_step = 5.0, 1
+    assert trainer.seconds_left == pytest.approx(2 * 10 + 3 * 5)

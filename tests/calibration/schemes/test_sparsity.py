@@ -17,6 +17,7 @@ from piston.calibration.verdict import verdict_of
 from piston.core.errors import CalibrationError, MisuseError
 from piston.data.rows import RowOptions
 from piston.engines import build
+from piston.evaluation.tasks import text_generation
 from piston.graph.rounding import Grid
 from piston.graph.sparsity import is_sparse, sparse_matmuls
 
@@ -162,6 +163,16 @@ def test_the_verdict_says_that_zeros_alone_save_nothing_and_fewer_bits_do(sparse
     assert "--target ort-cpu:avx512 stores 5/8 of the bytes of INT8 weights and 3/4 of INT4's" in bits.lines[-1]
     whole = (sparse_models["w4"][0].parent / "fp/model.onnx.data").stat().st_size
     assert bits.saved == pytest.approx(1 - bits_size(sparse_models["w4"][0]) / whole, abs=0.01)
+
+
+def test_the_verdict_is_not_worth_it_beyond_the_schemes_default_limit_whatever_was_allowed(sparse_models, monkeypatch):
+    result = sparse_models["w8"][1]
+    assert verdict_of(result).is_worth_it
+    monkeypatch.setitem(text_generation.DEFAULTS, "w8", "kl<=0.0001")
+    found = verdict_of(result)
+    assert not found.is_worth_it
+    assert found.lines[3].startswith("verdict: not worth it, 46% fewer bytes for ")
+    assert found.lines[3].endswith(", beyond the default limit of w8 (kl<=0.0001)")
 
 
 def bits_size(directory):
