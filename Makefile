@@ -25,15 +25,17 @@ $(BUNDLE)/manifest.json: $(MODEL)/manifest.json
 $(MODEL)/manifest.json: | $(VENV)/export
 	$(BIN)/piston export "$$($(BIN)/python scripts/demo_checkpoint.py)" -o $(MODEL) --overwrite
 
-test: setup check unit
+# Checks take what the tests leave of the processors: tests wait for servers and processes here and there.
+test: setup
+	@$(MAKE) --no-print-directory -j 2 check unit
 
 setup: $(VENV)/export $(VENV)/dev
 
 check: $(VENV)/dev
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	nice -n 19 $(BIN)/ruff format --check .
+	nice -n 19 $(BIN)/ruff check .
+	nice -n 19 $(BIN)/mypy
+	nice -n 19 $(BIN)/lint-imports
 
 unit: setup
 	$(BIN)/python -m pytest $(WORKERS)
