@@ -20,7 +20,7 @@ inline __m512 right_of(__m512i pairs) {
 
 template <bool HasBfloat16>
 inline __m512 add_products(__m512 sum, __m512i inputs, __m512i weights) {
-  if (HasBfloat16) return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(inputs), reinterpret_cast<__m512bh>(weights));
+  if (HasBfloat16) return add_bfloat16_dots(sum, inputs, weights);
   return _mm512_fmadd_ps(left_of(inputs), left_of(weights), _mm512_fmadd_ps(right_of(inputs), right_of(weights), sum));
 }
 
@@ -49,6 +49,7 @@ void strip_rows(const Bfloat16Product& product, int64_t row, int64_t column) {
   for (auto& of_row : sums) of_row[0] = of_row[1] = _mm512_setzero_ps();
   for (int64_t k = 0; k < depth; k += 2) {
     const __m512i first = _mm512_loadu_si512(left + k * kLanes), second = _mm512_loadu_si512(right + k * kLanes);
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const __m512i pair = two_inputs(inputs + r * depth + k);
       sums[r][0] = add_products<HasBfloat16>(sums[r][0], pair, first);

@@ -43,12 +43,14 @@ void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, i
     for (int64_t k = first; k < first + (rest < input.block ? rest : input.block); k += 8) {
       __m512i eight[2];
       load_eight<Bits>(weights, k, eight);
+#pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           int32_t word;
           __builtin_memcpy(&word, codes + r * input.depth + k + 4 * half, sizeof word);
           __m512i& sum = sums[r][half % kChains];
-          sum = _mm512_dpbusd_epi32(sum, eight[half], _mm512_set1_epi32(word));
+          sum = add_dots(sum, eight[half], _mm512_set1_epi32(word));
         }
       }
     }
@@ -75,9 +77,10 @@ void sparse_totals_of(const BlockInput& input, const BlockWeights& part, int64_t
     for (int64_t k = first; k < first + (rest < input.block ? rest : input.block); k += 8) {
       const SparseRow eight = load_sparse<Bits>(weights);
       weights += part.row_bytes;
-      added_by_zeros = _mm512_dpbusd_epi32(added_by_zeros, zeros, eight.weights);
+      added_by_zeros = add_dots(added_by_zeros, zeros, eight.weights);
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
-        sums[r] = _mm512_dpbusd_epi32(sums[r], eight.select(codes + r * input.depth + k), eight.weights);
+        sums[r] = add_dots(sums[r], eight.select(codes + r * input.depth + k), eight.weights);
     }
     const __m512 scale = _mm512_loadu_ps(part.scale(tile, b));
     for (int r = 0; r < Rows; ++r) {

@@ -26,12 +26,15 @@ void dense_rows(const Product& product, int64_t row, const Strip& strip) {
     for (auto& tile_sums : row_sums)
       for (auto& sum : tile_sums) sum = _mm512_setzero_si512();
   for (int64_t k = 0; k < depth; k += 4 * kChains) {
+#pragma GCC unroll 2
     for (int chain = 0; chain < kChains; ++chain) {
       const int64_t at = k + 4 * chain;
       const __m512i weights[2] = {_mm512_loadu_si512(strip.left + at * kLanes), _mm512_loadu_si512(strip.right + at * kLanes)};
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         const __m512i word = four_codes(codes + r * depth + at);
-        for (int t = 0; t < 2; ++t) sums[r][t][chain] = _mm512_dpbusd_epi32(sums[r][t][chain], word, weights[t]);
+        sums[r][0][chain] = add_dots(sums[r][0][chain], word, weights[0]);
+        sums[r][1][chain] = add_dots(sums[r][1][chain], word, weights[1]);
       }
     }
   }
@@ -56,9 +59,11 @@ void sparse_rows(const Product& product, int64_t row, const Strip& strip) {
     for (auto& sum : row_sums) sum = _mm512_setzero_si512();
   for (int64_t k = 0; k < depth; k += 8, left += kSparseRow, right += kSparseRow) {
     const SparseRow tiles[2] = {load_sparse<8>(left), load_sparse<8>(right)};
-    for (int r = 0; r < Rows; ++r)
-      for (int t = 0; t < 2; ++t)
-        sums[r][t] = _mm512_dpbusd_epi32(sums[r][t], tiles[t].select(codes + r * depth + k), tiles[t].weights);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      sums[r][0] = add_dots(sums[r][0], tiles[0].select(codes + r * depth + k), tiles[0].weights);
+      sums[r][1] = add_dots(sums[r][1], tiles[1].select(codes + r * depth + k), tiles[1].weights);
+    }
   }
   for (int r = 0; r < Rows; ++r) finish(product.epilogue, sums[r][0], sums[r][1], row + r, strip);
 }

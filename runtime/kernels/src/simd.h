@@ -11,6 +11,19 @@ namespace piston {
 
 constexpr int kLanes = 16;
 
+// Of each lane the sum and the products of its four codes, unsigned, and its four weights. As an intrinsic GCC 12 copies
+// each sum before and after: two thirds of the instructions of a loop that has sums of several rows.
+inline __m512i add_dots(__m512i sum, __m512i codes, __m512i weights) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(weights));
+  return sum;
+}
+
+// The same of two numbers in bfloat16.
+inline __m512 add_bfloat16_dots(__m512 sum, __m512i inputs, __m512i weights) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(inputs), "v"(weights));
+  return sum;
+}
+
 // e^x, relative error below 3e-7: 2^n times Taylor's polynomial of the rest; below -87 it stays at 2e-38.
 inline __m512 exp_ps(__m512 x) {
   x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
