@@ -37,7 +37,9 @@ check: $(VENV)/dev
 	nice -n 19 $(BIN)/mypy
 	nice -n 19 $(BIN)/lint-imports
 
+# Compiled once: hundreds of processes of the tests would, where PYTHONDONTWRITEBYTECODE is set.
 unit: setup
+	$(BIN)/python -m compileall -q -j 2 $(dir $(wildcard */__init__.py))
 	$(BIN)/python -m pytest $(WORKERS)
 
 slow: setup

@@ -12,7 +12,7 @@ namespace piston {
 constexpr int kLanes = 16;
 
 // Of each lane the sum and the products of its four codes, unsigned, and its four weights. As an intrinsic GCC 12 copies
-// each sum before and after: two thirds of the instructions of a loop that has sums of several rows.
+// each sum before and after: half of the instructions of a loop that has sums of several rows.
 inline __m512i add_dots(__m512i sum, __m512i codes, __m512i weights) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(weights));
   return sum;
