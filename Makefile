@@ -25,7 +25,7 @@ $(BUNDLE)/manifest.json: $(MODEL)/manifest.json
 $(MODEL)/manifest.json: | $(VENV)/export
 	$(BIN)/piston export "$$($(BIN)/python scripts/demo_checkpoint.py)" -o $(MODEL) --overwrite
 
-# Checks take what the tests leave of the processors: tests wait for servers and processes here and there.
+# Checks run beside the tests at the lowest priority, in the time that tests wait for servers and processes.
 test: setup
 	@$(MAKE) --no-print-directory -j 2 check unit
 
@@ -37,7 +37,7 @@ check: $(VENV)/dev
 	nice -n 19 $(BIN)/mypy
 	nice -n 19 $(BIN)/lint-imports
 
-# Compiled once: hundreds of processes of the tests would, where PYTHONDONTWRITEBYTECODE is set.
+# Where PYTHONDONTWRITEBYTECODE is set, every process of the tests would compile the modules again.
 unit: setup
 	$(BIN)/python -m compileall -q -j 2 $(dir $(wildcard */__init__.py))
 	$(BIN)/python -m pytest $(WORKERS)

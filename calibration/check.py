@@ -60,9 +60,14 @@ class Check:
     held_out: HeldOut
 
     @property
+    def reports(self) -> list[Report]:
+        """Near, and far where it was measured: every bound holds for each."""
+        return [report for report in (self.near, self.far) if report is not None]
+
+    @property
     def summaries(self) -> list[str]:
         """Each comparison in a line."""
-        return [summary(report) for report in (self.near, self.far) if report is not None]
+        return [summary(report) for report in self.reports]
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""

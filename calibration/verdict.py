@@ -78,9 +78,11 @@ def verdict_of(result: Calibrated) -> Verdict:
 def _missed_default(result: Calibrated) -> str | None:
     """The scheme's default limit where the result is beyond it, such as "ppl<=2%"."""
     found = result.check
-    values = measured(found.near) if isinstance(found, Check) else found.comparison.values
+    measurements = (
+        [measured(report) for report in found.reports] if isinstance(found, Check) else [found.comparison.values]
+    )
     (gate,) = bounds_of([], result.recipe.scheme, result.manifest.task)
-    return None if gate.judge(values).is_met else gate.text
+    return None if all(gate.judge(values).is_met for values in measurements) else gate.text
 
 
 def _quality(result: Calibrated) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], str]:

@@ -17,12 +17,12 @@ inline void add_group(const int8_t* tile, int64_t group, bool is_sparse, uint32_
     const SparseRow row = load_sparse<8>(reinterpret_cast<const uint8_t*>(tile) + group / 2 * kSparseRow);
     const int shift = group % 2 * 32;  // of eight inputs the other four are none
     const uint64_t eight[2] = {uint64_t{codes} << shift, uint64_t{kZeros} << shift};
-    sums = _mm512_dpbusd_epi32(sums, row.select(reinterpret_cast<const uint8_t*>(&eight[0])), row.weights);
-    offsets = _mm512_dpbusd_epi32(offsets, row.select(reinterpret_cast<const uint8_t*>(&eight[1])), row.weights);
+    sums = add_dots(sums, row.select(reinterpret_cast<const uint8_t*>(&eight[0])), row.weights);
+    offsets = add_dots(offsets, row.select(reinterpret_cast<const uint8_t*>(&eight[1])), row.weights);
   } else {
     const __m512i weights = _mm512_loadu_si512(tile + group * kDenseRow);
-    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(static_cast<int>(codes)), weights);
-    offsets = _mm512_dpbusd_epi32(offsets, _mm512_set1_epi32(static_cast<int>(kZeros)), weights);
+    sums = add_dots(sums, _mm512_set1_epi32(static_cast<int>(codes)), weights);
+    offsets = add_dots(offsets, _mm512_set1_epi32(static_cast<int>(kZeros)), weights);
   }
 }
 

@@ -1,5 +1,6 @@
 """2:4 sparsity: which weights become zero, what that costs, and that the zeros reach every engine."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -173,6 +174,18 @@ def test_the_verdict_is_not_worth_it_beyond_the_schemes_default_limit_whatever_w
     assert not found.is_worth_it
     assert found.lines[3].startswith("verdict: not worth it, 46% fewer bytes for ")
     assert found.lines[3].endswith(", beyond the default limit of w8 (kl<=0.0001)")
+
+
+def test_the_verdict_is_not_worth_it_where_the_limit_is_missed_far_beyond_the_calibrated_rows_alone(sparse_models):
+    result = sparse_models["w8"][1]
+    agreement = result.check.near.agreement
+    doubled = dataclasses.replace(
+        agreement, perplexity_ratio=dataclasses.replace(agreement.perplexity_ratio, value=2.0)
+    )
+    far = dataclasses.replace(result.check.near, agreement=doubled)
+    found = verdict_of(dataclasses.replace(result, check=dataclasses.replace(result.check, far=far)))
+    assert not found.is_worth_it
+    assert found.lines[3].endswith(", beyond the default limit of w8 (ppl<=2%)")
 
 
 def bits_size(directory):
