@@ -92,7 +92,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._json = logs_json()
         self._live = not quiet and not self._json and self._stream is not None and self._stream.isatty()
-        self._first: tuple[float, int] | None = None  # when the bar of the current phase began, and at what
+        self._first: tuple[str, float, int] | None = None  # the present bar: its name, when it began, and at what
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -110,7 +110,7 @@ class Progress:
         """Redraw the bar of the current phase, with the time left: the given one, or an estimate by the pace so far."""
         width = 24
         filled = width * done // max(total, 1)
-        left = self._left(done, total) if seconds_left is None else time_left(seconds_left)
+        left = self._left(name, done, total) if seconds_left is None else time_left(seconds_left)
         self._write(f"  {name} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}{left}", live=True)
 
     def _end(self, name: str, seconds: float, *, stopped: bool) -> None:
@@ -121,10 +121,10 @@ class Progress:
         else:
             self._write(f"  {name}: {seconds:.1f} s", live=False)
 
-    def _left(self, done: int, total: int) -> str:
-        if self._first is None:
-            self._first = (time.perf_counter(), done)
-        start, before = self._first
+    def _left(self, name: str, done: int, total: int) -> str:
+        if self._first is None or self._first[0] != name:
+            self._first = (name, time.perf_counter(), done)
+        _, start, before = self._first
         if not before < done < total:
             return ""
         return time_left((time.perf_counter() - start) / (done - before) * (total - done))

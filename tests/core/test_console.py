@@ -117,6 +117,19 @@ def test_a_bar_tells_the_time_left_at_the_pace_since_the_first_step(monkeypatch,
     assert f" 1/4{left}\r" in stream.getvalue()
 
 
+def test_a_second_bar_of_a_phase_has_a_pace_of_its_own(monkeypatch):
+    stream, now = Terminal(), [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    progress = Progress(stream=stream)
+    with progress.phase("ranking"):
+        progress.step("layers", 0, 4)
+        now[0] = 100.0
+        progress.step("activations", 0, 4)
+        now[0] = 102.0
+        progress.step("activations", 1, 4)
+    assert " 1/4, 0:06 left\r" in stream.getvalue()
+
+
 @pytest.mark.parametrize(("seconds", "left"), [(65.0, ", 1:05 left"), (math.inf, "")])
 def test_a_bar_tells_the_time_left_that_it_is_given(seconds, left):
     stream = Terminal()
