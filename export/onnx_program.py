@@ -13,6 +13,7 @@ from unittest import mock
 
 import onnx_ir as ir
 import torch
+import torch.fx.config
 from torch import fx, nn
 from torch.export import ExportedProgram
 
@@ -59,7 +60,12 @@ def onnx_of(
         shapes: of each, as torch.export takes dynamic_shapes; None for a program.
     """
     decompose = _where_needed(ExportedProgram.run_decompositions)
-    with mock.patch.object(ExportedProgram, "run_decompositions", decompose), _promotion_by_record():
+    with (
+        mock.patch.object(ExportedProgram, "run_decompositions", decompose),
+        _promotion_by_record(),
+        # A line of Python for each operator would take a tenth of the trace. Errors of a program have theirs already.
+        mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", isinstance(model, nn.Module), create=True),
+    ):
         program = torch.onnx.export(
             model,
             (),
