@@ -6,6 +6,7 @@ finite may be a string, as `piston.core.json_text` writes it.
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -74,18 +75,24 @@ def _dataclass(
     ignore_unknown: bool,
 ) -> object:
     found = _object(value, path, whole)
-    fields = {item.name: item for item in dataclasses.fields(expected)}
-    hints = typing.get_type_hints(expected)
-    if not ignore_unknown and (unknown := sorted(set(found) - set(fields))):
+    kinds, required = _fields_of(expected)
+    if not ignore_unknown and (unknown := sorted(set(found) - set(kinds))):
         raise SchemaError(f"unknown field {dotted((*path, unknown[0]))}", (*path, unknown[0]))
-    required = {
-        name
-        for name, item in fields.items()
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    }
     if missing := sorted(required - set(found)):
         raise SchemaError(f"field {dotted((*path, missing[0]))} is missing", path)
-    return expected(**{name: inner(hints[name], item, name) for name, item in found.items() if name in fields})
+    return expected(**{name: inner(kinds[name], item, name) for name, item in found.items() if name in kinds})
+
+
+@functools.cache
+def _fields_of(expected: type[Any]) -> tuple[dict[str, Any], set[str]]:
+    """The types of a dataclass's fields by name, and the names of those without a default."""
+    fields, hints = dataclasses.fields(expected), typing.get_type_hints(expected)
+    required = {
+        item.name
+        for item in fields
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    }
+    return {item.name: hints[item.name] for item in fields}, required
 
 
 def _object(value: object, path: Path, whole: str) -> dict[str, Any]:

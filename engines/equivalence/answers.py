@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from piston.core.bundle.interface import CacheSpec
 from piston.core.bundle.manifest import Manifest
-from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import add_activation_outputs
 from piston.engines.equivalence.lockstep import compare
-from piston.engines.equivalence.rounding_noise import slack_of
+from piston.engines.equivalence.rounding_noise import slack_of, within_noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,11 @@ def check_parity(
     Raises:
         ParityError: logits beyond the bound or another greedy token; the message names where, and the layer.
     """
-    slack = 1.0
-    try:
-        pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows, cross=cross)
-    except ParityError:
-        slack = slack_of(canonical, cache, max_length=max_length, windows=windows, work=lowered.parent, cross=cross)
-        if slack <= 1:
-            raise
-        pair = compare(canonical, lowered, cache, max_length=max_length, windows=windows, slack=slack, cross=cross)
+    run: dict[str, Any] = {"max_length": max_length, "windows": windows, "cross": cross}
+    pair, slack = within_noise(
+        lambda slack: compare(canonical, lowered, cache, **run, slack=slack),
+        lambda: slack_of(canonical, cache, **run, work=lowered.parent),
+    )
     return Parity(
         max_abs=pair.max_abs,
         bound=pair.bound * slack,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import check_known, injectable, largest_of
-from piston.engines.equivalence.rounding_noise import slack_of
+from piston.engines.equivalence.rounding_noise import slack_of, within_noise
 from piston.engines.tensorrt.equivalence.attention_function import write_executable
 from piston.engines.tensorrt.equivalence.locate import check_range, exposed, first_to_differ
 from piston.engines.tensorrt.equivalence.lockstep import in_lockstep, stream_names
@@ -78,18 +78,16 @@ def check_parity(  # noqa: PLR0913
         Float16RangeError: `dtype` is float16, and the model's values go beyond it.
         ParityError: beyond the bound, another token, or another next step; the message names the node.
     """
-    try:
+    if dtype != "float32":
         return _run(canonical, lowered, cache, sizes, Parity(dtype), window, cross)
-    except ParityError:
-        if dtype != "float32":
-            raise
-        windows = (window,) if window else ()
-        slack = slack_of(
+    windows = (window,) if window else ()
+    parity, _ = within_noise(
+        lambda slack: _run(canonical, lowered, cache, sizes, Parity(dtype, slack=slack), window, cross),
+        lambda: slack_of(
             canonical, cache, max_length=sizes.max_length, windows=windows, work=canonical.parent, cross=cross
-        )
-        if slack <= 1:
-            raise
-        return _run(canonical, lowered, cache, sizes, Parity(dtype, slack=slack), window, cross)
+        ),
+    )
+    return parity
 
 
 def _run(  # noqa: PLR0913, PLR0917

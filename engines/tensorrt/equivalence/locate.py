@@ -25,7 +25,8 @@ def first_to_differ(canonical: tuple[Path, Values], lowered: tuple[Path, Values]
 
     Both graphs are run once more; the caches are as they are, and what is written there is written again.
     """
-    names = [name for name in _named(lowered[0]) if name in set(_named(canonical[0]))]
+    shared = set(_named(canonical[0]))
+    names = [name for name in _named(lowered[0]) if name in shared]
     expected, actual = (_values(path, names, run) for path, run in (canonical, lowered))
     producers = {str(output.name): node for node in ir.load(lowered[0]).graph for output in node.outputs}
     for name in names:

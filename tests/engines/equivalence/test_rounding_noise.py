@@ -117,6 +117,12 @@ def test_a_larger_one_is_not(canonical, off_by, monkeypatch, slack):
         proved(canonical, off_by(4.0))
 
 
+def test_what_the_widest_bounds_do_not_allow_is_not_asked_for_its_noise(canonical, off_by, monkeypatch):
+    monkeypatch.setattr(prove, "slack_of", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(ParityError, match="logits differ by"):
+        proved(canonical, off_by(1.1 * prove_noise.MOST))
+
+
 def test_the_slack_stands_in_the_manifest(model_dir, tmp_path):
     build(model_dir, tmp_path / "bundle", ["ort-cpu"], max_length=MAX_LENGTH)
     (engine,) = Manifest.read(tmp_path / "bundle").engines
