@@ -1,6 +1,7 @@
 """Small SentencePiece models, trained here, and checkpoints of Marian around them."""
 
 import json
+import warnings
 
 import numpy as np
 import sentencepiece
@@ -60,4 +61,6 @@ def write_marian(directory, *, kind="unigram", left_out=0, codes=(), model=None,
     pad = len(vocabulary) - 1
     tokens = {"pad_token_id": pad, "eos_token_id": 0, "decoder_start_token_id": pad}
     write_model(directory, len(vocabulary), **tokens, **model or {})
-    return MarianTokenizer.from_pretrained(directory)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")  # which normalizes punctuation
+        return MarianTokenizer.from_pretrained(directory)

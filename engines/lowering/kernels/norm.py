@@ -20,17 +20,29 @@ LAYER_NORM_SCALE = 4  # where LayerNormCodes has the scale of its codes
 
 
 class KernelNormPass(KernelPass):
-    """SkipSimplifiedLayerNormalization -> QuantizeLinear becomes NormCodes, with both results."""
+    """SkipSimplifiedLayerNormalization becomes Norm, or NormCodes where codes are all that is read of it."""
 
     def fits(self, node: ir.Node) -> bool:
-        """Whether its codes are all that is read."""
-        return _fits(node) and codes_reader(node.outputs[0]) is not None
+        """See KernelPass."""
+        return _norm_fits(node)
 
     def rewrite(self, node: ir.Node) -> None:
         """See KernelPass."""
         quantize = codes_reader(node.outputs[0])
-        assert quantize is not None
-        _rewrite(node, quantize)
+        result = node.outputs[0] if quantize is None else quantize.outputs[0]
+        made = emit(
+            node,
+            "Norm" if quantize is None else "NormCodes",
+            [*node.inputs, *([] if quantize is None else quantize.inputs[1:2])],
+            {"epsilon": float_attribute(node, "epsilon", 1e-5)},
+            domain=KERNELS,
+            num_outputs=2,
+            like=result,
+            dims=dims_of(node.inputs[0]),
+        )
+        made.outputs[1].type, made.outputs[1].shape = node.inputs[0].type, node.inputs[0].shape  # type: ignore[union-attr]
+        for old, new in zip((result, node.outputs[3]), made.outputs, strict=True):
+            replace(old, new)
 
 
 class KernelLayerNormPass(KernelPass):
@@ -92,26 +104,10 @@ def _codes_of(value: ir.Value) -> ir.Node | None:
     return found[0] if len(found) == 1 and not value.is_graph_output() else None
 
 
-def _fits(norm: ir.Node) -> bool:
+def _norm_fits(norm: ir.Node) -> bool:
     if (norm.domain, norm.op_type) != (MICROSOFT, "SkipSimplifiedLayerNormalization") or len(norm.inputs) != 3:  # noqa: PLR2004
         return False
     if len(norm.outputs) < 4 or any(output.uses() for output in norm.outputs[1:3]):  # noqa: PLR2004
         return False
     width = static_dims(norm.inputs[0])[-1:]
     return same_shape(norm.inputs[0], norm.inputs[1]) and bool(width) and width[0] > 0 and width[0] % LANES == 0
-
-
-def _rewrite(norm: ir.Node, quantize: ir.Node) -> None:
-    fused = emit(
-        norm,
-        "NormCodes",
-        [*norm.inputs, quantize.inputs[1]],
-        {"epsilon": float_attribute(norm, "epsilon", 1e-5)},
-        domain=KERNELS,
-        num_outputs=2,
-        like=quantize.outputs[0],
-        dims=dims_of(norm.inputs[0]),
-    )
-    fused.outputs[1].type, fused.outputs[1].shape = norm.inputs[0].type, norm.inputs[0].shape  # type: ignore[union-attr]
-    replace(norm.outputs[3], fused.outputs[1])
-    replace(quantize.outputs[0], fused.outputs[0])

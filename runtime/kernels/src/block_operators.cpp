@@ -99,7 +99,7 @@ ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool
   if (std::any_of(product.parts, product.parts + num_parts, [](const BlockWeights& part) { return part.is_sparse(); }))
     input.counted = counted.at_least<uint8_t>(static_cast<size_t>(input.rows * input.depth));
   input.scales = scales.at_least<float>(static_cast<size_t>(input.rows * input.blocks));
-  input.sums = sums.at_least<int32_t>(static_cast<size_t>(input.rows * input.blocks));
+  input.minus_sums = sums.at_least<int32_t>(static_cast<size_t>(input.rows * input.blocks));
   share(context, input.rows, 16, [&](int64_t begin, int64_t end) { round_blocks(input, begin, end); });
   multiply(context, product, is_gated ? 1 : num_parts);
   return nullptr;

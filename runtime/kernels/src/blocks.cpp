@@ -10,8 +10,15 @@
 namespace piston {
 namespace {
 
-constexpr int kMaxRows = 8;
+constexpr int kMaxRows = 8, kJoinedRows = 6;  // as many as registers hold sums and totals of
+constexpr int kAlone = 4;  // up to so many rows wait for memory, which is read faster from one place than from two
 constexpr float kLargest = 127.0f;
+
+// A tile of a part.
+struct Side {
+  const BlockWeights* part;
+  int64_t tile;
+};
 
 // Weights of eight inputs by 16 columns: of the first four, and of the next.
 template <int Bits>
@@ -26,38 +33,51 @@ void load_eight(const uint8_t* weights, int64_t k, __m512i (&eight)[2]) {
   }
 }
 
-template <int Rows, int Bits>
-void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
+// One tile, or two of the same width side by side: each activation is then read once for both.
+template <int Rows, int Bits, int Tiles>
+void dense_totals(const BlockInput& input, const Side (&sides)[Tiles], int64_t row, __m512 (*totals)[Rows]) {
   // Two chains of sums where there are few rows: one alone would wait for its own additions.
-  constexpr int kChains = Rows <= 2 ? 2 : 1;
-  const uint8_t* weights = part.tile(tile, input.depth);
+  constexpr int kChains = Rows <= 2 ? 2 : 1, kZeroBits = Bits == 8 ? 7 : 3;
+  const uint8_t* weights[Tiles];
+  for (int side = 0; side < Tiles; ++side) {
+    weights[side] = sides[side].part->tile(sides[side].tile, input.depth);
+    for (auto& total : totals[side]) total = _mm512_setzero_ps();
+  }
   const int8_t* codes = input.codes + row * input.depth;
-  for (auto& total : totals) total = _mm512_setzero_ps();
   for (int64_t b = 0; b < input.blocks; ++b) {
-    __m512i sums[Rows][kChains];
+    __m512i sums[Tiles][Rows][kChains];
     for (int r = 0; r < Rows; ++r) {
-      sums[r][kChains - 1] = _mm512_setzero_si512();
-      sums[r][0] = _mm512_set1_epi32(-part.zero() * input.sums[(row + r) * input.blocks + b]);
+      const __m512i counted = _mm512_slli_epi32(_mm512_set1_epi32(input.minus_sums[(row + r) * input.blocks + b]), kZeroBits);
+      for (int side = 0; side < Tiles; ++side) {
+        sums[side][r][kChains - 1] = _mm512_setzero_si512();
+        sums[side][r][0] = counted;
+      }
     }
     const int64_t first = b * input.block, rest = input.depth - first;
     for (int64_t k = first; k < first + (rest < input.block ? rest : input.block); k += 8) {
-      __m512i eight[2];
-      load_eight<Bits>(weights, k, eight);
+      __m512i eight[Tiles][2];
+      for (int side = 0; side < Tiles; ++side) load_eight<Bits>(weights[side], k, eight[side]);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           int32_t word;
           __builtin_memcpy(&word, codes + r * input.depth + k + 4 * half, sizeof word);
-          __m512i& sum = sums[r][half % kChains];
-          sum = add_dots(sum, eight[half], _mm512_set1_epi32(word));
+          const __m512i four = _mm512_set1_epi32(word);
+          for (int side = 0; side < Tiles; ++side) {
+            __m512i& sum = sums[side][r][half % kChains];
+            sum = add_dots(sum, eight[side][half], four);
+          }
         }
       }
     }
-    const __m512 scale = _mm512_loadu_ps(part.scale(tile, b));
-    for (int r = 0; r < Rows; ++r) {
-      const __m512i sum = kChains == 1 ? sums[r][0] : _mm512_add_epi32(sums[r][0], sums[r][kChains - 1]);
-      totals[r] = added(totals[r], sum, scale, input.scales[(row + r) * input.blocks + b]);
+    for (int side = 0; side < Tiles; ++side) {
+      const __m512 scale = _mm512_loadu_ps(sides[side].part->scale(sides[side].tile, b));
+      for (int r = 0; r < Rows; ++r) {
+        const auto& chains = sums[side][r];
+        const __m512i sum = kChains == 1 ? chains[0] : _mm512_add_epi32(chains[0], chains[kChains - 1]);
+        totals[side][r] = added(totals[side][r], sum, scale, input.scales[(row + r) * input.blocks + b]);
+      }
     }
   }
 }
@@ -65,8 +85,9 @@ void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, i
 // The same of sparse weights. They are the signed side here, since what is selected of the activations differs by column:
 // what counting activations from 0 adds is 128 times the sum of a column's weights.
 template <int Rows, int Bits>
-void sparse_totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
-  const uint8_t* weights = part.tile(tile, input.depth);
+void sparse_totals(const BlockInput& input, const Side& side, int64_t row, __m512 (&totals)[Rows]) {
+  const BlockWeights& part = *side.part;
+  const uint8_t* weights = part.tile(side.tile, input.depth);
   const uint8_t* codes = input.counted + row * input.depth;
   const __m512i zeros = _mm512_set1_epi8(static_cast<char>(128));
   for (auto& total : totals) total = _mm512_setzero_ps();
@@ -82,7 +103,7 @@ void sparse_totals_of(const BlockInput& input, const BlockWeights& part, int64_t
       for (int r = 0; r < Rows; ++r)
         sums[r] = add_dots(sums[r], eight.select(codes + r * input.depth + k), eight.weights);
     }
-    const __m512 scale = _mm512_loadu_ps(part.scale(tile, b));
+    const __m512 scale = _mm512_loadu_ps(part.scale(side.tile, b));
     for (int r = 0; r < Rows; ++r) {
       const __m512i sum = _mm512_sub_epi32(sums[r], added_by_zeros);
       totals[r] = added(totals[r], sum, scale, input.scales[(row + r) * input.blocks + b]);
@@ -91,28 +112,32 @@ void sparse_totals_of(const BlockInput& input, const BlockWeights& part, int64_t
 }
 
 template <int Rows>
-void totals_of(const BlockInput& input, const BlockWeights& part, int64_t row, int64_t tile, __m512 (&totals)[Rows]) {
-  if (part.is_sparse() && part.bits == 8) {
-    sparse_totals_of<Rows, 8>(input, part, row, tile, totals);
-  } else if (part.is_sparse()) {
-    sparse_totals_of<Rows, 4>(input, part, row, tile, totals);
-  } else if (part.bits == 8) {
-    totals_of<Rows, 8>(input, part, row, tile, totals);
+void totals_of(const BlockInput& input, const Side& side, int64_t row, __m512 (*totals)[Rows]) {
+  const bool has_bytes = side.part->bits == 8;
+  if (side.part->is_sparse()) {
+    has_bytes ? sparse_totals<Rows, 8>(input, side, row, *totals) : sparse_totals<Rows, 4>(input, side, row, *totals);
   } else {
-    totals_of<Rows, 4>(input, part, row, tile, totals);
+    has_bytes ? dense_totals<Rows, 8, 1>(input, {side}, row, totals) : dense_totals<Rows, 4, 1>(input, {side}, row, totals);
   }
+}
+
+bool are_joined(const BlockPair& pair) {
+  return pair.right != nullptr && pair.left->bits == pair.right->bits && !pair.left->is_sparse() && !pair.right->is_sparse();
 }
 
 template <int Rows>
 void pair_rows(const BlockProduct& product, const BlockPair& pair, int64_t row) {
-  __m512 left[Rows], right[Rows];
-  totals_of<Rows>(product.input, *pair.left, row, pair.left_tile, left);
-  if (pair.right != nullptr) {
-    totals_of<Rows>(product.input, *pair.right, row, pair.right_tile, right);
+  const BlockInput& input = product.input;
+  const Side sides[2] = {{pair.left, pair.left_tile}, {pair.right, pair.right_tile}};
+  __m512 totals[2][Rows];
+  if (Rows > kAlone && are_joined(pair)) {
+    pair.left->bits == 8 ? dense_totals<Rows, 8, 2>(input, sides, row, totals) : dense_totals<Rows, 4, 2>(input, sides, row, totals);
   } else {
-    for (auto& total : right) total = _mm512_setzero_ps();
+    totals_of<Rows>(input, sides[0], row, totals);
+    if (pair.right != nullptr) totals_of<Rows>(input, sides[1], row, totals + 1);
   }
-  for (int r = 0; r < Rows; ++r) store_pair(product, pair, row + r, left[r], right[r]);
+  const __m512 none = _mm512_setzero_ps();
+  for (int r = 0; r < Rows; ++r) store_pair(product, pair, row + r, totals[0][r], pair.right != nullptr ? totals[1][r] : none);
 }
 
 void rows_of(const BlockProduct& product, const BlockPair& pair, int64_t row, int64_t count) {
@@ -162,16 +187,17 @@ void round_blocks(const BlockInput& input, int64_t begin_row, int64_t end_row) {
       sum = _mm512_add_epi32(sum, codes);
     }
     input.scales[index] = most / kLargest;
-    input.sums[index] = _mm512_reduce_add_epi32(sum);
+    input.minus_sums[index] = -_mm512_reduce_add_epi32(sum);
   }
 }
 
 void multiply_blocks_vnni(const BlockProduct& product, int64_t part, int64_t begin_pair, int64_t end_pair) {
   for (int64_t index = begin_pair; index < end_pair; ++index) {
     const BlockPair pair = pair_of(product, part, index);
-    for (int64_t row = 0; row < product.input.rows; row += kMaxRows) {
+    const int64_t most = are_joined(pair) ? kJoinedRows : kMaxRows;
+    for (int64_t row = 0; row < product.input.rows; row += most) {
       const int64_t left = product.input.rows - row;
-      rows_of(product, pair, row, left < kMaxRows ? left : kMaxRows);
+      rows_of(product, pair, row, left < most ? left : most);
     }
   }
 }

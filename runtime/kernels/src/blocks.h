@@ -17,7 +17,7 @@ struct BlockInput {
   int8_t* codes;   // [rows, depth]
   uint8_t* counted;  // [rows, depth], 128 more each; null where no weights are sparse
   float* scales;   // [rows, blocks]
-  int32_t* sums;   // [rows, blocks] of codes
+  int32_t* minus_sums;  // [rows, blocks] of codes, negated
 };
 
 struct BlockWeights {

@@ -50,7 +50,8 @@ struct Panel {
       __m512 both[2];
       for (int side = 0; side < 2; ++side) {
         const int32_t* found = from + (r / kTileRows * 2 + side) * kTile + r % kTileRows * kLanes;
-        const __m512i centred = _mm512_sub_epi32(_mm512_load_si512(found), _mm512_set1_epi32(zeros[side] * input.sums[at]));
+        const __m512i counted = _mm512_set1_epi32(zeros[side] * input.minus_sums[at]);
+        const __m512i centred = _mm512_add_epi32(_mm512_load_si512(found), counted);
         const __m512 before = b == 0 ? _mm512_setzero_ps() : _mm512_load_ps(totals[side] + r * kLanes);
         both[side] = added(before, centred, scales[side], input.scales[at]);
         _mm512_store_ps(totals[side] + r * kLanes, both[side]);

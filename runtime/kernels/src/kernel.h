@@ -37,7 +37,7 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated,
 ort::Status* run_bfloat16_linear(const Context& context, Activation activation);
 ort::Status* run_block_linear(const Context& context, const Kernel& kernel, bool is_gated, bool is_split, bool has_bias, Activation activation);
 ort::Status* run_block_rows(const Context& context, const Kernel& kernel);
-ort::Status* run_norm(const Context& context, const Kernel& kernel);
+ort::Status* run_norm(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_layer_norm(const Context& context, const Kernel& kernel, bool gives_codes);
 ort::Status* run_sum_tokens(const Context& context, const Kernel& kernel);
 

@@ -127,8 +127,8 @@ ort::Status* run_linear(const Context& context, bool gives_codes, bool is_gated,
   return nullptr;
 }
 
-ort::Status* run_norm(const Context& context, const Kernel& kernel) {
-  // input, skip, weight, code_scale -> codes, sum
+ort::Status* run_norm(const Context& context, const Kernel& kernel, bool gives_codes) {
+  // input, skip, weight, [code_scale] -> codes or normed, sum
   const Tensor input = context.input(0), skip = context.input(1);
   if (!input.has_axes() || !skip.is_like(input)) return context.failure("piston: a norm and what it adds do not fit");
   Norm norm{};
@@ -136,12 +136,16 @@ ort::Status* run_norm(const Context& context, const Kernel& kernel) {
   norm.input = input.as<float>();
   norm.skip = skip.as<float>();
   norm.weight = context.sized<float>(2, norm.width);
-  const float* scale = context.sized<float>(3, 1);
-  if (norm.weight == nullptr || scale == nullptr || norm.width % 16 != 0)
+  const float* scale = gives_codes ? context.sized<float>(3, 1) : nullptr;
+  if (norm.weight == nullptr || (gives_codes && scale == nullptr) || norm.width % 16 != 0)
     return context.failure("piston: the width of a norm is no multiple of 16, or does not fit its weight");
-  norm.inverse_scale = 1.0f / *scale;
   norm.epsilon = kernel.real;
-  norm.codes = context.output<uint8_t>(0, input.dims, input.rank);
+  if (gives_codes) {
+    norm.inverse_scale = 1.0f / *scale;
+    norm.codes = context.output<uint8_t>(0, input.dims, input.rank);
+  } else {
+    norm.normed = context.output<float>(0, input.dims, input.rank);
+  }
   norm.sum = context.output<float>(1, input.dims, input.rank);
   const int64_t rows = input.rows();
   share(context, rows, 16, [&](int64_t begin, int64_t end) { norm_rows(norm, begin, end); });

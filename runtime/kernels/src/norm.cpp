@@ -20,8 +20,10 @@ void norm_rows(const Norm& norm, int64_t begin, int64_t end) {
     const float mean = _mm512_reduce_add_ps(squares) / static_cast<float>(norm.width);
     const __m512 inverse = _mm512_set1_ps(1.0f / std::sqrt(mean + norm.epsilon));
     for (int64_t i = 0; i < norm.width; i += kLanes) {
-      const __m512 normed = _mm512_mul_ps(_mm512_loadu_ps(norm.sum + first + i), inverse);
-      store_codes(norm.codes + first + i, _mm512_mul_ps(normed, _mm512_loadu_ps(norm.weight + i)), inverse_scale);
+      __m512 value = _mm512_mul_ps(_mm512_loadu_ps(norm.sum + first + i), inverse);
+      value = _mm512_mul_ps(value, _mm512_loadu_ps(norm.weight + i));
+      if (norm.normed != nullptr) _mm512_storeu_ps(norm.normed + first + i, value);
+      if (norm.codes != nullptr) store_codes(norm.codes + first + i, value, inverse_scale);
     }
   }
 }

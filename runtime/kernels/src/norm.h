@@ -1,4 +1,4 @@
-// The residual sum, its norm, and the codes of that.
+// The residual sum and its norm, or the codes of that.
 #pragma once
 #include <cstdint>
 
@@ -9,8 +9,8 @@ struct Norm {
   const float *input, *skip, *weight;  // [rows, width] twice, [width]
   float epsilon, inverse_scale;
   int64_t width;
-  float* sum;      // [rows, width]
-  uint8_t* codes;  // [rows, width]
+  float *normed, *sum;  // [rows, width], the first or null
+  uint8_t* codes;       // [rows, width] or null
 };
 
 void norm_rows(const Norm& norm, int64_t begin, int64_t end);

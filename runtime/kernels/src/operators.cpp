@@ -87,6 +87,11 @@ ort::Status* gelu_bfloat16_linear(const Context& context, const Kernel& kernel) 
 }
 
 template <bool GivesCodes>
+ort::Status* norm(const Context& context, const Kernel& kernel) {
+  return run_norm(context, kernel, GivesCodes);
+}
+
+template <bool GivesCodes>
 ort::Status* layer_norm(const Context& context, const Kernel& kernel) {
   return run_layer_norm(context, kernel, GivesCodes);
 }
@@ -149,7 +154,8 @@ const Operator* operators(size_t* count) {
       filled({{}, "SplitBlockLinear", block_linear<false, true>, 8, 3, {F, L, U, F, U, F, U, F}, {F, F, F}, from(4), from(1), "block_size", nullptr}),
       filled({{}, "SplitGatedBlockLinear", block_linear<true, true>, 6, 1, {F, L, U, F, U, F}, {F}, 0, 0, "block_size", nullptr}),
       filled({{}, "BlockRows", run_block_rows, 3, 1, {L, U, F}, {F}, 0, 0, "block_size", nullptr}),
-      filled({{}, "NormCodes", run_norm, 4, 2, {F, F, F, F}, {U, F}, 0, 0, nullptr, "epsilon"}),
+      filled({{}, "Norm", norm<false>, 3, 2, {F, F, F}, {F, F}, 0, 0, nullptr, "epsilon"}),
+      filled({{}, "NormCodes", norm<true>, 4, 2, {F, F, F, F}, {U, F}, 0, 0, nullptr, "epsilon"}),
       filled({{}, "LayerNorm", layer_norm<false>, 6, 2, {F, F, F, F, F, F}, {F, F}, 1u << 1 | from(3), from(1), nullptr, "epsilon"}),
       filled({{}, "LayerNormCodes", layer_norm<true>, 6, 3, {F, F, F, F, F, F}, {U, F, F}, 1u << 1 | 1u << 3 | from(5), from(1), nullptr, "epsilon"}),
       filled({{}, "SumTokens", run_sum_tokens, 2, 1, {F, F}, {F}, 0, 0, nullptr, nullptr}),

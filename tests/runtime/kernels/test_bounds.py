@@ -119,6 +119,7 @@ VALID = {
     "SumTokens": ([floats(2, ROWS, 48), floats(2, ROWS, 1)], 1, {}),
     "BidirectionalAttention": ([*TEXTS, LENGTHS, None, floats(3, 1, 1, ROWS)], 1, ATTENTION),
     "BidirectionalAttentionCodes": ([*TEXTS, LENGTHS, SCALE, floats(3, HEADS, ROWS, ROWS)], 1, ATTENTION),
+    "Norm": ([floats(1, ROWS, 48), floats(1, ROWS, 48), floats(48)], 2, {"epsilon": 1e-5}),
     "NormCodes": ([floats(1, ROWS, 48), floats(1, ROWS, 48), floats(48), SCALE], 2, {"epsilon": 1e-5}),
     "CrossAttention": ([floats(2, ROWS, HEADS * DIM), *CACHES, np.array([1, CAPACITY], np.int64)], 1, ATTENTION),
     "CrossAttentionCodes": ([floats(2, ROWS, HEADS * DIM), *CACHES, LENGTHS[:2], SCALE], 1, ATTENTION),

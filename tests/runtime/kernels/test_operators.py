@@ -124,7 +124,7 @@ def test_a_gated_layer_is_silu_of_the_gate_times_up(level, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 50])
-def test_a_norm_gives_the_sum_and_its_codes(level, rows):
+def test_a_norm_gives_the_sum_and_its_codes_or_itself(level, rows):
     rng = np.random.default_rng(0)
     one, two = (rng.standard_normal((1, rows, 48)).astype(np.float32) for _ in range(2))
     weight = rng.uniform(0.5, 2, 48).astype(np.float32)
@@ -133,6 +133,8 @@ def test_a_norm_gives_the_sum_and_its_codes(level, rows):
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     normed = expected / np.sqrt((expected**2).mean(axis=-1, keepdims=True) + 1e-5) * weight
     assert_codes(codes, normed, SCALE)
+    for found, wanted in zip(run_alone("Norm", [one, two, weight], 2, epsilon=1e-5), (normed, expected), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_codes_saturate(level):
