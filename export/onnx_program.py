@@ -13,6 +13,7 @@ from unittest import mock
 
 import onnx_ir as ir
 import torch
+import torch._dynamo.config
 import torch.fx.config
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -63,8 +64,10 @@ def onnx_of(
     with (
         mock.patch.object(ExportedProgram, "run_decompositions", decompose),
         _promotion_by_record(),
-        # A line of Python for each operator would take a tenth of the trace. Errors of a program have theirs already.
+        # Of small models a tenth of the trace each: a line of Python for each operator (errors of a program have theirs
+        # already), and a cache of the operators that fake tensors went through.
         mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", isinstance(model, nn.Module), create=True),
+        mock.patch.object(torch._dynamo.config, "fake_tensor_cache_enabled", False),  # noqa: SLF001
     ):
         program = torch.onnx.export(
             model,
