@@ -122,6 +122,12 @@ def activation_pair(value: ir.Value | None) -> ActivationPair | None:
     return ActivationPair(quantize, dequantize) if constants(zero_point) == [middle] and _is_scalar(scale) else None
 
 
+def dequantized_size(graph: ir.Graph) -> int:
+    """Bytes of float32 that all quantized weights take when they are dequantized."""
+    weights = [quantized_weight(node.outputs[0]) for node in graph if node.op_type == "DequantizeLinear"]
+    return sum(4 * int(weight.codes.const_value.size) for weight in weights if weight and weight.codes.const_value)
+
+
 def quantizers(graph: ir.Graph) -> dict[str, ir.Node]:
     """Every QuantizeLinear, in the order of the graph, by the name of its codes."""
     found = (node for node in graph if node.op_type == "QuantizeLinear" and node.domain == "")

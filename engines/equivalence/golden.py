@@ -5,8 +5,10 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from piston.core.bundle.golden import Golden, GoldenAnswer, GoldenByTarget, GoldenExample
 from piston.core.bundle.interface import DECODER, ENCODER, MODULE, source_encoder_interface
@@ -14,6 +16,7 @@ from piston.core.bundle.manifest import EngineSpec, Manifest
 from piston.core.tasks import task_module
 from piston.engines.equivalence.answers import reference_of
 from piston.engines.equivalence.ragged import inner_session
+from piston.engines.equivalence.reference_options import reference_options
 from piston.runtime import kernels, tasks
 from piston.runtime.backends.engine import Engine, Source
 from piston.runtime.backends.ort_cpu import OrtEngine
@@ -126,11 +129,11 @@ def _texts(model_dir: Bundle, longest: int) -> list[GoldenAnswer]:
 def _canonical_engine(canonical: Path, model: Manifest, work: Path, slots: int, capacity: int) -> Iterator[Engine]:
     """The canonical decoder in float32, with its encoder if it has one; `canonical` is where a sole graph would be."""
     cache, cross = model.cache.with_dtype("float32"), model.cross.with_dtype("float32")
-    options, parent = OrtOptions(prepack=False), canonical.parent
+    parent, size = canonical.parent, dict[str, Any](num_slots=slots, capacity=capacity)
     if not cross.states:
         with (
             reference_of(canonical, model, work) as path,
-            closing(OrtEngine.open(path, cache, num_slots=slots, capacity=capacity, options=options)) as engine,
+            closing(OrtEngine.open(path, cache, **size, options=reference_options(ir.load(path).graph))) as engine,
         ):
             yield engine
         return
@@ -142,9 +145,8 @@ def _canonical_engine(canonical: Path, model: Manifest, work: Path, slots: int, 
                 (parent / ENCODER / canonical.name, encoder),
                 (path, cache, cross),
                 max_source=cross.num_positions or model.model.max_positions,
-                options=options,
-                num_slots=slots,
-                capacity=capacity,
+                options=OrtOptions(prepack=False),
+                **size,
             )
         ) as engine,
     ):

@@ -20,6 +20,7 @@ from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import Tape, check_known, injectable
 from piston.engines.equivalence.int8_cache_lockstep import ATTENTION, CacheTape, recordable, steerable
+from piston.engines.equivalence.reference_options import reference_options
 from piston.engines.equivalence.two_engines import Lockstep, T
 from piston.graph.qdq import remainders
 from piston.graph.tap import GIVEN, without_ending
@@ -103,7 +104,7 @@ def _opened(
             stack.enter_context(
                 closing(OrtEngine.open(file, spec, **size, options=how, cross=random_sources(cross, num_slots)))
             )
-            for file, spec, how in ((given, wide, PLAIN), (path, cache, options))
+            for file, spec, how in ((given, wide, reference_options(graph)), (path, cache, options))
         )
         first, second = (engine, reference) if scales else (reference, engine)
         yield Pair(reference, engine, Lockstep(first, second, tape.record, tape.replay), tape, list(scales.values()))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from piston.core.bundle.interface import CacheSpec
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import check_known, injectable, largest_of
+from piston.engines.equivalence.reference_options import reference_options
 from piston.engines.equivalence.rounding_noise import slack_of, within_noise
 from piston.engines.tensorrt.equivalence.attention_function import write_executable
 from piston.engines.tensorrt.equivalence.locate import check_range, exposed, first_to_differ
@@ -131,10 +132,11 @@ def _opened(canonical: Path, lowered: Path, cache: CacheSpec, sizes: Sizes, pari
         opened, narrow = canonical, dict[str, str]()
         if parity.dtype == "float16":
             opened, narrow = stack.enter_context(exposed(canonical, lowered))
-        reference = StepSession(opened, cache, ROWS, sizes.capacity)
-        engine = StepSession(path, cache, ROWS, sizes.capacity)
+        graph = ir.load(canonical).graph
+        options, twice = reference_options(graph), remainders(graph)
+        reference = StepSession(opened, cache, ROWS, sizes.capacity, options)
+        engine = StepSession(path, cache, ROWS, sizes.capacity, options)
         check_known(names, without_ending(reference.outputs, GIVEN))
-        twice = remainders(ir.load(canonical).graph)
         parity.activations, parity.layers = len(codes), len(streams)
         yield _Pair(canonical, path, reference, engine, sizes, names, narrow, twice, parity)
 

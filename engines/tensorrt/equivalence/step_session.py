@@ -28,7 +28,8 @@ GARBAGE = 1e3  # what lies behind the valid entries: a graph that reads it must 
 class StepSession:
     """Rows of `capacity` positions in the type the graph keeps."""
 
-    def __init__(self, path: Path, spec: CacheSpec, rows: int, capacity: int) -> None:
+    def __init__(self, path: Path, spec: CacheSpec, rows: int, capacity: int, options: OrtOptions) -> None:
+        self.options = options
         self.open(path)
         self.caches = [
             (state, np.full(state.sizes(rows, capacity), GARBAGE, self.types[state.input])) for state in spec.states
@@ -47,7 +48,7 @@ class StepSession:
 
     def open(self, path: Path) -> None:
         """Load a graph that keeps the same caches."""
-        self._session = open_session(path, OrtOptions(prepack=False))
+        self._session = open_session(path, self.options)
         self.types = {item.name: NUMPY[item.type] for item in self._session.get_inputs()}
         self.outputs = [item.name for item in self._session.get_outputs()]
 
