@@ -64,8 +64,8 @@ def onnx_of(
     with (
         mock.patch.object(ExportedProgram, "run_decompositions", decompose),
         _promotion_by_record(),
-        # Of small models a tenth of the trace each: a line of Python for each operator (errors of a program have theirs
-        # already), and a cache of the operators that fake tensors went through.
+        # Each takes about a tenth of the trace of a small model. An ExportedProgram has its stack traces already, so
+        # errors in a user's module still name the line.
         mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", isinstance(model, nn.Module), create=True),
         mock.patch.object(torch._dynamo.config, "fake_tensor_cache_enabled", False),  # noqa: SLF001
     ):

@@ -1,7 +1,7 @@
 """The parity check after every lowering: canonical and lowered graph answer the same prompts, or nothing is written.
 
-They run side by side (side_by_side.py). Where a model makes much of little, the bounds follow what float rounding alone
-does to the canonical graph (prove_noise.py). Quantized weights are multiplied in float here; that ONNX Runtime's
+They run side by side (lockstep.py). Where a model makes much of little, the bounds follow what float rounding alone
+does to the canonical graph (rounding_noise.py). Quantized weights are multiplied in float here; that ONNX Runtime's
 integer products of the very same weights agree with that is proved apart, node by node.
 """
 

@@ -69,7 +69,7 @@ def record_outputs(work: Path, canonical: Path, model: Manifest, engines: Sequen
             found[spec.target] = recorded(OrtSession.open(work / spec.path, model.graphs[ENCODER], options), length)
         else:
             with reference_of(canonical, model, work) as path:
-                golden = recorded(inner_session(path, OrtOptions(prepack=False)), length)
+                golden = recorded(inner_session(path, reference_options(ir.load(path).graph)), length)
                 found[spec.target] = replace(golden, by="canonical graph")
     GoldenByTarget(engines=found).write(work)
 
@@ -145,7 +145,7 @@ def _canonical_engine(canonical: Path, model: Manifest, work: Path, slots: int, 
                 (parent / ENCODER / canonical.name, encoder),
                 (path, cache, cross),
                 max_source=cross.num_positions or model.model.max_positions,
-                options=OrtOptions(prepack=False),
+                options=reference_options(ir.load(path).graph),
                 **size,
             )
         ) as engine,

@@ -3,8 +3,9 @@
 So the direction turns about: the lowered engine runs first, and the canonical one goes on from what it did. At every
 layer the canonical attention reads the lowered engine's cache, codes times the canonical scales, and what the lowered
 attention made of it is what the canonical graph goes on with. What the canonical graph would have computed itself is
-compared: keys and values before they are rounded, with the codes; the result of each attention; and, as in forced.py,
-activations before they become codes. A code that falls to the other side of an edge is then the same code for both.
+compared: keys and values before they are rounded, with the codes; the result of each attention; and
+activations before they become codes, as in activation_injection.py. A code that falls to the other side of an edge is
+then the same code for both.
 """
 
 from collections.abc import Iterator

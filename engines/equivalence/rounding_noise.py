@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 
 def within_noise(check: Callable[[float], T], noise: Callable[[], float]) -> tuple[T, float]:
-    """What `check(slack)` gives, and the slack it needs: 1, or else `noise()`, which is what slack_of finds.
+    """Run `check(1)`, and where it fails `check(noise())`; its result, and the slack that it passed with.
 
-    Noise takes minutes to measure, so it is asked for only where the widest bounds would do.
+    `noise` is slack_of, which runs the canonical graph several times. It is not called where even MOST does not help.
 
     Raises:
-        ParityError: of the check with the slack that the canonical graph's noise allows.
+        ParityError: no slack that the noise allows is enough.
     """
     try:
         return check(1.0), 1.0

@@ -1,4 +1,4 @@
-"""The target `ort-cuda`: what it can be asked for. build_ort_cuda.py builds it, and alone needs onnx."""
+"""The target `ort-cuda`: what it can be asked for. cuda.py builds it, and alone needs onnx."""
 
 from typing import Any
 

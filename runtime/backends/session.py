@@ -21,7 +21,7 @@ from piston.runtime import kernels
 Array = NDArray[Any]
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}  # of outputs that go where they are wanted
 ONNX_TYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}  # others are named alike
-# ONNX Runtime's basic optimizations except ConstantFolding (1.32): with `fold` every other node runs as it is written.
+# ONNX Runtime's basic optimizations but ConstantFolding (version 1.32): with `fold`, all other nodes run as written.
 NOT_FOLDING = [
     "Level1_RuleBasedTransformer", "CommonSubexpressionElimination", "ConstantSharing", "DoubleQDQPairsRemover",
     "EnsureUniqueDQForNodeUnit", "FreeDimensionOverrideTransformer", "GeluFusionL1", "LayerNormFusionL1",
@@ -46,7 +46,7 @@ class OrtOptions:
     threads: int = 0  # 0: one for each physical core that this process may use
     optimize: bool = False
     prepack: bool = True  # False halves the memory of a session that is used once
-    fold: bool = False  # compute at load what depends on no input: dequantized weights, which then stay in memory
+    fold: bool = False  # constant folding alone: weights are dequantized once, at load, and stay in memory
     profile: str | None = None  # where ONNX Runtime's profile goes, written when the session is freed
     kernels: bool = False  # the graph has operators of piston.runtime.kernels
     provider: str = "CPUExecutionProvider"
@@ -164,11 +164,12 @@ def open_session(path: Path, options: OrtOptions, graph: bytes | None = None) ->
     if not _is_utf8(folder):
         raise MisuseError(f"The name of {folder!a} is not UTF-8, and ONNX Runtime takes no other; move the bundle.")
     levels = onnxruntime.GraphOptimizationLevel
-    plain = levels.ORT_ENABLE_BASIC if options.fold else levels.ORT_DISABLE_ALL
+    folds_only = options.fold and not options.optimize
+    plain = levels.ORT_ENABLE_BASIC if folds_only else levels.ORT_DISABLE_ALL
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if options.optimize else plain
     if options.profile is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, options.profile
-    if options.fold:  # else DequantizeLinear is kept for integer products
+    if folds_only:  # else DequantizeLinear is kept for integer products
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if not options.prepack:
         settings.add_session_config_entry("session.disable_prepacking", "1")
@@ -181,7 +182,7 @@ def open_session(path: Path, options: OrtOptions, graph: bytes | None = None) ->
         providers = [(options.provider, dict(options.provider_options))]
         if graph is not None:
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        skipped = NOT_FOLDING if options.fold and not options.optimize else []
+        skipped = NOT_FOLDING if folds_only else []
         source = str(path) if graph is None else graph
         return onnxruntime.InferenceSession(source, settings, providers=providers, disabled_optimizers=skipped)
 

@@ -51,7 +51,6 @@ def test_prompts_of_pairs_are_those_that_the_checkpoint_names(translator):
         object.__setattr__(model.manifest, "settings", settings)
 
 
-@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 def test_marian_of_one_pair_translates_it_as_transformers_does(tmp_path):
     """tests/end_to_end/test_sequence_matrix.py has one of several targets."""
     tokenizer = write_marian(tmp_path / "checkpoint")

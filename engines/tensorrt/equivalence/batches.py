@@ -16,6 +16,7 @@ from piston.core.bundle.interface import GraphInterface
 from piston.core.errors import ParityError
 from piston.engines.equivalence.activation_injection import check_known, injectable
 from piston.engines.equivalence.ragged import FLOAT32, Bounds, Feeds, RaggedPair, inner_session, random_batches
+from piston.engines.equivalence.reference_options import reference_options
 from piston.engines.tensorrt.equivalence.locate import check_range, exposed, first_to_differ
 from piston.engines.tensorrt.equivalence.lockstep import in_lockstep, stream_names
 from piston.graph.qdq import remainders
@@ -84,9 +85,10 @@ def _opened(
         opened, narrow = canonical, dict[str, str]()
         if dtype == "float16":
             opened, narrow = stack.enter_context(exposed(canonical, lowered))
-        reference = stack.enter_context(closing(inner_session(opened, PLAIN)))
-        candidate = stack.enter_context(closing(inner_session(path, PLAIN)))
         graph = ir.load(canonical).graph
+        options = reference_options(graph)
+        reference = stack.enter_context(closing(inner_session(opened, options)))
+        candidate = stack.enter_context(closing(inner_session(path, options)))
         names = [*codes, *streams]
         types = {
             str(value.name): value.dtype.numpy() for value in ir.load(path).graph.inputs if value.dtype is not None

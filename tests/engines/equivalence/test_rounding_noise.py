@@ -5,7 +5,7 @@ from piston.core.bundle.manifest import Manifest
 from piston.core.errors import ParityError
 from piston.engines import build
 from piston.engines.equivalence import answers as prove
-from piston.engines.equivalence import rounding_noise as prove_noise
+from piston.engines.equivalence import rounding_noise
 from piston.engines.equivalence.lockstep import compare
 from piston.engines.ort.cpu_graph import build_ort
 
@@ -46,34 +46,34 @@ def proved(canonical, path):
 
 
 def test_a_sound_model_hardly_moves_when_its_first_activations_are_rounded_otherwise(canonical):
-    assert prove_noise.slack_of(canonical.path, canonical.cache, max_length=MAX_LENGTH, windows=()) == 1
+    assert rounding_noise.slack_of(canonical.path, canonical.cache, max_length=MAX_LENGTH, windows=()) == 1
 
 
 def test_the_nudge_is_one_rounding_and_moves_something(canonical, tmp_path):
-    prove_noise._nudge(canonical.path, tmp_path / "model.onnx", 0)
+    rounding_noise._nudge(canonical.path, tmp_path / "model.onnx", 0)
     found = compare(canonical.path, tmp_path / "model.onnx", canonical.cache, max_length=MAX_LENGTH)
     assert 0 < found.worst < 0.1
 
 
 def test_a_model_that_makes_much_of_a_rounding_gets_as_much_more(canonical, monkeypatch):
     options = {"max_length": MAX_LENGTH, "windows": ()}
-    monkeypatch.setattr(prove_noise, "ROUNDING", 2.0**-14)
-    loud = prove_noise.slack_of(canonical.path, canonical.cache, **options)
-    assert 1 < loud <= prove_noise.MOST
-    monkeypatch.setattr(prove_noise, "FACTOR", 2 * prove_noise.FACTOR)
-    monkeypatch.setattr(prove_noise, "MOST", 1e9)
-    assert prove_noise.slack_of(canonical.path, canonical.cache, **options) == pytest.approx(2 * loud, rel=0.01)
+    monkeypatch.setattr(rounding_noise, "ROUNDING", 2.0**-14)
+    loud = rounding_noise.slack_of(canonical.path, canonical.cache, **options)
+    assert 1 < loud <= rounding_noise.MOST
+    monkeypatch.setattr(rounding_noise, "FACTOR", 2 * rounding_noise.FACTOR)
+    monkeypatch.setattr(rounding_noise, "MOST", 1e9)
+    assert rounding_noise.slack_of(canonical.path, canonical.cache, **options) == pytest.approx(2 * loud, rel=0.01)
 
 
 def test_the_widest_slack_has_an_end(canonical, monkeypatch):
-    monkeypatch.setattr(prove_noise, "ROUNDING", 0.5)
+    monkeypatch.setattr(rounding_noise, "ROUNDING", 0.5)
     options = {"max_length": MAX_LENGTH, "windows": ()}
-    assert prove_noise.slack_of(canonical.path, canonical.cache, **options) == prove_noise.MOST
+    assert rounding_noise.slack_of(canonical.path, canonical.cache, **options) == rounding_noise.MOST
 
 
 def test_beside_an_int8_cache_nothing_is_widened(canonical):
     cache = canonical.cache.with_dtype("int8")
-    assert prove_noise.slack_of(canonical.path, cache, max_length=MAX_LENGTH, windows=()) == 1
+    assert rounding_noise.slack_of(canonical.path, cache, max_length=MAX_LENGTH, windows=()) == 1
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4"])
@@ -82,7 +82,7 @@ def test_rounded_activations_are_shared_there_too(toys, tmp_path, scheme):
     source = toys.model_dir(scheme=scheme)
     manifest = Manifest.read(source)
     with prove.reference_of(source / "model.onnx", manifest, tmp_path) as reference:
-        assert prove_noise.slack_of(reference, manifest.cache, max_length=40, windows=()) == 1
+        assert rounding_noise.slack_of(reference, manifest.cache, max_length=40, windows=()) == 1
 
 
 def test_the_copies_lie_in_the_work_directory_and_not_beside_the_users_model(canonical, tmp_path, monkeypatch):
@@ -92,9 +92,9 @@ def test_the_copies_lie_in_the_work_directory_and_not_beside_the_users_model(can
         seen.append(other)
         return compare(one, other, *arguments, **options)
 
-    monkeypatch.setattr(prove_noise, "compare", compared)
-    prove_noise.slack_of(canonical.path, canonical.cache, max_length=MAX_LENGTH, windows=(), work=tmp_path)
-    assert len(seen) == len(prove_noise.SEEDS)
+    monkeypatch.setattr(rounding_noise, "compare", compared)
+    rounding_noise.slack_of(canonical.path, canonical.cache, max_length=MAX_LENGTH, windows=(), work=tmp_path)
+    assert len(seen) == len(rounding_noise.SEEDS)
     assert all(path.is_relative_to(tmp_path) for path in seen)
 
 
@@ -120,7 +120,7 @@ def test_a_larger_one_is_not(canonical, off_by, monkeypatch, slack):
 def test_what_the_widest_bounds_do_not_allow_is_not_asked_for_its_noise(canonical, off_by, monkeypatch):
     monkeypatch.setattr(prove, "slack_of", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(ParityError, match="logits differ by"):
-        proved(canonical, off_by(1.1 * prove_noise.MOST))
+        proved(canonical, off_by(1.1 * rounding_noise.MOST))
 
 
 def test_the_slack_stands_in_the_manifest(model_dir, tmp_path):
